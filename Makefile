@@ -1,0 +1,46 @@
+# whet: `make demo` trains a model in about two minutes; `make check test` is what a change must pass.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check docs clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/'
+
+demo: $(STAMP) ## train the shipped tiny model and watch it learn
+	$(BIN)/whet demo
+
+test: $(STAMP) ## run the tests (CPU, no network)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+
+check: $(STAMP) ## style, types, floors, spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+docs: $(STAMP) ## write what is generated: the recipe's JSON Schema, for editors
+	$(BIN)/whet schema > docs/recipe.schema.json
+
+clean: ## delete the virtual environment, caches and build products (never runs/)
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+	find . -name '*.egg-info' -prune -exec rm -rf {} +
+
+# Torch first and alone: everything that depends on it then takes the build that this machine's pip settings chose.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "whet needs Python 3.11 or newer: make PYTHON=python3.12"; exit 2; }
+	@echo "[1/3] $(VENV): a virtual environment"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "[2/3] torch (the largest download)"
+	@$(PIP) install -c constraints.txt "$$(grep '^torch==' constraints.txt)"
+	@echo "[3/3] whet and the rest (about a minute)"
+	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,6 @@
+"""whet: post-training for language models, from SFT to RL, in one system.
+
+The architecture is in `records`, the `base` modules, `pipeline.stage` and `launch.world`.
+"""
+
+__version__ = "0.1.0"

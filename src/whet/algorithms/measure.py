@@ -1,0 +1,76 @@
+"""What a batch of groups looks like: rewards, signal, lengths, reflection, outcomes. Names follow TRL where it has one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from statistics import fmean, stdev
+
+from whet.records import Episode, Group, Outcome
+
+REFLECTION = re.compile(
+    r"\b(wait|hmm|let me (?:check|verify|re-?think)|(?:double|re)-?check|verify|re-?evaluate|however|mistake|"
+    r"actually|alternatively|on second thought)\b",
+    re.IGNORECASE,
+)
+"""Words by which a model takes a second look (the kind counted in the R1-Zero literature)."""
+
+
+def measure_groups(groups: Sequence[Group]) -> dict[str, float]:
+    """The step's metrics over every episode that was played, left-out groups included.
+
+    `reward` and `solved` are means over scored episodes; the shares of groups are over groups with a scored episode.
+    """
+    episodes = [episode for group in groups for episode in group.episodes]
+    scored = [episode for episode in episodes if episode.score.value is not None]
+    lengths = [episode.sampled_tokens for episode in episodes]
+    spread = [stdev(values) for group in groups if len(values := _values(group)) > 1]
+    metrics = {
+        "reward": _mean(episode.score.value for episode in scored),
+        "reward_std": _mean(spread),
+        "solved": _mean(float(e.score.correct) for e in scored if e.score.correct is not None),
+        "frac_groups_all_right": _share(groups, lambda judged: judged == {True}),
+        "frac_groups_all_wrong": _share(groups, lambda judged: judged == {False}),
+        "frac_reward_zero_std": _mean(float(value == 0) for value in spread),
+        "completions/mean_length": _mean(lengths),
+        "completions/min_length": float(min(lengths)),
+        "completions/max_length": float(max(lengths)),
+        "completions/clipped_ratio": _mean(float(e.outcome is Outcome.TRUNCATED) for e in episodes),
+        "sampled_tokens": float(sum(lengths)),
+        "unscored": float(len(episodes) - len(scored)),
+        **_reflection(episodes),
+        **_parts(scored),
+    }
+    for outcome in Outcome:
+        if count := sum(episode.outcome is outcome for episode in episodes):
+            metrics[f"outcomes/{outcome}"] = float(count)
+    return metrics
+
+
+def _values(group: Group) -> list[float]:
+    return [episode.score.value for episode in group.scored if episode.score.value is not None]
+
+
+def _parts(episodes: Sequence[Episode]) -> dict[str, float]:
+    names = sorted({name for episode in episodes for name in episode.score.parts})
+    return {f"rewards/{name}": _mean(e.score.parts.get(name) for e in episodes) for name in names}
+
+
+def _reflection(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Share of answers that take a second look, and how long those are."""
+    looks = [any(m.role == "assistant" and REFLECTION.search(m.content) for m in e.messages) for e in episodes]
+    return {
+        "reflection/share": _mean(map(float, looks)),
+        "reflection/mean_length": _mean(e.sampled_tokens for e, look in zip(episodes, looks, strict=True) if look),
+    }
+
+
+def _share(groups: Sequence[Group], holds: Callable[[set[bool | None]], bool]) -> float:
+    judged = [{episode.score.correct for episode in group.scored} for group in groups if group.scored]
+    return _mean(float(holds(values)) for values in judged)
+
+
+def _mean(values: Iterable[float | None]) -> float:
+    """The mean of what is there; NaN where nothing is."""
+    present = [value for value in values if value is not None]
+    return fmean(present) if present else float("nan")

@@ -1,0 +1,1 @@
+"""The command line: reads words, calls `launch`, prints. Nothing is computed here."""

@@ -1,0 +1,76 @@
+"""The one place where an exception becomes a line on the terminal and an exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+
+import typer
+
+from whet.errors import INTERRUPTED, UserError
+
+BUG = 1
+"""Exit code of an exception that is no `UserError`: our fault, shown with its traceback."""
+
+
+def guarded(command: Callable[[], int], *, as_json: bool, show_traceback: bool) -> int:
+    """Run a command and return its exit code; whatever it raises is reported here.
+
+    A `UserError` is one line on stderr. With `as_json` the last line on stdout is
+    `{"ok": false, "error": ..., "exit_code": ...}`.
+    """
+    try:
+        code = command()
+        sys.stdout.flush()
+    except UserError as error:
+        return _report(str(error), error.exit_code, as_json=as_json, show_traceback=show_traceback)
+    except typer.TyperException as error:
+        message = error.format_message()
+        message = message if message.endswith("?") else f"{message.rstrip('.')}; see whet --help"
+        return _report(message, UserError.exit_code, as_json=as_json, show_traceback=False)
+    except (KeyboardInterrupt, typer.Abort):
+        return _report("interrupted", INTERRUPTED, as_json=as_json, show_traceback=False)
+    except (BrokenPipeError, SystemExit):
+        # The reader (`| head`) has left, which rich turns into SystemExit. Without the next line Python would
+        # complain once more while it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:  # noqa: BLE001  the last boundary: a bug is reported, not hidden
+        message = f"{type(error).__name__}: {error} (this is a bug in whet)"
+        return _report(message, BUG, as_json=as_json, show_traceback=True)
+    if code == INTERRUPTED:  # typer turns Ctrl-C into this code
+        return _report("interrupted", code, as_json=as_json, show_traceback=False)
+    return code
+
+
+def print_json(result: Mapping[str, object]) -> None:
+    """A command's result as the last line on stdout."""
+    print(json.dumps({"ok": True, **result}, default=str), flush=True)
+
+
+def exit_codes() -> str:
+    """What each exit code means, from the error classes themselves."""
+    codes = {0: "done", BUG: "a bug in whet"}
+    kinds: list[type[UserError]] = [UserError, *UserError.__subclasses__()]
+    for kind in kinds:
+        assert kind.__doc__ is not None, kind
+        codes[kind.exit_code] = kind.__doc__.splitlines()[0].rstrip(".").lower()
+    codes[INTERRUPTED] = "interrupted, with everything up to the last step saved"
+    return "; ".join(f"{code} {meaning}" for code, meaning in codes.items())
+
+
+def one_line(text: str) -> str:
+    """Text safe for a terminal: control characters, which may come from data or a model, are spelled out."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def _report(message: str, code: int, *, as_json: bool, show_traceback: bool) -> int:
+    if show_traceback:
+        traceback.print_exc()
+    print(f"whet: {one_line(message)}", file=sys.stderr, flush=True)
+    if as_json:
+        print(json.dumps({"ok": False, "error": message, "exit_code": code}), flush=True)
+    return code

@@ -1,0 +1,99 @@
+"""`whet plan`: the recipe as it will run, who gave each value, and what it will cost. Loads no model and no data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from whet.cli.errors import one_line, print_json
+from whet.cli.options import Json, Overrides, RecipeFile
+
+if TYPE_CHECKING:  # `whet --help` imports this file and must not pay for these
+    from rich.table import Table
+    from rich.tree import Tree
+
+    from whet.config.budget import Budget
+    from whet.config.loading import Loaded, Origin
+
+STYLES = {"default": "dim", "preset": "magenta", "file": "cyan", "command line": "bold yellow"}
+
+
+def plan(recipe: RecipeFile, overrides: Overrides = None, json: Json = False) -> None:
+    """Show every value with its origin, and the arithmetic of each stage. Nothing is loaded or launched."""
+    from rich.console import Console
+
+    from whet.config.budget import budgets
+    from whet.config.loading import fingerprint, load_recipe, resolved
+
+    loaded = load_recipe(recipe, overrides or ())
+    costs = budgets(loaded.recipe)
+    if json:
+        origins = {path: str(origin) for path, origin in loaded.origins.items()}
+        identity = fingerprint(loaded.recipe)
+        stages = [asdict(cost) | {"tokens": cost.tokens, "all_tokens": cost.all_tokens} for cost in costs]
+        print_json({"recipe": resolved(loaded.recipe), "origins": origins, "stages": stages, "fingerprint": identity})
+        return
+    console = Console(highlight=False)
+    console.print(recipe_tree(loaded))
+    console.print(budget_table(costs))
+    console.print("Upper bounds; ? is known once the run has read the data or the model.", style="dim")
+
+
+def recipe_tree(loaded: Loaded) -> Tree:
+    """The resolved recipe as a tree; every value is followed by its origin."""
+    from rich.text import Text
+    from rich.tree import Tree
+
+    from whet.config.loading import resolved
+
+    tree = Tree(Text(one_line(loaded.recipe.name), style="bold"))
+    _grow(tree, resolved(loaded.recipe), loaded.origins, "")
+    return tree
+
+
+def budget_table(costs: list[Budget]) -> Table:
+    """Prompts, sequences, tokens and updates (optimizer steps), of each step and in all."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, title="What it will cost at most", title_justify="left")
+    table.add_column("stage")
+    table.add_column("")
+    for heading in ("prompts", "sequences", "tokens", "updates"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for cost in costs:
+        updates = cost.optimizer_steps // cost.steps if cost.optimizer_steps is not None and cost.steps else None
+        draws = f", drawn up to {cost.rounds} times" if cost.rounds > 1 else ""
+        step = (cost.prompts, cost.sequences, cost.tokens, updates)
+        total = (cost.all_prompts, cost.all_sequences, cost.all_tokens, cost.optimizer_steps)
+        table.add_row(Text(f"{cost.stage} ({cost.kind})"), "a step", *map(_number, step))
+        table.add_row("", f"{_number(cost.steps)} steps{draws}", *map(_number, total))
+    return table
+
+
+def _grow(tree: Tree, value: object, origins: Mapping[str, Origin], path: str) -> None:
+    from rich.text import Text
+
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in children:
+        here = f"{path}.{key}" if path else str(key)
+        if here in origins:
+            origin = origins[here]
+            style = STYLES[origin.kind]
+            line = Text.assemble((one_line(f"{key}: {_yaml(child)}"), style), "  ", (one_line(origin.text), "dim"))
+            tree.add(line if origin.kind != "default" else Text(line.plain, style="dim"))
+        else:
+            _grow(tree.add(Text(one_line(str(key)))), child, origins, here)
+
+
+def _yaml(value: object) -> str:
+    """A value as it would be written in the recipe."""
+    import json
+
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _number(value: int | None) -> str:
+    return "?" if value is None else f"{value:,}"

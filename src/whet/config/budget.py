@@ -1,0 +1,108 @@
+"""What a recipe will cost, in prompts, sequences, tokens and optimizer steps, before anything is loaded.
+
+All numbers are upper bounds: an answer may stop early, a row may be short, a batch that teaches nothing is not
+trained on. What depends on something that only the run will read (the number of rows, the model's limit) is None.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from whet.config.recipe import DataConfig, EvalStage, GeneratedConfig, Recipe, RLStage, SFTStage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """One stage's arithmetic. None: not known before the run."""
+
+    stage: str
+    kind: str
+    steps: int | None
+    """Steps as the log counts them; an evaluation is one step."""
+    optimizer_steps: int | None
+    prompts: int | None
+    """Prompts of one step; rows, for SFT."""
+    sequences: int | None
+    """Sequences that one step samples (RL, eval) or trains on (SFT)."""
+    tokens_each: int | None
+    """Most tokens of a sequence: sampled ones (RL, eval), all of them (SFT)."""
+    rounds: int = 1
+    """How many times dynamic sampling may draw a step's prompts."""
+
+    @property
+    def tokens(self) -> int | None:
+        """Most tokens of one step that is not drawn again."""
+        return times(self.sequences, self.tokens_each)
+
+    @property
+    def all_prompts(self) -> int | None:
+        """Most prompts of the stage."""
+        return times(self.prompts, self.steps, self.rounds)
+
+    @property
+    def all_sequences(self) -> int | None:
+        """Most sequences of the stage."""
+        return times(self.sequences, self.steps, self.rounds)
+
+    @property
+    def all_tokens(self) -> int | None:
+        """Most tokens of the stage."""
+        return times(self.tokens, self.steps, self.rounds)
+
+
+def budgets(recipe: Recipe) -> list[Budget]:
+    """The arithmetic of every stage, in order."""
+    return [_budget(name, stage) for name, stage in recipe.stages.items()]
+
+
+def times(*factors: int | None) -> int | None:
+    """The product, unknown if a factor is."""
+    product = 1
+    for factor in factors:
+        if factor is None:
+            return None
+        product *= factor
+    return product
+
+
+def _budget(name: str, stage: SFTStage | RLStage | EvalStage) -> Budget:
+    if isinstance(stage, SFTStage):
+        rows, train = _rows(stage.data), stage.train
+        steps = train.steps
+        if steps is None and rows is not None:
+            steps = max(1, -(-int(rows * train.epochs) // train.batch_size))
+        return Budget(
+            stage=name,
+            kind=stage.kind,
+            steps=steps,
+            optimizer_steps=steps,
+            prompts=train.batch_size,
+            sequences=train.batch_size,
+            tokens_each=train.max_length,
+        )
+    if isinstance(stage, RLStage):
+        dynamic = stage.algorithm.dynamic_sampling
+        return Budget(
+            stage=name,
+            kind=stage.kind,
+            steps=stage.train.steps,
+            optimizer_steps=times(stage.train.steps, stage.algorithm.minibatches),
+            prompts=stage.prompts_per_step,
+            sequences=stage.prompts_per_step * stage.rollouts_per_prompt,
+            tokens_each=stage.sampling.max_tokens,
+            rounds=dynamic.rounds if dynamic else 1,
+        )
+    rows = _rows(stage.tasks)
+    return Budget(
+        stage=name,
+        kind=stage.kind,
+        steps=1,
+        optimizer_steps=0,
+        prompts=rows,
+        sequences=times(rows, stage.samples, max(1, len(stage.models))),
+        tokens_each=stage.sampling.max_tokens,
+    )
+
+
+def _rows(source: DataConfig | GeneratedConfig) -> int | None:
+    return source.count if isinstance(source, GeneratedConfig) else source.limit

@@ -1,0 +1,296 @@
+"""From a file and a command line to a recipe, and from where each of its values came.
+
+The order of precedence, weakest first: the defaults of `recipe.py`, a preset, the recipe's top-level `train` and
+`sampling` (which every stage with such a section inherits key by key), the stage's own keys, and what was typed
+after the recipe's name. Nothing else is read: no environment variable, no file that the recipe does not name.
+
+Relative paths in a recipe mean what they would mean if typed: they start at the current folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from whet.config.node import COMMAND_LINE, Key, KeyPath, Node, dotted, parse
+from whet.config.policy import PRESETS
+from whet.config.problems import explain, nearest
+from whet.config.recipe import INHERITED, Recipe, RLStage, Stage
+from whet.errors import ConfigError
+
+STAGES: Mapping[str, type[BaseModel]] = {
+    get_args(model.model_fields["kind"].annotation)[0]: model for model in get_args(get_args(Stage)[0])
+}
+"""Kind of stage: its model."""
+
+NOT_MATHEMATICS = frozenset({"description", "out", "threads", "save"})
+"""Keys that a run may change when it resumes: they say where and how fast, not what."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Who gave a value."""
+
+    kind: Literal["default", "preset", "file", "command line"]
+    text: str
+    """As shown: `default`, `preset dapo`, `recipes/x.yaml:12`, `command line`."""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+DEFAULT = Origin(kind="default", text="default")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A recipe, and the origin of every value in it by dotted path (`stages.rl.train.lr`)."""
+
+    recipe: Recipe
+    origins: Mapping[str, Origin]
+    raw: Mapping[str, Any]
+    """What was written, after inheritance and overrides and before defaults."""
+
+
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Loaded:
+    """Read a recipe and put the overrides over it.
+
+    An override is `train.lr=2e-5`, `--train.lr=2e-5` or `--train.lr 2e-5` (two words); its value is read as YAML.
+
+    Raises:
+        ConfigError: one line with file and line (or `command line`), key and remedy.
+
+    """
+    file = _read(Path(path))
+    root = file
+    for key_path, text in split_overrides(overrides):
+        root = _override(root, key_path, _value(text, key_path))
+    _check_inherited(file, root)
+    root = _inherit(root)
+    raw = root.plain()
+    try:
+        recipe = Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise explain(error, root) from error
+    assert isinstance(raw, dict)
+    return Loaded(recipe=recipe, origins=_origins(recipe, root), raw=raw)
+
+
+def resolved(recipe: Recipe) -> dict[str, Any]:
+    """Every value of the recipe, defaults included, as JSON has them."""
+    return recipe.model_dump(mode="json")
+
+
+def fingerprint(recipe: Recipe) -> str:
+    """SHA-256 (hex) of what decides the mathematics: equal fingerprints may resume each other."""
+    values = {key: value for key, value in resolved(recipe).items() if key not in NOT_MATHEMATICS}
+    values["order"] = list(recipe.stages)
+    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def split_overrides(words: Sequence[str]) -> list[tuple[KeyPath, str]]:
+    """Key paths and the text of their values, in the order given.
+
+    Raises:
+        ConfigError: a word is neither `KEY=VALUE` nor an option with a value.
+
+    """
+    pairs: list[tuple[KeyPath, str]] = []
+    rest: Iterator[str] = iter(words)
+    for word in rest:
+        key, equals, value = word.removeprefix("--").partition("=")
+        if not equals and word.startswith("--"):
+            following = next(rest, None)
+            if following is None:
+                raise ConfigError(f"{COMMAND_LINE}: {word}: no such option, and no value for a key of that name")
+            value = following
+        elif not equals:
+            raise ConfigError(f"{COMMAND_LINE}: {word!r} is not KEY=VALUE; write for example train.lr=2e-5")
+        parts = key.split(".")
+        if not all(parts):
+            raise ConfigError(f"{COMMAND_LINE}: {word!r}: a key is names with dots between, such as train.lr")
+        pairs.append((tuple(parts), value))
+    return pairs
+
+
+def _read(path: Path) -> Node:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        folder = path.parent
+        others = sorted(str(folder / each.name) for each in folder.glob("*.yaml")) if folder.is_dir() else []
+        raise ConfigError(f"{path}: no such recipe{nearest(str(path), others)}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as text: {error}") from error
+    root = parse(text, str(path))
+    if not isinstance(root.value, dict):
+        raise ConfigError(f"{root.place}: a recipe is a section of keys (name, model, stages)")
+    return _expand(root)
+
+
+# ------------------------------------------------------------------------------------------- short forms
+
+
+def _long_form(path: KeyPath) -> str | None:
+    """The key that plain text at this path stands for: `model: PATH` is `model: {path: PATH}`."""
+    if path == ("model",) or (len(path) == 3 and path[0] == "stages" and path[2] == "model"):
+        return "path"
+    return "preset" if len(path) == 3 and path[0] == "stages" and path[2] == "algorithm" else None
+
+
+def _expand(node: Node) -> Node:
+    """The tree with every short form written out; each value keeps the place of its short form."""
+    key = _long_form(node.path)
+    if key is not None and isinstance(node.value, str):
+        return replace(node, value={key: node})
+    if isinstance(node.value, dict) and len(node.path) < 3:
+        return replace(node, value={name: _expand(child) for name, child in node.value.items()})
+    return node
+
+
+# --------------------------------------------------------------------------------------------- overrides
+
+
+def _value(text: str, path: KeyPath) -> Node:
+    """The text of an override as YAML, but for `@stage`, which YAML would want in quotes."""
+    if text.startswith("@"):
+        return Node(value=text, source=COMMAND_LINE, line=0, path=path)
+    return parse(text, COMMAND_LINE, path)
+
+
+def _override(root: Node, path: KeyPath, value: Node) -> Node:
+    """The tree with the value at this path; `model=PATH` keeps the other keys of `model`."""
+    key = _long_form(path)
+    if key is not None and isinstance(value.value, str):
+        path = (*path, key)
+    stages = root.child("stages")
+    if path[0] == "stages" and len(path) > 1 and stages is not None and stages.child(path[1]) is None:
+        raise ConfigError(
+            f"{COMMAND_LINE}: stages.{path[1]}: no such stage{nearest(str(path[1]), list(stages.section))}"
+        )
+    return _put(root, path, value, ())
+
+
+def _put(node: Node, path: KeyPath, value: Node, done: KeyPath) -> Node:
+    if not path:
+        return value
+    key: Key = path[0]
+    here = dotted((*done, key))
+    if isinstance(node.value, list):
+        if not str(key).isdecimal() or int(key) >= len(node.value):
+            raise ConfigError(f"{COMMAND_LINE}: {here}: {dotted(done)} has entries 0 to {len(node.value) - 1}")
+        key = int(key)
+    elif node.value is not None and not isinstance(node.value, dict):
+        raise ConfigError(f"{COMMAND_LINE}: {here}: {dotted(done)} is {node.value!r}, which has no keys")
+    empty = Node(value={}, source=COMMAND_LINE, line=0, path=(*done, key))
+    return node.with_child(key, _put(node.child(key) or empty, path[1:], value, (*done, key)))
+
+
+# ------------------------------------------------------------------------------------------- inheritance
+
+
+def _stages_with(root: Node, section: str) -> dict[str, Node]:
+    """The stages whose kind has this section."""
+    stages = root.section.get("stages")
+    named = stages.section if stages is not None else {}
+    return {name: stage for name, stage in named.items() if section in _fields(stage)}
+
+
+def _fields(stage: Node) -> Mapping[str, object]:
+    kind = stage.child("kind")
+    model = STAGES.get(kind.value) if kind is not None and isinstance(kind.value, str) else None
+    return model.model_fields if model is not None else {}
+
+
+def _inherit(root: Node) -> Node:
+    """Each stage with its own keys over those of the recipe's `train` and `sampling`, which are then gone."""
+    for section in INHERITED:
+        base = root.section.get(section)
+        if base is None:
+            continue
+        for name, stage in _stages_with(root, section).items():
+            own = stage.section.get(section)
+            merged = own.over(base) if own is not None else base
+            stages = root.section["stages"].with_child(name, stage.with_child(section, merged))
+            root = root.with_child("stages", stages)
+    return replace(root, value={key: child for key, child in root.section.items() if key not in INHERITED})
+
+
+def _check_inherited(file: Node, root: Node) -> None:
+    """Refuse a default that reaches no stage: it would be changed, in the file or by hand, without effect.
+
+    A key of the file is compared with the file's stages; one of the command line with all that was given.
+    """
+    for section in INHERITED:
+        for tree, typed in ((file, False), (root, True)):
+            base = tree.child(section)
+            stages = _stages_with(tree, section)
+            if base is None or not _kinds_known(tree):
+                continue
+            if not stages:
+                kinds = ", ".join(kind for kind, model in STAGES.items() if section in model.model_fields)
+                raise ConfigError(
+                    f"{base.place}: {section}: no stage has a {section} section (stages of kind {kinds} do); delete it"
+                )
+            for path, leaf in base.leaves((section,)):
+                if (leaf.source == COMMAND_LINE) == typed and all(_sets(stage, path) for stage in stages.values()):
+                    instead = " or ".join(f"stages.{name}.{dotted(path)}" for name in stages)
+                    raise ConfigError(
+                        f"{leaf.place}: {dotted(path)}: has no effect, every stage sets its own; set {instead}"
+                    )
+
+
+def _sets(stage: Node, path: KeyPath) -> bool:
+    """Whether the stage itself decides the value at this path: there, above it (`lora: null`), or below it."""
+    node: Node | None = stage
+    for key in path:
+        node = node.child(key) if node is not None else None
+        if node is None:
+            return False
+        if not isinstance(node.value, dict):
+            return True
+    return True
+
+
+def _kinds_known(root: Node) -> bool:
+    stages = root.section.get("stages")
+    return stages is not None and bool(stages.section) and all(map(_fields, stages.section.values()))
+
+
+# ----------------------------------------------------------------------------------------------- origins
+
+
+def _origins(recipe: Recipe, root: Node) -> dict[str, Origin]:
+    presets: dict[KeyPath, Origin] = {}
+    for name, stage in recipe.stages.items():
+        if isinstance(stage, RLStage) and stage.algorithm.preset is not None:
+            origin = Origin(kind="preset", text=f"preset {stage.algorithm.preset}")
+            for path in _leaf_paths(PRESETS[stage.algorithm.preset]):
+                presets["stages", name, "algorithm", *path] = origin
+    origins: dict[str, Origin] = {}
+    for path in _leaf_paths(recipe.model_dump()):
+        node = root.find(path)
+        if node is None:
+            origins[dotted(path)] = presets.get(path, DEFAULT)
+        else:
+            origins[dotted(path)] = Origin(kind="file" if node.line else "command line", text=node.place)
+    return origins
+
+
+def _leaf_paths(value: object, prefix: KeyPath = ()) -> Iterator[KeyPath]:
+    """Paths of all values that are no sections; a list of sections is walked, a list of values is one value."""
+    children: list[tuple[Key, object]] = []
+    if isinstance(value, dict):
+        children = list(value.items())
+    elif isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
+        children = list(enumerate(value))
+    if not children:
+        yield prefix
+    for key, child in children:
+        yield from _leaf_paths(child, (*prefix, key))

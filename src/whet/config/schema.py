@@ -1,0 +1,34 @@
+"""The JSON Schema of a recipe file, so that an editor completes and checks keys while one types."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from whet.config.loading import STAGES
+from whet.config.recipe import INHERITED, Recipe, SamplingConfig, TrainConfig
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a recipe file, with what `load_recipe` adds: inherited sections and short forms."""
+    schema = Recipe.model_json_schema()
+    for extra in (TrainConfig, SamplingConfig):
+        part = extra.model_json_schema(ref_template="#/$defs/{model}")
+        schema["$defs"].update(part.pop("$defs", {}))
+        schema["$defs"].setdefault(extra.__name__, part)
+    for name, model in zip(INHERITED, (TrainConfig, SamplingConfig), strict=True):
+        schema["properties"][name] = {
+            "$ref": f"#/$defs/{model.__name__}",
+            "description": f"Defaults for the `{name}` section of every stage that has one.",
+        }
+    for holder, key in ((schema, "model"), *((schema["$defs"][model.__name__], "model") for model in STAGES.values())):
+        _allow_text(holder["properties"], key)
+    _allow_text(schema["$defs"]["RLStage"]["properties"], "algorithm")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _allow_text(properties: dict[str, Any], key: str) -> None:
+    inner = properties[key]
+    properties[key] = {
+        "anyOf": [inner, {"type": "string"}],
+        **({"description": inner.pop("description")} if "description" in inner else {}),
+    }

@@ -1,0 +1,48 @@
+"""The data door: rows become typed examples, each of which knows where it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from whet.records import Message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where a row stands, for error messages: `train.jsonl:17`."""
+
+    source: str
+    line: int
+    """Line of the file, or number of the row, from 1."""
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One raw row: column names to values, as parsed."""
+
+    origin: Origin
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """A training example for SFT: messages, or running text where `text` is set."""
+
+    origin: Origin
+    messages: tuple[Message, ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A task for RL or evaluation: the messages to answer, and every other column for the rewards."""
+
+    origin: Origin
+    messages: tuple[Message, ...]
+    columns: Mapping[str, Any] = field(default_factory=dict)

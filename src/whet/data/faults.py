@@ -1,0 +1,107 @@
+"""What is wrong with a row, said so that it can be mended and counted.
+
+A `Place` is an origin and a path into the row (`train.jsonl:17: messages[2].content`); whoever reads a value carries
+its place along, so every complaint names file, line and field. `Rejects` decides what a complaint does: stop, or count.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from whet.data.base import Origin
+from whet.errors import DataError
+
+EXAMPLES = 5
+"""How many of the dropped rows are shown in full."""
+
+
+class BadRow(DataError):
+    """One row cannot be used: `origin: field: what; remedy`.
+
+    `what` is the same for every row with the same fault, so that `reason` can be counted; numbers and values
+    of this one row belong into `remedy`.
+    """
+
+    def __init__(self, origin: Origin, field: str, what: str, remedy: str = "") -> None:
+        self.reason = re.sub(r"\[\d+\]", "[]", f"{field}: {what}" if field else what)
+        super().__init__(f"{origin}: {f'{field}: ' if field else ''}{what}{f'; {remedy}' if remedy else ''}")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A field of a row; `place[key]` is a field or an item inside it."""
+
+    origin: Origin
+    field: str = ""
+
+    def __getitem__(self, key: str | int) -> Place:
+        if isinstance(key, int):
+            return Place(self.origin, f"{self.field}[{key}]")
+        return Place(self.origin, f"{self.field}.{key}" if self.field else key)
+
+    def bad(self, what: str, remedy: str = "") -> BadRow:
+        """The complaint about this field, to be raised."""
+        return BadRow(self.origin, self.field, what, remedy)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dropped:
+    """Rows that were left out: how many for which reason, and the first few complaints in full."""
+
+    counts: Mapping[str, int] = field(default_factory=dict)
+    examples: tuple[str, ...] = ()
+
+    @property
+    def total(self) -> int:
+        """Rows left out."""
+        return sum(self.counts.values())
+
+    def describe(self) -> str:
+        """`3 rows dropped: 2 x messages[].content: is empty; ... (first: train.jsonl:17: ...)`."""
+        if not self.total:
+            return "no rows dropped"
+        reasons = "; ".join(f"{count} x {reason}" for reason, count in Counter(self.counts).most_common(EXAMPLES))
+        return f"{self.total} {'row' if self.total == 1 else 'rows'} dropped: {reasons} (first: {self.examples[0]})"
+
+
+class Rejects:
+    """Takes bad rows: raises the first one (`error`), or counts them (`drop`)."""
+
+    def __init__(self, on_bad_row: Literal["error", "drop"]) -> None:
+        self._raise = on_bad_row == "error"
+        self._counts: Counter[str] = Counter()
+        self._examples: list[str] = []
+
+    def add(self, bad: BadRow) -> None:
+        """Raise or count this row."""
+        if self._raise:
+            raise bad
+        self._counts[bad.reason] += 1
+        if len(self._examples) < EXAMPLES:
+            self._examples.append(str(bad))
+
+    @property
+    def dropped(self) -> Dropped:
+        """What was counted so far."""
+        return Dropped(counts=dict(self._counts), examples=tuple(self._examples))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The remedy for a misspelled name: `did you mean 'question'?`, or the names that there are."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(names)}"
+
+
+def kind_of(value: Any) -> str:
+    """A value's kind in words, with a short piece of it: `a number (3)`."""
+    if value is None:
+        return "missing"
+    names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
+    shown = repr(value)
+    return f"{names.get(type(value), type(value).__name__)} ({shown if len(shown) <= 60 else shown[:57] + '...'})"

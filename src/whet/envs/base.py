@@ -1,0 +1,101 @@
+"""The environment door: message space only. No tokens, no weights, no torch.
+
+A `Task` is data; an `Environment` is one play of it, used once. A `Rubric` grades finished episodes. All of it
+can be tested with a scripted sampler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from whet.records import Message, Score
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One problem: what the policy is shown, and what the rewards know."""
+
+    id: str
+    messages: tuple[Message, ...]
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """Gold answers and whatever else the row has; flows to reward functions by name."""
+    conversational: bool = True
+    """False: the row's prompt was plain text, so that functions with TRL's signature get strings, as there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """What a rubric grades: a task and the conversation that answered it."""
+
+    task: Task
+    messages: tuple[Message, ...]
+    """What was added to the task's messages: the policy's turns and any observations."""
+    completion_tokens: tuple[int, ...]
+    """Tokens that the policy sampled, over all turns."""
+    truncated: bool
+    max_tokens: int
+
+    @property
+    def answer(self) -> str:
+        """Text of the last assistant message, thinking included as it was written."""
+        return next((m.content for m in reversed(self.messages) if m.role == "assistant"), "")
+
+
+class Reward(Protocol):
+    """One named part of a score. Grades many attempts at once, so that it may batch or run in parallel."""
+
+    @property
+    def name(self) -> str:
+        """Name in the metrics (`rewards/NAME`)."""
+
+    @property
+    def weight(self) -> float:
+        """What its value is multiplied by in the score."""
+
+    @property
+    def judges(self) -> bool:
+        """Whether a value of 1 means that the answer is right (a verifier), or it only shapes (format, length)."""
+
+    def grade(self, attempts: Sequence[Attempt], *, step: int) -> list[Grade]:
+        """One grade for each attempt. Never raises for a bad answer; a failure of its own is a failed Grade."""
+
+    def check(self, tasks: Sequence[Task]) -> None:
+        """Raise `DataError`, naming the task, where one lacks what this reward needs. For use before training."""
+
+    def close(self) -> None:
+        """End worker processes, if any."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grade:
+    """One reward's word on one attempt. `value is None` with no failure means: not applicable, adds nothing."""
+
+    value: float | None
+    failure: str = ""
+    """Why grading itself failed (crash, timeout, NaN); such an attempt is unscored as a whole."""
+    timed_out: bool = False
+    note: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Further numbers to log beside the value; they are not part of the score."""
+
+
+class Environment(Protocol):
+    """One play of one task."""
+
+    async def start(self) -> tuple[Message, ...]:
+        """The messages that the policy answers first."""
+
+    async def step(self, message: Message) -> tuple[tuple[Message, ...], bool]:
+        """Observations that follow this assistant message, and whether the episode is over."""
+
+
+class Rubric(Protocol):
+    """Named rewards with weights, summed into a score."""
+
+    def score(self, attempts: Sequence[Attempt], *, step: int) -> list[Score]:
+        """One score for each attempt."""
+
+    def close(self) -> None:
+        """Release the rewards' processes."""

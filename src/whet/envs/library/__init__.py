@@ -1,0 +1,32 @@
+"""Task families that make their own problems, endless and reproducible. One file each."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from whet.config import GeneratedConfig
+from whet.envs.base import Attempt, Grade, Task
+from whet.envs.library.arithmetic import Arithmetic
+from whet.envs.library.countdown import Countdown
+from whet.records import Message
+
+
+class Family(Protocol):
+    """Problems by number. What index i is depends on the config and i alone, never on what was asked before."""
+
+    def task(self, index: int) -> Task:
+        """Problem `index`, from 0, for RL and evaluation."""
+
+    def demonstration(self, index: int) -> tuple[Message, ...] | str:
+        """Problem `index`, solved: a conversation for SFT, or running text where the config says `plain`."""
+
+    def verify(self, attempt: Attempt) -> Grade:
+        """1 for a right answer to one of its tasks, 0 for any other."""
+
+
+FAMILIES: dict[str, type[Arithmetic] | type[Countdown]] = {"arithmetic": Arithmetic, "countdown": Countdown}
+
+
+def family(config: GeneratedConfig) -> Family:
+    """The task family that a recipe's `generate:` names."""
+    return FAMILIES[config.generate](config)

@@ -1,0 +1,135 @@
+"""Countdown: reach a target from given numbers with +, - and *, every number used exactly once.
+
+The answer is an expression, so there are many right ones; it is parsed and computed with exact fractions, never
+evaluated as code. (`/` is understood in answers; the problems never need it.)
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from random import Random
+
+from whet.config import GeneratedConfig
+from whet.envs.base import Attempt, Grade, Task
+from whet.envs.library.split import draw_problem
+from whet.envs.rewards.answers import marked_answer
+from whet.records import Message
+
+LARGEST_NUMBER = 9
+LARGEST_TARGET = 99
+TRIES = 3
+"""Most failed tries that a demonstration shows before the one that succeeds."""
+LONGEST_ANSWER = 200
+"""Characters. Six numbers need far fewer; the parser is not asked about more."""
+_WRITTEN = re.compile(r"[\d+\-*/() ]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Puzzle:
+    """The numbers, the target, and one expression that reaches it."""
+
+    numbers: tuple[int, ...]
+    target: int
+    solution: str
+
+
+@dataclass(frozen=True, slots=True)
+class Countdown:
+    """Puzzles with `numbers` numbers from 1 to 9 and a target from 1 to 99."""
+
+    config: GeneratedConfig
+
+    def task(self, index: int) -> Task:
+        """The puzzle in words; columns `numbers`, `target`, and `answer`, one of the solutions."""
+        puzzle = self._puzzle(index)
+        listed = ", ".join(map(str, puzzle.numbers))
+        return Task(
+            id=f"countdown:{'-'.join(map(str, puzzle.numbers))}={puzzle.target}",
+            messages=(Message(role="user", content=f"Use {listed} to make {puzzle.target}"),),
+            columns={"numbers": list(puzzle.numbers), "target": puzzle.target, "answer": puzzle.solution},
+        )
+
+    def demonstration(self, index: int) -> tuple[Message, ...] | str:
+        """A short search: up to three tries that miss, then the one that does not."""
+        puzzle = self._puzzle(index)
+        random = Random(f"countdown search/{self.config.seed}/{index}")
+        tries = [_expression(random, puzzle.numbers) for _ in range(random.randint(0, TRIES))]
+        missed = [(text, value) for text, value in tries if value != puzzle.target]
+        trace = ";".join(f"{text}={value}" for text, value in [*missed, (puzzle.solution, puzzle.target)])
+        question = self.task(index).messages
+        if self.config.plain:
+            return f"{question[0].content}:{trace}"
+        solved = f"<think>{trace}</think><answer>{puzzle.solution}</answer>"
+        return *question, Message(role="assistant", content=solved)
+
+    def verify(self, attempt: Attempt) -> Grade:
+        """1 if the marked answer is an expression of exactly the given numbers with the target as its value."""
+        answer = marked_answer(attempt.answer)
+        if not answer or len(answer) > LONGEST_ANSWER or _WRITTEN.fullmatch(answer) is None:
+            return Grade(value=0.0, note="not an expression" if answer else "no answer found")
+        try:
+            tree = ast.parse(answer.strip(), mode="eval").body
+            right = (
+                sorted(_leaves(tree)) == sorted(attempt.task.columns["numbers"])
+                and _value(tree) == attempt.task.columns["target"]
+            )
+        except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError) as error:
+            return Grade(value=0.0, note=f"not an expression: {type(error).__name__}")
+        return Grade(value=float(right))
+
+    def _puzzle(self, index: int) -> Puzzle:
+        return draw_problem(self.config, index, self._draw, _identity)
+
+    def _draw(self, random: Random) -> Puzzle:
+        while True:
+            numbers = tuple(random.randint(1, LARGEST_NUMBER) for _ in range(self.config.numbers))
+            text, value = _expression(random, numbers)
+            if 1 <= value <= LARGEST_TARGET:
+                return Puzzle(numbers, value, text)
+
+
+def _identity(puzzle: Puzzle) -> str:
+    return f"countdown {sorted(puzzle.numbers)} {puzzle.target}"
+
+
+def _expression(random: Random, numbers: tuple[int, ...]) -> tuple[str, int]:
+    """A random expression of all the numbers, and its value. Inner parts stand in parentheses."""
+    parts = [(str(number), number) for number in numbers]
+    while len(parts) > 1:
+        random.shuffle(parts)
+        (left, a), (right, b) = parts.pop(), parts.pop()
+        sign = random.choice("+-*")
+        value = a + b if sign == "+" else a - b if sign == "-" else a * b
+        parts.append((f"({left}{sign}{right})", value))
+    text, value = parts[0]
+    return text[1:-1], value
+
+
+def _leaves(tree: ast.expr) -> list[int]:
+    """The numbers of an expression. Raises ValueError where it is more than integers under + - * /."""
+    match tree:
+        case ast.Constant(value=int() as number) if not isinstance(number, bool):
+            return [number]
+        case ast.BinOp(left=left, op=ast.Add() | ast.Sub() | ast.Mult() | ast.Div(), right=right):
+            return _leaves(left) + _leaves(right)
+    raise ValueError("only whole numbers and + - * /")
+
+
+def _value(tree: ast.expr) -> Fraction:
+    """The exact value of an expression that `_leaves` accepted."""
+    if isinstance(tree, ast.Constant):
+        assert isinstance(tree.value, int)
+        return Fraction(tree.value)
+    assert isinstance(tree, ast.BinOp)
+    left, right = _value(tree.left), _value(tree.right)
+    match tree.op:
+        case ast.Add():
+            return left + right
+        case ast.Sub():
+            return left - right
+        case ast.Mult():
+            return left * right
+    return left / right

@@ -1,0 +1,1 @@
+"""Rewards, one file each. `build` makes a rubric of them from a recipe."""

@@ -1,0 +1,122 @@
+r"""Where the final answer stands in a text, and when two short answers are plainly the same.
+
+A completion is searched only *after* its thinking block, for the last of these, in this order: the inside of
+`<answer>...</answer>`; `\boxed{...}` with balanced braces; `#### x`; "answer is x"; a number; the whole text.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+LONGEST_NUMBER = 400
+"""Characters; Python refuses to read much longer integers, and no answer is one."""
+
+_ANSWER_TAGS = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_HASHES = re.compile(r"####[ \t:]*([^\n]*)")
+_ANSWER_IS = re.compile(r"\banswer(?:\s+is\b|[ *]*[:=])[ *:]*([^\n]+)", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"\.(?:\s|$)")
+# Not inside a word, an index, an exponent or a LaTeX argument, whose digits alone are not the answer.
+_NUMBER = re.compile(r"(?<![\w.{^])(?:(?<![)\]])-)?\$?\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?")
+_PLAIN_NUMBER = re.compile(r"[-+]?(?:\d+|\d{1,3}(?:,\d{3})+)?(?:\.\d+)?(?:(?<=\d)/\d+)?")
+_WRAPPERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
+
+
+def final_answer(text: str) -> str:
+    """The answer that a completion gives, in its own words; empty where there is none."""
+    marked = marked_answer(text)
+    if marked is not None:
+        return marked
+    region = after_thinking(text)
+    numbers = _NUMBER.findall(region)
+    return numbers[-1] if numbers else region.strip()
+
+
+def marked_answer(text: str) -> str | None:
+    """The answer where the completion says which it is (tags, box, hashes, "answer is"); None where it does not."""
+    region = after_thinking(text)
+    tagged = _ANSWER_TAGS.findall(region)
+    if tagged:
+        region = tagged[-1]
+    marked = _marked(region)
+    return region.strip() if marked is None and tagged else marked
+
+
+def gold_answer(value: object) -> str:
+    r"""The answer that a data set's gold column means: `#### 42`, `\boxed{42}`, or the value as it stands."""
+    text = str(value)
+    for found in (last_boxed(text), _last(_HASHES, text)):
+        if found is not None:
+            return found.strip()
+    return text.strip()
+
+
+def after_thinking(text: str) -> str:
+    """What follows the last `</think>`; all of it without a thinking block; nothing while the block is still open."""
+    _, closed, rest = text.rpartition("</think>")
+    return "" if not closed and "<think>" in text else rest
+
+
+def last_boxed(text: str) -> str | None:
+    r"""The inside of the last `\boxed{...}`, braces balanced; None without one, or where it never closes."""
+    start = next((match.end() for match in reversed(list(_BOX.finditer(text)))), None)
+    if start is None:
+        return None
+    depth, position = 1, start
+    while position < len(text):
+        character = text[position]
+        if character == "\\":  # the next character is escaped: \{ opens nothing
+            position += 1
+        depth += (character == "{") - (character == "}")
+        if depth == 0:
+            return text[start:position]
+        position += 1
+    return None
+
+
+def tidy(text: str) -> str:
+    """The answer without what never changes its meaning: outer dollars, thin spaces, a full stop, emphasis."""
+    text = text.replace(",\\!", "").replace("\\!", "").replace("\\$", "").replace("\\%", "%").replace("\u2212", "-")
+    text = " ".join(text.split())
+    previous = None
+    while text != previous:
+        previous = text
+        text = text.strip("* `").removesuffix(".").strip()
+        for left, right in _WRAPPERS:
+            inner = text[len(left) : -len(right)]
+            if text == f"{left}{inner}{right}" and left not in inner and inner:
+                text = inner
+    return text
+
+
+def as_number(text: str) -> Fraction | None:
+    """A plain number's exact value (`1,234`, `$5.00`, `50%` as 50, `007`, `3/4`); None for anything else."""
+    text = tidy(text).replace("{,}", ",").removeprefix("$").removesuffix("$").removesuffix("%").strip()
+    if not 0 < len(text) <= LONGEST_NUMBER or _PLAIN_NUMBER.fullmatch(text) is None:
+        return None
+    try:
+        return Fraction(text.replace(",", ""))
+    except (ValueError, ZeroDivisionError):  # "+", or 3/0
+        return None
+
+
+def same_words(left: str, right: str) -> bool:
+    """Whether two texts are equal, runs of spaces and case aside."""
+    return " ".join(left.split()).casefold() == " ".join(right.split()).casefold()
+
+
+def _marked(region: str) -> str | None:
+    boxed = last_boxed(region)
+    if boxed is not None:
+        return boxed.strip()
+    hashes = _last(_HASHES, region)
+    if hashes is not None:
+        return hashes.strip()
+    said = _last(_ANSWER_IS, region)
+    return None if said is None else _SENTENCE_END.split(said)[0].strip()
+
+
+def _last(pattern: re.Pattern[str], text: str) -> str | None:
+    found = pattern.findall(text)
+    return found[-1] if found else None

@@ -1,0 +1,50 @@
+"""Rewards that grade one attempt at a time with plain code in this process. The code is ours or a Python recipe's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from whet.envs.base import Attempt, Grade, Task
+from whet.errors import DataError, GraderError, boundary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlainReward:
+    """A function of one attempt as a reward. What it raises becomes a failed grade of that attempt alone."""
+
+    name: str
+    weight: float
+    judges: bool
+    function: Callable[[Attempt], Grade]
+    columns: tuple[str, ...] = ()
+    """Columns that every task must have."""
+
+    def grade(self, attempts: Sequence[Attempt], *, step: int) -> list[Grade]:
+        """One grade for each attempt."""
+        return [self._grade(attempt) for attempt in attempts]
+
+    def check(self, tasks: Sequence[Task]) -> None:
+        """Raise `DataError` for the first task without a needed column."""
+        for task in tasks:
+            for column in self.columns:
+                require(task, column, self.name)
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+    def _grade(self, attempt: Attempt) -> Grade:
+        try:
+            with boundary(GraderError, "the reward raised"):
+                return self.function(attempt)
+        except (GraderError, DataError) as error:
+            return Grade(value=None, failure=str(error))
+
+
+def require(task: Task, column: str, reward: str) -> object:
+    """The task's value in this column. Raises `DataError` where it has none."""
+    value = task.columns.get(column)
+    if value is None:
+        has = ", ".join(sorted(task.columns)) or "none"
+        raise DataError(f"task {task.id}: reward {reward!r} needs the column {column!r}; the row's columns: {has}")
+    return value

@@ -1,0 +1,85 @@
+"""A rubric: named rewards, weighed and added. What could not be graded is unscored, never zero."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from whet.envs.base import Attempt, Grade, Reward, Task
+from whet.errors import ConfigError
+from whet.records import Outcome, Score
+
+
+class WeightedRubric:
+    """score = sum of weight * value over the rewards that apply to an attempt.
+
+    One failed reward leaves the whole attempt unscored: a sum without one of its parts is another quantity.
+    `Score.correct` is the word of the first reward that judges.
+    """
+
+    def __init__(self, rewards: Sequence[Reward]) -> None:
+        for name, count in Counter(reward.name for reward in rewards).items():
+            if count > 1:
+                raise ConfigError(f"rewards: {count} of them are named {name!r}; give each its own name")
+        self._rewards = tuple(rewards)
+
+    def score(self, attempts: Sequence[Attempt], *, step: int) -> list[Score]:
+        """One score for each attempt. `step` is what reward functions see as the trainer's step."""
+        columns = [reward.grade(attempts, step=step) for reward in self._rewards]
+        return [self._total(grades) for grades in zip(*columns, strict=True)]
+
+    def check(self, tasks: Sequence[Task]) -> None:
+        """Raise `DataError` for the first task that lacks what a reward needs."""
+        for reward in self._rewards:
+            reward.check(tasks)
+
+    def close(self) -> None:
+        """End the rewards' worker processes."""
+        for reward in self._rewards:
+            reward.close()
+
+    def _total(self, grades: Sequence[Grade]) -> Score:
+        """One attempt's score from its grades, which stand in the order of the rewards."""
+        parts: dict[str, float | None] = {}
+        failed: dict[str, Grade] = {}
+        notes: list[str] = []
+        total: float | None = None
+        for reward, given in zip(self._rewards, grades, strict=True):
+            grade = _finite(given)
+            parts[reward.name] = grade.value
+            parts.update({f"{reward.name}/{key}": value for key, value in grade.metrics.items()})
+            if grade.failure:
+                failed[reward.name] = grade
+            elif grade.value is not None:
+                total = (total or 0.0) + reward.weight * grade.value
+            if grade.note:
+                notes.append(f"{reward.name}: {grade.note}")
+        if failed:
+            return _unscored(failed, parts)
+        if total is None:
+            return Score(value=None, parts=parts, outcome=Outcome.GRADER_ERROR, note="no reward applies")
+        return Score(value=total, parts=parts, correct=self._correct(parts), note="; ".join(notes))
+
+    def _correct(self, parts: Mapping[str, float | None]) -> bool | None:
+        judge = next((reward.name for reward in self._rewards if reward.judges), None)
+        value = None if judge is None else parts[judge]
+        return None if value is None else value >= 1
+
+
+def _finite(grade: Grade) -> Grade:
+    """The grade, failed if its value is no finite number: one NaN would spoil its whole group."""
+    if grade.value is None or math.isfinite(grade.value):
+        return grade
+    return replace(grade, value=None, failure=grade.failure or f"returned {grade.value}")
+
+
+def _unscored(failed: Mapping[str, Grade], parts: Mapping[str, float | None]) -> Score:
+    timed_out = any(grade.timed_out for grade in failed.values())
+    return Score(
+        value=None,
+        parts=parts,
+        outcome=Outcome.GRADER_TIMEOUT if timed_out else Outcome.GRADER_ERROR,
+        note="; ".join(f"{name}: {grade.failure}" for name, grade in failed.items()),
+    )

@@ -1,0 +1,119 @@
+"""From played answers to the rows of an evaluation table. Pure: whoever plays the tasks hands the answers in.
+
+An answer that could not be graded says nothing about the model: it is left out of every figure and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from whet.evals.stats import differences, mean_interval, paired_interval, pass_at_k, sign_flip_p
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One sampled answer to a task."""
+
+    correct: bool | None
+    """None: grading failed; excluded and counted."""
+    tokens: int
+    truncated: bool
+    """The budget ended before the answer did."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalRow:
+    """One model's figures on the tasks. Shares and gains are fractions (0.36, not 36); intervals are 95 %."""
+
+    label: str
+    accuracy: float
+    low: float
+    high: float
+    pass_at_k: Mapping[int, float]
+    mean_length: float
+    """Tokens of an answer."""
+    truncated: float
+    samples: int
+    """Most scored answers of a task."""
+    tasks: int
+    unscored: int
+    """Answers whose grading failed."""
+    scores: Mapping[str, tuple[float, ...]]
+    """Each task's scored answers, 1 for right: what a paired comparison is made of."""
+    gain: float | None = None
+    """Accuracy minus the first row's, on the tasks that both have; None for the first row."""
+    gain_low: float | None = None
+    gain_high: float | None = None
+    gain_p: float | None = None
+    """Exact two-sided sign-flip p-value of "no difference"."""
+
+
+def summarise(label: str, answers: Mapping[str, Sequence[Answer]]) -> EvalRow:
+    """The row of one model: task id to its sampled answers.
+
+    pass@k is given for k = 1, 2, 4, ... and the number of samples, each as the mean over the tasks that have at least
+    k scored answers. Raises `ValueError` where no answer at all was scored.
+    """
+    scored = {task: [a for a in given if a.correct is not None] for task, given in answers.items()}
+    scored = {task: kept for task, kept in scored.items() if kept}
+    if not scored:
+        raise ValueError(f"no answer of {label!r} could be graded, so there is nothing to summarise")
+    scores = {task: tuple(float(bool(a.correct)) for a in kept) for task, kept in scored.items()}
+    kept = [answer for given in scored.values() for answer in given]
+    samples = max(len(s) for s in scores.values())
+    accuracy = mean_interval(list(scores.values()))
+    return EvalRow(
+        label=label,
+        accuracy=accuracy.mean,
+        low=accuracy.low,
+        high=accuracy.high,
+        pass_at_k={k: _mean_pass_at_k(scores, k) for k in _powers_up_to(samples)},
+        mean_length=float(np.mean([answer.tokens for answer in kept])),
+        truncated=float(np.mean([answer.truncated for answer in kept])),
+        samples=samples,
+        tasks=len(scores),
+        unscored=sum(answer.correct is None for given in answers.values() for answer in given),
+        scores=scores,
+    )
+
+
+def compare(rows: Sequence[EvalRow]) -> list[EvalRow]:
+    """The same rows, each but the first with its paired gain over the first.
+
+    Raises `ValueError` where a row shares no scored task with the first.
+    """
+    return [*rows[:1], *(_with_gain(rows[0], row) for row in rows[1:])]
+
+
+def table(rows: Sequence[EvalRow]) -> dict[str, Any]:
+    """The content of `eval.json`: the rows without single answers, and the largest k of pass@k."""
+    plain = []
+    for row in rows:
+        fields = asdict(row)
+        del fields["scores"]
+        plain.append({**fields, "pass_at_k": {str(k): share for k, share in row.pass_at_k.items()}})
+    return {"rows": plain, "k": max((row.samples for row in rows), default=0)}
+
+
+def _with_gain(first: EvalRow, row: EvalRow) -> EvalRow:
+    both = [task for task in first.scores if task in row.scores]
+    if not both:
+        raise ValueError(f"{first.label!r} and {row.label!r} have no scored task in common, so no gain can be given")
+    before, after = [first.scores[task] for task in both], [row.scores[task] for task in both]
+    gain = paired_interval(before, after)
+    p = sign_flip_p(differences(before, after))
+    return replace(row, gain=gain.mean, gain_low=gain.low, gain_high=gain.high, gain_p=p)
+
+
+def _mean_pass_at_k(scores: Mapping[str, Sequence[float]], k: int) -> float:
+    enough = [s for s in scores.values() if len(s) >= k]
+    return float(np.mean([pass_at_k(right=int(sum(s)), samples=len(s), k=k) for s in enough]))
+
+
+def _powers_up_to(samples: int) -> list[int]:
+    powers = [1 << exponent for exponent in range(samples.bit_length())]
+    return sorted({*powers, samples})

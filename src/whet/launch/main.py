@@ -1,0 +1,86 @@
+"""What the commands do: take a loaded recipe, build the world, run, and say in a record what came of it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from whet.config.loading import Loaded, resolved
+from whet.launch.world import LocalWorld
+from whet.models.machine import pick_threads
+from whet.pipeline.run import Run
+from whet.pipeline.run import run_recipe as run_pipeline
+from whet.pipeline.stage import Interrupted
+from whet.tracking.console import Console
+
+PACKAGES = ("whet", "torch", "transformers", "tokenizers", "peft", "datasets", "numpy", "math-verify")
+
+
+def run_recipe(loaded: Loaded, *, quiet: bool = False) -> dict[str, Any]:
+    """Run a recipe to its end. Raises `KeyboardInterrupt` when it was asked to stop, with everything saved."""
+    recipe = loaded.recipe
+    run = Run(recipe=recipe, folder=recipe.out or Path("runs") / recipe.name)
+    console = Console(quiet=quiet)
+    before = _about_before(run.folder)
+    # Sums in another order differ in the last bit, so a resumed run keeps the threads that it began with.
+    torch.set_num_threads(before["threads"] if before else pick_threads(recipe.threads))
+    with asked_to_stop(console) as stopped:
+        try:
+            run_pipeline(run, LocalWorld(), console, about=_about(), stopped=stopped)
+        except Interrupted:
+            console.say(f"stopped; everything is saved in {run.folder}, and the same command goes on")
+            raise KeyboardInterrupt from None
+    console.say(f"report: {run.folder / 'report.html'}")
+    return {"run": str(run.folder), "report": str(run.folder / "report.html"), "evaluations": _evaluations(run)}
+
+
+@contextmanager
+def asked_to_stop(console: Console) -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C or SIGTERM into a flag that is looked at between steps; the second one stops at once."""
+    asked: list[int] = []
+
+    def ask(number: int, _: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        console.say("stopping after this step; once more to stop at once")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _about() -> dict[str, Any]:
+    """What a stranger needs to know to repeat a run, besides its recipe."""
+    return {
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "versions": {package: version(package) for package in PACKAGES},
+    }
+
+
+def _about_before(folder: Path) -> Mapping[str, Any] | None:
+    path = folder / "run.json"
+    about: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
+    return about
+
+
+def _evaluations(run: Run) -> dict[str, Any]:
+    """The evaluation tables of the run, by stage."""
+    files = {name: run.stage_folder(name) / "eval.json" for name in run.recipe.stages}
+    return {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}

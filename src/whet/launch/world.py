@@ -1,0 +1,52 @@
+"""The world on one machine: everything in this process, on the device and threads that this machine has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from whet.config import ModelConfig, SamplingConfig, TrainConfig
+from whet.models.load import load_model, load_tokenizer, read_max_length
+from whet.pipeline.stage import Policy
+from whet.sampling.embedded import EmbeddedSampler
+from whet.templates.jinja import JinjaTemplate
+from whet.training.engine import LocalTrainer
+
+
+@dataclass(frozen=True, slots=True)
+class LocalWorld:
+    """`World` in this process: the sampler reads the trainer's own tensors, so handing over costs nothing."""
+
+    def template(self, model: ModelConfig) -> JinjaTemplate:
+        """The chat template of a model's tokenizer."""
+        return _template(model)
+
+    def max_length(self, model: ModelConfig) -> int:
+        """Most tokens that the model attends to."""
+        return read_max_length(model)
+
+    def policy(
+        self, model: ModelConfig, train: TrainConfig, sampling: SamplingConfig, *, reference: bool = False
+    ) -> Policy:
+        """Trainer and sampler over the same weights; with LoRA the reference is the adapter switched off."""
+        language = load_model(model, lora=train.lora, checkpointing=train.gradient_checkpointing)
+        frozen = load_model(model) if reference and train.lora is None else None
+        sampler = EmbeddedSampler(language, max_running=sampling.max_running)
+        return Policy(
+            template=self.template(model),
+            trainer=LocalTrainer(language, train, reference=frozen),
+            sampler=sampler,
+            hand_over=sampler.publish,
+            max_length=language.max_length,
+        )
+
+    def reseed(self, seed: int) -> None:
+        """Seed torch's global generators, which dropout and new adapters draw from."""
+        torch.manual_seed(seed)
+
+
+@lru_cache(maxsize=4)
+def _template(model: ModelConfig) -> JinjaTemplate:
+    return JinjaTemplate(load_tokenizer(model))

@@ -1,0 +1,1 @@
+"""Models: loading, a tiny one to begin with, packed attention, adapters. The home of transformers and peft."""

@@ -1,0 +1,256 @@
+"""Attention over packed sequences that may share a prompt, under any Hugging Face decoder.
+
+A packed stream holds *trees*: a prefix (the prompt, possibly empty) followed by its branches (the answers). A token
+sees the prefix and its own branch up to itself; nothing else. So a prompt is computed once for all its answers,
+forward and backward, and packing cannot leak from one row to another.
+
+The models call `attend` through transformers' attention interface under the name `whet`, with the layout among
+their keyword arguments; no modelling code is replaced. Two backends compute the same function:
+
+- `flash`: causal self-attention of every segment and full attention of the branches to their prefix, merged by
+  their log-sum-exp. Exact, and needs no mask. The backward pass gives each part the *merged* output and
+  log-sum-exp, from which the flash kernels derive the right gradients.
+- `masked`: one dense mask over the stream. Slow, and plainly right: the reference in tests, and the path for
+  devices and models that the first cannot serve.
+
+Legend: N tokens of the stream, H query heads, K key-value heads, D head size, S segments, L longest segment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from whet.errors import ModelError
+
+FAR = 1e30
+"""Log-sum-exp of padding queries: their probabilities vanish in the backward pass."""
+BUCKET_WASTE = 1.25
+"""Segments are padded together while the padded size stays below this multiple of their tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a model layer says when it asks for attention."""
+
+    layer: int
+    scale: float
+    window: int | None
+
+
+class Layout(Protocol):
+    """Knows who sees whom in one forward pass."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
+        """query (1, H, N, D), key and value (1, K, N, D) -> (1, N, H, D)."""
+
+
+def attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    layout: Layout | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """The function that transformers calls. Refuses what it does not compute, by name."""
+    name = type(module).__name__
+    if layout is None:
+        raise ModelError(f"{name} was called without a layout; use whet's forward, or load the model with sdpa attention")
+    for feature, value_of in (("softcap", softcap), ("attention sinks", s_aux), ("attention dropout", dropout or None)):
+        if value_of is not None:
+            raise ModelError(f"{name} uses {feature}, which whet's attention does not compute")
+    if torch.is_autocast_enabled(query.device.type):  # norms and rotary embeddings leave float32 behind
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    call = Call(layer=module.layer_idx, scale=scaling, window=sliding_window)
+    return layout.attend(query, key, value, call), None
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A prefix and the branches that continue it, as token counts. Without a prefix the branches are independent."""
+
+    prefix: int
+    branches: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Tokens of the tree in the stream."""
+        return self.prefix + sum(self.branches)
+
+
+@dataclass(frozen=True)
+class TreeLayout:
+    """Who sees whom in a stream of trees; the segments stand one after another in the order of `trees`."""
+
+    trees: tuple[Tree, ...]
+    device: torch.device
+    backend: str = "flash"
+
+    @property
+    def tokens(self) -> int:
+        """N."""
+        return sum(tree.size for tree in self.trees)
+
+    @cached_property
+    def positions_N(self) -> Tensor:
+        """Position of each token in its own sequence: branches continue where their prefix ends."""
+        pieces = []
+        for tree in self.trees:
+            pieces.append(torch.arange(tree.prefix))
+            pieces += [torch.arange(tree.prefix, tree.prefix + length) for length in tree.branches]
+        return torch.cat(pieces).to(self.device)
+
+    @cached_property
+    def segments(self) -> list[tuple[int, int]]:
+        """(start, length) of every non-empty prefix and branch."""
+        found, at = [], 0
+        for tree in self.trees:
+            for length in (tree.prefix, *tree.branches):
+                if length:
+                    found.append((at, length))
+                at += length
+        return found
+
+    @cached_property
+    def links(self) -> list[tuple[slice, slice]]:
+        """(tokens of the branches, tokens of their prefix) for each tree that has both."""
+        found, at = [], 0
+        for tree in self.trees:
+            middle, end = at + tree.prefix, at + tree.size
+            if tree.prefix and end > middle:
+                found.append((slice(middle, end), slice(at, middle)))
+            at = end
+        return found
+
+    @cached_property
+    def buckets(self) -> list[tuple[Tensor, Tensor]]:
+        """Segments of similar length: (index_SL into the stream, valid_SL), shorter ones padded on the right."""
+        groups: list[list[tuple[int, int]]] = []
+        used = 0
+        for start, length in sorted(self.segments, key=lambda segment: -segment[1]):
+            if groups and (len(groups[-1]) + 1) * groups[-1][0][1] <= BUCKET_WASTE * (used + length):
+                groups[-1].append((start, length))
+                used += length
+            else:
+                groups.append([(start, length)])
+                used = length
+        return [self._bucket(group) for group in groups]
+
+    def _bucket(self, group: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        start_S = torch.tensor([start for start, _ in group])
+        length_S = torch.tensor([length for _, length in group])
+        offset_L = torch.arange(int(length_S.max()))
+        valid_SL = offset_L < length_S[:, None]
+        index_SL = torch.where(valid_SL, start_S[:, None] + offset_L, start_S[:, None])
+        return index_SL.to(self.device), valid_SL.to(self.device)
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest sequence: a prefix and its longest branch."""
+        return max(tree.prefix + max(tree.branches, default=0) for tree in self.trees)
+
+    def mask_NN(self, window: int | None = None) -> Tensor:
+        """mask[q, k]: may token q see token k?"""
+        tree_N, branch_N = [], []
+        for number, tree in enumerate(self.trees):
+            tree_N += [number] * tree.size
+            branch_N += [-1] * tree.prefix
+            for branch, length in enumerate(tree.branches):
+                branch_N += [branch] * length
+        tree_t, branch_t = torch.tensor(tree_N, device=self.device), torch.tensor(branch_N, device=self.device)
+        same_tree = tree_t[:, None] == tree_t[None, :]
+        seen_branch = (branch_t[:, None] == branch_t[None, :]) | (branch_t[None, :] == -1)
+        distance = self.positions_N[:, None] - self.positions_N[None, :]
+        mask = same_tree & seen_branch & (distance >= 0)
+        return mask if window is None else mask & (distance < window)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
+        """Attention of every token to its prefix and its own branch."""
+        window = call.window if call.window is not None and call.window < self.longest else None
+        if self.backend == "flash" and window is None and query.device.type == "cpu":
+            return _FlashTree.apply(query, key, value, self, call.scale)  # type: ignore[no-any-return, no-untyped-call]
+        mask = self.mask_NN(window)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=call.scale, enable_gqa=True)
+        return out.transpose(1, 2)
+
+
+class _FlashTree(torch.autograd.Function):
+    """Segments by the flash kernel, merged with the prefix part by log-sum-exp."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: TreeLayout, scale: float) -> Tensor:
+        query, key, value = query[0], key[0], value[0]  # (H, N, D), (K, N, D)
+        out_HND = torch.empty_like(query)
+        lse_HN = query.new_empty(query.shape[:2], dtype=torch.promote_types(query.dtype, torch.float32))
+        for index_SL, valid_SL in layout.buckets:
+            out, lse = _flash(*(_gather(t, index_SL) for t in (query, key, value)), causal=True, scale=scale)
+            index = index_SL[valid_SL]
+            out_HND[:, index] = out.transpose(0, 1)[:, valid_SL]
+            lse_HN[:, index] = lse.transpose(0, 1)[:, valid_SL]
+        for branch, prefix in layout.links:
+            seen, seen_lse = _flash(
+                query[None, :, branch], key[None, :, prefix], value[None, :, prefix], causal=False, scale=scale
+            )
+            own_lse = lse_HN[:, branch]
+            total = torch.logaddexp(own_lse, seen_lse[0])
+            own_share, seen_share = (own_lse - total).exp()[..., None], (seen_lse[0] - total).exp()[..., None]
+            out_HND[:, branch] = (out_HND[:, branch] * own_share + seen[0] * seen_share).to(query.dtype)
+            lse_HN[:, branch] = total
+        ctx.save_for_backward(query, key, value, out_HND, lse_HN)
+        ctx.layout, ctx.scale = layout, scale
+        return out_HND.transpose(0, 1)[None]
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, out_HND, lse_HN = ctx.saved_tensors
+        grad_HND = grad_out[0].transpose(0, 1)
+        grads = tuple(torch.zeros_like(t) for t in (query, key, value))
+        for index_SL, valid_SL in ctx.layout.buckets:
+            lse_SHL = _gather(lse_HN, index_SL).masked_fill(~valid_SL[:, None], FAR)
+            grad_SHLD = _gather(grad_HND, index_SL) * valid_SL[:, None, :, None]
+            inputs = (_gather(t, index_SL) for t in (query, key, value, out_HND))
+            parts = _flash_backward(grad_SHLD, *inputs, lse_SHL, causal=True, scale=ctx.scale)
+            index = index_SL[valid_SL]
+            for grad, part in zip(grads, parts, strict=True):
+                grad[:, index] += part.transpose(0, 1)[:, valid_SL]
+        for branch, prefix in ctx.layout.links:
+            inputs = (query[:, branch], key[:, prefix], value[:, prefix], out_HND[:, branch], lse_HN[:, branch])
+            parts = _flash_backward(
+                grad_HND[None, :, branch], *(t[None] for t in inputs), causal=False, scale=ctx.scale
+            )
+            for grad, part, where in zip(grads, parts, (branch, prefix, prefix), strict=True):
+                grad[:, where] += part[0]
+        return (*(grad[None] for grad in grads), None, None)
+
+
+def _gather(tensor_HN: Tensor, index_SL: Tensor) -> Tensor:
+    return tensor_HN[:, index_SL].transpose(0, 1)
+
+
+def _flash(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, causal, scale=scale)
+    return out, lse
+
+
+def _flash_backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, *, causal: bool, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        grad, query, key, value, out, lse, 0.0, causal, scale=scale
+    )
+    return parts  # type: ignore[no-any-return]

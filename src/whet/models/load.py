@@ -1,0 +1,177 @@
+"""Loading: a hub id, a directory or a built-in name becomes a `LanguageModel`, or one line says why not.
+
+Safetensors only, no remote code. Before a model is handed out, its packed forward pass is compared with
+transformers' own on a short probe: an architecture that our attention would compute differently is refused here,
+by name, and not discovered in a loss curve.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from whet.config import LoraConfig, ModelConfig
+from whet.errors import ModelError
+from whet.models.attention import Tree, TreeLayout, attend
+from whet.models.create import byte_tokenizer, create_model
+from whet.models.language import LanguageModel
+from whet.models.machine import pick_compute, pick_device
+
+ATTENTION = "whet"
+BUILT_IN = {"whet:demo": Path(__file__).parent.parent / "assets" / "demo"}
+PROBE_TOLERANCE = 2e-2
+"""Largest difference of probe log-probabilities; wrong masks or positions are off by far more."""
+
+
+def load_model(config: ModelConfig, *, lora: LoraConfig | None = None, checkpointing: bool = False) -> LanguageModel:
+    """Load weights and tokenizer, add an adapter if asked for, and check the forward pass."""
+    device = pick_device(config.device)
+    tokenizer = load_tokenizer(config)
+    module = _load_module(config, tokenizer).to(device)
+    _check_forward(module, config.path)
+    module.config._attn_implementation = ATTENTION
+    adapter = _add_lora(module, lora) if lora else None
+    if checkpointing:
+        module.gradient_checkpointing_enable({"use_reentrant": False})
+    return LanguageModel(
+        module=module,
+        tokenizer=tokenizer,
+        name=config.path,
+        max_length=int(module.config.max_position_embeddings),
+        device=device,
+        compute=pick_compute(config.dtype, device),
+        adapter=adapter,
+    )
+
+
+def load_tokenizer(config: ModelConfig) -> Any:
+    """The tokenizer of a model, with the recipe's chat template where it gives one."""
+    from transformers import AutoTokenizer
+
+    if config.path == "whet:tiny":
+        tokenizer = byte_tokenizer()
+    else:
+        where, revision = _locate(config.path)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=False)
+        except Exception as error:
+            raise ModelError(f"{config.path}: no tokenizer could be loaded ({_first_line(error)})") from error
+    if config.chat_template is not None:
+        if not config.chat_template.is_file():
+            raise ModelError(f"model.chat_template: no file {config.chat_template}")
+        tokenizer.chat_template = config.chat_template.read_text()
+    return tokenizer
+
+
+def read_max_length(config: ModelConfig) -> int:
+    """Most tokens that the model attends to, from its configuration, without loading weights."""
+    from transformers import AutoConfig
+
+    if config.path == "whet:tiny":
+        return config.create.max_length
+    where, revision = _locate(config.path)
+    try:
+        found = AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False)
+        return int(found.max_position_embeddings)
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(f"{config.path}: no model configuration could be read ({_first_line(error)})") from error
+
+
+def _load_module(config: ModelConfig, tokenizer: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    if config.path == "whet:tiny":
+        return create_model(config.create, tokenizer)
+    where, revision = _locate(config.path)
+    try:
+        module = AutoModelForCausalLM.from_pretrained(
+            where,
+            revision=revision,
+            dtype=torch.float32,
+            attn_implementation="sdpa",
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+    except Exception as error:
+        raise ModelError(f"{config.path}: the model could not be loaded ({_first_line(error)})") from error
+    if len(tokenizer) > module.get_input_embeddings().weight.shape[0]:
+        raise ModelError(
+            f"{config.path}: the tokenizer has {len(tokenizer)} tokens, the model embeds only "
+            f"{module.get_input_embeddings().weight.shape[0]}; they do not belong together"
+        )
+    return module
+
+
+def _locate(path: str) -> tuple[str, str | None]:
+    """(directory or hub id, revision)."""
+    if path.startswith("whet:"):
+        if path not in BUILT_IN:
+            raise ModelError(f"no built-in model {path!r}; there are whet:tiny, {', '.join(BUILT_IN)}")
+        return str(BUILT_IN[path]), None
+    if Path(path).is_dir():
+        if not (Path(path) / "config.json").is_file():
+            raise ModelError(f"{path}: a directory without config.json is not a Hugging Face model")
+        return path, None
+    if path.startswith((".", "/", "~")) or path.count("/") != 1:
+        raise ModelError(f"{path}: no such directory, and not a hub id (org/name)")
+    name, _, revision = path.partition("@")
+    if os.environ.get("HF_HUB_OFFLINE") == "1":
+        logging.getLogger(__name__).info("offline: looking for %s in the local cache", name)
+    return name, revision or None
+
+
+def _add_lora(module: Any, config: LoraConfig) -> Any:
+    from peft import LoraConfig as PeftConfig
+    from peft import get_peft_model
+
+    return get_peft_model(
+        module,
+        PeftConfig(
+            task_type="CAUSAL_LM",
+            r=config.rank,
+            lora_alpha=config.alpha,
+            lora_dropout=config.dropout,
+            target_modules=config.targets,
+            use_rslora=config.rslora,
+        ),
+    )
+
+
+def _check_forward(module: Any, name: str) -> None:
+    """Refuse a model whose packed forward pass differs from transformers' own."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(ATTENTION, attend)
+    device = module.get_input_embeddings().weight.device
+    vocabulary = module.get_output_embeddings().weight.shape[0]
+    probe = (torch.arange(2, 14, device=device) * 7) % vocabulary
+    module.eval()
+    with torch.no_grad():
+        expected = module(input_ids=probe[None], use_cache=False).logits[0].float().log_softmax(-1)
+        module.config._attn_implementation = ATTENTION
+        # One tree: 5 tokens of prompt and two equal branches, so that sharing is part of what is checked.
+        stream = torch.cat([probe[:5], probe[5:], probe[5:]])
+        layout = TreeLayout((Tree(5, (7, 7)),), device, "flash" if device.type == "cpu" else "masked")
+        try:
+            decoder = module.get_decoder()
+            out = decoder(input_ids=stream[None], position_ids=layout.positions_N[None], use_cache=False, layout=layout)
+        except (ModelError, TypeError, AttributeError, RuntimeError) as error:
+            raise ModelError(f"{name}: {type(module).__name__} cannot run packed ({_first_line(error)})") from error
+        logp = module.get_output_embeddings()(out.last_hidden_state[0]).float().log_softmax(-1)
+    gap = max((logp[:12] - expected).abs().max().item(), (logp[12:] - expected[5:]).abs().max().item())
+    if not gap < PROBE_TOLERANCE:
+        raise ModelError(
+            f"{name}: {type(module).__name__} computes something that whet's packed forward pass does not "
+            f"(log-probabilities differ by {gap:.3g} on a probe), so it cannot be trained here"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,63 @@
+"""What this machine computes fast: device, precision, threads. Measured, not looked up."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+
+from whet.errors import ModelError
+
+
+def pick_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """The device to compute on; `auto` takes a GPU where there is one."""
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise ModelError("model.device is cuda, but torch sees no CUDA device; use auto or cpu")
+    return torch.device("cuda" if available and wanted != "cpu" else "cpu")
+
+
+def pick_compute(wanted: Literal["auto", "float32", "bfloat16"], device: torch.device) -> torch.dtype:
+    """The precision of the forward pass; weights and sums stay in float32 whatever it is.
+
+    `auto` takes bfloat16 on a GPU that has it. On a CPU it takes float32: most emulate bfloat16, up to a hundred
+    times slower.
+    """
+    if wanted != "auto":
+        return torch.bfloat16 if wanted == "bfloat16" else torch.float32
+    fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def pick_threads(wanted: int | Literal["auto"]) -> int:
+    """How many CPU threads to use: the number given, that of OMP_NUM_THREADS, or the faster of one and all cores.
+
+    On a busy machine two threads can be several times slower than one, so it is measured at the start of a run
+    (a tenth of a second), on a product of the size that a tiny model spends its time in.
+    """
+    if wanted != "auto":
+        return wanted
+    if "OMP_NUM_THREADS" in os.environ:
+        return torch.get_num_threads()
+    left, right = torch.ones(2048, 128), torch.ones(128, 384)
+    before, cores = torch.get_num_threads(), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    speed = {}
+    for threads in {1, max(cores, 1)}:
+        torch.set_num_threads(threads)
+        speed[threads] = _seconds(lambda: (left @ right).relu_(), repeats=25)
+    torch.set_num_threads(before)
+    return min(speed, key=lambda threads: (speed[threads], threads))
+
+
+def _seconds(work: Callable[[], object], repeats: int = 7) -> float:
+    """Median time of one call, after a warm-up."""
+    work()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return sorted(times)[repeats // 2]

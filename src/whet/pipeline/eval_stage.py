@@ -1,0 +1,83 @@
+"""The evaluation stage: several models on the same held-out tasks, with paired intervals.
+
+Each model's answers are kept before the next one is loaded, so an interrupted evaluation goes on with the next.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from whet.config import EvalStage, ModelConfig, TrainConfig
+from whet.envs.base import Rubric, Task
+from whet.evals.run import Answer, EvalRow, compare, summarise, table
+from whet.files import write_json
+from whet.pipeline.rl_stage import player
+from whet.pipeline.sources import rubric, tasks
+from whet.pipeline.stage import Context, Interrupted
+from whet.records import Group, Outcome, seed_of
+from whet.tracking.log import RunLog
+
+CHUNK_EPISODES = 512
+
+
+def run_eval(context: Context) -> list[EvalRow]:
+    """Play every task with every model, and write `eval.json`."""
+    config = context.config
+    assert isinstance(config, EvalStage)
+    problems, dropped = tasks(config.tasks)
+    context.console.say(f"{context.name}: {len(problems)} tasks x {config.samples} samples; {dropped.describe()}")
+    grading = rubric(config.tasks, config.rewards, problems)
+    try:
+        answers = {
+            label: _answers(context, config, label, model, problems, grading) for label, model in context.models.items()
+        }
+    finally:
+        grading.close()
+    rows = compare([summarise(label, given) for label, given in answers.items()])
+    write_json(context.folder / "eval.json", table(rows))
+    return rows
+
+
+def _answers(
+    context: Context, config: EvalStage, label: str, model: ModelConfig, problems: Sequence[Task], grading: Rubric
+) -> dict[str, list[Answer]]:
+    """The graded answers of one model, task by task; from its file if an earlier run got that far."""
+    done = context.folder / f"answers-{label}.json"
+    if done.exists():
+        kept = json.loads(done.read_text())
+        return {task: [Answer(**answer) for answer in given] for task, given in kept.items()}
+    policy = context.world.policy(model, TrainConfig(), config.sampling)
+    play = player(policy, grading, config.sampling)
+    log = RunLog(context.folder / label, policy.template.decode)
+    log.truncate(0)
+    answers: dict[str, list[Answer]] = {}
+    size = max(1, CHUNK_EPISODES // config.samples)
+    chunks = [problems[i : i + size] for i in range(0, len(problems), size)]
+    context.console.begin(f"{context.name} {label}", len(chunks))
+    for number, chunk in enumerate(chunks, start=1):
+        # The same seeds for every model: differences between models are then less noisy.
+        played = play.play(chunk, config.samples, step=number, seed=seed_of(context.seed, number))
+        log.write(number, {}, played.groups)
+        answers |= {group.task: _judge(group) for group in played.groups}
+        right = [answer.correct for given in answers.values() for answer in given if answer.correct is not None]
+        context.console.log(context.name, number, {"solved": sum(right) / max(1, len(right))}, played.groups)
+        if context.stopped():
+            raise Interrupted
+    log.close()
+    context.console.close()
+    write_json(done, {task: [asdict(answer) for answer in given] for task, given in answers.items()})
+    return answers
+
+
+def _judge(group: Group) -> list[Answer]:
+    return [
+        Answer(
+            correct=episode.score.correct,
+            tokens=episode.sampled_tokens,
+            truncated=episode.outcome is Outcome.TRUNCATED,
+        )
+        for episode in group.episodes
+    ]

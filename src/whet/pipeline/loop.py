@@ -1,0 +1,70 @@
+"""Driving an algorithm: between its steps the runner logs, checkpoints and stops; the algorithm knows none of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+from whet.pipeline.stage import Context, Interrupted
+from whet.records import Step, seed_of
+from whet.tracking.log import RunLog
+from whet.training.base import Trainer
+from whet.training.checkpoint import newest_generation, save_generation
+
+Begin = Callable[[int, Mapping[str, int]], Iterator[Step]]
+"""(step to start after, state noted with it) -> the algorithm's steps."""
+
+
+def drive(context: Context, trainer: Trainer, log: RunLog, begin: Begin, *, steps: int) -> None:
+    """Run an algorithm to its end, from the newest checkpoint if there is one, and export the model."""
+    generation = newest_generation(context.checkpoints)
+    done, state = 0, {}
+    if generation is not None:
+        for line in generation.passed_over:
+            context.console.say(f"passed over: {line}")
+        trainer.load(generation.folder)
+        done, state = generation.step, dict(generation.state)
+        context.console.say(f"{context.name}: continues after step {done}")
+    log.truncate(done)
+    saver = _Saver(context, trainer, log, saved=done)
+    context.console.begin(context.name, steps, done=done)
+    algorithm = begin(done, state)
+    while True:
+        # Whatever draws from global random state (dropout) draws the same in a resumed run.
+        context.world.reseed(seed_of(context.seed, "step", done))
+        step = next(algorithm, None)
+        if step is None:
+            break
+        done, state = step.index, dict(step.state)
+        log.write(step.index, step.metrics, step.groups)
+        context.console.log(context.name, step.index, step.metrics, step.groups)
+        if context.stopped() and done < steps:
+            saver.save(step)
+            raise Interrupted
+        saver.consider(step)
+    log.close()
+    context.console.close()
+    trainer.export(context.folder / "model")
+
+
+class _Saver:
+    """Saves as often as the recipe says, or as often as costs at most its share of the time."""
+
+    def __init__(self, context: Context, trainer: Trainer, log: RunLog, *, saved: int) -> None:
+        self.config, self.root, self.trainer, self.log = context.save, context.checkpoints, trainer, log
+        self.saved_step, self.saved_at, self.cost_s = saved, time.monotonic(), 0.0
+
+    def consider(self, step: Step) -> None:
+        if self.config.every is not None:
+            due = step.index - self.saved_step >= self.config.every
+        else:
+            due = self.cost_s <= self.config.overhead * (time.monotonic() - self.saved_at)
+        if due:
+            self.save(step)
+
+    def save(self, step: Step) -> None:
+        began = time.monotonic()
+        self.log.sync()
+        save_generation(self.root, step.index, step.state, self.trainer.save, keep=self.config.keep)
+        self.saved_step, self.saved_at = step.index, time.monotonic()
+        self.cost_s = self.saved_at - began

@@ -1,0 +1,80 @@
+"""The RL stage: tasks, rewards, a feed, and the policy gradient between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from whet.algorithms.policy import Setting, policy_gradient
+from whet.config import RLStage, SamplingConfig
+from whet.envs.base import Rubric
+from whet.envs.single_turn import SingleTurn
+from whet.pipeline.loop import drive
+from whet.pipeline.sources import rubric, tasks
+from whet.pipeline.stage import Context, Policy
+from whet.records import Step
+from whet.rollouts.feed import Feed
+from whet.rollouts.play import Player
+from whet.sampling.base import SamplingParams
+from whet.templates.base import Template
+from whet.tracking.log import RunLog
+
+
+def run_rl(context: Context) -> None:
+    """Sample, score, weigh and step until the steps are done."""
+    config = context.config
+    assert isinstance(config, RLStage) and config.train.steps is not None
+    problems, dropped = tasks(config.tasks)
+    context.console.say(f"{context.name}: {len(problems)} tasks; {dropped.describe()}")
+    grading = rubric(config.tasks, config.rewards, problems)
+    try:
+        policy = context.world.policy(
+            context.model, config.train, config.sampling, reference=config.algorithm.kl.place != "none"
+        )
+        feed = Feed(
+            player=player(policy, grading, config.sampling),
+            tasks=problems,
+            samples=config.rollouts_per_prompt,
+            seed=context.seed,
+            hand_over=policy.hand_over,
+        )
+        setting = Setting(
+            config=config.algorithm,
+            train=config.train,
+            steps=config.train.steps,
+            prompts_per_step=config.prompts_per_step,
+            temperature=config.sampling.temperature,
+            max_tokens=config.sampling.max_tokens,
+            max_gap=config.max_gap,
+        )
+
+        def begin(start: int, state: Mapping[str, int]) -> Iterator[Step]:
+            feed.position = state.get("position", 0)
+            return policy_gradient(policy.trainer, feed, setting, start=start)
+
+        log = RunLog(context.folder, policy.template.decode)
+        drive(context, policy.trainer, log, begin, steps=setting.steps)
+    finally:
+        grading.close()
+
+
+def player(policy: Policy, grading: Rubric, sampling: SamplingConfig) -> Player:
+    """Plays single-turn tasks with this policy."""
+    return Player(
+        sampler=policy.sampler,
+        template=policy.template,
+        environment=SingleTurn,
+        rubric=grading,
+        params=sampling_params(sampling, policy.template),
+        max_length=policy.max_length,
+    )
+
+
+def sampling_params(config: SamplingConfig, template: Template) -> SamplingParams:
+    """The recipe's sampling section, with the stop tokens that the template knows."""
+    return SamplingParams(
+        max_tokens=config.max_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        stop_ids=template.stop_ids,
+    )

@@ -1,0 +1,167 @@
+"""Running a recipe: stages in order, finished ones skipped, an unfinished one continued.
+
+    RUN/recipe.json              the resolved recipe           RUN/run.json     versions, threads, when
+    RUN/stages/01-sft/           metrics.jsonl, rollouts/, model/ and, when done, manifest.json
+    RUN/checkpoints/01-sft/      what an unfinished stage goes on from
+    RUN/report.html              drawn from the files above
+
+One process at a time: the folder is locked. Giving the same command again continues; another recipe is refused.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from whet.config import EvalStage, ModelConfig, Recipe, Stage
+from whet.config.loading import fingerprint, resolved
+from whet.errors import RunError
+from whet.files import is_sealed, seal, write_json, writing
+from whet.pipeline.eval_stage import run_eval
+from whet.pipeline.rl_stage import run_rl
+from whet.pipeline.sft_stage import run_sft
+from whet.pipeline.stage import Context, World
+from whet.records import seed_of
+from whet.tracking.console import Console
+from whet.tracking.report import write_report
+
+RUNNERS: dict[str, Callable[[Context], object]] = {"sft": run_sft, "rl": run_rl, "eval": run_eval}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A recipe in its folder."""
+
+    recipe: Recipe
+    folder: Path
+
+    def stage_folder(self, name: str) -> Path:
+        """`stages/02-rl` for the second stage, named rl."""
+        return self.folder / "stages" / f"{list(self.recipe.stages).index(name) + 1:02d}-{name}"
+
+    def model_folder(self, name: str) -> Path:
+        """The model that a stage made."""
+        return self.stage_folder(name) / "model"
+
+    def model_of(self, name: str) -> ModelConfig:
+        """What a stage starts from: its own choice, or what the model-making stage before it made."""
+        stage, made = self.recipe.stages[name], self.recipe.model
+        if stage.model is not None:
+            return self.resolve(stage.model)
+        for earlier, other in self.recipe.stages.items():
+            if earlier == name:
+                break
+            if not isinstance(other, EvalStage):
+                made = self.recipe.model.model_copy(update={"path": str(self.model_folder(earlier))})
+        return made
+
+    def resolve(self, model: ModelConfig) -> ModelConfig:
+        """`@stage` as the folder of the model that the stage made."""
+        if not model.path.startswith("@"):
+            return model
+        return model.model_copy(update={"path": str(self.model_folder(model.path[1:]))})
+
+
+def run_recipe(run: Run, world: World, console: Console, *, about: Mapping[str, Any], stopped: Callable[[], bool]) -> None:
+    """Run every stage that is not done, and draw the report. `about` goes to `run.json` when the run is new."""
+    with claimed(run):
+        if not (run.folder / "run.json").exists():
+            write_json(run.folder / "run.json", {"name": run.recipe.name, "seed": run.recipe.seed, **about})
+        try:
+            for name, stage in run.recipe.stages.items():
+                if is_sealed(run.stage_folder(name)):
+                    console.say(f"{name}: done before")
+                else:
+                    _run_stage(run, name, stage, world, console, stopped)
+        finally:
+            console.close()
+            write_report(run.folder)
+
+
+@contextmanager
+def claimed(run: Run) -> Iterator[None]:
+    """Hold the run folder for this process; refuse one that another process holds or another recipe made."""
+    folder = run.folder
+    with writing(folder / "recipe.json", 4096):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("a+")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.seek(0)
+            raise RunError(f"{folder}: another run is at work here ({lock.read().strip()}); choose another `out=`") from error
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()}")
+        lock.flush()
+        _check_recipe(run)
+        yield
+
+
+def _check_recipe(run: Run) -> None:
+    """A folder belongs to one recipe: what would change the mathematics is refused, by name."""
+    path = run.folder / "recipe.json"
+    now = resolved(run.recipe)
+    if not path.exists():
+        write_json(path, now)
+        return
+    before = json.loads(path.read_text())
+    if fingerprint(Recipe.model_validate(before)) != fingerprint(run.recipe):
+        changed = sorted(_differences(before, now))
+        raise RunError(
+            f"{run.folder}: was made by another recipe ({', '.join(changed[:4])} differ); choose another `out=`, "
+            "or remove the folder to start over"
+        )
+
+
+def _differences(before: Any, now: Any, at: str = "") -> Iterator[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in before.keys() | now.keys():
+            yield from _differences(before.get(key), now.get(key), f"{at}.{key}" if at else key)
+    elif before != now:
+        yield at
+
+
+def _run_stage(
+    run: Run, name: str, stage: Stage, world: World, console: Console, stopped: Callable[[], bool]
+) -> None:
+    folder = run.stage_folder(name)
+    checkpoints = run.folder / "checkpoints" / folder.name
+    model = run.model_of(name)
+    models = {}
+    if isinstance(stage, EvalStage):
+        paths = stage.models or {"model": model.path}
+        models = {label: run.resolve(run.recipe.model.model_copy(update={"path": path})) for label, path in paths.items()}
+    write_json(folder / "stage.json", {"name": name, "kind": stage.kind})
+    context = Context(
+        name=name,
+        config=stage,
+        model=model,
+        models=models,
+        folder=folder,
+        checkpoints=checkpoints,
+        seed=seed_of(run.recipe.seed, name),
+        save=run.recipe.save,
+        world=world,
+        console=console,
+        stopped=stopped,
+    )
+    world.reseed(context.seed)
+    RUNNERS[stage.kind](context)
+    seal(folder, {"stage": name, "kind": stage.kind, "identity": _identity(run, name, stage)})
+    shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def _identity(run: Run, name: str, stage: Stage) -> str:
+    """What the artifact follows from: the stage's part of the recipe, the seed, and the models that it used."""
+    used = [run.model_of(name).path]
+    parts = [stage.model_dump_json(), str(run.recipe.seed), *used]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

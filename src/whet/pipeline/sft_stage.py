@@ -1,0 +1,75 @@
+"""The SFT stage: data gate, training, evaluation loss, model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from whet.algorithms.sft import Imitate, sft, sft_steps, weigh
+from whet.config import GeneratedConfig, ModelConfig, SamplingConfig, SFTStage, Source
+from whet.data.faults import Dropped
+from whet.pipeline.loop import drive
+from whet.pipeline.sources import conversations
+from whet.pipeline.stage import Context, World
+from whet.records import Step, TokenRow
+from whet.tracking.log import RunLog
+from whet.training.base import Trainer
+from whet.training.gate import Gated, tokenise
+
+
+def run_sft(context: Context) -> None:
+    """Train on the rows that pass the gate."""
+    config = context.config
+    assert isinstance(config, SFTStage)
+    data = gate(context.world, context.model, config, config.data)
+    context.console.say(f"{context.name}: {data.describe()}")
+    held_out = gate(context.world, context.model, config, config.eval_data).gated.rows if config.eval_data else ()
+    policy = context.world.policy(context.model, config.train, SamplingConfig())
+    rows = data.gated.rows
+    steps = sft_steps(len(rows), config.train)
+
+    def begin(start: int, _: object) -> Iterator[Step]:
+        steps_of = sft(policy.trainer, rows, config.train, seed=context.seed, start=start)
+        return with_evaluation(steps_of, policy.trainer, held_out, every=config.eval_every, last=steps)
+
+    drive(context, policy.trainer, RunLog(context.folder), begin, steps=steps)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """What the two doors of the gate let through: reading the rows, and tokenizing them."""
+
+    gated: Gated
+    unread: Dropped
+
+    def describe(self) -> str:
+        """`4096 rows, 61,234 tokens (38,400 trained), longest 41; 2 rows dropped: ...`."""
+        stats = self.gated.stats
+        lost = [dropped.describe() for dropped in (self.unread, self.gated.dropped) if dropped.total]
+        counted = f"{stats.rows:,} rows, {stats.tokens:,} tokens ({stats.trained_tokens:,} trained)"
+        return "; ".join([f"{counted}, longest {stats.length_max:,}", *lost])
+
+
+def gate(world: World, model: ModelConfig, config: SFTStage, source: Source) -> Checked:
+    """Rows, tokenised and checked; nothing but the tokenizer is loaded for it."""
+    limit = world.max_length(model)
+    examples, unread = conversations(source)
+    gated = tokenise(
+        examples,
+        world.template(model),
+        loss_on=config.train.loss_on,
+        max_length=min(config.train.max_length or limit, limit),
+        on_bad_row="error" if isinstance(source, GeneratedConfig) else source.on_bad_row,
+    )
+    return Checked(gated=gated, unread=unread)
+
+
+def with_evaluation(
+    steps: Iterator[Step], trainer: Trainer, rows: Sequence[TokenRow], *, every: int, last: int
+) -> Iterator[Step]:
+    """The same steps, with `eval_loss` every so often and at the last one."""
+    for step in steps:
+        if rows and (step.index % every == 0 or step.index == last):
+            loss = trainer.evaluate(weigh(rows), Imitate())["loss"].mean
+            step = replace(step, metrics={**step.metrics, "eval_loss": loss})
+        yield step

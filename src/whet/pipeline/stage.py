@@ -1,0 +1,76 @@
+"""What a stage is, and what it may ask of the machine.
+
+A stage takes its part of the recipe, the models that earlier stages made and a folder, and leaves an artifact
+there. It is done when the folder's manifest exists, which is written last. Where things run is the `World`'s
+business, which `launch` builds and hands in: a pipeline never knows whether it is on a laptop or on a cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from whet.config import ModelConfig, SamplingConfig, SaveConfig, Stage, TrainConfig
+from whet.sampling.base import TokenSampler
+from whet.templates.base import Template
+from whet.tracking.console import Console
+from whet.training.base import Trainer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """A model at work: its template, a trainer, and a sampler that gets the trainer's weights by `hand_over`."""
+
+    template: Template
+    trainer: Trainer
+    sampler: TokenSampler
+    hand_over: Callable[[int], None]
+    """Brings the current weights to the sampler under this version."""
+    max_length: int
+    """Most tokens that the model attends to."""
+
+
+class World(Protocol):
+    """Builds what a stage needs, wherever it is to live."""
+
+    def template(self, model: ModelConfig) -> Template:
+        """The model's template alone: the data gate runs before any weights are loaded."""
+
+    def max_length(self, model: ModelConfig) -> int:
+        """Most tokens that the model attends to, from its configuration alone."""
+
+    def policy(
+        self, model: ModelConfig, train: TrainConfig, sampling: SamplingConfig, *, reference: bool = False
+    ) -> Policy:
+        """Load a model to train and to sample. With `reference` its starting weights stay at hand, frozen."""
+
+    def reseed(self, seed: int) -> None:
+        """Set whatever random state is left (dropout, new adapters) for what comes next."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """Everything that a stage is given."""
+
+    name: str
+    config: Stage
+    model: ModelConfig
+    """The model that the stage starts from, references resolved."""
+    models: Mapping[str, ModelConfig]
+    """For an evaluation: what to evaluate, by label."""
+    folder: Path
+    """Where the artifact grows."""
+    checkpoints: Path
+    """Where its checkpoints live until the artifact is complete."""
+    seed: int
+    save: SaveConfig
+    world: World
+    console: Console
+    stopped: Callable[[], bool]
+    """Whether somebody asked to stop; looked at between steps and between batches of an evaluation."""
+
+
+class Interrupted(Exception):
+    """The stage stopped because it was asked to; everything up to its last step is saved."""

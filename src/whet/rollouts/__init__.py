@@ -1,0 +1,1 @@
+"""Rollouts: episodes are played, turned into token rows, and handed to an algorithm."""

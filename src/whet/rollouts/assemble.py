@@ -1,0 +1,46 @@
+"""Episodes become token rows: tokens exactly as sampled, trained where the policy wrote them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from whet.records import Atom, Episode, TokenRow
+
+
+def to_rows(episode: Episode, *, advantage: float) -> list[TokenRow]:
+    """The episode as rows with the columns `advantage` and `sampler_logp`.
+
+    Turns whose prompt continues the tokens before it join one row, in which observations are context. Where a
+    template rewrites history, a new row begins; all rows carry the episode's advantage.
+    """
+    rows: list[TokenRow] = []
+    tokens: list[int] = []
+    trained: list[bool] = []
+    logps: list[float] = []
+
+    def close() -> None:
+        if tokens:
+            columns = {"sampler_logp": tuple(logps), "advantage": (advantage,) * len(logps)}
+            shared = len(episode.turns[0].prompt) if not rows else 0
+            rows.append(TokenRow(tokens=tuple(tokens), trained=tuple(trained), columns=columns, shared=shared))
+
+    for turn in episode.turns:
+        if list(turn.prompt[: len(tokens)]) != tokens:
+            close()
+            tokens, trained, logps = [], [], []
+        tokens += turn.prompt[len(tokens) :]
+        trained += [False] * (len(tokens) - len(trained))
+        tokens += turn.completion.tokens
+        trained += [True] * len(turn.completion.tokens)
+        logps += turn.completion.logprobs
+    close()
+    return rows
+
+
+def to_atoms(rows: Sequence[TokenRow]) -> list[Atom]:
+    """Rows that begin with the same shared prompt become one atom, whose prompt is computed once."""
+    groups: dict[tuple[int, ...], list[TokenRow]] = {}
+    for row in rows:
+        groups.setdefault(row.tokens[: row.shared], []).append(row)
+    alone = [Atom(rows=(row,)) for row in groups.pop((), [])]
+    return [Atom(rows=tuple(group)) for group in groups.values()] + alone

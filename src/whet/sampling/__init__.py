@@ -1,0 +1,1 @@
+"""Sampling: the embedded engine, OpenAI-compatible endpoints, and a scripted sampler for tests."""

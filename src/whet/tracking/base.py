@@ -1,0 +1,18 @@
+"""The tracking door: whoever wants to hear of steps. The files of `tracking.log` are the truth; sinks only repeat it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from whet.records import Group
+
+
+class Sink(Protocol):
+    """Hears of every step, in order. After a resume the steps since the last checkpoint come again."""
+
+    def log(self, stage: str, step: int, metrics: Mapping[str, float], groups: Sequence[Group]) -> None:
+        """One optimizer step of a stage: its numbers, and the episodes that it was made from (none for SFT)."""
+
+    def close(self) -> None:
+        """Say nothing more; flush what is buffered."""

@@ -1,0 +1,103 @@
+"""One live line for the stage at work; plain lines where there is no terminal. Everything goes to standard error.
+
+    rl  ━━━━━━━━────  120/300  1:12 left  reward 0.83  solved 81 %  length 24  entropy 0.52  kl 0.003  1.2k tok/s
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TextIO
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Column
+
+from whet.records import Group
+
+# What a line shows, in this order, of what the step has: metric, label, format.
+NUMBERS = {
+    "reward": ("reward", "{:.3f}"),
+    "loss": ("loss", "{:.4g}"),
+    "eval_loss": ("eval loss", "{:.4g}"),
+    "solved": ("solved", "{:.0%}"),
+    "completions/mean_length": ("length", "{:.0f}"),
+    "entropy": ("entropy", "{:.2f}"),
+    "kl": ("kl", "{:.2g}"),
+    "grad_norm": ("grad", "{:.2g}"),
+}
+
+
+class Console:
+    """A sink for people. `quiet` says nothing at all; without a terminal there is one line every `every` steps."""
+
+    def __init__(self, *, quiet: bool = False, every: int = 10, file: TextIO | None = None) -> None:
+        """`file` replaces standard error in tests."""
+        self._quiet = quiet
+        self._every = every
+        self._rich = RichConsole(stderr=True, file=file, highlight=False)
+        self._progress: Progress | None = None
+        self._bar = TaskID(0)
+        self._total = self._first = 0
+        self._began = 0.0
+
+    def begin(self, stage: str, total: int, *, done: int = 0) -> None:
+        """A stage of `total` steps starts, or goes on after `done` of them."""
+        self.close()
+        self._total, self._first, self._began = total, done, time.monotonic()
+        if self._rich.is_terminal and not self._quiet:
+            self._progress = Progress(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(bar_width=16, complete_style="cyan", finished_style="green"),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[numbers]}", markup=False, table_column=Column(no_wrap=True, ratio=1)),
+                console=self._rich,
+                expand=True,
+            )
+            self._bar = self._progress.add_task(stage, total=total, completed=done, numbers="")
+            self._progress.start()
+
+    def log(self, stage: str, step: int, metrics: Mapping[str, float], groups: Sequence[Group]) -> None:
+        """Show a step of the stage that `begin` named."""
+        numbers = f"{self._time_left(step)}  {line(metrics)}"
+        if self._progress is not None:
+            self._progress.update(self._bar, completed=step, numbers=numbers)
+        elif not self._quiet and (step % self._every == 0 or step in (self._first + 1, self._total)):
+            self.say(f"{stage}  {step}/{self._total}  {numbers}")
+
+    def say(self, text: str) -> None:
+        """One line of text for people, above the live line; never read as markup."""
+        if not self._quiet:
+            self._rich.print(text, markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """The stage is over: its line stays, and nothing is live any more."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def _time_left(self, step: int) -> str:
+        per_step = (time.monotonic() - self._began) / max(1, step - self._first)
+        return f"{duration(per_step * (self._total - step))} left" if step < self._total else "done"
+
+
+def line(metrics: Mapping[str, float]) -> str:
+    """The main numbers of a step, in a fixed order; what the step does not have is left out."""
+    parts = [f"{label} {form.format(metrics[name])}" for name, (label, form) in NUMBERS.items() if name in metrics]
+    if "tokens_per_second" in metrics:
+        parts.append(f"{_thousands(metrics['tokens_per_second'])} tok/s")
+    return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `42 s`, `3:05` (minutes) or `2:03:05` (hours)."""
+    whole = round(seconds)
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}:{minutes:02d}:{rest:02d}"
+    return f"{minutes}:{rest:02d}" if minutes else f"{rest} s"
+
+
+def _thousands(value: float) -> str:
+    return f"{value / 1000:.1f}k" if value >= 1000 else f"{value:.0f}"

@@ -1,0 +1,267 @@
+"""`report.html`: the whole run on one page that needs no network, no scripts and no server.
+
+It reads what the pipeline leaves in a run folder, finished or not, and shows what is there:
+
+    RUN/recipe.json   the resolved recipe        RUN/run.json   name, seed, versions, ...
+    RUN/stages/NN-name/   stage.json, metrics.jsonl, rollouts/*.parquet, eval.json, manifest.json (when done)
+
+Text that a model wrote is escaped by the template engine, everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from whet.errors import RunError
+from whet.tracking.charts import Panel, panels
+from whet.tracking.files import write_atomic
+from whet.tracking.log import Rollout, read_metrics, read_rollouts, rollout_steps, rollout_tasks
+from whet.tracking.story import EvalLine, StageView, duration_s, figures, stage_line, verdict
+from whet.tracking.svg import interval, nice_ticks
+from whet.tracking.text import number, percent, points, seconds
+
+SHOWN = 3
+"""Best rollouts and worst, each."""
+LATEST = 5
+"""Steps at the end from which they are taken."""
+LONGEST = 4000
+"""Characters shown of one text."""
+SPECIAL = re.compile(r"(<\|[^|>\s]{1,40}\|>|</?(?:think|answer|tool_call|s)>)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """A rollout made ready for showing."""
+
+    rollout: Rollout
+    prompt: list[tuple[str, bool]]
+    """(text, whether it is a special token) pieces."""
+    completion: list[tuple[str, bool]]
+    cut: int
+    """Characters left out of both."""
+    surprise: float | None
+    """Mean negative log-probability of the tokens that the policy wrote, in nats."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examples:
+    """Rollouts worth reading of one stage."""
+
+    stage: str
+    best: list[Card]
+    worst: list[Card]
+    early: Card | None
+    late: Card | None
+    """The same task at the start and at the end, if any was played at both."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """An evaluation with its plots: each row with an interval, and a gain's interval where it has one."""
+
+    stage: str
+    rows: list[tuple[EvalLine, str, str]]
+    ks: list[str]
+    scale: tuple[float, float]
+    gain_scale: tuple[float, float] | None
+
+
+def write_report(run_folder: Path) -> Path:
+    """Write `report.html` into the run folder and return its path.
+
+    Raises `RunError` where the folder holds no run, or a file in it cannot be read.
+    """
+    if not (run_folder / "recipe.json").exists() and not (run_folder / "stages").is_dir():
+        raise RunError(f"{run_folder}: not a run folder (neither recipe.json nor stages/ is there); give one of `runs/`")
+    page = run_folder / "report.html"
+    write_atomic(page, render(run_folder).encode())
+    return page
+
+
+def render(run_folder: Path) -> str:
+    """The page as text."""
+    import jinja2
+
+    recipe, info = _read_json(run_folder / "recipe.json"), _read_json(run_folder / "run.json")
+    folders = sorted(path for path in (run_folder / "stages").glob("*") if path.is_dir())
+    begun = tuple(_stage(folder, recipe) for folder in folders)
+    stages = (*begun, *_waiting(recipe, begun))
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=percent, number=number, points=points, seconds=seconds)
+    charts: dict[str, dict[str, list[Panel]]] = {s.name: panels(s.lines, s.kind) for s in begun if s.kind != "eval"}
+    return environment.get_template("report.html.jinja").render(
+        name=info["name"] if "name" in info else run_folder.resolve().name,
+        description=recipe["description"] if "description" in recipe else "",
+        verdict=verdict(stages),
+        figures=figures(stages),
+        stages=[(stage, stage_line(stage), duration_s(stage)) for stage in stages],
+        charts=charts,
+        tables=[_table(stage) for stage in begun if stage.rows],
+        examples=[e for e in (_examples(f, s) for f, s in zip(folders, begun, strict=True)) if e],
+        facts=_facts(info, recipe),
+        versions=info["versions"] if "versions" in info else {},
+        recipe=_recipe_lines(recipe),
+    )
+
+
+# ----------------------------------------------------------------------------------------- the folder
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a file; nothing where the file is not there (yet)."""
+    if not path.exists():
+        return {}
+    try:
+        value = json.loads(path.read_text())
+    except ValueError as error:
+        raise RunError(f"{path}: not JSON ({error}); give the run's command again to write it anew") from error
+    if not isinstance(value, dict):
+        raise RunError(f"{path}: an object is expected; give the run's command again to write it anew")
+    return value
+
+
+def _stage(folder: Path, recipe: Mapping[str, Any]) -> StageView:
+    about = _read_json(folder / "stage.json")
+    name = about["name"] if about else folder.name.partition("-")[2]
+    config = _config(recipe, name)
+    return StageView(
+        name=name,
+        kind=about["kind"] if about else config.get("kind", ""),
+        state="done" if (folder / "manifest.json").exists() else "running",
+        planned=_planned(config),
+        lines=read_metrics(folder),
+        rows=tuple(_eval_line(folder / "eval.json", row) for row in _read_json(folder / "eval.json").get("rows", ())),
+    )
+
+
+def _waiting(recipe: Mapping[str, Any], begun: tuple[StageView, ...]) -> list[StageView]:
+    names = [name for name in recipe.get("stages", {}) if name not in {stage.name for stage in begun}]
+    configs = [(name, _config(recipe, name)) for name in names]
+    return [
+        StageView(name=name, kind=config["kind"], state="waiting", planned=_planned(config), lines=(), rows=())
+        for name, config in configs
+    ]
+
+
+def _config(recipe: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    config: dict[str, Any] = recipe.get("stages", {}).get(stage, {})
+    return config
+
+
+def _planned(config: Mapping[str, Any]) -> int | None:
+    steps: int | None = config.get("train", {}).get("steps")
+    return steps
+
+
+def _eval_line(path: Path, row: Mapping[str, Any]) -> EvalLine:
+    try:
+        return EvalLine(**{name: row[name] for name in EvalLine.__dataclass_fields__ if name in row})
+    except TypeError as error:
+        raise RunError(f"{path}: a row of the table is incomplete ({error}); run the evaluation again") from error
+
+
+# ---------------------------------------------------------------------------------------- its contents
+
+
+def _table(stage: StageView) -> Table:
+    rows = stage.rows
+    ticks = nice_ticks(min(r.low for r in rows), max(max(r.high for r in rows), min(r.low for r in rows) + 1e-3), 5)
+    scale = (max(0.0, ticks[0]), min(1.0, ticks[-1]))
+    gains = [g for r in rows for g in (r.gain_low, r.gain_high) if g is not None]
+    gain_ticks = nice_ticks(min(0.0, *gains), max(1e-3, *gains), 5) if gains else []
+    gain_scale = (gain_ticks[0], gain_ticks[-1]) if gains else None
+    drawn = []
+    for row in rows:
+        plot = interval(row.low, row.accuracy, row.high, start=scale[0], stop=scale[1], zero=None, tone="blue")
+        gain = ""
+        if gain_scale and row.gain is not None and row.gain_low is not None and row.gain_high is not None:
+            tone = "green" if row.gain_low > 0 else "red" if row.gain_high < 0 else "grey"
+            gain = interval(row.gain_low, row.gain, row.gain_high, start=gain_scale[0], stop=gain_scale[1], zero=0, tone=tone)
+        drawn.append((row, plot, gain))
+    ks = sorted({k for row in rows for k in row.pass_at_k if k != "1"}, key=int)
+    return Table(stage=stage.name, rows=drawn, ks=ks, scale=scale, gain_scale=gain_scale)
+
+
+def _examples(folder: Path, stage: StageView) -> Examples | None:
+    steps = rollout_steps(folder)
+    if not steps:
+        return None
+    latest = [r for step in reversed(steps[-LATEST:]) for r in read_rollouts(folder, step) if r.reward is not None]
+    ranked = sorted(latest, key=lambda r: -(r.reward or 0.0))
+    best = _different_tasks(ranked)
+    worst = [r for r in _different_tasks(ranked[::-1]) if best and (r.reward or 0.0) < (best[0].reward or 0.0)]
+    early, late = _same_task(folder, steps, latest)
+    return Examples(
+        stage=stage.name,
+        best=[_card(r) for r in best],
+        worst=[_card(r) for r in worst],
+        early=_card(early) if early else None,
+        late=_card(late) if late else None,
+    )
+
+
+def _different_tasks(ranked: list[Rollout]) -> list[Rollout]:
+    firsts: dict[str, Rollout] = {}
+    for rollout in ranked:
+        firsts.setdefault(rollout.task, rollout)
+    return list(firsts.values())[:SHOWN]
+
+
+def _same_task(folder: Path, steps: list[int], latest: list[Rollout]) -> tuple[Rollout | None, Rollout | None]:
+    """The first task of the first half of the run that was also played in the latest steps, at both times."""
+    lately = {rollout.task: rollout for rollout in latest}
+    for step in steps[: len(steps) // 2]:
+        again = [task for task in rollout_tasks(folder, step) if task in lately]
+        early = [r for r in read_rollouts(folder, step) if r.task in again and r.reward is not None] if again else []
+        if early:
+            return min(early, key=lambda r: r.reward or 0.0), lately[min(early, key=lambda r: r.reward or 0.0).task]
+    return None, None
+
+
+def _card(rollout: Rollout) -> Card:
+    prompt, completion = rollout.prompt[-LONGEST:], rollout.completion[:LONGEST]
+    own = [-logprob for logprob in rollout.logprobs if logprob is not None]
+    return Card(
+        rollout=rollout,
+        prompt=_pieces(prompt),
+        completion=_pieces(completion),
+        cut=len(rollout.prompt) + len(rollout.completion) - len(prompt) - len(completion),
+        surprise=sum(own) / len(own) if own else None,
+    )
+
+
+def _pieces(text: str) -> list[tuple[str, bool]]:
+    return [(piece, SPECIAL.fullmatch(piece) is not None) for piece in SPECIAL.split(text) if piece]
+
+
+def _facts(info: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What identifies the run: every plain value of `run.json`, and the recipe's seed and model."""
+    facts = {name.replace("_", " "): str(value) for name, value in info.items() if isinstance(value, str | int | float)}
+    if "seed" in recipe:
+        facts["seed"] = str(recipe["seed"])
+    if "path" in recipe.get("model", {}):
+        facts["model"] = recipe["model"]["path"]
+    return list(facts.items())
+
+
+def _recipe_lines(recipe: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """The recipe as YAML, each line as (indent, key, rest)."""
+    text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True, width=100) if recipe else ""
+    lines = []
+    for line in text.splitlines():
+        match = re.match(r"(\s*(?:- )?)([^\s:'\"]+:)(.*)$", line)
+        lines.append((match[1], match[2], match[3]) if match else ("", "", line))
+    return lines

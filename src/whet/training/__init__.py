@@ -1,0 +1,1 @@
+"""Training: the four verbs on one machine, optimizers, micro-batches, and the data gate."""

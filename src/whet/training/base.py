@@ -1,0 +1,101 @@
+"""The training door: four verbs, and objectives that are values.
+
+`forward_backward(atoms, objective)` adds the gradient of `sum over rows of sum(weight * loss)`. Nobody divides:
+the `weight` column was written over the whole step by `formulas.reduce`, before anything was split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from whet.records import Atom, Metric, TokenRow
+
+Need = Literal["logp", "entropy"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outputs:
+    """What the model says of the trained tokens of a micro-batch. Legend: T trained tokens."""
+
+    logp_T: Tensor
+    """log p(token | past), float32 or wider, with gradient."""
+    entropy_T: Tensor | None = None
+    """Entropy of the distribution that predicts the token; None unless the objective needs it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """The numbers of a micro-batch's trained tokens. Legend: T trained tokens, R rows."""
+
+    weight_T: Tensor
+    row_T: Tensor
+    """Which row (0..R-1) each trained token belongs to."""
+    rows: int
+    atom_R: Tensor
+    """Which atom each row belongs to."""
+    columns: Mapping[str, Tensor]
+    """The other columns of the rows, each (T,)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tally:
+    """A metric inside the graph: sum and count, detached."""
+
+    total: Tensor
+    weight: Tensor
+
+
+class Objective(Protocol):
+    """`(outputs, batch) -> (scalar, metrics)`, linear in the batch's weights. A picklable value, not a name."""
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What the forward pass must compute for it; nothing is computed for nobody."""
+
+    @property
+    def temperature(self) -> float:
+        """What the logits are divided by before log-softmax; the sampler's own for RL."""
+
+    def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Mapping[str, Tally]]:
+        """The weighted sum of losses of a micro-batch, and its metrics."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimResult:
+    """What an optimizer step did."""
+
+    applied: bool
+    """False: the gradient was not finite, so the step was skipped and the weights are as before."""
+    grad_norm: float
+    """Norm before clipping."""
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+
+
+class Trainer(Protocol):
+    """Weights and optimizer behind four verbs. Local, FSDP or remote: the loop cannot tell."""
+
+    def forward_backward(self, atoms: Sequence[Atom], objective: Objective) -> dict[str, Metric]:
+        """Add the gradient of the objective over all rows; may be called several times before a step."""
+
+    def optim_step(self, lr: float, *, muon_lr: float = 0.0) -> OptimResult:
+        """Clip, step, clear the gradients."""
+
+    def evaluate(self, atoms: Sequence[Atom], objective: Objective) -> dict[str, Metric]:
+        """The metrics without a gradient."""
+
+    def logprobs(self, rows: Sequence[TokenRow], *, temperature: float, reference: bool = False) -> list[tuple[float, ...]]:
+        """log p of each row's trained tokens, under the weights as they are or under the frozen reference."""
+
+    def save(self, folder: Path) -> None:
+        """Weights, optimizer state and whatever else `load` needs for a bit-exact continuation."""
+
+    def load(self, folder: Path) -> None:
+        """Continue from `save`."""
+
+    def export(self, folder: Path) -> None:
+        """Weights and tokenizer in the Hugging Face layout (an adapter in peft's)."""

@@ -1,0 +1,86 @@
+"""Checkpoints: generations of one folder, each complete or absent.
+
+A generation is written beside its final name, sealed with the hashes of its files, and renamed; only then are
+older ones removed. Resume takes the newest that verifies and says which it passed over, and why.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from whet.errors import RunError
+from whet.files import seal, sync_folder, unseal, writing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """A verified checkpoint: its folder, its step, and what the algorithm noted with it."""
+
+    folder: Path
+    step: int
+    state: Mapping[str, int]
+    passed_over: tuple[str, ...] = ()
+    """Newer generations that are damaged, one line each."""
+
+
+def save_generation(root: Path, step: int, state: Mapping[str, int], write: Callable[[Path], None], *, keep: int) -> Path:
+    """Write, seal and rename a generation; then prune to `keep`. Raises `RunError` where the disk refuses."""
+    final, part = root / f"step-{step:08d}", root / f".part-{step:08d}-{os.getpid()}"
+    with writing(root / "checkpoint", _last_size(root)):
+        root.mkdir(parents=True, exist_ok=True)
+        for stale in root.glob(".part-*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        try:
+            part.mkdir()
+            write(part)
+            seal(part, {"format": 1, "step": step, "state": dict(state)})
+            if final.exists():
+                shutil.rmtree(final)
+            os.replace(part, final)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+        sync_folder(root)
+    for folder, _ in _generations(root)[keep:]:
+        shutil.rmtree(folder, ignore_errors=True)
+    return final
+
+
+def newest_generation(root: Path) -> Generation | None:
+    """The newest generation that verifies; None where there is none at all.
+
+    Raises `RunError` where there are some and all are damaged: starting over would lose them silently.
+    """
+    passed_over: list[str] = []
+    found = _generations(root)
+    for folder, step in found:
+        try:
+            facts: dict[str, Any] = unseal(folder)
+        except RunError as error:
+            passed_over.append(str(error))
+            continue
+        if facts["format"] != 1:
+            raise RunError(f"{folder}: written by a newer whet (format {facts['format']}); use that version")
+        return Generation(folder=folder, step=step, state=facts["state"], passed_over=tuple(passed_over))
+    if found:
+        raise RunError(f"{root}: no checkpoint can be used ({'; '.join(passed_over)}); remove the folder to start over")
+    return None
+
+
+def _generations(root: Path) -> list[tuple[Path, int]]:
+    """(folder, step), newest first."""
+    if not root.is_dir():
+        return []
+    found = [(path, int(match[1])) for path in root.iterdir() if (match := re.fullmatch(r"step-(\d{8})", path.name))]
+    return sorted(found, key=lambda pair: -pair[1])
+
+
+def _last_size(root: Path) -> int:
+    newest = _generations(root)[:1]
+    return sum(file.stat().st_size for folder, _ in newest for file in folder.iterdir())

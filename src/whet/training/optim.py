@@ -1,0 +1,113 @@
+"""Optimizers and schedules. State is a flat dictionary of tensors, so that a checkpoint is one safetensors file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from whet.config import TrainConfig
+from whet.errors import RunError
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""Coefficients of the quintic iteration (Jordan 2024)."""
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, then the nearest semi-orthogonal matrix by Newton-Schulz (Jordan 2024), for 2-D weights.
+
+    Iterates in float32: `torch.optim.Muon` uses bfloat16, which a CPU without the units computes very slowly.
+    """
+
+    def __init__(self, params: list[nn.Parameter], *, lr: float, momentum: float = 0.95, steps: int = 5) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "steps": steps})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["momentum"] = torch.zeros_like(p)
+                state["momentum"].lerp_(p.grad, 1 - group["momentum"])
+                nesterov = p.grad.lerp(state["momentum"], group["momentum"])
+                update = orthogonalise(nesterov, steps=group["steps"])
+                p.add_(update, alpha=-group["lr"] * math.sqrt(max(1.0, p.shape[0] / p.shape[1])))
+
+
+def orthogonalise(matrix: Tensor, *, steps: int = 5) -> Tensor:
+    """Roughly U V^T of the singular value decomposition of `matrix`: singular values between 0.7 and 1.2."""
+    a, b, c = NEWTON_SCHULZ
+    x = matrix / (matrix.norm() + 1e-7)
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if tall else x
+
+
+class Optimizers:
+    """AdamW over everything, or Muon over the layers' matrices and AdamW over the rest; one step, one state."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], config: TrainConfig) -> None:
+        self.parameters = dict(parameters)
+        matrices = {name for name, p in self.parameters.items() if p.ndim == 2 and "embed" not in name and "head" not in name}
+        by_muon = matrices if config.optimizer == "muon" else set()
+        decayed = [p for name, p in self.parameters.items() if name in matrices - by_muon]
+        plain = [p for name, p in self.parameters.items() if name not in matrices]
+        groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        self.adamw = torch.optim.AdamW(
+            [group for group in groups if group["params"]], lr=config.lr, betas=config.betas, eps=config.eps, fused=True
+        )
+        self.muon = Muon([self.parameters[name] for name in sorted(by_muon)], lr=config.muon_lr) if by_muon else None
+
+    def step(self, *, lr: float, muon_lr: float) -> None:
+        """Apply the gradients at these rates and clear them."""
+        for optimizer, rate in ((self.adamw, lr), (self.muon, muon_lr)):
+            if optimizer is not None:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                optimizer.step()
+        self.zero_grad()
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for p in self.parameters.values():
+            p.grad = None
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor of the optimizers' state, named `PARAMETER:KEY`."""
+        tensors = {}
+        for name, p in self.parameters.items():
+            for optimizer in (self.adamw, self.muon):
+                for key, value in (optimizer.state.get(p, {}) if optimizer else {}).items():
+                    tensors[f"{name}:{key}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+        return tensors
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Continue from `state`; a tensor for an unknown parameter is an error."""
+        owner = {id(p): o for o in (self.adamw, self.muon) if o for g in o.param_groups for p in g["params"]}
+        for full_name, value in tensors.items():
+            name, _, key = full_name.rpartition(":")
+            if name not in self.parameters:
+                raise RunError(f"the checkpoint's optimizer knows a parameter {name!r} that this model does not have")
+            p = self.parameters[name]
+            owner[id(p)].state[p][key] = value.to(p.device) if value.ndim else value
+
+
+def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
+    """The schedule's factor of the peak rate at `step` (1 is the first): linear warm-up, then constant, linear or cosine."""
+    warmup = config.warmup if config.warmup >= 1 else config.warmup * steps
+    if step <= warmup:
+        return step / warmup
+    if config.schedule == "constant":
+        return 1.0
+    done = (step - 1 - warmup) / max(1.0, steps - warmup)
+    shape = 1 - done if config.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return config.min_lr_ratio + (1 - config.min_lr_ratio) * shape

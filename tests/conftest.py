@@ -1,0 +1,35 @@
+"""What every test shares: one thread, fixed seeds, and the real data where it is present."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# One thread: on shared cores more are slower, and sums stay in one order. `set_num_interop_threads` may only be
+# called once in a process, so neither is a fixture.
+torch.set_num_threads(1)
+torch.set_num_interop_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> None:
+    """Every test draws the same numbers, alone or in any order."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real data sets: the folder `WHET_SHARED_DATA`, else `../shared/data` beside the checkout; skips where absent."""
+    folder = Path(os.environ.get("WHET_SHARED_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"real data not found at {folder}; set WHET_SHARED_DATA to the folder that has gsm8k/, aime/ ...")
+    return folder

@@ -1,0 +1,137 @@
+"""Laws 1, 2 and 6: the gradient does not depend on how a step was cut, packed, padded or shared."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.laws.support import gradients, largest_difference, random_atoms, tiny_model, tiny_trainer
+from whet.algorithms.policy import PolicyObjective, Setting, weigh
+from whet.algorithms.sft import Imitate
+from whet.config import PRESETS, PolicyConfig, TrainConfig
+from whet.formulas.reduce import REDUCTIONS
+from whet.models.attention import Call, Tree, TreeLayout
+from whet.models.pack import pack
+from whet.records import Atom
+from whet.training.base import Objective
+
+OBJECTIVES: dict[str, Objective] = {
+    "sft": Imitate(),
+    **{name: PolicyObjective(config=PolicyConfig.model_validate(name), temperature=0.7) for name in PRESETS},
+    "k2": PolicyObjective(
+        config=PolicyConfig.model_validate({"kl": {"place": "loss", "estimator": "k2", "coefficient": 0.1}}),
+        temperature=1.0,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("aggregate", REDUCTIONS)
+def test_no_cut_changes_the_gradient(name: str, aggregate: str) -> None:
+    setting = Setting(
+        config=PolicyConfig.model_validate({"aggregate": aggregate, "kl": {"place": "loss", "coefficient": 1}}),
+        train=TrainConfig(), steps=1, prompts_per_step=1, temperature=1, max_tokens=32, max_gap=1,
+    )  # fmt: skip
+    atoms = weigh([list(atom.rows) for atom in random_atoms()], setting)
+    whole = tiny_trainer()
+    whole.forward_backward(atoms, OBJECTIVES[name])
+    expected = gradients(whole)
+    for budget in (1, 60, 150):
+        cut = tiny_trainer(microbatch_tokens=budget)
+        cut.forward_backward(atoms, OBJECTIVES[name])
+        assert largest_difference(gradients(cut), expected) < 1e-12
+    # Two ranks: each computes its own atoms, and the sums are added.
+    for part in (atoms[:1], atoms[1:]):
+        whole.forward_backward(part, OBJECTIVES[name])
+    assert largest_difference(gradients(whole), expected) < 1e-12
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_loss_is_linear_in_the_weights(name: str) -> None:
+    atoms = random_atoms()
+    trainer = tiny_trainer()
+    trainer.forward_backward(atoms, OBJECTIVES[name])
+    once = gradients(trainer)
+    trainer.forward_backward([_scaled(atom, 2.0) for atom in atoms], OBJECTIVES[name])
+    twice = gradients(trainer)
+    assert largest_difference(twice, {key: 2 * value for key, value in once.items()}) < 1e-12
+    trainer.forward_backward([*atoms, _scaled(random_atoms(seed=9)[0], 0.0)], OBJECTIVES[name])
+    assert largest_difference(gradients(trainer), once) < 1e-12
+
+
+def test_sharing_the_prompt_changes_nothing() -> None:
+    atoms = random_atoms()
+    shared = tiny_trainer()
+    shared.forward_backward(atoms, OBJECTIVES["grpo"])
+    apart = tiny_trainer()
+    apart.forward_backward(
+        [Atom(rows=(replace(row, shared=0),)) for atom in atoms for row in atom.rows], OBJECTIVES["grpo"]
+    )
+    assert largest_difference(gradients(shared), gradients(apart)) < 1e-12
+
+
+def test_packed_logprobs_are_those_of_transformers() -> None:
+    model, atoms = tiny_model(), random_atoms()
+    with torch.no_grad():
+        packed_T, _ = model.logp(pack(atoms, model.device), temperature=0.9)
+        model.module.config._attn_implementation = "sdpa"
+        alone = []
+        for row in (row for atom in atoms for row in atom.rows):
+            logits = model.module(input_ids=torch.tensor([row.tokens])).logits[0]
+            logp_TV = (logits / 0.9).log_softmax(-1)
+            alone += [logp_TV[t - 1, row.tokens[t]] for t, trained in enumerate(row.trained) if trained]
+    torch.testing.assert_close(packed_T, torch.stack(alone), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_the_attention_backends_agree(kv_heads: int) -> None:
+    torch.manual_seed(0)
+    trees = (Tree(5, (3, 7, 1)), Tree(0, (4,)), Tree(9, (2, 2)), Tree(6, ()), Tree(0, (3, 8)))
+    flash, masked = (TreeLayout(trees, torch.device("cpu"), backend) for backend in ("flash", "masked"))
+    size, kv_size = (1, 4, flash.tokens, 8), (1, kv_heads, flash.tokens, 8)
+    inputs = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in (size, kv_size, kv_size)]
+    results = []
+    for layout in (flash, masked):
+        out = layout.attend(*inputs, Call(layer=0, scale=0.3, window=None))
+        grads = torch.autograd.grad((out * torch.arange(out.numel()).view_as(out).sin()).sum(), inputs)
+        results.append([out.detach(), *grads])
+    for left, right in zip(*results, strict=True):
+        torch.testing.assert_close(left, right, atol=1e-12, rtol=0)
+
+
+def test_a_sliding_window_hides_what_is_far() -> None:
+    layout = TreeLayout((Tree(3, (3, 2)),), torch.device("cpu"), "masked")
+    expected = torch.tensor(
+        [
+            # the prefix     branch 0   branch 1
+            [1, 0, 0, 0, 0, 0, 0, 0],
+            [1, 1, 0, 0, 0, 0, 0, 0],
+            [0, 1, 1, 0, 0, 0, 0, 0],
+            [0, 0, 1, 1, 0, 0, 0, 0],
+            [0, 0, 0, 1, 1, 0, 0, 0],
+            [0, 0, 0, 0, 1, 1, 0, 0],
+            [0, 0, 1, 0, 0, 0, 1, 0],
+            [0, 0, 0, 0, 0, 0, 1, 1],
+        ],
+        dtype=torch.bool,
+    )
+    assert torch.equal(layout.mask_NN(window=2), expected)
+
+
+def test_gradient_checkpointing_changes_nothing() -> None:
+    atoms, plain = random_atoms(), tiny_trainer()
+    plain.forward_backward(atoms, OBJECTIVES["dapo"])
+    expected = gradients(plain)
+    plain.model.module.gradient_checkpointing_enable({"use_reentrant": False})
+    plain.forward_backward(atoms, OBJECTIVES["dapo"])
+    assert largest_difference(gradients(plain), expected) < 1e-12
+
+
+def _scaled(atom: Atom, factor: float) -> Atom:
+    return Atom(
+        rows=tuple(
+            row.with_columns(weight=tuple(factor * weight for weight in row.columns["weight"])) for row in atom.rows
+        )
+    )

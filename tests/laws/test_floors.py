@@ -1,0 +1,79 @@
+"""Law: rooms look down, never up, never sideways; and whatever is public says what it is."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SOURCE = ROOT / "src"
+FILES = sorted((SOURCE / "whet").rglob("*.py"))
+
+
+def lint_imports(config: Path, source: Path) -> subprocess.CompletedProcess[str]:
+    """import-linter on the package under `source`, in a process of its own: it must see that package, not ours."""
+    code = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(sys.argv[1], no_cache=True))"
+    command = [sys.executable, "-c", code, str(config)]
+    environment = {**os.environ, "PYTHONPATH": str(source), "COLUMNS": "200"}
+    return subprocess.run(command, env=environment, cwd=config.parent, capture_output=True, text=True)
+
+
+def test_the_floors_hold() -> None:
+    done = lint_imports(ROOT / "pyproject.toml", SOURCE)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+VIOLATIONS = {
+    "up": ("rollouts", "import whet.cli", "floors"),
+    "sideways": ("training", "import whet.sampling", "floors"),
+    "formulas": ("formulas", "import whet.records", "formulas import nothing"),
+    "torch in envs": ("envs", "import torch", "envs speak messages"),
+    "ray": ("pipeline", "import ray", "ray only in launch"),
+    "vllm": ("sampling", "import vllm", "vllm only in sampling.vllm"),
+    "transformers": ("training", "import transformers", "transformers only in"),
+    "trackers": ("tracking", "import wandb", "trackers only in"),
+    "hidden": ("rollouts", "def f():\n    import whet.cli", "floors"),
+}
+
+
+@pytest.mark.parametrize("kind", VIOLATIONS)
+def test_the_contracts_would_notice(kind: str, tmp_path: Path) -> None:
+    """An empty building with our floors and one wrong import in it."""
+    room, statement, contract = VIOLATIONS[kind]
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    floors = next(each for each in contracts if each["type"] == "layers")["layers"]
+    for name in (name.strip(" ()") for floor in floors for name in floor.replace(":", "|").split("|")):
+        (tmp_path / "whet" / name).mkdir(parents=True)
+        (tmp_path / "whet" / name / "__init__.py").write_text(statement if name == room else "")
+    (tmp_path / "whet" / "__init__.py").touch()
+    (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
+    done = lint_imports(tmp_path / "pyproject.toml", tmp_path)
+    broken = [line for line in done.stdout.splitlines() if line.endswith("BROKEN")]
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert any(line.startswith(contract) for line in broken), broken
+
+
+def test_every_public_name_has_a_docstring() -> None:
+    silent = [f"{file.relative_to(SOURCE)}:{line} {name}" for file in FILES for line, name in undocumented(file)]
+    assert not silent, "\n".join(silent)
+
+
+def undocumented(file: Path) -> Iterator[tuple[int, str]]:
+    """Public modules, functions, classes and methods without a docstring; properties count as methods."""
+    tree = ast.parse(file.read_text())
+    if tree.body and ast.get_docstring(tree) is None:
+        yield 1, "module"
+    nodes: list[ast.stmt] = list(tree.body)
+    for node in nodes:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            if ast.get_docstring(node) is None:
+                yield node.lineno, node.name
+            if isinstance(node, ast.ClassDef):
+                nodes.extend(node.body)

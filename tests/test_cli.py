@@ -1,0 +1,169 @@
+"""The command line: it answers at once, says one line, and exits with a number that scripts can read."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from whet.cli.app import main
+from whet.cli.errors import exit_codes, guarded, one_line
+from whet.errors import DataError, TrainingError, UserError
+
+SOURCE = Path(__file__).resolve().parent.parent / "src"
+
+RECIPE = """\
+name: small
+model: whet:tiny
+stages:
+  rl:
+    kind: rl
+    tasks: {generate: arithmetic}
+    rewards: [{kind: verifier}]
+    algorithm: dapo
+    train: {steps: 10}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    Path("r.yaml").write_text(RECIPE)
+    return "r.yaml"
+
+
+def whet(*words: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+def fails(error: BaseException):
+    def command() -> int:
+        raise error
+
+    return command
+
+
+def test_help_and_plan_import_nothing_heavy(recipe: str) -> None:
+    """What each may not load: help no model of a recipe, plan no tensor."""
+    code = (
+        "import sys\n"
+        "from whet.cli.app import main\n"
+        "try: main(sys.argv[2:])\n"
+        "except SystemExit as end: assert end.code == 0, end.code\n"
+        "heavy = set(sys.argv[1].split(',')) & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    never = "torch,transformers,datasets,peft,numpy,pyarrow,httpx"
+    for heavy, words in ((f"{never},pydantic,yaml", ["--help"]), (never, ["plan", recipe]), (never, ["schema"])):
+        command = [sys.executable, "-c", code, heavy, *words]
+        environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_user_error_is_one_line_and_its_exit_code(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert whet("plan", recipe, "stages.rl.train.lrr=1") == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err == "whet: command line: stages.rl.train.lrr: unknown key; did you mean 'lr'?\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "start"),
+    [
+        (["rnu"], "whet: No such command 'rnu'"),
+        (["plan"], "whet: Missing argument 'RECIPE'"),
+        (["plan", "none.yaml"], "whet: none.yaml: no such recipe"),
+        (["plan", "r.yaml", "fast"], "whet: command line: 'fast' is not KEY=VALUE"),
+        (["plan", "r.yaml", "--fast"], "whet: command line: --fast: no such option"),
+        (["chat", "run", "--fast"], "whet: No such option: --fast"),
+    ],
+)
+@pytest.mark.usefixtures("recipe")
+def test_a_wrong_command_line_is_one_line_and_exit_code_2(
+    words: list[str], start: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert whet(*words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(start)
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("words", "code"), [(["train.lrr=1"], 2), (["--fast"], 2)])
+def test_with_json_the_last_line_on_stdout_is_the_error(
+    recipe: str, words: list[str], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert whet("plan", recipe, *words, "--json") == code
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (last["ok"], last["exit_code"]) == (False, code)
+    assert last["error"].startswith("command line: ")
+
+
+def test_with_json_plan_is_one_line(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert whet("plan", recipe, "--seed", "7", "--json") == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    result = json.loads(line)
+    assert result["ok"] is True
+    assert (result["recipe"]["seed"], result["origins"]["seed"]) == (7, "command line")
+    assert result["stages"][0]["all_tokens"] == 32 * 8 * 256 * 10 * 10
+
+
+def test_plan_shows_values_origins_and_arithmetic(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert whet("plan", recipe, "seed=7") == 0
+    output = capsys.readouterr().out
+    for part in ("seed: 7  command line", "high: 0.28  preset dapo", "steps: 10  r.yaml:9", "65,536", "6,553,600"):
+        assert part in output
+
+
+def test_markup_in_a_recipe_is_shown_as_it_is(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert whet("plan", recipe, "description='[bold red]x[/] \\\\e[31m'") == 0
+    assert "[bold red]x[/]" in capsys.readouterr().out
+    assert one_line("a\x1b[31m\nb") == "a\\x1b[31m\\nb"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (DataError("rows.jsonl:3: no answer"), 3, "whet: rows.jsonl:3: no answer"),
+        (TrainingError("not finite"), 8, "whet: not finite"),
+        (KeyboardInterrupt(), 130, "whet: interrupted"),
+        (ZeroDivisionError("x"), 1, "whet: ZeroDivisionError: x (this is a bug in whet)"),
+    ],
+)
+def test_every_exception_has_its_code_and_last_line(
+    error: BaseException, code: int, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert guarded(fails(error), as_json=True, show_traceback=False) == code
+    output = capsys.readouterr()
+    assert output.err.splitlines()[-1] == text
+    assert json.loads(output.out)["exit_code"] == code
+    assert ("Traceback" in output.err) == (code == 1)
+
+
+def test_traceback_shows_where_a_user_error_arose(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert whet("plan", recipe, "fast", "--traceback") == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_reader_that_leaves_is_no_error(recipe: str) -> None:
+    command = f"{sys.executable} -m whet.cli plan {recipe} | true; exit ${{PIPESTATUS[0]}}"
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_exit_codes_are_distinct_and_documented(capsys: pytest.CaptureFixture[str]) -> None:
+    codes = [kind.exit_code for kind in UserError.__subclasses__()]
+    assert len(codes) == len(set(codes))
+    assert whet("--help") == 0
+    words = " ".join(capsys.readouterr().out.split())
+    for code in (*codes, 130):
+        assert f"{code} " in words
+    assert "8 training cannot go on" in exit_codes()
