@@ -146,7 +146,9 @@ def test_sign_flip_is_exact() -> None:
     assert sign_flip_p([0.0, 0.0]) == 1.0
     assert sign_flip_p([1, 1, 1, -1, 0, 0]) == pytest.approx(10 / 16)  # McNemar, 3 against 1: 2 * (4 + 1) / 16
     values = [0.25, -1 / 3, 0.5, 0.75, 1 / 3, 0.125]
-    sums = [abs(sum(s * v for s, v in zip(signs, values, strict=True))) for signs in itertools.product((1, -1), repeat=6)]
+    sums = [
+        abs(sum(s * v for s, v in zip(signs, values, strict=True))) for signs in itertools.product((1, -1), repeat=6)
+    ]
     assert sign_flip_p(values) == pytest.approx(sum(s >= abs(sum(values)) - 1e-9 for s in sums) / 64)
 
 

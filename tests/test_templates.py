@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from whet.errors import DataError, ModelError
@@ -18,8 +18,8 @@ from whet.templates import JinjaTemplate, Rendered
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
-    "{{ m.content }}{% for call in m.tool_calls or [] %}<call>{{ call.function | tojson }}</call>{% endfor %}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{{ m.content }}{% for call in m.tool_calls or [] %}<call>{{ call.function | tojson }}</call>{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
@@ -49,7 +49,8 @@ QWEN3 = (
     "{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
     "{% for m in messages %}<|im_start|>{{ m.role }}{{ '\n' }}"
     "{% if m.role == 'assistant' %}{% set parts = m.content.split('</think>') %}"
-    "{% if loop.index0 > ns.last and parts | length > 1 %}{{ m.content }}{% else %}{{ parts[-1].lstrip('\n') }}{% endif %}"
+    "{% if loop.index0 > ns.last and parts | length > 1 %}{{ m.content }}"
+    "{% else %}{{ parts[-1].lstrip('\n') }}{% endif %}"
     "{% else %}{{ m.content }}{% endif %}<|im_end|>{{ '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -201,7 +202,10 @@ def test_a_message_may_be_taken_out_of_the_loss_or_put_into_it(template: JinjaTe
     messages = list(CONVERSATIONS[2])
     messages[1] = assistant("first\nline", trained=False)
     stop = stop_of(template)
-    assert [template.decode(run) for run in runs(template.conversation(messages))] == ["second" + stop, "assistant" + stop]
+    assert [template.decode(run) for run in runs(template.conversation(messages))] == [
+        "second" + stop,
+        "assistant" + stop,
+    ]
     kept = template.conversation(messages, loss_on="all")
     left_out = [token for token, flag in zip(kept.tokens[1:], kept.trained[1:], strict=True) if not flag]
     assert template.decode(left_out) == "first\nline" + stop
@@ -257,6 +261,24 @@ def test_text_that_spells_a_special_token_is_refused(where: tuple[Message, ...])
     template = JinjaTemplate(byte_tokenizer(CHATML))
     with pytest.raises(DataError, match=r"contains the special token '<\|im_end\|>'"):
         template.conversation(where)
+
+
+def test_a_prompt_that_opens_the_answer_otherwise_than_history_does_is_refused() -> None:
+    template = JinjaTemplate(byte_tokenizer(CHATML.replace("assistant\n{% endif", "assistant\n<think>{% endif")))
+    with pytest.raises(DataError, match=r"messages\[1\]: the chat template writes the turns before it differently"):
+        template.conversation(CONVERSATIONS[0])
+
+
+def test_the_tokenizer_adds_no_bos_to_that_of_the_template() -> None:
+    tokenizer = byte_tokenizer(LLAMA)
+    bos = (tokenizer.bos_token, tokenizer.bos_token_id)
+    adding = processors.TemplateProcessing(single=f"{bos[0]} $A", pair=f"{bos[0]} $A $B", special_tokens=[bos])
+    tokenizer.backend_tokenizer.post_processor = adding
+    template = JinjaTemplate(tokenizer)
+    assert template.prompt(CONVERSATIONS[0]).count(bos[1]) == 1
+    assert template.conversation(CONVERSATIONS[0]).tokens.count(bos[1]) == 1
+    assert template.text("once").tokens[0] == bos[1]
+    assert not template.text("once").trained[0] and template.text("once").trained[1]
 
 
 def test_two_bos_tokens_are_refused() -> None:

@@ -69,7 +69,7 @@ MANIFEST = "manifest.json"
 
 def write_json(path: Path, value: Any) -> None:
     """Replace the file by this value as JSON."""
-    write_atomic(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+    write_atomic(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 def seal(folder: Path, facts: Mapping[str, Any]) -> None:

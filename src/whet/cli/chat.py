@@ -2,14 +2,49 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import sys
 from typing import Annotated
 
 import typer
 
+from whet.cli.errors import print_json, printable
+from whet.cli.options import Json
 
-def chat(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or a model directory.")]) -> None:
-    """Talk to what a run made."""
-    from whet.launch.main import chat as launch_chat
 
-    launch_chat(run)
+def chat(
+    what: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run folder, RUN@stage, a model directory, a hub id or whet:demo.")
+    ],
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", "-p", help="Say this and print the answer; may be repeated.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0)] = 0.7,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.", min=1)] = 256,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same answers.")] = 0,
+    json: Json = False,
+) -> None:
+    """Talk to what a run made. An empty line or Ctrl-D ends it."""
+    from whet.config import SamplingConfig
+    from whet.launch.talk import open_conversation
+
+    sampling = SamplingConfig(temperature=temperature, max_tokens=max_tokens)
+    conversation = open_conversation(what, sampling, seed=seed)
+    if prompt:
+        answers = [conversation.say(text) for text in prompt]
+    else:
+        answers = []
+        while text := _read():
+            answers.append(conversation.say(text))
+            if not json:
+                print(printable(answers[-1]), flush=True)
+    if json:
+        print_json({"answers": answers})
+    elif prompt:
+        print("\n".join(map(printable, answers)))
+
+
+def _read() -> str:
+    """The next line that somebody types or pipes in; empty at the end."""
+    if sys.stdin.isatty():
+        print("> ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip()

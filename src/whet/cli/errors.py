@@ -62,6 +62,11 @@ def exit_codes() -> str:
     return "; ".join(f"{code} {meaning}" for code, meaning in codes.items())
 
 
+def printable(text: str) -> str:
+    """Model or data text for a terminal: line ends stay, every other control character is spelled out."""
+    return "\n".join(map(one_line, text.split("\n")))
+
+
 def one_line(text: str) -> str:
     """Text safe for a terminal: control characters, which may come from data or a model, are spelled out."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

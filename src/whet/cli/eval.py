@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from whet.cli.errors import print_json
 from whet.cli.options import Json, Overrides, Quiet, RecipeFile
+from whet.cli.tables import evaluation_table
+from whet.errors import ConfigError
 
 
-def evaluate(recipe: RecipeFile, overrides: Overrides = None, json: Json = False, quiet: Quiet = False) -> None:
-    """Run only a recipe's eval stages, on models that are already there."""
+def evaluate(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", help="LABEL=PATH, may be repeated: a run, RUN@stage, a directory or a hub id."),
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Only a recipe's eval stage, on models that are there already: the stage's own, or those given."""
+    from rich.console import Console
+
     from whet.config.loading import load_recipe
-    from whet.launch.main import evaluate as launch_evaluate
+    from whet.launch.evaluate import evaluate as launch_evaluate
 
-    result = launch_evaluate(load_recipe(recipe, overrides or ()), quiet=quiet or json)
+    models = dict(_labelled(text) for text in model or ())
+    table = launch_evaluate(load_recipe(recipe, overrides or ()), models, quiet=quiet or json)
     if json:
-        print_json(result)
+        print_json({"evaluation": table})
+    else:
+        Console(highlight=False).print(evaluation_table(table))
+
+
+def _labelled(text: str) -> tuple[str, str]:
+    label, equals, path = text.partition("=")
+    if not (label and equals and path):
+        raise ConfigError(f"--model {text}: write LABEL=PATH, for example rl=runs/demo-seed0@rl")
+    return label, path

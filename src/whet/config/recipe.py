@@ -256,8 +256,6 @@ class SFTStage(StageBase):
     eval_data: Source | None = None
     eval_every: int = Field(50, ge=1)
     """Steps between evaluation losses, where `eval_data` is given."""
-    pack: bool = True
-    """Fill micro-batches with whole rows up to `microbatch_tokens`; False: one row at a time. Same result."""
     train: TrainConfig = TrainConfig()
 
 
@@ -297,11 +295,19 @@ class EvalStage(StageBase):
     kind: Literal["eval"]
     models: dict[str, str] = {}
     """Label: model path or `@stage`. Empty: the model of the stage before."""
+    baseline: str | None = None
+    """Label of the model that the others' gains are over; None: the first one."""
     tasks: Source
     rewards: list[RewardConfig] = Field(min_length=1)
     samples: int = Field(4, ge=1)
     """Completions of each task."""
     sampling: SamplingConfig = SamplingConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> EvalStage:
+        if self.baseline is not None and self.baseline not in self.models:
+            raise ValueError(f"baseline is {self.baseline!r}, which is none of the labels in models")
+        return self
 
 
 Stage = Annotated[SFTStage | RLStage | EvalStage, Field(discriminator="kind")]

@@ -46,3 +46,5 @@ class Prompt:
     origin: Origin
     messages: tuple[Message, ...]
     columns: Mapping[str, Any] = field(default_factory=dict)
+    conversational: bool = True
+    """Whether the row's prompt was a list of messages; rewards then get messages, and text otherwise."""

@@ -80,6 +80,7 @@ def to_prompt(row: Row, config: DataConfig) -> Prompt:
         origin=row.origin,
         messages=messages,
         columns={column: value for column, value in columns.items() if column != name},
+        conversational=not isinstance(columns[name], str),
     )
 
 

@@ -11,6 +11,9 @@ import json
 import math
 from typing import Any
 
+LONGEST_NUMBER = 1000
+"""Digits. Python refuses to convert much longer ones, and no data means them."""
+
 
 def parse_json(data: bytes | str) -> Any:
     """The value of a JSON text. Raises ValueError (JSONDecodeError, UnicodeDecodeError) or RecursionError."""
@@ -61,8 +64,16 @@ def _finite(text: str) -> float:
     return value
 
 
+def _integer(text: str) -> int:
+    if len(text) > LONGEST_NUMBER:
+        raise ValueError(f"a number has {len(text)} digits; if it is meant, write it as text")
+    return int(text)
+
+
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON; write null, or leave the field out")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_no_constant)
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_float=_finite, parse_int=_integer, parse_constant=_no_constant
+)

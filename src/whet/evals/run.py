@@ -45,7 +45,7 @@ class EvalRow:
     scores: Mapping[str, tuple[float, ...]]
     """Each task's scored answers, 1 for right: what a paired comparison is made of."""
     gain: float | None = None
-    """Accuracy minus the first row's, on the tasks that both have; None for the first row."""
+    """Accuracy minus the baseline's, on the tasks that both have; None for the baseline."""
     gain_low: float | None = None
     gain_high: float | None = None
     gain_p: float | None = None
@@ -81,12 +81,18 @@ def summarise(label: str, answers: Mapping[str, Sequence[Answer]]) -> EvalRow:
     )
 
 
-def compare(rows: Sequence[EvalRow]) -> list[EvalRow]:
-    """The same rows, each but the first with its paired gain over the first.
+def compare(rows: Sequence[EvalRow], *, baseline: str | None = None) -> list[EvalRow]:
+    """The same rows, each but the baseline (a label; None: the first row) with its paired gain over it.
 
-    Raises `ValueError` where a row shares no scored task with the first.
+    Raises `ValueError` where a row shares no scored task with the baseline, or no row has its label.
     """
-    return [*rows[:1], *(_with_gain(rows[0], row) for row in rows[1:])]
+    if not rows:
+        return []
+    labels = [row.label for row in rows]
+    if baseline is not None and baseline not in labels:
+        raise ValueError(f"baseline {baseline!r} is none of {', '.join(labels)}")
+    first = rows[0 if baseline is None else labels.index(baseline)]
+    return [row if row is first else _with_gain(first, row) for row in rows]
 
 
 def table(rows: Sequence[EvalRow]) -> dict[str, Any]:

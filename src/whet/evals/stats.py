@@ -88,7 +88,8 @@ def mean_interval(scores_QS: Sequence[Sequence[float]], *, level: float = 0.95) 
 
     The samples of a question are averaged first; the questions' means are then independent, and their mean has
     Student's t interval with Q - 1 degrees of freedom, cut to [0, 1] (2411.00640, section 2.2). With one right-or-wrong
-    sample per question and fewer than 100 questions it is Wilson's score interval instead.
+    sample per question and fewer than 100 questions it is Wilson's score interval instead. Where all but a handful of
+    questions are wholly right or wholly wrong, the t interval is too narrow: a few questions carry all the spread.
     """
     means_Q = _question_means(scores_QS)
     single = all(len(scores_S) == 1 for scores_S in scores_QS)
@@ -188,4 +189,3 @@ def _t_inside(theta: float, degrees: int) -> float:
         return 2 / math.pi * (theta + math.sin(theta) * series)
     orders = np.arange(2, degrees, 2)
     return math.sin(theta) * float(np.concatenate([[1.0], np.cumprod((orders - 1) / orders * cosine**2)]).sum())
-

@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 
 from whet.config import ModelConfig, SamplingConfig, TrainConfig
-from whet.models.load import load_model, load_tokenizer, read_max_length
+from whet.models.load import load_model, load_tokenizer, read_eos_ids, read_max_length
 from whet.pipeline.stage import Policy
 from whet.sampling.embedded import EmbeddedSampler
 from whet.templates.jinja import JinjaTemplate
@@ -49,4 +49,4 @@ class LocalWorld:
 
 @lru_cache(maxsize=4)
 def _template(model: ModelConfig) -> JinjaTemplate:
-    return JinjaTemplate(load_tokenizer(model))
+    return JinjaTemplate(load_tokenizer(model), eos_ids=read_eos_ids(model))

@@ -81,6 +81,20 @@ def read_max_length(config: ModelConfig) -> int:
         raise ModelError(f"{config.path}: no model configuration could be read ({_first_line(error)})") from error
 
 
+def read_eos_ids(config: ModelConfig) -> tuple[int, ...]:
+    """What the model's generation config calls ends of text; some models (Llama 3) have several."""
+    from transformers import GenerationConfig
+
+    if config.path == "whet:tiny":
+        return ()
+    where, revision = _locate(config.path)
+    try:
+        eos = GenerationConfig.from_pretrained(where, revision=revision).eos_token_id
+    except OSError:  # a model may come without a generation config; its tokenizer then says where a turn ends
+        return ()
+    return () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
+
+
 def _load_module(config: ModelConfig, tokenizer: Any) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging

@@ -14,8 +14,8 @@ from whet.config import EvalStage, ModelConfig, TrainConfig
 from whet.envs.base import Rubric, Task
 from whet.evals.run import Answer, EvalRow, compare, summarise, table
 from whet.files import write_json
-from whet.pipeline.rl_stage import player
-from whet.pipeline.sources import rubric, tasks
+from whet.pipeline.rl_stage import playable, player
+from whet.pipeline.sources import rubric
 from whet.pipeline.stage import Context, Interrupted
 from whet.records import Group, Outcome, seed_of
 from whet.tracking.log import RunLog
@@ -27,16 +27,18 @@ def run_eval(context: Context) -> list[EvalRow]:
     """Play every task with every model, and write `eval.json`."""
     config = context.config
     assert isinstance(config, EvalStage)
-    problems, dropped = tasks(config.tasks)
-    context.console.say(f"{context.name}: {len(problems)} tasks x {config.samples} samples; {dropped.describe()}")
-    grading = rubric(config.tasks, config.rewards, problems)
+    grading = rubric(config.tasks, config.rewards)
     try:
+        found = playable(config, next(iter(context.models.values())), context.world, grading)
+        # A problem that is listed twice is one question: counting it twice would narrow the intervals.
+        problems = list({task.id: task for task in found.tasks}.values())
+        context.console.say(f"{context.name}: {found.describe()}, {len(problems):,} different, x {config.samples} samples")
         answers = {
             label: _answers(context, config, label, model, problems, grading) for label, model in context.models.items()
         }
     finally:
         grading.close()
-    rows = compare([summarise(label, given) for label, given in answers.items()])
+    rows = compare([summarise(label, given) for label, given in answers.items()], baseline=config.baseline)
     write_json(context.folder / "eval.json", table(rows))
     return rows
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from whet.algorithms.policy import Setting, policy_gradient
-from whet.config import RLStage, SamplingConfig
-from whet.envs.base import Rubric
+from whet.config import EvalStage, ModelConfig, RLStage, SamplingConfig
+from whet.data.faults import Dropped
+from whet.envs.base import Rubric, Task
+from whet.envs.rubric import WeightedRubric
 from whet.envs.single_turn import SingleTurn
 from whet.pipeline.loop import drive
-from whet.pipeline.sources import rubric, tasks
-from whet.pipeline.stage import Context, Policy
+from whet.pipeline.sources import rubric, tasks, usable
+from whet.pipeline.stage import Context, Policy, World
 from whet.records import Step
 from whet.rollouts.feed import Feed
 from whet.rollouts.play import Player
@@ -23,16 +26,16 @@ def run_rl(context: Context) -> None:
     """Sample, score, weigh and step until the steps are done."""
     config = context.config
     assert isinstance(config, RLStage) and config.train.steps is not None
-    problems, dropped = tasks(config.tasks)
-    context.console.say(f"{context.name}: {len(problems)} tasks; {dropped.describe()}")
-    grading = rubric(config.tasks, config.rewards, problems)
+    grading = rubric(config.tasks, config.rewards)
     try:
+        problems = playable(config, context.model, context.world, grading)
+        context.console.say(f"{context.name}: {problems.describe()}")
         policy = context.world.policy(
             context.model, config.train, config.sampling, reference=config.algorithm.kl.place != "none"
         )
         feed = Feed(
             player=player(policy, grading, config.sampling),
-            tasks=problems,
+            tasks=problems.tasks,
             samples=config.rollouts_per_prompt,
             seed=context.seed,
             hand_over=policy.hand_over,
@@ -55,6 +58,25 @@ def run_rl(context: Context) -> None:
         drive(context, policy.trainer, log, begin, steps=setting.steps)
     finally:
         grading.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Playable:
+    """The tasks of a stage, and what was left out of them."""
+
+    tasks: Sequence[Task]
+    lost: tuple[Dropped, ...]
+
+    def describe(self) -> str:
+        """`5,107 tasks; 2 rows dropped: ...`."""
+        return "; ".join([f"{len(self.tasks):,} tasks", *(d.describe() for d in self.lost if d.total)])
+
+
+def playable(config: RLStage | EvalStage, model: ModelConfig, world: World, grading: WeightedRubric) -> Playable:
+    """The stage's tasks, checked against its rewards and the model's template; no weights are loaded for it."""
+    listed, unread = tasks(config.tasks)
+    kept, unusable = usable(config.tasks, listed, grading, world.template(model), world.max_length(model))
+    return Playable(tasks=kept, lost=(unread, unusable))
 
 
 def player(policy: Policy, grading: Rubric, sampling: SamplingConfig) -> Player:

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from whet.config import EvalStage, ModelConfig, Recipe, Stage
-from whet.config.loading import fingerprint, resolved
+from whet.config import EvalStage, ModelConfig, Recipe
+from whet.config.loading import NOT_MATHEMATICS, resolved
 from whet.errors import RunError
 from whet.files import is_sealed, seal, write_json, writing
 from whet.pipeline.eval_stage import run_eval
@@ -76,11 +76,11 @@ def run_recipe(run: Run, world: World, console: Console, *, about: Mapping[str, 
         if not (run.folder / "run.json").exists():
             write_json(run.folder / "run.json", {"name": run.recipe.name, "seed": run.recipe.seed, **about})
         try:
-            for name, stage in run.recipe.stages.items():
+            for name in run.recipe.stages:
                 if is_sealed(run.stage_folder(name)):
                     console.say(f"{name}: done before")
                 else:
-                    _run_stage(run, name, stage, world, console, stopped)
+                    _run_stage(run, name, world, console, stopped)
         finally:
             console.close()
             write_report(run.folder)
@@ -114,10 +114,10 @@ def _check_recipe(run: Run) -> None:
         write_json(path, now)
         return
     before = json.loads(path.read_text())
-    if fingerprint(Recipe.model_validate(before)) != fingerprint(run.recipe):
-        changed = sorted(_differences(before, now))
+    changed = [key for key in sorted(_differences(before, now)) if key.partition(".")[0] not in NOT_MATHEMATICS]
+    if changed or list(before["stages"]) != list(now["stages"]):
         raise RunError(
-            f"{run.folder}: was made by another recipe ({', '.join(changed[:4])} differ); choose another `out=`, "
+            f"{run.folder}: was made by another recipe ({', '.join(changed[:4]) or 'the order of stages'} differ); choose another `out=`, "
             "or remove the folder to start over"
         )
 
@@ -130,38 +130,39 @@ def _differences(before: Any, now: Any, at: str = "") -> Iterator[str]:
         yield at
 
 
-def _run_stage(
-    run: Run, name: str, stage: Stage, world: World, console: Console, stopped: Callable[[], bool]
-) -> None:
-    folder = run.stage_folder(name)
-    checkpoints = run.folder / "checkpoints" / folder.name
-    model = run.model_of(name)
-    models = {}
-    if isinstance(stage, EvalStage):
-        paths = stage.models or {"model": model.path}
-        models = {label: run.resolve(run.recipe.model.model_copy(update={"path": path})) for label, path in paths.items()}
-    write_json(folder / "stage.json", {"name": name, "kind": stage.kind})
-    context = Context(
+def context_of(
+    run: Run, name: str, world: World, console: Console, stopped: Callable[[], bool], *, models: Mapping[str, str] | None = None
+) -> Context:
+    """What a stage of this run is given; `models` replaces what an evaluation evaluates."""
+    stage, folder, model = run.recipe.stages[name], run.stage_folder(name), run.model_of(name)
+    paths = models or (stage.models if isinstance(stage, EvalStage) else {}) or {"model": model.path}
+    return Context(
         name=name,
         config=stage,
         model=model,
-        models=models,
+        models={label: run.resolve(run.recipe.model.model_copy(update={"path": path})) for label, path in paths.items()},
         folder=folder,
-        checkpoints=checkpoints,
+        checkpoints=run.folder / "checkpoints" / folder.name,
         seed=seed_of(run.recipe.seed, name),
         save=run.recipe.save,
         world=world,
         console=console,
         stopped=stopped,
     )
+
+
+def _run_stage(run: Run, name: str, world: World, console: Console, stopped: Callable[[], bool]) -> None:
+    context = context_of(run, name, world, console, stopped)
+    kind = context.config.kind
+    write_json(context.folder / "stage.json", {"name": name, "kind": kind})
     world.reseed(context.seed)
-    RUNNERS[stage.kind](context)
-    seal(folder, {"stage": name, "kind": stage.kind, "identity": _identity(run, name, stage)})
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    RUNNERS[kind](context)
+    seal(context.folder, {"stage": name, "kind": kind, "identity": _identity(context, run.recipe.seed)})
+    shutil.rmtree(context.checkpoints, ignore_errors=True)
 
 
-def _identity(run: Run, name: str, stage: Stage) -> str:
+def _identity(context: Context, seed: int) -> str:
     """What the artifact follows from: the stage's part of the recipe, the seed, and the models that it used."""
-    used = [run.model_of(name).path]
-    parts = [stage.model_dump_json(), str(run.recipe.seed), *used]
+    used = [context.model, *context.models.values()]
+    parts = [context.config.model_dump_json(), str(seed), *(model.model_dump_json() for model in used)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -8,12 +8,14 @@ from typing import overload
 
 from whet.config import GeneratedConfig, RewardConfig, Source
 from whet.data.base import Conversation, Origin
-from whet.data.faults import Dropped
+from whet.data.faults import BadRow, Dropped, Rejects
 from whet.data.formats import load_conversations, load_prompts
 from whet.envs.base import Task
 from whet.envs.library import Family, family
 from whet.envs.rewards.build import build_rubric
 from whet.envs.rubric import WeightedRubric
+from whet.errors import DataError
+from whet.templates.base import Template
 
 
 @dataclass(frozen=True)
@@ -49,19 +51,50 @@ def tasks(source: Source) -> tuple[Sequence[Task], Dropped]:
     if isinstance(source, GeneratedConfig):
         return GeneratedTasks(family(source), source.count), Dropped()
     prompts, dropped = load_prompts(source)
-    return [Task(id=str(p.origin), messages=p.messages, columns=p.columns) for p in prompts], dropped
+    listed = [
+        Task(id=str(p.origin), messages=p.messages, columns=p.columns, conversational=p.conversational) for p in prompts
+    ]
+    return listed, dropped
 
 
-def rubric(source: Source, rewards: Sequence[RewardConfig], played: Sequence[Task]) -> WeightedRubric:
-    """The rewards of a stage; gold answers that cannot be understood are an error here and not a silent zero later."""
-    built = build_rubric(rewards, family(source).verify if isinstance(source, GeneratedConfig) else None)
-    if not isinstance(source, GeneratedConfig):
+def rubric(source: Source, rewards: Sequence[RewardConfig]) -> WeightedRubric:
+    """The rewards of a stage."""
+    return build_rubric(rewards, family(source).verify if isinstance(source, GeneratedConfig) else None)
+
+
+def usable(
+    source: Source, listed: Sequence[Task], grading: WeightedRubric, template: Template, max_length: int
+) -> tuple[Sequence[Task], Dropped]:
+    """The tasks whose gold answers the rewards understand and whose prompts leave room for an answer.
+
+    What is wrong with a row is an error here, or dropped and counted, and never a silent zero in training.
+    """
+    if isinstance(source, GeneratedConfig):  # made by us: every gold answer is understood, every prompt short
+        return listed, Dropped()
+    rejects, kept = Rejects(source.on_bad_row), []
+    for task in listed:
         try:
-            built.check(played)
-        except BaseException:
-            built.close()
-            raise
-    return built
+            grading.check([task])
+            _check_room(len(template.prompt(task.messages)), max_length)
+            kept.append(task)
+        except DataError as error:
+            rejects.add(_as_bad_row(task, error))
+    if not kept:
+        raise DataError(f"{source.path}: no task can be used; {rejects.dropped.describe()}")
+    return kept, rejects.dropped
+
+
+def _check_room(prompt_tokens: int, max_length: int) -> None:
+    if prompt_tokens >= max_length:
+        raise DataError(
+            f"the prompt has no room for an answer; it has {prompt_tokens} tokens and the model attends to {max_length}"
+        )
+
+
+def _as_bad_row(task: Task, error: DataError) -> BadRow:
+    source, _, line = task.id.rpartition(":")
+    what, _, remedy = str(error).removeprefix(f"{task.id}: ").partition("; ")
+    return BadRow(Origin(source=source, line=int(line)), "", what, remedy)
 
 
 def _demonstration(generator: Family, source: GeneratedConfig, index: int) -> Conversation:

@@ -24,7 +24,7 @@ from whet.records import Ending, Message, ToolCall
 from whet.templates.base import LossOn, Rendered, Template
 
 Span = tuple[int, int]
-"""First and last-but-one character."""
+"""Characters of a text: from the first up to, not including, the second."""
 
 PROBE = "Probe7261"
 """An answer that no template treats specially and that is found again in what it writes."""

@@ -1,4 +1,7 @@
-"""The tracking door: whoever wants to hear of steps. The files of `tracking.log` are the truth; sinks only repeat it."""
+"""The tracking door: whoever wants to hear of steps.
+
+The files of `tracking.log` are the truth; sinks only repeat it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Which metrics make which chart. The catalogue below is the report's table of contents; a chart without data is left out."""
+"""Which metrics make which chart.
+
+The catalogue below is the report's table of contents; a chart without data is left out.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,7 @@ class Panel:
     before: str
     """The same at the beginning."""
     legend: tuple[tuple[str, str], ...]
-    """(label, tone) of each curve, where there are several."""
+    """(label, tone) of each curve, where a title is not enough."""
 
 
 def _share(label: str, *, ceiling: float | None = None) -> Axis:
@@ -142,7 +145,10 @@ CATALOGUE: Mapping[str, tuple[Chart, ...]] = {
             title="Answer length",
             caption="Mean, and the range from the shortest to the longest.",
             axis=_amount("tokens"),
-            curves=(Curve(metric="completions/mean_length", label="mean"),),
+            curves=(
+                Curve(metric="completions/mean_length", label="mean"),
+                Curve(metric="reflection/mean_length", label="with reflection", tone="violet"),
+            ),
             band=("completions/min_length", "completions/max_length"),
         ),
         Chart(
@@ -161,7 +167,7 @@ CATALOGUE: Mapping[str, tuple[Chart, ...]] = {
         Chart(
             title="Outcomes other than finished",
             caption="Failures are counted here and never become a reward of zero.",
-            axis=_share("share of episodes"),
+            axis=_amount("episodes per step"),
             curves=(Curve(metric="outcomes/*"),),
             stacked=True,
         ),
@@ -261,7 +267,7 @@ def _draw(chart: Chart, lines: Lines, names: set[str]) -> Panel | None:
         svg=svg,
         now=chart.axis.show(last),
         before=chart.axis.show(first),
-        legend=tuple((s.name, s.tone) for s in series) if len(series) > 1 else (),
+        legend=tuple((s.name, s.tone) for s in series) if len(series) > 1 or chart.stacked else (),
     )
 
 
@@ -285,5 +291,7 @@ def _filled(series: list[Series]) -> list[Series]:
     filled = []
     for s in series:
         value = dict(s.points)
-        filled.append(Series(name=s.name, points=tuple((x, value[x] if x in value else 0.0) for x in steps), tone=s.tone))
+        filled.append(
+            Series(name=s.name, points=tuple((x, value[x] if x in value else 0.0) for x in steps), tone=s.tone)
+        )
     return filled

@@ -1,6 +1,6 @@
 """One live line for the stage at work; plain lines where there is no terminal. Everything goes to standard error.
 
-    rl  ━━━━━━━━────  120/300  1:12 left  reward 0.83  solved 81 %  length 24  entropy 0.52  kl 0.003  1.2k tok/s
+A line reads `rl ━━━━━──── 120/300 1:12 left  reward 0.830  solved 81%  length 24  entropy 0.52  kl 0.003  1.2k tok/s`.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whet.errors import RunError
+from whet.files import sync_folder, write_atomic, writing
 from whet.records import Episode, Group, Message, ToolCall
-from whet.tracking.files import sync_folder, write_atomic, writing
 
 if TYPE_CHECKING:
     import pyarrow as pa  # at run time imported where it is used: `whet --help` must not pay for it
@@ -208,7 +208,7 @@ def _rollout_files(folder: Path) -> list[tuple[int, Path]]:
 
 
 def _row(step: int, episode: Episode, decode: Decode, advantage: float | None) -> dict[str, Any]:
-    """An episode as one row. Turn k+1's prompt begins with turn k's prompt and completion, so the last turn has it all."""
+    """An episode as one row. A turn's prompt begins with the turn before it, so the last turn has all tokens."""
     prompt: tuple[int, ...] = ()
     completion: tuple[int, ...] = ()
     logprobs: list[float | None] = []

@@ -20,8 +20,8 @@ from typing import Any
 import yaml
 
 from whet.errors import RunError
+from whet.files import write_atomic
 from whet.tracking.charts import Panel, panels
-from whet.tracking.files import write_atomic
 from whet.tracking.log import Rollout, read_metrics, read_rollouts, rollout_steps, rollout_tasks
 from whet.tracking.story import EvalLine, StageView, duration_s, figures, stage_line, verdict
 from whet.tracking.svg import interval, nice_ticks
@@ -79,7 +79,9 @@ def write_report(run_folder: Path) -> Path:
     Raises `RunError` where the folder holds no run, or a file in it cannot be read.
     """
     if not (run_folder / "recipe.json").exists() and not (run_folder / "stages").is_dir():
-        raise RunError(f"{run_folder}: not a run folder (neither recipe.json nor stages/ is there); give one of `runs/`")
+        raise RunError(
+            f"{run_folder}: not a run folder (neither recipe.json nor stages/ is there); give one of `runs/`"
+        )
     page = run_folder / "report.html"
     write_atomic(page, render(run_folder).encode())
     return page
@@ -178,7 +180,7 @@ def _eval_line(path: Path, row: Mapping[str, Any]) -> EvalLine:
 
 def _table(stage: StageView) -> Table:
     rows = stage.rows
-    ticks = nice_ticks(min(r.low for r in rows), max(max(r.high for r in rows), min(r.low for r in rows) + 1e-3), 5)
+    ticks = nice_ticks(min(r.low for r in rows), max(r.high for r in rows) + 1e-3, 5)
     scale = (max(0.0, ticks[0]), min(1.0, ticks[-1]))
     gains = [g for r in rows for g in (r.gain_low, r.gain_high) if g is not None]
     gain_ticks = nice_ticks(min(0.0, *gains), max(1e-3, *gains), 5) if gains else []
@@ -189,7 +191,9 @@ def _table(stage: StageView) -> Table:
         gain = ""
         if gain_scale and row.gain is not None and row.gain_low is not None and row.gain_high is not None:
             tone = "green" if row.gain_low > 0 else "red" if row.gain_high < 0 else "grey"
-            gain = interval(row.gain_low, row.gain, row.gain_high, start=gain_scale[0], stop=gain_scale[1], zero=0, tone=tone)
+            gain = interval(
+                row.gain_low, row.gain, row.gain_high, start=gain_scale[0], stop=gain_scale[1], zero=0, tone=tone
+            )
         drawn.append((row, plot, gain))
     ks = sorted({k for row in rows for k in row.pass_at_k if k != "1"}, key=int)
     return Table(stage=stage.name, rows=drawn, ks=ks, scale=scale, gain_scale=gain_scale)
@@ -227,7 +231,8 @@ def _same_task(folder: Path, steps: list[int], latest: list[Rollout]) -> tuple[R
         again = [task for task in rollout_tasks(folder, step) if task in lately]
         early = [r for r in read_rollouts(folder, step) if r.task in again and r.reward is not None] if again else []
         if early:
-            return min(early, key=lambda r: r.reward or 0.0), lately[min(early, key=lambda r: r.reward or 0.0).task]
+            first = min(early, key=lambda r: r.reward or 0.0)
+            return first, lately[first.task]
     return None, None
 
 

@@ -74,7 +74,7 @@ class TensorBoard:
 
 
 class WandB:
-    """Runs of the project `whet`, grouped by our run's name. Account, mode and host are W&B's own environment variables."""
+    """Runs of the project `whet`, grouped by our run's name; account and mode come from W&B's environment variables."""
 
     def __init__(self, run: RunInfo) -> None:
         self._module = _require("wandb")

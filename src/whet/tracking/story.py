@@ -31,7 +31,7 @@ class EvalLine:
 
     @property
     def gain_text(self) -> str:
-        """`+55 points, 95 % interval +51 to +59`, in percentage points; empty for the row that others are compared with."""
+        """`+55 points, 95 % interval +51 to +59`; empty for the row that others are compared with."""
         if self.gain is None or self.gain_low is None or self.gain_high is None:
             return ""
         return f"{signed(self.gain)} points, 95{THIN}% interval {signed(self.gain_low)} to {signed(self.gain_high)}"
@@ -137,15 +137,14 @@ def _length_change(before: float, after: float) -> str:
 
 
 def _change(stage: StageView) -> str:
-    """How the stage's main number went from its first steps to its last."""
+    """How the stage's main number went from its first steps to its last; no claim that the change is real."""
     shown: dict[str, Any] = {"sft": (("loss", "loss", number),)}
     shown["rl"] = (("solved", "the solved share of training tasks", percent), ("reward", "the reward", number))
     for metric, name, show in shown.get(stage.kind, ()):
         curve = points(stage.lines, metric)
         if curve:
             first, last = ends([value for _, value in curve])
-            moved = "rose" if last > first else "fell"
-            return f"{name} {moved} from {show(first)} to {show(last)}"
+            return f"{name} went from {show(first)} to {show(last)}"
     return ""
 
 
@@ -156,4 +155,5 @@ def _signal(stage: StageView) -> str:
     if not right or not wrong:
         return ""
     easy, hard = ends([y for _, y in right])[1], ends([y for _, y in wrong])[1]
-    return f"lately {percent(easy + hard)} of groups carry no signal ({percent(easy)} all right, {percent(hard)} all wrong)"
+    why = f"{percent(easy)} all right, {percent(hard)} all wrong"
+    return f"lately {percent(easy + hard)} of groups carry no signal ({why})"

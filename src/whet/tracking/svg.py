@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 WIDTH, HEIGHT = 420, 196
 LEFT, RIGHT, TOP, BOTTOM = 46, 410, 22, 164
@@ -78,12 +78,12 @@ def interval(low: float, mean: float, high: float, *, start: float, stop: float,
     """A dot with its interval on a line from `start` to `stop`; `zero` draws a thin mark of reference."""
 
     def x(value: float) -> float:
-        return 6 + 208 * (min(max(value, start), stop) - start) / (stop - start)
+        return 6 + 158 * (min(max(value, start), stop) - start) / (stop - start)
 
     mark = f'<line class="zero" x1="{x(zero):.1f}" x2="{x(zero):.1f}" y1="1" y2="23"/>' if zero is not None else ""
     return (
-        f'<svg class="interval tone-{tone}" viewBox="0 0 220 24" role="img" aria-label="interval">'
-        f'<line class="rail" x1="6" x2="214" y1="12" y2="12"/>{mark}'
+        f'<svg class="interval tone-{tone}" viewBox="0 0 170 24" role="img" aria-label="interval">'
+        f'<line class="rail" x1="6" x2="164" y1="12" y2="12"/>{mark}'
         f'<line class="whisker" x1="{x(low):.1f}" x2="{x(high):.1f}" y1="12" y2="12"/>'
         f'<circle class="dot" cx="{x(mean):.1f}" cy="12" r="5"/></svg>'
     )
@@ -164,14 +164,14 @@ def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
     if len(points) <= MOST_POINTS:
         return list(points)
     cuts = [round(piece * len(points) / MOST_POINTS) for piece in range(MOST_POINTS + 1)]
-    pieces = [points[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    pieces = [points[a:b] for a, b in pairwise(cuts)]
     return [(sum(x for x, _ in piece) / len(piece), sum(y for _, y in piece) / len(piece)) for piece in pieces]
 
 
 def _is_noisy(points: Sequence[tuple[float, float]]) -> bool:
     """Whether the curve goes up and down more than a few sweeps of its range would."""
     values = [y for _, y in points]
-    travelled = sum(abs(b - a) for a, b in zip(values, values[1:], strict=False))
+    travelled = sum(abs(b - a) for a, b in pairwise(values))
     return travelled > 3 * (max(values) - min(values))
 
 
@@ -212,9 +212,8 @@ def _axes(frame: _Frame) -> list[str]:
         y = frame.y(tick)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="tick end" x="{LEFT - 7}" y="{y + 3.5:.1f}">{escape(frame.axis.show(tick))}</text>')
-    for step in nice_ticks(frame.start, frame.stop, 7):
-        if frame.start <= step <= frame.stop and step == round(step):
-            parts.append(f'<text class="tick middle" x="{frame.x(step):.1f}" y="{BOTTOM + 15}">{step:,.0f}</text>')
+    steps = [s for s in nice_ticks(frame.start, frame.stop, 7) if frame.start <= s <= frame.stop and s == round(s)]
+    parts += [f'<text class="tick middle" x="{frame.x(s):.1f}" y="{BOTTOM + 15}">{s:,.0f}</text>' for s in steps]
     parts.append(f'<text class="label end" x="{RIGHT}" y="{BOTTOM + 29}">step</text>')
     return parts
 
@@ -225,7 +224,7 @@ def _tips(frame: _Frame, shown: Sequence[tuple[Series, Sequence[tuple[float, flo
     picked = [steps[round(i * (len(steps) - 1) / max(1, MOST_TIPS - 1))] for i in range(MOST_TIPS)]
     columns = sorted(set(picked)) if len(steps) > MOST_TIPS else steps
     values = [(s, dict(s.points), dict(heights)) for s, heights in shown]
-    edges = [(a + b) / 2 for a, b in zip(columns, columns[1:], strict=False)]
+    edges = [(a + b) / 2 for a, b in pairwise(columns)]
     tips = []
     for step, left, right in zip(columns, [frame.start, *edges], [*edges, frame.stop], strict=True):
         here = [(s, value[step], height[step]) for s, value, height in values if step in value]

@@ -9,7 +9,7 @@ MINUS = "\N{MINUS SIGN}"
 
 
 def percent(value: float, digits: int | None = None) -> str:
-    """0.364 as `36 %`. Without `digits` there is one decimal only where a whole percent would hide the distance to an end."""
+    """0.364 as `36 %`; without `digits` one decimal only below 1 % and above 99 %, where a whole one would hide all."""
     shown = 100 * value
     if digits is None:
         digits = 1 if 0.05 <= abs(shown) < 1 or 99 < abs(shown) <= 99.95 else 0

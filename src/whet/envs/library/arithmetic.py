@@ -15,6 +15,10 @@ from whet.envs.library.split import draw_problem
 from whet.envs.rewards.answers import as_number, final_answer
 from whet.records import Message
 
+GAPS = (":", ": ", " -> ", "\n", "\n\n", "?\nA: ", " is ... ", "\nsteps:\n", "       ")
+ENDS = (";", "; ", "\n", " > ", ". So ")
+"""How running text may go on after a sum and after its steps: a base model should not depend on one layout."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sum:
@@ -53,7 +57,7 @@ class Arithmetic:
         """The sum as a user message; the column `answer` has the total."""
         problem = self._problem(index)
         return Task(
-            id=f"arithmetic:{problem}",
+            id=f"arithmetic:{index}:{problem}",
             messages=(Message(role="user", content=str(problem)),),
             columns={"answer": str(problem.total)},
         )
@@ -61,9 +65,11 @@ class Arithmetic:
     def demonstration(self, index: int) -> tuple[Message, ...] | str:
         """The sum solved, a share `bare` of them without steps; one line of text each where the config is `plain`."""
         problem = self._problem(index)
-        bare = Random(f"arithmetic style/{self.config.seed}/{index}").random() < self.config.bare
+        style = Random(f"arithmetic style/{self.config.seed}/{index}")
+        bare = style.random() < self.config.bare
         if self.config.plain:
-            return f"{problem}={problem.total}" if bare else f"{problem}:{problem.steps};{problem.total}"
+            gap, end = style.choice(GAPS), style.choice(ENDS)
+            return f"{problem}{gap}={problem.total}" if bare else f"{problem}{gap}{problem.steps}{end}{problem.total}"
         solved = f"<think>{'' if bare else problem.steps}</think><answer>{problem.total}</answer>"
         return Message(role="user", content=str(problem)), Message(role="assistant", content=solved)
 

@@ -47,7 +47,7 @@ class Countdown:
         puzzle = self._puzzle(index)
         listed = ", ".join(map(str, puzzle.numbers))
         return Task(
-            id=f"countdown:{'-'.join(map(str, puzzle.numbers))}={puzzle.target}",
+            id=f"countdown:{index}:{listed}={puzzle.target}",
             messages=(Message(role="user", content=f"Use {listed} to make {puzzle.target}"),),
             columns={"numbers": list(puzzle.numbers), "target": puzzle.target, "answer": puzzle.solution},
         )

@@ -20,6 +20,7 @@ _SENTENCE_END = re.compile(r"\.(?:\s|$)")
 # Not inside a word, an index, an exponent or a LaTeX argument, whose digits alone are not the answer.
 _NUMBER = re.compile(r"(?<![\w.{^])(?:(?<![)\]])-)?\$?\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?")
 _PLAIN_NUMBER = re.compile(r"[-+]?(?:\d+|\d{1,3}(?:,\d{3})+)?(?:\.\d+)?(?:(?<=\d)/\d+)?")
+_THOUSANDS = re.compile(r",\\!\s*")
 _WRAPPERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
 
 
@@ -77,7 +78,7 @@ def last_boxed(text: str) -> str | None:
 
 def tidy(text: str) -> str:
     """The answer without what never changes its meaning: outer dollars, thin spaces, a full stop, emphasis."""
-    text = text.replace(",\\!", "").replace("\\!", "").replace("\\$", "").replace("\\%", "%").replace("\u2212", "-")
+    text = _THOUSANDS.sub("", text).replace("\\!", "").replace("\\$", "").replace("\\%", "%").replace("\u2212", "-")
     text = " ".join(text.split())
     previous = None
     while text != previous:

@@ -1,0 +1,48 @@
+"""`whet eval`: a recipe's evaluation stage alone, on models that exist already."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from whet.config import EvalStage
+from whet.config.loading import Loaded
+from whet.errors import ConfigError
+from whet.launch.main import asked_to_stop
+from whet.launch.talk import find_model
+from whet.launch.world import LocalWorld
+from whet.models.machine import pick_threads
+from whet.pipeline.eval_stage import run_eval
+from whet.pipeline.run import Run, claimed, context_of
+from whet.pipeline.stage import Interrupted
+from whet.records import seed_of
+from whet.tracking.console import Console
+
+
+def evaluate(loaded: Loaded, models: Mapping[str, str], *, quiet: bool = False) -> dict[str, Any]:
+    """The evaluation table of the recipe's first eval stage, for `models` (label: path) or the stage's own.
+
+    What was evaluated is kept in `RUN/evaluations/`; asking again for the same shows it again.
+    """
+    recipe = loaded.recipe
+    name = next((name for name, stage in recipe.stages.items() if isinstance(stage, EvalStage)), None)
+    if name is None:
+        raise ConfigError(f"{recipe.name}: the recipe has no stage of kind eval; add one that names tasks and rewards")
+    run = Run(recipe=recipe, folder=recipe.out or Path("runs") / recipe.name)
+    console = Console(quiet=quiet)
+    torch.set_num_threads(pick_threads(recipe.threads))
+    found = {label: find_model(path) for label, path in models.items()}
+    with claimed(run), asked_to_stop(console) as stopped:
+        context = context_of(run, name, LocalWorld(), console, stopped, models=found or None)
+        folder = run.folder / "evaluations" / f"{name}-{seed_of(*sorted(str(m) for m in context.models.values())):x}"
+        try:
+            run_eval(replace(context, folder=folder))
+        except Interrupted:
+            raise KeyboardInterrupt from None
+    table: dict[str, Any] = json.loads((folder / "eval.json").read_text())
+    return table

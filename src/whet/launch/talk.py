@@ -1,0 +1,57 @@
+"""Talking to a model: what `whet chat` does, apart from reading and printing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from whet.config import ModelConfig, SamplingConfig, TrainConfig
+from whet.errors import RunError
+from whet.launch.world import LocalWorld
+from whet.pipeline.rl_stage import sampling_params
+from whet.pipeline.stage import Policy
+from whet.records import Message, seed_of
+from whet.sampling.base import Request
+
+
+@dataclass
+class Conversation:
+    """A conversation with one model; every answer is sampled with a seed of its own."""
+
+    policy: Policy
+    sampling: SamplingConfig
+    seed: int = 0
+    messages: list[Message] = field(default_factory=list)
+
+    def say(self, text: str) -> str:
+        """The model's answer to one more user message."""
+        self.messages.append(Message(role="user", content=text))
+        prompt = self.policy.template.prompt(self.messages)
+        params = sampling_params(self.sampling, self.policy.template)
+        request = Request(prompt=prompt, seed=seed_of(self.seed, len(self.messages)), params=params)
+        (completion,) = self.policy.sampler.sample([request])
+        answer = self.policy.template.parse(completion.tokens, completion.ending)
+        self.messages.append(answer)
+        return answer.content
+
+
+def open_conversation(what: str, sampling: SamplingConfig, *, seed: int = 0) -> Conversation:
+    """Talk to a run folder (its last model, or `RUN@stage`), a model directory, a hub id or a built-in model."""
+    policy = LocalWorld().policy(ModelConfig(path=find_model(what)), TrainConfig(), sampling)
+    return Conversation(policy=policy, sampling=sampling, seed=seed)
+
+
+def find_model(what: str) -> str:
+    """The path of the model that `what` names; `RunError` for a run that has none yet."""
+    name, _, stage = what.partition("@")
+    if not (Path(name) / "recipe.json").is_file():
+        return what
+    made = {folder.name.partition("-")[2]: folder / "model" for folder in sorted((Path(name) / "stages").iterdir())}
+    made = {label: model for label, model in made.items() if (model / "config.json").is_file()}
+    if stage and stage not in made:
+        raise RunError(f"{name}: no stage {stage!r} has made a model; there are: {', '.join(made) or 'none yet'}")
+    if not made:
+        stages = ", ".join(json.loads((Path(name) / "recipe.json").read_text())["stages"])
+        raise RunError(f"{name}: none of its stages ({stages}) has made a model yet; run it to the end first")
+    return str(made[stage] if stage else list(made.values())[-1])

@@ -1,0 +1,219 @@
+"""Sources: what is read is what is there, and what is damaged is named by file and line, or counted."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from whet.config import DataConfig
+from whet.data import BadRow, load_conversations, load_prompts, read_rows, sources
+from whet.errors import DataError
+
+ROWS = [{"prompt": "2+2?", "completion": "4"}, {"prompt": "Grüße\u2028👋", "completion": "Hallo"}]
+
+
+def jsonl(*rows: Any) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def config(**fields: Any) -> DataConfig:
+    return DataConfig(**{"path": "train.jsonl", **fields})
+
+
+def write_parquet(path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist(ROWS), path)
+
+
+WRITERS = {
+    "a.jsonl": lambda path: path.write_bytes(jsonl(*ROWS)),
+    "a.jsonl.gz": lambda path: path.write_bytes(gzip.compress(jsonl(*ROWS))),
+    "bom.jsonl": lambda path: path.write_bytes(b"\xef\xbb\xbf" + jsonl(*ROWS)),
+    "crlf.jsonl": lambda path: path.write_bytes(jsonl(*ROWS).replace(b"\n", b"\r\n")),
+    "no_last_newline.jsonl": lambda path: path.write_bytes(jsonl(*ROWS).rstrip()),
+    "a.json": lambda path: path.write_text(json.dumps(ROWS, indent=1)),
+    "a.json.gz": lambda path: path.write_bytes(gzip.compress(json.dumps(ROWS).encode())),
+    "lines.json": lambda path: path.write_bytes(jsonl(*ROWS)),
+    "a.parquet": write_parquet,
+    "saved": lambda path: datasets.Dataset.from_list(ROWS).save_to_disk(path),
+    "splits": lambda path: datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS)).save_to_disk(path),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_kind_of_source_gives_the_same_rows(tmp_path: Path, name: str) -> None:
+    WRITERS[name](tmp_path / name)
+    rows = list(read_rows(config(path=str(tmp_path / name))))
+    assert [dict(row.values) for row in rows] == ROWS
+    assert [row.origin.line for row in rows] == [1, 2]
+    assert str(rows[1].origin) == f"{tmp_path / name}:2"
+
+
+def test_parquet_may_be_compressed_again(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet")
+    (tmp_path / "b.parquet.gz").write_bytes(gzip.compress((tmp_path / "a.parquet").read_bytes()))
+    assert [dict(row.values) for row in read_rows(config(path=str(tmp_path / "b.parquet.gz")))] == ROWS
+
+
+def test_a_folder_is_its_files_in_order_of_name(tmp_path: Path) -> None:
+    for name, index in (("b.jsonl", 1), ("a.jsonl.gz", 0)):
+        data = jsonl(ROWS[index])
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    (tmp_path / "README.md").write_text("about")
+    assert [str(row.origin) for row in read_rows(config(path=str(tmp_path)))] == [
+        f"{tmp_path / 'a.jsonl.gz'}:1",
+        f"{tmp_path / 'b.jsonl'}:1",
+    ]
+    (tmp_path / "c.json").write_text("[]")
+    with pytest.raises(DataError, match=r"holds \.json and \.jsonl files"):
+        list(read_rows(config(path=str(tmp_path))))
+
+
+def test_reading_is_lazy(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(jsonl(ROWS[0]) + b"{broken\n")
+    rows = read_rows(config(path=str(tmp_path / "a.jsonl")))
+    assert next(rows).values == ROWS[0]
+    with pytest.raises(BadRow):
+        next(rows)
+    loaded, dropped = load_conversations(config(path=str(tmp_path / "a.jsonl"), limit=1))
+    assert len(loaded) == 1 and dropped.total == 0
+
+
+GOOD = jsonl({"text": "fine"})
+DAMAGE = {
+    "broken line": (b'{"text": "a",}\n' + GOOD, "not valid JSON"),
+    "not JSON": (b"hello\n" + GOOD, "not valid JSON"),
+    "single quotes": (b"{'text': 'a'}\n" + GOOD, "not valid JSON"),
+    "two objects on a line": (b'{"text": "a"} {"text": "b"}\n' + GOOD, "not valid JSON"),
+    "raw NUL": (b'{"text": "a\x00b"}\n' + GOOD, "not valid JSON"),
+    "zeros after a crash": (b"\x00" * 64 + b"\n" + GOOD, "not valid JSON"),
+    "raw tab in a string": (b'{"text": "a\tb"}\n' + GOOD, "not valid JSON"),
+    "escaped NUL": (b'{"text": "a\\u0000b"}\n' + GOOD, "NUL character"),
+    "lone surrogate": (b'{"text": "a\\ud83d"}\n' + GOOD, "half of a surrogate pair"),
+    "lone surrogate in a key": (b'{"text": {"\\udc00": 1}}\n' + GOOD, "half of a surrogate pair"),
+    "Latin-1": ('{"text": "Grüße"}\n'.encode("latin-1") + GOOD, "not UTF-8.*0xfc"),
+    "UTF-16": ('{"text": "a"}'.encode("utf-16") + b"\n" + GOOD, "not UTF-8.*0xff"),
+    "cut in a character": (b'{"text": "\xf0\x9f\x91"}\n' + GOOD, "not UTF-8"),
+    "NaN": (b'{"text": "a", "score": NaN}\n' + GOOD, "NaN is not JSON"),
+    "Infinity": (b'{"text": "a", "score": -Infinity}\n' + GOOD, "-Infinity is not JSON"),
+    "overflowing number": (b'{"text": "a", "score": 1e999}\n' + GOOD, "overflows"),
+    "huge int": (b'{"text": "a", "score": ' + b"9" * 5000 + b"}\n" + GOOD, "a number has 5000 digits"),
+    "duplicate keys": (b'{"text": "a", "text": "b"}\n' + GOOD, "a key stands twice"),
+    "deep nesting": (b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n" + GOOD, "nested too deeply"),
+    "a list": (b'["text", "a"]\n' + GOOD, "not a JSON object"),
+    "a string": (b'"text"\n' + GOOD, "not a JSON object"),
+    "null": (b"null\n" + GOOD, "not a JSON object"),
+    "wrong type": (b'{"text": 3}\n' + GOOD, "text: not text; it is a number"),
+    "missing column": (b'{"txt": "a"}\n' + GOOD, "columns of no known format; there are: txt"),
+    "empty text": (b'{"text": "  "}\n' + GOOD, "text: empty text"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_line_is_named_or_counted(tmp_path: Path, kind: str) -> None:
+    data, message = DAMAGE[kind]
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(GOOD + data)
+    with pytest.raises(DataError, match=rf"a\.jsonl:2: .*{message}"):
+        load_conversations(config(path=str(path)))
+    loaded, dropped = load_conversations(config(path=str(path), on_bad_row="drop"))
+    assert [(example.text, example.origin.line) for example in loaded] == [("fine", 1), ("fine", 3)]
+    assert dropped.total == 1 and dropped.examples[0].startswith(f"{path}:2: ")
+    assert dropped.describe().startswith("1 row dropped: 1 x ")
+
+
+def test_half_a_last_line_is_called_that(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(GOOD + GOOD[:-5])
+    with pytest.raises(DataError, match=r"a\.jsonl:2: the last line is cut short"):
+        load_conversations(config(path=str(tmp_path / "a.jsonl")))
+
+
+def test_a_line_too_long_to_hold_is_skipped_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "LONGEST_LINE", 2**20)
+    (tmp_path / "a.jsonl").write_bytes(GOOD + jsonl({"text": "x" * 3 * 2**20}) + GOOD)
+    loaded, dropped = load_conversations(config(path=str(tmp_path / "a.jsonl"), on_bad_row="drop"))
+    assert [example.origin.line for example in loaded] == [1, 3]
+    assert list(dropped.counts) == ["the line is longer than 1 MiB"]
+
+
+@pytest.mark.parametrize("on_bad_row", ["error", "drop"])
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.jsonl", b"", "it has no rows"),
+        ("a.jsonl", b"\n \n", "it has no rows"),
+        ("a.json", b"", "it has no rows"),
+        ("a.json", b"[]", "it has no rows"),
+        ("a.json", b'[{"text": "a"},\n {"text": }]', r"a\.json:2: not valid JSON"),
+        ("a.json", b'"text"', "not a list of objects"),
+        ("a.jsonl.gz", gzip.compress(GOOD * 1000)[:-20], r"damaged or cut short after line"),
+        ("a.jsonl.gz", b"not gzip", "damaged or cut short"),
+        ("a.parquet", b"PAR1 and then nothing", "damaged or cut short"),
+        ("a.csv", b"text\nfine\n", r"is no data file.*\.jsonl, \.json, \.parquet"),
+    ],
+)
+def test_a_source_that_cannot_be_read_is_an_error_in_any_case(
+    tmp_path: Path, name: str, data: bytes, message: str, on_bad_row: str
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError, match=message):
+        load_conversations(config(path=str(tmp_path / name), on_bad_row=on_bad_row))
+
+
+def test_where_every_row_is_bad_the_reasons_are_told(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(jsonl({"text": ""}, {"text": 1}, {"text": " "}))
+    with pytest.raises(
+        DataError, match="not one row is usable; 3 rows dropped: 2 x text: empty text; 1 x text: not text"
+    ):
+        load_conversations(config(path=str(tmp_path / "a.jsonl"), on_bad_row="drop"))
+
+
+def test_a_missing_file_names_its_neighbour(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_bytes(GOOD)
+    with pytest.raises(DataError, match=r"no such file or folder; did you mean 'train\.jsonl'\?"):
+        list(read_rows(config(path=str(tmp_path / "trainn.jsonl"))))
+    with pytest.raises(DataError, match="there is no folder"):
+        list(read_rows(config(path=str(tmp_path / "no" / "train.jsonl"))))
+    with pytest.raises(DataError, match="files have no subset and no split"):
+        list(read_rows(config(path=str(tmp_path / "train.jsonl"), split="test")))
+
+
+def test_an_unknown_split_names_the_nearest(tmp_path: Path) -> None:
+    datasets.DatasetDict(training=datasets.Dataset.from_list(ROWS)).save_to_disk(tmp_path)
+    with pytest.raises(DataError, match="no split 'train'; did you mean 'training'"):
+        list(read_rows(config(path=str(tmp_path))))
+
+
+def test_the_hub_is_asked_by_id_and_its_failure_says_what_was_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(path: str, subset: str | None, *, split: str) -> datasets.Dataset:
+        if path == "org/here":
+            return datasets.Dataset.from_list(ROWS)
+        raise ConnectionError(f"Couldn't reach {path!r}")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    rows = list(read_rows(config(path="org/here", subset="main", split="test")))
+    assert [dict(row.values) for row in rows] == ROWS and str(rows[0].origin) == "org/here/main/test:1"
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        DataError, match=r"org/gone/main/train could not be loaded \(Couldn't reach.*HF_HUB_OFFLINE is set"
+    ):
+        list(read_rows(config(path="org/gone", subset="main")))
+
+
+def test_null_struct_fields_of_arrow_are_absent(tmp_path: Path) -> None:
+    calls = [{"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {"y": 2}}]
+    pq.write_table(pa.Table.from_pylist([{"calls": calls, "gold": None}]), tmp_path / "a.parquet")
+    (only,) = read_rows(config(path=str(tmp_path / "a.parquet")))
+    assert only.values == {"calls": calls, "gold": None}
+
+
+def test_limit_counts_usable_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(jsonl({"prompt": ""}, {"prompt": "a"}, {"prompt": "b"}, {"prompt": "c"}))
+    prompts, dropped = load_prompts(config(path=str(tmp_path / "a.jsonl"), limit=2, on_bad_row="drop"))
+    assert [prompt.messages[0].content for prompt in prompts] == ["a", "b"] and dropped.total == 1

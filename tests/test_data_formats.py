@@ -1,0 +1,283 @@
+"""Formats: every shape that people have becomes the same records, and a bad row is named by field and remedy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from whet.config import DataConfig
+from whet.data import (
+    BadRow,
+    Conversation,
+    Origin,
+    Row,
+    detect,
+    load_conversations,
+    to_conversation,
+    to_prompt,
+)
+from whet.errors import DataError
+from whet.records import Message, ToolCall
+
+USER = {"role": "user", "content": "x"}
+
+
+def row(**values: Any) -> Row:
+    return Row(origin=Origin(source="train.jsonl", line=17), values=values)
+
+
+def config(**fields: Any) -> DataConfig:
+    return DataConfig(**{"path": "train.jsonl", **fields})
+
+
+def conversation(fields: dict[str, Any] | None = None, **values: Any) -> Conversation:
+    return to_conversation(row(**values), config(**fields or {}))
+
+
+def turns(messages: tuple[Message, ...]) -> list[tuple[str, str]]:
+    return [(message.role, message.content) for message in messages]
+
+
+@pytest.mark.parametrize(
+    ("columns", "name"),
+    [
+        (["messages", "tools"], "messages"),
+        (["id", "conversations"], "sharegpt"),
+        (["prompt", "completion"], "prompt_completion"),
+        (["instruction", "input", "output"], "alpaca"),
+        (["text", "meta"], "text"),
+        (["prompt", "answer"], "prompt"),
+        (["question", "answer"], None),
+    ],
+)
+def test_a_format_is_known_by_its_columns(columns: list[str], name: str | None) -> None:
+    assert detect(columns) == name
+
+
+def test_messages_keep_what_they_say() -> None:
+    found = conversation(
+        messages=[
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "hi", "name": "Ann"},
+            {"role": "assistant", "content": "ho", "reasoning_content": "greet", "weight": 0},
+            {"role": "assistant", "content": "hey", "train": True},
+        ]
+    )
+    assert found.messages == (
+        Message(role="system", content="Be brief."),
+        Message(role="user", content="hi"),
+        Message(role="assistant", content="ho", thinking="greet", trained=False),
+        Message(role="assistant", content="hey", trained=True),
+    )
+    assert str(found.origin) == "train.jsonl:17"
+
+
+TEXT = '{"a": 1}'
+CALL = ToolCall(name="add", arguments={"a": 1}, id="")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add", "arguments": {"a": 1}}}]},
+        {
+            "role": "assistant",
+            "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}],
+        },
+        {"role": "assistant", "content": "", "tool_calls": [{"name": "add", "arguments": {"a": 1}}]},
+        {"role": "assistant", "content": "", "tool_calls": '[{"name": "add", "arguments": {"a": 1}}]'},
+        {"role": "assistant", "content": None, "function_call": {"name": "add", "arguments": TEXT}},
+        {"role": "assistant", "content": [{"type": "tool_call", "value": '{"name": "add", "arguments": {"a": 1}}'}]},
+        {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 1}}'},
+    ],
+)
+def test_every_spelling_of_a_tool_call_is_the_same_call(message: dict[str, Any]) -> None:
+    found = conversation(messages=[{"role": "user", "content": "1+1"}, message])
+    assert found.messages[1] == Message(role="assistant", content="", tool_calls=(CALL,))
+
+
+def test_tools_may_be_json_or_a_list_of_tools_or_of_functions() -> None:
+    function = {"name": "add", "parameters": {"type": "object"}}
+    tool = {"type": "function", "function": function}
+    for tools in ([tool], [function], json.dumps([function]), [json.dumps(tool)]):
+        found = conversation(messages=[{"role": "user", "content": "x"}], tools=tools)
+        assert found.tools == (tool,)
+    for tools in ("", None):
+        assert conversation(messages=[{"role": "user", "content": "x"}], tools=tools).tools == ()
+
+
+def test_content_parts_are_text_and_thinking() -> None:
+    parts = [{"type": "reasoning", "value": "hm"}, {"type": "text", "value": "a"}, {"type": "text", "text": "b"}]
+    found = conversation(messages=[{"role": "assistant", "content": parts, "loss_weight": 1.0}])
+    assert found.messages == (Message(role="assistant", content="ab", thinking="hm", trained=True),)
+
+
+@pytest.mark.parametrize(
+    ("alias", "role"),
+    [
+        ("human", "user"),
+        ("user", "user"),
+        ("gpt", "assistant"),
+        ("chatgpt", "assistant"),
+        ("bing", "assistant"),
+        ("assistant", "assistant"),
+        ("system", "system"),
+        ("observation", "tool"),
+        ("tool", "tool"),
+        ("function_response", "tool"),
+    ],
+)
+def test_sharegpt_roles_have_many_names(alias: str, role: str) -> None:
+    assert turns(conversation(conversations=[{"from": alias, "value": "x"}]).messages) == [(role, "x")]
+
+
+def test_a_prompt_is_context_and_a_completion_is_trained() -> None:
+    found = conversation(prompt="2+2?", completion="4").messages
+    assert found == (Message(role="user", content="2+2?"), Message(role="assistant", content="4"))
+    prompt = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    found = conversation(prompt=prompt, completion=[{"role": "assistant", "content": "d"}]).messages
+    assert [message.trained for message in found] == [None, False, None, None]
+
+
+def test_alpaca_joins_the_input_and_does_not_train_on_history() -> None:
+    found = conversation(
+        instruction="Add.", input="1 2", output="3", system="Be exact.", history=[["hi", "ho"]]
+    ).messages
+    assert turns(found) == [
+        ("system", "Be exact."),
+        ("user", "hi"),
+        ("assistant", "ho"),
+        ("user", "Add.\n1 2"),
+        ("assistant", "3"),
+    ]
+    assert [message.trained for message in found] == [None, None, False, None, None]
+    assert turns(conversation(instruction="Hi.", input="", output="ho").messages)[0] == ("user", "Hi.")
+
+
+def test_running_text_stays_text() -> None:
+    found = conversation(text="once upon a time")
+    assert found.text == "once upon a time" and found.messages == ()
+
+
+def test_system_is_put_first_where_there_is_none() -> None:
+    fields = {"system": "Be brief."}
+    own = [{"role": "system", "content": "Be long."}, {"role": "user", "content": "x"}]
+    empty = [{"role": "system", "content": ""}, {"role": "user", "content": "x"}]
+    assert turns(conversation(fields, messages=own).messages)[0] == ("system", "Be long.")
+    assert turns(conversation(fields, messages=empty).messages) == [("system", "Be brief."), ("user", "x")]
+    assert turns(conversation(fields, prompt="x", completion="y", system="Row's own.").messages)[0][1] == "Row's own."
+
+
+def test_columns_rename_and_build_text() -> None:
+    fields = {"columns": {"prompt": "Q: {question} {{x}}", "completion": "answer"}}
+    assert turns(conversation(fields, question="{1}", answer="a").messages) == [
+        ("user", "Q: {1} {x}"),
+        ("assistant", "a"),
+    ]
+    named = {"columns": {"prompt": "question", "completion": "answer"}}
+    assert turns(conversation(named, messages=[USER], question="q", answer="a").messages)[0] == ("user", "q")
+
+
+def test_prompts_keep_all_other_columns() -> None:
+    found = to_prompt(
+        row(question="2+2?", answer="4", level=3), config(columns={"prompt": "question", "gold": "answer"})
+    )
+    assert turns(found.messages) == [("user", "2+2?")]
+    assert found.columns == {"question": "2+2?", "answer": "4", "level": 3, "gold": "4"}
+    found = to_prompt(row(messages=[{"role": "user", "content": "x"}], ground_truth="y"), config(system="Think."))
+    assert turns(found.messages) == [("system", "Think."), ("user", "x")] and found.columns == {"ground_truth": "y"}
+
+
+def answered(**fields: Any) -> dict[str, Any]:
+    """A row whose second message has these fields."""
+    return {"messages": [USER, fields]}
+
+
+IMAGE = [{"type": "image_url", "image_url": "u"}]
+BROKEN = [{"name": "f", "arguments": "{x"}]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"messages": []}, r"messages: an empty list"),
+        ({"messages": "hi"}, r"messages: not a list of messages; it is text \('hi'\)"),
+        (answered(role="assistantt", content="y"), r"messages\[1\]\.role: unknown role 'assistantt'; .* 'assistant'"),
+        (answered(content="y"), r"messages\[1\]\.role: no role"),
+        (answered(role="assistant", contents="y"), r"messages\[1\]\.content: no content; did you mean 'contents'"),
+        (answered(role="assistant", content=" "), r"messages\[1\]\.content: the assistant message is empty"),
+        (answered(role="assistant", content=4), r"messages\[1\]\.content: not text; it is a number \(4\)"),
+        (answered(role="user", content=IMAGE), r"messages\[1\]\.content\[0\]: not a text part"),
+        (answered(role="assistant", content="y", weight=0.5), r"messages\[1\]\.weight: neither 0 nor 1"),
+        (answered(role="user", content="y", tool_calls=[{"name": "f"}]), r"a tool call outside an assistant message"),
+        (answered(role="assistant", tool_calls=BROKEN), r"tool_calls\[0\]\.arguments: not valid JSON"),
+        ({"messages": [USER], "tools": "[{]"}, r"tools: not valid JSON"),
+        ({"messages": [USER], "tools": [{"description": "d"}]}, r"tools\[0\]\.name: a tool without a name"),
+        ({"conversations": [{"from": "humann", "value": "x"}]}, r"conversations\[0\]\.from: .* did you mean 'human'"),
+        ({"instruction": "x", "output": ""}, r"output: empty text"),
+        ({"instruction": "x", "output": "y", "history": ["a"]}, r"history\[0\]: not a pair"),
+        ({"prompt": "x", "completion": None}, r"completion: not text; it is missing"),
+        ({"prompt": "x", "answer": "y"}, r"completion: no such column; there are: prompt, answer"),
+        ({"question": "x", "answer": "y"}, r"known format; .*data\.columns: \{prompt: question, completion: answer\}"),
+        ({"messages": [USER], "label": False}, r"label: answers labelled good or bad"),
+    ],
+)
+def test_a_bad_row_is_named_with_its_field_and_remedy(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadRow, match=r"^train\.jsonl:17: .*" + message):
+        conversation(**values)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"prompt": "questionn"}, r"train\.jsonl:17: prompt: no column 'questionn'; did you mean 'question'"),
+        ({"prompt": "Q: {questionn}"}, r"train\.jsonl:17: prompt: no column 'questionn'; did you mean 'question'"),
+        ({"prompt": "{list}"}, r"train\.jsonl:17: prompt: column 'list' cannot stand in a text; it is a list"),
+        ({"prompt": "{question:>9}"}, r"only \{column\} may stand in braces"),
+        ({"prompt": "{question"}, r"data\.columns: '\{question'"),
+    ],
+)
+def test_a_column_that_is_not_there_names_the_nearest(columns: dict[str, str], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        to_prompt(row(question="x", list=[1]), config(columns=columns))
+
+
+def test_a_task_does_not_end_with_its_answer() -> None:
+    with pytest.raises(BadRow, match="messages: ends with an assistant message"):
+        to_prompt(row(messages=[USER, {"role": "assistant", "content": "y"}]), config())
+
+
+def test_a_named_format_needs_its_columns() -> None:
+    with pytest.raises(BadRow, match="output: format alpaca needs this column; did you mean 'outputs'"):
+        conversation({"format": "alpaca"}, instruction="x", outputs="y", text="z")
+    assert conversation({"format": "text"}, text="z", messages=[]).text == "z"
+
+
+# -------------------------------------------------------------------------------------------- real files
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "columns"),
+    [
+        ("gsm8k/dev/train.jsonl.gz", 5107, {"prompt": "question", "completion": "answer"}),
+        ("gsm8k/dev/test.jsonl", 872, {"prompt": "question", "completion": "answer"}),
+        ("llamafactory/dev/alpaca_en_demo.jsonl.gz", 650, {}),
+        ("llamafactory/dev/v1_sft_demo.jsonl", 339, {}),
+        ("llamafactory/dev/reason_tool_use_demo_50.jsonl", 27, {}),
+        ("llamafactory/dev/glaive_toolcall_en_demo.jsonl.gz", 197, {}),
+        ("sharegpt_format/dev/dummy_conversation.jsonl", 323, {}),
+        ("dolly_open_qa/dev/chinkara-open_qa.jsonl.gz", 2498, {}),
+        ("rasbt/dev/instruction-data.jsonl", 721, {}),
+    ],
+)
+def test_real_files_are_read_whole(shared_data: Path, name: str, rows: int, columns: dict[str, str]) -> None:
+    examples, dropped = load_conversations(config(path=str(shared_data / name), columns=columns))
+    assert (len(examples), dropped.total) == (rows, 0)
+    assert all(example.text or example.messages[-1].role == "assistant" for example in examples)
+    calls = sum(len(message.tool_calls) for example in examples for message in example.messages)
+    assert calls == {"glaive_toolcall_en_demo.jsonl.gz": 138, "reason_tool_use_demo_50.jsonl": 40}.get(
+        Path(name).name, 0
+    )

@@ -1,0 +1,233 @@
+"""The report shows any run folder, finished or not, says only what the numbers show, and runs nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from whet.errors import RunError
+from whet.records import Completion, Ending, Episode, Group, Message, Outcome, Score, Turn
+from whet.tracking import RunLog, write_report
+from whet.tracking.story import EvalLine, StageView, verdict
+from whet.tracking.svg import Axis, Series, line_chart, nice_ticks, stacked_chart
+from whet.tracking.text import THIN, number, percent, points, seconds, share
+
+ATTACK = '</pre><script>alert("x")</script><img src=x onerror=alert(1)>'
+
+
+def decode(tokens: tuple[int, ...] | list[int]) -> str:
+    return "".join(map(chr, tokens))
+
+
+def episode(sample: int, answer: str, reward: float) -> Episode:
+    tokens = tuple(map(ord, answer))
+    written = Completion(tokens=tokens, logprobs=(-0.5,) * len(tokens), version=1, ending=Ending.STOP)
+    return Episode(
+        task="t",
+        sample=sample,
+        seed=sample,
+        messages=(Message(role="user", content="Q"), Message(role="assistant", content=answer)),
+        turns=(Turn(prompt=(81,), completion=written),),
+        score=Score(value=reward, correct=reward > 0.5, parts={ATTACK: reward}, note=ATTACK),
+        outcome=Outcome.FINISHED,
+    )
+
+
+# ------------------------------------------------------------------------------------ numbers and charts
+
+
+def test_numbers_read_well() -> None:
+    assert [percent(v).replace(THIN, " ") for v in (0.364, 0.914, 0.002, 0.996, 1.0, 0.0)] == [
+        "36 %", "91 %", "0.2 %", "99.6 %", "100 %", "0 %"]  # fmt: skip
+    assert [share(v).replace(THIN, " ") for v in (0.3642, 0.00213, 1.0, 0.025)] == [
+        "36.4 %",
+        "0.213 %",
+        "100 %",
+        "2.5 %",
+    ]
+    assert [points(v) for v in (0.55, -0.021, 0.0, 0.0998)] == ["+55", "\u22122.1", "0", "+10"]
+    assert [number(v) for v in (0, 0.0123, 2.5e-5, 999.9, 12_345, 2.5e6, -1.5)] == [
+        "0", "0.0123", "2.5e\u22125", "1,000", "12.3k", "2.5M", "\u22121.5"]  # fmt: skip
+    assert [seconds(v).replace(THIN, " ") for v in (0.34, 4.21, 200, 7500)] == [
+        "340 ms",
+        "4.2 s",
+        "3 min 20 s",
+        "2 h 05 min",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0, 1), (0, 0.013), (-3.2, 7.9), (0, 1e-6), (2990, 3010), (0, 12345), (0.1, 0.11)]
+)
+def test_ticks_are_few_even_and_enclose_the_data(low: float, high: float) -> None:
+    ticks = nice_ticks(low, high, 5)
+    assert 2 <= len(ticks) <= 5 and ticks[0] <= low + 1e-12 and ticks[-1] >= high - 1e-12
+    gaps = [b - a for a, b in pairwise(ticks)]
+    assert max(gaps) == pytest.approx(min(gaps))
+
+
+def heights(svg: str, kind: str) -> list[list[float]]:
+    shapes = re.findall(rf'class="{kind} [^"]*" points="([^"]+)"', svg)
+    return [[float(pair.split(",")[1]) for pair in shape.split()] for shape in shapes]
+
+
+def test_a_curve_goes_where_its_axis_says() -> None:
+    axis = Axis(label="share", show=str, floor=0.0, ceiling=1.0)
+    (ys,) = heights(line_chart([Series(name="s", points=((1, 0.0), (2, 0.5), (3, 1.0)), tone="blue")], axis), "curve")
+    assert ys[0] - ys[1] == pytest.approx(ys[1] - ys[2]) and ys[0] > ys[2]  # paper counts downwards
+
+
+def test_stacked_areas_add_up() -> None:
+    axis = Axis(label="share", show=str, floor=0.0, ceiling=1.0)
+    parts = [Series(name=name, points=((1, 0.25), (2, 0.5)), tone="blue") for name in ("a", "b")]
+    alone = Series(name="c", points=((1, 0.5), (2, 1.0)), tone="blue")
+    assert (
+        heights(stacked_chart(parts, axis), "layer")[1][-2:] == heights(stacked_chart([alone], axis), "layer")[0][-2:]
+    )
+
+
+@pytest.mark.parametrize("count", [1, 2, 5000])
+@pytest.mark.parametrize("log", [False, True])
+def test_any_number_of_equal_points_can_be_drawn_small(count: int, log: bool) -> None:
+    series = Series(name="<b>", points=tuple((float(step), 0.0) for step in range(1, count + 1)), tone="red")
+    svg = line_chart([series], Axis(label="x", show=str, log=log))
+    assert "nan" not in svg and "<b>" not in svg and len(svg) < 60_000
+
+
+# -------------------------------------------------------------------------------------------- report
+
+
+class Page(HTMLParser):
+    """Collects the tags and their attributes, and checks that they nest."""
+
+    VOID = ("meta", "link", "img", "br")
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(page)
+        assert not self.open, f"unclosed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def eval_row(
+    label: str, accuracy: float, length: float, gain: tuple[float, float, float] | None = None
+) -> dict[str, object]:
+    middle, low, high = gain or (None, None, None)
+    return {
+        "label": label,
+        "accuracy": accuracy,
+        "low": accuracy - 0.02,
+        "high": accuracy + 0.02,
+        "pass_at_k": {"1": accuracy, "4": 0.99},
+        "mean_length": length,
+        "truncated": 0.0,
+        "samples": 4,
+        "tasks": 500,
+        "gain": middle,
+        "gain_low": low,
+        "gain_high": high,
+    }
+
+
+def fake_run(folder: Path, *, finished: bool = True) -> Path:
+    """A small run folder as the pipeline leaves it, with hostile text wherever text can come from outside."""
+    stages = {
+        "warm": {"kind": "sft", "train": {"steps": 20}},
+        "rl": {"kind": "rl", "train": {"steps": 30}},
+        "check": {"kind": "eval"},
+    }
+    recipe = {"name": "demo", "description": ATTACK, "seed": 7, "model": {"path": ATTACK}, "stages": stages}
+    folder.mkdir()
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    (folder / "run.json").write_text(json.dumps({"name": "demo", "seed": 7, "versions": {"whet": "0.1.0"}}))
+    for index, (name, config) in enumerate(stages.items(), start=1):
+        if name == "check" and not finished:
+            break
+        stage = folder / "stages" / f"{index:02d}-{name}"
+        stage.mkdir(parents=True)
+        (stage / "stage.json").write_text(json.dumps({"name": name, "kind": config["kind"]}))
+        log = RunLog(stage, decode)
+        for step in range(1, 21):
+            if name == "warm":
+                log.write(step, {"loss": 4 / step, "lr": 1e-3, "grad_norm": math.nan if step == 3 else 1.0})
+            elif name == "rl":
+                lost = {"outcomes/grader_error": 0.1} if step == 7 else {}
+                metrics = {"reward": step / 20, f"rewards/{ATTACK}": 0.1, "solved": step / 20, "loss": 0.0, **lost}
+                played = Group(task="t", episodes=(episode(0, ATTACK, step / 20), episode(1, "no", 0.0)))
+                log.write(step, {**metrics, "time/rollout": 2.0, "time/train": 1.0}, [played])
+        log.close()
+        if name == "check":
+            rows = [eval_row("base", 0.36, 13), eval_row(f"RL{ATTACK}", 0.91, 24, (0.55, 0.51, 0.59))]
+            (stage / "eval.json").write_text(json.dumps({"rows": rows, "k": 4}))
+        if finished or name == "warm":
+            (stage / "manifest.json").write_text("{}")
+    return folder
+
+
+def test_the_page_is_whole_self_contained_and_runs_nothing(tmp_path: Path) -> None:
+    path = write_report(fake_run(tmp_path / "run"))
+    assert path == tmp_path / "run" / "report.html"
+    page = Page(path.read_text())
+    names = {tag for tag, _ in page.tags}
+    assert not names & {"script", "img", "iframe", "object", "embed", "form", "base"}
+    for _, attributes in page.tags:
+        assert not any(name.startswith("on") for name in attributes)
+        for name in ("href", "src", "xlink:href"):
+            assert name not in attributes or str(attributes[name]).startswith(("#", "data:,"))
+    assert "url(" not in path.read_text() and "@import" not in path.read_text()
+    assert "&lt;script&gt;" in path.read_text()  # shown, as text
+
+
+def test_the_page_says_what_happened(tmp_path: Path) -> None:
+    text = write_report(fake_run(tmp_path / "run")).read_text().replace(THIN, " ")
+    assert "Held-out accuracy rose from 36 % (base) to 91 % (RL" in text
+    assert "+55 points, 95 % interval +51 to +59, while answers grew from 13 to 24 tokens." in text
+    for title in ("Loss", "Reward", "Solved", "Time per step", "Outcomes other than finished", "Gradient norm"):
+        assert f"<h4>{title}</h4>" in text
+    assert "<h4>Entropy</h4>" not in text  # no such metric in this run
+    assert "1 min 00 s" in text  # 20 steps of 3 seconds
+    assert "the same task early" in text.lower()
+
+
+def test_a_run_at_work_and_one_without_anything_have_pages(tmp_path: Path) -> None:
+    text = write_report(fake_run(tmp_path / "run", finished=False)).read_text().replace(THIN, " ")
+    assert "step 20 of 30" in text and "waiting" in text and "nothing was evaluated yet" in text
+    (tmp_path / "new" / "stages" / "01-rl").mkdir(parents=True)
+    assert "no numbers yet" in write_report(tmp_path / "new").read_text()
+    with pytest.raises(RunError, match="not a run folder"):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["recipe.json", "run.json", "stages/03-check/eval.json"])
+def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
+    folder = fake_run(tmp_path / "run")
+    (folder / name).write_text("{")
+    with pytest.raises(RunError, match=f"{Path(name).name}: not JSON"):
+        write_report(folder)
+
+
+@pytest.mark.parametrize("gain", [(0.02, -0.02, 0.06), (-0.2, -0.25, -0.15)])
+def test_the_verdict_never_claims_what_the_interval_does_not_show(gain: tuple[float, float, float]) -> None:
+    rows = tuple(EvalLine(**eval_row(*row)) for row in (("a", 0.5, 10.0), ("b", 0.5 + gain[0], 10.2, gain)))
+    stage = StageView(name="e", kind="eval", state="done", planned=None, lines=(), rows=rows)
+    said = verdict((stage,))
+    assert said.startswith("Held-out accuracy fell" if gain[2] < 0 else "No measurable change")
+    assert said.endswith("answers kept their length of 10.2 tokens.")
