@@ -65,4 +65,3 @@ def _tokenizer_of(run: Run, name: str) -> ModelConfig:
     """A model with the stage's tokenizer: an earlier stage's does not exist yet, but it is the recipe's."""
     model = run.model_of(name)
     return model if not model.path.startswith(str(run.folder)) or Path(model.path).is_dir() else run.recipe.model
-

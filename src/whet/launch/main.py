@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from whet.config.loading import Loaded, resolved
+from whet.config.loading import Loaded
 from whet.launch.world import LocalWorld
 from whet.models.machine import pick_threads
 from whet.pipeline.run import Run
@@ -35,7 +35,7 @@ def run_recipe(loaded: Loaded, *, quiet: bool = False) -> dict[str, Any]:
     torch.set_num_threads(before["threads"] if before else pick_threads(recipe.threads))
     with asked_to_stop(console) as stopped:
         try:
-            run_pipeline(run, LocalWorld(), console, about=_about(), stopped=stopped)
+            run_pipeline(run, LocalWorld(), console, stopped, about=_about())
         except Interrupted:
             console.say(f"stopped; everything is saved in {run.folder}, and the same command goes on")
             raise KeyboardInterrupt from None

@@ -69,7 +69,9 @@ def attend(
     """The function that transformers calls. Refuses what it does not compute, by name."""
     name = type(module).__name__
     if layout is None:
-        raise ModelError(f"{name} was called without a layout; use whet's forward, or load the model with sdpa attention")
+        raise ModelError(
+            f"{name} was called without a layout; use whet's forward, or load the model with sdpa attention"
+        )
     for feature, value_of in (("softcap", softcap), ("attention sinks", s_aux), ("attention dropout", dropout or None)):
         if value_of is not None:
             raise ModelError(f"{name} uses {feature}, which whet's attention does not compute")
@@ -217,24 +219,24 @@ class _FlashTree(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, out_HND, lse_HN = ctx.saved_tensors
+        saved = ctx.saved_tensors  # once: unpacking may recompute a checkpointed layer
+        query, key, value, out_HND, lse_HN = saved
         grad_HND = grad_out[0].transpose(0, 1)
         grads = tuple(torch.zeros_like(t) for t in (query, key, value))
         for index_SL, valid_SL in ctx.layout.buckets:
             lse_SHL = _gather(lse_HN, index_SL).masked_fill(~valid_SL[:, None], FAR)
             grad_SHLD = _gather(grad_HND, index_SL) * valid_SL[:, None, :, None]
-            inputs = (_gather(t, index_SL) for t in (query, key, value, out_HND))
-            parts = _flash_backward(grad_SHLD, *inputs, lse_SHL, causal=True, scale=ctx.scale)
+            inputs = [grad_SHLD, *(_gather(t, index_SL) for t in (query, key, value, out_HND)), lse_SHL]
+            parts = _flash_backward(inputs, causal=True, scale=ctx.scale)
             index = index_SL[valid_SL]
             for grad, part in zip(grads, parts, strict=True):
                 grad[:, index] += part.transpose(0, 1)[:, valid_SL]
         for branch, prefix in ctx.layout.links:
-            inputs = (query[:, branch], key[:, prefix], value[:, prefix], out_HND[:, branch], lse_HN[:, branch])
-            parts = _flash_backward(
-                grad_HND[None, :, branch], *(t[None] for t in inputs), causal=False, scale=ctx.scale
-            )
-            for grad, part, where in zip(grads, parts, (branch, prefix, prefix), strict=True):
-                grad[:, where] += part[0]
+            where = (branch, branch, prefix, prefix, branch, branch)
+            inputs = [t[None, :, w] for t, w in zip((grad_HND, *saved), where, strict=True)]
+            parts = _flash_backward(inputs, causal=False, scale=ctx.scale)
+            for grad, part, tokens in zip(grads, parts, (branch, prefix, prefix), strict=True):
+                grad[:, tokens] += part[0]
         return (*(grad[None] for grad in grads), None, None)
 
 
@@ -247,10 +249,9 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale: fl
     return out, lse
 
 
-def _flash_backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, *, causal: bool, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        grad, query, key, value, out, lse, 0.0, causal, scale=scale
+def _flash_backward(inputs: Sequence[Tensor], *, causal: bool, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value; `inputs` are the output's gradient, query, key, value, output, log-sum-exp."""
+    grads: tuple[Tensor, Tensor, Tensor] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        *inputs, 0.0, causal, scale=scale
     )
-    return parts  # type: ignore[no-any-return]
+    return grads

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 from whet.config import EvalStage, ModelConfig, TrainConfig
 from whet.envs.base import Rubric, Task
@@ -32,7 +31,9 @@ def run_eval(context: Context) -> list[EvalRow]:
         found = playable(config, next(iter(context.models.values())), context.world, grading)
         # A problem that is listed twice is one question: counting it twice would narrow the intervals.
         problems = list({task.id: task for task in found.tasks}.values())
-        context.console.say(f"{context.name}: {found.describe()}, {len(problems):,} different, x {config.samples} samples")
+        context.console.say(
+            f"{context.name}: {found.describe()}, {len(problems):,} different, x {config.samples} samples"
+        )
         answers = {
             label: _answers(context, config, label, model, problems, grading) for label, model in context.models.items()
         }

@@ -33,6 +33,7 @@ from whet.records import seed_of
 from whet.tracking.console import Console
 from whet.tracking.report import write_report
 
+Stopped = Callable[[], bool]
 RUNNERS: dict[str, Callable[[Context], object]] = {"sft": run_sft, "rl": run_rl, "eval": run_eval}
 
 
@@ -70,7 +71,9 @@ class Run:
         return model.model_copy(update={"path": str(self.model_folder(model.path[1:]))})
 
 
-def run_recipe(run: Run, world: World, console: Console, *, about: Mapping[str, Any], stopped: Callable[[], bool]) -> None:
+def run_recipe(
+    run: Run, world: World, console: Console, *, about: Mapping[str, Any], stopped: Callable[[], bool]
+) -> None:
     """Run every stage that is not done, and draw the report. `about` goes to `run.json` when the run is new."""
     with claimed(run):
         if not (run.folder / "run.json").exists():
@@ -98,7 +101,9 @@ def claimed(run: Run) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             lock.seek(0)
-            raise RunError(f"{folder}: another run is at work here ({lock.read().strip()}); choose another `out=`") from error
+            raise RunError(
+                f"{folder}: another run is at work here ({lock.read().strip()}); choose another `out=`"
+            ) from error
         lock.truncate(0)
         lock.write(f"process {os.getpid()}")
         lock.flush()
@@ -116,8 +121,9 @@ def _check_recipe(run: Run) -> None:
     before = json.loads(path.read_text())
     changed = [key for key in sorted(_differences(before, now)) if key.partition(".")[0] not in NOT_MATHEMATICS]
     if changed or list(before["stages"]) != list(now["stages"]):
+        what = ", ".join(changed[:4]) or "the order of stages"
         raise RunError(
-            f"{run.folder}: was made by another recipe ({', '.join(changed[:4]) or 'the order of stages'} differ); choose another `out=`, "
+            f"{run.folder}: was made by another recipe ({what} differ); choose another `out=`, "
             "or remove the folder to start over"
         )
 
@@ -131,16 +137,25 @@ def _differences(before: Any, now: Any, at: str = "") -> Iterator[str]:
 
 
 def context_of(
-    run: Run, name: str, world: World, console: Console, stopped: Callable[[], bool], *, models: Mapping[str, str] | None = None
+    run: Run,
+    name: str,
+    world: World,
+    console: Console,
+    stopped: Callable[[], bool],
+    *,
+    models: Mapping[str, str] | None = None,
 ) -> Context:
     """What a stage of this run is given; `models` replaces what an evaluation evaluates."""
     stage, folder, model = run.recipe.stages[name], run.stage_folder(name), run.model_of(name)
     paths = models or (stage.models if isinstance(stage, EvalStage) else {}) or {"model": model.path}
+    named = {label: run.recipe.model.model_copy(update={"path": path}) for label, path in paths.items()}
     return Context(
         name=name,
         config=stage,
         model=model,
-        models={label: run.resolve(run.recipe.model.model_copy(update={"path": path})) for label, path in paths.items()},
+        models={
+            label: run.resolve(run.recipe.model.model_copy(update={"path": path})) for label, path in paths.items()
+        },
         folder=folder,
         checkpoints=run.folder / "checkpoints" / folder.name,
         seed=seed_of(run.recipe.seed, name),
@@ -151,7 +166,7 @@ def context_of(
     )
 
 
-def _run_stage(run: Run, name: str, world: World, console: Console, stopped: Callable[[], bool]) -> None:
+def _run_stage(run: Run, name: str, world: World, console: Console, stopped: Stopped) -> None:
     context = context_of(run, name, world, console, stopped)
     kind = context.config.kind
     write_json(context.folder / "stage.json", {"name": name, "kind": kind})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import overload
 
 from whet.config import GeneratedConfig, RewardConfig, Source
@@ -18,15 +17,14 @@ from whet.errors import DataError
 from whet.templates.base import Template
 
 
-@dataclass(frozen=True)
 class GeneratedTasks(Sequence[Task]):
-    """The first `count` tasks of a family, made when they are asked for."""
+    """The first `size` tasks of a family, made when they are asked for."""
 
-    family: Family
-    count: int
+    def __init__(self, generator: Family, size: int) -> None:
+        self._generator, self._numbers = generator, range(size)
 
     def __len__(self) -> int:
-        return self.count
+        return len(self._numbers)
 
     @overload
     def __getitem__(self, index: int) -> Task: ...
@@ -34,8 +32,8 @@ class GeneratedTasks(Sequence[Task]):
     def __getitem__(self, index: slice) -> Sequence[Task]: ...
     def __getitem__(self, index: int | slice) -> Task | Sequence[Task]:
         if isinstance(index, slice):
-            return [self.family.task(i) for i in range(self.count)[index]]
-        return self.family.task(range(self.count)[index])
+            return [self._generator.task(i) for i in self._numbers[index]]
+        return self._generator.task(self._numbers[index])
 
 
 def conversations(source: Source) -> tuple[Sequence[Conversation], Dropped]:

@@ -63,9 +63,7 @@ class Feed:
             for group in played.groups:
                 (groups if keep is None or keep(group) else left_out).append(group)
             done, rollout_s, score_s = done + 1, rollout_s + played.rollout_s, score_s + played.score_s
-        return Taken(
-            groups=tuple(groups), left_out=tuple(left_out), rounds=done, rollout_s=rollout_s, score_s=score_s
-        )
+        return Taken(groups=tuple(groups), left_out=tuple(left_out), rounds=done, rollout_s=rollout_s, score_s=score_s)
 
     def publish(self, version: int) -> None:
         """Hand the weights over, and verify that the sampler has them."""

@@ -83,9 +83,7 @@ class Player:
 
     def _request(self, game: _Game, turn: int) -> Request:
         left = min(self.params.max_tokens, self.max_length - len(game.prompt))
-        return Request(
-            prompt=game.prompt, seed=seed_of(game.seed, turn), params=replace(self.params, max_tokens=left)
-        )
+        return Request(prompt=game.prompt, seed=seed_of(game.seed, turn), params=replace(self.params, max_tokens=left))
 
     async def _answer(self, game: _Game, completion: Completion) -> None:
         message = self.template.parse(completion.tokens, completion.ending)

@@ -140,7 +140,7 @@ class _Running:
     def advance(self) -> bool:
         """Admit whoever fits, then one token for everybody; False when all is done."""
         ended = self.alive.count(False)
-        if ended and (ended >= COMPACT_SHARE * len(self.rows) or self.waiting and ended == len(self.rows)):
+        if ended and (ended >= COMPACT_SHARE * len(self.rows) or (self.waiting and ended == len(self.rows))):
             self._compact()
         if self.waiting and len(self.rows) <= (1 - COMPACT_SHARE) * self.cache.slots:
             self._admit()

@@ -67,6 +67,7 @@ class Table:
     """An evaluation with its plots: each row with an interval, and a gain's interval where it has one."""
 
     stage: str
+    baseline: str
     rows: list[tuple[EvalLine, str, str]]
     ks: list[str]
     scale: tuple[float, float]
@@ -196,7 +197,7 @@ def _table(stage: StageView) -> Table:
             )
         drawn.append((row, plot, gain))
     ks = sorted({k for row in rows for k in row.pass_at_k if k != "1"}, key=int)
-    return Table(stage=stage.name, rows=drawn, ks=ks, scale=scale, gain_scale=gain_scale)
+    return Table(stage=stage.name, baseline=stage.baseline.label, rows=drawn, ks=ks, scale=scale, gain_scale=gain_scale)
 
 
 def _examples(folder: Path, stage: StageView) -> Examples | None:

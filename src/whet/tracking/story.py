@@ -51,6 +51,11 @@ class StageView:
     rows: tuple[EvalLine, ...]
 
     @property
+    def baseline(self) -> EvalLine:
+        """The row that the others' gains are over: the one without a gain."""
+        return next((row for row in self.rows if row.gain is None), self.rows[0])
+
+    @property
     def steps(self) -> int:
         """The last step that was logged."""
         return int(max((line["step"] or 0 for line in self.lines), default=0))
@@ -69,7 +74,7 @@ def verdict(stages: tuple[StageView, ...]) -> str:
     """The run in one sentence: the last comparison if there is one, else what training showed, else how far it is."""
     compared = [stage for stage in stages if len(stage.rows) > 1]
     if compared:
-        return _comparison(compared[-1].rows[0], compared[-1].rows[-1])
+        return _comparison(compared[-1].baseline, compared[-1].rows[-1])
     trained = [(stage, _change(stage)) for stage in stages]
     told = [(stage, change) for stage, change in trained if change]
     if not told:
@@ -93,9 +98,9 @@ def stage_line(stage: StageView) -> str:
 def figures(stages: tuple[StageView, ...]) -> list[Figure]:
     """The tiles under the verdict."""
     tiles = []
-    compared = [stage.rows for stage in stages if len(stage.rows) > 1]
+    compared = [stage for stage in stages if len(stage.rows) > 1]
     if compared:
-        first, last = compared[-1][0], compared[-1][-1]
+        first, last = compared[-1].baseline, compared[-1].rows[-1]
         span = f"95{THIN}% interval {percent(last.low)} to {percent(last.high)}"
         tiles.append(Figure(name="Held-out accuracy", value=percent(last.accuracy), note=span))
         if last.gain is not None and last.gain_low is not None and last.gain_high is not None:
