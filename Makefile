@@ -4,10 +4,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+VLLM := .venv-vllm
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs clean
+.PHONY: help demo test test-vllm check docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/'
@@ -17,6 +18,9 @@ demo: $(STAMP) ## train the shipped tiny model and watch it learn
 
 test: $(STAMP) ## run the tests (CPU, no network)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+
+test-vllm: $(VLLM)/.installed ## run the tests of the vLLM sampler, in an environment of its own
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -q tests/vllm
 
 check: $(STAMP) ## style, types, floors, spelling
 	$(BIN)/ruff check .
@@ -43,4 +47,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) install -c constraints.txt "$$(grep '^torch==' constraints.txt)"
 	@echo "[3/3] whet and the rest (about a minute)"
 	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# vLLM's CPU build pins torch and transformers, hence an environment apart from the one of `make test`.
+$(VLLM)/.installed: pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps -r constraints-vllm.txt -e .
 	@touch $@

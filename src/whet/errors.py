@@ -66,6 +66,10 @@ class GraderTimeout(GraderError):
     """Grading code did not answer before its deadline and was killed."""
 
 
+class EnvironmentFailure(Exception):
+    """An environment's code failed; says nothing about the policy."""
+
+
 class SamplerError(Exception):
     """A sampler or an endpoint failed; says nothing about the policy."""
 

@@ -1,7 +1,7 @@
 """Writing files so that a crash leaves the old one or the new one, and a full disk says what it needs.
 
 A folder is complete when its manifest exists: the manifest is written last, and lists every file with its size and
-SHA-256, so that a damaged copy is known for one.
+SHA-256, and its own, so that a damaged copy is known for one.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from whet.errors import RunError
+from whet.errors import RunError, UserError
 
 
 @contextmanager
@@ -24,18 +25,22 @@ def writing(path: Path, size: int) -> Iterator[None]:
     """Turn the ways in which a disk refuses `size` bytes at `path` into a `RunError` with a remedy."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(path.parent).free
-            raise RunError(
-                f"{path}: the disk is full: {size:,} bytes are needed and {free:,} are free (or your quota is spent); "
-                "make room and give the same command again, it resumes"
-            ) from error
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise RunError(
-                f"{path}: cannot be written ({os.strerror(error.errno)}); choose a run folder that you may write with `out=FOLDER`"
-            ) from error
+    except UserError:
         raise
+    except Exception as error:
+        number = _error_number(error)
+        if number is None:
+            raise
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            there = next(parent for parent in path.absolute().parents if parent.exists())
+            free = shutil.disk_usage(there).free
+            raise RunError(
+                f"{path}: the disk is full: {size:,} bytes are needed and {free:,} are free (or a quota or limit is "
+                "reached); make room and give the same command again, it resumes"
+            ) from error
+        raise RunError(
+            f"{path}: cannot be written ({os.strerror(number)}); choose a run folder that you may write: out=FOLDER"
+        ) from error
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -55,6 +60,11 @@ def write_atomic(path: Path, data: bytes) -> None:
         sync_folder(path.parent)
 
 
+def folder_size(folder: Path) -> int:
+    """Bytes of all files in a folder, 0 where there is none."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames and removals inside the folder durable."""
     handle = os.open(folder, os.O_RDONLY)
@@ -72,15 +82,30 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that `write_json` wrote; `RunError` where it cannot be read."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(value, dict):
+        raise RunError(f"{path}: damaged; it holds a {type(value).__name__}, not an object")
+    return value
+
+
 def seal(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Declare a folder complete: make its files durable, then write the manifest with their hashes and these facts."""
+    """Declare a folder complete: make its files durable, then write the manifest with their hashes and these facts.
+
+    Raises `RunError` where the disk refuses.
+    """
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST):
         with path.open("rb") as file:
             os.fsync(file.fileno())
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": digest}
-    write_json(folder / MANIFEST, {**facts, "files": files})
+    manifest = {**facts, "files": files}
+    write_json(folder / MANIFEST, {**manifest, "sha256": _sha256(manifest)})
 
 
 def is_sealed(folder: Path) -> bool:
@@ -90,12 +115,10 @@ def is_sealed(folder: Path) -> bool:
 
 def unseal(folder: Path) -> dict[str, Any]:
     """The facts of a complete folder whose files are as they were; `RunError` names the first that is not."""
-    try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-        files = manifest.pop("files")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise RunError(f"{folder}: the manifest cannot be read ({error})") from error
-    for name, known in files.items():
+    manifest = read_json(folder / MANIFEST)
+    if manifest.pop("sha256", None) != _sha256(manifest):
+        raise RunError(f"{folder / MANIFEST}: damaged; its SHA-256 is not the one that it states")
+    for name, known in manifest.pop("files").items():
         path = folder / name
         if not path.is_file():
             raise RunError(f"{path}: missing, though the manifest lists it")
@@ -104,3 +127,15 @@ def unseal(folder: Path) -> dict[str, Any]:
         if digest != known["sha256"]:
             raise RunError(f"{path}: damaged; its SHA-256 is not the one in the manifest")
     return manifest
+
+
+def _sha256(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _error_number(error: Exception) -> int | None:
+    """The operating system's word on a failed write; safetensors and tokenizers have it in their text only."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None

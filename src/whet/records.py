@@ -124,6 +124,8 @@ class Group:
 
     task: str
     episodes: tuple[Episode, ...]
+    greedy: Episode | None = None
+    """The greedy answer, where the algorithm's baseline is its reward (ReMax); never trained on."""
 
     @property
     def scored(self) -> tuple[Episode, ...]:
@@ -225,8 +227,10 @@ class Step:
     metrics: Mapping[str, float]
     groups: tuple[Group, ...] = ()
     """The episodes of this step, for the rollout files; empty for supervised stages."""
-    state: Mapping[str, int] = field(default_factory=dict)
+    state: Mapping[str, float] = field(default_factory=dict)
     """What the algorithm needs, besides weights and optimizer, to go on after this step as if never stopped."""
+    notes: tuple[str, ...] = ()
+    """What a person should hear about this step, one line each."""
 
 
 def seed_of(*parts: str | int) -> int:

@@ -2,29 +2,65 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
 import torch
 
 from tests.laws.support import gradients, largest_difference, random_atoms, tiny_model, tiny_trainer
-from whet.algorithms.policy import PolicyObjective, Setting, weigh
+from whet.algorithms.columns import Answer
+from whet.algorithms.objective import PolicyObjective
+from whet.algorithms.policy import Setting, weigh
 from whet.algorithms.sft import Imitate
 from whet.config import PRESETS, PolicyConfig, TrainConfig
 from whet.formulas.reduce import REDUCTIONS
 from whet.models.attention import Call, Tree, TreeLayout
 from whet.models.pack import pack
-from whet.records import Atom
+from whet.records import Atom, Episode, Outcome, Score, TokenRow
 from whet.training.base import Objective
+
+AXES = {
+    "k2": {"kl": {"place": "loss", "estimator": "k2", "coefficient": 0.1}},
+    "k3_unbiased": {"kl": {"place": "loss", "estimator": "k3_unbiased", "coefficient": 0.1}},
+    "dual_clip": {"clip": {"dual": 3.0}},
+    "quadratic": {"clip": {"kind": "quadratic"}},
+    "entropy": {"entropy": {"coefficient": 0.01}},
+    "token_tis": {"correction": {"kind": "truncate"}},
+    "sequence_mis": {"correction": {"kind": "mask", "level": "sequence_mean", "low": 0.9, "high": 1.1}},
+}
+"""Axis values that no preset has."""
+
+
+def policy_objective(config: PolicyConfig) -> PolicyObjective:
+    return PolicyObjective(
+        config=config,
+        temperature=0.7,
+        kl_coefficient=config.kl.coefficient,
+        entropy_coefficient=config.entropy.coefficient,
+    )
+
 
 OBJECTIVES: dict[str, Objective] = {
     "sft": Imitate(),
-    **{name: PolicyObjective(config=PolicyConfig.model_validate(name), temperature=0.7) for name in PRESETS},
-    "k2": PolicyObjective(
-        config=PolicyConfig.model_validate({"kl": {"place": "loss", "estimator": "k2", "coefficient": 0.1}}),
-        temperature=1.0,
-    ),
+    **{name: policy_objective(PolicyConfig.model_validate(name)) for name in PRESETS},
+    **{name: policy_objective(PolicyConfig.model_validate(axes)) for name, axes in AXES.items()},
 }
+EPISODE = Episode(
+    task="", sample=0, seed=0, messages=(), turns=(), score=Score(value=0.0), outcome=Outcome.FINISHED
+)  # fmt: skip
+
+
+def policy_atoms() -> list[Atom]:
+    """Random atoms with the columns of every term, and a sampler that is near the policy."""
+
+    def complete(row: TokenRow) -> TokenRow:
+        drawn = random.Random(str(row.tokens))
+        near = tuple(logp + drawn.uniform(-0.2, 0.2) for logp in row.columns["old_logp"])
+        marks = tuple(float(drawn.random() < 0.3) for _ in near)
+        return row.with_columns(sampler_logp=near, kl_cov=marks)
+
+    return [Atom(rows=tuple(complete(row) for row in atom.rows)) for atom in random_atoms()]
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -34,30 +70,34 @@ def test_no_cut_changes_the_gradient(name: str, aggregate: str) -> None:
         config=PolicyConfig.model_validate({"aggregate": aggregate, "kl": {"place": "loss", "coefficient": 1}}),
         train=TrainConfig(), steps=1, prompts_per_step=1, temperature=1, max_tokens=32, max_gap=1,
     )  # fmt: skip
-    atoms = weigh([list(atom.rows) for atom in random_atoms()], setting)
-    whole = tiny_trainer()
-    whole.forward_backward(atoms, OBJECTIVES[name])
-    expected = gradients(whole)
-    for budget in (1, 60, 150):
+    answers = [Answer(episode=EPISODE, group=i, rows=atom.rows) for i, atom in enumerate(policy_atoms())]
+    atoms, objective = weigh(answers, setting), OBJECTIVES[name]
+    trainer = tiny_trainer()
+    trainer.forward_backward(atoms, objective)
+    expected = gradients(trainer)
+    # token_sum does not divide by anything, so the gradient itself is larger.
+    tolerance = 1e-12 * max(1.0, max(float(g.abs().max()) for g in expected.values()))
+    assert tolerance < 1e-9 and all(g.isfinite().all() for g in expected.values())
+    for budget in (1, 150):
         cut = tiny_trainer(microbatch_tokens=budget)
-        cut.forward_backward(atoms, OBJECTIVES[name])
-        assert largest_difference(gradients(cut), expected) < 1e-12
+        cut.forward_backward(atoms, objective)
+        assert largest_difference(gradients(cut), expected) < tolerance
     # Two ranks: each computes its own atoms, and the sums are added.
     for part in (atoms[:1], atoms[1:]):
-        whole.forward_backward(part, OBJECTIVES[name])
-    assert largest_difference(gradients(whole), expected) < 1e-12
+        trainer.forward_backward(part, objective)
+    assert largest_difference(gradients(trainer), expected) < tolerance
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_loss_is_linear_in_the_weights(name: str) -> None:
-    atoms = random_atoms()
+    atoms = policy_atoms()
     trainer = tiny_trainer()
     trainer.forward_backward(atoms, OBJECTIVES[name])
     once = gradients(trainer)
     trainer.forward_backward([_scaled(atom, 2.0) for atom in atoms], OBJECTIVES[name])
     twice = gradients(trainer)
     assert largest_difference(twice, {key: 2 * value for key, value in once.items()}) < 1e-12
-    trainer.forward_backward([*atoms, _scaled(random_atoms(seed=9)[0], 0.0)], OBJECTIVES[name])
+    trainer.forward_backward([*atoms, _scaled(policy_atoms()[0], 0.0)], OBJECTIVES[name])
     assert largest_difference(gradients(trainer), once) < 1e-12
 
 

@@ -2,44 +2,185 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
 from whet.config import PolicyConfig
-from whet.formulas import kl, policy
-from whet.formulas.advantages import BASELINES, EPS, SCALES, group_advantage, group_mean, group_std, leave_one_out, no_scale
+from whet.config.policy import Clip, CorrectionConfig, KLConfig, RatioConfig
+from whet.formulas import kl, policy, ratios
+from whet.formulas.advantages import BASELINES, CREDITS, EPS, SCALES, Answers
 from whet.formulas.logprobs import chunked_logp, entropy, token_logp
-from whet.formulas.reduce import REDUCTIONS, sequence_mean, sequence_sum_over_constant, token_mean
+from whet.formulas.reduce import REDUCTIONS, group_token_mean, sequence_mean, sequence_sum_over_constant, token_mean
 
-CLIPPED = partial(policy.clipped_surrogate, low=0.2, high=0.28)
+CLIPS = {model.model_fields["kind"].annotation.__args__[0]: model for model in (
+    get_args(option)[0] for option in get_args(get_args(Clip)[0])
+)}  # fmt: skip
 
 
 def vector(*numbers: float) -> Tensor:
     return torch.tensor(numbers, dtype=torch.float64)
 
 
-def test_clipped_surrogate_by_hand() -> None:
-    ratio, advantage = vector(0.5, 0.5, 1.5, 1.5, 1.1), vector(1, -1, 1, -1, 2)
-    loss = CLIPPED(ratio.log(), torch.zeros(5, dtype=torch.float64), advantage)
-    torch.testing.assert_close(loss, vector(-0.5, 0.8, -1.28, 1.5, -2.2))
+def tokens(
+    ratio: Tensor, advantage: Tensor, *, row: list[int] | None = None, logp: Tensor | None = None
+) -> policy.Tokens:
+    """Tokens with these ratios; log p is the log ratio itself unless it is given."""
+    logp = ratio.log() if logp is None else logp
+    return policy.Tokens(
+        logp_T=logp,
+        old_logp_T=(logp - ratio.log()).detach(),
+        log_ratio_T=ratio.log(),
+        advantage_T=advantage,
+        row_T=torch.tensor(row or [0] * len(ratio)),
+        rows=max(row or [0]) + 1,
+    )
 
 
-def test_clip_fractions_count_the_active_side_only() -> None:
-    ratio, advantage = vector(0.5, 0.5, 1.5, 1.5), vector(1, -1, 1, -1)
-    old = torch.zeros(4, dtype=torch.float64)
-    assert policy.clipped_low(ratio.log(), old, advantage, low=0.2).tolist() == [0, 1, 0, 0]
-    assert policy.clipped_high(ratio.log(), old, advantage, high=0.28).tolist() == [0, 0, 1, 0]
+def answers(rewards: list[float], groups: list[int], lengths: list[int], greedy: list[float] | None = None) -> Answers:
+    return Answers(
+        reward_N=vector(*rewards),
+        group_N=torch.tensor(groups),
+        length_N=torch.tensor(lengths),
+        greedy_N=vector(*(greedy or [math.nan] * len(rewards))),
+    )
 
 
-def test_on_policy_the_clip_is_invisible() -> None:
-    logp, advantage = torch.randn(64, dtype=torch.float64, requires_grad=True), torch.randn(64, dtype=torch.float64)
-    CLIPPED(logp, logp.detach(), advantage).sum().backward()
-    torch.testing.assert_close(logp.grad, -advantage)
+def advantages(known: Answers, baseline: str, scale: str) -> Tensor:
+    """One number for each token, all rewards credited to all tokens."""
+    return SCALES[scale](known.per_token(known.reward_N) - known.per_token(BASELINES[baseline](known)), known)
+
+
+# -------------------------------------------------------------------------------------------- surrogates
+
+
+def test_ppo_by_hand() -> None:
+    given = tokens(vector(0.5, 0.5, 1.5, 1.5, 1.1, 9), vector(1, -1, 1, -1, 2, -1))
+    loss = policy.ppo(given, low=0.2, high=0.28, dual=None)
+    torch.testing.assert_close(loss, vector(-0.5, 0.8, -1.28, 1.5, -2.2, 9))
+    assert policy.ppo_stops(given, low=0.2, high=0.28, dual=None).tolist() == [False, True, True, False, False, False]
+    torch.testing.assert_close(policy.ppo(given, low=0.2, high=0.28, dual=3), vector(-0.5, 0.8, -1.28, 1.5, -2.2, 3))
+    assert policy.ppo_stops(given, low=0.2, high=0.28, dual=3).tolist() == [False, True, True, False, False, True]
+
+
+def test_cispo_keeps_a_truncated_gradient_by_hand() -> None:
+    logp = vector(-1, -2, -3).requires_grad_()
+    loss = policy.cispo(tokens(vector(0.5, 2, 8), vector(1, -1, 2), logp=logp), cap=5)
+    torch.testing.assert_close(loss, vector(0.5, -4, 30))
+    loss.sum().backward()
+    torch.testing.assert_close(logp.grad, vector(-0.5, 2, -10))
+
+
+def test_sapo_by_hand() -> None:
+    loss = policy.sapo(tokens(vector(1, 2, 2), vector(1, 1, -1)), positive=1.0, negative=1.05)
+    expected = vector(-2, -4 / (1 + math.exp(-1)), 4 / 1.05 / (1 + math.exp(-1.05)))
+    torch.testing.assert_close(loss, expected)
+
+
+def test_dppo_looks_at_probabilities_by_hand() -> None:
+    """From 1e-5 to 1e-3 is a ratio of 100 and no movement; from 0.9 to 0.5 a ratio of 0.56 and a large one."""
+    old, new = vector(1e-5, 0.9, 0.9, 0.3), vector(1e-3, 0.5, 0.5, 0.6)
+    given = tokens(new / old, vector(1, -1, 1, 1), logp=new.log())
+    assert policy.dppo_stops(given, low=0.2, high=0.2, cap=20).tolist() == [False, True, False, True]
+    loss = policy.dppo(given, low=0.2, high=0.2, cap=20)
+    torch.testing.assert_close(loss, vector(-20 * math.log(1e-3), 0, -math.log(0.5) * 5 / 9, 0))
+
+
+def test_gmpo_by_hand() -> None:
+    """Row 0 (A > 0): log ratios 1 and 0.2 become 0.4 and 0.2; row 1 (A < 0): -1 becomes -0.4."""
+    given = tokens(vector(1, 0.2, -1).exp(), vector(2, 2, -1), row=[0, 0, 1])
+    loss = policy.geometric(given, low=0.4, high=0.4)
+    torch.testing.assert_close(loss, vector(-2 * math.exp(0.3), -2 * math.exp(0.3), math.exp(-0.4)))
+    assert policy.geometric_stops(given, low=0.4, high=0.4).tolist() == [True, False, True]
+
+
+def test_quadratic_and_unclipped_by_hand() -> None:
+    given = tokens(vector(math.e, 1), vector(2, -1), logp=vector(-1, -2))
+    torch.testing.assert_close(policy.quadratic(given, beta=0.5), vector(2.25, -2))
+    torch.testing.assert_close(policy.unclipped(given), vector(-2 * math.e, 1))
+
+
+def test_ratio_levels_by_hand() -> None:
+    log, row = vector(0.1, 0.3, -0.5), torch.tensor([0, 0, 1])
+    expected = {
+        "none": vector(0, 0, 0),
+        "token": log,
+        "sequence_mean": vector(0.2, 0.2, -0.5),
+        "sequence_mean_token": vector(0.2, 0.2, -0.5),
+        "sequence_product": vector(0.4, 0.4, -0.5),
+    }
+    # What each token's log p gets from the sum over tokens of the level, weighted 1, 2 and 3.
+    gradient = {
+        "none": vector(1, 2, 3),
+        "token": vector(1, 2, 3),
+        "sequence_mean": vector(1.5, 1.5, 3),
+        "sequence_mean_token": vector(1, 2, 3),
+        "sequence_product": vector(3, 3, 3),
+    }
+    for name, level in ratios.LEVELS.items():
+        at = log.clone().requires_grad_()
+        value = level(at, row, 2)
+        torch.testing.assert_close(value, expected[name])
+        (value * vector(1, 2, 3)).sum().backward()
+        torch.testing.assert_close(at.grad, gradient[name])
+
+
+@pytest.mark.parametrize("kind", policy.FORMS)
+@pytest.mark.parametrize("level", ["token", "sequence_mean", "sequence_mean_token", "sequence_product", "none"])
+def test_on_policy_every_surrogate_is_reinforce(kind: str, level: str) -> None:
+    """Law 3, with one advantage for each row, averaged over tokens as sequence_mean does."""
+    row, counts = torch.tensor([0, 0, 0, 1, 2, 2]), vector(3, 3, 3, 1, 2, 2)
+    logp = -torch.rand(6, dtype=torch.float64) - 0.1
+    logp.requires_grad_()
+    advantage = torch.randn(3, dtype=torch.float64)[row]
+    given = policy.Tokens(
+        logp_T=logp,
+        old_logp_T=logp.detach(),
+        log_ratio_T=ratios.LEVELS[level](logp - logp.detach(), row, 3),
+        advantage_T=advantage,
+        row_T=row,
+        rows=3,
+    )
+    constants = CLIPS[kind](kind=kind).model_dump(exclude={"kind"})
+    (policy.FORMS[kind].loss(given, **constants) / counts).sum().backward()
+    assert not policy.FORMS[kind].stops(given, **constants).any()
+    # The product's gradient reaches every token of the row from each of its tokens.
+    factor = counts if level == "sequence_product" and kind not in ("cispo", "dppo", "quadratic", "geometric") else 1
+    if kind == "geometric" and level == "sequence_product":
+        factor = counts
+    torch.testing.assert_close(logp.grad, -advantage / counts * factor)
+
+
+def test_corrections_by_hand() -> None:
+    weight = vector(0.1, 1, 3)
+    torch.testing.assert_close(ratios.truncate(weight.log(), low=0.5, high=2), vector(0.1, 1, 2))
+    torch.testing.assert_close(ratios.mask(weight.log(), low=0.5, high=2), vector(0, 1, 0))
+    for correct in ratios.CORRECTIONS.values():
+        assert correct(vector(0, 0), low=0.5, high=2.0).tolist() == [1, 1]  # mu = pi: nothing is corrected
+
+
+def test_covariance_by_hand() -> None:
+    """A - mean: 1, -1, 0; log p - mean: 1, 0, -1."""
+    torch.testing.assert_close(policy.covariance(vector(-1, -2, -3), vector(2, 0, 1)), vector(1, 0, 0))
+
+
+def test_controllers_by_hand() -> None:
+    adapt = partial(kl.adapt, target=6.0, answers=100, horizon=10_000)
+    assert adapt(0.2, 6.6) == pytest.approx(0.2 * 1.001)
+    assert adapt(0.2, 60.0) == pytest.approx(0.2 * 1.002)
+    assert adapt(0.2, 0.0) == pytest.approx(0.2 * 0.998)
+    assert adapt(0.2, 6.0) == 0.2
+    assert policy.steer(0.01, 0.1, target=0.2, rate=0.005) == pytest.approx(0.015)
+    assert policy.steer(0.001, 0.3, target=0.2, rate=0.005) == 0
+
+
+# ---------------------------------------------------------------------------------------------------- KL
 
 
 def test_kl_estimators_by_hand() -> None:
@@ -47,66 +188,161 @@ def test_kl_estimators_by_hand() -> None:
     torch.testing.assert_close(kl.k1(logp, ref), vector(1, -1))
     torch.testing.assert_close(kl.k2(logp, ref), vector(0.5, 0.5))
     torch.testing.assert_close(kl.k3(logp, ref), vector(math.exp(-1), math.e - 2))
+    torch.testing.assert_close(kl.k3_unbiased(logp, ref, vector(2, 3).log()), vector(2 / math.e, 3 * math.e - 6))
 
 
-def test_k1_and_k3_are_unbiased_and_k2_has_the_right_gradient() -> None:
-    """By enumeration of a four-way categorical."""
+def test_what_is_right_of_the_kl_estimators_by_enumeration() -> None:
+    """A four-way categorical: values of k1 and k3, gradients of k2 (on-policy), of r k3 (off-policy) and of k1."""
     logits = torch.tensor([0.3, -0.7, 1.1, 0.0], dtype=torch.float64, requires_grad=True)
     ref = torch.tensor([-0.2, 0.4, 0.1, 0.3], dtype=torch.float64).log_softmax(-1)
+    old = torch.tensor([0.5, -0.5, 0.8, 0.2], dtype=torch.float64).log_softmax(-1)
     logp = logits.log_softmax(-1)
     exact = (logp.exp() * (logp - ref)).sum()
     p = logp.exp().detach()
     for estimate in (kl.k1, kl.k3):
         torch.testing.assert_close((p * estimate(logp, ref)).sum(), exact)
-    (true_gradient,) = torch.autograd.grad(exact, logits, retain_graph=True)
-    (of_k2,) = torch.autograd.grad((p * kl.k2(logp, ref)).sum(), logits, retain_graph=True)
-    (of_k1,) = torch.autograd.grad((p * kl.k1(logp, ref)).sum(), logits, retain_graph=True)
-    torch.testing.assert_close(of_k2, true_gradient)
-    torch.testing.assert_close(of_k1, torch.zeros_like(of_k1))
+
+    def gradient(of: Tensor) -> Tensor:
+        return torch.autograd.grad(of, logits, retain_graph=True)[0]
+
+    torch.testing.assert_close(gradient((p * kl.k2(logp, ref)).sum()), gradient(exact))
+    torch.testing.assert_close(gradient((old.exp() * kl.k3_unbiased(logp, ref, logp - old)).sum()), gradient(exact))
+    assert gradient((p * kl.k1(logp, ref)).sum()).abs().max() < 1e-15
+    # k3 as a plain loss is the gradient of the *forward* KL(reference || policy).
+    torch.testing.assert_close(gradient((p * kl.k3(logp, ref)).sum()), gradient((ref.exp() * (ref - logp)).sum()))
 
 
-def test_advantages_by_hand() -> None:
-    rewards = vector(1, 0, 0, 1, 0)
+# ------------------------------------------------------------------------------------------- advantages
+
+TWO_GROUPS = answers([1, 0, 0, 1, 0, 2, 2], [0, 0, 0, 0, 0, 1, 1], [1, 2, 3, 4, 5, 1, 1])
+
+
+def per_answer(*values: float) -> Tensor:
+    return TWO_GROUPS.per_token(vector(*values))
+
+
+def test_baselines_by_hand() -> None:
+    expected = {
+        "none": [0, 0, 0, 0, 0, 0, 0],
+        "group_mean": [0.4, 0.4, 0.4, 0.4, 0.4, 2, 2],
+        "leave_one_out": [0.25, 0.5, 0.5, 0.25, 0.5, 2, 2],
+        "length_weighted_mean": [1 / 3, 1 / 3, 1 / 3, 1 / 3, 1 / 3, 2, 2],
+        "batch_mean": [6 / 7] * 7,
+        "greedy": [1, 1, 1, 1, 1, 0, 0],
+    }
+    known = answers([1, 0, 0, 1, 0, 2, 2], [0, 0, 0, 0, 0, 1, 1], [1, 2, 3, 4, 5, 1, 1], [1, 1, 1, 1, 1, 0, 0])
+    for name, baseline in BASELINES.items():
+        torch.testing.assert_close(baseline(known), vector(*expected[name]))
+
+
+def test_scales_by_hand() -> None:
     mean, std = 0.4, math.sqrt(0.3)
+    centred = [x - mean for x in (1, 0, 0, 1, 0)]
     torch.testing.assert_close(
-        group_advantage(rewards, baseline=group_mean, scale=group_std), (rewards - mean) / (std + EPS)
+        advantages(TWO_GROUPS, "group_mean", "group_std"), per_answer(*(x / (std + EPS) for x in centred), 0, 0)
+    )
+    everything = [1, 0, 0, 1, 0, 2, 2]
+    spread = math.sqrt(sum((x - 6 / 7) ** 2 for x in everything) / 6)
+    torch.testing.assert_close(
+        advantages(TWO_GROUPS, "group_mean", "batch_std"), per_answer(*(x / (spread + EPS) for x in centred), 0, 0)
     )
     torch.testing.assert_close(
-        group_advantage(rewards, baseline=leave_one_out, scale=no_scale), vector(0.75, -0.5, -0.5, 0.75, -0.5)
+        advantages(TWO_GROUPS, "group_mean", "informative_share"), per_answer(*(x * 7 / 5 for x in centred), 0, 0)
     )
+    whitened = advantages(TWO_GROUPS, "group_mean", "token_std")
+    raw = per_answer(*centred, 0, 0)
+    torch.testing.assert_close(whitened, (raw - raw.mean()) / (raw.std() + EPS))
 
 
-@pytest.mark.parametrize("baseline", BASELINES)
+def test_credits_by_hand() -> None:
+    rewards = vector(-0.1, -0.2, 0.7)
+    torch.testing.assert_close(CREDITS["outcome"](rewards), vector(0.4, 0.4, 0.4))
+    torch.testing.assert_close(CREDITS["return_to_go"](rewards), vector(0.4, 0.5, 0.7))
+
+
+@pytest.mark.parametrize("baseline", ["group_mean", "leave_one_out"])
+@pytest.mark.parametrize("scale", ["none", "group_std", "batch_std"])
+def test_group_advantages_sum_to_zero_and_do_not_know_the_rewards_scale(baseline: str, scale: str) -> None:
+    rewards, groups = [1, 0, 0.5, 3, -1, 0.5], [0, 0, 0, 1, 1, 1]
+    given = advantages(answers(rewards, groups, [1] * 6), baseline, scale)
+    assert given[:3].sum().abs() < 1e-12 and given[3:].sum().abs() < 1e-12
+    if scale != "none":  # up to EPS, which does not scale along
+        other = advantages(answers([1000 * r + 7 for r in rewards], groups, [1] * 6), baseline, scale)
+        torch.testing.assert_close(other, given, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("baseline", [name for name in BASELINES if name != "greedy"])
 @pytest.mark.parametrize("scale", SCALES)
-def test_a_group_without_signal_has_no_advantage(baseline: str, scale: str) -> None:
-    rewards = torch.full((7,), 0.1, dtype=torch.float64)
-    advantage = group_advantage(rewards, baseline=BASELINES[baseline], scale=SCALES[scale])
-    if baseline != "none":
-        assert advantage.abs().max() == 0
-        assert group_advantage(rewards[:1], baseline=BASELINES[baseline], scale=SCALES[scale]).tolist() == [0]
-    assert advantage.isfinite().all()
+def test_the_order_of_answers_and_of_groups_does_not_matter(baseline: str, scale: str) -> None:
+    rewards, groups, lengths = [1, 0, 0.5, 3, -1, 0.5], [0, 0, 0, 1, 1, 1], [2, 1, 4, 1, 3, 2]
+    given = advantages(answers(rewards, groups, lengths), baseline, scale)
+    firsts = [sum(lengths[:i]) for i in range(6)]
+    order = [4, 0, 5, 2, 1, 3]
+    shuffled = answers([rewards[i] for i in order], [1 - groups[i] for i in order], [lengths[i] for i in order])
+    again = advantages(shuffled, baseline, scale)
+    places = [sum(lengths[i] for i in order[:k]) for k in range(6)]
+    torch.testing.assert_close(again[places], given[[firsts[i] for i in order]])
+
+
+@pytest.mark.parametrize("baseline", ["group_mean", "leave_one_out", "length_weighted_mean", "batch_mean"])
+@pytest.mark.parametrize("scale", SCALES)
+def test_without_a_difference_there_is_exactly_no_advantage(baseline: str, scale: str) -> None:
+    equal = answers([0.1] * 7, [0, 0, 0, 0, 1, 1, 2], [3, 1, 2, 5, 1, 1, 7])
+    assert advantages(equal, baseline, scale).tolist() == [0] * 20
+
+
+def test_a_group_of_one_has_no_advantage_beside_one_that_has() -> None:
+    known = answers([0.7, 1, 0], [0, 1, 1], [1, 1, 1])
+    for baseline in ("group_mean", "leave_one_out", "length_weighted_mean"):
+        assert advantages(known, baseline, "group_std")[0] == 0
+        assert advantages(known, baseline, "none")[1] > 0
+
+
+# ------------------------------------------------------------------------------------------- reductions
 
 
 def test_reductions_by_hand() -> None:
-    lengths = [4, 1, 0, 5]
-    assert token_mean(lengths) == [0.1, 0.1, 0, 0.1]
-    assert sequence_mean(lengths) == pytest.approx([1 / 12, 1 / 3, 0, 1 / 15])
-    assert sequence_sum_over_constant(lengths, constant=10) == pytest.approx([1 / 30, 1 / 30, 0, 1 / 30])
-    for reduce in (token_mean, sequence_mean):
-        assert sum(w * n for w, n in zip(reduce(lengths), lengths, strict=True)) == pytest.approx(1)
+    lengths, groups = [4, 1, 0, 5], [0, 0, 1, 2]
+    expected = {
+        "token_mean": [0.1, 0.1, 0, 0.1],
+        "group_token_mean": [1 / 10, 1 / 10, 0, 1 / 10],
+        "sequence_mean": [1 / 12, 1 / 3, 0, 1 / 15],
+        "sequence_sum": [1 / 3, 1 / 3, 0, 1 / 3],
+        "sequence_sum_over_constant": [1 / 30, 1 / 30, 0, 1 / 30],
+        "token_sum": [1, 1, 0, 1],
+    }
+    for name, reduce in REDUCTIONS.items():
+        assert reduce(lengths, groups, 10) == pytest.approx(expected[name])
+        assert reduce([0, 0], [0, 1], 10) == [0, 0]
+        assert reduce([], [], 10) == []
+    assert group_token_mean([1, 3, 4], groups_N=[0, 1, 1]) == pytest.approx([1 / 2, 1 / 14, 1 / 14])
+    for weights in (token_mean(lengths), sequence_mean(lengths), group_token_mean(lengths, groups_N=groups)):
+        assert sum(w * n for w, n in zip(weights, lengths, strict=True)) == pytest.approx(1)
+    assert sequence_sum_over_constant([2], constant=4) == [0.25]
 
 
-@pytest.mark.parametrize("reduce", [token_mean, sequence_mean, partial(sequence_sum_over_constant, constant=9)])
-def test_a_step_without_trained_tokens_weighs_nothing(reduce: Callable[[list[int]], list[float]]) -> None:
-    assert reduce([0, 0]) == [0, 0]
-    assert reduce([]) == []
+# ---------------------------------------------------------------------------------------- names, log p
 
 
 def test_the_recipe_names_what_the_formulas_offer() -> None:
-    fields = PolicyConfig.model_fields
-    assert set(fields["baseline"].annotation.__args__) == set(BASELINES)
-    assert set(fields["scale"].annotation.__args__) == set(SCALES)
-    assert set(fields["aggregate"].annotation.__args__) == set(REDUCTIONS)
+    offered = {
+        "credit": CREDITS, "baseline": BASELINES, "scale": SCALES, "aggregate": REDUCTIONS,
+    }  # fmt: skip
+    for axis, table in offered.items():
+        assert set(get_args(PolicyConfig.model_fields[axis].annotation)) == set(table)
+    assert set(get_args(RatioConfig.model_fields["level"].annotation)) == set(ratios.LEVELS)
+    assert set(get_args(CorrectionConfig.model_fields["kind"].annotation)) == set(ratios.CORRECTIONS)
+    assert set(get_args(CorrectionConfig.model_fields["level"].annotation)) <= set(ratios.LEVELS)
+    assert set(get_args(KLConfig.model_fields["estimator"].annotation)) == {"k1", *kl.LOSSES}
+    assert set(CLIPS) == set(policy.FORMS)
+
+
+@pytest.mark.parametrize("kind", CLIPS)
+def test_a_clips_keys_are_its_formulas_constants(kind: str) -> None:
+    for formula in policy.FORMS[kind]:
+        parameters = inspect.signature(formula).parameters.values()
+        constants = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+        assert formula is policy.nowhere or constants == set(CLIPS[kind].model_fields) - {"kind"}
 
 
 def test_logprobs_by_hand() -> None:
@@ -122,28 +358,63 @@ def test_chunks_change_nothing() -> None:
     hidden = torch.randn(13, 6, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(11, 6, dtype=torch.float64, requires_grad=True)
     target = torch.randint(11, (13,))
-    results = []
-    for elements in (11, 40, 10_000):
-        logp, measured = chunked_logp(
-            hidden, target, lambda h: h @ weight.T, vocabulary=11, temperature=0.7, with_entropy=True, chunk_elements=elements
-        )
-        grads = torch.autograd.grad((logp * torch.arange(13)).sum(), (hidden, weight))
-        assert measured is not None and not measured.requires_grad
-        results.append((logp.detach(), measured, *grads))
-    for other in results[1:]:
-        for left, right in zip(results[0], other, strict=True):
-            torch.testing.assert_close(left, right, atol=1e-13, rtol=0)
+    for with_gradient in (False, True):
+        results = []
+        for elements in (11, 40, 10_000):
+            logp, measured = chunked_logp(
+                hidden, target, lambda h: h @ weight.T, vocabulary=11, temperature=0.7, with_entropy=True,
+                entropy_gradient=with_gradient, chunk_elements=elements,
+            )  # fmt: skip
+            assert measured is not None and measured.requires_grad == with_gradient
+            loss = (logp * torch.arange(13)).sum() + (measured.sum() if with_gradient else 0)
+            results.append((logp.detach(), measured.detach(), *torch.autograd.grad(loss, (hidden, weight))))
+        for other in results[1:]:
+            for left, right in zip(results[0], other, strict=True):
+                torch.testing.assert_close(left, right, atol=1e-13, rtol=0)
+
+
+def test_the_entropys_gradient_by_hand() -> None:
+    """-p (log p + H) for each logit."""
+    logits = torch.randn(5, 1, dtype=torch.float64, requires_grad=True)
+    _, measured = chunked_logp(
+        torch.ones(1, 5, dtype=torch.float64), torch.tensor([0]), lambda h: (h * logits.T),
+        vocabulary=5, with_entropy=True, entropy_gradient=True,
+    )  # fmt: skip
+    measured.sum().backward()
+    logp = logits.detach().squeeze(-1).log_softmax(-1)
+    torch.testing.assert_close(logits.grad.squeeze(-1), -logp.exp() * (logp + measured.item()))
+
+
+def _surrogate(kind: str, level: str, **constants: float | None) -> Callable[[Tensor], Tensor]:
+    old, advantage, row = vector(-1.05, -0.9, -0.4), vector(1, 1, -0.5), torch.tensor([0, 0, 1])
+
+    def formula(logp: Tensor) -> Tensor:
+        given = policy.Tokens(
+            logp_T=logp, old_logp_T=old, log_ratio_T=ratios.LEVELS[level](logp - old, row, 2), advantage_T=advantage,
+            row_T=row, rows=2,
+        )  # fmt: skip
+        return policy.FORMS[kind].loss(given, **constants)
+
+    return formula
 
 
 @pytest.mark.parametrize(
     "formula",
     [
-        lambda x: policy.reinforce(x, vector(1, -2, 0.5)),
-        lambda x: CLIPPED(x, vector(-1.05, -0.9, -0.4), vector(1, -2, 0.5)),
+        _surrogate("ppo", "token", low=0.2, high=0.28, dual=None),
+        _surrogate("ppo", "token", low=0.05, high=0.05, dual=1.01),
+        _surrogate("ppo", "sequence_mean", low=3e-4, high=4e-4, dual=None),
+        _surrogate("ppo", "sequence_product", low=10, high=10, dual=None),
+        _surrogate("geometric", "token", low=0.4, high=0.4),
+        _surrogate("sapo", "token", positive=1.0, negative=1.05),
+        _surrogate("quadratic", "token", beta=0.3),
+        _surrogate("none", "token"),
         lambda x: kl.k2(x, vector(-1, -2, -0.3)),
         lambda x: kl.k3(x, vector(-1, -2, -0.3)),
+        lambda x: kl.k3_unbiased(x, vector(-1, -2, -0.3), x - vector(-1.05, -0.9, -0.4)),
     ],
 )
 def test_gradients_agree_with_finite_differences(formula: Callable[[Tensor], Tensor]) -> None:
+    """Those that hold something constant (CISPO, DPPO, GSPO-token) have their gradients by hand above."""
     at = torch.tensor([-1.0, -1.1, -0.5], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(formula, (at,))

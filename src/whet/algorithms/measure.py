@@ -1,4 +1,4 @@
-"""What a batch of groups looks like: rewards, signal, lengths, reflection, outcomes. Names follow TRL where it has one."""
+"""What a batch of groups looks like: rewards, signal, lengths, reflection, outcomes. Names follow TRL's."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def measure_groups(groups: Sequence[Group]) -> dict[str, float]:
         "completions/min_length": float(min(lengths)),
         "completions/max_length": float(max(lengths)),
         "completions/clipped_ratio": _mean(float(e.outcome is Outcome.TRUNCATED) for e in episodes),
-        "sampled_tokens": float(sum(lengths)),
+        "sampled_tokens": float(sum(lengths) + sum(g.greedy.sampled_tokens for g in groups if g.greedy is not None)),
         "unscored": float(len(episodes) - len(scored)),
         **_reflection(episodes),
         **_parts(scored),

@@ -1,63 +1,36 @@
-"""Group-relative policy gradients: GRPO, DAPO, Dr. GRPO and whatever else their axes compose to.
+"""Policy gradients without a critic: GRPO, DAPO, RLOO, GSPO and whatever else the axes of `PolicyConfig` compose to.
 
-The loop is the algorithm: take groups, give each answer its advantage, weigh the step, forward and backward,
-step, publish. A variant is another `PolicyConfig`; there is no branch for any of them.
+The loop is the algorithm: take groups, give each token its advantage, weigh the step, forward and backward, step,
+publish. A variant is another `PolicyConfig`; there is no branch for any of them.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
-import torch
-from torch import Tensor
-
+from whet.algorithms.columns import Answer, sequence_kl, to_answers, with_advantages, with_filters, with_logps
+from whet.algorithms.health import Health, Unhealthy
 from whet.algorithms.measure import measure_groups
+from whet.algorithms.objective import PolicyObjective
 from whet.config import PolicyConfig, TrainConfig
+from whet.config.health import HealthConfig
 from whet.errors import TrainingError
-from whet.formulas.advantages import BASELINES, SCALES, group_advantage
-from whet.formulas.kl import LOSSES, k3
-from whet.formulas.policy import clipped_high, clipped_low, clipped_surrogate
+from whet.formulas.kl import adapt
+from whet.formulas.policy import steer
 from whet.formulas.reduce import REDUCTIONS
-from whet.records import Atom, Group, Metric, Outcome, Step, TokenRow, add_metrics
-from whet.rollouts.assemble import to_atoms, to_rows
+from whet.records import Atom, Group, Metric, Step, add_metrics, seed_of
+from whet.rollouts.assemble import to_atoms
 from whet.rollouts.feed import Feed
-from whet.training.base import Batch, Need, Outputs, Tally, Trainer
+from whet.training.base import Trainer
 from whet.training.optim import learning_rate
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PolicyObjective:
-    """Clipped surrogate plus an optional KL penalty; ratio 1 where a row has no `old_logp` (exactly on-policy)."""
-
-    config: PolicyConfig
-    temperature: float
-    needs: frozenset[Need] = field(default_factory=lambda: frozenset({"entropy"}))
-
-    def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Mapping[str, Tally]]:
-        """The weighted loss, and per-token metrics."""
-        clip, kl = self.config.clip, self.config.kl
-        logp_T, advantage_T = outputs.logp_T, batch.columns["advantage"]
-        old_T = batch.columns["old_logp"] if "old_logp" in batch.columns else logp_T.detach()
-        loss_T = clipped_surrogate(logp_T, old_T, advantage_T, low=clip.low, high=clip.high)
-        now_T = logp_T.detach()
-        measured = {
-            "clip_ratio/low_mean": clipped_low(now_T, old_T, advantage_T, low=clip.low),
-            "clip_ratio/high_mean": clipped_high(now_T, old_T, advantage_T, high=clip.high),
-        }
-        if outputs.entropy_T is not None:
-            measured["entropy"] = outputs.entropy_T
-        if "ref_logp" in batch.columns:
-            measured["kl"] = k3(now_T, batch.columns["ref_logp"])
-        if kl.place == "loss":
-            loss_T = loss_T + kl.coefficient * LOSSES[kl.estimator](logp_T, batch.columns["ref_logp"])
-        measured["sampling/logp_gap_mean"] = (old_T - batch.columns["sampler_logp"]).abs()
-        count = batch.weight_T.new_tensor(len(logp_T))
-        tallies = {name: Tally(total=value.sum(), weight=count) for name, value in measured.items()}
-        tallies["loss"] = Tally(total=(batch.weight_T * loss_T.detach()).sum(), weight=batch.weight_T.new_ones(()))
-        return (batch.weight_T * loss_T).sum(), tallies
+GAP = "sampling/logp_gap_mean"
+SAME_WEIGHTS = 0.02
+"""Largest mean |log ratio| of two passes of the trainer over the same weights. float32 stays below 1e-5 and bfloat16
+below 1e-2; another mask, temperature or a dropout is an order of magnitude above."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,14 +44,54 @@ class Setting:
     temperature: float
     max_tokens: int
     max_gap: float
+    health: HealthConfig = HealthConfig()
+    seed: int = 0
     patience: int = 20
     """Steps in a row without any signal, after which it gives up."""
 
 
-def policy_gradient(trainer: Trainer, feed: Feed, setting: Setting, *, start: int = 0) -> Iterator[Step]:
-    """One `Step` for each batch of rollouts, from step `start` on; `feed` must stand where that step left it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coefficients:
+    """What controllers may move from step to step: the weights of the KL and of the entropy bonus."""
+
+    kl: float
+    entropy: float
+
+    @classmethod
+    def start(cls, config: PolicyConfig, state: Mapping[str, float]) -> Coefficients:
+        """The recipe's, or where a run goes on those that it had reached."""
+        if state:
+            return cls(kl=state["kl_coefficient"], entropy=state["entropy_coefficient"])
+        return cls(kl=config.kl.coefficient, entropy=config.entropy.coefficient)
+
+    def after(self, config: PolicyConfig, metrics: Mapping[str, float], *, answers: int) -> Coefficients:
+        """Those of the next step; a controller without its measurement, or without a target, stands still."""
+        kl, entropy = self.kl, self.entropy
+        if config.kl.target is not None and "kl/sequence" in metrics:
+            horizon = config.kl.horizon
+            kl = adapt(kl, metrics["kl/sequence"], target=config.kl.target, answers=answers, horizon=horizon)
+        if config.entropy.target is not None and "entropy" in metrics:
+            entropy = steer(entropy, metrics["entropy"], target=config.entropy.target, rate=config.entropy.rate)
+        return Coefficients(kl=kl, entropy=entropy)
+
+    @property
+    def state(self) -> dict[str, float]:
+        """What `start` goes on from."""
+        return {"kl_coefficient": self.kl, "entropy_coefficient": self.entropy}
+
+
+def policy_gradient(
+    trainer: Trainer, feed: Feed, setting: Setting, *, start: int = 0, state: Mapping[str, float] | None = None
+) -> Iterator[Step]:
+    """One `Step` for each batch of rollouts, from step `start` on; `feed` must stand where that step left it.
+
+    `state` is what the `Step` before `start` carried.
+    """
     config = setting.config
-    objective = PolicyObjective(config=config, temperature=setting.temperature)
+    coefficients = Coefficients.start(config, state or {})
+    health = Health(config=setting.health)
+    if state:
+        health = replace(health, state=_beneath("health/", state))
     dynamic = config.dynamic_sampling
     barren = 0
     feed.publish(start)
@@ -90,131 +103,162 @@ def policy_gradient(trainer: Trainer, feed: Feed, setting: Setting, *, start: in
             rounds=dynamic.rounds if dynamic else 1,
         )
         began = time.monotonic()
-        rows = [give_advantages(group, config) for group in taken.groups]
-        rows = provide_logps(trainer, rows, objective)
-        rate = learning_rate(step + 1, setting.steps, setting.train)
-        metrics, updates = {}, {"grad_norm": 0.0, "optimizer_steps": 0.0, "skipped": 0.0}
-        for minibatch in _split(rows, config.minibatches):
+        objective = PolicyObjective(
+            config=config,
+            temperature=setting.temperature,
+            kl_coefficient=coefficients.kl,
+            entropy_coefficient=coefficients.entropy,
+        )
+        answers = prepare(trainer, taken.groups, setting, coefficients, step=step)
+        rate = health.rate * learning_rate(step + 1, setting.steps, setting.train)
+        tallies: dict[str, Metric] = {}
+        updates = {"grad_norm": 0.0, "optimizer_steps": 0.0, "skipped": 0.0}
+        for minibatch in _split(answers, config.minibatches):
             atoms = weigh(minibatch, setting)
             if not atoms:
                 continue
-            tallies = trainer.forward_backward(atoms, objective)
-            _check_gap(tallies, setting, step)
+            found = trainer.forward_backward(atoms, objective)
+            if not tallies:
+                check_first_update(found, setting, step)
+                gap = {GAP: found[GAP]}  # of later updates it would measure the policy's own move
             result = trainer.optim_step(setting.train.lr * rate, muon_lr=setting.train.muon_lr * rate)
-            metrics = add_metrics(metrics, tallies)
+            tallies = add_metrics(tallies, found) | gap
             updates["grad_norm"] = max(updates["grad_norm"], result.grad_norm)
             updates["optimizer_steps"] += result.applied
             updates["skipped"] += not result.applied
         barren = 0 if updates["optimizer_steps"] else barren + 1
         if barren >= setting.patience:
             raise TrainingError(_why_barren(barren, taken.played))
+        if config.kl.renew_every and (step + 1) % config.kl.renew_every == 0:
+            trainer.renew_reference(config.kl.keep)
         feed.publish(step + 1)
         trained = time.monotonic() - began
-        seconds = taken.rollout_s + taken.score_s + trained
         measured = measure_groups(taken.played)
+        metrics = {name: metric.mean for name, metric in tallies.items()} | _measure_control(
+            config, coefficients, answers
+        )
+        coefficients = coefficients.after(config, metrics, answers=len(answers))
+        metrics = {
+            **measured,
+            **metrics,
+            **updates,
+            "lr": setting.train.lr * rate,
+            "groups/trained": float(len(taken.groups)),
+            "groups/left_out": float(len(taken.left_out)),
+            "groups/rounds": float(taken.rounds),
+            "tokens_per_second": measured["sampled_tokens"] / (taken.rollout_s + taken.score_s + trained),
+            "time/rollout": taken.rollout_s,
+            "time/score": taken.score_s,
+            "time/train": trained,
+        }
+        health = health.after(metrics)
         yield Step(
             index=step + 1,
             groups=taken.played,
-            state={"position": feed.position},
-            metrics={
-                **measured,
-                **{name: metric.mean for name, metric in metrics.items()},
-                **updates,
-                "lr": setting.train.lr * rate,
-                "groups/trained": float(len(taken.groups)),
-                "groups/left_out": float(len(taken.left_out)),
-                "groups/rounds": float(taken.rounds),
-                "tokens_per_second": measured["sampled_tokens"] / seconds,
-                "time/rollout": taken.rollout_s,
-                "time/score": taken.score_s,
-                "time/train": trained,
+            state={
+                "position": feed.position,
+                **coefficients.state,
+                **{f"health/{name}": value for name, value in health.state.items()},
             },
+            notes=tuple(f"{finding.name.replace('_', ' ')}: {finding.line}" for finding in health.findings),
+            metrics=metrics,
         )
+        if health.fatal is not None:
+            raise Unhealthy(health.fatal, step + 1)
 
 
 def informative(group: Group) -> bool:
     """Whether a group can teach: some of its scored answers are right and some wrong.
 
-    Decided on correctness, not on the shaped reward (DAPO section 3.2: 0 < number correct < G); where no reward
-    judges correctness, on whether the rewards differ.
+    Decided on correctness, not on the shaped reward (DAPO section 3.2: 0 < number correct < G).
     """
-    judged = {episode.score.correct for episode in group.scored}
-    if None in judged:
-        return len({episode.score.value for episode in group.scored}) > 1
-    return len(judged) > 1
+    return len({episode.score.correct for episode in group.scored} - {None}) > 1
 
 
-def give_advantages(group: Group, config: PolicyConfig) -> list[TokenRow]:
-    """The rows of a group's scored episodes, each with its advantage.
-
-    The statistics are taken over all scored episodes; the overlong filter then leaves truncated ones out.
-    """
-    episodes = group.scored
-    if not episodes:
-        return []
-    rewards_G = torch.tensor([episode.score.value for episode in episodes], dtype=torch.float64)
-    advantages = group_advantage(rewards_G, baseline=BASELINES[config.baseline], scale=SCALES[config.scale])
-    return [
-        row
-        for episode, advantage in zip(episodes, advantages.tolist(), strict=True)
-        if not (config.overlong_filter and episode.outcome is Outcome.TRUNCATED)
-        for row in to_rows(episode, advantage=advantage)
-    ]
+def prepare(
+    trainer: Trainer, groups: Sequence[Group], setting: Setting, coefficients: Coefficients, *, step: int
+) -> list[Answer]:
+    """The step's scored answers with every column that the objective reads."""
+    config, temperature = setting.config, setting.temperature
+    answers = with_logps(to_answers(groups), trainer, config, temperature=temperature)
+    answers = with_advantages(answers, config, kl_coefficient=coefficients.kl)
+    seed = seed_of(setting.seed, "token filter", step)
+    return with_filters(answers, trainer, config, temperature=temperature, seed=seed)
 
 
-def provide_logps(
-    trainer: Trainer, groups: Sequence[Sequence[TokenRow]], objective: PolicyObjective
-) -> list[list[TokenRow]]:
-    """Add `ref_logp` where a KL is asked for, and `old_logp` where several updates follow one rollout."""
-    wanted: dict[str, bool] = {}
-    if objective.config.kl.place != "none":
-        wanted["ref_logp"] = True
-    if objective.config.minibatches > 1:
-        wanted["old_logp"] = False
-    rows = [row for group in groups for row in group]
-    for name, reference in wanted.items():
-        logps = trainer.logprobs(rows, temperature=objective.temperature, reference=reference)
-        rows = [row.with_columns(**{name: values}) for row, values in zip(rows, logps, strict=True)]
-    done = iter(rows)
-    return [[next(done) for _ in group] for group in groups]
-
-
-def weigh(groups: Sequence[Sequence[TokenRow]], setting: Setting) -> list[Atom]:
+def weigh(answers: Sequence[Answer], setting: Setting) -> list[Atom]:
     """The atoms of one optimizer step, their weights written over all of its rows.
 
-    Rows without advantage count in the denominators; without a KL they have no gradient and are not computed.
+    Rows without advantage count in the denominators; where nothing else gives them a gradient they are not computed.
     """
+    rows = [(answer.group, row) for answer in answers for row in answer.rows]
     reduce = REDUCTIONS[setting.config.aggregate]
-    if setting.config.aggregate == "sequence_sum_over_constant":
-        reduce = partial(reduce, constant=setting.max_tokens)
-    rows = [row for group in groups for row in group]
-    weights = reduce([row.trained_count for row in rows])
-    needed = [
-        row.with_columns(weight=(weight,) * row.trained_count)
-        for row, weight in zip(rows, weights, strict=True)
-        if setting.config.kl.place != "none" or any(row.columns["advantage"])
-    ]
-    return to_atoms(needed)
+    weights = reduce([row.trained_count for _, row in rows], [group for group, _ in rows], setting.max_tokens)
+    return to_atoms(
+        [
+            row.with_columns(weight=(weight,) * row.trained_count)
+            for (_, row), weight in zip(rows, weights, strict=True)
+            if setting.config.needs_gradient_everywhere or any(row.columns["advantage"])
+        ]
+    )
 
 
-def _split(groups: Sequence[list[TokenRow]], parts: int) -> list[list[list[TokenRow]]]:
-    """The groups in `parts` minibatches of nearly equal size, whole groups only."""
-    bounds = [len(groups) * i // parts for i in range(parts + 1)]
-    return [list(groups[low:high]) for low, high in zip(bounds, bounds[1:], strict=False) if high > low]
+def check_first_update(metrics: Mapping[str, Metric], setting: Setting, step: int) -> None:
+    """Stop where numbers that must agree do not: the rollouts' weights are still the trainer's.
 
-
-def _check_gap(metrics: Mapping[str, Metric], setting: Setting, step: int) -> None:
-    gap = metrics["sampling/logp_gap_mean"].mean
+    In every step sampler and trainer must agree to `max_gap`. In the first of a run the trainer must also agree with
+    itself (the ratio is 1), and with the reference, which is what it started from (the KL is 0).
+    """
+    gap = metrics[GAP].mean
     if not gap <= setting.max_gap:
         raise TrainingError(
             f"step {step + 1}: sampler and trainer disagree by {gap:.3g} nats per token at the same weights "
             f"(max_gap is {setting.max_gap}); the policy gradient would be wrong"
         )
+    drift = metrics["ratio/log_mean"].mean if setting.config.ratio.denominator == "old" else 0.0
+    if step == 0 and not drift <= SAME_WEIGHTS:
+        raise TrainingError(
+            f"step 1: two passes of the trainer over the same weights differ by {drift:.3g} nats per token, so the "
+            f"first ratio is not 1 (tolerance {SAME_WEIGHTS}); is there a dropout (train.lora.dropout)?"
+        )
+    if step == 0 and "kl" in metrics and not metrics["kl"].mean <= SAME_WEIGHTS**2 / 2:
+        raise TrainingError(
+            f"step 1: the policy is its own reference, yet the KL is {metrics['kl'].mean:.3g} nats per token "
+            f"(tolerance {SAME_WEIGHTS**2 / 2:.0e}); is there a dropout (train.lora.dropout)?"
+        )
+
+
+def _split(answers: Sequence[Answer], parts: int) -> list[list[Answer]]:
+    """The answers in `parts` minibatches of nearly equal size, whole groups only; none is empty."""
+    groups: dict[int, list[Answer]] = {}
+    for answer in answers:
+        groups.setdefault(answer.group, []).append(answer)
+    listed = list(groups.values())
+    bounds = [len(listed) * i // parts for i in range(parts + 1)]
+    pieces = [listed[low:high] for low, high in pairwise(bounds)]
+    return [[answer for group in piece for answer in group] for piece in pieces if piece]
+
+
+def _measure_control(config: PolicyConfig, now: Coefficients, answers: Sequence[Answer]) -> dict[str, float]:
+    """What the controllers look at and where they stand, for the terms that are in use."""
+    metrics = {}
+    if config.kl.place != "none":
+        metrics["kl/coefficient"] = now.kl
+        if answers:
+            metrics["kl/sequence"] = sequence_kl(answers)
+    if config.entropy.active:
+        metrics["entropy/coefficient"] = now.entropy
+    return metrics
+
+
+def _beneath(prefix: str, state: Mapping[str, float]) -> dict[str, float]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def _why_barren(steps: int, groups: Sequence[Group]) -> str:
     measured = measure_groups(groups)
     return (
-        f"no answer carried a signal for {steps} steps: of the last groups {measured['frac_groups_all_wrong']:.0%} were "
-        f"all wrong and {measured['frac_groups_all_right']:.0%} all right; use easier or harder tasks, or more rollouts"
+        f"no answer carried a signal for {steps} steps: of the last groups {measured['frac_groups_all_wrong']:.0%} "
+        f"were all wrong and {measured['frac_groups_all_right']:.0%} all right; use easier or harder tasks, "
+        "or more rollouts"
     )

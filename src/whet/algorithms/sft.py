@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from torch import Tensor
 
@@ -31,7 +32,9 @@ class Imitate:
         return (batch.weight_T * nll_T).sum(), {"loss": Tally(total=nll_T.detach().sum(), weight=count)}
 
 
-def sft(trainer: Trainer, rows: Sequence[TokenRow], config: TrainConfig, *, seed: int, start: int = 0) -> Iterator[Step]:
+def sft(
+    trainer: Trainer, rows: Sequence[TokenRow], config: TrainConfig, *, seed: int, start: int = 0
+) -> Iterator[Step]:
     """One `Step` for each optimizer step from `start` on; `batch_size` rows a step, reshuffled every epoch."""
     steps = sft_steps(len(rows), config)
     skipped = 0
@@ -84,12 +87,13 @@ def _batch(step: int, rows: int, config: TrainConfig, seed: int) -> list[int]:
         end = min((step + 1) * size, int(rows * config.epochs))
     else:
         end = (step + 1) * size
-    chosen = []
-    orders: dict[int, list[int]] = {}
-    for position in range(step * size, max(end, step * size + 1)):
-        epoch, place = divmod(position, rows)
-        if epoch not in orders:
-            orders[epoch] = list(range(rows))
-            random.Random(seed_of(seed, "epoch", epoch)).shuffle(orders[epoch])
-        chosen.append(orders[epoch][place])
-    return chosen
+    places = [divmod(position, rows) for position in range(step * size, max(end, step * size + 1))]
+    return [_order(rows, seed_of(seed, "epoch", epoch))[place] for epoch, place in places]
+
+
+@lru_cache(maxsize=2)
+def _order(rows: int, seed: int) -> list[int]:
+    """An epoch's shuffled rows; kept, since every step of the epoch asks for it."""
+    order = list(range(rows))
+    random.Random(seed).shuffle(order)
+    return order

@@ -1,6 +1,7 @@
 """Recipes: their models, and loading with overrides, origins and "did you mean"."""
 
-from whet.config.policy import PRESETS, PolicyConfig
+from whet.config.policy import PolicyConfig
+from whet.config.presets import PRESETS
 from whet.config.recipe import (
     CreateConfig,
     DataConfig,

@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ValidationError
 
 from whet.config.node import COMMAND_LINE, Key, KeyPath, Node, dotted, parse
-from whet.config.policy import PRESETS
+from whet.config.presets import PRESETS
 from whet.config.problems import explain, nearest
 from whet.config.recipe import INHERITED, Recipe, RLStage, Stage
 from whet.errors import ConfigError

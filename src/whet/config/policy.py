@@ -1,61 +1,179 @@
 """The policy-gradient space: one section with one key for each axis, and presets that are points in it.
 
-A preset is data: the axes that differ from `PolicyConfig`'s own defaults. Naming one and changing an axis is how
-a variant is made; the loop in `algorithms.policy` has no branch for any of them. `formulas` holds the functions
-that the names stand for (a law in the tests holds the two together).
+A preset (`config.presets`) is data: the axes that differ from `PolicyConfig`'s own defaults. Naming one and
+changing an axis is how a variant is made; the loop in `algorithms.policy` has no branch for any of them. `formulas`
+holds the functions that the names stand for, and a law in the tests holds the two together. What would be
+meaningless is refused here, with the reason.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-Preset = Literal["grpo", "dapo", "dr_grpo"]
-
-PRESETS: dict[str, dict[str, Any]] = {
-    # DeepSeekMath (2402.03300): group mean and std, 1/|o| per sequence, k3 KL to the reference in the loss.
-    "grpo": {
-        "scale": "group_std",
-        "aggregate": "sequence_mean",
-        "kl": {"place": "loss", "estimator": "k3", "coefficient": 0.04},
-    },
-    # DAPO (2503.14476): clip-higher, token-level loss, dynamic sampling, no KL. The soft overlong punishment is a
-    # reward (`kind: overlong`); overlong filtering is an option that the paper's best run left off.
-    "dapo": {
-        "scale": "group_std",
-        "aggregate": "token_mean",
-        "clip": {"low": 0.2, "high": 0.28},
-        "dynamic_sampling": {"rounds": 10},
-    },
-    # Dr. GRPO (2503.20783): no std, a constant length in the denominator.
-    "dr_grpo": {"scale": "none", "aggregate": "sequence_sum_over_constant"},
-}
+from whet.config.presets import PRESETS, Preset
 
 
 class _Axis(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
-class ClipConfig(_Axis):
-    """Bounds of the ratio: clip(r, 1 - low, 1 + high)."""
+# ------------------------------------------------------------------------------------------ ratio and clip
 
+
+class RatioConfig(_Axis):
+    """What the policy's probability is compared with, and over how many tokens."""
+
+    level: Literal["none", "token", "sequence_mean", "sequence_mean_token", "sequence_product"] = "token"
+    """token: PPO, GRPO. sequence_mean: GSPO's geometric mean. sequence_mean_token: that value with each token's own
+    gradient. sequence_product: the whole answer's (R1 as printed). none: no ratio, plain log p (REINFORCE)."""
+    denominator: Literal["old", "sampler"] = "old"
+    """old: the trainer's own log-probabilities at rollout. sampler: what the sampler reported; saves a pass."""
+
+
+class PPOClip(_Axis):
+    """min(r A, clip(r, 1 - low, 1 + high) A)."""
+
+    kind: Literal["ppo"] = "ppo"
     low: float = Field(0.2, gt=0)
     high: float = Field(0.2, gt=0)
+    dual: float | None = Field(None, gt=1)
+    """Where the advantage is negative, the ratio counts for no more than this (dual clip)."""
+
+
+class NoClip(_Axis):
+    """r A, unbounded."""
+
+    kind: Literal["none"]
+
+
+class GeometricClip(_Axis):
+    """GMPO: each token's log ratio clipped on the side where the clip acts, then the sequence's geometric mean."""
+
+    kind: Literal["geometric"]
+    low: float = Field(0.4, gt=0)
+    """In nats."""
+    high: float = Field(0.4, gt=0)
+
+
+class CISPOClip(_Axis):
+    """min(r, cap) held constant, times A log p: no token loses its gradient."""
+
+    kind: Literal["cispo"]
+    cap: float = Field(5.0, gt=1)
+    """The largest ratio itself (not 1 + something)."""
+
+
+class SAPOClip(_Axis):
+    """A soft gate, 4/t sigmoid(t (r - 1)) A; t by the sign of the advantage."""
+
+    kind: Literal["sapo"]
+    positive: float = Field(1.0, gt=0)
+    negative: float = Field(1.05, gt=0)
+
+
+class DPPOClip(_Axis):
+    """min(r, cap) held constant, times A log p, dropped where the *probability* moved too far the way A points."""
+
+    kind: Literal["dppo"]
+    low: float = Field(0.2, gt=0, le=1)
+    """Largest fall of a token's probability where its advantage is negative."""
+    high: float = Field(0.2, gt=0, le=1)
+    cap: float = Field(20.0, gt=1)
+
+
+class QuadraticClip(_Axis):
+    """A log p - beta/2 (log r)^2: a spring in place of a wall (DRO, Kimi k1.5)."""
+
+    kind: Literal["quadratic"]
+    beta: float = Field(1.0, gt=0)
+
+
+def _kind(value: Any) -> Any:
+    return value.get("kind", "ppo") if isinstance(value, dict) else getattr(value, "kind", "ppo")
+
+
+Clip = Annotated[
+    Annotated[PPOClip, Tag("ppo")]
+    | Annotated[NoClip, Tag("none")]
+    | Annotated[GeometricClip, Tag("geometric")]
+    | Annotated[CISPOClip, Tag("cispo")]
+    | Annotated[SAPOClip, Tag("sapo")]
+    | Annotated[DPPOClip, Tag("dppo")]
+    | Annotated[QuadraticClip, Tag("quadratic")],
+    Discriminator(_kind),
+]
+
+TOKEN_CLIPS = ("geometric", "cispo", "dppo", "quadratic")
+"""Forms that are defined for tokens only."""
+
+
+# ------------------------------------------------------------------------------------- KL and other terms
 
 
 class KLConfig(_Axis):
     """A penalty for leaving the reference policy (the stage's starting weights, frozen)."""
 
-    place: Literal["none", "loss"] = "none"
-    estimator: Literal["k2", "k3"] = "k3"
+    place: Literal["none", "reward", "loss"] = "none"
+    estimator: Literal["k1", "k2", "k3", "k3_unbiased"] = "k3"
+    """In the reward: k1 (and the default is). In the loss: k2 has KL's gradient on-policy, k3 is GRPO's, k3_unbiased
+    is k3 times the ratio (DeepSeek-V3.2)."""
+    level: Literal["token", "sequence"] = "token"
+    """sequence: one estimate from the whole answer's log-probability (R1 as printed)."""
     coefficient: float = Field(0.0, ge=0)
+    target: float | None = Field(None, gt=0)
+    """Nats for each answer at which a controller holds the KL by moving the coefficient; None: it is fixed."""
+    horizon: int = Field(10_000, ge=1)
+    """Answers over which the controller acts (Ziegler et al. 2019)."""
+    renew_every: int | None = Field(None, ge=1)
+    """Steps between renewals of the reference; None: never."""
+    keep: float = Field(0.0, ge=0, lt=1)
+    """Share of the old reference that a renewal keeps: 0 is a reset, 0.99 every step a moving average."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _estimator(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("place") == "reward":
+            return {"estimator": "k1", **data}
+        return data
 
     @model_validator(mode="after")
     def _check(self) -> KLConfig:
-        if self.place == "loss" and self.coefficient == 0:
-            raise ValueError("place is loss but coefficient is 0; set one of them")
+        if self.place != "none" and self.coefficient == 0:
+            raise ValueError(f"place is {self.place} but coefficient is 0; set one of them")
+        if self.place == "none" and (self.coefficient or self.target or self.renew_every):
+            raise ValueError("place is none, so nothing else here has an effect; say place: loss or place: reward")
+        if self.place == "loss" and self.estimator == "k1":
+            raise ValueError("k1 as a loss has an expected gradient of zero; use k2 or k3, or place: reward")
+        if self.place == "reward" and (self.estimator != "k1" or self.level != "token"):
+            raise ValueError("in the reward only k1 of tokens has the KL's gradient; use estimator: k1, level: token")
         return self
+
+
+class EntropyConfig(_Axis):
+    """A bonus for entropy: coefficient x entropy is taken off the loss of each token."""
+
+    coefficient: float = Field(0.0, ge=0)
+    target: float | None = Field(None, gt=0)
+    """Nats per token: below it the coefficient rises by `rate` each step, above it falls (Skywork-OR1)."""
+    rate: float = Field(0.005, gt=0)
+
+    @property
+    def active(self) -> bool:
+        """Whether there may be a bonus at all."""
+        return self.coefficient > 0 or self.target is not None
+
+
+class KLCovConfig(_Axis):
+    """KL-Cov: coefficient x |log r| on the tokens whose log-probability and advantage vary together most."""
+
+    share: float = Field(2e-3, gt=0, le=1)
+    coefficient: float = Field(1.0, gt=0)
+
+
+# --------------------------------------------------------------------------------- filters and correction
 
 
 class DynamicSamplingConfig(_Axis):
@@ -65,25 +183,71 @@ class DynamicSamplingConfig(_Axis):
     """Most times that tasks are drawn for one step; 1: leave out, do not refill."""
 
 
+class HighEntropyFilter(_Axis):
+    """The gradient of the most uncertain tokens of the step only (80/20)."""
+
+    kind: Literal["high_entropy"]
+    share: float = Field(0.2, gt=0, le=1)
+
+
+class CovarianceFilter(_Axis):
+    """Clip-Cov: a random `share` of the tokens whose covariance lies between `low` and `high` has no gradient."""
+
+    kind: Literal["covariance"]
+    share: float = Field(2e-4, gt=0, le=1)
+    low: float = 1.0
+    high: float = 5.0
+
+
+TokenFilter = Annotated[HighEntropyFilter | CovarianceFilter, Field(discriminator="kind")]
+
+
+class CorrectionConfig(_Axis):
+    """Weighs the loss by w = p(trainer) / p(sampler), where the two compute different probabilities."""
+
+    kind: Literal["truncate", "mask"] = "truncate"
+    """truncate: min(w, high) (TIS). mask: w where low <= w <= high, else 0 (IcePop, MIS)."""
+    level: Literal["token", "sequence_mean", "sequence_product"] = "token"
+    low: float = Field(0.5, ge=0)
+    high: float = Field(2.0, ge=1)
+
+
+# --------------------------------------------------------------------------------------------- the space
+
+
 class PolicyConfig(_Axis):
-    """A point in the space of group-relative policy gradients."""
+    """A point in the space of policy gradients without a critic."""
 
     preset: Preset | None = None
-    baseline: Literal["group_mean", "leave_one_out", "none"] = "group_mean"
-    scale: Literal["none", "group_std"] = "group_std"
-    clip: ClipConfig = ClipConfig()
+    credit: Literal["outcome", "return_to_go"] = "outcome"
+    """What a token is credited with: the answer's whole reward, or what comes from it on (KL in the reward)."""
+    baseline: Literal["none", "group_mean", "leave_one_out", "length_weighted_mean", "batch_mean", "greedy"] = (
+        "group_mean"
+    )
+    scale: Literal["none", "group_std", "batch_std", "token_std", "informative_share"] = "group_std"
+    ratio: RatioConfig = RatioConfig()
+    clip: Clip = PPOClip()
     kl: KLConfig = KLConfig()
-    aggregate: Literal["token_mean", "sequence_mean", "sequence_sum_over_constant"] = "token_mean"
+    aggregate: Literal[
+        "token_mean", "group_token_mean", "sequence_mean", "sequence_sum", "sequence_sum_over_constant", "token_sum"
+    ] = "token_mean"
     dynamic_sampling: DynamicSamplingConfig | None = None
     overlong_filter: bool = False
     """Leave truncated completions out of the loss, after the group's statistics were taken."""
+    token_filter: TokenFilter | None = None
+    correction: CorrectionConfig | None = None
+    entropy: EntropyConfig = EntropyConfig()
+    kl_cov: KLCovConfig | None = None
     minibatches: int = Field(1, ge=1)
     """Optimizer steps for one batch of rollouts; the clip acts from the second on."""
 
     @model_validator(mode="before")
     @classmethod
     def _from_preset(cls, data: Any) -> Any:
-        """`algorithm: dapo` is short for `{preset: dapo}`; keys beside a preset replace its own, axis by axis."""
+        """`algorithm: dapo` is short for `{preset: dapo}`; keys beside a preset replace its own, axis by axis.
+
+        Another `kind` of an axis begins from that kind's own defaults.
+        """
         if isinstance(data, str):
             data = {"preset": data}
         if not isinstance(data, dict) or data.get("preset") not in PRESETS:
@@ -94,5 +258,86 @@ class PolicyConfig(_Axis):
             if axis not in data:
                 merged[axis] = value
             elif isinstance(value, dict) and isinstance(given, dict):
-                merged[axis] = {**value, **given}
+                same_kind = "kind" not in given or given["kind"] == _kind(value)
+                merged[axis] = {**value, **given} if same_kind else given
         return merged
+
+    @model_validator(mode="after")
+    def _check(self) -> PolicyConfig:
+        for wrong, reason in self._contradictions():
+            if wrong:
+                raise ValueError(reason)
+        return self
+
+    def _contradictions(self) -> Iterator[tuple[bool, str]]:
+        level, kind = self.ratio.level, self.clip.kind
+        sequence = level in ("sequence_mean", "sequence_product") or kind == "geometric"
+        by_group = self.baseline in ("group_mean", "leave_one_out", "length_weighted_mean")
+        yield (
+            self.credit == "return_to_go" and self.kl.place != "reward",
+            "credit: return_to_go equals outcome without rewards on tokens; use kl: {place: reward}",
+        )
+        yield (
+            self.scale in ("group_std", "informative_share") and not by_group,
+            f"scale: {self.scale} needs a group's baseline, and baseline is {self.baseline}; use batch_std or none",
+        )
+        yield (
+            sequence and (self.credit == "return_to_go" or self.token_filter is not None),
+            "a ratio of whole sequences needs one advantage for all tokens; use ratio: {level: sequence_mean_token}",
+        )
+        yield (
+            level == "none" and kind not in ("none", "sapo") and kind in ("ppo", *TOKEN_CLIPS),
+            f"clip: {kind} bounds a ratio, and ratio.level is none; use clip: {{kind: none}}",
+        )
+        yield (
+            level == "none" and self.minibatches > 1,
+            "ratio.level: none is right for the first update only, and minibatches makes more; use ratio.level: token",
+        )
+        yield (
+            kind in TOKEN_CLIPS and level != "token",
+            f"clip: {kind} is defined for the ratio of tokens; use ratio: {{level: token}}",
+        )
+        yield (
+            self.correction is not None and self.ratio.denominator == "sampler",
+            "ratio.denominator: sampler already divides by the sampler's probability; correction would do it twice",
+        )
+        yield (
+            self.correction is not None and self.correction.low >= self.correction.high,
+            "correction.low must be below correction.high",
+        )
+
+    @property
+    def needs_gradient_everywhere(self) -> bool:
+        """Whether tokens without an advantage have a gradient too."""
+        return (
+            self.kl.place == "loss" or self.entropy.active or self.kl_cov is not None or self.clip.kind == "quadratic"
+        )
+
+    def check_step(self, *, prompts: int, rollouts: int, judged: bool, lora: bool) -> None:
+        """Raise `ValueError` where a stage's numbers make this point meaningless.
+
+        `prompts` and `rollouts` of one step; `judged`: some reward says whether an answer is right; `lora`: the
+        reference is the model with its adapter off.
+        """
+        if rollouts < 2 and self.baseline in ("group_mean", "leave_one_out", "length_weighted_mean"):
+            raise ValueError(
+                f"rollouts_per_prompt must be at least 2: a group of one has no baseline ({self.baseline}); "
+                "or use algorithm.baseline: batch_mean, greedy or none"
+            )
+        if prompts < 2 and "batch" in self.baseline + self.scale:
+            raise ValueError("prompts_per_step must be at least 2: statistics over the batch need more than one group")
+        if self.minibatches > prompts:
+            raise ValueError(
+                f"prompts_per_step is {prompts}, too few for algorithm.minibatches {self.minibatches}: "
+                "each update takes whole groups"
+            )
+        if self.dynamic_sampling and not judged:
+            raise ValueError(
+                "algorithm.dynamic_sampling asks which answers are right, and no reward judges that (a shaped reward "
+                "differs inside an all-right group); add one that does, or set dynamic_sampling: null"
+            )
+        if self.kl.renew_every and lora:
+            raise ValueError(
+                "algorithm.kl.renew_every cannot renew the reference of a LoRA run, which is the model with its "
+                "adapter off; set it to null or train all weights"
+            )

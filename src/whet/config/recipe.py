@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from whet.config.health import HealthConfig
 from whet.config.policy import PolicyConfig
 
 
@@ -174,6 +175,11 @@ class SamplingConfig(Strict):
     top_k: int | None = Field(None, ge=1)
     max_running: int = Field(256, ge=1)
     """Most sequences decoded side by side."""
+    engine: Literal["embedded", "vllm"] = "embedded"
+    """embedded: whet's own, on the trainer's weights. vllm: a vLLM engine in this process, which the weights are copied
+    to after every step (`pip install 'whet[vllm]'`)."""
+    cache_gib: float = Field(4.0, gt=0)
+    """vllm: GiB for the keys and values of running sequences and shared prompts."""
 
 
 # ---------------------------------------------------------------------------------------------- rewards
@@ -270,6 +276,7 @@ class RLStage(StageBase):
     rollouts_per_prompt: int = Field(8, ge=1)
     sampling: SamplingConfig = SamplingConfig()
     train: RLTrainConfig = RLTrainConfig()
+    health: HealthConfig = HealthConfig()
     max_gap: float = Field(0.5, gt=0)
     """Largest mean |sampler - trainer| log-probability difference per token; beyond it the run stops."""
 
@@ -277,8 +284,13 @@ class RLStage(StageBase):
     def _check(self) -> RLStage:
         if self.train.steps is None:
             raise ValueError("train.steps must be given for RL: there is no epoch to end it")
-        if self.rollouts_per_prompt < 2:
-            raise ValueError("rollouts_per_prompt must be at least 2: a group of one has no baseline")
+        judging = ("verifier", "math", "exact")
+        self.algorithm.check_step(
+            prompts=self.prompts_per_step,
+            rollouts=self.rollouts_per_prompt,
+            judged=any(r.judges if isinstance(r, FunctionReward) else r.kind in judging for r in self.rewards),
+            lora=self.train.lora is not None,
+        )
         if self.sampling.temperature == 0:
             raise ValueError("sampling.temperature must be above 0 for RL: greedy samples carry no signal")
         if self.sampling.top_p < 1 or self.sampling.top_k is not None:
@@ -294,7 +306,7 @@ class EvalStage(StageBase):
 
     kind: Literal["eval"]
     models: dict[str, str] = {}
-    """Label: model path or `@stage`. Empty: the model of the stage before."""
+    """Label: a model path, `@stage`, or `@model` for what the recipe starts from. Empty: the model of the stage before."""
     baseline: str | None = None
     """Label of the model that the others' gains are over; None: the first one."""
     tasks: Source
@@ -336,11 +348,13 @@ class Recipe(Strict):
         for name, stage in self.stages.items():
             if not name.replace("-", "_").isidentifier():
                 raise ValueError(f"stage name {name!r} must be letters, digits, - and _")
+            if name == "model":
+                raise ValueError("stage name 'model' is taken: @model means what the recipe starts from")
             paths = {"model.path": stage.model.path} if stage.model else {}
             if isinstance(stage, EvalStage):
                 paths |= {f"models.{label}": path for label, path in stage.models.items()}
             for key, path in paths.items():
-                if path.startswith("@") and path[1:] not in seen:
+                if path.startswith("@") and path[1:] not in {*seen, "model"}:
                     earlier = ", ".join(f"@{other}" for other in self.stages if other in seen) or "none"
                     raise ValueError(f"stages.{name}.{key} is {path}, which is no earlier stage ({earlier})")
             if stage.kind != "eval":

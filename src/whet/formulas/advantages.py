@@ -1,51 +1,170 @@
-"""Advantages of one group: how much better each rollout is than its prompt's others. Legend: G rollouts of one prompt.
+"""Advantages: how much better an answer, or what follows a token, was than expected; statistics over the whole step.
 
-An advantage is (reward - baseline) / scale. Groups whose rewards are all equal, and groups of one, get exactly 0.
+Three choices: the *credit* of a token (which rewards count for it), the *baseline* that is taken off, and the
+*scale*. All are computed over the step, before anything is split. What carries no signal (equal rewards, a group of
+one) gets exactly 0, whatever rounding would make of it.
+
+Legend: N answers of the step, T all their tokens, answer after answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 EPS = 1e-6
-"""Added to the standard deviation (the papers state none; verl uses this)."""
+"""Added to standard deviations (the papers state none; verl uses this)."""
 
 
-def no_baseline(rewards_G: Tensor) -> Tensor:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """The scored answers of a step."""
+
+    reward_N: Tensor
+    """Everything that an answer was rewarded with, a KL in the reward included."""
+    group_N: Tensor
+    """Which prompt each answer belongs to, from 0."""
+    length_N: Tensor
+    """Its sampled tokens."""
+    greedy_N: Tensor
+    """The reward of the greedy answer to the same prompt; NaN where none was played."""
+
+    def per_token(self, value_N: Tensor) -> Tensor:
+        """Each answer's number at each of its tokens, (T,)."""
+        return value_N.repeat_interleave(self.length_N)
+
+    def group_sum(self, value_N: Tensor) -> Tensor:
+        """The sum over an answer's group, at each answer, (N,)."""
+        return value_N.new_zeros(len(value_N)).index_add(0, self.group_N, value_N)[self.group_N]
+
+    @property
+    def size_N(self) -> Tensor:
+        """How many answers an answer's group has."""
+        return self.group_sum(torch.ones_like(self.reward_N))
+
+    @property
+    def differ_N(self) -> Tensor:
+        """Whether the rewards of an answer's group differ."""
+        low_N, high_N = (
+            torch.zeros_like(self.reward_N).scatter_reduce(0, self.group_N, self.reward_N, how, include_self=False)
+            for how in ("amin", "amax")
+        )
+        return (low_N != high_N)[self.group_N]
+
+
+# ------------------------------------------------------------------------------------------------ credit
+
+
+def outcome(token_reward_T: Tensor) -> Tensor:
+    """The sum of all rewards of the answer, at each of its tokens (T: the tokens of one answer)."""
+    return token_reward_T.sum().expand_as(token_reward_T)
+
+
+def return_to_go(token_reward_T: Tensor) -> Tensor:
+    """The sum of the rewards from each token on, undiscounted (REINFORCE++ 2501.03262 eq. 8)."""
+    return token_reward_T.flip(0).cumsum(0).flip(0)
+
+
+# ---------------------------------------------------------------------------------------------- baseline
+
+
+def no_baseline(answers: Answers) -> Tensor:
     """0: the raw reward is the advantage (REINFORCE)."""
-    return torch.zeros_like(rewards_G)
+    return torch.zeros_like(answers.reward_N)
 
 
-def group_mean(rewards_G: Tensor) -> Tensor:
+def group_mean(answers: Answers) -> Tensor:
     """The group's mean (GRPO 2402.03300, section 4.1.2)."""
-    return rewards_G.mean().expand_as(rewards_G)
+    return _or_own(answers, answers.group_sum(answers.reward_N) / answers.size_N)
 
 
-def leave_one_out(rewards_G: Tensor) -> Tensor:
-    """The mean of the *other* rollouts (RLOO 2402.14740 eq. 7)."""
-    return (rewards_G.sum() - rewards_G) / (rewards_G.numel() - 1)
+def leave_one_out(answers: Answers) -> Tensor:
+    """The mean of the *other* answers of the group (RLOO 2402.14740 eq. 7)."""
+    return _or_own(answers, (answers.group_sum(answers.reward_N) - answers.reward_N) / (answers.size_N - 1))
 
 
-def no_scale(rewards_G: Tensor) -> Tensor:
-    """1 (Dr. GRPO 2503.20783: dividing by the std favours very easy and very hard prompts)."""
-    return torch.ones_like(rewards_G)
+def length_weighted_mean(answers: Answers) -> Tensor:
+    """sum(length x reward) / sum(length) over the group (OPO 2505.23585 eq. 6)."""
+    length_N = answers.length_N.to(answers.reward_N.dtype)
+    return _or_own(answers, answers.group_sum(length_N * answers.reward_N) / answers.group_sum(length_N))
 
 
-def group_std(rewards_G: Tensor) -> Tensor:
-    """The group's standard deviation (Bessel) plus a small constant."""
-    return (rewards_G.std(correction=1) + EPS).expand_as(rewards_G)
+def batch_mean(answers: Answers) -> Tensor:
+    """The mean over all answers of the step."""
+    reward_N = answers.reward_N
+    return reward_N if _all_equal(reward_N) else reward_N.mean().expand_as(reward_N)
 
 
-Statistic = Callable[[Tensor], Tensor]
-BASELINES: dict[str, Statistic] = {"none": no_baseline, "group_mean": group_mean, "leave_one_out": leave_one_out}
-SCALES: dict[str, Statistic] = {"none": no_scale, "group_std": group_std}
+def greedy(answers: Answers) -> Tensor:
+    """The reward of the greedy answer to the same prompt (ReMax 2310.10505 eq. 6)."""
+    return answers.greedy_N
 
 
-def group_advantage(rewards_G: Tensor, *, baseline: Statistic, scale: Statistic) -> Tensor:
-    """(reward - baseline) / scale for each rollout of a group; exactly 0 where the group carries no signal."""
-    if baseline is not no_baseline and (rewards_G.numel() < 2 or bool((rewards_G == rewards_G[0]).all())):
-        return torch.zeros_like(rewards_G)
-    return (rewards_G - baseline(rewards_G)) / scale(rewards_G)
+# ------------------------------------------------------------------------------------------------- scale
+
+
+def no_scale(advantage_T: Tensor, answers: Answers) -> Tensor:
+    """As it is (Dr. GRPO 2503.20783: dividing by the std favours very easy and very hard prompts)."""
+    return advantage_T
+
+
+def group_std(advantage_T: Tensor, answers: Answers) -> Tensor:
+    """Over the standard deviation (Bessel) of the group's rewards (GRPO 2402.03300)."""
+    mean_N = answers.group_sum(answers.reward_N) / answers.size_N
+    square_N = answers.group_sum((answers.reward_N - mean_N).square())
+    std_N = torch.where(answers.differ_N, (square_N / (answers.size_N - 1)).sqrt(), 0.0)
+    return _over(advantage_T, answers.per_token(std_N))
+
+
+def batch_std(advantage_T: Tensor, answers: Answers) -> Tensor:
+    """Over the standard deviation (Bessel) of all rewards of the step (Lite PPO 2508.08221)."""
+    reward_N = answers.reward_N
+    return _over(advantage_T, torch.zeros_like(advantage_T) if _all_equal(reward_N) else reward_N.std(correction=1))
+
+
+def token_std(advantage_T: Tensor, answers: Answers) -> Tensor:
+    """Whitened: minus the mean and over the std (Bessel) of all tokens (REINFORCE++ 2501.03262 eq. 10)."""
+    if _all_equal(advantage_T):
+        return torch.zeros_like(advantage_T)
+    return _over(advantage_T - advantage_T.mean(), advantage_T.std(correction=1))
+
+
+def informative_share(advantage_T: Tensor, answers: Answers) -> Tensor:
+    """Over the share of answers whose group has a signal, i.e. times B / (B - M) (GPG 2504.02546 eq. 7)."""
+    share = answers.differ_N.to(advantage_T.dtype).mean()
+    return advantage_T / share if share > 0 else advantage_T
+
+
+CREDITS: dict[str, Callable[[Tensor], Tensor]] = {"outcome": outcome, "return_to_go": return_to_go}
+BASELINES: dict[str, Callable[[Answers], Tensor]] = {
+    "none": no_baseline,
+    "group_mean": group_mean,
+    "leave_one_out": leave_one_out,
+    "length_weighted_mean": length_weighted_mean,
+    "batch_mean": batch_mean,
+    "greedy": greedy,
+}
+SCALES: dict[str, Callable[[Tensor, Answers], Tensor]] = {
+    "none": no_scale,
+    "group_std": group_std,
+    "batch_std": batch_std,
+    "token_std": token_std,
+    "informative_share": informative_share,
+}
+
+
+def _or_own(answers: Answers, value_N: Tensor) -> Tensor:
+    """The value, or the answer's own reward where all of its group are equal: its advantage is then exactly 0."""
+    return torch.where(answers.differ_N, value_N, answers.reward_N)
+
+
+def _over(value_T: Tensor, std: Tensor) -> Tensor:
+    """value / (std + EPS), and exactly 0 where the std is."""
+    return torch.where(std > 0, value_T / (std + EPS), 0.0)
+
+
+def _all_equal(values: Tensor) -> bool:
+    return values.numel() < 2 or bool((values == values[0]).all())

@@ -35,20 +35,23 @@ def chunked_logp(
     vocabulary: int,
     temperature: float = 1.0,
     with_entropy: bool = False,
+    entropy_gradient: bool = False,
     chunk_elements: int = CHUNK_ELEMENTS,
 ) -> tuple[Tensor, Tensor | None]:
     """(logp_T, entropy_T or None) of `head(hidden)`; the logits of one chunk at a time, recomputed in backward.
 
-    The entropy is a measurement and carries no gradient. The result does not depend on `chunk_elements`.
+    The entropy is a measurement without gradient, unless `entropy_gradient` makes it part of a loss. The result
+    does not depend on `chunk_elements`.
     """
 
     def one_chunk(hidden: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         logits = head(hidden)
-        measured = entropy(logits.detach(), temperature=temperature) if with_entropy else logits.new_zeros(0)
+        seen = logits if entropy_gradient else logits.detach()
+        measured = entropy(seen, temperature=temperature) if with_entropy else logits.new_zeros(0)
         return token_logp(logits, target, temperature=temperature), measured
 
     size = max(1, chunk_elements // vocabulary)
-    pieces = list(zip(hidden_TD.split(size), target_T.split(size), strict=True))
+    pieces = list(zip(torch.split(hidden_TD, size), torch.split(target_T, size), strict=True))
     if len(pieces) == 1 or not torch.is_grad_enabled():
         results = [one_chunk(*piece) for piece in pieces]
     else:

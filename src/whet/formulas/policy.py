@@ -1,27 +1,138 @@
-"""Policy-gradient losses: one number for each sampled token. Legend: T trained tokens."""
+"""Policy-gradient surrogates: one number for each sampled token. Legend: T trained tokens of whole rows.
+
+Each takes the `Tokens` of a micro-batch and its own constants. Where a form stops gradients, a second function says
+at which tokens; `FORMS` holds the two together.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-
-def reinforce(logp_T: Tensor, advantage_T: Tensor) -> Tensor:
-    """-A log p (Williams 1992)."""
-    return -advantage_T * logp_T
+from whet.formulas.ratios import sequence_mean
 
 
-def clipped_surrogate(logp_T: Tensor, old_logp_T: Tensor, advantage_T: Tensor, *, low: float, high: float) -> Tensor:
-    """-min(r A, clip(r, 1-low, 1+high) A) with r = exp(logp - old_logp) (PPO 1707.06347 eq. 7; DAPO 2503.14476 eq. 10)."""
-    ratio_T = (logp_T - old_logp_T).exp()
-    return -torch.minimum(ratio_T * advantage_T, ratio_T.clamp(1 - low, 1 + high) * advantage_T)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """What a surrogate may look at."""
+
+    logp_T: Tensor
+    """log p under the policy, with gradient."""
+    old_logp_T: Tensor
+    log_ratio_T: Tensor
+    """log(p / p_old) at the level that was chosen (`formulas.ratios`), with gradient."""
+    advantage_T: Tensor
+    row_T: Tensor
+    """Which row each token belongs to."""
+    rows: int
 
 
-def clipped_low(logp_T: Tensor, old_logp_T: Tensor, advantage_T: Tensor, *, low: float) -> Tensor:
-    """1 where the lower bound stops the gradient: r < 1-low and A < 0."""
-    return (((logp_T - old_logp_T).exp() < 1 - low) & (advantage_T < 0)).to(logp_T.dtype)
+def unclipped(tokens: Tokens) -> Tensor:
+    """-r A; with a ratio of 1 (`ratios.none`) its gradient is -A grad log p (Williams 1992)."""
+    return -tokens.log_ratio_T.exp() * tokens.advantage_T
 
 
-def clipped_high(logp_T: Tensor, old_logp_T: Tensor, advantage_T: Tensor, *, high: float) -> Tensor:
-    """1 where the upper bound stops the gradient: r > 1+high and A > 0."""
-    return (((logp_T - old_logp_T).exp() > 1 + high) & (advantage_T > 0)).to(logp_T.dtype)
+def ppo(tokens: Tokens, *, low: float, high: float, dual: float | None) -> Tensor:
+    """-min(r A, clip(r, 1-low, 1+high) A) (PPO 1707.06347 eq. 7; DAPO 2503.14476 eq. 10).
+
+    With `dual`, at most -dual A where A < 0 (dual-clip PPO 1912.09729 eq. 5).
+    """
+    ratio_T, advantage_T = tokens.log_ratio_T.exp(), tokens.advantage_T
+    loss_T = -torch.minimum(ratio_T * advantage_T, ratio_T.clamp(1 - low, 1 + high) * advantage_T)
+    if dual is None:
+        return loss_T
+    return torch.where(advantage_T < 0, torch.minimum(loss_T, -dual * advantage_T), loss_T)
+
+
+def ppo_stops(tokens: Tokens, *, low: float, high: float, dual: float | None) -> Tensor:
+    """Where r < 1-low and A < 0, or r > 1+high and A > 0; with `dual` also where r > dual and A < 0."""
+    ratio_T, negative_T = tokens.log_ratio_T.exp(), tokens.advantage_T < 0
+    stopped_T = ((ratio_T < 1 - low) & negative_T) | ((ratio_T > 1 + high) & (tokens.advantage_T > 0))
+    return stopped_T if dual is None else stopped_T | ((ratio_T > dual) & negative_T)
+
+
+def geometric(tokens: Tokens, *, low: float, high: float) -> Tensor:
+    """-A exp(mean over the row of clipped log r) (GMPO 2507.20673): at most high if A > 0, at least -low if A < 0."""
+    log_T = tokens.log_ratio_T
+    log_T = torch.where(tokens.advantage_T > 0, log_T.clamp(max=high), log_T.clamp(min=-low))
+    return -tokens.advantage_T * sequence_mean(log_T, tokens.row_T, tokens.rows).exp()
+
+
+def geometric_stops(tokens: Tokens, *, low: float, high: float) -> Tensor:
+    """Where the log ratio is over its bound on the side to which A points."""
+    log_T, advantage_T = tokens.log_ratio_T, tokens.advantage_T
+    return ((log_T > high) & (advantage_T > 0)) | ((log_T < -low) & (advantage_T < 0))
+
+
+def cispo(tokens: Tokens, *, cap: float) -> Tensor:
+    """-sg(min(r, cap)) A log p: truncated, never silenced (MiniMax-M1 2506.13585 eq. 4-5)."""
+    return -tokens.log_ratio_T.detach().exp().clamp(max=cap) * tokens.advantage_T * tokens.logp_T
+
+
+def cispo_stops(tokens: Tokens, *, cap: float) -> Tensor:
+    """Where the ratio is truncated."""
+    return tokens.log_ratio_T.exp() > cap
+
+
+def sapo(tokens: Tokens, *, positive: float, negative: float) -> Tensor:
+    """-A 4/t sigmoid(t (r - 1)), t = positive where A > 0, else negative (SAPO 2511.20347)."""
+    advantage_T = tokens.advantage_T
+    steepness_T = torch.where(advantage_T > 0, positive, negative).to(advantage_T.dtype)
+    return -advantage_T * 4 / steepness_T * (steepness_T * (tokens.log_ratio_T.exp() - 1)).sigmoid()
+
+
+def dppo(tokens: Tokens, *, low: float, high: float, cap: float) -> Tensor:
+    """-sg(min(r, cap)) A log p, and 0 where `dppo_stops` (DPPO 2602.04879, binary total variation)."""
+    keep_T = ~dppo_stops(tokens, low=low, high=high, cap=cap)
+    return cispo(tokens, cap=cap) * keep_T
+
+
+def dppo_stops(tokens: Tokens, *, low: float, high: float, cap: float) -> Tensor:
+    """Where p - p_old > high and A > 0, or p - p_old < -low and A < 0."""
+    moved_T = tokens.logp_T.detach().exp() - tokens.old_logp_T.exp()
+    return ((moved_T > high) & (tokens.advantage_T > 0)) | ((moved_T < -low) & (tokens.advantage_T < 0))
+
+
+def quadratic(tokens: Tokens, *, beta: float) -> Tensor:
+    """-(A log p - beta/2 (log r)^2) (DRO 2405.19107; Kimi k1.5 2501.12599)."""
+    return -(tokens.advantage_T * tokens.logp_T - beta / 2 * tokens.log_ratio_T.square())
+
+
+class Form(NamedTuple):
+    """A surrogate, and where it stops (or truncates) a gradient."""
+
+    loss: Callable[..., Tensor]
+    stops: Callable[..., Tensor]
+
+
+def nowhere(tokens: Tokens, **_: float) -> Tensor:
+    """False everywhere: nothing is stopped."""
+    return torch.zeros_like(tokens.advantage_T, dtype=torch.bool)
+
+
+FORMS: dict[str, Form] = {
+    "ppo": Form(ppo, ppo_stops),
+    "none": Form(unclipped, nowhere),
+    "geometric": Form(geometric, geometric_stops),
+    "cispo": Form(cispo, cispo_stops),
+    "sapo": Form(sapo, nowhere),
+    "dppo": Form(dppo, dppo_stops),
+    "quadratic": Form(quadratic, nowhere),
+}
+
+
+def covariance(logp_T: Tensor, advantage_T: Tensor) -> Tensor:
+    """(A - mean A) (log p - mean log p): its mean over the step is how fast entropy falls (2505.22617 eq. 8).
+
+    T are the tokens of the whole step; both are constants.
+    """
+    return (advantage_T - advantage_T.mean()) * (logp_T - logp_T.mean())
+
+
+def steer(coefficient: float, entropy: float, *, target: float, rate: float) -> float:
+    """The next coefficient of the entropy bonus: `rate` up below the target, down above (Skywork-OR1 2505.22312)."""
+    return max(0.0, coefficient + (rate if entropy < target else -rate))

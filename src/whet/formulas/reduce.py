@@ -7,6 +7,7 @@ row, the same for each of its tokens. Rows without trained tokens weigh nothing.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 
@@ -16,10 +17,25 @@ def token_mean(lengths_N: Sequence[int]) -> list[float]:
     return [1 / total if length else 0.0 for length in lengths_N]
 
 
+def group_token_mean(lengths_N: Sequence[int], *, groups_N: Sequence[int]) -> list[float]:
+    """1 / (groups x tokens of the row's group): every prompt counts the same (DAPO 2503.14476 eq. 8 as printed)."""
+    tokens: dict[int, int] = defaultdict(int)
+    for length, group in zip(lengths_N, groups_N, strict=True):
+        tokens[group] += length
+    groups = sum(total > 0 for total in tokens.values())
+    return [1 / (groups * tokens[group]) if length else 0.0 for length, group in zip(lengths_N, groups_N, strict=True)]
+
+
 def sequence_mean(lengths_N: Sequence[int]) -> list[float]:
     """1 / (rows x own length): every row counts the same, however long (GRPO 2402.03300 eq. 3)."""
     rows = sum(length > 0 for length in lengths_N)
     return [1 / (rows * length) if length else 0.0 for length in lengths_N]
+
+
+def sequence_sum(lengths_N: Sequence[int]) -> list[float]:
+    """1 / rows: log p of whole answers, averaged over answers (RLOO 2402.14740, ReMax 2310.10505)."""
+    rows = sum(length > 0 for length in lengths_N)
+    return [1 / rows if length else 0.0 for length in lengths_N]
 
 
 def sequence_sum_over_constant(lengths_N: Sequence[int], *, constant: int) -> list[float]:
@@ -28,9 +44,19 @@ def sequence_sum_over_constant(lengths_N: Sequence[int], *, constant: int) -> li
     return [1 / (rows * constant) if length else 0.0 for length in lengths_N]
 
 
-Reduction = Callable[[Sequence[int]], list[float]]
-REDUCTIONS: dict[str, Callable[..., list[float]]] = {
-    "token_mean": token_mean,
-    "sequence_mean": sequence_mean,
-    "sequence_sum_over_constant": sequence_sum_over_constant,
+def token_sum(lengths_N: Sequence[int]) -> list[float]:
+    """1: the learning rate then means something else for every batch size."""
+    return [1.0 if length else 0.0 for length in lengths_N]
+
+
+REDUCTIONS: dict[str, Callable[[Sequence[int], Sequence[int], int], list[float]]] = {
+    "token_mean": lambda lengths_N, groups_N, constant: token_mean(lengths_N),
+    "group_token_mean": lambda lengths_N, groups_N, constant: group_token_mean(lengths_N, groups_N=groups_N),
+    "sequence_mean": lambda lengths_N, groups_N, constant: sequence_mean(lengths_N),
+    "sequence_sum": lambda lengths_N, groups_N, constant: sequence_sum(lengths_N),
+    "sequence_sum_over_constant": lambda lengths_N, groups_N, constant: sequence_sum_over_constant(
+        lengths_N, constant=constant
+    ),
+    "token_sum": lambda lengths_N, groups_N, constant: token_sum(lengths_N),
 }
+"""All as functions of (trained tokens of each row, its group, the stage's `max_tokens`)."""

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from whet.config import EvalStage
+from whet.config import EvalStage, ModelConfig
 from whet.config.loading import Loaded
 from whet.errors import ConfigError
+from whet.files import read_json
 from whet.launch.main import asked_to_stop
 from whet.launch.talk import find_model
 from whet.launch.world import LocalWorld
@@ -27,7 +27,7 @@ from whet.tracking.console import Console
 def evaluate(loaded: Loaded, models: Mapping[str, str], *, quiet: bool = False) -> dict[str, Any]:
     """The evaluation table of the recipe's first eval stage, for `models` (label: path) or the stage's own.
 
-    What was evaluated is kept in `RUN/evaluations/`; asking again for the same shows it again.
+    What was evaluated is kept in `RUN/evaluations/`; asking again for the same, unchanged models shows it again.
     """
     recipe = loaded.recipe
     name = next((name for name, stage in recipe.stages.items() if isinstance(stage, EvalStage)), None)
@@ -39,10 +39,20 @@ def evaluate(loaded: Loaded, models: Mapping[str, str], *, quiet: bool = False) 
     found = {label: find_model(path) for label, path in models.items()}
     with claimed(run), asked_to_stop(console) as stopped:
         context = context_of(run, name, LocalWorld(), console, stopped, models=found or None)
-        folder = run.folder / "evaluations" / f"{name}-{seed_of(*sorted(str(m) for m in context.models.values())):x}"
+        folder = run.folder / "evaluations" / f"{name}-{_identity(context.models.values())}"
         try:
             run_eval(replace(context, folder=folder))
         except Interrupted:
             raise KeyboardInterrupt from None
-    table: dict[str, Any] = json.loads((folder / "eval.json").read_text())
-    return table
+        finally:
+            console.close()
+    return read_json(folder / "eval.json")
+
+
+def _identity(models: Iterable[ModelConfig]) -> str:
+    """Changes with the models and, where they are folders, with what is in them."""
+    parts: list[str | int] = []
+    for model in sorted(models, key=str):
+        files = sorted(Path(model.path).glob("*")) if Path(model.path).is_dir() else []
+        parts += [str(model), *(f"{file.name} {file.stat().st_mtime_ns}" for file in files)]
+    return f"{seed_of(*parts):x}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import signal
 import time
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from whet.config.loading import Loaded
+from whet.files import read_json, writing
 from whet.launch.world import LocalWorld
 from whet.models.machine import pick_threads
 from whet.pipeline.run import Run
@@ -76,11 +76,11 @@ def _about() -> dict[str, Any]:
 
 def _about_before(folder: Path) -> Mapping[str, Any] | None:
     path = folder / "run.json"
-    about: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
-    return about
+    with writing(path, 0):  # a folder that may not be looked into may not be written either
+        return read_json(path) if path.is_file() else None
 
 
 def _evaluations(run: Run) -> dict[str, Any]:
     """The evaluation tables of the run, by stage."""
     files = {name: run.stage_folder(name) / "eval.json" for name in run.recipe.stages}
-    return {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
+    return {name: read_json(file) for name, file in files.items() if file.is_file()}

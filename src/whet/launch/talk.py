@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from whet.config import ModelConfig, SamplingConfig, TrainConfig
-from whet.errors import RunError
+from whet.errors import DataError, RunError
+from whet.files import is_sealed, read_json
 from whet.launch.world import LocalWorld
 from whet.pipeline.rl_stage import sampling_params
 from whet.pipeline.stage import Policy
@@ -25,10 +25,14 @@ class Conversation:
     messages: list[Message] = field(default_factory=list)
 
     def say(self, text: str) -> str:
-        """The model's answer to one more user message."""
+        """The model's answer to one more user message; `DataError` once there is no room for one."""
         self.messages.append(Message(role="user", content=text))
         prompt = self.policy.template.prompt(self.messages)
+        room = self.policy.max_length - len(prompt)
+        if room < 1:
+            raise DataError(f"the conversation has {len(prompt)} tokens, the model attends to {self.policy.max_length}")
         params = sampling_params(self.sampling, self.policy.template)
+        params = replace(params, max_tokens=min(params.max_tokens, room))
         request = Request(prompt=prompt, seed=seed_of(self.seed, len(self.messages)), params=params)
         (completion,) = self.policy.sampler.sample([request])
         answer = self.policy.template.parse(completion.tokens, completion.ending)
@@ -47,11 +51,11 @@ def find_model(what: str) -> str:
     name, _, stage = what.partition("@")
     if not (Path(name) / "recipe.json").is_file():
         return what
-    made = {folder.name.partition("-")[2]: folder / "model" for folder in sorted((Path(name) / "stages").iterdir())}
-    made = {label: model for label, model in made.items() if (model / "config.json").is_file()}
+    done = [folder for folder in sorted((Path(name) / "stages").glob("*")) if is_sealed(folder)]
+    made = {folder.name.partition("-")[2]: folder / "model" for folder in done if (folder / "model").is_dir()}
     if stage and stage not in made:
         raise RunError(f"{name}: no stage {stage!r} has made a model; there are: {', '.join(made) or 'none yet'}")
     if not made:
-        stages = ", ".join(json.loads((Path(name) / "recipe.json").read_text())["stages"])
+        stages = ", ".join(read_json(Path(name) / "recipe.json")["stages"])
         raise RunError(f"{name}: none of its stages ({stages}) has made a model yet; run it to the end first")
     return str(made[stage] if stage else list(made.values())[-1])

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 
 from whet.config import ModelConfig, SamplingConfig, TrainConfig
+from whet.models.language import LanguageModel
 from whet.models.load import load_model, load_tokenizer, read_eos_ids, read_max_length
 from whet.pipeline.stage import Policy
 from whet.sampling.embedded import EmbeddedSampler
+from whet.sampling.vllm import VllmSampler
 from whet.templates.jinja import JinjaTemplate
 from whet.training.engine import LocalTrainer
+
+SAMPLERS: Mapping[str, Callable[[LanguageModel, SamplingConfig], EmbeddedSampler | VllmSampler]] = {
+    "embedded": lambda model, config: EmbeddedSampler(model, max_running=config.max_running),
+    "vllm": lambda model, config: VllmSampler(model, max_running=config.max_running, cache_gib=config.cache_gib),
+}
+"""`sampling.engine`: what builds it."""
 
 
 @dataclass(frozen=True, slots=True)
 class LocalWorld:
-    """`World` in this process: the sampler reads the trainer's own tensors, so handing over costs nothing."""
+    """`World` in this process. The embedded sampler reads the trainer's own tensors, so handing over costs nothing."""
 
     def template(self, model: ModelConfig) -> JinjaTemplate:
         """The chat template of a model's tokenizer."""
@@ -33,7 +42,7 @@ class LocalWorld:
         """Trainer and sampler over the same weights; with LoRA the reference is the adapter switched off."""
         language = load_model(model, lora=train.lora, checkpointing=train.gradient_checkpointing)
         frozen = load_model(model) if reference and train.lora is None else None
-        sampler = EmbeddedSampler(language, max_running=sampling.max_running)
+        sampler = SAMPLERS[sampling.engine](language, sampling)
         return Policy(
             template=self.template(model),
             trainer=LocalTrainer(language, train, reference=frozen),

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -95,6 +96,27 @@ class Tree:
         return self.prefix + sum(self.branches)
 
 
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Segments of similar length, padded on the right to one shape (S, L)."""
+
+    index_SL: Tensor
+    """Where each padded place is read from in the stream; padding reads its segment's first token."""
+    slot_M: Tensor
+    """The places that are no padding, as numbers into S * L. Legend: M tokens of the bucket."""
+    token_M: Tensor
+    """The stream's tokens at those places."""
+
+    def take(self, tensor_N: Tensor) -> Tensor:
+        """(N, H, ...) -> (S, H, L, ...)."""
+        taken = tensor_N.index_select(0, self.index_SL.flatten())
+        return taken.unflatten(0, self.index_SL.shape).transpose(1, 2)
+
+    def put(self, into_N: Tensor, padded: Tensor) -> None:
+        """(S, H, L, ...) -> its tokens' places in (N, H, ...)."""
+        into_N.index_copy_(0, self.token_M, padded.transpose(1, 2).flatten(0, 1).index_select(0, self.slot_M))
+
+
 @dataclass(frozen=True)
 class TreeLayout:
     """Who sees whom in a stream of trees; the segments stand one after another in the order of `trees`."""
@@ -113,9 +135,9 @@ class TreeLayout:
         """Position of each token in its own sequence: branches continue where their prefix ends."""
         pieces = []
         for tree in self.trees:
-            pieces.append(torch.arange(tree.prefix))
-            pieces += [torch.arange(tree.prefix, tree.prefix + length) for length in tree.branches]
-        return torch.cat(pieces).to(self.device)
+            pieces.append(np.arange(tree.prefix))
+            pieces += [np.arange(tree.prefix, tree.prefix + length) for length in tree.branches]
+        return torch.from_numpy(np.concatenate(pieces)).to(self.device)
 
     @cached_property
     def segments(self) -> list[tuple[int, int]]:
@@ -140,8 +162,8 @@ class TreeLayout:
         return found
 
     @cached_property
-    def buckets(self) -> list[tuple[Tensor, Tensor]]:
-        """Segments of similar length: (index_SL into the stream, valid_SL), shorter ones padded on the right."""
+    def buckets(self) -> list[Bucket]:
+        """All segments, the longest first."""
         groups: list[list[tuple[int, int]]] = []
         used = 0
         for start, length in sorted(self.segments, key=lambda segment: -segment[1]):
@@ -153,13 +175,14 @@ class TreeLayout:
                 used = length
         return [self._bucket(group) for group in groups]
 
-    def _bucket(self, group: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        start_S = torch.tensor([start for start, _ in group])
-        length_S = torch.tensor([length for _, length in group])
-        offset_L = torch.arange(int(length_S.max()))
+    def _bucket(self, group: Sequence[tuple[int, int]]) -> Bucket:
+        start_S, length_S = np.array(group).T
+        offset_L = np.arange(length_S.max())
         valid_SL = offset_L < length_S[:, None]
-        index_SL = torch.where(valid_SL, start_S[:, None] + offset_L, start_S[:, None])
-        return index_SL.to(self.device), valid_SL.to(self.device)
+        index_SL = np.where(valid_SL, start_S[:, None] + offset_L, start_S[:, None])
+        slot_M = valid_SL.ravel().nonzero()[0]
+        token_M = index_SL.ravel()[slot_M]
+        return Bucket(*(torch.from_numpy(numbers).to(self.device) for numbers in (index_SL, slot_M, token_M)))
 
     @cached_property
     def longest(self) -> int:
@@ -192,56 +215,56 @@ class TreeLayout:
 
 
 class _FlashTree(torch.autograd.Function):
-    """Segments by the flash kernel, merged with the prefix part by log-sum-exp."""
+    """Segments by the flash kernel, merged with the prefix part by log-sum-exp. Inside, tensors are (N, H, D)."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: TreeLayout, scale: float) -> Tensor:
-        query, key, value = query[0], key[0], value[0]  # (H, N, D), (K, N, D)
-        out_HND = torch.empty_like(query)
-        lse_HN = query.new_empty(query.shape[:2], dtype=torch.promote_types(query.dtype, torch.float32))
-        for index_SL, valid_SL in layout.buckets:
-            out, lse = _flash(*(_gather(t, index_SL) for t in (query, key, value)), causal=True, scale=scale)
-            index = index_SL[valid_SL]
-            out_HND[:, index] = out.transpose(0, 1)[:, valid_SL]
-            lse_HN[:, index] = lse.transpose(0, 1)[:, valid_SL]
+        query, key, value = (t[0].transpose(0, 1).contiguous() for t in (query, key, value))
+        out_NHD = torch.empty_like(query)
+        lse_NH = query.new_empty(query.shape[:2], dtype=torch.promote_types(query.dtype, torch.float32))
+        for bucket in layout.buckets:
+            out, lse = _flash(bucket.take(query), bucket.take(key), bucket.take(value), causal=True, scale=scale)
+            bucket.put(out_NHD, out)
+            bucket.put(lse_NH, lse)
         for branch, prefix in layout.links:
-            seen, seen_lse = _flash(
-                query[None, :, branch], key[None, :, prefix], value[None, :, prefix], causal=False, scale=scale
-            )
-            own_lse = lse_HN[:, branch]
-            total = torch.logaddexp(own_lse, seen_lse[0])
-            own_share, seen_share = (own_lse - total).exp()[..., None], (seen_lse[0] - total).exp()[..., None]
-            out_HND[:, branch] = (out_HND[:, branch] * own_share + seen[0] * seen_share).to(query.dtype)
-            lse_HN[:, branch] = total
-        ctx.save_for_backward(query, key, value, out_HND, lse_HN)
+            seen, seen_lse = _flash(_one(query[branch]), _one(key[prefix]), _one(value[prefix]), causal=False, scale=scale)
+            own_lse, seen_lse = lse_NH[branch], seen_lse[0].T
+            total = torch.logaddexp(own_lse, seen_lse)
+            own_share, seen_share = (own_lse - total).exp()[..., None], (seen_lse - total).exp()[..., None]
+            out_NHD[branch] = (out_NHD[branch] * own_share + seen[0].transpose(0, 1) * seen_share).to(query.dtype)
+            lse_NH[branch] = total
+        ctx.save_for_backward(query, key, value, out_NHD, lse_NH)
         ctx.layout, ctx.scale = layout, scale
-        return out_HND.transpose(0, 1)[None]
+        return out_NHD[None]
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors  # once: unpacking may recompute a checkpointed layer
-        query, key, value, out_HND, lse_HN = saved
-        grad_HND = grad_out[0].transpose(0, 1)
-        grads = tuple(torch.zeros_like(t) for t in (query, key, value))
-        for index_SL, valid_SL in ctx.layout.buckets:
-            lse_SHL = _gather(lse_HN, index_SL).masked_fill(~valid_SL[:, None], FAR)
-            grad_SHLD = _gather(grad_HND, index_SL) * valid_SL[:, None, :, None]
-            inputs = [grad_SHLD, *(_gather(t, index_SL) for t in (query, key, value, out_HND)), lse_SHL]
+        query, key, value, out_NHD, lse_NH = saved
+        grad_NHD = grad_out[0].contiguous()
+        grads = [torch.empty_like(t) for t in (query, key, value)]  # every token is in exactly one bucket
+        for bucket in ctx.layout.buckets:
+            padding = torch.ones_like(bucket.index_SL, dtype=torch.bool)
+            padding.view(-1)[bucket.slot_M] = False
+            # A padding query has no gradient and, by its log-sum-exp, no probabilities.
+            lse_SHL = bucket.take(lse_NH).masked_fill(padding[:, None], FAR)
+            grad_SHLD = bucket.take(grad_NHD).masked_fill(padding[:, None, :, None], 0)
+            inputs = [grad_SHLD, *(bucket.take(t) for t in (query, key, value, out_NHD)), lse_SHL]
             parts = _flash_backward(inputs, causal=True, scale=ctx.scale)
-            index = index_SL[valid_SL]
             for grad, part in zip(grads, parts, strict=True):
-                grad[:, index] += part.transpose(0, 1)[:, valid_SL]
+                bucket.put(grad, part)
         for branch, prefix in ctx.layout.links:
             where = (branch, branch, prefix, prefix, branch, branch)
-            inputs = [t[None, :, w] for t, w in zip((grad_HND, *saved), where, strict=True)]
+            inputs = [_one(t[w]) for t, w in zip((grad_NHD, *saved), where, strict=True)]
             parts = _flash_backward(inputs, causal=False, scale=ctx.scale)
             for grad, part, tokens in zip(grads, parts, (branch, prefix, prefix), strict=True):
-                grad[:, tokens] += part[0]
-        return (*(grad[None] for grad in grads), None, None)
+                grad[tokens] += part[0].transpose(0, 1)
+        return (*(grad.transpose(0, 1)[None] for grad in grads), None, None)
 
 
-def _gather(tensor_HN: Tensor, index_SL: Tensor) -> Tensor:
-    return tensor_HN[:, index_SL].transpose(0, 1)
+def _one(tensor_NH: Tensor) -> Tensor:
+    """(N, H, ...) -> (1, H, N, ...): a stretch of the stream as a batch of one."""
+    return tensor_NH.transpose(0, 1)[None]
 
 
 def _flash(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale: float) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ Legend: N tokens of a packed stream, T trained tokens, D hidden size, V vocabula
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from whet.formulas.logprobs import chunked_logp
 from whet.models.attention import Layout
+from whet.models.heads import SCORE, is_scalar
 from whet.models.pack import Packed
 
 
@@ -27,7 +28,7 @@ class LanguageModel:
     """Weights, tokenizer and how to compute with them."""
 
     module: Any
-    """A transformers causal LM, possibly with peft adapters inside."""
+    """A transformers causal LM, possibly with peft adapters or a scalar head inside; or a scalar model."""
     tokenizer: Any
     name: str
     """What the weights were loaded from, for messages and manifests."""
@@ -66,17 +67,43 @@ class LanguageModel:
             logits: Tensor = self.module.get_output_embeddings()(hidden_TD)
         return logits
 
-    def logp(self, packed: Packed, *, temperature: float, with_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
-        """(log p, entropy or None) of the trained tokens of a micro-batch."""
-        hidden_ND = self.hidden(packed.input_N, packed.layout.positions_N, packed.layout)
+    def states(self, packed: Packed) -> Tensor:
+        """Hidden states (T, D) that the trained tokens of a micro-batch are predicted from (the token before each)."""
+        return self.hidden(packed.input_N, packed.layout.positions_N, packed.layout)[packed.source_T]
+
+    def logp_at(
+        self,
+        states_TD: Tensor,
+        target_T: Tensor,
+        *,
+        temperature: float,
+        with_entropy: bool = False,
+        entropy_gradient: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(log p of the targets, entropy or None) at these states."""
         return chunked_logp(
-            hidden_ND[packed.source_T],
-            packed.target_T,
+            states_TD,
+            target_T,
             self.logits,
             vocabulary=self.vocabulary,
             temperature=temperature,
             with_entropy=with_entropy,
+            entropy_gradient=entropy_gradient,
         )
+
+    def value_at(self, states_TD: Tensor) -> Tensor:
+        """What the scalar head (`models.heads`) says of these states, (T,), float32 or wider."""
+        score = self.module.score
+        values: Tensor = score(states_TD.to(score.weight.dtype)).squeeze(-1)
+        return values
+
+    def logp(self, packed: Packed, *, temperature: float, with_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
+        """(log p, entropy or None) of the trained tokens of a micro-batch."""
+        return self.logp_at(self.states(packed), packed.target_T, temperature=temperature, with_entropy=with_entropy)
+
+    def values(self, packed: Packed) -> Tensor:
+        """Value of the state before each trained token of a micro-batch."""
+        return self.value_at(self.states(packed))
 
     @contextmanager
     def as_reference(self) -> Iterator[LanguageModel]:
@@ -88,10 +115,11 @@ class LanguageModel:
     def export(self, folder: Path) -> None:
         """Write the Hugging Face layout: config, safetensors, tokenizer and chat template.
 
-        With an adapter, `folder` gets the merged weights and `folder/adapter` peft's own files.
+        With an adapter, `folder` gets the merged weights and `folder/adapter` peft's own files. A scalar model is
+        written as a sequence classifier with one label; a causal LM leaves its critic's head behind.
         """
         if self.adapter is None:
-            self.module.save_pretrained(folder)
+            self.module.save_pretrained(folder, state_dict=_published(self.module, self.module.state_dict()))
         else:
             self.adapter.save_pretrained(folder / "adapter")
             _save_merged(self.adapter, folder)
@@ -114,10 +142,15 @@ def _save_merged(adapter: Any, folder: Path) -> None:
             if ".lora_" not in name
         }
         base = adapter.get_base_model()
-        kept = {name: tensor for name, tensor in state.items() if name not in (base.all_tied_weights_keys or {})}
-        base.save_pretrained(folder, state_dict=kept)
+        base.save_pretrained(folder, state_dict=_published(base, state))
     finally:
         adapter.unmerge_adapter()
         with torch.no_grad():  # unmerging subtracts in floating point; the saved run must go on bit for bit
             for name, p in adapter.named_parameters():
                 p.copy_(snapshot[name])
+
+
+def _published(module: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a module's own files: tied ones once, and nothing that its class does not know."""
+    left_out = set(module.all_tied_weights_keys or {}) | (set() if is_scalar(module) else {f"{SCORE}.weight"})
+    return {name: tensor for name, tensor in state.items() if name not in left_out}

@@ -18,34 +18,39 @@ from whet.config import LoraConfig, ModelConfig
 from whet.errors import ModelError
 from whet.models.attention import Tree, TreeLayout, attend
 from whet.models.create import byte_tokenizer, create_model
+from whet.models.heads import SCORE, add_score, is_scalar, load_scalar, scalar_from_causal
 from whet.models.language import LanguageModel
 from whet.models.machine import pick_compute, pick_device
 
 ATTENTION = "whet"
 BUILT_IN = {"whet:demo": Path(__file__).parent.parent / "assets" / "demo"}
 PROBE_TOLERANCE = 2e-2
-"""Largest difference of probe log-probabilities; wrong masks or positions are off by far more."""
+"""Largest difference of log-probabilities (or of unit hidden states); wrong masks or positions are off by far more."""
 
 
-def load_model(config: ModelConfig, *, lora: LoraConfig | None = None, checkpointing: bool = False) -> LanguageModel:
-    """Load weights and tokenizer, add an adapter if asked for, and check the forward pass."""
-    device = pick_device(config.device)
+def load_model(
+    config: ModelConfig, *, lora: LoraConfig | None = None, checkpointing: bool = False, with_score: bool = False
+) -> LanguageModel:
+    """A causal LM: weights and tokenizer, an adapter if asked for, the forward pass checked.
+
+    `with_score` puts a scalar head beside its vocabulary: a critic on the policy's own trunk.
+    """
     tokenizer = load_tokenizer(config)
-    module = _load_module(config, tokenizer).to(device)
-    _check_forward(module, config.path)
-    module.config._attn_implementation = ATTENTION
-    adapter = _add_lora(module, lora) if lora else None
-    if checkpointing:
-        module.gradient_checkpointing_enable({"use_reentrant": False})
-    return LanguageModel(
-        module=module,
-        tokenizer=tokenizer,
-        name=config.path,
-        max_length=int(module.config.max_position_embeddings),
-        device=device,
-        compute=pick_compute(config.dtype, device),
-        adapter=adapter,
-    )
+    module = _load_module(config, tokenizer)
+    return _language_model(config, module, tokenizer, lora=lora, checkpointing=checkpointing, with_score=with_score)
+
+
+def load_scalar_model(
+    config: ModelConfig, *, lora: LoraConfig | None = None, checkpointing: bool = False
+) -> LanguageModel:
+    """A model that gives numbers, not tokens (a critic, a reward model), from a policy's weights or its own kind's."""
+    tokenizer = load_tokenizer(config)
+    module = _load_module(config, tokenizer, scalar=True)
+    if module.config.pad_token_id is None:  # transformers reads a score at the last token that is not padding
+        module.config.pad_token_id = (
+            tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        )
+    return _language_model(config, module, tokenizer, lora=lora, checkpointing=checkpointing)
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
@@ -95,17 +100,19 @@ def read_eos_ids(config: ModelConfig) -> tuple[int, ...]:
     return () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
 
 
-def _load_module(config: ModelConfig, tokenizer: Any) -> Any:
+def _load_module(config: ModelConfig, tokenizer: Any, *, scalar: bool = False) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     if config.path == "whet:tiny":
-        return create_model(config.create, tokenizer)
+        created = create_model(config.create, tokenizer)
+        return scalar_from_causal(created) if scalar else created
     where, revision = _locate(config.path)
+    load = load_scalar if scalar else AutoModelForCausalLM.from_pretrained
     try:
-        module = AutoModelForCausalLM.from_pretrained(
+        module: Any = load(
             where,
             revision=revision,
             dtype=torch.float32,
@@ -113,6 +120,8 @@ def _load_module(config: ModelConfig, tokenizer: Any) -> Any:
             trust_remote_code=False,
             use_safetensors=True,
         )
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(f"{config.path}: the model could not be loaded ({_first_line(error)})") from error
     if len(tokenizer) > module.get_input_embeddings().weight.shape[0]:
@@ -121,6 +130,36 @@ def _load_module(config: ModelConfig, tokenizer: Any) -> Any:
             f"{module.get_input_embeddings().weight.shape[0]}; they do not belong together"
         )
     return module
+
+
+def _language_model(
+    config: ModelConfig,
+    module: Any,
+    tokenizer: Any,
+    *,
+    lora: LoraConfig | None,
+    checkpointing: bool,
+    with_score: bool = False,
+) -> LanguageModel:
+    """The loaded module on its device, checked, with our attention and whatever was asked for inside."""
+    device = pick_device(config.device)
+    module = module.to(device)
+    _check_forward(module, config.path)
+    module.config._attn_implementation = ATTENTION
+    adapter = _add_lora(module, lora) if lora else None
+    if with_score:
+        add_score(module)
+    if checkpointing:
+        module.gradient_checkpointing_enable({"use_reentrant": False})
+    return LanguageModel(
+        module=module,
+        tokenizer=tokenizer,
+        name=config.path,
+        max_length=int(module.config.max_position_embeddings),
+        device=device,
+        compute=pick_compute(config.dtype, device),
+        adapter=adapter,
+    )
 
 
 def _locate(path: str) -> tuple[str, str | None]:
@@ -145,17 +184,22 @@ def _add_lora(module: Any, config: LoraConfig) -> Any:
     from peft import LoraConfig as PeftConfig
     from peft import get_peft_model
 
-    return get_peft_model(
+    scalar = is_scalar(module)
+    adapter = get_peft_model(
         module,
         PeftConfig(
-            task_type="CAUSAL_LM",
+            task_type=None if scalar else "CAUSAL_LM",
             r=config.rank,
             lora_alpha=config.alpha,
             lora_dropout=config.dropout,
             target_modules=config.targets,
+            exclude_modules=[SCORE] if scalar else None,
             use_rslora=config.rslora,
         ),
     )
+    if scalar:  # the head is new, so it is trained itself
+        module.score.requires_grad_(True)
+    return adapter
 
 
 def _check_forward(module: Any, name: str) -> None:
@@ -163,28 +207,36 @@ def _check_forward(module: Any, name: str) -> None:
     from transformers import AttentionInterface
 
     AttentionInterface.register(ATTENTION, attend)
-    device = module.get_input_embeddings().weight.device
-    vocabulary = module.get_output_embeddings().weight.shape[0]
-    probe = (torch.arange(2, 14, device=device) * 7) % vocabulary
+    embeddings = module.get_input_embeddings().weight
+    probe = (torch.arange(2, 14, device=embeddings.device) * 7) % embeddings.shape[0]
     module.eval()
     with torch.no_grad():
-        expected = module(input_ids=probe[None], use_cache=False).logits[0].float().log_softmax(-1)
+        if is_scalar(module):
+            expected = _normal(module.get_decoder()(input_ids=probe[None], use_cache=False).last_hidden_state[0])
+        else:
+            expected = module(input_ids=probe[None], use_cache=False).logits[0].float().log_softmax(-1)
         module.config._attn_implementation = ATTENTION
         # One tree: 5 tokens of prompt and two equal branches, so that sharing is part of what is checked.
         stream = torch.cat([probe[:5], probe[5:], probe[5:]])
-        layout = TreeLayout((Tree(5, (7, 7)),), device, "flash" if device.type == "cpu" else "masked")
+        layout = TreeLayout((Tree(5, (7, 7)),), probe.device, "flash" if probe.device.type == "cpu" else "masked")
         try:
             decoder = module.get_decoder()
             out = decoder(input_ids=stream[None], position_ids=layout.positions_N[None], use_cache=False, layout=layout)
         except (ModelError, TypeError, AttributeError, RuntimeError) as error:
             raise ModelError(f"{name}: {type(module).__name__} cannot run packed ({_first_line(error)})") from error
-        logp = module.get_output_embeddings()(out.last_hidden_state[0]).float().log_softmax(-1)
-    gap = max((logp[:12] - expected).abs().max().item(), (logp[12:] - expected[5:]).abs().max().item())
+        hidden = out.last_hidden_state[0]
+        read = _normal(hidden) if is_scalar(module) else module.get_output_embeddings()(hidden).float().log_softmax(-1)
+    gap = max((read[:12] - expected).abs().max().item(), (read[12:] - expected[5:]).abs().max().item())
     if not gap < PROBE_TOLERANCE:
         raise ModelError(
             f"{name}: {type(module).__name__} computes something that whet's packed forward pass does not "
-            f"(log-probabilities differ by {gap:.3g} on a probe), so it cannot be trained here"
+            f"(its outputs differ by {gap:.3g} on a probe), so it cannot be trained here"
         )
+
+
+def _normal(hidden: Any) -> Any:
+    """Hidden states scaled to unit size: what a scalar head sees, comparable between models."""
+    return torch.nn.functional.rms_norm(hidden.float(), hidden.shape[-1:])
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 import time
 from collections.abc import Callable
 from typing import Literal
@@ -50,6 +52,19 @@ def pick_threads(wanted: int | Literal["auto"]) -> int:
         speed[threads] = _seconds(lambda: (left @ right).relu_(), repeats=25)
     torch.set_num_threads(before)
     return min(speed, key=lambda threads: (speed[threads], threads))
+
+
+def give_memory_back() -> None:
+    """From now on the C allocator returns every tensor's memory at once, instead of keeping it for the next one.
+
+    Kept pieces do not fit each other, so that a process holds far more than is alive: half as much again with
+    gradient checkpointing (docs/memory.md). It costs about a third of the speed, so it is for those who asked for memory.
+    """
+    if sys.platform == "linux":
+        M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, 2**18)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**18)
 
 
 def _seconds(work: Callable[[], object], repeats: int = 7) -> float:

@@ -5,14 +5,14 @@ Each model's answers are kept before the next one is loaded, so an interrupted e
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
 from whet.config import EvalStage, ModelConfig, TrainConfig
 from whet.envs.base import Rubric, Task
+from whet.errors import RewardError
 from whet.evals.run import Answer, EvalRow, compare, summarise, table
-from whet.files import write_json
+from whet.files import read_json, write_json
 from whet.pipeline.rl_stage import playable, player
 from whet.pipeline.sources import rubric
 from whet.pipeline.stage import Context, Interrupted
@@ -39,7 +39,9 @@ def run_eval(context: Context) -> list[EvalRow]:
         }
     finally:
         grading.close()
-    rows = compare([summarise(label, given) for label, given in answers.items()], baseline=config.baseline)
+    # `whet eval -m` may bring models of other names: the first of them is then what gains are over.
+    baseline = config.baseline if config.baseline in answers else None
+    rows = compare([summarise(label, given) for label, given in answers.items()], baseline=baseline)
     write_json(context.folder / "eval.json", table(rows))
     return rows
 
@@ -50,8 +52,7 @@ def _answers(
     """The graded answers of one model, task by task; from its file if an earlier run got that far."""
     done = context.folder / f"answers-{label}.json"
     if done.exists():
-        kept = json.loads(done.read_text())
-        return {task: [Answer(**answer) for answer in given] for task, given in kept.items()}
+        return {task: [Answer(**answer) for answer in given] for task, given in read_json(done).items()}
     policy = context.world.policy(model, TrainConfig(), config.sampling)
     play = player(policy, grading, config.sampling)
     log = RunLog(context.folder / label, policy.template.decode)
@@ -66,13 +67,22 @@ def _answers(
         log.write(number, {}, played.groups)
         answers |= {group.task: _judge(group) for group in played.groups}
         right = [answer.correct for given in answers.values() for answer in given if answer.correct is not None]
-        context.console.log(context.name, number, {"solved": sum(right) / max(1, len(right))}, played.groups)
+        if not right:
+            raise RewardError(f"{context.name}: no answer of {label} could be graded; {_why_ungraded(played.groups)}")
+        context.console.log(context.name, number, {"solved": sum(right) / len(right)}, played.groups)
         if context.stopped():
             raise Interrupted
     log.close()
     context.console.close()
     write_json(done, {task: [asdict(answer) for answer in given] for task, given in answers.items()})
     return answers
+
+
+def _why_ungraded(groups: Sequence[Group]) -> str:
+    last = groups[-1].episodes[-1]
+    if last.score.value is None:
+        return f"the last one: {last.outcome}: {last.score.note}"
+    return "none of the rewards says what is right (format and overlong only shape; a function does with judges: true)"
 
 
 def _judge(group: Group) -> list[Answer]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 
+from whet.files import folder_size, writing
 from whet.pipeline.stage import Context, Interrupted
 from whet.records import Step, seed_of
 from whet.tracking.log import RunLog
 from whet.training.base import Trainer
 from whet.training.checkpoint import newest_generation, save_generation
 
-Begin = Callable[[int, Mapping[str, int]], Iterator[Step]]
+Begin = Callable[[int, Mapping[str, float]], Iterator[Step]]
 """(step to start after, state noted with it) -> the algorithm's steps."""
 
 
@@ -38,13 +39,16 @@ def drive(context: Context, trainer: Trainer, log: RunLog, begin: Begin, *, step
         done, state = step.index, dict(step.state)
         log.write(step.index, step.metrics, step.groups)
         context.console.log(context.name, step.index, step.metrics, step.groups)
+        for note in step.notes:
+            context.console.say(f"{context.name}  step {step.index}: {note}")
         if context.stopped() and done < steps:
             saver.save(step)
             raise Interrupted
         saver.consider(step)
     log.close()
     context.console.close()
-    trainer.export(context.folder / "model")
+    with writing(context.folder / "model", folder_size(context.checkpoints)):
+        trainer.export(context.folder / "model")
 
 
 class _Saver:

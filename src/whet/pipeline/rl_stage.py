@@ -33,12 +33,14 @@ def run_rl(context: Context) -> None:
         policy = context.world.policy(
             context.model, config.train, config.sampling, reference=config.algorithm.kl.place != "none"
         )
+        greedy = player(policy, grading, config.sampling.model_copy(update={"temperature": 0.0}))
         feed = Feed(
             player=player(policy, grading, config.sampling),
             tasks=problems.tasks,
             samples=config.rollouts_per_prompt,
             seed=context.seed,
             hand_over=policy.hand_over,
+            greedy=greedy if config.algorithm.baseline == "greedy" else None,
         )
         setting = Setting(
             config=config.algorithm,
@@ -48,11 +50,13 @@ def run_rl(context: Context) -> None:
             temperature=config.sampling.temperature,
             max_tokens=config.sampling.max_tokens,
             max_gap=config.max_gap,
+            health=config.health,
+            seed=context.seed,
         )
 
-        def begin(start: int, state: Mapping[str, int]) -> Iterator[Step]:
-            feed.position = state.get("position", 0)
-            return policy_gradient(policy.trainer, feed, setting, start=start)
+        def begin(start: int, state: Mapping[str, float]) -> Iterator[Step]:
+            feed.position = int(state["position"]) if state else 0
+            return policy_gradient(policy.trainer, feed, setting, start=start, state=state)
 
         log = RunLog(context.folder, policy.template.decode)
         drive(context, policy.trainer, log, begin, steps=setting.steps)

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,11 @@ from typing import Any
 from whet.config import EvalStage, ModelConfig, Recipe
 from whet.config.loading import NOT_MATHEMATICS, resolved
 from whet.errors import RunError
-from whet.files import is_sealed, seal, write_json, writing
+from whet.files import is_sealed, read_json, seal, write_json, writing
 from whet.pipeline.eval_stage import run_eval
 from whet.pipeline.rl_stage import run_rl
 from whet.pipeline.sft_stage import run_sft
-from whet.pipeline.stage import Context, World
+from whet.pipeline.stage import Context, Interrupted, World
 from whet.records import seed_of
 from whet.tracking.console import Console
 from whet.tracking.report import write_report
@@ -65,28 +64,34 @@ class Run:
         return made
 
     def resolve(self, model: ModelConfig) -> ModelConfig:
-        """`@stage` as the folder of the model that the stage made."""
+        """`@stage` as the folder of the model that the stage made, `@model` as the recipe's own."""
         if not model.path.startswith("@"):
             return model
+        if model.path == "@model":
+            return self.recipe.model
         return model.model_copy(update={"path": str(self.model_folder(model.path[1:]))})
 
 
-def run_recipe(
-    run: Run, world: World, console: Console, *, about: Mapping[str, Any], stopped: Callable[[], bool]
-) -> None:
+def run_recipe(run: Run, world: World, console: Console, stopped: Stopped, *, about: Mapping[str, Any]) -> None:
     """Run every stage that is not done, and draw the report. `about` goes to `run.json` when the run is new."""
     with claimed(run):
         if not (run.folder / "run.json").exists():
             write_json(run.folder / "run.json", {"name": run.recipe.name, "seed": run.recipe.seed, **about})
         try:
             for name in run.recipe.stages:
+                if stopped():
+                    raise Interrupted
                 if is_sealed(run.stage_folder(name)):
                     console.say(f"{name}: done before")
                 else:
                     _run_stage(run, name, world, console, stopped)
-        finally:
+        except BaseException:
             console.close()
-            write_report(run.folder)
+            with suppress(Exception):  # what stopped the run is the news, not that its report failed, too
+                write_report(run.folder)
+            raise
+        console.close()
+        write_report(run.folder)
 
 
 @contextmanager
@@ -99,7 +104,7 @@ def claimed(run: Run) -> Iterator[None]:
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             lock.seek(0)
             raise RunError(
                 f"{folder}: another run is at work here ({lock.read().strip()}); choose another `out=`"
@@ -118,7 +123,7 @@ def _check_recipe(run: Run) -> None:
     if not path.exists():
         write_json(path, now)
         return
-    before = json.loads(path.read_text())
+    before = read_json(path)
     changed = [key for key in sorted(_differences(before, now)) if key.partition(".")[0] not in NOT_MATHEMATICS]
     if changed or list(before["stages"]) != list(now["stages"]):
         what = ", ".join(changed[:4]) or "the order of stages"
@@ -141,7 +146,7 @@ def context_of(
     name: str,
     world: World,
     console: Console,
-    stopped: Callable[[], bool],
+    stopped: Stopped,
     *,
     models: Mapping[str, str] | None = None,
 ) -> Context:
@@ -153,9 +158,7 @@ def context_of(
         name=name,
         config=stage,
         model=model,
-        models={
-            label: run.resolve(run.recipe.model.model_copy(update={"path": path})) for label, path in paths.items()
-        },
+        models={label: run.resolve(other) for label, other in named.items()},
         folder=folder,
         checkpoints=run.folder / "checkpoints" / folder.name,
         seed=seed_of(run.recipe.seed, name),

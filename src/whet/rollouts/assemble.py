@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from whet.records import Atom, Episode, TokenRow
 
 
-def to_rows(episode: Episode, *, advantage: float) -> list[TokenRow]:
-    """The episode as rows with the columns `advantage` and `sampler_logp`.
+def to_rows(episode: Episode) -> list[TokenRow]:
+    """The episode as rows with the column `sampler_logp`.
 
     Turns whose prompt continues the tokens before it join one row, in which observations are context. Where a
-    template rewrites history, a new row begins; all rows carry the episode's advantage.
+    template rewrites history, a new row begins.
     """
     rows: list[TokenRow] = []
     tokens: list[int] = []
@@ -20,7 +20,7 @@ def to_rows(episode: Episode, *, advantage: float) -> list[TokenRow]:
 
     def close() -> None:
         if tokens:
-            columns = {"sampler_logp": tuple(logps), "advantage": (advantage,) * len(logps)}
+            columns = {"sampler_logp": tuple(logps)}
             shared = len(episode.turns[0].prompt) if not rows else 0
             rows.append(TokenRow(tokens=tuple(tokens), trained=tuple(trained), columns=columns, shared=shared))
 

@@ -2,18 +2,19 @@
 
 All episodes of a call advance together, one turn at a time, so that the sampler sees large batches. An episode's
 tokens are kept as they were sampled: the next turn's prompt extends them, nothing is decoded and tokenized again.
-Grading happens once, for all finished episodes of the call.
+Grading happens once, for all finished episodes of the call. An environment that fails ends its own episode, unscored.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from whet.envs.base import Attempt, Environment, Rubric, Task
-from whet.errors import DataError, GraderError, boundary
+from whet.errors import DataError, EnvironmentFailure, GraderError, boundary
 from whet.records import Completion, Ending, Episode, Group, Message, Outcome, Score, Turn, seed_of
 from whet.sampling.base import Request, SamplingParams, TokenSampler
 from whet.templates.base import Template
@@ -40,6 +41,7 @@ class Player:
     max_length: int
     """Most tokens of prompt and completions together."""
     max_turns: int = 1
+    """An episode that is not over by then is truncated."""
 
     def play(self, tasks: Sequence[Task], samples: int, *, step: int, seed: int) -> Played:
         """`samples` episodes of each task, graded: one group for each task, in order.
@@ -47,7 +49,7 @@ class Player:
         The random numbers of an episode depend on `seed`, its task's place and its sample number alone.
         """
         games = [
-            _Game(task=task, sample=sample, seed=seed_of(seed, place, sample), environment=self.environment(task))
+            _Game(task=task, sample=sample, seed=seed_of(seed, place, sample))
             for place, task in enumerate(tasks)
             for sample in range(samples)
         ]
@@ -72,14 +74,15 @@ class Player:
             await asyncio.gather(
                 *(self._answer(game, completion) for game, completion in zip(active, completions, strict=True))
             )
+        for game in games:
+            game.truncated |= not game.over
 
     async def _start(self, game: _Game) -> None:
-        game.prompt = self.template.prompt(await game.environment.start())
-        if len(game.prompt) >= self.max_length:
-            raise DataError(
-                f"task {game.task.id}: its prompt has {len(game.prompt)} tokens, the model attends to "
-                f"{self.max_length}; drop it or shorten it"
-            )
+        with game.blaming_environment():
+            game.environment = self.environment(game.task)
+            game.prompt = self.template.prompt(await game.environment.start())
+            if len(game.prompt) >= self.max_length:
+                raise DataError(f"the prompt has {len(game.prompt)} tokens, the model attends to {self.max_length}")
 
     def _request(self, game: _Game, turn: int) -> Request:
         left = min(self.params.max_tokens, self.max_length - len(game.prompt))
@@ -92,16 +95,25 @@ class Player:
         if completion.ending is Ending.LENGTH:
             game.truncated = game.over = True
             return
-        observations, game.over = await game.environment.step(message)
-        game.messages += observations
-        if not game.over:
-            game.prompt = self.template.extend((*game.prompt, *completion.tokens), observations)
-            game.truncated = game.over = len(game.prompt) >= self.max_length
+        with game.blaming_environment():
+            observations, game.over = await game.environment.step(message)
+            game.messages += observations
+            if not game.over:
+                game.prompt = self.template.extend((*game.prompt, *completion.tokens), observations)
+                game.truncated = game.over = len(game.prompt) >= self.max_length
 
     def _grade(self, games: Sequence[_Game], step: int) -> list[Score]:
-        attempts = [game.attempt(self.params.max_tokens) for game in games]
-        with boundary(GraderError, "rubric"):
-            return self.rubric.score(attempts, step=step)
+        """One score for each game; those whose environment failed are not shown to the rubric."""
+        attempts = [game.attempt(self.params.max_tokens) for game in games if not game.failure]
+        try:
+            with boundary(GraderError, "the rubric failed"):
+                scores = iter(self.rubric.score(attempts, step=step))
+        except GraderError as error:
+            scores = iter([Score(value=None, outcome=Outcome.GRADER_ERROR, note=str(error))] * len(attempts))
+        return [
+            Score(value=None, outcome=Outcome.ENVIRONMENT_ERROR, note=game.failure) if game.failure else next(scores)
+            for game in games
+        ]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -111,12 +123,23 @@ class _Game:
     task: Task
     sample: int
     seed: int
-    environment: Environment
+    environment: Environment = field(init=False)
     prompt: tuple[int, ...] = ()
     messages: list[Message] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
     over: bool = False
     truncated: bool = False
+    failure: str = ""
+    """What its environment raised, or did that the template cannot write."""
+
+    @contextmanager
+    def blaming_environment(self) -> Iterator[None]:
+        """End the episode where the block fails; the others go on."""
+        try:
+            with boundary(EnvironmentFailure, "the environment failed"):
+                yield
+        except (EnvironmentFailure, DataError) as error:
+            self.failure, self.over = str(error), True
 
     def attempt(self, max_tokens: int) -> Attempt:
         return Attempt(

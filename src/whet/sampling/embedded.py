@@ -53,7 +53,10 @@ class EmbeddedSampler:
         batch = _Running(self.model, requests, min(self.max_running, len(requests)))
         while batch.advance():
             pass
-        return [_complete(tokens, logps, r, self.version) for (tokens, logps), r in zip(batch.results, requests, strict=True)]
+        return [
+            _complete(tokens, logps, r, self.version)
+            for (tokens, logps), r in zip(batch.results, requests, strict=True)
+        ]
 
 
 def _complete(tokens: list[int], logps: list[float], request: Request, version: int) -> Completion:
@@ -132,7 +135,9 @@ class _Running:
         self.cache = _Cache(slots, longest)
         self.waiting = deque(_by_prompt(requests))
         self.results: list[tuple[list[int], list[float]]] = [([], []) for _ in requests]
-        self.uniforms = [np.random.Generator(np.random.Philox(key=r.seed)).random(r.params.max_tokens) for r in requests]
+        self.uniforms = [
+            np.random.Generator(np.random.Philox(key=r.seed)).random(r.params.max_tokens) for r in requests
+        ]
         self.rows: list[int] = []  # the request in each running slot
         self.tokens_S = torch.zeros(0, dtype=torch.long)
         self.alive: list[bool] = []
@@ -158,7 +163,10 @@ class _Running:
 
     def _admit(self) -> None:
         """Prefill waiting prompts until the slots or the budget are full, and sample every answer's first token."""
-        free, stream, copies, trees = self.cache.slots - len(self.rows), [], [], []
+        free = self.cache.slots - len(self.rows)
+        stream: list[int] = []
+        copies: list[tuple[slice, Tensor]] = []
+        trees: list[Tree] = []
         entered: list[int] = []
         sources: list[int] = []
         while self.waiting and free and (not stream or len(stream) + len(self.waiting[0][0]) <= PREFILL_TOKENS):
@@ -194,7 +202,9 @@ class _Running:
         """Choose one token for each of these requests, note it, and mark those that end."""
         uniform = [self.uniforms[r][min(len(self.results[r][0]), len(self.uniforms[r]) - 1)] for r in members]
         tokens_S, logp_S = choose(logits_SV, [self.requests[r].params for r in members], uniform)
-        for slot, (request, token, logp) in enumerate(zip(members, tokens_S.tolist(), logp_S.tolist(), strict=True), first_slot):
+        for slot, (request, token, logp) in enumerate(
+            zip(members, tokens_S.tolist(), logp_S.tolist(), strict=True), first_slot
+        ):
             if not self.alive[slot]:
                 continue
             written, logps = self.results[request]

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from whet.records import Atom, Metric, TokenRow
 
-Need = Literal["logp", "entropy"]
+Need = Literal["logp", "entropy", "entropy_grad", "value"]
+"""What an objective may ask of the forward pass. Log-probabilities are implied, unless values are asked for: a value
+model has no vocabulary to have them over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,9 +25,12 @@ class Outputs:
     """What the model says of the trained tokens of a micro-batch. Legend: T trained tokens."""
 
     logp_T: Tensor
-    """log p(token | past), float32 or wider, with gradient."""
+    """log p(token | past), float32 or wider, with gradient; NaN for an objective that asks for values alone."""
     entropy_T: Tensor | None = None
-    """Entropy of the distribution that predicts the token; None unless the objective needs it."""
+    """Entropy of the distribution that predicts the token, without gradient unless `entropy_grad` is needed; None
+    unless the objective needs it."""
+    value_T: Tensor | None = None
+    """Value of the state that the token is chosen in, with gradient; None unless the objective needs it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,8 +93,19 @@ class Trainer(Protocol):
     def evaluate(self, atoms: Sequence[Atom], objective: Objective) -> dict[str, Metric]:
         """The metrics without a gradient."""
 
-    def logprobs(self, rows: Sequence[TokenRow], *, temperature: float, reference: bool = False) -> list[tuple[float, ...]]:
+    def logprobs(
+        self, rows: Sequence[TokenRow], *, temperature: float, reference: bool = False
+    ) -> list[tuple[float, ...]]:
         """log p of each row's trained tokens, under the weights as they are or under the frozen reference."""
+
+    def entropies(self, rows: Sequence[TokenRow], *, temperature: float) -> list[tuple[float, ...]]:
+        """The entropy (nats) of the distribution that predicts each of a row's trained tokens."""
+
+    def renew_reference(self, keep: float) -> None:
+        """Move the frozen reference: `keep` of itself and the rest of the weights as they are (0: a copy of them)."""
+
+    def values(self, rows: Sequence[TokenRow]) -> list[tuple[float, ...]]:
+        """The value of the state before each of a row's trained tokens; for a model with a scalar head."""
 
     def save(self, folder: Path) -> None:
         """Weights, optimizer state and whatever else `load` needs for a bit-exact continuation."""

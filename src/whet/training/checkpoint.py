@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from whet.errors import RunError
-from whet.files import seal, sync_folder, unseal, writing
+from whet.files import folder_size, seal, sync_folder, unseal, writing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,15 +24,18 @@ class Generation:
 
     folder: Path
     step: int
-    state: Mapping[str, int]
+    state: Mapping[str, float]
     passed_over: tuple[str, ...] = ()
     """Newer generations that are damaged, one line each."""
 
 
-def save_generation(root: Path, step: int, state: Mapping[str, int], write: Callable[[Path], None], *, keep: int) -> Path:
+def save_generation(
+    root: Path, step: int, state: Mapping[str, float], write: Callable[[Path], None], *, keep: int
+) -> Path:
     """Write, seal and rename a generation; then prune to `keep`. Raises `RunError` where the disk refuses."""
     final, part = root / f"step-{step:08d}", root / f".part-{step:08d}-{os.getpid()}"
-    with writing(root / "checkpoint", _last_size(root)):
+    newest = _generations(root)[:1]
+    with writing(final, sum(folder_size(folder) for folder, _ in newest)):
         root.mkdir(parents=True, exist_ok=True)
         for stale in root.glob(".part-*"):
             shutil.rmtree(stale, ignore_errors=True)
@@ -79,8 +82,3 @@ def _generations(root: Path) -> list[tuple[Path, int]]:
         return []
     found = [(path, int(match[1])) for path in root.iterdir() if (match := re.fullmatch(r"step-(\d{8})", path.name))]
     return sorted(found, key=lambda pair: -pair[1])
-
-
-def _last_size(root: Path) -> int:
-    newest = _generations(root)[:1]
-    return sum(file.stat().st_size for folder, _ in newest for file in folder.iterdir())

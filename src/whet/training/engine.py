@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from whet.config import TrainConfig
 from whet.models.language import LanguageModel
-from whet.models.pack import pack
+from whet.models.pack import Packed, pack
 from whet.records import Atom, Metric, TokenRow, add_metrics
 from whet.training.base import Batch, Objective, OptimResult, Outputs, Tally
+from whet.training.memory import Budget, attempt
 from whet.training.optim import Optimizers
 
 
@@ -30,27 +32,25 @@ class LocalTrainer:
         self.model = model
         self.config = config
         self.reference = reference
+        self.renewed = False  # whether the reference still is what the stage started from
+        self.budget = Budget(config.microbatch_tokens)
         self.optimizers = Optimizers(model.parameters, config)
 
     def forward_backward(self, atoms: Sequence[Atom], objective: Objective) -> dict[str, Metric]:
-        """Add the gradient of the weighted sum of losses; returns the objective's metrics over all rows."""
+        """Add the gradient of the weighted sum of losses; returns the objective's metrics over all rows.
+
+        `oom_retries` counts the micro-batches for which memory ran out and that were repeated in smaller ones.
+        """
+        before = self.budget.retries
         self.model.module.train()
-        metrics: dict[str, Metric] = {}
-        for micro in microbatches(atoms, self.config.microbatch_tokens):
-            loss, tallies = self._run(micro, objective)
-            loss.backward()  # type: ignore[no-untyped-call]
-            metrics = add_metrics(metrics, _to_metrics(tallies))
+        metrics = self._accumulate(atoms, objective, list(self.model.parameters.values()))
         self.model.module.eval()
-        return metrics
+        return {**metrics, "oom_retries": Metric(float(self.budget.retries - before))}
 
     def evaluate(self, atoms: Sequence[Atom], objective: Objective) -> dict[str, Metric]:
         """The objective's metrics over all rows, without a gradient."""
-        metrics: dict[str, Metric] = {}
         with torch.no_grad():
-            for micro in microbatches(atoms, self.config.microbatch_tokens):
-                _, tallies = self._run(micro, objective)
-                metrics = add_metrics(metrics, _to_metrics(tallies))
-        return metrics
+            return self._accumulate(atoms, objective, [])
 
     def optim_step(self, lr: float, *, muon_lr: float = 0.0) -> OptimResult:
         """Clip and apply the summed gradient; a gradient that is not finite is thrown away instead."""
@@ -68,18 +68,51 @@ class LocalTrainer:
         self, rows: Sequence[TokenRow], *, temperature: float, reference: bool = False
     ) -> list[tuple[float, ...]]:
         """log p of each row's trained tokens; with `reference` under the weights that the stage started from."""
+
+        def under(model: LanguageModel) -> list[tuple[float, ...]]:
+            return self._read(model, rows, lambda packed: model.logp(packed, temperature=temperature)[0])
+
         if not reference:
-            return self._logprobs(self.model, rows, temperature)
+            return under(self.model)
         if self.reference is not None:
-            return self._logprobs(self.reference, rows, temperature)
+            return under(self.reference)
         with self.model.as_reference() as frozen:
-            return self._logprobs(frozen, rows, temperature)
+            return under(frozen)
+
+    def entropies(self, rows: Sequence[TokenRow], *, temperature: float) -> list[tuple[float, ...]]:
+        """Entropy of the distribution that predicts each of a row's trained tokens."""
+
+        def read(packed: Packed) -> Tensor:
+            _, entropy_T = self.model.logp(packed, temperature=temperature, with_entropy=True)
+            assert entropy_T is not None
+            return entropy_T
+
+        return self._read(self.model, rows, read)
+
+    def renew_reference(self, keep: float) -> None:
+        """The reference becomes `keep` of itself plus the rest of the weights; not for adapters, which have no copy."""
+        assert self.reference is not None, "the reference of a LoRA run is the model with its adapter off"
+        frozen = dict(self.reference.module.named_parameters())
+        with torch.no_grad():
+            for name, p in self.model.parameters.items():
+                if name in frozen:
+                    frozen[name].lerp_(p, 1 - keep)
+        self.renewed = True
+
+    def values(self, rows: Sequence[TokenRow]) -> list[tuple[float, ...]]:
+        """The value of the state before each of a row's trained tokens; the model must have a scalar head."""
+        return self._read(self.model, rows, self.model.values)
 
     def save(self, folder: Path) -> None:
         """Trainable weights and optimizer state, as safetensors."""
         save_file({name: p.detach() for name, p in self.model.parameters.items()}, folder / "weights.safetensors")
         save_file(self.optimizers.state(), folder / "optimizer.safetensors")
-        (folder / "trainer.json").write_text(json.dumps({"model": self.model.name}))
+        if self.renewed and self.reference is not None:
+            moved = {name: p.detach() for name, p in self.reference.module.named_parameters()}
+            save_file(moved, folder / "reference.safetensors")
+        (folder / "trainer.json").write_text(
+            json.dumps({"model": self.model.name, "microbatch_tokens": self.budget.tokens})
+        )
 
     def load(self, folder: Path) -> None:
         """Continue from `save`, bit for bit."""
@@ -88,40 +121,116 @@ class LocalTrainer:
             for name, p in self.model.parameters.items():
                 p.copy_(weights[name])
         self.optimizers.load_state(load_file(folder / "optimizer.safetensors"))
+        if (folder / "reference.safetensors").exists() and self.reference is not None:
+            self.reference.module.load_state_dict(load_file(folder / "reference.safetensors"), strict=False)
+            self.renewed = True
+        facts = json.loads((folder / "trainer.json").read_text())
+        self.budget.tokens = min(self.budget.tokens, facts["microbatch_tokens"])  # another cut rounds differently
 
     def export(self, folder: Path) -> None:
         """The model in the Hugging Face layout."""
         self.model.export(folder)
 
-    def _run(self, atoms: Sequence[Atom], objective: Objective) -> tuple[Tensor, Mapping[str, Tally]]:
-        packed = pack(atoms, self.model.device, self.model.backend)
-        logp_T, entropy_T = self.model.logp(
-            packed, temperature=objective.temperature, with_entropy="entropy" in objective.needs
-        )
-        return objective(Outputs(logp_T=logp_T, entropy_T=entropy_T), as_batch(atoms, logp_T))
+    def _accumulate(
+        self, atoms: Sequence[Atom], objective: Objective, owed: Sequence[nn.Parameter]
+    ) -> dict[str, Metric]:
+        """Add the atoms' gradient to the parameters that it is owed to (to none: metrics only).
 
-    def _logprobs(self, model: LanguageModel, rows: Sequence[TokenRow], temperature: float) -> list[tuple[float, ...]]:
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i].tokens))
+        A backward pass adds to each parameter once, its whole share. So where memory runs out half-way, repeating
+        the micro-batch in smaller ones for the parameters that were not reached completes it exactly.
+        """
+        metrics: dict[str, Metric] = {}
+        for micro in microbatches(atoms, self.budget):
+            reached: set[int] = set()
+            found = attempt(partial(self._backward, micro, objective, owed, reached))
+            if found is None:
+                self.budget.shrink(sum(atom.cost for atom in micro), len(micro))
+                found = self._accumulate(micro, objective, [p for p in owed if id(p) not in reached])
+            metrics = add_metrics(metrics, found)
+        return metrics
+
+    def _backward(
+        self, atoms: Sequence[Atom], objective: Objective, owed: Sequence[nn.Parameter], reached: set[int]
+    ) -> dict[str, Metric]:
+        """One micro-batch forward and backward; notes in `reached` which parameters have got their gradient."""
+        hooks = [p.register_post_accumulate_grad_hook(lambda p: reached.add(id(p))) for p in owed]  # type: ignore[no-untyped-call]
+        try:
+            loss, tallies = self._run(atoms, objective)
+            if owed:
+                loss.backward(inputs=owed)  # type: ignore[no-untyped-call]
+            return {name: Metric(float(tally.total), float(tally.weight)) for name, tally in tallies.items()}
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _run(self, atoms: Sequence[Atom], objective: Objective) -> tuple[Tensor, Mapping[str, Tally]]:
+        """The objective over what one forward pass says of these atoms, and nothing that it does not ask for."""
+        packed, needs = pack(atoms, self.model.device, self.model.backend), objective.needs
+        states_TD = self.model.states(packed)
+        value_T = self.model.value_at(states_TD) if "value" in needs else None
+        if value_T is None or "logp" in needs:
+            logp_T, entropy_T = self.model.logp_at(
+                states_TD,
+                packed.target_T,
+                temperature=objective.temperature,
+                with_entropy="entropy" in needs,
+                entropy_gradient="entropy_grad" in needs,
+            )
+        else:
+            logp_T, entropy_T = torch.full_like(value_T, math.nan), None
+        return objective(Outputs(logp_T=logp_T, entropy_T=entropy_T, value_T=value_T), as_batch(atoms, logp_T))
+
+    @torch.no_grad()
+    def _read(
+        self, model: LanguageModel, rows: Sequence[TokenRow], read: Callable[[Packed], Tensor]
+    ) -> list[tuple[float, ...]]:
+        """One number for each trained token of each row, from passes in which rows share their prompt."""
         found: dict[int, tuple[float, ...]] = {}
-        with torch.no_grad():
-            for chosen in _fill([len(rows[i].tokens) for i in order], self.config.microbatch_tokens):
-                indices = [order[i] for i in chosen]
-                packed = pack([Atom(rows=(rows[i],)) for i in indices], model.device, model.backend)
-                logp_T, _ = model.logp(packed, temperature=temperature)
-                pieces = logp_T.split([rows[i].trained_count for i in indices])
-                found |= {i: tuple(piece.tolist()) for i, piece in zip(indices, pieces, strict=True)}
+        groups = share_prompts(rows, self.budget.tokens)
+        atoms = [Atom(rows=tuple(rows[i] for i in group)) for group in groups]
+        for chosen in self.budget.fill([atom.cost for atom in atoms]):
+            micro, indices = [atoms[a] for a in chosen], [i for a in chosen for i in groups[a]]
+            read_T = attempt(partial(_read_once, model, micro, read))
+            if read_T is None:
+                self.budget.shrink(sum(atom.cost for atom in micro), len(indices))
+                pieces = self._read(model, [rows[i] for i in indices], read)
+            else:
+                counts = [rows[i].trained_count for i in indices]
+                pieces = [tuple(piece.tolist()) for piece in torch.split(read_T, counts)]
+            found |= dict(zip(indices, pieces, strict=True))
         return [found[i] for i in range(len(rows))]
 
 
-def microbatches(atoms: Sequence[Atom], budget_tokens: int) -> Iterator[list[Atom]]:
-    """The atoms that weigh anything, cut into micro-batches of at most `budget_tokens` (an atom is never split).
+def _read_once(model: LanguageModel, atoms: Sequence[Atom], read: Callable[[Packed], Tensor]) -> Tensor:
+    return read(pack(atoms, model.device, model.backend)).cpu()
+
+
+def microbatches(atoms: Sequence[Atom], budget: Budget) -> Iterator[list[Atom]]:
+    """The atoms that weigh anything, cut into micro-batches within the budget (an atom is never split).
 
     Similar lengths go together, which saves padding in attention; ties keep their order, so it is deterministic.
     """
     heavy = [atom for atom in atoms if any(weight for row in atom.rows for weight in row.columns["weight"])]
     heavy.sort(key=lambda atom: max(len(row.tokens) for row in atom.rows))
-    for chosen in _fill([atom.cost for atom in heavy], budget_tokens):
+    for chosen in budget.fill([atom.cost for atom in heavy]):
         yield [heavy[i] for i in chosen]
+
+
+def share_prompts(rows: Sequence[TokenRow], budget_tokens: int) -> list[list[int]]:
+    """Indices of rows that begin with the same shared prompt, in groups that cost at most `budget_tokens` if they can.
+
+    Groups of similar length stand next to one another; the order depends on the rows alone.
+    """
+    by_prompt: dict[tuple[int, ...], list[int]] = {}
+    for i, row in enumerate(rows):
+        by_prompt.setdefault(row.tokens[: row.shared], []).append(i)
+    groups = []
+    for prompt, indices in by_prompt.items():
+        budget = Budget(budget_tokens - len(prompt) if prompt else 1)
+        groups += [
+            [indices[k] for k in run] for run in budget.fill([len(rows[i].tokens) - len(prompt) for i in indices])
+        ]
+    return sorted(groups, key=lambda group: max(len(rows[i].tokens) for i in group))
 
 
 def as_batch(atoms: Sequence[Atom], like: Tensor) -> Batch:
@@ -139,21 +248,3 @@ def as_batch(atoms: Sequence[Atom], like: Tensor) -> Batch:
         atom_R=torch.tensor([i for i, atom in enumerate(atoms) for _ in atom.rows]).to(like.device),
         columns=columns,
     )
-
-
-def _fill(costs: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Indices in order, in runs whose costs stay within the budget; one that alone exceeds it stands alone."""
-    chosen: list[int] = []
-    used = 0
-    for i, cost in enumerate(costs):
-        if chosen and used + cost > budget:
-            yield chosen
-            chosen, used = [], 0
-        chosen.append(i)
-        used += cost
-    if chosen:
-        yield chosen
-
-
-def _to_metrics(tallies: Mapping[str, Tally]) -> dict[str, Metric]:
-    return {name: Metric(float(tally.total), float(tally.weight)) for name, tally in tallies.items()}

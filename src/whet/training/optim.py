@@ -13,6 +13,8 @@ from whet.errors import RunError
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration (Jordan 2024)."""
+NOT_LAYERS = ("embed", "head", "score")
+"""Parts of the names of matrices that are no layer's: embeddings, the output head and the scalar head."""
 
 
 class Muon(torch.optim.Optimizer):
@@ -57,7 +59,9 @@ class Optimizers:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], config: TrainConfig) -> None:
         self.parameters = dict(parameters)
-        matrices = {name for name, p in self.parameters.items() if p.ndim == 2 and "embed" not in name and "head" not in name}
+        matrices = {
+            name for name, p in self.parameters.items() if p.ndim == 2 and not any(part in name for part in NOT_LAYERS)
+        }
         by_muon = matrices if config.optimizer == "muon" else set()
         decayed = [p for name, p in self.parameters.items() if name in matrices - by_muon]
         plain = [p for name, p in self.parameters.items() if name not in matrices]
@@ -102,7 +106,7 @@ class Optimizers:
 
 
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
-    """The schedule's factor of the peak rate at `step` (1 is the first): linear warm-up, then constant, linear or cosine."""
+    """The factor of the peak rate at `step` (1 is the first): linear warm-up, then constant, linear or cosine."""
     warmup = config.warmup if config.warmup >= 1 else config.warmup * steps
     if step <= warmup:
         return step / warmup

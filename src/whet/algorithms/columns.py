@@ -1,0 +1,166 @@
+"""From scored groups to rows with every column that the objective reads: log-probabilities, advantages, token filters.
+
+All statistics are taken here, over the whole step, before anything is split: what the objective gets is data. A
+token that an estimator leaves out (80/20, Clip-Cov) has advantage 0 and still counts in the denominators; an answer
+that a data filter leaves out (overlong) is gone from both.
+
+Legend: T all trained tokens of the step, answer after answer; N answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from math import nan
+
+import torch
+from torch import Tensor
+
+from whet.config import PolicyConfig
+from whet.config.policy import CovarianceFilter, HighEntropyFilter, TokenFilter
+from whet.formulas.advantages import BASELINES, CREDITS, SCALES, Answers
+from whet.formulas.kl import k1
+from whet.formulas.policy import covariance
+from whet.records import Episode, Group, Outcome, TokenRow
+from whet.rollouts.assemble import to_rows
+from whet.training.base import Trainer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A scored episode as the rows that it is trained on."""
+
+    episode: Episode
+    group: int
+    """Place of its group in the step."""
+    rows: tuple[TokenRow, ...]
+    greedy: float = nan
+    """The reward of the greedy answer to the same prompt, where one was played."""
+
+    @property
+    def reward(self) -> float:
+        """The episode's score."""
+        assert self.episode.score.value is not None, "only scored episodes become answers"
+        return self.episode.score.value
+
+    @property
+    def length(self) -> int:
+        """Trained tokens of all its rows."""
+        return sum(row.trained_count for row in self.rows)
+
+
+def to_answers(groups: Sequence[Group]) -> list[Answer]:
+    """The scored episodes of a step; where ReMax's greedy answer was not scored, its group is left out."""
+    greedy = [nan if group.greedy is None else group.greedy.score.value for group in groups]
+    return [
+        Answer(episode=episode, group=place, rows=tuple(to_rows(episode)), greedy=baseline)
+        for place, (group, baseline) in enumerate(zip(groups, greedy, strict=True))
+        if baseline is not None
+        for episode in group.scored
+    ]
+
+
+def with_logps(
+    answers: Sequence[Answer], trainer: Trainer, config: PolicyConfig, *, temperature: float
+) -> list[Answer]:
+    """Add `ref_logp` where a KL is asked for, and `old_logp` where several updates follow one rollout."""
+    rows = [row for answer in answers for row in answer.rows]
+    if config.kl.place != "none":
+        answers = _put(answers, "ref_logp", trainer.logprobs(rows, temperature=temperature, reference=True))
+    if config.minibatches > 1 and config.ratio.denominator == "old":
+        answers = _put(answers, "old_logp", trainer.logprobs(rows, temperature=temperature))
+    return list(answers)
+
+
+def with_advantages(answers: Sequence[Answer], config: PolicyConfig, *, kl_coefficient: float) -> list[Answer]:
+    """Add `advantage`: credit minus baseline, scaled, over all scored answers of the step."""
+    if not answers:
+        return []
+    reward_N = torch.tensor([answer.reward for answer in answers], dtype=torch.float64)
+    length_N = torch.tensor([answer.length for answer in answers])
+    token_reward_T = torch.zeros(int(length_N.sum()), dtype=torch.float64)
+    if config.kl.place == "reward":
+        token_reward_T -= kl_coefficient * k1(_old_logp(answers), _get(answers, "ref_logp"))
+    pieces = torch.split(token_reward_T, length_N.tolist())
+    total_N = reward_N + torch.stack([piece.sum() for piece in pieces])
+    for piece, reward in zip(pieces, reward_N, strict=True):
+        piece[-1:] += reward  # the pieces are views; an answer without tokens has none to give its reward to
+    known = Answers(
+        reward_N=total_N,
+        group_N=torch.tensor([answer.group for answer in answers]),
+        length_N=length_N,
+        greedy_N=torch.tensor([answer.greedy for answer in answers], dtype=torch.float64),
+    )
+    return_T = torch.cat([CREDITS[config.credit](piece) for piece in pieces])
+    advantage_T = return_T - known.per_token(BASELINES[config.baseline](known))
+    return _put_flat(answers, "advantage", SCALES[config.scale](advantage_T, known))
+
+
+def with_filters(
+    answers: Sequence[Answer], trainer: Trainer, config: PolicyConfig, *, temperature: float, seed: int
+) -> list[Answer]:
+    """Leave out what the filters leave out, and mark the tokens of KL-Cov with the column `kl_cov`."""
+    if config.kl_cov is not None and answers:
+        cov_T = covariance(_old_logp(answers), _get(answers, "advantage"))
+        answers = _put_flat(answers, "kl_cov", _top(cov_T, config.kl_cov.share))
+    if config.token_filter is not None and answers:
+        keep_T = _keep(config.token_filter, answers, trainer, temperature=temperature, seed=seed)
+        answers = _put_flat(answers, "advantage", _get(answers, "advantage") * keep_T)
+    if config.overlong_filter:
+        answers = [answer for answer in answers if answer.episode.outcome is not Outcome.TRUNCATED]
+    return list(answers)
+
+
+def sequence_kl(answers: Sequence[Answer]) -> float:
+    """KL(policy at rollout || reference) in nats for each answer: the mean over answers of the sum of k1."""
+    return float(k1(_old_logp(answers), _get(answers, "ref_logp")).sum()) / len(answers)
+
+
+def _keep(
+    filtering: TokenFilter, answers: Sequence[Answer], trainer: Trainer, *, temperature: float, seed: int
+) -> Tensor:
+    """1 for the tokens whose gradient stays, else 0."""
+    match filtering:
+        case HighEntropyFilter():
+            entropies = trainer.entropies([row for a in answers for row in a.rows], temperature=temperature)
+            return _top(torch.tensor([x for row in entropies for x in row], dtype=torch.float64), filtering.share)
+        case CovarianceFilter():
+            cov_T = covariance(_old_logp(answers), _get(answers, "advantage"))
+            between = ((cov_T > filtering.low) & (cov_T < filtering.high)).nonzero().squeeze(-1)
+            order = torch.randperm(len(between), generator=torch.Generator().manual_seed(seed))
+            keep_T = torch.ones_like(cov_T)
+            keep_T[between[order[: max(1, int(filtering.share * len(cov_T)))]]] = 0
+            return keep_T
+
+
+def _top(value_T: Tensor, share: float) -> Tensor:
+    """1 for the `share` of tokens with the largest values (at least one), else 0; ties go to the earlier token."""
+    chosen = value_T.argsort(descending=True, stable=True)[: max(1, round(share * len(value_T)))]
+    return torch.zeros_like(value_T).index_fill(0, chosen, 1.0)
+
+
+def _old_logp(answers: Sequence[Answer]) -> Tensor:
+    """log p at rollout: the trainer's where it was computed, else the sampler's (they are compared in every step)."""
+    computed = "old_logp" in answers[0].rows[0].columns
+    return _get(answers, "old_logp" if computed else "sampler_logp")
+
+
+def _get(answers: Sequence[Answer], name: str) -> Tensor:
+    """A column of all rows, (T,)."""
+    return torch.tensor(
+        [value for answer in answers for row in answer.rows for value in row.columns[name]], dtype=torch.float64
+    )
+
+
+def _put(answers: Sequence[Answer], name: str, columns: Iterable[tuple[float, ...]]) -> list[Answer]:
+    """The answers with one column more: one tuple for each row."""
+    given = iter(columns)
+    return [
+        replace(answer, rows=tuple(row.with_columns(**{name: next(given)}) for row in answer.rows))
+        for answer in answers
+    ]
+
+
+def _put_flat(answers: Sequence[Answer], name: str, value_T: Tensor) -> list[Answer]:
+    counts = [row.trained_count for answer in answers for row in answer.rows]
+    return _put(answers, name, (tuple(piece.tolist()) for piece in torch.split(value_T, counts)))

@@ -1,0 +1,372 @@
+"""The critic: a trainer over a value model that fills the columns `value`, `advantage` and `return`.
+
+To the policy's update it is one provider of advantages among others: where GRPO computes them from a group's rewards
+in plain code, a critic computes them from a column `reward` in a pass of its own trainer. It is stateless beside that
+trainer, whose weights and optimizer are its checkpoint.
+
+An episode's rows form one chain of trained tokens. Observations are not in it: the state after an action is the one
+in which the next action token is chosen.
+
+Legend: T trained tokens of an episode (over all its rows), N those of all episodes of the step.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from whet.formulas import value as formulas
+from whet.formulas.kl import k1
+from whet.formulas.reduce import token_mean
+from whet.records import Atom, Metric, TokenRow, add_metrics, seed_of
+from whet.rollouts.assemble import to_atoms
+from whet.training.base import Batch, Need, Objective, Outputs, Tally, Trainer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CriticSetting:
+    """The constants of advantage estimation and of the critic's update. Defaults: the N+ details of RLHF with PPO."""
+
+    gamma: float = 1.0
+    lam_policy: float = 0.95
+    """Lambda of the policy's advantages."""
+    length_alpha: float | None = None
+    """Instead of `lam_policy`: 1 - 1 / (alpha * trained tokens) for each episode (VAPO: 0.05)."""
+    lam_value: float = 0.95
+    """Lambda of the critic's targets (VC-PPO and VAPO: 1)."""
+    level: Literal["token", "turn"] = "token"
+    """turn: GAE over turns, the critic trained at the first token of each."""
+    whiten: bool = True
+    """Advantages to mean 0 and variance 1 over the trained tokens of the whole batch of rollouts."""
+    whiten_correction: Literal[0, 1] = 1
+    bootstrap_truncated: bool = False
+    """Whether an answer that was cut off is continued by the value of its last state, or ends there (as is common)."""
+    clip: float | None = 0.2
+    """How far a value may move from what it was at the rollout; None: no bound."""
+    epochs: int = 1
+    minibatches: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trajectory:
+    """One episode's rows in order of time: the chain that rewards, values and advantages run along."""
+
+    rows: tuple[TokenRow, ...]
+    truncated: bool = False
+    """Whether the episode was cut off rather than over."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegressValue:
+    """Half the squared distance of the values to the column `return`, clipped around the column `value`."""
+
+    clip: float | None
+    needs: frozenset[Need] = field(default_factory=lambda: frozenset({"value"}))
+    temperature: float = 1.0
+
+    def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Mapping[str, Tally]]:
+        """The weighted loss, and the share of tokens at which the clip stops the gradient."""
+        assert outputs.value_T is not None, "the engine gives what is needed"
+        value_T, old_T, return_T = outputs.value_T, batch.columns["value"], batch.columns["return"]
+        if self.clip is None:
+            loss_T, clipped_T = formulas.value_loss(value_T, return_T), torch.zeros_like(value_T)
+        else:
+            loss_T = formulas.clipped_value_loss(value_T, old_T, return_T, clip=self.clip)
+            clipped_T = formulas.value_clipped(value_T.detach(), old_T, return_T, clip=self.clip)
+        one, counted = batch.weight_T.new_ones(()), (batch.weight_T > 0).to(value_T.dtype)
+        loss = (batch.weight_T * loss_T).sum()
+        return loss, {
+            "value/loss": Tally(total=loss.detach(), weight=one),
+            "value/clip_fraction": Tally(total=(counted * clipped_T).sum(), weight=counted.sum()),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WithValue:
+    """A policy's objective and its critic's on one trunk, in one pass: L_policy + coefficient * L_value."""
+
+    policy: Objective
+    value: RegressValue
+    coefficient: float
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What the policy needs, and values."""
+        return self.policy.needs | {"logp", "value"}
+
+    @property
+    def temperature(self) -> float:
+        """The policy's."""
+        return self.policy.temperature
+
+    def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Mapping[str, Tally]]:
+        """The sum of both losses, and both sets of metrics."""
+        policy_loss, policy_tallies = self.policy(outputs, batch)
+        value_loss, value_tallies = self.value(outputs, batch)
+        return policy_loss + self.coefficient * value_loss, {**policy_tallies, **value_tallies}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provided:
+    """Trajectories with their new columns, in order, and what was measured on the way."""
+
+    trajectories: tuple[Trajectory, ...]
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Critic:
+    """A value model at work: provides advantages, and learns from the returns."""
+
+    trainer: Trainer
+    setting: CriticSetting
+
+    def provide(self, trajectories: Sequence[Trajectory]) -> Provided:
+        """Add `value`, `advantage` and `return` to rows that have a `reward`, one number for each trained token.
+
+        `return` comes from raw advantages; `advantage` is whitened over all trajectories together, if at all. The
+        explained variance is that of values which have not seen these returns.
+        """
+        assert trajectories, "a step without scored episodes has nothing to judge"
+        values, after = self._values(trajectories)
+        judged = [
+            self._judge(trajectory, values_T, bootstrap)
+            for trajectory, values_T, bootstrap in zip(trajectories, values, after, strict=True)
+        ]
+        values_N, returns_N = torch.cat(values), torch.cat([returns_T for _, returns_T in judged])
+        advantages_N = torch.cat([advantages_T for advantages_T, _ in judged])
+        metrics = {
+            "value/explained_variance": formulas.explained_variance(values_N, returns_N),
+            "value/mean": float(values_N.mean()),
+            "return/mean": float(returns_N.mean()),
+            "advantage/raw_std": float(advantages_N.std(correction=0)),
+        }
+        if self.setting.whiten:
+            advantages_N = formulas.whiten(advantages_N, correction=self.setting.whiten_correction)
+        advantages = advantages_N.split([len(values_T) for values_T in values])
+        provided = tuple(
+            replace(trajectory, rows=_spread(trajectory.rows, {"value": v_T, "advantage": a_T, "return": r_T}))
+            for trajectory, v_T, a_T, (_, r_T) in zip(trajectories, values, advantages, judged, strict=True)
+        )
+        return Provided(trajectories=provided, metrics=metrics)
+
+    def update(self, rows: Sequence[TokenRow], *, lr: float, muon_lr: float = 0.0, seed: int) -> dict[str, float]:
+        """Regress the values on the column `return`: `epochs` times over all rows, in `minibatches` steps each.
+
+        Rows of one prompt stay together. `seed` draws the order of the epochs.
+        """
+        atoms, objective = to_atoms(rows), RegressValue(clip=self.setting.clip)
+        metrics: dict[str, Metric] = {}
+        grad_norm, skipped = 0.0, 0
+        for epoch in range(self.setting.epochs):
+            order = random.Random(seed_of(seed, epoch)).sample(atoms, len(atoms))
+            for minibatch in _split(order, self.setting.minibatches):
+                weighed = weigh(minibatch, level=self.setting.level)
+                metrics = add_metrics(metrics, self.trainer.forward_backward(weighed, objective))
+                result = self.trainer.optim_step(lr, muon_lr=muon_lr)
+                grad_norm, skipped = max(grad_norm, result.grad_norm), skipped + (not result.applied)
+        return {
+            **{name: metric.mean for name, metric in metrics.items() if name.startswith("value/")},
+            "value/grad_norm": grad_norm,
+            "value/skipped": float(skipped),
+        }
+
+    def _values(self, trajectories: Sequence[Trajectory]) -> tuple[list[Tensor], list[float]]:
+        """For each trajectory its values, and the value after its end (0 where it is over), from one pass."""
+        rows = [row for trajectory in trajectories for row in trajectory.rows]
+        cut = [i for i, t in enumerate(trajectories) if t.truncated and self.setting.bootstrap_truncated]
+        found = self.trainer.values([*rows, *(_one_further(trajectories[i].rows[-1]) for i in cut)])
+        after = dict(zip(cut, (last for (last,) in found[len(rows) :]), strict=True))
+        ahead = iter(found)
+        values = [_double([v for _ in trajectory.rows for v in next(ahead)]) for trajectory in trajectories]
+        return values, [after[i] if i in after else 0.0 for i in range(len(trajectories))]
+
+    def _judge(self, trajectory: Trajectory, values_T: Tensor, bootstrap: float) -> tuple[Tensor, Tensor]:
+        """(raw advantages, returns) of one trajectory."""
+        setting, rewards_T = self.setting, _double([r for row in trajectory.rows for r in row.columns["reward"]])
+        lam = setting.lam_policy
+        if setting.length_alpha is not None:
+            lam = formulas.length_adaptive_lambda(len(values_T), alpha=setting.length_alpha)
+        if setting.level == "token":
+            advantages_T = formulas.gae(rewards_T, values_T, gamma=setting.gamma, lam=lam, bootstrap=bootstrap)
+            returns_T = formulas.returns(
+                rewards_T, values_T, gamma=setting.gamma, lam=setting.lam_value, bootstrap=bootstrap
+            )
+            return advantages_T, returns_T
+        turn_T = torch.tensor(turns(trajectory.rows))
+        advantages_T, targets_T = (
+            formulas.turn_gae(rewards_T, values_T, turn_T, gamma=setting.gamma, lam=lam_of, bootstrap=bootstrap)
+            for lam_of in (lam, setting.lam_value)
+        )
+        first_T = torch.searchsorted(turn_T, turn_T)  # the index of the first token of each token's turn
+        return advantages_T, targets_T + values_T[first_T]
+
+
+# ------------------------------------------------------------------------------------------------ rewards
+
+
+def give_rewards(trajectory: Trajectory, score: float, *, beta: float = 0.0) -> Trajectory:
+    """Add the column `reward`: the score at the last trained token, and -beta * k1 to the reference at every one.
+
+    With `beta` the rows must have `ref_logp`. The policy's side of k1 is `sampler_logp`, as it was at the rollout.
+    """
+    rows = trajectory.rows
+    kl_T = torch.zeros(sum(row.trained_count for row in rows), dtype=torch.float64)
+    if beta:
+        sampler_T, ref_T = (
+            _double([x for row in rows for x in row.columns[name]]) for name in ("sampler_logp", "ref_logp")
+        )
+        kl_T = k1(sampler_T, ref_T)
+    return replace(trajectory, rows=_spread(rows, {"reward": formulas.token_rewards(score, kl_T, beta=beta)}))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningScale:
+    """The spread of all scores so far (Chan's merge), to divide scores by. A value: `merge` returns the next one.
+
+    Scores are divided and never centred, because their sign may mean something.
+    """
+
+    count: float = 0.0
+    mean: float = 0.0
+    squares: float = 0.0
+    """Sum of squared distances to the mean."""
+
+    def merge(self, scores: Sequence[float]) -> RunningScale:
+        """With these scores seen as well."""
+        if not scores:
+            return self
+        count, mean = len(scores), math.fsum(scores) / len(scores)
+        total, distance = self.count + count, mean - self.mean
+        return RunningScale(
+            count=total,
+            mean=self.mean + distance * count / total,
+            squares=self.squares
+            + math.fsum((score - mean) ** 2 for score in scores)
+            + distance**2 * self.count * count / total,
+        )
+
+    def scaled(self, score: float, *, clip: float | None = None) -> float:
+        """The score over the (population) standard deviation, held to +-clip; as it is while nothing varied."""
+        std = math.sqrt(self.squares / self.count) if self.count else 0.0
+        scaled = score / std if std > 0 else score
+        return scaled if clip is None else min(max(scaled, -clip), clip)
+
+    def state(self) -> dict[str, float]:
+        """For a step's state; `RunningScale(**state)` is this again."""
+        return {"count": self.count, "mean": self.mean, "squares": self.squares}
+
+
+# ------------------------------------------------------------------------------------------------ pretraining
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plateau:
+    """Whether a measure has stopped rising. A value: `see` returns the next one."""
+
+    best: float = -1.0
+    """What is worse counts as no rise (an explained variance of -1 is worse than none)."""
+    waited: int = 0
+    """Measurements since the best one."""
+
+    def see(self, measured: float, *, gain: float) -> Plateau:
+        """With this measurement, which is a new best if it is better by at least `gain`."""
+        return Plateau(best=measured) if measured >= self.best + gain else replace(self, waited=self.waited + 1)
+
+
+def pretrain(
+    critic: Critic,
+    collect: Callable[[int], Sequence[Trajectory]],
+    *,
+    lr: float,
+    seed: int,
+    max_steps: int,
+    patience: int = 5,
+    gain: float = 0.01,
+    start: int = 0,
+    plateau: Plateau | None = None,
+) -> Iterator[tuple[Plateau, dict[str, float]]]:
+    """Train the critic on Monte-Carlo returns (lambda 1) of a policy that stands still (VC-PPO 2503.01491).
+
+    `collect(step)` plays with the frozen policy and gives rows with a `reward`. Ends after `max_steps`, or when the
+    explained variance of fresh rollouts has not risen by `gain` for `patience` steps. Yields what continues it.
+    """
+    monte_carlo = replace(critic, setting=replace(critic.setting, lam_value=1.0))
+    plateau = plateau or Plateau()
+    for step in range(start, max_steps):
+        if plateau.waited >= patience:
+            break
+        provided = monte_carlo.provide(collect(step))
+        rows = [row for trajectory in provided.trajectories for row in trajectory.rows]
+        metrics = monte_carlo.update(rows, lr=lr, seed=seed_of(seed, step))
+        plateau = plateau.see(provided.metrics["value/explained_variance"], gain=gain)
+        yield plateau, {**provided.metrics, **metrics}
+
+
+# ------------------------------------------------------------------------------------------------ parts
+
+
+def turns(rows: Sequence[TokenRow]) -> tuple[int, ...]:
+    """The turn (from 0) of each trained token: a run of trained tokens is one, and every row begins another."""
+    found: list[int] = []
+    turn = -1
+    for row in rows:
+        for before, trained in zip((False, *row.trained), row.trained, strict=False):
+            turn += trained and not before
+            if trained:
+                found.append(turn)
+    return tuple(found)
+
+
+def weigh(atoms: Sequence[Atom], *, level: Literal["token", "turn"]) -> list[Atom]:
+    """The atoms of one optimizer step, all their trained tokens (or first tokens of turns) weighing the same."""
+    marks = [[_marks(row, level) for row in atom.rows] for atom in atoms]
+    (weight,) = token_mean([sum(sum(row_marks) for atom_marks in marks for row_marks in atom_marks)])
+    return [
+        Atom(
+            rows=tuple(
+                row.with_columns(weight=tuple(weight * mark for mark in row_marks))
+                for row, row_marks in zip(atom.rows, atom_marks, strict=True)
+            )
+        )
+        for atom, atom_marks in zip(atoms, marks, strict=True)
+    ]
+
+
+def _marks(row: TokenRow, level: Literal["token", "turn"]) -> list[bool]:
+    """For each trained token of a row whether the critic is trained there."""
+    if level == "token":
+        return [True] * row.trained_count
+    turn_T = turns([row])
+    return [turn != before for before, turn in zip((-1, *turn_T), turn_T, strict=False)]
+
+
+def _one_further(row: TokenRow) -> TokenRow:
+    """The row with one more token, trained alone: the state in which it is chosen is the one after the row."""
+    return TokenRow(
+        tokens=(*row.tokens, row.tokens[-1]), trained=(*([False] * len(row.tokens)), True), shared=row.shared
+    )
+
+
+def _spread(rows: Sequence[TokenRow], columns: Mapping[str, Tensor]) -> tuple[TokenRow, ...]:
+    """The rows with these numbers of the whole chain, each row its own."""
+    counts = [row.trained_count for row in rows]
+    pieces = {name: [tuple(piece.tolist()) for piece in chain_T.split(counts)] for name, chain_T in columns.items()}
+    return tuple(row.with_columns(**{name: pieces[name][i] for name in columns}) for i, row in enumerate(rows))
+
+
+def _split(atoms: Sequence[Atom], parts: int) -> list[Sequence[Atom]]:
+    """Nearly equal parts, none empty."""
+    bounds = [len(atoms) * i // parts for i in range(parts + 1)]
+    return [atoms[low:high] for low, high in pairwise(bounds) if high > low]
+
+
+def _double(numbers: Sequence[float]) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.float64)

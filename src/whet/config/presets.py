@@ -1,0 +1,128 @@
+"""The named algorithms as data: for each, the axes in which it differs from `PolicyConfig`'s own defaults.
+
+Numbers are the papers'. Where a paper states none, the released code's is taken, and the comment says so. A method
+whose whole point is the clip gets four updates from each batch of rollouts (GSPO's setting): with one update the
+ratio is 1 and no clip ever acts.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+Preset = Literal[
+    "grpo", "dapo", "dr_grpo", "rloo", "remax", "reinforce_pp", "reinforce_pp_baseline", "gspo", "gspo_token", "gmpo",
+    "cispo", "gpg", "sapo", "dppo", "lite_ppo", "opo", "r1", "clip_cov", "kl_cov", "high_entropy",
+]  # fmt: skip
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # DeepSeekMath (2402.03300): group mean and std, 1/|o| per sequence, k3 KL to the reference in the loss.
+    "grpo": {
+        "scale": "group_std",
+        "aggregate": "sequence_mean",
+        "kl": {"place": "loss", "estimator": "k3", "coefficient": 0.04},
+    },
+    # DAPO (2503.14476): clip-higher, token-level loss, dynamic sampling, no KL. The soft overlong punishment is a
+    # reward (`kind: overlong`); overlong filtering is an option that the paper's best run left off.
+    "dapo": {
+        "scale": "group_std",
+        "aggregate": "token_mean",
+        "clip": {"low": 0.2, "high": 0.28},
+        "dynamic_sampling": {"rounds": 10},
+    },
+    # Dr. GRPO (2503.20783): no std, a constant length in the denominator.
+    "dr_grpo": {"scale": "none", "aggregate": "sequence_sum_over_constant"},
+    # RLOO (2402.14740): the whole answer is one action, the others' mean is its baseline, KL in the reward.
+    "rloo": {
+        "baseline": "leave_one_out",
+        "scale": "none",
+        "ratio": {"level": "none"},
+        "clip": {"kind": "none"},
+        "kl": {"place": "reward", "estimator": "k1", "coefficient": 0.03},
+        "aggregate": "sequence_sum",
+    },
+    # ReMax (2310.10505): the reward of the greedy answer is the baseline. KL coefficient: its code's.
+    "remax": {
+        "baseline": "greedy",
+        "scale": "none",
+        "ratio": {"level": "none"},
+        "clip": {"kind": "none"},
+        "kl": {"place": "reward", "estimator": "k1", "coefficient": 0.05},
+        "aggregate": "sequence_sum",
+    },
+    # REINFORCE++ (2501.03262): KL in the reward of each token, its return to go, whitened over the step's tokens.
+    "reinforce_pp": {
+        "credit": "return_to_go",
+        "baseline": "none",
+        "scale": "token_std",
+        "kl": {"place": "reward", "estimator": "k1", "coefficient": 0.01},
+    },
+    # REINFORCE++-baseline (2501.03262): the group's mean, whitened over the step's tokens, k2 KL in the loss.
+    "reinforce_pp_baseline": {
+        "scale": "token_std",
+        "kl": {"place": "loss", "estimator": "k2", "coefficient": 0.01},
+    },
+    # GSPO (2507.18071): one ratio for the sequence, the geometric mean of its tokens' ratios; tiny bounds.
+    "gspo": {
+        "ratio": {"level": "sequence_mean"},
+        "clip": {"low": 3e-4, "high": 4e-4},
+        "aggregate": "sequence_mean",
+        "minibatches": 4,
+    },
+    # GSPO-token (2507.18071, section 4.3): that value, with each token's own gradient.
+    "gspo_token": {
+        "ratio": {"level": "sequence_mean_token"},
+        "clip": {"low": 3e-4, "high": 4e-4},
+        "aggregate": "sequence_mean",
+        "minibatches": 4,
+    },
+    # GMPO (2507.20673): tokens' log ratios clipped at 0.4 on one side, then their geometric mean.
+    "gmpo": {
+        "clip": {"kind": "geometric", "low": 0.4, "high": 0.4},
+        "aggregate": "sequence_mean",
+        "minibatches": 4,
+    },
+    # CISPO (MiniMax-M1, 2506.13585): the truncated ratio weighs log p. The cap is ScaleRL's (2510.13786).
+    "cispo": {"clip": {"kind": "cispo", "cap": 5.0}, "minibatches": 4},
+    # GPG (2504.02546): plain policy gradient, scaled up by the share of answers whose group has a signal.
+    "gpg": {"scale": "informative_share", "ratio": {"level": "none"}, "clip": {"kind": "none"}},
+    # SAPO (2511.20347): a sigmoid gate in place of the clip, steeper where the advantage is negative.
+    "sapo": {
+        "clip": {"kind": "sapo", "positive": 1.0, "negative": 1.05},
+        "aggregate": "sequence_mean",
+        "minibatches": 4,
+    },
+    # DPPO (2602.04879), binary total variation: bounds on the probability, against the sampler's. Bounds: verl's.
+    "dppo": {
+        "ratio": {"denominator": "sampler"},
+        "clip": {"kind": "dppo", "low": 0.2, "high": 0.2, "cap": 20.0},
+        "minibatches": 4,
+    },
+    # Lite PPO (2508.08221): the group's mean, the step's std, token-level loss.
+    "lite_ppo": {"scale": "batch_std"},
+    # OPO (2505.23585): exactly on-policy, the baseline that minimises variance under length-proportional gradients.
+    "opo": {
+        "baseline": "length_weighted_mean",
+        "scale": "none",
+        "ratio": {"level": "none"},
+        "clip": {"kind": "none"},
+        "aggregate": "sequence_sum",
+    },
+    # DeepSeek-R1 (2501.12948), stage one as printed: ratio and KL of whole answers, no 1/|o|, epsilon 10, the
+    # reference renewed every 400 steps, 16 mini-batches.
+    "r1": {
+        "ratio": {"level": "sequence_product"},
+        "clip": {"low": 10.0, "high": 10.0},
+        "kl": {"place": "loss", "estimator": "k3", "level": "sequence", "coefficient": 0.001, "renew_every": 400},
+        "aggregate": "sequence_mean",
+        "minibatches": 16,
+    },
+    # Clip-Cov and KL-Cov (2505.22617): brakes on the few tokens whose probability and advantage go together most.
+    "clip_cov": {"token_filter": {"kind": "covariance", "share": 2e-4, "low": 1.0, "high": 5.0}, "minibatches": 4},
+    "kl_cov": {"clip": {"kind": "none"}, "kl_cov": {"share": 2e-3, "coefficient": 1.0}, "minibatches": 4},
+    # 80/20 (2506.01939): DAPO, with the gradient of the most uncertain fifth of the tokens only.
+    "high_entropy": {
+        "clip": {"low": 0.2, "high": 0.28},
+        "dynamic_sampling": {"rounds": 10},
+        "token_filter": {"kind": "high_entropy", "share": 0.2},
+    },
+}

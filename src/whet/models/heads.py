@@ -1,0 +1,63 @@
+"""Scalar heads: one number for a state, read off its last hidden state by a linear map without a bias.
+
+Read before an action it is the value of the state (PPO's critic); read at the last token of an answer it is a reward.
+Both are the same module, `score`, where transformers' sequence classifiers with one label have it, so a directory
+that we write loads there, and a reward model from there loads here. A model may be a trunk with `score` alone, or a
+causal LM with `score` beside its vocabulary (policy and critic on one trunk).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from whet.errors import ModelError
+
+SCORE = "score"
+
+
+def load_scalar(where: str, **options: Any) -> Any:
+    """A transformers sequence classifier with one label from a directory or hub id.
+
+    Where the weights are a causal LM's, its trunk is taken and `score` starts at zero: every value is 0, so the first
+    advantages are plain returns. Raises `ModelError` if the trunk is incomplete, and whatever transformers raises.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    module, found = AutoModelForSequenceClassification.from_pretrained(
+        where, num_labels=1, output_loading_info=True, **options
+    )
+    missing = set(found["missing_keys"])
+    if missing == {f"{SCORE}.weight"}:
+        nn.init.zeros_(module.score.weight)
+    elif missing:
+        raise ModelError(
+            f"{where}: weights are missing for {', '.join(sorted(missing)[:3])}; it cannot carry a scalar head"
+        )
+    return module
+
+
+def scalar_from_causal(module: Any) -> Any:
+    """A sequence classifier with one label over the trunk of a causal LM in memory (copied); `score` is 0."""
+    from transformers import AutoModelForSequenceClassification
+
+    config = type(module.config).from_dict({**module.config.to_dict(), "num_labels": 1})
+    scalar = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
+    scalar.base_model.load_state_dict(module.base_model.state_dict())
+    nn.init.zeros_(scalar.score.weight)
+    return scalar
+
+
+def add_score(module: Any) -> None:
+    """Put a scalar head beside the vocabulary of a causal LM, in place: a critic on the policy's own trunk."""
+    weight = module.get_input_embeddings().weight
+    module.score = nn.Linear(module.config.get_text_config().hidden_size, 1, bias=False)
+    module.score.to(device=weight.device, dtype=torch.promote_types(weight.dtype, torch.float32))
+    nn.init.zeros_(module.score.weight)
+
+
+def is_scalar(module: Any) -> bool:
+    """Whether the model has a scalar head and no vocabulary."""
+    return module.get_output_embeddings() is None

@@ -1,0 +1,71 @@
+"""A sampler that says what it was told to: environments, rewards and whole runs are tested without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from whet.errors import SamplerError
+from whet.records import Completion, Ending, Message
+from whet.sampling.base import Request, SamplingParams
+
+Script = Callable[[Sequence[Message]], str]
+"""The answer to a conversation."""
+
+
+class ScriptedSampler:
+    """`ChatSampler` and `TokenSampler`: it says texts, one after another, or a function of the conversation.
+
+    As a token sampler it shows the function one user message, the prompt as `decode` spells it (chat markup
+    included), and writes the answer as `encode` spells it, then the smallest of the request's stop tokens; what is
+    longer than `max_tokens` is cut and ends by length. Every token has the same log-probability. Raises
+    `SamplerError` where the texts are used up.
+    """
+
+    def __init__(
+        self,
+        answers: Sequence[str] | Script,
+        *,
+        encode: Callable[[str], Sequence[int]] = lambda text: list(text.encode()),
+        decode: Callable[[Sequence[int]], str] = lambda tokens: bytes(tokens).decode(),
+        logprob: float = -1.0,
+    ) -> None:
+        self._answer = answers if callable(answers) else _one_after_another(answers)
+        self._encode, self._decode = encode, decode
+        self._logprob = logprob
+        self.version = 0
+
+    def publish(self, version: int) -> None:
+        """Report this version from now on."""
+        self.version = version
+
+    def chat(self, conversations: Sequence[Sequence[Message]], params: SamplingParams) -> list[Message]:
+        """The scripted answer to each conversation, in order; `params` change nothing."""
+        return [Message(role="assistant", content=self._answer(conversation)) for conversation in conversations]
+
+    def sample(self, requests: Sequence[Request]) -> list[Completion]:
+        """The scripted answer to each prompt, in order, as tokens."""
+        return [self._complete(request) for request in requests]
+
+    def _complete(self, request: Request) -> Completion:
+        text = self._answer([Message(role="user", content=self._decode(request.prompt))])
+        whole = (*self._encode(text), *sorted(request.params.stop_ids)[:1])
+        tokens = whole[: request.params.max_tokens]
+        stopped = bool(tokens) and tokens[-1] in request.params.stop_ids
+        return Completion(
+            tokens=tokens,
+            logprobs=(self._logprob,) * len(tokens),
+            version=self.version,
+            ending=Ending.STOP if stopped else Ending.LENGTH,
+        )
+
+
+def _one_after_another(answers: Sequence[str]) -> Script:
+    left = iter(answers)
+
+    def script(_: Sequence[Message]) -> str:
+        try:
+            return next(left)
+        except StopIteration:
+            raise SamplerError(f"the script has {len(answers)} answers, and one more was asked for") from None
+
+    return script

@@ -1,0 +1,261 @@
+"""The vLLM engine in this process, behind the same door: tokens in, tokens and log-probabilities out.
+
+vLLM holds a copy of the weights in its own layout, so they must be handed over. `publish` does it in memory and then
+proves it: tensors that vLLM keeps as they are must be equal to ours bit for bit, a probe must get the log-probability
+that our own forward pass gives it, and everything cached under the old weights must be gone. With LoRA the base goes
+over once and each version's adapter after it, from a folder, as vLLM's own adapter under a new id.
+
+vLLM changes the process that it is loaded into: it seeds global generators and, on a CPU, replaces
+`torch.set_num_threads`. Both are put back; its usage reports are switched off.
+
+Legend: N tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import tempfile
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from whet.errors import ConfigError, MissingExtra, ModelError, SamplerError
+from whet.models.attention import Tree, TreeLayout
+from whet.models.heads import SCORE
+from whet.models.language import LanguageModel
+from whet.records import Completion, Ending
+from whet.sampling.base import Request, SamplingParams
+
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in this process: tensors are handed over, not pickled
+    "VLLM_NO_USAGE_STATS": "1",
+}
+PROBE_TOKENS = 8
+PROBE_TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 0.5}
+"""Largest difference of log-probabilities on the probe; a layer with old weights is off by more."""
+LOWEST_TEMPERATURE = 0.01
+"""vLLM samples at this temperature where it is asked for a lower one that is not 0."""
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The sizes that vLLM has kernels for; a rank in between takes the next one."""
+
+
+class VllmSampler:
+    """`TokenSampler` over a vLLM engine, with a copy of the model's weights as of the last `publish`."""
+
+    def __init__(self, model: LanguageModel, *, max_running: int = 256, cache_gib: float = 4.0) -> None:
+        """Start an engine for this model, which takes seconds to minutes, and hand it the weights as version 0.
+
+        `MissingExtra` where vLLM is not installed, `ModelError` where it cannot run the model.
+        """
+        vllm = _import()
+        self.model = model
+        self.version = -1
+        self._adapters = 0
+        self._adapter: Any = None
+        # vLLM reads the model's shape from a folder, and an adapter each time that there is a new one.
+        self._folder = tempfile.TemporaryDirectory(prefix="whet-vllm-")
+        _write_config(model, Path(self._folder.name))
+        with _as_guest():
+            try:
+                self._engine: Any = vllm.LLM(**_settings(model, self._folder.name, max_running, cache_gib))
+            except Exception as error:
+                raise ModelError(f"{model.name}: vLLM cannot run it with these settings: {error}") from error
+        weakref.finalize(self, self._engine.llm_engine.engine_core.shutdown)
+        if model.adapter is not None:
+            self._load_weights()
+        self.publish(0)
+
+    def publish(self, version: int) -> None:
+        """Hand the model's weights over under this version; `SamplerError` if the engine does not then compute alike."""
+        if self.model.adapter is None:
+            self._load_weights()
+        else:
+            self._load_adapter()
+        if not self._engine.reset_prefix_cache():
+            raise SamplerError("vLLM keeps the keys and values of the weights before: its prefix cache was not reset")
+        self._check_probe()
+        self.version = version
+
+    def sample(self, requests: Sequence[Request]) -> list[Completion]:
+        """One completion for each request, in order. Whole blocks of a prompt that others share are computed once."""
+        with _as_guest():
+            outputs = self._engine.generate(
+                [{"prompt_token_ids": list(request.prompt)} for request in requests],
+                [_params(request) for request in requests],
+                lora_request=self._adapter,
+                use_tqdm=False,
+            )
+        return [self._complete(request, output) for request, output in zip(requests, outputs, strict=True)]
+
+    def _complete(self, request: Request, output: Any) -> Completion:
+        (written,) = output.outputs
+        tokens, params = tuple(written.token_ids), request.params
+        stopped = bool(tokens) and tokens[-1] in params.stop_ids
+        if not stopped and len(tokens) != params.max_tokens:
+            raise SamplerError(
+                f"vLLM ended a completion after {len(tokens)} of {params.max_tokens} tokens: {written.finish_reason}"
+            )
+        return Completion(
+            tokens=tokens,
+            logprobs=tuple(written.logprobs.logprobs),
+            version=self.version,
+            ending=Ending.STOP if stopped else Ending.LENGTH,
+        )
+
+    def _load_weights(self) -> None:
+        """The tensors in memory, through vLLM's own loader; an adapter's are left out."""
+        compared = self._engine.collective_rpc(_receive, args=(dict(_base_weights(self.model)),))
+        if not all(compared):
+            raise SamplerError(f"{self.model.name}: nothing of what vLLM holds can be compared with the weights")
+
+    def _load_adapter(self) -> None:
+        from vllm.lora.request import LoRARequest
+
+        self._adapters += 1
+        folder = Path(self._folder.name) / f"adapter-{self._adapters}"
+        self.model.adapter.save_pretrained(folder)
+        before = self._adapter
+        self._adapter = LoRARequest(folder.name, self._adapters, str(folder))
+        self._engine.llm_engine.add_lora(self._adapter)  # read now, not at the first request
+        if before is not None:
+            self._engine.llm_engine.remove_lora(before.lora_int_id)
+
+    def _check_probe(self) -> None:
+        """A few greedy tokens must have the log-probabilities that the model itself gives them."""
+        prompt = tuple(n * 7 % self.model.vocabulary for n in range(2, 14))
+        params = SamplingParams(max_tokens=PROBE_TOKENS, temperature=0)
+        (written,) = self.sample([Request(prompt=prompt, seed=0, params=params)])
+        gap = (_logp(self.model, prompt, written.tokens) - torch.tensor(written.logprobs)).abs().max().item()
+        if not gap <= PROBE_TOLERANCE[self.model.compute]:
+            raise SamplerError(
+                f"{self.model.name}: weights were handed over, but vLLM's log-probabilities differ by {gap:.3g} on a "
+                f"probe (at most {PROBE_TOLERANCE[self.model.compute]}): it does not compute what the trainer does"
+            )
+
+
+def _import() -> Any:
+    os.environ.update(ENVIRONMENT)
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    try:
+        import vllm
+    except ImportError as error:
+        raise MissingExtra("sampling.engine is vllm, which is not installed: pip install 'whet[vllm]'") from error
+    return vllm
+
+
+@contextmanager
+def _as_guest() -> Iterator[None]:
+    """Put back what vLLM changes of the process: torch's random state and how its threads are set."""
+    set_threads = torch.set_num_threads
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        torch.set_num_threads = set_threads
+
+
+def _settings(model: LanguageModel, folder: str, max_running: int, cache_gib: float) -> dict[str, Any]:
+    """What `vllm.LLM` is told. Weights come later; log-probabilities are those of what is sampled from."""
+    settings: dict[str, Any] = {
+        "model": folder,
+        "load_format": "dummy",
+        "skip_tokenizer_init": True,
+        "generation_config": "vllm",
+        "logprobs_mode": "processed_logprobs",
+        "dtype": str(model.compute).removeprefix("torch."),
+        "max_model_len": model.max_length,
+        "max_num_seqs": max_running,
+        "enable_prefix_caching": True,
+        "kv_cache_memory_bytes": int(cache_gib * 2**30),
+        "gpu_memory_utilization": 0.01,  # only what must be free at the start, now that the cache has its size
+        "enforce_eager": model.device.type == "cpu",  # compiling for a CPU takes minutes and pays little
+        "seed": 0,
+    }
+    if model.adapter is not None:
+        rank = max(config.r for config in model.adapter.peft_config.values())
+        fitting = next((size for size in LORA_RANKS if size >= rank), None)
+        if fitting is None:
+            raise ConfigError(f"train.lora.rank is {rank}; vLLM serves adapters of rank {LORA_RANKS[-1]} at most")
+        settings |= {"enable_lora": True, "max_lora_rank": fitting, "max_loras": 1, "max_cpu_loras": 2}
+    return settings
+
+
+def _write_config(model: LanguageModel, folder: Path) -> None:
+    config = copy.deepcopy(model.module.config)
+    config.architectures = [type(model.module).__name__]
+    config.save_pretrained(folder)
+
+
+def _params(request: Request) -> Any:
+    from vllm.sampling_params import RequestOutputKind
+    from vllm.sampling_params import SamplingParams as VllmParams
+
+    params = request.params
+    if 0 < params.temperature < LOWEST_TEMPERATURE:
+        raise ConfigError(
+            f"sampling.temperature is {params.temperature}, and vLLM samples at {LOWEST_TEMPERATURE} or above; use 0"
+        )
+    return VllmParams(
+        max_tokens=params.max_tokens,
+        temperature=params.temperature,
+        top_p=params.top_p,
+        top_k=params.top_k or 0,
+        seed=request.seed,
+        stop_token_ids=sorted(params.stop_ids),
+        ignore_eos=True,  # only the request's own stop tokens end it
+        logprobs=0,  # those of the sampled tokens and no others
+        flat_logprobs=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def _base_weights(model: LanguageModel) -> Iterator[tuple[str, Tensor]]:
+    """Parameters by the names of a model's files, tied ones once, without adapters and without a critic's head."""
+    for name, p in model.module.named_parameters():
+        if ".lora_" not in name and name != f"{SCORE}.weight":
+            yield name.replace(".base_layer.", "."), p.detach()
+
+
+def _receive(worker: Any, weights: dict[str, Tensor]) -> int:
+    """In vLLM's worker: load the weights, and compare what it keeps as it is. Returns how many tensors that were."""
+    worker.reload_weights(weights_iterator=iter(weights.items()))
+    module = worker.model_runner.get_model()
+    _repack_tied_head(module)
+    compared = 0
+    for name, held in module.named_parameters():
+        sent = weights.get(name.replace(".base_layer.", "."))
+        if sent is not None and held[: len(sent)].shape == sent.shape:  # vLLM pads a vocabulary at its end
+            compared += 1
+            if not torch.equal(held[: len(sent)], sent.to(held.dtype)):
+                raise SamplerError(f"weights were handed over, but vLLM still has another {name}")
+    return compared
+
+
+def _repack_tied_head(module: Any) -> None:
+    """A head that is tied to the embeddings gets no weights of its own, but on a CPU vLLM multiplies by a packed copy.
+
+    vLLM 0.32 does not renew the copy: without this the head would stay as it was at the start.
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    for head in module.modules():
+        if isinstance(head, ParallelLMHead):
+            head.quant_method.process_weights_after_loading(head)
+
+
+@torch.no_grad()
+def _logp(model: LanguageModel, prompt: Sequence[int], tokens: Sequence[int]) -> Tensor:
+    """log p of each token after the prompt under the model's own forward pass, on the CPU."""
+    model.module.eval()
+    stream_N = torch.tensor([*prompt, *tokens], device=model.device)
+    layout = TreeLayout((Tree(0, (len(stream_N),)),), model.device, model.backend)
+    logits_NV = model.logits(model.hidden(stream_N, layout.positions_N, layout)[len(prompt) - 1 : -1])
+    chosen_N = stream_N[len(prompt) :, None]
+    return logits_NV.float().log_softmax(-1).gather(-1, chosen_N)[:, 0].cpu()

@@ -1,0 +1,138 @@
+"""A process that has everything imported and forks: each child runs one `whet` command, and may be killed on its way.
+
+A child counts what it does to the files of its run: opening one for writing, renaming, removing, making a folder.
+Told to, it sends itself a signal just before one of these, so a test can stop a run at every point that could
+matter, and no line of whet knows about it. (A fork, because a start costs seconds; not a fork of the test process,
+because autograd cannot be used after one.)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "shutil.rmtree"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What one child does."""
+
+    words: tuple[str, ...]
+    """The command, as after `whet`."""
+    folder: str
+    """Where changes of files are counted."""
+    at: int = 0
+    """The change (from 1) before which the signals are sent; 0: never."""
+    signals: tuple[int, ...] = (signal.SIGKILL,)
+    file_bytes: int | None = None
+    """Largest file that it may write, as if the disk were full beyond it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """What became of it."""
+
+    code: int
+    """Exit code, negative for a signal."""
+    changes: int
+    output: str
+    errors: str
+
+
+class Nursery:
+    """The parent's end: `obey` runs one child to its end."""
+
+    def __init__(self, folder: Path) -> None:
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "tests.laws.nursery", str(folder)]
+        self._folder = folder
+        self._process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def obey(self, *words: str, folder: Path, **changes: object) -> Done:
+        """Run `whet` with these words."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        order = Order(words=words, folder=str(folder), **changes)  # type: ignore[arg-type]
+        self._process.stdin.write(json.dumps(asdict(order)) + "\n")
+        self._process.stdin.flush()
+        answer = json.loads(self._process.stdout.readline())
+        output, errors = ((self._folder / name).read_text() for name in ("stdout", "stderr"))
+        return Done(**answer, output=output, errors=errors)
+
+    def close(self) -> None:
+        """End it."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def serve(folder: Path) -> None:
+    """The other end."""
+    import peft  # noqa: F401
+    import pyarrow as pa
+    import pyarrow.parquet  # noqa: F401
+    import torch
+    from transformers import AutoTokenizer, Qwen3ForCausalLM  # noqa: F401
+
+    import whet.launch.main  # noqa: F401
+
+    pa.Table.from_pylist([{"a": 1}])  # imports pandas
+    torch.set_num_threads(1)
+    torch.set_num_interop_threads(1)
+    for line in sys.stdin:
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            order = json.loads(line)
+            _run(Order(**order), folder, write)
+        os.close(write)
+        _, status = os.waitpid(child, 0)
+        with os.fdopen(read) as counted:
+            changes = int(counted.read() or 0)
+        print(json.dumps({"code": os.waitstatus_to_exitcode(status), "changes": changes}), flush=True)
+
+
+def _run(order: Order, folder: Path, write: int) -> None:
+    from whet.cli.app import main
+
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    if order.file_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (order.file_bytes, order.file_bytes))
+    count = 0
+
+    def watch(event: str, arguments: Sequence[object]) -> None:
+        nonlocal count
+        if not (event in CHANGES or event == "open") or not str(arguments[0]).startswith(order.folder):
+            return
+        if event == "open" and not (isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")):
+            return
+        count += 1
+        if count == order.at:
+            for number in order.signals:
+                os.kill(os.getpid(), number)
+
+    sys.addaudithook(watch)
+    code = 70
+    try:
+        main(order.words)
+    except SystemExit as end:
+        code = int(end.code or 0)
+    finally:
+        os.write(write, str(count).encode())
+        sys.stdout.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]))

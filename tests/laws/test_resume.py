@@ -1,0 +1,316 @@
+"""Law 8: resume = never stopped, bit for bit, wherever it was stopped and whatever of it is damaged."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.laws.nursery import Done, Nursery
+from whet.files import MANIFEST
+
+MODEL = '{path: "whet:tiny", create: {hidden_size: 16, layers: 1, heads: 2, kv_heads: 1, intermediate_size: 16}}'
+RL = """
+    kind: rl
+    tasks: {generate: arithmetic, count: 24, digits: 1}
+    rewards: [{kind: verifier}, {kind: overlong, cache_tokens: 10}]
+    prompts_per_step: 4
+    rollouts_per_prompt: 4
+    sampling: {max_tokens: 12, max_running: 10}
+"""
+SFT = """
+    kind: sft
+    data: {generate: arithmetic, count: 20, digits: 1}
+    eval_data: {generate: arithmetic, count: 6, digits: 1, split: test}
+    eval_every: 2
+"""
+RECIPES = {
+    "whole": f"""
+name: whole
+model: {MODEL}
+save: {{every: 2}}
+stages:
+  sft: {SFT}
+    train: {{optimizer: muon, lr: 0.01, batch_size: 8, steps: 6, schedule: cosine, warmup: 2}}
+  rl: {RL}
+    algorithm: {{preset: grpo, minibatches: 2}}
+    train: {{lr: 0.003, steps: 5}}
+  eval:
+    kind: eval
+    models: {{sft: "@sft", rl: "@rl"}}
+    tasks: {{generate: arithmetic, count: 6, digits: 1, split: test}}
+    rewards: [{{kind: verifier}}]
+    samples: 2
+    sampling: {{max_tokens: 12}}
+""",
+    "adapters": f"""
+name: adapters
+model: {MODEL}
+save: {{every: 1}}
+stages:
+  sft: {SFT}
+    train: {{lr: 0.02, batch_size: 8, steps: 4, lora: {{rank: 4, dropout: 0.3}}}}
+  rl: {RL}
+    algorithm: grpo
+    train: {{lr: 0.01, steps: 3, lora: {{rank: 4, dropout: 0.2}}}}
+""",
+}
+TIMES = ("time", "tokens_per_second")
+
+
+@pytest.fixture(scope="module")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    folder = tmp_path_factory.mktemp("nursery")
+    for name, text in RECIPES.items():
+        (folder / f"{name}.yaml").write_text(text)
+    found = Nursery(folder)
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def unstopped(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str, Any], int]]:
+    """Of each recipe: what a run leaves that was never stopped, and how often it changed its files."""
+    left = {}
+    for name in RECIPES:
+        folder = tmp_path_factory.mktemp(name) / "run"
+        done = run(nursery, name, folder)
+        assert done.code == 0, done.errors
+        left[name] = (contents(folder), done.changes)
+    return left
+
+
+def run(nursery: Nursery, recipe: str, folder: Path, *words: str, **changes: object) -> Done:
+    return nursery.obey("run", f"{recipe}.yaml", f"out={folder}", *words, folder=folder, **changes)
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """Every file of the stages that says something; times of day and durations aside."""
+    return {
+        str(path.relative_to(folder)): value
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".lock" and (value := _value(path)) is not None
+    }
+
+
+def _value(path: Path) -> Any:
+    if path.name == "metrics.jsonl":
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        return [{key: value for key, value in line.items() if not key.startswith(TIMES)} for line in lines]
+    if path.suffix == ".parquet":
+        return pq.read_table(path).to_pylist()
+    if path.name == MANIFEST:
+        return sorted(json.loads(path.read_text())["files"])
+    if path.name in ("run.json", "recipe.json", "report.html"):
+        return "is there"
+    if path.parent.name == "adapter" and path.suffix != ".safetensors":  # peft writes where the base model was
+        return len(path.read_text().split("\n"))
+    return path.read_bytes()
+
+
+def finish(nursery: Nursery, recipe: str, folder: Path) -> dict[str, Any]:
+    done = run(nursery, recipe, folder)
+    assert done.code == 0, done.errors
+    return contents(folder)
+
+
+def test_a_run_has_a_signal_that_a_wrong_resume_would_change(unstopped: dict[str, tuple[dict[str, Any], int]]) -> None:
+    for name, stages in (("whole", ("01-sft", "02-rl")), ("adapters", ("01-sft", "02-rl"))):
+        left, changes = unstopped[name]
+        assert changes > 60
+        for stage in stages:
+            lines = left[f"stages/{stage}/metrics.jsonl"]
+            assert len({line["loss"] for line in lines}) == len(lines)
+            assert all(line["grad_norm"] > 0 for line in lines)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("part", range(4))
+def test_killed_anywhere(
+    nursery: Nursery, unstopped: dict[str, tuple[dict[str, Any], int]], recipe: str, part: int, tmp_path: Path
+) -> None:
+    """One kill before a change in each stretch of the run, then to the end."""
+    expected, changes = unstopped[recipe]
+    for at in range(1 + 7 * part % 23, changes, 31 + 6 * part):
+        folder = tmp_path / str(at)
+        assert run(nursery, recipe, folder, at=at).code == -signal.SIGKILL
+        assert finish(nursery, recipe, folder) == expected, f"killed before change {at} of {changes}"
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_killed_again_and_again(
+    nursery: Nursery, unstopped: dict[str, tuple[dict[str, Any], int]], recipe: str, tmp_path: Path
+) -> None:
+    """Each start gets a little further; a checkpoint takes 5 changes, so 23 are enough to move on."""
+    expected, _ = unstopped[recipe]
+    codes = []
+    while not codes or codes[-1] == -signal.SIGKILL:
+        codes.append(run(nursery, recipe, tmp_path / "run", at=23 + len(codes)).code)
+        assert len(codes) < 20, "it does not get any further"
+    assert codes[-1] == 0 and len(codes) > 4
+    assert contents(tmp_path / "run") == expected
+
+
+@pytest.mark.parametrize(("number", "at"), [(signal.SIGINT, 25), (signal.SIGTERM, 70), (signal.SIGINT, 120)])
+def test_asked_to_stop(
+    nursery: Nursery, unstopped: dict[str, tuple[dict[str, Any], int]], number: int, at: int, tmp_path: Path
+) -> None:
+    done = run(nursery, "whole", tmp_path / "run", "--json", at=at, signals=(number,))
+    assert done.code == 130
+    assert json.loads(done.output.splitlines()[-1]) == {"ok": False, "error": "interrupted", "exit_code": 130}
+    assert (tmp_path / "run" / "report.html").exists()
+    assert finish(nursery, "whole", tmp_path / "run") == unstopped["whole"][0]
+
+
+def test_asked_twice_stops_at_once(
+    nursery: Nursery, unstopped: dict[str, tuple[dict[str, Any], int]], tmp_path: Path
+) -> None:
+    done = run(nursery, "whole", tmp_path / "run", at=70, signals=(signal.SIGINT, signal.SIGINT))
+    assert (done.code, done.errors.splitlines()[-1]) == (130, "whet: interrupted")
+    assert (tmp_path / "run" / "report.html").exists()
+    assert finish(nursery, "whole", tmp_path / "run") == unstopped["whole"][0]
+
+
+# --------------------------------------------------------------------------------------------- damage
+
+
+@pytest.fixture(scope="module")
+def halfway(nursery: Nursery, unstopped: object, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run killed in its RL stage, with two checkpoints and a line of metrics that was cut off."""
+    folder = tmp_path_factory.mktemp("halfway") / "run"
+    for at in range(85, 100, 2):
+        shutil.rmtree(folder, ignore_errors=True)
+        run(nursery, "whole", folder, at=at)
+        if len(list((folder / "checkpoints" / "02-rl").glob("step-*"))) == 2:
+            break
+    assert sorted(path.name for path in (folder / "checkpoints" / "02-rl").iterdir()) == ["step-00000002", "step-00000004"]
+    return folder
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-7])
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 4
+    file.write_bytes(bytes(data))
+
+
+def forge(file: Path) -> None:
+    """The position in the tasks, one digit off: still JSON."""
+    text = file.read_text()
+    assert '"position": 16' in text
+    file.write_text(text.replace('"position": 16', '"position": 12'))
+
+
+DAMAGE = {
+    "weights cut": ("weights.safetensors", truncate),
+    "optimizer flipped": ("optimizer.safetensors", flip),
+    "weights missing": ("weights.safetensors", Path.unlink),
+    "manifest cut": (MANIFEST, truncate),
+    "manifest forged": (MANIFEST, forge),
+    "manifest missing": (MANIFEST, Path.unlink),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_checkpoint_falls_back(
+    nursery: Nursery, unstopped: dict[str, tuple[dict[str, Any], int]], halfway: Path, kind: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(halfway, folder)
+    with (folder / "stages" / "02-rl" / "metrics.jsonl").open("a") as file:
+        file.write('{"loss": 0.12')
+    *_, newest = sorted((folder / "checkpoints" / "02-rl").glob("step-*"))
+    name, harm = DAMAGE[kind]
+    harm(newest / name)
+    done = run(nursery, "whole", folder)
+    assert done.code == 0
+    assert "rl: continues after step 2" in done.errors
+    assert f"passed over: {newest}" in done.errors
+    assert contents(folder) == unstopped["whole"][0]
+
+
+def test_without_a_whole_checkpoint_it_says_so(nursery: Nursery, halfway: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(halfway, folder)
+    for generation in (folder / "checkpoints" / "02-rl").glob("step-*"):
+        flip(generation / "weights.safetensors")
+    before = contents(folder)
+    done = run(nursery, "whole", folder)
+    assert done.code == 6
+    (line,) = [line for line in done.errors.splitlines() if line.startswith("whet: ")]
+    assert "no checkpoint can be used" in line and "remove the folder to start over" in line
+    assert contents(folder) == before
+
+
+# ------------------------------------------------------------------------------------- disk and folder
+
+
+@pytest.mark.parametrize(("every", "size"), [(2, 25_000), (2, 60_000), (100, 25_000)])
+def test_a_full_disk_is_one_line_and_no_loss(
+    nursery: Nursery, unstopped: dict[str, tuple[dict[str, Any], int]], every: int, size: int, tmp_path: Path
+) -> None:
+    """No room for a checkpoint's weights, for its optimizer, and for the model at the end."""
+    done = run(nursery, "whole", tmp_path / "run", f"save.every={every}", file_bytes=size)
+    assert done.code == 6
+    (line,) = [line for line in done.errors.splitlines() if line.startswith("whet: ")]
+    assert "the disk is full" in line and "give the same command again" in line
+    assert finish(nursery, "whole", tmp_path / "run") == unstopped["whole"][0]
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(nursery: Nursery, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "run", Path("/sys/run"), tmp_path / ("long" * 100)):
+        done = run(nursery, "whole", folder, "--json")
+        assert done.code == 6, done.errors
+        assert "cannot be written" in json.loads(done.output.splitlines()[-1])["error"]
+        assert len(done.errors.splitlines()) == 1
+
+
+def test_one_run_at_a_time(nursery: Nursery, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with (folder / ".lock").open("w") as lock:
+        lock.write("process 123")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = run(nursery, "whole", folder)
+    assert done.code == 6
+    assert done.errors == f"whet: {folder}: another run is at work here (process 123); choose another `out=`\n"
+    assert [path.name for path in folder.iterdir()] == [".lock"]
+
+
+def test_another_recipe_is_refused_by_name(nursery: Nursery, halfway: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(halfway, folder)
+    before = contents(folder)
+    done = run(nursery, "whole", folder, "stages.rl.train.lr=0.5", "seed=3")
+    assert done.code == 6 and len(done.errors.splitlines()) == 1
+    assert "seed, stages.rl.train.lr differ" in done.errors
+    assert contents(folder) == before
+    (folder / "recipe.json").write_text("{")
+    done = run(nursery, "whole", folder)
+    assert done.code == 6 and "recipe.json: cannot be read" in done.errors
+
+
+def test_where_and_how_fast_may_change(
+    nursery: Nursery, unstopped: dict[str, tuple[dict[str, Any], int]], halfway: Path, tmp_path: Path
+) -> None:
+    """Another interval of checkpoints, another description, moved to another place, and quiet."""
+    folder = tmp_path / "moved" / "run"
+    shutil.copytree(halfway, folder)
+    done = run(nursery, "whole", folder, "save.every=1", "description=new", "threads=2", "--quiet")
+    assert (done.code, done.errors) == (0, "")
+    assert contents(folder) == unstopped["whole"][0]
+    done = run(nursery, "whole", folder, "--json")
+    assert done.code == 0 and json.loads(done.output)["evaluations"]["eval"]["rows"]
+    assert contents(folder) == unstopped["whole"][0]

@@ -1,0 +1,239 @@
+"""Law 7: the sampler says of its tokens what the trainer says of them, whoever else is in the batch."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.laws.support import tiny_model
+from whet.config import ModelConfig, TrainConfig
+from whet.models.create import byte_tokenizer
+from whet.models.language import LanguageModel
+from whet.models.load import load_model
+from whet.records import Completion, Ending, TokenRow
+from whet.sampling.base import Request, SamplingParams
+from whet.sampling.choose import choose
+from whet.sampling.embedded import EmbeddedSampler
+from whet.training.engine import LocalTrainer
+
+PROMPTS = [tuple(range(3, 3 + length)) for length in (1, 17, 5, 2, 40, 9)]
+STOP = frozenset(range(200, 230))
+"""So many that an answer ends by itself after some nine tokens."""
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    """Weights far larger than at the start of training, so that attention and the head have opinions."""
+    found = tiny_model(dtype=torch.float32)
+    with torch.no_grad():
+        for p in found.module.parameters():
+            p.mul_(8 if p.ndim == 2 else 1)
+    return found
+
+
+def requests(params: SamplingParams, *, each: int = 3) -> list[Request]:
+    """Ragged prompts, `each` answers of each, of ragged budgets; equal prompts are not neighbours."""
+    return [
+        Request(prompt=prompt, seed=100 * place + sample, params=replace(params, max_tokens=params.max_tokens - sample))
+        for sample in range(each)
+        for place, prompt in enumerate(PROMPTS)
+    ]
+
+
+def rows(asked: Sequence[Request], answers: Sequence[Completion]) -> list[TokenRow]:
+    return [
+        TokenRow(tokens=r.prompt + a.tokens, trained=(False,) * len(r.prompt) + (True,) * len(a.tokens))
+        for r, a in zip(asked, answers, strict=True)
+    ]
+
+
+def logits_of(model: LanguageModel, tokens: Sequence[int]) -> torch.Tensor:
+    """transformers' own logits (N, V), one sequence at a time."""
+    model.module.config._attn_implementation = "sdpa"
+    try:
+        with torch.no_grad():
+            return model.module(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
+    finally:
+        model.module.config._attn_implementation = "whet"
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
+@pytest.mark.parametrize("max_running", [1, 4, 64])
+def test_sampler_and_trainer_agree(model: LanguageModel, temperature: float, max_running: int) -> None:
+    asked = requests(SamplingParams(max_tokens=24, temperature=temperature, stop_ids=STOP))
+    answers = EmbeddedSampler(model, max_running=max_running).sample(asked)
+    trained = LocalTrainer(model, TrainConfig()).logprobs(rows(asked, answers), temperature=temperature)
+    for answer, logps in zip(answers, trained, strict=True):
+        assert answer.logprobs == pytest.approx(logps, abs=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{"top_p": 0.6}, {"top_k": 3}, {"top_p": 0.8, "top_k": 20, "temperature": 1.5}])
+def test_a_truncated_distribution_is_the_one_reported(model: LanguageModel, changes: dict[str, float]) -> None:
+    asked = requests(SamplingParams(**{"max_tokens": 12, "stop_ids": STOP, **changes}))
+    for request, answer in zip(asked, EmbeddedSampler(model, max_running=7).sample(asked), strict=True):
+        logits = logits_of(model, request.prompt + answer.tokens)[len(request.prompt) - 1 : -1]
+        for at, (token, logp) in enumerate(zip(answer.tokens, answer.logprobs, strict=True)):
+            assert logp == pytest.approx(math.log(nucleus(logits[at], **changes)[token]), abs=1e-5)
+
+
+def nucleus(logits: torch.Tensor, temperature: float = 1, top_p: float = 1, top_k: int = 0) -> dict[int, float]:
+    """By the book: sort, keep the top k, of those the fewest whose share reaches top_p, renormalise."""
+    p = (logits.double() / temperature).softmax(-1).tolist()
+    ranked = sorted(range(len(p)), key=lambda i: -p[i])[: top_k or len(p)]
+    total = sum(p[i] for i in ranked)
+    kept: dict[int, float] = {}
+    for i in ranked:
+        if sum(kept.values()) < top_p * total:
+            kept[i] = p[i]
+    share = sum(kept.values())
+    return {i: value / share for i, value in kept.items()}
+
+
+def test_greedy_is_what_transformers_generates(model: LanguageModel) -> None:
+    asked = requests(SamplingParams(max_tokens=20, temperature=0, stop_ids=STOP))
+    answers = EmbeddedSampler(model, max_running=5).sample(asked)
+    assert {answer.ending for answer in answers} == {Ending.STOP, Ending.LENGTH}
+    model.module.config._attn_implementation = "sdpa"
+    for request, answer in zip(asked, answers, strict=True):
+        prompt = torch.tensor([request.prompt])
+        settings = {"max_new_tokens": request.params.max_tokens, "do_sample": False, "eos_token_id": sorted(STOP)}
+        written = model.module.generate(prompt, attention_mask=torch.ones_like(prompt), **settings)
+        assert tuple(written[0, len(request.prompt) :].tolist()) == answer.tokens
+    model.module.config._attn_implementation = "whet"
+
+
+def test_the_batch_changes_no_token(model: LanguageModel) -> None:
+    """Slots fewer than requests, rows that leave and enter, another order, alone: the seed alone decides."""
+    asked = requests(SamplingParams(max_tokens=30, temperature=1.0, stop_ids=STOP), each=5)
+    expected = EmbeddedSampler(model, max_running=len(asked)).sample(asked)
+    for max_running in (1, 2, 3, 8, 16):
+        again = EmbeddedSampler(model, max_running=max_running).sample(asked)
+        assert [a.tokens for a in again] == [a.tokens for a in expected]
+    backwards = EmbeddedSampler(model, max_running=6).sample(asked[::-1])[::-1]
+    assert [a.tokens for a in backwards] == [a.tokens for a in expected]
+    for at in range(0, len(asked), 7):
+        (alone,) = EmbeddedSampler(model).sample([asked[at]])
+        assert alone.tokens == expected[at].tokens
+        assert alone.logprobs == pytest.approx(expected[at].logprobs, abs=1e-5)
+
+
+def test_a_seed_is_one_answer_and_another_seed_another(model: LanguageModel) -> None:
+    params = SamplingParams(max_tokens=20)
+    asked = [Request(prompt=PROMPTS[1], seed=seed, params=params) for seed in (1, 2, 3, 1)]
+    first, *others, again = [answer.tokens for answer in EmbeddedSampler(model).sample(asked)]
+    assert first == again and first not in others
+
+
+def test_mixed_settings_stay_with_their_request(model: LanguageModel) -> None:
+    settings = [SamplingParams(max_tokens=9, temperature=t, top_k=k) for t, k in ((0, None), (1, None), (0.7, 5))]
+    asked = [Request(prompt=PROMPTS[2], seed=7, params=params) for params in settings]
+    together = EmbeddedSampler(model).sample(asked)
+    alone = [EmbeddedSampler(model).sample([request])[0] for request in asked]
+    assert [a.tokens for a in together] == [a.tokens for a in alone]
+
+
+def test_endings_say_what_happened(model: LanguageModel) -> None:
+    asked = requests(SamplingParams(max_tokens=9, stop_ids=STOP), each=8)
+    answers = EmbeddedSampler(model, max_running=11).sample(asked)
+    for request, answer in zip(asked, answers, strict=True):
+        assert STOP.isdisjoint(answer.tokens[:-1])
+        stopped = answer.tokens[-1] in STOP
+        assert answer.ending is (Ending.STOP if stopped else Ending.LENGTH)
+        assert stopped or len(answer.tokens) == request.params.max_tokens
+        assert len(answer.tokens) <= request.params.max_tokens
+    assert {answer.ending for answer in answers} == {Ending.STOP, Ending.LENGTH}
+
+
+def test_a_prompt_is_computed_once(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[int] = []
+    hidden = LanguageModel.hidden
+
+    def counting(self: LanguageModel, input_N: torch.Tensor, *rest: object) -> torch.Tensor:
+        computed.append(len(input_N))
+        return hidden(self, input_N, *rest)
+
+    monkeypatch.setattr(LanguageModel, "hidden", counting)
+    params = SamplingParams(max_tokens=3)
+    asked = [Request(prompt=prompt, seed=seed, params=params) for seed in range(4) for prompt in PROMPTS]
+    EmbeddedSampler(model).sample(asked)
+    assert computed == [sum(map(len, PROMPTS)), len(asked), len(asked)]
+
+
+@pytest.mark.parametrize("changes", [{}, {"temperature": 2.0}, {"top_p": 0.7}])
+def test_frequencies_are_the_distribution(model: LanguageModel, changes: dict[str, float]) -> None:
+    """First tokens, and second tokens after the most frequent first one: no draw depends on the one before."""
+    prompt = PROMPTS[1]
+    params = SamplingParams(max_tokens=2, **changes)
+    asked = [Request(prompt=prompt, seed=seed, params=params) for seed in range(5000)]
+    answers = [answer.tokens for answer in EmbeddedSampler(model, max_running=5000).sample(asked)]
+    first = Counter(tokens[0] for tokens in answers)
+    assert_drawn_from(first, logits_of(model, prompt)[-1], **changes)
+    ((usual, _),) = first.most_common(1)
+    second = Counter(tokens[1] for tokens in answers if tokens[0] == usual)
+    assert_drawn_from(second, logits_of(model, (*prompt, usual))[-1], **changes)
+
+
+def assert_drawn_from(seen: Counter[int], logits: torch.Tensor, **changes: float) -> None:
+    """Pearson's statistic: its mean is the cells less one, its variance twice that. Five deviations are allowed.
+
+    A cell is a run of neighbouring tokens, of which at least ten are to be expected.
+    """
+    count, kept = seen.total(), nucleus(logits, **changes)
+    assert set(seen) <= set(kept)
+    cells = [[0, 0.0]]
+    for token in sorted(kept):
+        if cells[-1][1] * count >= 10:
+            cells.append([0, 0.0])
+        cells[-1][0] += seen[token]
+        cells[-1][1] += kept[token]
+    statistic = sum((n - count * share) ** 2 / (count * share) for n, share in cells)
+    assert len(cells) > 5
+    assert statistic < len(cells) + 5 * math.sqrt(2 * len(cells))
+
+
+def test_no_draw_leaves_the_support() -> None:
+    """The smallest and the largest uniform number there is, with the ends of the vocabulary cut off."""
+    torch.manual_seed(0)
+    logits_SV = torch.randn(500, 50)
+    logits_SV[:, :5] = logits_SV[:, -5:] = -1000.0
+    for uniform in (0.0, 1 - 2**-53):
+        tokens, logps = choose(logits_SV, [SamplingParams(max_tokens=1, top_k=10)] * 500, [uniform] * 500)
+        assert torch.isfinite(logps).all()
+        assert ((tokens >= 5) & (tokens < 45)).all()
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "phi3", "olmo2"])
+def test_other_architectures_agree_too(kind: str, tmp_path: Path) -> None:
+    """Grouped heads, tied and untied embeddings, biases, post-norms, a sliding window of 6 tokens."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    tokenizer = byte_tokenizer()
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    config = AutoConfig.for_model(
+        kind, vocab_size=len(tokenizer), max_position_embeddings=128, num_key_value_heads=2,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None, **shape,
+    )  # fmt: skip
+    if kind == "mistral":
+        config.sliding_window = 6
+    torch.manual_seed(0)
+    module = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.mul_(5 if p.ndim == 2 else 1)
+    module.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_model(ModelConfig(path=str(tmp_path)))
+    asked = requests(SamplingParams(max_tokens=12), each=2)
+    answers = EmbeddedSampler(loaded, max_running=5).sample(asked)
+    trained = LocalTrainer(loaded, TrainConfig()).logprobs(rows(asked, answers), temperature=1.0)
+    for request, answer, logps in zip(asked, answers, trained, strict=True):
+        assert answer.logprobs == pytest.approx(logps, abs=2e-5)
+        logp = logits_of(loaded, request.prompt + answer.tokens)[len(request.prompt) - 1 : -1].log_softmax(-1)
+        own = [float(logp[at, token]) for at, token in enumerate(answer.tokens)]
+        assert answer.logprobs == pytest.approx(own, abs=2e-5)

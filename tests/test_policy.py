@@ -1,0 +1,341 @@
+"""The policy-gradient space: what it refuses, what a step's columns are, and that every preset runs and is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from tests.laws.support import gradients, tiny_trainer
+from whet.algorithms.columns import sequence_kl, to_answers, with_advantages, with_filters
+from whet.algorithms.objective import PolicyObjective
+from whet.algorithms.policy import Coefficients, Setting, informative, policy_gradient, prepare, weigh
+from whet.config import PRESETS, LoraConfig, PolicyConfig, RLStage, TrainConfig
+from whet.errors import TrainingError
+from whet.records import Completion, Ending, Episode, Group, Outcome, Score, Turn
+from whet.rollouts.feed import Keep, Taken
+from whet.training.engine import LocalTrainer
+
+
+def config(**axes: object) -> PolicyConfig:
+    return PolicyConfig.model_validate(axes)
+
+
+def episode(tokens: tuple[int, ...], reward: float | None, *, right: bool | None = None, cut: bool = False) -> Episode:
+    turn = Turn(
+        prompt=(1, 2, 3),
+        completion=Completion(tokens=tokens, logprobs=(-1.0,) * len(tokens), version=0, ending=Ending.STOP),
+    )
+    return Episode(
+        task="t", sample=0, seed=0, messages=(), turns=(turn,), score=Score(value=reward, correct=right),
+        outcome=Outcome.TRUNCATED if cut else Outcome.FINISHED,
+    )  # fmt: skip
+
+
+def group(*rewards: float | None, lengths: Sequence[int] = (), greedy: float | None = None) -> Group:
+    lengths = lengths or [2] * len(rewards)
+    episodes = tuple(
+        episode(tuple(range(5 + i, 5 + i + n)), reward, right=reward == 1)
+        for i, (reward, n) in enumerate(zip(rewards, lengths, strict=True))
+    )
+    return Group(task="t", episodes=episodes, greedy=None if greedy is None else episode((9,), greedy))
+
+
+@dataclass
+class FakeFeed:
+    """Groups whose sampler log-probabilities are the trainer's own: exactly on-policy."""
+
+    trainer: LocalTrainer
+    make: Callable[[], tuple[Group, ...]]
+    position: int = 0
+
+    def take(self, count: int, *, step: int, keep: Keep | None = None, rounds: int = 1) -> Taken:
+        self.position += count
+        groups = tuple(self._sampled(group) for group in self.make())
+        kept = tuple(group for group in groups if keep is None or keep(group))
+        left_out = tuple(group for group in groups if group not in kept)
+        return Taken(groups=kept, left_out=left_out, rounds=1, rollout_s=1.0, score_s=0.0)
+
+    def publish(self, version: int) -> None:
+        pass
+
+    def _sampled(self, group: Group) -> Group:
+        rows = [row for answer in to_answers([replace(group, greedy=None)]) for row in answer.rows]
+        logps = iter(self.trainer.logprobs(rows, temperature=1.0))
+        return replace(
+            group,
+            episodes=tuple(
+                replace(e, turns=tuple(
+                    replace(t, completion=replace(t.completion, logprobs=next(logps))) for t in e.turns
+                )) if e.score.value is not None else e
+                for e in group.episodes
+            ),
+        )  # fmt: skip
+
+
+def setting(policy: PolicyConfig, *, steps: int = 2) -> Setting:
+    return Setting(
+        config=policy, train=TrainConfig(lr=1e-3), steps=steps, prompts_per_step=2, temperature=1.0, max_tokens=16,
+        max_gap=0.01,
+    )  # fmt: skip
+
+
+# -------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("axes", "reason"),
+    [
+        ({"kl": {"place": "loss", "estimator": "k1", "coefficient": 0.1}}, "expected gradient of zero"),
+        ({"kl": {"place": "reward", "estimator": "k3", "coefficient": 0.1}}, "only k1"),
+        ({"kl": {"place": "loss"}}, "coefficient is 0"),
+        ({"kl": {"coefficient": 0.1}}, "nothing else here has an effect"),
+        ({"credit": "return_to_go"}, "equals outcome"),
+        ({"baseline": "none"}, "needs a group's baseline"),
+        ({"baseline": "batch_mean", "scale": "informative_share"}, "needs a group's baseline"),
+        ({"preset": "gspo", "token_filter": {"kind": "high_entropy"}}, "one advantage for all tokens"),
+        ({"preset": "reinforce_pp", "ratio": {"level": "sequence_mean"}}, "one advantage for all tokens"),
+        ({"preset": "gmpo", "token_filter": {"kind": "covariance"}}, "one advantage for all tokens"),
+        ({"ratio": {"level": "none"}}, "bounds a ratio"),
+        ({"preset": "rloo", "minibatches": 2}, "right for the first update only"),
+        ({"preset": "cispo", "ratio": {"level": "sequence_mean"}}, "defined for the ratio of tokens"),
+        ({"preset": "dppo", "correction": {"kind": "truncate"}}, "would do it twice"),
+        ({"correction": {"low": 2.0, "high": 1.0}}, "below correction.high"),
+        ({"clip": {"kind": "cispo", "low": 0.2}}, "Extra inputs"),
+    ],
+)
+def test_what_means_nothing_is_refused_with_the_reason(axes: dict[str, object], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        config(**axes)
+
+
+@pytest.mark.parametrize(
+    ("stage", "reason"),
+    [
+        ({"rollouts_per_prompt": 1}, "a group of one has no baseline"),
+        ({"prompts_per_step": 1, "algorithm": "lite_ppo"}, "more than one group"),
+        ({"prompts_per_step": 8, "algorithm": "r1"}, "too few for algorithm.minibatches 16"),
+        ({"algorithm": "dapo", "rewards": [{"kind": "format"}]}, "no reward judges that"),
+        ({"algorithm": "r1", "train": {"steps": 1, "lora": {}}}, "cannot renew the reference of a LoRA run"),
+    ],
+)
+def test_a_stages_numbers_must_fit_its_algorithm(stage: dict[str, object], reason: str) -> None:
+    base = {"kind": "rl", "tasks": {"generate": "arithmetic"}, "rewards": [{"kind": "verifier"}], "train": {"steps": 1}}
+    RLStage.model_validate(base)
+    with pytest.raises(ValidationError, match=reason):
+        RLStage.model_validate(base | stage)
+
+
+def test_algorithms_without_a_groups_baseline_may_sample_once() -> None:
+    base = {"kind": "rl", "tasks": {"generate": "arithmetic"}, "rewards": [{"kind": "verifier"}], "train": {"steps": 1}}
+    for name in ("remax", "reinforce_pp"):
+        RLStage.model_validate(base | {"algorithm": name, "rollouts_per_prompt": 1})
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_its_own_resolved_form(name: str) -> None:
+    """What `whet plan` prints is the same point."""
+    policy = config(preset=name)
+    assert PolicyConfig.model_validate(policy.model_dump()) == policy
+
+
+def test_keys_beside_a_preset_replace_its_own_axis_by_axis() -> None:
+    assert config(preset="dapo", clip={"high": 0.3}).clip.model_dump(exclude={"dual"}) == {
+        "kind": "ppo", "low": 0.2, "high": 0.3,
+    }  # fmt: skip
+    assert config(preset="gspo", clip={"kind": "sapo"}).clip.positive == 1.0
+    assert config(preset="grpo", kl={"coefficient": 0.1}).kl.place == "loss"
+
+
+# --------------------------------------------------------------------------------------------- columns
+
+
+def advantages(groups: Sequence[Group], policy: PolicyConfig, kl: float = 0.0) -> list[tuple[float, ...]]:
+    answers = with_advantages(to_answers(groups), policy, kl_coefficient=kl)
+    return [row.columns["advantage"] for answer in answers for row in answer.rows]
+
+
+def test_the_greedy_answer_is_remaxs_baseline() -> None:
+    policy = config(preset="remax", kl={"place": "none", "coefficient": 0})
+    assert advantages([group(1, 0, greedy=0.25), group(1, greedy=1)], policy) == [(0.75,) * 2, (-0.25,) * 2, (0, 0)]
+    unscored = replace(group(1), greedy=episode((9,), None))
+    assert advantages([unscored, group(1, greedy=0)], policy) == [(1, 1)]
+
+
+def test_unscored_answers_are_in_no_statistic() -> None:
+    assert advantages([group(1, None, 0)], config(scale="none")) == [(0.5, 0.5), (-0.5, -0.5)]
+
+
+def test_a_kl_in_the_reward_by_hand() -> None:
+    """k1 of the two tokens: 0.3 and -0.1; coefficient 10."""
+    answers = to_answers([group(1, 1)])
+    reference = [(-1.3, -0.9), (-1.0, -1.0)]
+    answers = [
+        replace(answer, rows=(answer.rows[0].with_columns(ref_logp=ref),))
+        for answer, ref in zip(answers, reference, strict=True)
+    ]
+    assert sequence_kl(answers) == pytest.approx(0.1)
+    rloo = config(preset="rloo")
+    found = [a.rows[0].columns["advantage"] for a in with_advantages(answers, rloo, kl_coefficient=10.0)]
+    assert found == [pytest.approx((-2, -2)), pytest.approx((2, 2))]  # rewards -1 and 1, each the other's baseline
+    to_go = config(preset="reinforce_pp", scale="none")
+    found = [a.rows[0].columns["advantage"] for a in with_advantages(answers, to_go, kl_coefficient=10.0)]
+    assert found == [pytest.approx((-1, 2)), pytest.approx((1, 1))]
+
+
+def test_a_masked_token_counts_in_the_denominator_and_a_filtered_answer_does_not() -> None:
+    trainer = tiny_trainer()
+    groups = [group(1, 0, lengths=[3, 3])]
+    cut = replace(
+        groups[0], episodes=(groups[0].episodes[0], replace(groups[0].episodes[1], outcome=Outcome.TRUNCATED))
+    )
+    high = config(preset="high_entropy", token_filter={"kind": "high_entropy", "share": 1 / 3})
+    atoms = weigh(prepare(trainer, groups, setting(high), Coefficients(kl=0, entropy=0), step=0), setting(high))
+    rows = [row for atom in atoms for row in atom.rows]
+    assert sum(x != 0 for row in rows for x in row.columns["advantage"]) == 2
+    assert {w for row in rows for w in row.columns["weight"]} == {1 / 6}
+    over = config(overlong_filter=True)
+    atoms = weigh(prepare(trainer, [cut], setting(over), Coefficients(kl=0, entropy=0), step=0), setting(over))
+    assert [row.columns["weight"] for atom in atoms for row in atom.rows] == [(1 / 3,) * 3]
+
+
+def test_covariance_brakes_choose_few_tokens() -> None:
+    answers = with_advantages(to_answers([group(1, 0, lengths=[4, 4])]), config(), kl_coefficient=0)
+    cov = [0.0, 3.0, 0.0, 0.0, 0.0, 0.0, 0.0, 9.0]
+    logps = [-1 - c for c in cov]  # with advantages of two values the covariance follows log p
+    answers = [
+        replace(a, rows=(a.rows[0].with_columns(old_logp=tuple(logps[4 * i : 4 * i + 4])),))
+        for i, a in enumerate(answers)
+    ]
+    marked = with_filters(answers, None, config(preset="kl_cov"), temperature=1, seed=0)  # type: ignore[arg-type]
+    assert [x for a in marked for x in a.rows[0].columns["kl_cov"]] == [0] * 7 + [1]
+    clip = config(preset="clip_cov", token_filter={"kind": "covariance", "share": 1.0, "low": 2.0, "high": 99.0})
+    kept = with_filters(answers, None, clip, temperature=1, seed=0)  # type: ignore[arg-type]
+    assert [x != 0 for a in kept for x in a.rows[0].columns["advantage"]] == [True] * 7 + [False]
+
+
+def test_dynamic_sampling_asks_for_correctness_and_never_for_the_shaped_reward() -> None:
+    right = [episode((5,), reward, right=True) for reward in (1.0, 0.4)]
+    assert not informative(Group(task="t", episodes=tuple(right)))
+    assert informative(Group(task="t", episodes=(right[0], episode((5,), 1.0, right=False))))
+
+
+# ------------------------------------------------------------------------------------------------ loop
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_learns_the_better_answer(name: str) -> None:
+    """Two answers to one prompt; after a few steps the better one is likelier against the other than it was."""
+    trainer = _with_reference(tiny_trainer(dtype=torch.float32))
+    more = {"token_filter": {"share": 0.6}} if name == "high_entropy" else {}  # a fifth of 16 tokens is too few
+    policy = config(preset=name, minibatches=min(2, config(preset=name).minibatches), **more)
+    make = partial(_two_groups)
+    rows = [answer.rows[0] for answer in to_answers([make()[0]])]
+
+    def lead() -> float:
+        good, bad = (sum(logp) for logp in trainer.logprobs(rows, temperature=1.0))
+        return good - bad
+
+    before = lead()
+    steps = list(policy_gradient(trainer, FakeFeed(trainer, make), setting(policy, steps=4)))  # type: ignore[arg-type]
+    assert lead() > before
+    assert all(torch.isfinite(torch.tensor(list(step.metrics.values()))).sum() for step in steps)
+    assert steps[0].metrics["sampling/logp_gap_mean"] < 1e-5
+    assert steps[0].metrics["grad_norm"] > 0
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if config(preset=name).kl.place != "loss"])
+def test_equal_rewards_change_nothing(name: str) -> None:
+    """Law 7 of the metamorphic ones; REINFORCE++ and ReMax would push on the KL alone, so it is off."""
+    policy = config(preset=name, **({"kl": {"place": "none", "coefficient": 0}, "credit": "outcome"}))
+    if policy.kl_cov is not None:
+        policy = config(preset=name, kl_cov=None)
+    chosen = setting(policy)
+    answers = prepare(
+        tiny_trainer(), [group(1, 1, greedy=1), group(1, 1, greedy=1)], chosen, Coefficients(kl=0, entropy=0), step=0
+    )
+    assert weigh(answers, chosen) == []
+
+
+def test_the_first_ratio_must_be_one() -> None:
+    """A dropout acts in the update and not in the pass before it: the run stops at step one and names the cause."""
+    dropout = LoraConfig(rank=4, dropout=0.6)
+    trainer = tiny_trainer(dtype=torch.float32, lora=dropout, lr=1e-3)
+    for name, p in trainer.model.parameters.items():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p.data)
+    policy = config(minibatches=2)
+    feed = FakeFeed(trainer, _two_groups)
+    loop = policy_gradient(trainer, feed, replace(setting(policy), max_gap=9.0))  # type: ignore[arg-type]
+    with pytest.raises(TrainingError, match="first ratio is not 1"):
+        next(loop)
+
+
+def test_the_first_kl_must_be_zero() -> None:
+    trainer = _with_reference(tiny_trainer(dtype=torch.float32))
+    with torch.no_grad():
+        for p in trainer.reference.module.parameters():
+            p.mul_(1.5)
+    loop = policy_gradient(trainer, FakeFeed(trainer, _two_groups), setting(config(preset="grpo")))  # type: ignore[arg-type]
+    with pytest.raises(TrainingError, match="its own reference"):
+        next(loop)
+
+
+def test_controllers_go_on_from_a_steps_state() -> None:
+    policy = config(preset="grpo", kl={"target": 0.5, "horizon": 10}, entropy={"target": 9.0})
+    trainer = _with_reference(tiny_trainer(dtype=torch.float32))
+    first, second = policy_gradient(trainer, FakeFeed(trainer, _two_groups), setting(policy))  # type: ignore[arg-type]
+    # Step one: the KL is 0, so the coefficient falls by 20 % x 4 answers / 10; the entropy is below 9, so its own rises.
+    assert second.metrics["kl/coefficient"] == pytest.approx(0.04 * 0.92)
+    assert second.metrics["entropy/coefficient"] == pytest.approx(0.005)
+    assert Coefficients.start(policy, first.state) == Coefficients(kl=pytest.approx(0.04 * 0.92), entropy=0.005)
+
+
+def test_the_reference_is_renewed_and_survives_a_checkpoint(tmp_path) -> None:
+    trainer = _with_reference(tiny_trainer(dtype=torch.float32))
+    rows = [answer.rows[0] for answer in to_answers(_two_groups())]
+    policy = config(preset="grpo", kl={"renew_every": 2})
+    list(policy_gradient(trainer, FakeFeed(trainer, _two_groups), setting(policy)))  # type: ignore[arg-type]
+    now = trainer.logprobs(rows, temperature=1.0)
+    assert trainer.logprobs(rows, temperature=1.0, reference=True) == now
+    trainer.save(tmp_path)
+    resumed = _with_reference(tiny_trainer(dtype=torch.float32))
+    resumed.load(tmp_path)
+    assert resumed.logprobs(rows, temperature=1.0, reference=True) == now
+
+
+def test_an_entropy_bonus_keeps_more_entropy() -> None:
+    def final(coefficient: float) -> float:
+        trainer = tiny_trainer(dtype=torch.float32)
+        policy = config(entropy={"coefficient": coefficient})
+        return list(policy_gradient(trainer, FakeFeed(trainer, _two_groups), setting(policy, steps=5)))[-1].metrics[
+            "entropy"
+        ]  # type: ignore[arg-type]
+
+    assert final(1.0) > final(0.0)
+
+
+def test_doubling_the_entropy_coefficient_doubles_its_gradient() -> None:
+    trainer = tiny_trainer()
+    answers = prepare(trainer, _two_groups(), setting(config()), Coefficients(kl=0, entropy=0), step=0)
+    found = []
+    for coefficient in (0.0, 0.5, 1.0):
+        policy = config(entropy={"coefficient": coefficient})
+        objective = PolicyObjective(config=policy, temperature=1.0, kl_coefficient=0, entropy_coefficient=coefficient)
+        trainer.forward_backward(weigh(answers, setting(policy)), objective)
+        found.append(gradients(trainer))
+    for name in found[0]:
+        torch.testing.assert_close(found[2][name] - found[0][name], 2 * (found[1][name] - found[0][name]))
+
+
+def _two_groups() -> tuple[Group, ...]:
+    return (group(1, 0, lengths=[4, 4], greedy=0.5), replace(group(1, 0, lengths=[3, 5], greedy=0.5), task="u"))
+
+
+def _with_reference(trainer: LocalTrainer) -> LocalTrainer:
+    trainer.reference = tiny_trainer(dtype=torch.float32).model
+    return trainer

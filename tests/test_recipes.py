@@ -1,0 +1,162 @@
+"""The recipes: each loads, each says what it would cost, and those that read rows run on small local files.
+
+The files are made here from the project's own task families, in the columns of the data sets that they stand for.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+
+from whet.config import GeneratedConfig
+from whet.config.budget import budgets
+from whet.config.loading import load_recipe
+from whet.envs.library import family
+from whet.launch.main import run_recipe
+from whet.tracking.log import read_metrics, read_rollouts
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+SMALL = [
+    "model=whet:tiny",
+    "model.create={hidden_size: 16, layers: 1, heads: 2, kv_heads: 1, intermediate_size: 16}",
+    "train.steps=2",
+]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_loads_and_can_be_planned(path: Path) -> None:
+    recipe = load_recipe(path).recipe
+    assert recipe.name == path.stem
+    assert [budget.stage for budget in budgets(recipe)] == list(recipe.stages)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_commands_in_a_recipes_head_load_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    head = path.read_text().partition("\nname:")[0]
+    joined = re.sub(r" \\\n# +", " ", head)
+    commands = re.findall(r"^# +whet run (.+?)(?: {2,}.*)?$", joined, re.MULTILINE)
+    assert commands or path.name == "demo.yaml", "a recipe's head says how to run it"
+    for command in commands:
+        file, *overrides = shlex.split(command)
+        assert (ROOT / file).samefile(path)
+        load_recipe(file, overrides)
+
+
+def test_the_demo_is_the_one_that_ships() -> None:
+    demo = ROOT / "recipes" / "demo.yaml"
+    assert demo.is_symlink() and demo.resolve() == ROOT / "src" / "whet" / "assets" / "demo.yaml"
+
+
+def test_the_command_that_everybody_types_first() -> None:
+    loaded = load_recipe(ROOT / "recipes" / "gsm8k_grpo.yaml", ["model=Qwen/Qwen3-0.6B", "train.lr=1e-6"])
+    assert (loaded.recipe.model.path, loaded.recipe.stages["rl"].train.lr) == ("Qwen/Qwen3-0.6B", 1e-6)  # type: ignore[union-attr]
+    assert str(loaded.origins["stages.rl.train.lr"]) == "command line"
+
+
+# ----------------------------------------------------------------------------------------------- small runs
+
+Row = dict[str, object]
+
+
+def as_gsm8k(question: str, steps: str, answer: str) -> Row:
+    return {"question": question, "answer": f"{steps}\n#### {answer}"}
+
+
+def as_alpaca(question: str, steps: str, answer: str) -> Row:
+    return {"instruction": "Add the numbers.", "input": question, "output": f"{steps}: {answer}"}
+
+
+def as_sharegpt(question: str, steps: str, answer: str) -> Row:
+    return {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]}
+
+
+def as_messages(question: str, steps: str, answer: str) -> Row:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+def write(path: Path, shape: Callable[[str, str, str], Row], count: int = 12) -> Path:
+    """Sums in the columns of another data set."""
+    sums = family(GeneratedConfig(generate="arithmetic"))
+    rows = []
+    for task in (sums.task(index) for index in range(count)):
+        question = task.messages[0].content
+        rows.append(shape(question, f"We add: {question}", task.columns["answer"]))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def run(recipe: str, folder: Path, overrides: Iterable[str]) -> dict[str, object]:
+    loaded = load_recipe(ROOT / "recipes" / f"{recipe}.yaml", [*SMALL, *overrides, f"out={folder / 'run'}"])
+    return run_recipe(loaded, quiet=True)
+
+
+@pytest.mark.parametrize("shape", [as_alpaca, as_sharegpt, as_messages])
+def test_sft_alpaca_takes_any_file(shape: Callable[[str, str, str], Row], tmp_path: Path) -> None:
+    rows = write(tmp_path / "rows.jsonl", shape)
+    run("sft_alpaca", tmp_path, ["train.batch_size=4", f"stages.sft.data.path={rows}"])
+    losses = [line["loss"] for line in read_metrics(tmp_path / "run" / "stages" / "01-sft")]
+    assert len(losses) == 2
+    assert all(5.0 < loss < 6.5 for loss in losses if loss is not None), "log 266 = 5.58 is to know nothing"
+
+
+def test_gsm8k_sft_on_a_local_file(tmp_path: Path) -> None:
+    rows = write(tmp_path / "rows.jsonl", as_gsm8k)
+    local = [f"path={rows}", "subset=null"]
+    made = run(
+        "gsm8k_sft",
+        tmp_path,
+        [
+            "train.batch_size=4",
+            "sampling.max_tokens=8",
+            *(f"stages.sft.data.{word}" for word in local),
+            *(f"stages.eval.tasks.{word}" for word in (*local, "split=train", "limit=3")),
+        ],
+    )
+    table = made["evaluations"]["eval"]["rows"]  # type: ignore[index]
+    assert [(row["label"], row["tasks"]) for row in table] == [("base", 3), ("sft", 3)]
+
+
+def test_gsm8k_grpo_on_a_local_file(tmp_path: Path) -> None:
+    rows = write(tmp_path / "rows.jsonl", as_gsm8k)
+    local = [f"path={rows}", "subset=null"]
+    run(
+        "gsm8k_grpo",
+        tmp_path,
+        [
+            "sampling.max_tokens=8",
+            "stages.rl.prompts_per_step=2",
+            "stages.rl.rollouts_per_prompt=2",
+            "stages.eval.samples=1",
+            *(f"stages.rl.tasks.{word}" for word in local),
+            *(f"stages.eval.tasks.{word}" for word in (*local, "split=train", "limit=2")),
+        ],
+    )
+    stage = tmp_path / "run" / "stages" / "01-rl"
+    (first, last) = read_metrics(stage)
+    assert first["kl"] == pytest.approx(0, abs=1e-6), "the reference is where the stage begins"
+    assert {"rewards/math", "rewards/format"} <= set(last)
+    rollout = read_rollouts(stage, 1)[0]
+    assert [message.role for message in rollout.messages] == ["system", "user", "assistant"]
+    assert "<think>" in rollout.messages[0].content
+
+
+@pytest.mark.parametrize("recipe", ["countdown_dapo", "demo_base"])
+def test_generated_rows_need_no_file(recipe: str, tmp_path: Path) -> None:
+    stages = load_recipe(ROOT / "recipes" / f"{recipe}.yaml").recipe.stages
+    small = {
+        "sft": ["data.count=8", "train.batch_size=4", "train.steps=2", "train.warmup=0"],
+        "rl": ["prompts_per_step=2", "rollouts_per_prompt=2", "sampling.max_tokens=24", "train.steps=1"],
+        "eval": ["tasks.count=2", "samples=1", "sampling.max_tokens=8"],
+    }
+    overrides = [f"stages.{name}.{word}" for name, stage in stages.items() for word in small[stage.kind]]
+    loaded = load_recipe(ROOT / "recipes" / f"{recipe}.yaml", [SMALL[1], *overrides, f"out={tmp_path / 'run'}"])
+    run_recipe(loaded, quiet=True)
+    made = {manifest.parent.name for manifest in (tmp_path / "run" / "stages").glob("*/manifest.json")}
+    assert made == {f"{number:02d}-{name}" for number, name in enumerate(stages, start=1)}

@@ -1,0 +1,100 @@
+"""Handed over is used: after `publish` vLLM computes with the new weights, and one that does not is found out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import whet.sampling.vllm
+from tests.vllm.conftest import CACHE_GIB, disturb, largest_gap
+from whet.config import LoraConfig, ModelConfig
+from whet.errors import SamplerError
+from whet.models.create import byte_tokenizer
+from whet.models.load import load_model
+from whet.sampling.base import Request, SamplingParams
+from whet.sampling.vllm import VllmSampler
+
+LONG = tuple(n * 7 % 250 for n in range(300))
+"""Longer than two blocks of vLLM's cache, so that it is shared and kept."""
+ASKED = [Request(prompt=LONG, seed=seed, params=SamplingParams(max_tokens=12)) for seed in range(4)]
+TOLERANCE = 1e-3
+WRONG = 0.1
+"""Old weights, or a cache that was filled with them, are off by more."""
+
+
+def test_what_is_handed_over_is_used(sampler: VllmSampler) -> None:
+    for version in (3, 4, 9):
+        disturb(sampler.model)
+        assert largest_gap(sampler.model, ASKED, sampler.sample(ASKED)) > WRONG
+        sampler.publish(version)
+        answers = sampler.sample(ASKED)
+        assert largest_gap(sampler.model, ASKED, answers) < TOLERANCE
+        assert {answer.version for answer in answers} == {version} == {sampler.version}
+
+
+def test_the_cache_is_of_the_new_weights(sampler: VllmSampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler.sample(ASKED)
+    disturb(sampler.model)
+    sampler.publish(1)
+    assert largest_gap(sampler.model, ASKED, sampler.sample(ASKED)) < TOLERANCE
+    disturb(sampler.model)
+    monkeypatch.setattr(sampler._engine, "reset_prefix_cache", lambda: True)  # a reset that does nothing is seen above
+    sampler.publish(2)
+    assert largest_gap(sampler.model, ASKED, sampler.sample(ASKED)) > WRONG
+    monkeypatch.setattr(sampler._engine, "reset_prefix_cache", lambda: False)
+    with pytest.raises(SamplerError, match="prefix cache"):
+        sampler.publish(3)
+
+
+def test_weights_that_did_not_arrive_are_found_out(sampler: VllmSampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However little changed: here by less than any log-probability would show."""
+    (worker,) = sampler._engine.collective_rpc(lambda worker: worker)
+    monkeypatch.setattr(worker, "reload_weights", lambda **_: None)
+    disturb(sampler.model, size=1e-7)
+    with pytest.raises(SamplerError, match="still has another"):
+        sampler.publish(5)
+    assert sampler.version == 0
+
+
+def test_a_tied_head_that_stayed_behind_is_found_out(sampler: VllmSampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whet.sampling.vllm, "_repack_tied_head", lambda module: None)
+    disturb(sampler.model)
+    with pytest.raises(SamplerError, match="on a probe"):
+        sampler.publish(5)
+
+
+def test_adapters_are_handed_over_by_version(engine: VllmSampler) -> None:
+    model = load_model(ModelConfig(path="whet:demo"), lora=LoraConfig(rank=5, rslora=True))
+    sampler = VllmSampler(model, max_running=16, cache_gib=CACHE_GIB)
+    assert largest_gap(model, ASKED, sampler.sample(ASKED)) < TOLERANCE
+    for version in (1, 2, 3):
+        disturb(model, size=0.05)
+        assert largest_gap(model, ASKED, sampler.sample(ASKED)) > WRONG
+        sampler.publish(version)
+        answers = sampler.sample(ASKED)
+        assert largest_gap(model, ASKED, answers) < TOLERANCE
+        assert {answer.version for answer in answers} == {version}
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_other_architectures_are_handed_over_too(engine: VllmSampler, kind: str, tmp_path: Path) -> None:
+    """An untied head; biases."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    tokenizer = byte_tokenizer()
+    config = AutoConfig.for_model(
+        kind, vocab_size=len(tokenizer), max_position_embeddings=512, hidden_size=128, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, intermediate_size=96, tie_word_embeddings=False,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model = load_model(ModelConfig(path=str(tmp_path)))
+    sampler = VllmSampler(model, max_running=16, cache_gib=CACHE_GIB)
+    for version in (1, 2):
+        disturb(model, size=0.1)
+        assert largest_gap(model, ASKED, sampler.sample(ASKED)) > WRONG
+        sampler.publish(version)
+        assert largest_gap(model, ASKED, sampler.sample(ASKED)) < TOLERANCE
