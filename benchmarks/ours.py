@@ -105,6 +105,7 @@ def sft(work: Work, model: LanguageModel, session: Session) -> dict[str, float]:
         trainer.forward_backward(weigh(rows), Imitate())
         trainer.optim_step(TRAIN.lr)
         session.done(tokens=sum(len(row.tokens) for row in rows), train_cpu_s=trainer.take_cpu_s())
+    session.worked()
     return _products(model, sum(len(row.tokens) for row in rows), sum(row.trained_count for row in rows))
 
 
@@ -144,6 +145,7 @@ def grpo(work: Work, model: LanguageModel, session: Session) -> dict[str, float]
         answers = sum(episode.sampled_tokens for group in step.groups for episode in group.episodes)
         prompts = sum(len(group.episodes[0].turns[0].prompt) for group in step.groups)
         session.done(tokens=answers, train_cpu_s=trainer.take_cpu_s())
+    session.worked()
     return _products(model, prompts + answers, answers)
 
 
@@ -161,6 +163,7 @@ def decode(work: Work, model: LanguageModel, session: Session) -> dict[str, floa
         completions = sampler.sample(requests)
         checks = [crc32(repr(list(c.tokens)).encode()) for c in completions]
         session.done(tokens=sum(lengths), checks=checks)
+    session.worked()
     return {"copy_bytes_per_s": copy_bytes_per_s(), "bytes": decode_bytes(work, model)}
 
 

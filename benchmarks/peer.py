@@ -193,6 +193,7 @@ def main(peer: str, name: str, folder: str, threads: int) -> None:
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     PEERS[peer](WORKS[name], folder, session)
+    session.worked()
     session.finish()
 
 

@@ -1,4 +1,4 @@
-"""Pairs in one run, taking turns: `python -m benchmarks.run [WORK ...] [--threads N] [--models FOLDER] [--list]`.
+"""Pairs in one run, taking turns: `python -m benchmarks.run [WORK ...] [--threads N] [--steps N] [--list]`.
 
 For each piece of work and each of its peers two processes stay alive and do a step in turn (ours, peer, ours, peer
 ...), so both meet the same machine. The first step of each is a warm-up. One JSON line for each pair, on stdout:
@@ -102,13 +102,13 @@ class Worker:
         return facts
 
 
-def pair(work: Work, peer: str, folder: Path, threads: int) -> dict[str, Any]:
-    """Both sides in turn; the line of the pair."""
+def pair(work: Work, peer: str, folder: Path, threads: int, steps: int) -> dict[str, Any]:
+    """Both sides in turn, `steps` times after a warm-up; the line of the pair."""
     workers: list[Worker] = []
     try:
         workers.append(Worker("ours", work.name, str(folder), str(threads)))
         workers.append(Worker("peer", peer, work.name, str(folder), str(threads)))
-        for _ in range(work.steps + 1):
+        for _ in range(steps + 1):
             for worker in workers:
                 worker.step()
         for worker in workers:
@@ -163,6 +163,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="time whet beside TRL and transformers on the same work")
     parser.add_argument("works", nargs="*", metavar="WORK", help="names from --list; none: all of them")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--steps", type=int, help="timed steps of each side; none: as many as the work says")
     parser.add_argument("--models", type=Path, default=ROOT / "build" / "bench-models")
     parser.add_argument("--list", action="store_true", help="print the pieces of work and leave")
     chosen = parser.parse_args()
@@ -175,9 +176,10 @@ def main() -> None:
     (ROOT / "build").mkdir(exist_ok=True)
     for name in chosen.works or WORKS:
         work = WORKS[name]
+        steps = min(chosen.steps or work.steps, work.steps)
         folder = ready(chosen.models, work.model)
         for peer in work.peers:
-            sys.stdout.write(json.dumps(pair(work, peer, folder, chosen.threads)) + "\n")
+            sys.stdout.write(json.dumps(pair(work, peer, folder, chosen.threads, steps)) + "\n")
             sys.stdout.flush()
 
 

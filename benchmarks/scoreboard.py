@@ -31,6 +31,24 @@ from whet.records import seed_of
 from whet.rollouts.feed import Feed
 
 PAGE = Path(__file__).parent.parent / "docs" / "algorithms" / "scoreboard.md"
+INTRODUCTION = """\
+# Scoreboard
+
+Every preset on the demo's task (sums of two numbers), from one SFT model that solves {before:.1%} of held-out problems:
+the same optimizer, rate and batch for all, none of them tuned, until {budget:,} tokens were sampled; {seeds} seeds
+each. Written by `python -m benchmarks.scoreboard`.
+
+Held out: 400 problems x 2 samples. The interval is Student's t over the seeds, so it has all of the noise in it.
+*Tokens to 80 %*: sampled until the solved share of fresh training tasks (mean of three steps) was above {goal:.1%},
+four fifths of the way from the start to the best preset's end: the mean over the seeds that got there, and how many.
+
+It is one easy task, one model of 0.4 M parameters and one rate. It says which presets work here as they are, not which
+is better: that needs a tuned rate for each.
+
+![Final held-out accuracy](../images/scoreboard.svg)
+
+| preset | seeds | held-out accuracy | 95 % interval | tokens to 80 % | entropy at the end | answer length | seconds |
+|---|--:|--:|:-:|--:|--:|--:|--:|"""
 STUDENT_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
 """Two-sided 95 % quantiles of Student's t for that many seeds."""
 
@@ -70,18 +88,26 @@ def main() -> None:
         sft = run_recipe(load_recipe(RECIPE, [f"out={options.out / 'sft'}", "stages.rl.train.steps=1"]), quiet=True)
         model = next(Path(sft["run"]).glob("stages/*-sft/model"))
         done = {(result.preset, result.seed) for result in read(log)}
+        before = {result.seed: result.before for result in read(log)}
         for seed in range(options.seeds):
             for preset in options.presets:
                 if (preset, seed) not in done:
-                    result = train(preset, seed, model, options.tokens)
+                    known = before[seed] if seed in before else None
+                    result = train(preset, seed, model, options.tokens, known)
+                    before[seed] = result.before
                     with log.open("a") as file:
                         file.write(json.dumps(asdict(result)) + "\n")
-                    print(f"{preset:24} seed {seed}  {result.before:.3f} -> {result.after:.3f}  {result.note}", flush=True)
+                    print(  # noqa: T201
+                        f"{preset:24} seed {seed}  {result.before:.3f} -> {result.after:.3f}  {result.note}", flush=True
+                    )
     write_page(read(log))
 
 
-def train(preset: str, seed: int, model: Path, budget: int) -> Result:
-    """Train one preset until it has sampled `budget` tokens, and measure it on held-out problems before and after."""
+def train(preset: str, seed: int, model: Path, budget: int, before: float | None) -> Result:
+    """Train one preset until it has sampled `budget` tokens, and measure it on held-out problems.
+
+    `before` is what the SFT model solves with this seed, where another preset has measured it already.
+    """
     recipe = load_recipe(RECIPE, [f"seed={seed}", f"stages.rl.algorithm={{preset: {preset}}}"]).recipe
     config, test = recipe.stages["rl"], recipe.stages["eval"]
     assert isinstance(config, RLStage)
@@ -99,7 +125,7 @@ def train(preset: str, seed: int, model: Path, budget: int) -> Result:
             played = held_out.play(problems, 2, step=0, seed=seed_of(seed, "held out"))
             return fmean(float(e.score.correct is True) for group in played.groups for e in group.episodes)
 
-        before = accuracy(0)
+        before = accuracy(0) if before is None else before
         greedy = player(policy, grading, config.sampling.model_copy(update={"temperature": 0.0}))
         feed = Feed(
             player=player(policy, grading, config.sampling),
@@ -158,35 +184,16 @@ def write_page(results: list[Result]) -> None:
     best = max(fmean(r.after for r in by_preset[name]) for name in order)
     goal = before + 0.8 * (best - before)
     seeds = sorted({len(given) for given in by_preset.values()})
-    lines = [
-        "# Scoreboard",
-        "",
-        f"Every preset on the demo's task (sums of two numbers), from one SFT model that solves {before:.1%} of held-out "
-        f"problems: the same optimizer, rate and batch for all, none of them tuned, until {results[0].budget:,} tokens "
-        f"were sampled; {' to '.join(map(str, sorted({seeds[0], seeds[-1]})))} seeds each. Written by "
-        "`python -m benchmarks.scoreboard`.",
-        "",
-        "Held out: 400 problems x 2 samples. The interval is Student's t over the seeds, so it has all of the noise in it. "
-        f"*Tokens to 80 %*: sampled until the solved share of fresh training tasks (mean of three steps) was above "
-        f"{goal:.1%}, four fifths of the way from the start to the best preset's end; the mean over the seeds that "
-        "got there, and how many did.",
-        "",
-        "It is one easy task, one model of 0.4 M parameters and one rate. It says which presets work here as they are, "
-        "not which is better: that needs a tuned rate for each.",
-        "",
-        "![Final held-out accuracy](../images/scoreboard.svg)",
-        "",
-        "| preset | seeds | held-out accuracy | 95 % interval | tokens to 80 % | entropy at the end | answer length | s a run |",
-        "|---|--:|--:|:-:|--:|--:|--:|--:|",
-    ]
+    lines = [INTRODUCTION.format(
+        before=before, budget=results[0].budget, seeds=" to ".join(map(str, sorted({seeds[0], seeds[-1]}))), goal=goal
+    )]  # fmt: skip
     for name in order:
         given = by_preset[name]
         after = fmean(r.after for r in given)
-        low, high = interval([r.after for r in given])
         reached = [at for r in given if (at := tokens_to(r, goal)) is not None]
         to_goal = f"{fmean(reached) / 1000:.0f}k ({len(reached)} of {len(given)})" if reached else "never"
         lines.append(
-            f"| {name} | {len(given)} | {after:.1%} | {low:.1%} to {high:.1%} | {to_goal} | "
+            f"| {name} | {len(given)} | {after:.1%} | {interval([r.after for r in given])} | {to_goal} | "
             f"{fmean(r.entropy for r in given):.3f} | {fmean(r.length for r in given):.1f} | "
             f"{fmean(r.seconds for r in given):.0f} |"
         )
@@ -198,12 +205,12 @@ def write_page(results: list[Result]) -> None:
     image.write_text(plot([(name, [r.after for r in by_preset[name]]) for name in order], before))
 
 
-def interval(values: list[float]) -> tuple[float, float]:
+def interval(values: list[float]) -> str:
     """The 95 % interval of a mean over seeds, within [0, 1]; one seed says nothing about the others."""
     if len(values) < 2:
-        return 0.0, 1.0
+        return "one seed"
     half = STUDENT_95[min(len(values), 5)] * stdev(values) / math.sqrt(len(values))
-    return max(0.0, fmean(values) - half), min(1.0, fmean(values) + half)
+    return f"{max(0.0, fmean(values) - half):.1%} to {min(1.0, fmean(values) + half):.1%}"
 
 
 def tokens_to(result: Result, goal: float) -> float | None:
@@ -223,20 +230,20 @@ def plot(rows: list[tuple[str, list[float]]], before: float) -> str:
         return left + share * (width - left - 20)
 
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif">',
         f'<rect width="{width}" height="{height}" fill="#fff"/>',
-        f'<text x="{left}" y="16" fill="#333">held-out accuracy: dots are seeds, bars their mean; dashed: before RL</text>',
+        f'<text font-size="12" x="{left}" y="16" fill="#333">held-out accuracy; dashed: before RL</text>',
     ]
     for tick in range(0, 101, 20):
         at = x(tick / 100)
         parts.append(f'<line x1="{at}" x2="{at}" y1="{top}" y2="{height - 24}" stroke="#ddd"/>')
-        parts.append(f'<text x="{at}" y="{height - 8}" text-anchor="middle" fill="#555">{tick} %</text>')
+        parts.append(f'<text font-size="12" x="{at}" y="{height - 8}" text-anchor="middle" fill="#555">{tick} %</text>')
     parts.append(
         f'<line x1="{x(before)}" x2="{x(before)}" y1="{top}" y2="{height - 24}" stroke="#888" stroke-dasharray="4 3"/>'
     )
     for place, (name, values) in enumerate(rows):
         y = top + row * place + row / 2
-        parts.append(f'<text x="{left - 10}" y="{y + 4}" text-anchor="end" fill="#222">{name}</text>')
+        parts.append(f'<text font-size="12" x="{left - 10}" y="{y + 4}" text-anchor="end" fill="#222">{name}</text>')
         mean = x(fmean(values))
         parts.append(f'<line x1="{mean}" x2="{mean}" y1="{y - 7}" y2="{y + 7}" stroke="#1f5fa8" stroke-width="3"/>')
         parts += [f'<circle cx="{x(v)}" cy="{y}" r="3.5" fill="#1f5fa8" fill-opacity="0.5"/>' for v in values]

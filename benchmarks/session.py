@@ -21,6 +21,7 @@ class Session:
         self._out = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
         self._wall = self._cpu = 0.0
+        self._peak_mb = 0
 
     def ready(self, **facts: Any) -> None:
         """Say that everything is loaded."""
@@ -37,9 +38,13 @@ class Session:
         wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
         self._print(wall_s=wall, cpu_s=cpu, **facts)
 
+    def worked(self) -> None:
+        """The timed work is over: what follows does not count as its peak memory."""
+        self._peak_mb = _peak_mb()
+
     def finish(self, **facts: Any) -> None:
         """The last line."""
-        self._print(peak_rss_mb=_peak_mb(), **facts)
+        self._print(peak_rss_mb=self._peak_mb, **facts)
 
     def _print(self, **facts: Any) -> None:
         self._out.write(json.dumps(facts) + "\n")

@@ -251,7 +251,7 @@ def test_every_preset_learns_the_better_answer(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in PRESETS if config(preset=name).kl.place != "loss"])
 def test_equal_rewards_change_nothing(name: str) -> None:
     """Law 7 of the metamorphic ones; REINFORCE++ and ReMax would push on the KL alone, so it is off."""
-    policy = config(preset=name, **({"kl": {"place": "none", "coefficient": 0}, "credit": "outcome"}))
+    policy = config(preset=name, kl={"place": "none", "coefficient": 0}, credit="outcome")
     if policy.kl_cov is not None:
         policy = config(preset=name, kl_cov=None)
     chosen = setting(policy)
@@ -259,6 +259,28 @@ def test_equal_rewards_change_nothing(name: str) -> None:
         tiny_trainer(), [group(1, 1, greedy=1), group(1, 1, greedy=1)], chosen, Coefficients(kl=0, entropy=0), step=0
     )
     assert weigh(answers, chosen) == []
+
+
+@pytest.mark.parametrize("name", ["grpo", "reinforce_pp", "gspo", "opo", "high_entropy"])
+def test_an_answer_without_tokens_counts_in_the_statistics_and_trains_nothing(name: str) -> None:
+    trainer = _with_reference(tiny_trainer(dtype=torch.float32))
+
+    def make() -> tuple[Group, ...]:
+        return (group(1, 0, 0, lengths=[4, 0, 2]), replace(group(1, 0, lengths=[3, 5]), task="u"))
+
+    policy = config(preset=name, minibatches=min(2, config(preset=name).minibatches))
+    step = next(policy_gradient(trainer, FakeFeed(trainer, make), setting(policy)))  # type: ignore[arg-type]
+    assert step.metrics["optimizer_steps"] >= 1 and step.metrics["skipped"] == 0
+    assert step.metrics["completions/min_length"] == 0
+
+
+def test_a_step_of_nothing_but_unscored_answers_changes_nothing() -> None:
+    trainer = tiny_trainer(dtype=torch.float32)
+    before = {name: p.clone() for name, p in trainer.model.parameters.items()}
+    feed = FakeFeed(trainer, lambda: (group(None, None), group(None)))
+    step = next(policy_gradient(trainer, feed, setting(config())))  # type: ignore[arg-type]
+    assert step.metrics["optimizer_steps"] == 0 and step.metrics["unscored"] == 3
+    assert all(torch.equal(p, before[name]) for name, p in trainer.model.parameters.items())
 
 
 def test_the_first_ratio_must_be_one() -> None:
@@ -289,7 +311,7 @@ def test_controllers_go_on_from_a_steps_state() -> None:
     policy = config(preset="grpo", kl={"target": 0.5, "horizon": 10}, entropy={"target": 9.0})
     trainer = _with_reference(tiny_trainer(dtype=torch.float32))
     first, second = policy_gradient(trainer, FakeFeed(trainer, _two_groups), setting(policy))  # type: ignore[arg-type]
-    # Step one: the KL is 0, so the coefficient falls by 20 % x 4 answers / 10; the entropy is below 9, so its own rises.
+    # Step one: the KL is 0, so its coefficient falls by 20 % x 4 answers / 10; entropy is below 9, so its own rises.
     assert second.metrics["kl/coefficient"] == pytest.approx(0.04 * 0.92)
     assert second.metrics["entropy/coefficient"] == pytest.approx(0.005)
     assert Coefficients.start(policy, first.state) == Coefficients(kl=pytest.approx(0.04 * 0.92), entropy=0.005)

@@ -96,8 +96,10 @@ def read_json(path: Path) -> dict[str, Any]:
 def seal(folder: Path, facts: Mapping[str, Any]) -> None:
     """Declare a folder complete: make its files durable, then write the manifest with their hashes and these facts.
 
-    Raises `RunError` where the disk refuses.
+    What a write left that was cut off is removed. Raises `RunError` where the disk refuses.
     """
+    for cut_off in folder.rglob("*.part"):
+        cut_off.unlink()
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST):
         with path.open("rb") as file:

@@ -80,7 +80,7 @@ def serve(folder: Path) -> None:
     """The other end."""
     import peft  # noqa: F401
     import pyarrow as pa
-    import pyarrow.parquet  # noqa: F401
+    import pyarrow.parquet
     import torch
     from transformers import AutoTokenizer, Qwen3ForCausalLM  # noqa: F401
 

@@ -1,8 +1,9 @@
-"""One vLLM engine for the whole session: it takes seconds to start."""
+"""One vLLM engine for the tests of a file: it takes seconds to start, and a process has one at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 
 import pytest
 import torch
@@ -19,12 +20,17 @@ CACHE_GIB = 0.25
 
 
 @pytest.fixture(scope="session")
-def engine() -> VllmSampler:
-    pytest.importorskip("vllm", reason="vLLM is not installed; make test-vllm runs these tests")
+def vllm() -> ModuleType:
+    """Skips where vLLM is not installed."""
+    return pytest.importorskip("vllm", reason="vLLM is not installed: make test-vllm runs this")
+
+
+@pytest.fixture(scope="module")
+def engine(vllm: ModuleType) -> VllmSampler:
     return VllmSampler(load_model(ModelConfig(path="whet:demo")), max_running=64, cache_gib=CACHE_GIB)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def beginning(engine: VllmSampler) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in engine.model.parameters.items()}
 

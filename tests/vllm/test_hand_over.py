@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
 import whet.sampling.vllm
-from tests.vllm.conftest import CACHE_GIB, disturb, largest_gap
-from whet.config import LoraConfig, ModelConfig
+from tests.vllm.conftest import disturb, largest_gap
 from whet.errors import SamplerError
-from whet.models.create import byte_tokenizer
-from whet.models.load import load_model
 from whet.sampling.base import Request, SamplingParams
 from whet.sampling.vllm import VllmSampler
 
@@ -63,38 +58,3 @@ def test_a_tied_head_that_stayed_behind_is_found_out(sampler: VllmSampler, monke
     disturb(sampler.model)
     with pytest.raises(SamplerError, match="on a probe"):
         sampler.publish(5)
-
-
-def test_adapters_are_handed_over_by_version(engine: VllmSampler) -> None:
-    model = load_model(ModelConfig(path="whet:demo"), lora=LoraConfig(rank=5, rslora=True))
-    sampler = VllmSampler(model, max_running=16, cache_gib=CACHE_GIB)
-    assert largest_gap(model, ASKED, sampler.sample(ASKED)) < TOLERANCE
-    for version in (1, 2, 3):
-        disturb(model, size=0.05)
-        assert largest_gap(model, ASKED, sampler.sample(ASKED)) > WRONG
-        sampler.publish(version)
-        answers = sampler.sample(ASKED)
-        assert largest_gap(model, ASKED, answers) < TOLERANCE
-        assert {answer.version for answer in answers} == {version}
-
-
-@pytest.mark.parametrize("kind", ["llama", "qwen2"])
-def test_other_architectures_are_handed_over_too(engine: VllmSampler, kind: str, tmp_path: Path) -> None:
-    """An untied head; biases."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    tokenizer = byte_tokenizer()
-    config = AutoConfig.for_model(
-        kind, vocab_size=len(tokenizer), max_position_embeddings=512, hidden_size=128, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, intermediate_size=96, tie_word_embeddings=False,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
-    )  # fmt: skip
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    model = load_model(ModelConfig(path=str(tmp_path)))
-    sampler = VllmSampler(model, max_running=16, cache_gib=CACHE_GIB)
-    for version in (1, 2):
-        disturb(model, size=0.1)
-        assert largest_gap(model, ASKED, sampler.sample(ASKED)) > WRONG
-        sampler.publish(version)
-        assert largest_gap(model, ASKED, sampler.sample(ASKED)) < TOLERANCE

@@ -101,7 +101,7 @@ def test_only_the_request_s_stop_tokens_end_it(sampler: VllmSampler) -> None:
 
 def test_a_temperature_that_vllm_would_raise_is_refused(sampler: VllmSampler) -> None:
     with pytest.raises(ConfigError, match=r"0\.005"):
-        sampler.sample(requests(SamplingParams(max_tokens=1, temperature=0.005)))
+        sampler.sample(requests(SamplingParams(max_tokens=5, temperature=0.005)))
 
 
 def test_the_process_is_left_as_it_was(sampler: VllmSampler) -> None:

@@ -20,6 +20,7 @@ WATCHED = (
     "sampling/logp_gap_mean", "grad_norm",
 )  # fmt: skip
 """Metrics of which running averages are kept; `clip_ratio` is the sum of its two sides."""
+PREFIX = "health/"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,12 +31,15 @@ class Finding:
     line: str
     action: Action
 
+    def __str__(self) -> str:
+        return f"{self.name.replace('_', ' ')}: {self.line}"
+
 
 class Unhealthy(TrainingError):
     """The monitor found what the recipe does not want to go on with; `finding.action` is stop or back."""
 
     def __init__(self, finding: Finding, step: int) -> None:
-        super().__init__(f"step {step}: {finding.name.replace('_', ' ')}: {finding.line}")
+        super().__init__(f"step {step}: {finding}")
         self.finding = finding
 
 
@@ -49,6 +53,17 @@ class Health:
     the learning rate, and the steps seen."""
     findings: tuple[Finding, ...] = ()
     """What is to be said after this step."""
+
+    @classmethod
+    def start(cls, config: HealthConfig, saved: Mapping[str, float]) -> Health:
+        """At the beginning of a run, or from what an earlier step had saved."""
+        state = {name.removeprefix(PREFIX): value for name, value in saved.items() if name.startswith(PREFIX)}
+        return cls(config=config, state=state) if state else cls(config=config)
+
+    @property
+    def saved(self) -> dict[str, float]:
+        """The state under names of its own among those of a step."""
+        return {f"{PREFIX}{name}": value for name, value in self.state.items()}
 
     @property
     def rate(self) -> float:
@@ -111,7 +126,8 @@ def _entropy_loss(state: State, config: HealthConfig) -> str | None:
     if "entropy/mean" in state and solved < 0.9:
         first, mean = state["entropy/first"], state["entropy/mean"]
         if mean < config.entropy_below * first:
-            return f"entropy fell from {first:.3g} to {mean:.3g} nats per token with {solved:.0%} solved; try clip.high 0.28"
+            fell = f"entropy fell from {first:.3g} to {mean:.3g} nats per token"
+            return f"{fell} with {solved:.0%} solved; try clip.high 0.28 or an entropy bonus"
     return None
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean, stdev
 
 from whet.records import Episode, Group, Outcome
+from whet.rollouts.feed import Taken
 
 REFLECTION = re.compile(
     r"\b(wait|hmm|let me (?:check|verify|re-?think)|(?:double|re)-?check|verify|re-?evaluate|however|mistake|"
@@ -45,6 +46,20 @@ def measure_groups(groups: Sequence[Group]) -> dict[str, float]:
         if count := sum(episode.outcome is outcome for episode in episodes):
             metrics[f"outcomes/{outcome}"] = float(count)
     return metrics
+
+
+def measure_taken(taken: Taken, trained_s: float) -> dict[str, float]:
+    """What came of asking for groups, and where the step's time went; `trained_s` is the time that training took."""
+    sampled = sum(episode.sampled_tokens for group in taken.played for episode in group.episodes)
+    return {
+        "groups/trained": float(len(taken.groups)),
+        "groups/left_out": float(len(taken.left_out)),
+        "groups/rounds": float(taken.rounds),
+        "tokens_per_second": sampled / (taken.rollout_s + taken.score_s + trained_s),
+        "time/rollout": taken.rollout_s,
+        "time/score": taken.score_s,
+        "time/train": trained_s,
+    }
 
 
 def _values(group: Group) -> list[float]:

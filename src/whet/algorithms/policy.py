@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 from whet.algorithms.columns import Answer, sequence_kl, to_answers, with_advantages, with_filters, with_logps
 from whet.algorithms.health import Health, Unhealthy
-from whet.algorithms.measure import measure_groups
+from whet.algorithms.measure import measure_groups, measure_taken
 from whet.algorithms.objective import PolicyObjective
 from whet.config import PolicyConfig, TrainConfig
 from whet.config.health import HealthConfig
@@ -44,7 +44,7 @@ class Setting:
     temperature: float
     max_tokens: int
     max_gap: float
-    health: HealthConfig = HealthConfig()
+    health: HealthConfig = field(default_factory=HealthConfig)
     seed: int = 0
     patience: int = 20
     """Steps in a row without any signal, after which it gives up."""
@@ -89,9 +89,7 @@ def policy_gradient(
     """
     config = setting.config
     coefficients = Coefficients.start(config, state or {})
-    health = Health(config=setting.health)
-    if state:
-        health = replace(health, state=_beneath("health/", state))
+    health = Health.start(setting.health, state or {})
     dynamic = config.dynamic_sampling
     barren = 0
     feed.publish(start)
@@ -103,65 +101,31 @@ def policy_gradient(
             rounds=dynamic.rounds if dynamic else 1,
         )
         began = time.monotonic()
-        objective = PolicyObjective(
-            config=config,
-            temperature=setting.temperature,
-            kl_coefficient=coefficients.kl,
-            entropy_coefficient=coefficients.entropy,
-        )
         answers = prepare(trainer, taken.groups, setting, coefficients, step=step)
         rate = health.rate * learning_rate(step + 1, setting.steps, setting.train)
-        tallies: dict[str, Metric] = {}
-        updates = {"grad_norm": 0.0, "optimizer_steps": 0.0, "skipped": 0.0}
-        for minibatch in _split(answers, config.minibatches):
-            atoms = weigh(minibatch, setting)
-            if not atoms:
-                continue
-            found = trainer.forward_backward(atoms, objective)
-            if not tallies:
-                check_first_update(found, setting, step)
-                gap = {GAP: found[GAP]}  # of later updates it would measure the policy's own move
-            result = trainer.optim_step(setting.train.lr * rate, muon_lr=setting.train.muon_lr * rate)
-            tallies = add_metrics(tallies, found) | gap
-            updates["grad_norm"] = max(updates["grad_norm"], result.grad_norm)
-            updates["optimizer_steps"] += result.applied
-            updates["skipped"] += not result.applied
+        updates = update(trainer, answers, setting, coefficients, rate=rate, step=step)
         barren = 0 if updates["optimizer_steps"] else barren + 1
         if barren >= setting.patience:
             raise TrainingError(_why_barren(barren, taken.played))
         if config.kl.renew_every and (step + 1) % config.kl.renew_every == 0:
             trainer.renew_reference(config.kl.keep)
         feed.publish(step + 1)
-        trained = time.monotonic() - began
-        measured = measure_groups(taken.played)
-        metrics = {name: metric.mean for name, metric in tallies.items()} | _measure_control(
-            config, coefficients, answers
-        )
-        coefficients = coefficients.after(config, metrics, answers=len(answers))
+        trained_s = time.monotonic() - began
         metrics = {
-            **measured,
-            **metrics,
+            **measure_groups(taken.played),
             **updates,
+            **_measure_control(config, coefficients, answers),
+            **measure_taken(taken, trained_s),
             "lr": setting.train.lr * rate,
-            "groups/trained": float(len(taken.groups)),
-            "groups/left_out": float(len(taken.left_out)),
-            "groups/rounds": float(taken.rounds),
-            "tokens_per_second": measured["sampled_tokens"] / (taken.rollout_s + taken.score_s + trained),
-            "time/rollout": taken.rollout_s,
-            "time/score": taken.score_s,
-            "time/train": trained,
         }
+        coefficients = coefficients.after(config, metrics, answers=len(answers))
         health = health.after(metrics)
         yield Step(
             index=step + 1,
             groups=taken.played,
-            state={
-                "position": feed.position,
-                **coefficients.state,
-                **{f"health/{name}": value for name, value in health.state.items()},
-            },
-            notes=tuple(f"{finding.name.replace('_', ' ')}: {finding.line}" for finding in health.findings),
             metrics=metrics,
+            state={"position": feed.position, **coefficients.state, **health.saved},
+            notes=tuple(str(finding) for finding in health.findings),
         )
         if health.fatal is not None:
             raise Unhealthy(health.fatal, step + 1)
@@ -184,6 +148,43 @@ def prepare(
     answers = with_advantages(answers, config, kl_coefficient=coefficients.kl)
     seed = seed_of(setting.seed, "token filter", step)
     return with_filters(answers, trainer, config, temperature=temperature, seed=seed)
+
+
+def update(
+    trainer: Trainer,
+    answers: Sequence[Answer],
+    setting: Setting,
+    coefficients: Coefficients,
+    *,
+    rate: float,
+    step: int,
+) -> dict[str, float]:
+    """The optimizer steps of one batch of rollouts, at `rate` times the peak learning rate; returns what was measured.
+
+    Where nothing has a gradient there is no optimizer step, and nothing of the policy is measured.
+    """
+    objective = PolicyObjective(
+        config=setting.config,
+        temperature=setting.temperature,
+        kl_coefficient=coefficients.kl,
+        entropy_coefficient=coefficients.entropy,
+    )
+    tallies: dict[str, Metric] = {}
+    done = {"grad_norm": 0.0, "optimizer_steps": 0.0, "skipped": 0.0}
+    for minibatch in _split(answers, setting.config.minibatches):
+        atoms = weigh(minibatch, setting)
+        if not atoms:
+            continue
+        found = trainer.forward_backward(atoms, objective)
+        if not tallies:
+            check_first_update(found, setting, step)
+            gap = {GAP: found[GAP]}  # of later updates it would measure the policy's own move
+        result = trainer.optim_step(setting.train.lr * rate, muon_lr=setting.train.muon_lr * rate)
+        tallies = add_metrics(tallies, found) | gap
+        done["grad_norm"] = max(done["grad_norm"], result.grad_norm)
+        done["optimizer_steps"] += result.applied
+        done["skipped"] += not result.applied
+    return {name: metric.mean for name, metric in tallies.items()} | done
 
 
 def weigh(answers: Sequence[Answer], setting: Setting) -> list[Atom]:
@@ -249,10 +250,6 @@ def _measure_control(config: PolicyConfig, now: Coefficients, answers: Sequence[
     if config.entropy.active:
         metrics["entropy/coefficient"] = now.entropy
     return metrics
-
-
-def _beneath(prefix: str, state: Mapping[str, float]) -> dict[str, float]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def _why_barren(steps: int, groups: Sequence[Group]) -> str:

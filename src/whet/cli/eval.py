@@ -28,7 +28,11 @@ def evaluate(
     from whet.config.loading import load_recipe
     from whet.launch.evaluate import evaluate as launch_evaluate
 
-    models = dict(_labelled(text) for text in model or ())
+    models: dict[str, str] = {}
+    for label, path in map(_labelled, model or ()):
+        if label in models:
+            raise ConfigError(f"--model {label}={path}: the label is taken by {models[label]}; give each its own")
+        models[label] = path
     table = launch_evaluate(load_recipe(recipe, overrides or ()), models, quiet=quiet or json)
     if json:
         print_json({"evaluation": table})

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from whet.cli.errors import one_line, print_json
 from whet.cli.options import Json, Overrides, RecipeFile
@@ -15,11 +18,17 @@ if TYPE_CHECKING:  # `whet --help` imports this file and must not pay for these
 
     from whet.config.budget import Budget
     from whet.config.loading import Loaded, Origin
+    from whet.launch.memory import Footprint
 
 STYLES = {"default": "dim", "preset": "magenta", "file": "cyan", "command line": "bold yellow"}
 
 
-def plan(recipe: RecipeFile, overrides: Overrides = None, json: Json = False) -> None:
+def plan(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    memory: Annotated[bool, typer.Option("--memory", help="Predict each stage's peak memory (some seconds).")] = False,
+    json: Json = False,
+) -> None:
     """Show every value with its origin, and the arithmetic of each stage. Nothing is loaded or launched."""
     from rich.console import Console
 
@@ -32,12 +41,20 @@ def plan(recipe: RecipeFile, overrides: Overrides = None, json: Json = False) ->
         origins = {path: str(origin) for path, origin in loaded.origins.items()}
         identity = fingerprint(loaded.recipe)
         stages = [asdict(cost) | {"tokens": cost.tokens, "all_tokens": cost.all_tokens} for cost in costs]
-        print_json({"recipe": resolved(loaded.recipe), "origins": origins, "stages": stages, "fingerprint": identity})
+        needs = {"memory": [asdict(need) | {"peak": need.peak} for need in _footprints(loaded)]} if memory else {}
+        known = {"recipe": resolved(loaded.recipe), "origins": origins, "stages": stages, "fingerprint": identity}
+        print_json({**known, **needs})
         return
     console = Console(highlight=False)
     console.print(recipe_tree(loaded))
     console.print(budget_table(costs))
     console.print("Upper bounds; ? is known once the run has read the data or the model.", style="dim")
+    if memory:
+        needs = _footprints(loaded)
+        console.print(memory_table(needs))
+        for need in needs:
+            if need.advice:
+                console.print(f"{need.stage}: {need.advice}", style="yellow", markup=False)
 
 
 def recipe_tree(loaded: Loaded) -> Tree:
@@ -71,6 +88,30 @@ def budget_table(costs: list[Budget]) -> Table:
         table.add_row(Text(f"{cost.stage} ({cost.kind})"), "a step", *map(_number, step))
         table.add_row("", f"{_number(cost.steps)} steps{draws}", *map(_number, total))
     return table
+
+
+def memory_table(needs: list[Footprint]) -> Table:
+    """Each stage's peak memory in MiB, and what it is made of."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, title="Peak memory, MiB", title_justify="left")
+    table.add_column("stage")
+    parts = ("process", "weights", "optimizer", "work", "cache", "peak", "available")
+    for heading in parts:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for need in needs:
+        values = {**asdict(need), "peak": need.peak}
+        table.add_row(Text(need.stage), *(f"{values[part] / 2**20:,.0f}" for part in parts))
+    return table
+
+
+def _footprints(loaded: Loaded) -> list[Footprint]:
+    from whet.launch.memory import footprints
+    from whet.pipeline.run import Run
+
+    return footprints(Run(recipe=loaded.recipe, folder=loaded.recipe.out or Path("runs") / loaded.recipe.name))
 
 
 def _grow(tree: Tree, value: object, origins: Mapping[str, Origin], path: str) -> None:

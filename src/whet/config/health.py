@@ -12,7 +12,7 @@ checkpoint that was healthy."""
 
 
 class HealthConfig(BaseModel):
-    """Lines are drawn through averages over about `window` steps; nothing is found before the window has passed once."""
+    """Lines are drawn through averages over about `window` steps; nothing is found in the first `window` steps."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -21,7 +21,7 @@ class HealthConfig(BaseModel):
 
     collapse: Action = "warn"
     collapse_below: float = Field(0.5, gt=0, lt=1)
-    """The solved share (the reward, where nothing judges) has fallen below this part of its best, which was above 0.02."""
+    """The solved share (the reward, where nothing judges) is below this part of its best, which was above 0.02."""
 
     entropy_loss: Action = "warn"
     entropy_below: float = Field(0.1, gt=0, lt=1)

@@ -286,7 +286,7 @@ class PolicyConfig(_Axis):
             "a ratio of whole sequences needs one advantage for all tokens; use ratio: {level: sequence_mean_token}",
         )
         yield (
-            level == "none" and kind not in ("none", "sapo") and kind in ("ppo", *TOKEN_CLIPS),
+            level == "none" and kind != "none",
             f"clip: {kind} bounds a ratio, and ratio.level is none; use clip: {{kind: none}}",
         )
         yield (

@@ -6,17 +6,19 @@ import platform
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from whet.config import EvalStage
 from whet.config.loading import Loaded
 from whet.files import read_json, writing
+from whet.launch.memory import frugal
 from whet.launch.world import LocalWorld
-from whet.models.machine import pick_threads
+from whet.models.machine import give_memory_back, pick_threads
 from whet.pipeline.run import Run
 from whet.pipeline.run import run_recipe as run_pipeline
 from whet.pipeline.stage import Interrupted
@@ -33,6 +35,8 @@ def run_recipe(loaded: Loaded, *, quiet: bool = False) -> dict[str, Any]:
     before = _about_before(run.folder)
     # Sums in another order differ in the last bit, so a resumed run keeps the threads that it began with.
     torch.set_num_threads(before["threads"] if before else pick_threads(recipe.threads))
+    if any(not isinstance(stage, EvalStage) and frugal(stage.train) for stage in recipe.stages.values()):
+        give_memory_back()
     with asked_to_stop(console) as stopped:
         try:
             run_pipeline(run, LocalWorld(), console, stopped, about=_about())
@@ -52,7 +56,8 @@ def asked_to_stop(console: Console) -> Iterator[Callable[[], bool]]:
         if asked:
             raise KeyboardInterrupt
         asked.append(number)
-        console.say("stopping after this step; once more to stop at once")
+        with suppress(RuntimeError):  # the signal came in the middle of another line
+            console.say("stopping after this step; once more to stop at once")
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

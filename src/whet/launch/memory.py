@@ -26,8 +26,7 @@ from whet.training.engine import as_batch
 from whet.training.optim import Optimizers
 
 FRAGMENTS = 1.14
-"""What the C allocator holds beyond what is alive, on a CPU (docs/memory.md). With gradient checkpointing it is told
-to hold nothing (`give_memory_back`)."""
+"""What the C allocator holds beyond what is alive, on a CPU (docs/memory.md), unless a stage is `frugal`."""
 PROMPT_TOKENS = 512
 """Length of a prompt that a plan reckons with, where the data are not read."""
 
@@ -74,6 +73,11 @@ def footprints(run: Run) -> list[Footprint]:
     return [_footprint(run, name) for name in run.recipe.stages]
 
 
+def frugal(train: TrainConfig) -> bool:
+    """Whether the user traded speed for memory; on a CPU the allocator then gives back what is free."""
+    return train.gradient_checkpointing or train.lora is not None
+
+
 def _footprint(run: Run, name: str) -> Footprint:
     stage, model = run.recipe.stages[name], run.model_of(name)
     if model.path.startswith(str(run.folder)) and not Path(model.path).is_dir():
@@ -111,7 +115,7 @@ def footprint(
         cache = _cache(language, sampling) if sampling is not None else 0
     copies = 2 if reference and plan.lora is None else 1
     on_cpu = pick_device(model.device).type == "cpu"
-    factor = FRAGMENTS if on_cpu and not plan.gradient_checkpointing else 1.0
+    factor = FRAGMENTS if on_cpu and not frugal(plan) else 1.0
     return Footprint(
         stage=name,
         microbatch_tokens=plan.microbatch_tokens,

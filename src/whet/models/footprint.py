@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -55,5 +55,22 @@ def rehearsal(
     config: ModelConfig, *, lora: LoraConfig | None = None, checkpointing: bool = False
 ) -> Iterator[tuple[LanguageModel, Ledger]]:
     """A model without content, and the ledger of what happens to it inside this block."""
+    model = load_skeleton(config, lora=lora, checkpointing=checkpointing)
     with FakeTensorMode(allow_non_fake_inputs=True), Ledger() as ledger:
-        yield load_skeleton(config, lora=lora, checkpointing=checkpointing), ledger
+        _place(model.module, model.device)
+        yield model, ledger
+
+
+def _place(module: nn.Module, device: torch.device) -> None:
+    """Put every parameter and buffer where it would be; tied ones stay tied."""
+    placed: dict[int, Tensor] = {}
+    for child in module.modules():
+        stores: list[dict[str, Any]] = [child._parameters, child._buffers]
+        for store in stores:
+            for name, tensor in store.items():
+                if tensor is not None and id(tensor) not in placed:
+                    empty = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+                    is_parameter = isinstance(tensor, nn.Parameter)
+                    placed[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
+                if tensor is not None:
+                    store[name] = placed[id(tensor)]

@@ -53,6 +53,25 @@ def load_scalar_model(
     return _language_model(config, module, tokenizer, lora=lora, checkpointing=checkpointing)
 
 
+def load_skeleton(config: ModelConfig, *, lora: LoraConfig | None = None, checkpointing: bool = False) -> LanguageModel:
+    """The model from its configuration alone, on torch's meta device: shapes without content, and no tokenizer."""
+    from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+
+    AttentionInterface.register(ATTENTION, attend)
+    with torch.device("meta"):
+        if config.path == "whet:tiny":
+            module = create_model(config.create, byte_tokenizer())
+        else:
+            where, revision = _locate(config.path)
+            try:
+                found = AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False)
+            except (OSError, ValueError) as error:
+                reason = _first_line(error)
+                raise ModelError(f"{config.path}: no model configuration could be read ({reason})") from error
+            module = AutoModelForCausalLM.from_config(found, dtype=torch.float32)
+        return _language_model(config, module, None, lora=lora, checkpointing=checkpointing, probe=False)
+
+
 def load_tokenizer(config: ModelConfig) -> Any:
     """The tokenizer of a model, with the recipe's chat template where it gives one."""
     from transformers import AutoTokenizer
@@ -65,6 +84,8 @@ def load_tokenizer(config: ModelConfig) -> Any:
             tokenizer = AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=False)
         except Exception as error:
             raise ModelError(f"{config.path}: no tokenizer could be loaded ({_first_line(error)})") from error
+        if not tokenizer("Hello", add_special_tokens=False)["input_ids"]:  # what it makes of a directory without one
+            raise ModelError(f"{config.path}: has no tokenizer; copy the tokenizer's files of the base model there")
     if config.chat_template is not None:
         if not config.chat_template.is_file():
             raise ModelError(f"model.chat_template: no file {config.chat_template}")
@@ -140,11 +161,13 @@ def _language_model(
     lora: LoraConfig | None,
     checkpointing: bool,
     with_score: bool = False,
+    probe: bool = True,
 ) -> LanguageModel:
     """The loaded module on its device, checked, with our attention and whatever was asked for inside."""
     device = pick_device(config.device)
-    module = module.to(device)
-    _check_forward(module, config.path)
+    if probe:  # a skeleton has nothing to move and nothing to check
+        module = module.to(device)
+        _check_forward(module, config.path)
     module.config._attn_implementation = ATTENTION
     adapter = _add_lora(module, lora) if lora else None
     if with_score:
@@ -185,18 +208,19 @@ def _add_lora(module: Any, config: LoraConfig) -> Any:
     from peft import get_peft_model
 
     scalar = is_scalar(module)
-    adapter = get_peft_model(
-        module,
-        PeftConfig(
-            task_type=None if scalar else "CAUSAL_LM",
-            r=config.rank,
-            lora_alpha=config.alpha,
-            lora_dropout=config.dropout,
-            target_modules=config.targets,
-            exclude_modules=[SCORE] if scalar else None,
-            use_rslora=config.rslora,
-        ),
+    settings = PeftConfig(
+        task_type=None if scalar else "CAUSAL_LM",
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=config.targets,
+        exclude_modules=[SCORE] if scalar else None,
+        use_rslora=config.rslora,
     )
+    try:
+        adapter = get_peft_model(module, settings)
+    except ValueError as error:  # no layer of such a name
+        raise ModelError(f"train.lora.targets: {_first_line(error)}") from error
     if scalar:  # the head is new, so it is trained itself
         module.score.requires_grad_(True)
     return adapter

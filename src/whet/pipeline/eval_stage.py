@@ -5,12 +5,13 @@ Each model's answers are kept before the next one is loaded, so an interrupted e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
 from whet.config import EvalStage, ModelConfig, TrainConfig
 from whet.envs.base import Rubric, Task
-from whet.errors import RewardError
+from whet.errors import ConfigError, RewardError
 from whet.evals.run import Answer, EvalRow, compare, summarise, table
 from whet.files import read_json, write_json
 from whet.pipeline.rl_stage import playable, player
@@ -26,6 +27,7 @@ def run_eval(context: Context) -> list[EvalRow]:
     """Play every task with every model, and write `eval.json`."""
     config = context.config
     assert isinstance(config, EvalStage)
+    _check_labels(context.models)
     grading = rubric(config.tasks, config.rewards)
     try:
         found = playable(config, next(iter(context.models.values())), context.world, grading)
@@ -44,6 +46,12 @@ def run_eval(context: Context) -> list[EvalRow]:
     rows = compare([summarise(label, given) for label, given in answers.items()], baseline=baseline)
     write_json(context.folder / "eval.json", table(rows))
     return rows
+
+
+def _check_labels(labels: Iterable[str]) -> None:
+    for label in labels:
+        if not re.fullmatch(r"\w[\w.+-]*", label):
+            raise ConfigError(f"models: the label {label!r} names files; use letters, digits and . _ + - in it")
 
 
 def _answers(

@@ -47,6 +47,10 @@ class Run:
         """`stages/02-rl` for the second stage, named rl."""
         return self.folder / "stages" / f"{list(self.recipe.stages).index(name) + 1:02d}-{name}"
 
+    def checkpoints(self, name: str) -> Path:
+        """What the stage goes on from while it is unfinished."""
+        return self.folder / "checkpoints" / self.stage_folder(name).name
+
     def model_folder(self, name: str) -> Path:
         """The model that a stage made."""
         return self.stage_folder(name) / "model"
@@ -85,6 +89,8 @@ def run_recipe(run: Run, world: World, console: Console, stopped: Stopped, *, ab
                     console.say(f"{name}: done before")
                 else:
                     _run_stage(run, name, world, console, stopped)
+                # Here, so that a run killed between the manifest and this line loses them the next time.
+                shutil.rmtree(run.checkpoints(name), ignore_errors=True)
         except BaseException:
             console.close()
             with suppress(Exception):  # what stopped the run is the news, not that its report failed, too
@@ -160,7 +166,7 @@ def context_of(
         model=model,
         models={label: run.resolve(other) for label, other in named.items()},
         folder=folder,
-        checkpoints=run.folder / "checkpoints" / folder.name,
+        checkpoints=run.checkpoints(name),
         seed=seed_of(run.recipe.seed, name),
         save=run.recipe.save,
         world=world,
@@ -176,7 +182,6 @@ def _run_stage(run: Run, name: str, world: World, console: Console, stopped: Sto
     world.reseed(context.seed)
     RUNNERS[kind](context)
     seal(context.folder, {"stage": name, "kind": kind, "identity": _identity(context, run.recipe.seed)})
-    shutil.rmtree(context.checkpoints, ignore_errors=True)
 
 
 def _identity(context: Context, seed: int) -> str:

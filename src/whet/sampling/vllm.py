@@ -6,7 +6,8 @@ that our own forward pass gives it, and everything cached under the old weights 
 over once and each version's adapter after it, from a folder, as vLLM's own adapter under a new id.
 
 vLLM changes the process that it is loaded into: it seeds global generators and, on a CPU, replaces
-`torch.set_num_threads`. Both are put back; its usage reports are switched off.
+`torch.set_num_threads`. Both are put back; its usage reports are switched off. Its parallel state is one for the whole
+process, and an engine that ends takes it along, so there is one engine at a time: a new sampler ends the one before.
 
 Legend: N tokens, V vocabulary.
 """
@@ -44,6 +45,9 @@ LOWEST_TEMPERATURE = 0.01
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The sizes that vLLM has kernels for; a rank in between takes the next one."""
 
+_ends_living: list[weakref.finalize[..., VllmSampler]] = []
+"""Ends the engine of this process, where there is one."""
+
 
 class VllmSampler:
     """`TokenSampler` over a vLLM engine, with a copy of the model's weights as of the last `publish`."""
@@ -61,12 +65,15 @@ class VllmSampler:
         # vLLM reads the model's shape from a folder, and an adapter each time that there is a new one.
         self._folder = tempfile.TemporaryDirectory(prefix="whet-vllm-")
         _write_config(model, Path(self._folder.name))
+        while _ends_living:
+            _ends_living.pop()()
         with _as_guest():
             try:
                 self._engine: Any = vllm.LLM(**_settings(model, self._folder.name, max_running, cache_gib))
             except Exception as error:
                 raise ModelError(f"{model.name}: vLLM cannot run it with these settings: {error}") from error
-        weakref.finalize(self, self._engine.llm_engine.engine_core.shutdown)
+        self._end = weakref.finalize(self, self._engine.llm_engine.engine_core.shutdown)
+        _ends_living.append(self._end)
         if model.adapter is not None:
             self._load_weights()
         self.publish(0)
@@ -84,6 +91,8 @@ class VllmSampler:
 
     def sample(self, requests: Sequence[Request]) -> list[Completion]:
         """One completion for each request, in order. Whole blocks of a prompt that others share are computed once."""
+        if not self._end.alive:
+            raise SamplerError("this vLLM engine has ended: there is one in a process, and a newer sampler has its own")
         with _as_guest():
             outputs = self._engine.generate(
                 [{"prompt_token_ids": list(request.prompt)} for request in requests],

@@ -5,6 +5,7 @@ A line reads `rl ━━━━━──── 120/300 1:12 left  reward 0.830  so
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import TextIO
@@ -83,7 +84,8 @@ class Console:
 
 def line(metrics: Mapping[str, float]) -> str:
     """The main numbers of a step, in a fixed order; what the step does not have is left out."""
-    parts = [f"{label} {form.format(metrics[name])}" for name, (label, form) in NUMBERS.items() if name in metrics]
+    there = {name: value for name, value in metrics.items() if not math.isnan(value)}
+    parts = [f"{label} {form.format(there[name])}" for name, (label, form) in NUMBERS.items() if name in there]
     if "tokens_per_second" in metrics:
         parts.append(f"{_thousands(metrics['tokens_per_second'])} tok/s")
     return "  ".join(parts)
