@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from whet.algorithms.policy import Setting, policy_gradient
-from whet.config import PRESETS, ModelConfig, RLStage
+from whet.config import PRESETS, ModelConfig, PolicyConfig, RLStage
 from whet.config.loading import load_recipe
 from whet.errors import TrainingError
 from whet.launch.demo import RECIPE
@@ -35,20 +35,22 @@ INTRODUCTION = """\
 # Scoreboard
 
 Every preset on the demo's task (sums of two numbers), from one SFT model that solves {before:.1%} of held-out problems:
-the same optimizer, rate and batch for all, none of them tuned, until {budget:,} tokens were sampled; {seeds} seeds
-each. Written by `python -m benchmarks.scoreboard`.
+the same optimizer, rate and batch for all, none of them tuned, until {budget:,} tokens were sampled. Seeds of
+each: {seeds}. Written by `python -m benchmarks.scoreboard`.
 
 Held out: 400 problems x 2 samples. The interval is Student's t over the seeds, so it has all of the noise in it.
-*Tokens to 80 %*: sampled until the solved share of fresh training tasks (mean of three steps) was above {goal:.1%},
-four fifths of the way from the start to the best preset's end: the mean over the seeds that got there, and how many.
+*Entropy* and *answer length* are those of the last step. *Tokens to 80 %*: sampled until the solved share of fresh
+training tasks (mean of three steps) was above {goal:.1%}, four fifths of the way from the start to the best preset's
+end: the mean over the seeds that got there, and how many.
 
 It is one easy task, one model of 0.4 M parameters and one rate. It says which presets work here as they are, not which
-is better: that needs a tuned rate for each.
+is better: that needs a tuned rate for each. *Updates* are optimizer steps for each batch of rollouts, as the preset has
+them: more of them at the same rate go further for the same tokens, which is most of what separates the rows.
 
 ![Final held-out accuracy](../images/scoreboard.svg)
 
-| preset | seeds | held-out accuracy | 95 % interval | tokens to 80 % | entropy at the end | answer length | seconds |
-|---|--:|--:|:-:|--:|--:|--:|--:|"""
+| preset | updates | seeds | held-out accuracy | 95 % interval | tokens to 80 % | entropy | answer length | seconds |
+|---|--:|--:|--:|:-:|--:|--:|--:|--:|"""
 STUDENT_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
 """Two-sided 95 % quantiles of Student's t for that many seeds."""
 
@@ -193,9 +195,9 @@ def write_page(results: list[Result]) -> None:
         reached = [at for r in given if (at := tokens_to(r, goal)) is not None]
         to_goal = f"{fmean(reached) / 1000:.0f}k ({len(reached)} of {len(given)})" if reached else "never"
         lines.append(
-            f"| {name} | {len(given)} | {after:.1%} | {interval([r.after for r in given])} | {to_goal} | "
-            f"{fmean(r.entropy for r in given):.3f} | {fmean(r.length for r in given):.1f} | "
-            f"{fmean(r.seconds for r in given):.0f} |"
+            f"| [{name}]({name}.md) | {PolicyConfig.model_validate(name).minibatches} | {len(given)} | {after:.1%} | "
+            f"{interval([r.after for r in given])} | {to_goal} | {fmean(r.entropy for r in given):.3f} | "
+            f"{fmean(r.length for r in given):.1f} | {fmean(r.seconds for r in given):.0f} |"
         )
     failed = [f"- `{r.preset}`, seed {r.seed}: {r.note}" for r in results if r.note]
     lines += ["", "## Runs that stopped", "", *failed] if failed else []

@@ -10,25 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from whet.algorithms.critic import (
-    Critic,
-    CriticSetting,
-    Plateau,
-    RunningScale,
-    Trajectory,
-    give_rewards,
-    pretrain,
-    turns,
-    weigh,
-)
+from whet.algorithms.critic import Critic, RunningScale, Trajectory, turns, weigh
 from whet.config import CreateConfig, GeneratedConfig, ModelConfig, TrainConfig
+from whet.config.policy import CriticConfig
 from whet.envs.library import family
 from whet.models.create import byte_tokenizer
 from whet.models.load import load_scalar_model
 from whet.records import Atom, TokenRow
 from whet.training.engine import LocalTrainer
 
-PLAIN = CriticSetting(lam_policy=1.0, lam_value=1.0, whiten=False)
+PLAIN = CriticConfig(lam_policy=1.0, lam_value=1.0)
 
 
 class Scripted:
@@ -39,13 +30,24 @@ class Scripted:
 
 
 def critic(**setting: Any) -> Critic:
-    return Critic(trainer=Scripted(), setting=replace(PLAIN, **setting))  # type: ignore[arg-type]
+    return Critic(trainer=Scripted(), config=PLAIN.model_copy(update=setting))  # type: ignore[arg-type]
 
 
 def row(tokens: Sequence[int], trained: str, **columns: Sequence[float]) -> TokenRow:
     """`trained`: one character a token, `x` for the trained ones."""
     given = {name: tuple(values) for name, values in columns.items()}
     return TokenRow(tokens=tuple(tokens), trained=tuple(c == "x" for c in trained), columns=given)
+
+
+def give_rewards(trajectory: Trajectory, score: float) -> Trajectory:
+    """The score at the last trained token, as the policy's columns have it without a KL."""
+    counts = [r.trained_count for r in trajectory.rows]
+    numbers = iter([0.0] * (sum(counts) - 1) + [score])
+    rows = tuple(
+        r.with_columns(reward=tuple(next(numbers) for _ in range(count)))
+        for r, count in zip(trajectory.rows, counts, strict=True)
+    )
+    return replace(trajectory, rows=rows)
 
 
 def column(trajectory: Trajectory, name: str) -> list[float]:
@@ -76,12 +78,6 @@ def test_observations_are_not_in_the_chain() -> None:
         assert column(split, name) == pytest.approx(column(plain, name))
 
 
-def test_the_kl_to_the_reference_is_a_price_at_every_token() -> None:
-    sampled = row([1, 5, 6], ".xx", sampler_logp=[-1.0, -2.0], ref_logp=[-1.5, -1.0])
-    rewarded = give_rewards(Trajectory(rows=(sampled,)), 1.0, beta=0.1)
-    assert column(rewarded, "reward") == pytest.approx([-0.05, 1.1])
-
-
 def test_lambdas_of_the_policy_and_of_the_values_are_apart() -> None:
     rewarded = [give_rewards(Trajectory(rows=(row([1, 5, 6, 7], ".xxx"),)), 1.0)]
     (judged,) = critic(lam_policy=0.0).provide(rewarded).trajectories
@@ -92,18 +88,6 @@ def test_lambdas_of_the_policy_and_of_the_values_are_apart() -> None:
     assert column(judged, "advantage") == pytest.approx([0.1, 0.1, 0.3])
     (judged,) = critic(length_alpha=0.5).provide(rewarded).trajectories
     assert column(judged, "advantage") == pytest.approx([0.1 + (0.1 + 0.3 / 3) / 3, 0.1 + 0.3 / 3, 0.3])
-
-
-def test_whitening_is_over_the_batch_and_leaves_the_returns() -> None:
-    rows = [row([1, 5, 6, 7], ".xxx"), row([1, 2, 3], ".xx"), row([1, 9], ".x")]
-    rewarded = [give_rewards(Trajectory(rows=(r,)), float(i)) for i, r in enumerate(rows)]
-    raw, white = critic().provide(rewarded), critic(whiten=True).provide(rewarded)
-    numbers = torch.tensor([a for t in white.trajectories for a in column(t, "advantage")], dtype=torch.float64)
-    assert float(numbers.mean()) == pytest.approx(0)
-    assert float(numbers.std()) == pytest.approx(1)
-    for left, right in zip(raw.trajectories, white.trajectories, strict=True):
-        assert column(left, "return") == column(right, "return")
-    assert raw.metrics == white.metrics
 
 
 def test_an_answer_that_was_cut_may_go_on_by_its_last_state() -> None:
@@ -138,19 +122,12 @@ def test_the_running_scale_is_that_of_everything_seen() -> None:
     batches = [[draw.gauss(3, 2) for _ in range(size)] for size in (1, 7, 0, 30)]
     scale = RunningScale()
     for batch in batches:
-        scale = RunningScale(**scale.merge(batch).state())
+        scale = RunningScale.start(scale.merge(batch).saved)
     everything = torch.tensor([score for batch in batches for score in batch], dtype=torch.float64)
     std = float(everything.std(correction=0))
     assert scale.scaled(5.0) == pytest.approx(5.0 / std)
     assert scale.scaled(-50.0, clip=3) == -3
     assert RunningScale().merge([2.0, 2.0]).scaled(2.0) == 2.0
-
-
-def test_a_plateau_is_waited_out() -> None:
-    plateau = Plateau()
-    for measured, best, waited in [(-5, -1, 1), (0.1, 0.1, 0), (0.105, 0.1, 1), (float("nan"), 0.1, 2), (0.2, 0.2, 0)]:
-        plateau = plateau.see(measured, gain=0.01)
-        assert (plateau.best, plateau.waited) == (best, waited)
 
 
 # ------------------------------------------------------------------------------------------------ learning
@@ -159,7 +136,7 @@ def test_a_plateau_is_waited_out() -> None:
 def small_critic() -> Critic:
     create = CreateConfig(hidden_size=32, layers=2, heads=2, kv_heads=2, intermediate_size=64, max_length=64)
     model = load_scalar_model(ModelConfig(path="whet:tiny", create=create))
-    return Critic(trainer=LocalTrainer(model, TrainConfig()), setting=CriticSetting(epochs=2, minibatches=2))
+    return Critic(trainer=LocalTrainer(model, TrainConfig()), config=CriticConfig(epochs=2, minibatches=2))
 
 
 def rollouts(step: int) -> list[Trajectory]:
@@ -186,21 +163,14 @@ def test_values_come_to_explain_the_returns() -> None:
     """
     torch.manual_seed(0)
     learner = small_critic()
-    measured = [m for _, m in pretrain(learner, rollouts, lr=3e-3, seed=0, max_steps=25, patience=25)]
+    measured = []
+    for step in range(25):
+        provided = replace(learner, config=learner.config.monte_carlo).provide(rollouts(step))
+        rows = [r for trajectory in provided.trajectories for r in trajectory.rows]
+        measured.append({**provided.metrics, **learner.update(rows, lr=3e-3, seed=step)})
     explained = [m["value/explained_variance"] for m in measured]
     assert explained[0] == 0  # a new head says 0 everywhere
     assert explained[-1] > 0.5
     assert measured[-1]["value/loss"] < measured[0]["value/loss"] / 2
     first = [values[0] for values in learner.trainer.values([t.rows[0] for t in rollouts(30)])]
     assert sum(first) / len(first) == pytest.approx(0.5, abs=0.15)
-
-
-def test_pretraining_continues_where_it_was_and_stops_at_the_plateau() -> None:
-    def run(start: int, plateau: Plateau | None, learner: Critic) -> list[tuple[Plateau, dict[str, float]]]:
-        return list(pretrain(learner, rollouts, lr=0.0, seed=0, max_steps=9, patience=4, start=start, plateau=plateau))
-
-    torch.manual_seed(0)
-    learner = small_critic()
-    whole = run(0, None, learner)
-    assert len(whole) == 5  # with rate 0 nothing ever rises: one best, then four waits
-    assert [p for p, _ in run(2, whole[1][0], learner)] == [p for p, _ in whole[2:]]

@@ -11,9 +11,11 @@ import torch
 from pydantic import ValidationError
 
 from tests.laws.support import gradients, tiny_trainer
-from whet.algorithms.columns import sequence_kl, to_answers, with_advantages, with_filters
+from whet.algorithms.columns import Answer, sequence_kl, to_answers, with_filters, with_rewards
+from whet.algorithms.columns import with_advantages as from_rewards
+from whet.algorithms.critic import RunningScale
 from whet.algorithms.objective import PolicyObjective
-from whet.algorithms.policy import Coefficients, Setting, informative, policy_gradient, prepare, weigh
+from whet.algorithms.policy import Coefficients, Setting, Standing, informative, policy_gradient, prepare, weigh
 from whet.config import PRESETS, LoraConfig, PolicyConfig, RLStage, TrainConfig
 from whet.errors import TrainingError
 from whet.records import Completion, Ending, Episode, Group, Outcome, Score, Turn
@@ -23,6 +25,9 @@ from whet.training.engine import LocalTrainer
 
 def config(**axes: object) -> PolicyConfig:
     return PolicyConfig.model_validate(axes)
+
+
+WITHOUT_CRITIC = [name for name in PRESETS if config(preset=name).critic is None]
 
 
 def episode(tokens: tuple[int, ...], reward: float | None, *, right: bool | None = None, cut: bool = False) -> Episode:
@@ -43,6 +48,16 @@ def group(*rewards: float | None, lengths: Sequence[int] = (), greedy: float | N
         for i, (reward, n) in enumerate(zip(rewards, lengths, strict=True))
     )
     return Group(task="t", episodes=episodes, greedy=None if greedy is None else episode((9,), greedy))
+
+
+def with_advantages(answers: Sequence[Answer], policy: PolicyConfig, *, kl_coefficient: float) -> list[Answer]:
+    rewarded = with_rewards(answers, policy, kl_coefficient=kl_coefficient, spread=RunningScale())
+    return from_rewards(rewarded, policy)
+
+
+def prepared(trainer: LocalTrainer, groups: Sequence[Group], chosen: Setting) -> list[Answer]:
+    answers, _ = prepare(trainer, None, to_answers(groups), chosen, Standing.start(chosen, {}), step=0)
+    return answers
 
 
 @dataclass
@@ -194,12 +209,12 @@ def test_a_masked_token_counts_in_the_denominator_and_a_filtered_answer_does_not
         groups[0], episodes=(groups[0].episodes[0], replace(groups[0].episodes[1], outcome=Outcome.TRUNCATED))
     )
     high = config(preset="high_entropy", token_filter={"kind": "high_entropy", "share": 1 / 3})
-    atoms = weigh(prepare(trainer, groups, setting(high), Coefficients(kl=0, entropy=0), step=0), setting(high))
+    atoms = weigh(prepared(trainer, groups, setting(high)), setting(high))
     rows = [row for atom in atoms for row in atom.rows]
     assert sum(x != 0 for row in rows for x in row.columns["advantage"]) == 2
     assert {w for row in rows for w in row.columns["weight"]} == {1 / 6}
     over = config(overlong_filter=True)
-    atoms = weigh(prepare(trainer, [cut], setting(over), Coefficients(kl=0, entropy=0), step=0), setting(over))
+    atoms = weigh(prepared(trainer, [cut], setting(over)), setting(over))
     assert [row.columns["weight"] for atom in atoms for row in atom.rows] == [(1 / 3,) * 3]
 
 
@@ -248,16 +263,16 @@ def test_every_preset_learns_the_better_answer(name: str) -> None:
     assert steps[0].metrics["grad_norm"] > 0
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS if config(preset=name).kl.place != "loss"])
+@pytest.mark.parametrize(
+    "name", [name for name in PRESETS if config(preset=name).kl.place != "loss" and config(preset=name).critic is None]
+)
 def test_equal_rewards_change_nothing(name: str) -> None:
     """Law 7 of the metamorphic ones; REINFORCE++ and ReMax would push on the KL alone, so it is off."""
     policy = config(preset=name, kl={"place": "none", "coefficient": 0}, credit="outcome")
     if policy.kl_cov is not None:
         policy = config(preset=name, kl_cov=None)
     chosen = setting(policy)
-    answers = prepare(
-        tiny_trainer(), [group(1, 1, greedy=1), group(1, 1, greedy=1)], chosen, Coefficients(kl=0, entropy=0), step=0
-    )
+    answers = prepared(tiny_trainer(), [group(1, 1, greedy=1), group(1, 1, greedy=1)], chosen)
     assert weigh(answers, chosen) == []
 
 
@@ -343,7 +358,7 @@ def test_an_entropy_bonus_keeps_more_entropy() -> None:
 
 def test_doubling_the_entropy_coefficient_doubles_its_gradient() -> None:
     trainer = tiny_trainer()
-    answers = prepare(trainer, _two_groups(), setting(config()), Coefficients(kl=0, entropy=0), step=0)
+    answers = prepared(trainer, _two_groups(), setting(config()))
     found = []
     for coefficient in (0.0, 0.5, 1.0):
         policy = config(entropy={"coefficient": coefficient})

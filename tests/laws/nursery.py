@@ -80,15 +80,20 @@ def serve(folder: Path) -> None:
     """The other end."""
     import peft  # noqa: F401
     import pyarrow as pa
+    import pyarrow.dataset
     import pyarrow.parquet
     import torch
     from transformers import AutoTokenizer, Qwen3ForCausalLM  # noqa: F401
 
     import whet.launch.main  # noqa: F401
+    from whet.config import ModelConfig
+    from whet.models.load import load_model
 
-    pa.Table.from_pylist([{"a": 1}])  # imports pandas
     torch.set_num_threads(1)
     torch.set_num_interop_threads(1)
+    # What is slow the first time: pandas behind pyarrow, and transformers' patterns of parameter names.
+    pa.Table.from_pylist([{"a": 1}])
+    load_model(ModelConfig(path="whet:demo"))
     for line in sys.stdin:
         read, write = os.pipe()
         child = os.fork()

@@ -83,5 +83,6 @@ def _row(prompt: tuple[int, ...], draw: random.Random) -> TokenRow:
             "old_logp": tuple(-5.5 + x for x in numbers(0.3)),
             "ref_logp": tuple(-5.5 + x for x in numbers(0.3)),
             "sampler_logp": numbers(1),
+            "positive": tuple(abs(x) for x in numbers(2)),
         },
     )

@@ -40,7 +40,12 @@ stages:
   sft: {SFT}
     train: {{optimizer: muon, lr: 0.01, batch_size: 8, steps: 6, schedule: cosine, warmup: 2}}
   rl: {RL}
-    algorithm: {{preset: grpo, minibatches: 2}}
+    algorithm:
+      preset: grpo
+      minibatches: 2
+      kl: {{coefficient: 0.05, target: 0.02, horizon: 40, renew_every: 2, keep: 0.3}}
+      entropy: {{target: 5.0, rate: 0.01}}
+      token_filter: {{kind: covariance, share: 0.3, low: -9, high: 9}}
     train: {{lr: 0.003, steps: 5}}
   eval:
     kind: eval
@@ -138,7 +143,7 @@ def test_killed_anywhere(
 ) -> None:
     """One kill in each stretch of the run, the last of them in its last changes, then to the end."""
     expected, changes = unstopped[recipe]
-    for at in range(changes - first, 0, -41):
+    for at in range(changes - first, 0, -47):
         folder = tmp_path / str(at)
         assert run(nursery, recipe, folder, at=at).code == -signal.SIGKILL
         assert finish(nursery, recipe, folder) == expected, f"killed before change {at} of {changes}"
@@ -148,13 +153,13 @@ def test_killed_anywhere(
 def test_killed_again_and_again(
     nursery: Nursery, unstopped: dict[str, tuple[dict[str, Any], int]], recipe: str, tmp_path: Path
 ) -> None:
-    """Each start gets a little further; a checkpoint takes 5 changes, so 23 are enough to move on."""
+    """Each start gets a little further: a checkpoint takes some ten changes."""
     expected, _ = unstopped[recipe]
     codes = []
     while not codes or codes[-1] == -signal.SIGKILL:
-        codes.append(run(nursery, recipe, tmp_path / "run", at=23 + len(codes)).code)
+        codes.append(run(nursery, recipe, tmp_path / "run", at=30 + len(codes)).code)
         assert len(codes) < 20, "it does not get any further"
-    assert codes[-1] == 0 and len(codes) > 4
+    assert codes[-1] == 0 and len(codes) > 3
     assert contents(tmp_path / "run") == expected
 
 

@@ -27,7 +27,7 @@ def vllm() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def engine(vllm: ModuleType) -> VllmSampler:
-    return VllmSampler(load_model(ModelConfig(path="whet:demo")), max_running=64, cache_gib=CACHE_GIB)
+    return VllmSampler(load_model(ModelConfig(path="whet:demo")), max_running=128, cache_gib=CACHE_GIB)
 
 
 @pytest.fixture(scope="module")

@@ -25,8 +25,8 @@ model: whet:demo
 stages:
   sft:
     kind: sft
-    data: {generate: arithmetic, bare: 0.7, count: 3200}
-    train: {optimizer: muon, lr: 3.0e-3, muon_lr: 0.03, batch_size: 64, steps: 50, schedule: linear}
+    data: {generate: arithmetic, bare: 0.7, count: 6400}
+    train: {optimizer: muon, lr: 3.0e-3, muon_lr: 0.03, batch_size: 64, steps: 100, schedule: linear}
   rl:
     kind: rl
     tasks: {generate: arithmetic, count: 20000, seed: 1}

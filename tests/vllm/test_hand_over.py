@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 import whet.sampling.vllm
 from tests.vllm.conftest import disturb, largest_gap

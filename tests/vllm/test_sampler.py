@@ -15,7 +15,7 @@ from whet.records import Ending
 from whet.sampling.base import Request, SamplingParams
 from whet.sampling.choose import truncate
 from whet.sampling.embedded import EmbeddedSampler
-from whet.sampling.vllm import VllmSampler
+from whet.sampling.vllm import PREFILL_TOKENS, VllmSampler
 
 PROMPTS = [tuple(n * 7 % 250 for n in range(length)) for length in (1, 17, 5, 2, 40, 9, 130, 300)]
 STOP = frozenset(range(40, 80))
@@ -75,6 +75,13 @@ def test_a_seed_is_one_answer_whoever_else_is_in_the_batch(sampler: VllmSampler)
     params = SamplingParams(max_tokens=20)
     other = sampler.sample([Request(prompt=PROMPTS[1], seed=seed, params=params) for seed in range(3)])
     assert len({answer.tokens for answer in other}) == 3
+
+
+def test_more_prompts_than_are_computed_at_once(sampler: VllmSampler) -> None:
+    params = SamplingParams(max_tokens=3)
+    prompts = [tuple((n * 7 + first) % 250 for n in range(300)) for first in range(2 * PREFILL_TOKENS // 300)]
+    asked = [Request(prompt=prompt, seed=seed, params=params) for seed, prompt in enumerate(prompts)]
+    assert largest_gap(sampler.model, asked, sampler.sample(asked)) < TOLERANCE
 
 
 def test_endings_say_what_happened(sampler: VllmSampler) -> None:

@@ -9,13 +9,14 @@ Legend: T all trained tokens of the step, answer after answer; N answers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import nan
 
 import torch
 from torch import Tensor
 
+from whet.algorithms.critic import Critic, RunningScale, Trajectory
 from whet.config import PolicyConfig
 from whet.config.policy import CovarianceFilter, HighEntropyFilter, TokenFilter
 from whet.formulas.advantages import BASELINES, CREDITS, SCALES, Answers
@@ -72,34 +73,62 @@ def with_logps(
     return list(answers)
 
 
-def with_advantages(answers: Sequence[Answer], config: PolicyConfig, *, kl_coefficient: float) -> list[Answer]:
-    """Add `advantage`: credit minus baseline, scaled, over all scored answers of the step."""
+def with_rewards(
+    answers: Sequence[Answer], config: PolicyConfig, *, kl_coefficient: float, spread: RunningScale
+) -> list[Answer]:
+    """Add `reward`, token by token: minus the KL where it is paid in the reward, and the answer's reward at its end."""
+    length_N = [answer.length for answer in answers]
+    token_reward_T = torch.zeros(sum(length_N), dtype=torch.float64)
+    if config.kl.place == "reward" and answers:
+        token_reward_T -= kl_coefficient * k1(_old_logp(answers), _get(answers, "ref_logp"))
+    scaled = config.critic is not None and config.critic.scale_rewards
+    for piece, answer in zip(torch.split(token_reward_T, length_N), answers, strict=True):
+        # The pieces are views; an answer without tokens has none to give its reward to.
+        piece[-1:] += spread.scaled(answer.reward) if scaled else answer.reward
+    return _put_flat(answers, "reward", token_reward_T)
+
+
+def with_values(answers: Sequence[Answer], critic: Critic) -> tuple[list[Answer], Mapping[str, float]]:
+    """Add `value`, `return` and the critic's raw `advantage`, and say what was measured on the way."""
+    provided = critic.provide(
+        [Trajectory(rows=a.rows, truncated=a.episode.outcome is Outcome.TRUNCATED) for a in answers]
+    )
+    found = [replace(a, rows=t.rows) for a, t in zip(answers, provided.trajectories, strict=True)]
+    return found, provided.metrics
+
+
+def with_advantages(answers: Sequence[Answer], config: PolicyConfig) -> list[Answer]:
+    """Add `advantage`: credit minus baseline, scaled, over all scored answers of the step; a critic's is there."""
     if not answers:
         return []
-    reward_N = torch.tensor([answer.reward for answer in answers], dtype=torch.float64)
     length_N = torch.tensor([answer.length for answer in answers])
-    token_reward_T = torch.zeros(int(length_N.sum()), dtype=torch.float64)
-    if config.kl.place == "reward":
-        token_reward_T -= kl_coefficient * k1(_old_logp(answers), _get(answers, "ref_logp"))
-    pieces = torch.split(token_reward_T, length_N.tolist())
-    total_N = reward_N + torch.stack([piece.sum() for piece in pieces])
-    for piece, reward in zip(pieces, reward_N, strict=True):
-        piece[-1:] += reward  # the pieces are views; an answer without tokens has none to give its reward to
+    pieces = torch.split(_get(answers, "reward"), length_N.tolist())
+    ends_N = torch.tensor([answer.reward if not answer.length else 0.0 for answer in answers], dtype=torch.float64)
     known = Answers(
-        reward_N=total_N,
+        reward_N=torch.stack([piece.sum() for piece in pieces]) + ends_N,
         group_N=torch.tensor([answer.group for answer in answers]),
         length_N=length_N,
         greedy_N=torch.tensor([answer.greedy for answer in answers], dtype=torch.float64),
     )
-    return_T = torch.cat([CREDITS[config.credit](piece) for piece in pieces])
-    advantage_T = return_T - known.per_token(BASELINES[config.baseline](known))
+    if config.credit == "gae":
+        advantage_T = _get(answers, "advantage")
+    else:
+        return_T = torch.cat([CREDITS[config.credit](piece) for piece in pieces])
+        advantage_T = return_T - known.per_token(BASELINES[config.baseline](known))
     return _put_flat(answers, "advantage", SCALES[config.scale](advantage_T, known))
 
 
 def with_filters(
     answers: Sequence[Answer], trainer: Trainer, config: PolicyConfig, *, temperature: float, seed: int
 ) -> list[Answer]:
-    """Leave out what the filters leave out, and mark the tokens of KL-Cov with the column `kl_cov`."""
+    """Leave out what the filters leave out, and mark the tokens of KL-Cov and of the right answers.
+
+    `positive` is 1 / (share of the step's tokens that are in right answers) there, so that weighed as a token mean its
+    sum is the mean over those tokens.
+    """
+    if config.positives is not None and answers:
+        right_T = torch.cat([torch.full((a.length,), float(a.episode.score.correct is True)) for a in answers]).double()
+        answers = _put_flat(answers, "positive", right_T / right_T.mean() if right_T.any() else right_T)
     if config.kl_cov is not None and answers:
         cov_T = covariance(_old_logp(answers), _get(answers, "advantage"))
         answers = _put_flat(answers, "kl_cov", _top(cov_T, config.kl_cov.share))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Literal
@@ -22,36 +22,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from whet.config.policy import CriticConfig
 from whet.formulas import value as formulas
-from whet.formulas.kl import k1
 from whet.formulas.reduce import token_mean
 from whet.records import Atom, Metric, TokenRow, add_metrics, seed_of
 from whet.rollouts.assemble import to_atoms
-from whet.training.base import Batch, Need, Objective, Outputs, Tally, Trainer
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CriticSetting:
-    """The constants of advantage estimation and of the critic's update. Defaults: the N+ details of RLHF with PPO."""
-
-    gamma: float = 1.0
-    lam_policy: float = 0.95
-    """Lambda of the policy's advantages."""
-    length_alpha: float | None = None
-    """Instead of `lam_policy`: 1 - 1 / (alpha * trained tokens) for each episode (VAPO: 0.05)."""
-    lam_value: float = 0.95
-    """Lambda of the critic's targets (VC-PPO and VAPO: 1)."""
-    level: Literal["token", "turn"] = "token"
-    """turn: GAE over turns, the critic trained at the first token of each."""
-    whiten: bool = True
-    """Advantages to mean 0 and variance 1 over the trained tokens of the whole batch of rollouts."""
-    whiten_correction: Literal[0, 1] = 1
-    bootstrap_truncated: bool = False
-    """Whether an answer that was cut off is continued by the value of its last state, or ends there (as is common)."""
-    clip: float | None = 0.2
-    """How far a value may move from what it was at the rollout; None: no bound."""
-    epochs: int = 1
-    minibatches: int = 1
+from whet.training.base import Batch, Need, Outputs, Tally, Trainer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,31 +65,6 @@ class RegressValue:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WithValue:
-    """A policy's objective and its critic's on one trunk, in one pass: L_policy + coefficient * L_value."""
-
-    policy: Objective
-    value: RegressValue
-    coefficient: float
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        """What the policy needs, and values."""
-        return self.policy.needs | {"logp", "value"}
-
-    @property
-    def temperature(self) -> float:
-        """The policy's."""
-        return self.policy.temperature
-
-    def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Mapping[str, Tally]]:
-        """The sum of both losses, and both sets of metrics."""
-        policy_loss, policy_tallies = self.policy(outputs, batch)
-        value_loss, value_tallies = self.value(outputs, batch)
-        return policy_loss + self.coefficient * value_loss, {**policy_tallies, **value_tallies}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Provided:
     """Trajectories with their new columns, in order, and what was measured on the way."""
 
@@ -126,13 +77,13 @@ class Critic:
     """A value model at work: provides advantages, and learns from the returns."""
 
     trainer: Trainer
-    setting: CriticSetting
+    config: CriticConfig
 
     def provide(self, trajectories: Sequence[Trajectory]) -> Provided:
         """Add `value`, `advantage` and `return` to rows that have a `reward`, one number for each trained token.
 
-        `return` comes from raw advantages; `advantage` is whitened over all trajectories together, if at all. The
-        explained variance is that of values which have not seen these returns.
+        Advantages are raw: scaling them is another axis, and returns never see it. The explained variance is that of
+        values which have not seen these returns.
         """
         assert trajectories, "a step without scored episodes has nothing to judge"
         values, after = self._values(trajectories)
@@ -148,8 +99,6 @@ class Critic:
             "return/mean": float(returns_N.mean()),
             "advantage/raw_std": float(advantages_N.std(correction=0)),
         }
-        if self.setting.whiten:
-            advantages_N = formulas.whiten(advantages_N, correction=self.setting.whiten_correction)
         advantages = advantages_N.split([len(values_T) for values_T in values])
         provided = tuple(
             replace(trajectory, rows=_spread(trajectory.rows, {"value": v_T, "advantage": a_T, "return": r_T}))
@@ -162,13 +111,13 @@ class Critic:
 
         Rows of one prompt stay together. `seed` draws the order of the epochs.
         """
-        atoms, objective = to_atoms(rows), RegressValue(clip=self.setting.clip)
+        atoms, objective = to_atoms(rows), RegressValue(clip=self.config.clip)
         metrics: dict[str, Metric] = {}
         grad_norm, skipped = 0.0, 0
-        for epoch in range(self.setting.epochs):
+        for epoch in range(self.config.epochs):
             order = random.Random(seed_of(seed, epoch)).sample(atoms, len(atoms))
-            for minibatch in _split(order, self.setting.minibatches):
-                weighed = weigh(minibatch, level=self.setting.level)
+            for minibatch in _split(order, self.config.minibatches):
+                weighed = weigh(minibatch, level=self.config.level)
                 metrics = add_metrics(metrics, self.trainer.forward_backward(weighed, objective))
                 result = self.trainer.optim_step(lr, muon_lr=muon_lr)
                 grad_norm, skipped = max(grad_norm, result.grad_norm), skipped + (not result.applied)
@@ -181,7 +130,7 @@ class Critic:
     def _values(self, trajectories: Sequence[Trajectory]) -> tuple[list[Tensor], list[float]]:
         """For each trajectory its values, and the value after its end (0 where it is over), from one pass."""
         rows = [row for trajectory in trajectories for row in trajectory.rows]
-        cut = [i for i, t in enumerate(trajectories) if t.truncated and self.setting.bootstrap_truncated]
+        cut = [i for i, t in enumerate(trajectories) if t.truncated and self.config.bootstrap_truncated]
         found = self.trainer.values([*rows, *(_one_further(trajectories[i].rows[-1]) for i in cut)])
         after = dict(zip(cut, (last for (last,) in found[len(rows) :]), strict=True))
         ahead = iter(found)
@@ -190,20 +139,20 @@ class Critic:
 
     def _judge(self, trajectory: Trajectory, values_T: Tensor, bootstrap: float) -> tuple[Tensor, Tensor]:
         """(raw advantages, returns) of one trajectory."""
-        setting, rewards_T = self.setting, _double([r for row in trajectory.rows for r in row.columns["reward"]])
-        lam = setting.lam_policy
-        if setting.length_alpha is not None:
-            lam = formulas.length_adaptive_lambda(len(values_T), alpha=setting.length_alpha)
-        if setting.level == "token":
-            advantages_T = formulas.gae(rewards_T, values_T, gamma=setting.gamma, lam=lam, bootstrap=bootstrap)
+        config, rewards_T = self.config, _double([r for row in trajectory.rows for r in row.columns["reward"]])
+        lam = config.lam_policy
+        if config.length_alpha is not None:
+            lam = formulas.length_adaptive_lambda(len(values_T), alpha=config.length_alpha)
+        if config.level == "token":
+            advantages_T = formulas.gae(rewards_T, values_T, gamma=config.gamma, lam=lam, bootstrap=bootstrap)
             returns_T = formulas.returns(
-                rewards_T, values_T, gamma=setting.gamma, lam=setting.lam_value, bootstrap=bootstrap
+                rewards_T, values_T, gamma=config.gamma, lam=config.lam_value, bootstrap=bootstrap
             )
             return advantages_T, returns_T
         turn_T = torch.tensor(turns(trajectory.rows))
         advantages_T, targets_T = (
-            formulas.turn_gae(rewards_T, values_T, turn_T, gamma=setting.gamma, lam=lam_of, bootstrap=bootstrap)
-            for lam_of in (lam, setting.lam_value)
+            formulas.turn_gae(rewards_T, values_T, turn_T, gamma=config.gamma, lam=lam_of, bootstrap=bootstrap)
+            for lam_of in (lam, config.lam_value)
         )
         first_T = torch.searchsorted(turn_T, turn_T)  # the index of the first token of each token's turn
         return advantages_T, targets_T + values_T[first_T]
@@ -212,19 +161,7 @@ class Critic:
 # ------------------------------------------------------------------------------------------------ rewards
 
 
-def give_rewards(trajectory: Trajectory, score: float, *, beta: float = 0.0) -> Trajectory:
-    """Add the column `reward`: the score at the last trained token, and -beta * k1 to the reference at every one.
-
-    With `beta` the rows must have `ref_logp`. The policy's side of k1 is `sampler_logp`, as it was at the rollout.
-    """
-    rows = trajectory.rows
-    kl_T = torch.zeros(sum(row.trained_count for row in rows), dtype=torch.float64)
-    if beta:
-        sampler_T, ref_T = (
-            _double([x for row in rows for x in row.columns[name]]) for name in ("sampler_logp", "ref_logp")
-        )
-        kl_T = k1(sampler_T, ref_T)
-    return replace(trajectory, rows=_spread(rows, {"reward": formulas.token_rewards(score, kl_T, beta=beta)}))
+SPREAD = "reward_spread/"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,55 +196,15 @@ class RunningScale:
         scaled = score / std if std > 0 else score
         return scaled if clip is None else min(max(scaled, -clip), clip)
 
-    def state(self) -> dict[str, float]:
-        """For a step's state; `RunningScale(**state)` is this again."""
-        return {"count": self.count, "mean": self.mean, "squares": self.squares}
+    @classmethod
+    def start(cls, saved: Mapping[str, float]) -> RunningScale:
+        """At the beginning of a run, or from what an earlier step had saved."""
+        return cls(**{name: saved[SPREAD + name] for name in ("count", "mean", "squares")}) if saved else cls()
 
-
-# ------------------------------------------------------------------------------------------------ pretraining
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plateau:
-    """Whether a measure has stopped rising. A value: `see` returns the next one."""
-
-    best: float = -1.0
-    """What is worse counts as no rise (an explained variance of -1 is worse than none)."""
-    waited: int = 0
-    """Measurements since the best one."""
-
-    def see(self, measured: float, *, gain: float) -> Plateau:
-        """With this measurement, which is a new best if it is better by at least `gain`."""
-        return Plateau(best=measured) if measured >= self.best + gain else replace(self, waited=self.waited + 1)
-
-
-def pretrain(
-    critic: Critic,
-    collect: Callable[[int], Sequence[Trajectory]],
-    *,
-    lr: float,
-    seed: int,
-    max_steps: int,
-    patience: int = 5,
-    gain: float = 0.01,
-    start: int = 0,
-    plateau: Plateau | None = None,
-) -> Iterator[tuple[Plateau, dict[str, float]]]:
-    """Train the critic on Monte-Carlo returns (lambda 1) of a policy that stands still (VC-PPO 2503.01491).
-
-    `collect(step)` plays with the frozen policy and gives rows with a `reward`. Ends after `max_steps`, or when the
-    explained variance of fresh rollouts has not risen by `gain` for `patience` steps. Yields what continues it.
-    """
-    monte_carlo = replace(critic, setting=replace(critic.setting, lam_value=1.0))
-    plateau = plateau or Plateau()
-    for step in range(start, max_steps):
-        if plateau.waited >= patience:
-            break
-        provided = monte_carlo.provide(collect(step))
-        rows = [row for trajectory in provided.trajectories for row in trajectory.rows]
-        metrics = monte_carlo.update(rows, lr=lr, seed=seed_of(seed, step))
-        plateau = plateau.see(provided.metrics["value/explained_variance"], gain=gain)
-        yield plateau, {**provided.metrics, **metrics}
+    @property
+    def saved(self) -> dict[str, float]:
+        """The numbers under names of its own among those of a step."""
+        return {SPREAD + "count": self.count, SPREAD + "mean": self.mean, SPREAD + "squares": self.squares}
 
 
 # ------------------------------------------------------------------------------------------------ parts

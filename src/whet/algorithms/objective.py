@@ -20,10 +20,10 @@ from whet.training.base import Batch, Need, Outputs, Tally
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyObjective:
-    """surrogate x correction + KL - entropy bonus + KL-Cov, for each token.
+    """surrogate x correction + KL - entropy bonus + KL-Cov + NLL of right answers, for each token.
 
-    Columns: `advantage`, `sampler_logp`, and where they are asked for `old_logp`, `ref_logp`, `kl_cov`. Without
-    `old_logp` the policy that is being trained is the one that sampled, and its ratio is 1.
+    Columns: `advantage`, `sampler_logp`, and where they are asked for `old_logp`, `ref_logp`, `kl_cov`, `positive`.
+    Without `old_logp` the policy that is being trained is the one that sampled, and its ratio is 1.
     """
 
     config: PolicyConfig
@@ -76,6 +76,8 @@ class PolicyObjective:
             loss_T = loss_T - self.entropy_coefficient * entropy_T
         if config.kl_cov is not None:
             loss_T = loss_T + config.kl_cov.coefficient * columns["kl_cov"] * (logp_T - old_T).abs()
+        if config.positives is not None:
+            loss_T = loss_T - config.positives.coefficient * columns["positive"] * logp_T
         count = batch.weight_T.new_tensor(len(logp_T))
         tallies = {name: Tally(total=value.sum(), weight=count) for name, value in measured.items()}
         tallies["loss"] = Tally(total=(batch.weight_T * loss_T.detach()).sum(), weight=torch.ones_like(count))

@@ -1,17 +1,28 @@
-"""Policy gradients without a critic: GRPO, DAPO, RLOO, GSPO and whatever else the axes of `PolicyConfig` compose to.
+"""Policy gradients: PPO, GRPO, DAPO, RLOO, GSPO and whatever else the axes of `PolicyConfig` compose to.
 
 The loop is the algorithm: take groups, give each token its advantage, weigh the step, forward and backward, step,
-publish. A variant is another `PolicyConfig`; there is no branch for any of them.
+publish. A variant is another `PolicyConfig`; there is no branch for any of them. A critic, where there is one, is one
+more provider of columns, and learns after the policy.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from whet.algorithms.columns import Answer, sequence_kl, to_answers, with_advantages, with_filters, with_logps
+from whet.algorithms.columns import (
+    Answer,
+    sequence_kl,
+    to_answers,
+    with_advantages,
+    with_filters,
+    with_logps,
+    with_rewards,
+    with_values,
+)
+from whet.algorithms.critic import Critic, RunningScale
 from whet.algorithms.health import Health, Unhealthy
 from whet.algorithms.measure import measure_groups, measure_taken
 from whet.algorithms.objective import PolicyObjective
@@ -80,17 +91,50 @@ class Coefficients:
         return {"kl_coefficient": self.kl, "entropy_coefficient": self.entropy}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """What a run carries from step to step besides weights: controllers, the spread of rewards, health."""
+
+    coefficients: Coefficients
+    spread: RunningScale
+    health: Health
+
+    @classmethod
+    def start(cls, setting: Setting, saved: Mapping[str, float]) -> Standing:
+        """At the beginning of a run, or from what an earlier step had saved."""
+        return cls(
+            coefficients=Coefficients.start(setting.config, saved),
+            spread=RunningScale.start(saved),
+            health=Health.start(setting.health, saved),
+        )
+
+    @property
+    def saved(self) -> dict[str, float]:
+        """What `start` goes on from."""
+        return {**self.coefficients.state, **self.spread.saved, **self.health.saved}
+
+    def after(self, metrics: Mapping[str, float], setting: Setting, *, answers: int) -> Standing:
+        """Having seen another step."""
+        coefficients = self.coefficients.after(setting.config, metrics, answers=answers)
+        return replace(self, coefficients=coefficients, health=self.health.after(metrics))
+
+
 def policy_gradient(
-    trainer: Trainer, feed: Feed, setting: Setting, *, start: int = 0, state: Mapping[str, float] | None = None
+    trainer: Trainer,
+    feed: Feed,
+    setting: Setting,
+    *,
+    critic: Critic | None = None,
+    start: int = 0,
+    state: Mapping[str, float] | None = None,
 ) -> Iterator[Step]:
     """One `Step` for each batch of rollouts, from step `start` on; `feed` must stand where that step left it.
 
-    `state` is what the `Step` before `start` carried.
+    `state` is what the `Step` before `start` carried. A recipe with `credit: gae` needs its critic.
     """
-    config = setting.config
-    coefficients = Coefficients.start(config, state or {})
-    health = Health.start(setting.health, state or {})
-    dynamic = config.dynamic_sampling
+    assert (critic is None) == (setting.config.critic is None), "the critic that the recipe asks for"
+    standing = Standing.start(setting, state or {})
+    dynamic = setting.config.dynamic_sampling
     barren = 0
     feed.publish(start)
     for step in range(start, setting.steps):
@@ -101,34 +145,90 @@ def policy_gradient(
             rounds=dynamic.rounds if dynamic else 1,
         )
         began = time.monotonic()
-        answers = prepare(trainer, taken.groups, setting, coefficients, step=step)
-        rate = health.rate * learning_rate(step + 1, setting.steps, setting.train)
-        updates = update(trainer, answers, setting, coefficients, rate=rate, step=step)
+        answers = to_answers(taken.groups)
+        standing = replace(standing, spread=standing.spread.merge([answer.reward for answer in answers]))
+        answers, judged = prepare(trainer, critic, answers, setting, standing, step=step)
+        rate = standing.health.rate * learning_rate(step + 1, setting.steps, setting.train)
+        updates = update(trainer, critic, answers, setting, standing, step=step, rate=rate)
         barren = 0 if updates["optimizer_steps"] else barren + 1
         if barren >= setting.patience:
             raise TrainingError(_why_barren(barren, taken.played))
-        if config.kl.renew_every and (step + 1) % config.kl.renew_every == 0:
-            trainer.renew_reference(config.kl.keep)
+        kl = setting.config.kl
+        if kl.renew_every and (step + 1) % kl.renew_every == 0:
+            trainer.renew_reference(kl.keep)
         feed.publish(step + 1)
-        trained_s = time.monotonic() - began
         metrics = {
             **measure_groups(taken.played),
+            **judged,
             **updates,
-            **_measure_control(config, coefficients, answers),
-            **measure_taken(taken, trained_s),
+            **_measure_control(setting.config, standing.coefficients, answers),
+            **measure_taken(taken, time.monotonic() - began),
             "lr": setting.train.lr * rate,
         }
-        coefficients = coefficients.after(config, metrics, answers=len(answers))
-        health = health.after(metrics)
+        standing = standing.after(metrics, setting, answers=len(answers))
+        health = standing.health
         yield Step(
             index=step + 1,
             groups=taken.played,
             metrics=metrics,
-            state={"position": feed.position, **coefficients.state, **health.saved},
+            state={"position": feed.position, **standing.saved},
             notes=tuple(str(finding) for finding in health.findings),
         )
         if health.fatal is not None:
             raise Unhealthy(health.fatal, step + 1)
+
+
+def update(
+    trainer: Trainer,
+    critic: Critic | None,
+    answers: Sequence[Answer],
+    setting: Setting,
+    standing: Standing,
+    *,
+    step: int,
+    rate: float,
+) -> dict[str, float]:
+    """The optimizer steps that follow one batch of rollouts: the policy's, by minibatches, and the critic's.
+
+    While the critic is pretrained the policy stands still. `rate` is the share of the peak learning rates.
+    """
+    config, train = setting.config, setting.train
+    objective = PolicyObjective(
+        config=config,
+        temperature=setting.temperature,
+        kl_coefficient=standing.coefficients.kl,
+        entropy_coefficient=standing.coefficients.entropy,
+    )
+    tallies: dict[str, Metric] = {}
+    updates = {"grad_norm": 0.0, "optimizer_steps": 0.0, "skipped": 0.0}
+    still = pretraining(config, step)
+    for minibatch in _split(answers, 1 if still else config.minibatches):
+        atoms = weigh(minibatch, setting)
+        if not atoms:
+            continue
+        found = trainer.evaluate(atoms, objective) if still else trainer.forward_backward(atoms, objective)
+        if not tallies:
+            check_first_update(found, setting, step)
+            gap = {GAP: found[GAP]}  # of later updates it would measure the policy's own move
+        tallies = add_metrics(tallies, found) | gap
+        if not still:
+            result = trainer.optim_step(train.lr * rate, muon_lr=train.muon_lr * rate)
+            updates["grad_norm"] = max(updates["grad_norm"], result.grad_norm)
+            updates["optimizer_steps"] += result.applied
+            updates["skipped"] += not result.applied
+    means = {name: metric.mean for name, metric in tallies.items()}
+    if critic is None or not answers:
+        return {**means, **updates}
+    rows = [row for answer in answers for row in answer.rows]
+    seed = seed_of(setting.seed, "critic", step)
+    learnt = critic.update(rows, lr=critic.config.lr * rate, muon_lr=critic.config.muon_lr * rate, seed=seed)
+    updates["optimizer_steps"] += critic.config.epochs * critic.config.minibatches if still else 0
+    return {**means, **updates, **learnt}
+
+
+def pretraining(config: PolicyConfig, step: int) -> bool:
+    """Whether only the critic learns in this step."""
+    return config.critic is not None and step < config.critic.pretrain_steps
 
 
 def informative(group: Group) -> bool:
@@ -140,51 +240,25 @@ def informative(group: Group) -> bool:
 
 
 def prepare(
-    trainer: Trainer, groups: Sequence[Group], setting: Setting, coefficients: Coefficients, *, step: int
-) -> list[Answer]:
-    """The step's scored answers with every column that the objective reads."""
-    config, temperature = setting.config, setting.temperature
-    answers = with_logps(to_answers(groups), trainer, config, temperature=temperature)
-    answers = with_advantages(answers, config, kl_coefficient=coefficients.kl)
-    seed = seed_of(setting.seed, "token filter", step)
-    return with_filters(answers, trainer, config, temperature=temperature, seed=seed)
-
-
-def update(
     trainer: Trainer,
+    critic: Critic | None,
     answers: Sequence[Answer],
     setting: Setting,
-    coefficients: Coefficients,
+    standing: Standing,
     *,
-    rate: float,
     step: int,
-) -> dict[str, float]:
-    """The optimizer steps of one batch of rollouts, at `rate` times the peak learning rate; returns what was measured.
-
-    Where nothing has a gradient there is no optimizer step, and nothing of the policy is measured.
-    """
-    objective = PolicyObjective(
-        config=setting.config,
-        temperature=setting.temperature,
-        kl_coefficient=coefficients.kl,
-        entropy_coefficient=coefficients.entropy,
-    )
-    tallies: dict[str, Metric] = {}
-    done = {"grad_norm": 0.0, "optimizer_steps": 0.0, "skipped": 0.0}
-    for minibatch in _split(answers, setting.config.minibatches):
-        atoms = weigh(minibatch, setting)
-        if not atoms:
-            continue
-        found = trainer.forward_backward(atoms, objective)
-        if not tallies:
-            check_first_update(found, setting, step)
-            gap = {GAP: found[GAP]}  # of later updates it would measure the policy's own move
-        result = trainer.optim_step(setting.train.lr * rate, muon_lr=setting.train.muon_lr * rate)
-        tallies = add_metrics(tallies, found) | gap
-        done["grad_norm"] = max(done["grad_norm"], result.grad_norm)
-        done["optimizer_steps"] += result.applied
-        done["skipped"] += not result.applied
-    return {name: metric.mean for name, metric in tallies.items()} | done
+) -> tuple[list[Answer], Mapping[str, float]]:
+    """The answers with every column that the objective reads, and what the critic measured if there is one."""
+    config, temperature = setting.config, setting.temperature
+    measured: Mapping[str, float] = {}
+    answers = with_logps(answers, trainer, config, temperature=temperature)
+    answers = with_rewards(answers, config, kl_coefficient=standing.coefficients.kl, spread=standing.spread)
+    if critic is not None and answers:
+        judge = replace(critic, config=critic.config.monte_carlo) if pretraining(config, step) else critic
+        answers, measured = with_values(answers, judge)
+    answers = with_advantages(answers, config)
+    seed = seed_of(setting.seed, "token filter", step)
+    return with_filters(answers, trainer, config, temperature=temperature, seed=seed), measured
 
 
 def weigh(answers: Sequence[Answer], setting: Setting) -> list[Atom]:

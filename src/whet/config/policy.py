@@ -212,15 +212,59 @@ class CorrectionConfig(_Axis):
     high: float = Field(2.0, ge=1)
 
 
+# -------------------------------------------------------------------------------------------- the critic
+
+
+class CriticConfig(_Axis):
+    """A value model: what the state before each token is worth. Defaults: the N+ details of RLHF with PPO."""
+
+    model: str | None = None
+    """Where its weights come from: a model or a reward model; None: the policy that the stage starts from."""
+    lr: float = Field(1e-5, ge=0)
+    muon_lr: float = Field(1e-3, gt=0)
+    gamma: float = Field(1.0, gt=0, le=1)
+    lam_policy: float = Field(0.95, ge=0, le=1)
+    """Lambda of the policy's advantages."""
+    length_alpha: float | None = Field(None, gt=0)
+    """Instead of `lam_policy`: 1 - 1 / (alpha * trained tokens) for each answer (VAPO: 0.05)."""
+    lam_value: float = Field(0.95, ge=0, le=1)
+    """Lambda of the critic's targets (VC-PPO and VAPO: 1)."""
+    level: Literal["token", "turn"] = "token"
+    """turn: GAE over turns, the critic trained at the first token of each."""
+    bootstrap_truncated: bool = False
+    """Whether an answer that was cut off is continued by the value of its last state, or ends there (as is common)."""
+    clip: float | None = Field(0.2, gt=0)
+    """How far a value may move from what it was at the rollout; None: no bound."""
+    epochs: int = Field(1, ge=1)
+    minibatches: int = Field(1, ge=1)
+    pretrain_steps: int = Field(0, ge=0)
+    """First steps in which only the critic learns, on Monte-Carlo returns (VC-PPO; VAPO: 50)."""
+    scale_rewards: bool = False
+    """Divide rewards by the standard deviation of all rewards so far."""
+
+    @property
+    def monte_carlo(self) -> CriticConfig:
+        """The same with returns that do not lean on its own values: what a critic begins with."""
+        return self.model_copy(update={"lam_value": 1.0})
+
+
+class PositiveConfig(_Axis):
+    """NLL on the answers that were right: mu x their mean -log p is added to the loss (VAPO: 0.1)."""
+
+    coefficient: float = Field(0.1, gt=0)
+
+
 # --------------------------------------------------------------------------------------------- the space
 
 
 class PolicyConfig(_Axis):
-    """A point in the space of policy gradients without a critic."""
+    """A point in the space of policy gradients."""
 
     preset: Preset | None = None
-    credit: Literal["outcome", "return_to_go"] = "outcome"
-    """What a token is credited with: the answer's whole reward, or what comes from it on (KL in the reward)."""
+    credit: Literal["outcome", "return_to_go", "gae"] = "outcome"
+    """What a token is credited with: the answer's whole reward; what comes from it on (KL in the reward); or the
+    critic's estimate of how much better it was than its state (GAE)."""
+    critic: CriticConfig | None = None
     baseline: Literal["none", "group_mean", "leave_one_out", "length_weighted_mean", "batch_mean", "greedy"] = (
         "group_mean"
     )
@@ -238,6 +282,7 @@ class PolicyConfig(_Axis):
     correction: CorrectionConfig | None = None
     entropy: EntropyConfig = EntropyConfig()
     kl_cov: KLCovConfig | None = None
+    positives: PositiveConfig | None = None
     minibatches: int = Field(1, ge=1)
     """Optimizer steps for one batch of rollouts; the clip acts from the second on."""
 
@@ -278,11 +323,23 @@ class PolicyConfig(_Axis):
             "credit: return_to_go equals outcome without rewards on tokens; use kl: {place: reward}",
         )
         yield (
+            self.credit == "gae" and self.critic is None,
+            "credit: gae needs the values of a critic; add critic: {}",
+        )
+        yield (
+            self.critic is not None and self.credit != "gae",
+            f"critic has no effect with credit: {self.credit}; use credit: gae",
+        )
+        yield (
+            self.credit == "gae" and self.baseline != "none",
+            f"credit: gae has its baseline in the critic, and baseline is {self.baseline}; use baseline: none",
+        )
+        yield (
             self.scale in ("group_std", "informative_share") and not by_group,
             f"scale: {self.scale} needs a group's baseline, and baseline is {self.baseline}; use batch_std or none",
         )
         yield (
-            sequence and (self.credit == "return_to_go" or self.token_filter is not None),
+            sequence and (self.credit in ("return_to_go", "gae") or self.token_filter is not None),
             "a ratio of whole sequences needs one advantage for all tokens; use ratio: {level: sequence_mean_token}",
         )
         yield (
@@ -310,7 +367,11 @@ class PolicyConfig(_Axis):
     def needs_gradient_everywhere(self) -> bool:
         """Whether tokens without an advantage have a gradient too."""
         return (
-            self.kl.place == "loss" or self.entropy.active or self.kl_cov is not None or self.clip.kind == "quadratic"
+            self.kl.place == "loss"
+            or self.entropy.active
+            or self.kl_cov is not None
+            or self.positives is not None
+            or self.clip.kind == "quadratic"
         )
 
     def check_step(self, *, prompts: int, rollouts: int, judged: bool, lora: bool) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 Preset = Literal[
     "grpo", "dapo", "dr_grpo", "rloo", "remax", "reinforce_pp", "reinforce_pp_baseline", "gspo", "gspo_token", "gmpo",
     "cispo", "gpg", "sapo", "dppo", "lite_ppo", "opo", "r1", "clip_cov", "kl_cov", "high_entropy",
+    "ppo", "vc_ppo", "vapo",
 ]  # fmt: skip
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -124,5 +125,33 @@ PRESETS: dict[str, dict[str, Any]] = {
         "clip": {"low": 0.2, "high": 0.28},
         "dynamic_sampling": {"rounds": 10},
         "token_filter": {"kind": "high_entropy", "share": 0.2},
+    },
+    # PPO (1707.06347) for language models as in InstructGPT (2203.02155) and the N+ details (2403.17031): KL in the
+    # reward of each token, GAE, whitened advantages, four updates from each batch.
+    "ppo": {
+        "credit": "gae",
+        "critic": {},
+        "baseline": "none",
+        "scale": "token_std",
+        "kl": {"place": "reward", "estimator": "k1", "coefficient": 0.05},
+        "minibatches": 4,
+    },
+    # VC-PPO (2503.01491): the critic is trained before the policy, and on Monte-Carlo returns.
+    "vc_ppo": {
+        "credit": "gae",
+        "critic": {"lam_value": 1.0, "pretrain_steps": 50},
+        "baseline": "none",
+        "scale": "token_std",
+        "minibatches": 4,
+    },
+    # VAPO (2504.05118): VC-PPO, lambda by length, clip-higher, and NLL on the answers that were right.
+    "vapo": {
+        "credit": "gae",
+        "critic": {"lam_value": 1.0, "length_alpha": 0.05, "pretrain_steps": 50},
+        "baseline": "none",
+        "scale": "token_std",
+        "clip": {"low": 0.2, "high": 0.28},
+        "positives": {"coefficient": 0.1},
+        "minibatches": 4,
     },
 }

@@ -306,7 +306,7 @@ class EvalStage(StageBase):
 
     kind: Literal["eval"]
     models: dict[str, str] = {}
-    """Label: a model path, `@stage`, or `@model` for what the recipe starts from. Empty: the model of the stage before."""
+    """Label: a model path, `@stage` or `@model` (what the recipe starts from). Empty: the model of the stage before."""
     baseline: str | None = None
     """Label of the model that the others' gains are over; None: the first one."""
     tasks: Source

@@ -10,11 +10,12 @@ import torch
 
 from whet.config import ModelConfig, SamplingConfig, TrainConfig
 from whet.models.language import LanguageModel
-from whet.models.load import load_model, load_tokenizer, read_eos_ids, read_max_length
+from whet.models.load import load_model, load_scalar_model, load_tokenizer, read_eos_ids, read_max_length
 from whet.pipeline.stage import Policy
 from whet.sampling.embedded import EmbeddedSampler
 from whet.sampling.vllm import VllmSampler
 from whet.templates.jinja import JinjaTemplate
+from whet.training.base import Trainer
 from whet.training.engine import LocalTrainer
 
 SAMPLERS: Mapping[str, Callable[[LanguageModel, SamplingConfig], EmbeddedSampler | VllmSampler]] = {
@@ -50,6 +51,11 @@ class LocalWorld:
             hand_over=sampler.publish,
             max_length=language.max_length,
         )
+
+    def critic(self, model: ModelConfig, train: TrainConfig) -> Trainer:
+        """A value model and its trainer, beside the policy's."""
+        language = load_scalar_model(model, lora=train.lora, checkpointing=train.gradient_checkpointing)
+        return LocalTrainer(language, train)
 
     def reseed(self, seed: int) -> None:
         """Seed torch's global generators, which dropout and new adapters draw from."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 from whet.files import folder_size, writing
 from whet.pipeline.stage import Context, Interrupted
@@ -16,7 +19,44 @@ Begin = Callable[[int, Mapping[str, float]], Iterator[Step]]
 """(step to start after, state noted with it) -> the algorithm's steps."""
 
 
-def drive(context: Context, trainer: Trainer, log: RunLog, begin: Begin, *, steps: int) -> None:
+class Saved(Protocol):
+    """Whatever learns in a stage, as far as the runner cares."""
+
+    def save(self, folder: Path) -> None:
+        """Everything that `load` needs for a bit-exact continuation."""
+
+    def load(self, folder: Path) -> None:
+        """Continue from `save`."""
+
+    def export(self, folder: Path) -> None:
+        """The model in the Hugging Face layout."""
+
+
+@dataclass(frozen=True, slots=True)
+class WithCritic:
+    """A policy's trainer and its critic's, saved as one; the critic in a folder of its own."""
+
+    policy: Trainer
+    critic: Trainer
+
+    def save(self, folder: Path) -> None:
+        """Both."""
+        (folder / "critic").mkdir()
+        self.policy.save(folder)
+        self.critic.save(folder / "critic")
+
+    def load(self, folder: Path) -> None:
+        """Both."""
+        self.policy.load(folder)
+        self.critic.load(folder / "critic")
+
+    def export(self, folder: Path) -> None:
+        """Both; the critic as a model with one label."""
+        self.policy.export(folder)
+        self.critic.export(folder / "critic")
+
+
+def drive(context: Context, trainer: Saved, log: RunLog, begin: Begin, *, steps: int) -> None:
     """Run an algorithm to its end, from the newest checkpoint if there is one, and export the model."""
     generation = newest_generation(context.checkpoints)
     done, state = 0, {}
@@ -54,7 +94,7 @@ def drive(context: Context, trainer: Trainer, log: RunLog, begin: Begin, *, step
 class _Saver:
     """Saves as often as the recipe says, or as often as costs at most its share of the time."""
 
-    def __init__(self, context: Context, trainer: Trainer, log: RunLog, *, saved: int) -> None:
+    def __init__(self, context: Context, trainer: Saved, log: RunLog, *, saved: int) -> None:
         self.config, self.root, self.trainer, self.log = context.save, context.checkpoints, trainer, log
         self.saved_step, self.saved_at, self.cost_s = saved, time.monotonic(), 0.0
 

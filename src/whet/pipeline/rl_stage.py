@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from whet.algorithms.critic import Critic
 from whet.algorithms.policy import Setting, policy_gradient
 from whet.config import EvalStage, ModelConfig, RLStage, SamplingConfig
 from whet.data.faults import Dropped
 from whet.envs.base import Rubric, Task
 from whet.envs.rubric import WeightedRubric
 from whet.envs.single_turn import SingleTurn
-from whet.pipeline.loop import drive
+from whet.pipeline.loop import WithCritic, drive
 from whet.pipeline.sources import rubric, tasks, usable
 from whet.pipeline.stage import Context, Policy, World
 from whet.records import Step
@@ -33,6 +34,7 @@ def run_rl(context: Context) -> None:
         policy = context.world.policy(
             context.model, config.train, config.sampling, reference=config.algorithm.kl.place != "none"
         )
+        critic = _critic(context, config)
         greedy = player(policy, grading, config.sampling.model_copy(update={"temperature": 0.0}))
         feed = Feed(
             player=player(policy, grading, config.sampling),
@@ -56,12 +58,22 @@ def run_rl(context: Context) -> None:
 
         def begin(start: int, state: Mapping[str, float]) -> Iterator[Step]:
             feed.position = int(state["position"]) if state else 0
-            return policy_gradient(policy.trainer, feed, setting, start=start, state=state)
+            return policy_gradient(policy.trainer, feed, setting, critic=critic, start=start, state=state)
 
         log = RunLog(context.folder, policy.template.decode)
-        drive(context, policy.trainer, log, begin, steps=setting.steps)
+        learning = policy.trainer if critic is None else WithCritic(policy.trainer, critic.trainer)
+        drive(context, learning, log, begin, steps=setting.steps)
     finally:
         grading.close()
+
+
+def _critic(context: Context, config: RLStage) -> Critic | None:
+    """The critic that the recipe asks for, from its own model or else from the policy's weights."""
+    asked = config.algorithm.critic
+    if asked is None:
+        return None
+    model = context.model if asked.model is None else context.model.model_copy(update={"path": asked.model})
+    return Critic(trainer=context.world.critic(model, config.train), config=asked)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,6 +46,9 @@ class World(Protocol):
     ) -> Policy:
         """Load a model to train and to sample. With `reference` its starting weights stay at hand, frozen."""
 
+    def critic(self, model: ModelConfig, train: TrainConfig) -> Trainer:
+        """A value model with a trainer of its own, from a policy's weights or a reward model's."""
+
     def reseed(self, seed: int) -> None:
         """Set whatever random state is left (dropout, new adapters) for what comes next."""
 

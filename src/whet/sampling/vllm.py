@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
@@ -37,6 +38,8 @@ ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in this process: tensors are handed over, not pickled
     "VLLM_NO_USAGE_STATS": "1",
 }
+PREFILL_TOKENS = 8192
+"""Most prompt tokens computed at once on a CPU, or one prompt of any length."""
 PROBE_TOKENS = 8
 PROBE_TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 0.5}
 """Largest difference of log-probabilities on the probe; a layer with old weights is off by more."""
@@ -65,11 +68,12 @@ class VllmSampler:
         # vLLM reads the model's shape from a folder, and an adapter each time that there is a new one.
         self._folder = tempfile.TemporaryDirectory(prefix="whet-vllm-")
         _write_config(model, Path(self._folder.name))
+        settings = _settings(model, self._folder.name, max_running, cache_gib)
         while _ends_living:
             _ends_living.pop()()
         with _as_guest():
             try:
-                self._engine: Any = vllm.LLM(**_settings(model, self._folder.name, max_running, cache_gib))
+                self._engine: Any = vllm.LLM(**settings)
             except Exception as error:
                 raise ModelError(f"{model.name}: vLLM cannot run it with these settings: {error}") from error
         self._end = weakref.finalize(self, self._engine.llm_engine.engine_core.shutdown)
@@ -79,7 +83,7 @@ class VllmSampler:
         self.publish(0)
 
     def publish(self, version: int) -> None:
-        """Hand the model's weights over under this version; `SamplerError` if the engine does not then compute alike."""
+        """Hand the model's weights over under this version; `SamplerError` if vLLM then computes something else."""
         if self.model.adapter is None:
             self._load_weights()
         else:
@@ -134,6 +138,7 @@ class VllmSampler:
         self._engine.llm_engine.add_lora(self._adapter)  # read now, not at the first request
         if before is not None:
             self._engine.llm_engine.remove_lora(before.lora_int_id)
+            shutil.rmtree(before.lora_path)
 
     def _check_probe(self) -> None:
         """A few greedy tokens must have the log-probabilities that the model itself gives them."""
@@ -150,7 +155,7 @@ class VllmSampler:
 
 def _import() -> Any:
     os.environ.update(ENVIRONMENT)
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "CRITICAL")
     try:
         import vllm
     except ImportError as error:
@@ -183,9 +188,13 @@ def _settings(model: LanguageModel, folder: str, max_running: int, cache_gib: fl
         "enable_prefix_caching": True,
         "kv_cache_memory_bytes": int(cache_gib * 2**30),
         "gpu_memory_utilization": 0.01,  # only what must be free at the start, now that the cache has its size
-        "enforce_eager": model.device.type == "cpu",  # compiling for a CPU takes minutes and pays little
         "seed": 0,
     }
+    if model.device.type == "cpu":
+        # Compiling for a CPU takes minutes and pays little. Half a prompt in one step and half in the next cannot be:
+        # vLLM then turns a request's random numbers back, which a CPU's generator does not know how to.
+        batch = max(PREFILL_TOKENS, model.max_length)
+        settings |= {"enforce_eager": True, "enable_chunked_prefill": False, "max_num_batched_tokens": batch}
     if model.adapter is not None:
         rank = max(config.r for config in model.adapter.peft_config.values())
         fitting = next((size for size in LORA_RANKS if size >= rank), None)

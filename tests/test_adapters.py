@@ -1,0 +1,172 @@
+"""What a run leaves loads elsewhere and computes the same; adapters, references, checkpointing and bfloat16 in runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from whet.algorithms.sft import Imitate, weigh
+from whet.config import CreateConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
+from whet.config.loading import load_recipe
+from whet.launch.main import run_recipe
+from whet.launch.world import LocalWorld
+from whet.models.language import LanguageModel
+from whet.records import Message, TokenRow
+from whet.tracking.log import read_metrics
+from whet.training.engine import LocalTrainer
+
+SHAPE = CreateConfig(hidden_size=32, layers=2, heads=4, kv_heads=2, intermediate_size=48, max_length=128)
+SFT = """
+    kind: sft
+    data: {generate: arithmetic, count: 24, digits: 1}
+    train: {lr: 0.02, batch_size: 8, steps: 4}
+"""
+RL = """
+    kind: rl
+    tasks: {generate: arithmetic, count: 24, digits: 1}
+    rewards: [{kind: verifier}, {kind: overlong, cache_tokens: 10}]
+    algorithm: grpo
+    prompts_per_step: 4
+    rollouts_per_prompt: 4
+    sampling: {max_tokens: 12}
+    train: {lr: 0.01, steps: 3}
+"""
+LORA = "{rank: 4, dropout: 0.1}"
+PROBE = tuple(range(3, 40))
+ROW = TokenRow(tokens=PROBE, trained=(False, *[True] * (len(PROBE) - 1)))
+
+
+def run(folder: Path, body: str, *words: str, model: str | None = None) -> Path:
+    """Run one stage and return its folder."""
+    recipe = folder / "recipe.yaml"
+    source = model or "whet:tiny"
+    recipe.write_text(
+        f'name: one\nmodel: {{path: "{source}", create: {SHAPE.model_dump_json()}}}\nstages:\n  stage: {body}'
+    )
+    run_recipe(load_recipe(recipe, [f"out={folder / 'run'}", *words]), quiet=True)
+    return folder / "run" / "stages" / "01-stage"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model directory made by a run of full fine-tuning."""
+    return str(run(tmp_path_factory.mktemp("base"), SFT, "stages.stage.train.steps=2") / "model")
+
+
+@pytest.fixture
+def exported(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """The log-probabilities that the model in memory gave just before it was exported; its weights are untouched."""
+    found: list[torch.Tensor] = []
+    export = LanguageModel.export
+
+    def watched(self: LanguageModel, folder: Path) -> None:
+        before = {name: p.detach().clone() for name, p in self.module.named_parameters()}
+        found.append(logps(self))
+        export(self, folder)
+        assert all(torch.equal(p, before[name]) for name, p in self.module.named_parameters())
+        assert torch.equal(logps(self), found[-1])
+
+    monkeypatch.setattr(LanguageModel, "export", watched)
+    return found
+
+
+def logps(model: LanguageModel) -> torch.Tensor:
+    """log p of the probe's tokens, by whet's own forward."""
+    model.module.eval()
+    (values,) = LocalTrainer(model, TrainConfig()).logprobs([ROW], temperature=1.0)
+    return torch.tensor(values)
+
+
+def by_transformers(module: Any) -> torch.Tensor:
+    """The same by transformers' forward."""
+    tokens = torch.tensor([PROBE])
+    with torch.no_grad():
+        logp = module.eval()(input_ids=tokens).logits[0].log_softmax(-1)
+    return logp[:-1].gather(-1, tokens[0, 1:, None]).squeeze(-1)
+
+
+@pytest.mark.parametrize("body", [SFT, RL], ids=["sft", "rl"])
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_an_exported_model_computes_what_was_trained(
+    base: str, exported: list[torch.Tensor], body: str, lora: str | None, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    words = [] if lora is None else [f"stages.stage.train.lora={lora}"]
+    folder = run(tmp_path, body, *words, model=base) / "model"
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    (expected,) = exported
+    torch.testing.assert_close(by_transformers(loaded), expected, atol=1e-5, rtol=0)
+    start = AutoModelForCausalLM.from_pretrained(base)
+    assert (by_transformers(start) - expected).abs().max() > 1e-3
+    assert loaded.state_dict().keys() == start.state_dict().keys()
+    if lora is not None:
+        adapted = PeftModel.from_pretrained(start, folder / "adapter")
+        torch.testing.assert_close(by_transformers(adapted), expected, atol=1e-5, rtol=0)
+    messages = [Message(role="user", content="1+2")]
+    template = LocalWorld().template(ModelConfig(path=str(folder)))
+    plain = [{"role": "user", "content": "1+2"}]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    shown = tokenizer.apply_chat_template(plain, add_generation_prompt=True, return_dict=True)
+    assert tuple(shown["input_ids"]) == template.prompt(messages)
+    assert tokenizer.eos_token_id in template.stop_ids
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=4, dropout=0.5)], ids=["full", "lora"])
+def test_the_reference_is_where_training_started(base: str, lora: LoraConfig | None) -> None:
+    """Exactly so, before any step; after steps it still is, and the policy is elsewhere."""
+    train = TrainConfig(lora=lora, lr=0.05)
+    policy = LocalWorld().policy(ModelConfig(path=base), train, SamplingConfig(), reference=True)
+    (own,) = policy.trainer.logprobs([ROW], temperature=0.8)
+    (reference,) = policy.trainer.logprobs([ROW], temperature=0.8, reference=True)
+    assert own == reference
+    for _ in range(2):
+        policy.trainer.forward_backward(weigh([ROW]), Imitate())
+        policy.trainer.optim_step(0.05)
+    assert policy.trainer.logprobs([ROW], temperature=0.8, reference=True) == [reference]
+    (moved,) = policy.trainer.logprobs([ROW], temperature=0.8)
+    assert max(abs(a - b) for a, b in zip(moved, reference, strict=True)) > 0.1
+
+
+@pytest.mark.parametrize("lora", ["null", LORA], ids=["full", "lora"])
+def test_the_kl_of_a_run_starts_at_zero(base: str, lora: str, tmp_path: Path) -> None:
+    lines = read_metrics(run(tmp_path, RL, f"stages.stage.train.lora={lora}", model=base))
+    kls = [line["kl"] for line in lines]
+    assert abs(kls[0] or 0) < 1e-7
+    assert all(kl is not None and kl > 1e-5 for kl in kls[1:])
+
+
+@pytest.mark.parametrize("lora", ["null", "{rank: 4}"], ids=["full", "lora"])
+def test_gradient_checkpointing_changes_no_number_of_a_run(lora: str, tmp_path: Path) -> None:
+    runs = []
+    for flag in ("false", "true"):
+        (tmp_path / flag).mkdir()
+        words = [f"stages.stage.train.gradient_checkpointing={flag}", f"stages.stage.train.lora={lora}"]
+        runs.append(read_metrics(run(tmp_path / flag, SFT, *words)))
+    for plain, checkpointed in zip(*runs, strict=True):
+        assert checkpointed["loss"] == pytest.approx(plain["loss"], abs=1e-6)
+        assert checkpointed["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize("body", [SFT, RL], ids=["sft", "rl"])
+def test_bfloat16_computes_in_it_and_keeps_float32_weights(base: str, body: str, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    folder = run(tmp_path, body, "model.dtype=bfloat16", model=base)
+    (tmp_path / "exact").mkdir()
+    exact = run(tmp_path / "exact", body, "model.dtype=float32", model=base)
+    first, reference = read_metrics(folder)[0], read_metrics(exact)[0]
+    assert first["grad_norm"] != reference["grad_norm"]
+    assert first["loss"] == pytest.approx(reference["loss"], rel=0.02, abs=0.02)
+    assert all(math.isfinite(line["grad_norm"] or 0) for line in read_metrics(folder))
+    if body == RL:
+        assert 0 < (first["sampling/logp_gap_mean"] or 0) < 0.05
+    weights = load_file(folder / "model" / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    assert json.loads((folder / "model" / "config.json").read_text())["dtype"] == "float32"
