@@ -152,7 +152,11 @@ def test_scalars_are_those_of_yaml_1_2(write) -> None:
         ("    train:", "    trian:", "r.yaml:19: stages.rl.trian: unknown key; did you mean 'train'?"),
         ("{high: 0.3}", "{hihg: 1}", "r.yaml:18: stages.rl.algorithm.clip.hihg: unknown key; did you mean 'high'?"),
         ("kind: sft", "kind: sfd", "r.yaml:9: stages.sft.kind: must be one of 'sft', 'rl', 'eval', got 'sfd'; did"),
-        ("preset: dapo", "preset: dpao", "r.yaml:17: stages.rl.algorithm.preset: must be 'grpo', 'dapo', 'dr_grpo', 'rloo'"),
+        (
+            "preset: dapo",
+            "preset: dpao",
+            "r.yaml:17: stages.rl.algorithm.preset: must be 'grpo', 'dapo', 'dr_grpo', 'rloo'",
+        ),
         ("  steps: 10", "  steps: ten", "r.yaml:5: train.steps: must be a whole number, got 'ten'"),
         ("  steps: 10", "  steps: 0", "r.yaml:5: train.steps: must be at least 1, got 0"),
         ("  lr: 1e-4", "  lr: .nan", "r.yaml:4: train.lr: must be a finite number, got nan"),

@@ -9,7 +9,6 @@ Sequences of tokens are tuples of int; log-probabilities are natural logarithms.
 from __future__ import annotations
 
 import hashlib
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum

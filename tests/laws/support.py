@@ -25,7 +25,9 @@ def tiny_model(*, dtype: torch.dtype = torch.float64, lora: LoraConfig | None = 
     return replace(model, module=model.module.to(dtype))
 
 
-def tiny_trainer(*, microbatch_tokens: int = 10_000, dtype: torch.dtype = torch.float64, **train: object) -> LocalTrainer:
+def tiny_trainer(
+    *, microbatch_tokens: int = 10_000, dtype: torch.dtype = torch.float64, **train: object
+) -> LocalTrainer:
     """A trainer of the tiny model without gradient clipping."""
     config = TrainConfig.model_validate({"microbatch_tokens": microbatch_tokens, "clip_norm": None, **train})
     return LocalTrainer(tiny_model(dtype=dtype, lora=config.lora), config)
@@ -67,7 +69,7 @@ def _widen_norms(module: torch.nn.Module) -> None:
 def _row(prompt: tuple[int, ...], draw: random.Random) -> TokenRow:
     length = draw.randrange(1, 20)
     answer = tuple(draw.randrange(200) for _ in range(length))
-    trained = tuple(draw.random() < 0.8 for _ in range(length - 1)) + (True,)
+    trained = (*(draw.random() < 0.8 for _ in range(length - 1)), True)
     count = sum(trained)
 
     def numbers(scale: float) -> tuple[float, ...]:

@@ -66,6 +66,15 @@ stages:
     algorithm: grpo
     train: {{lr: 0.01, steps: 3, lora: {{rank: 4, dropout: 0.2}}}}
 """,
+    "critic": f"""
+name: critic
+model: {MODEL}
+save: {{every: 1}}
+stages:
+  rl: {RL}
+    algorithm: {{preset: vc_ppo, critic: {{lam_value: 1.0, pretrain_steps: 2}}, minibatches: 2}}
+    train: {{lr: 0.003, steps: 4}}
+""",
 }
 TIMES = ("time", "tokens_per_second")
 

@@ -38,9 +38,9 @@ class Finding:
 class Unhealthy(TrainingError):
     """The monitor found what the recipe does not want to go on with; `finding.action` is stop or back."""
 
-    def __init__(self, finding: Finding, step: int) -> None:
+    def __init__(self, finding: Finding, step: int, lower_by: float) -> None:
         super().__init__(f"step {step}: {finding}")
-        self.finding = finding
+        self.finding, self.step, self.lower_by = finding, step, lower_by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +64,11 @@ class Health:
     def saved(self) -> dict[str, float]:
         """The state under names of its own among those of a step."""
         return {f"{PREFIX}{name}": value for name, value in self.state.items()}
+
+    @staticmethod
+    def lowered(saved: Mapping[str, float], by: float) -> dict[str, float]:
+        """What a step had saved, with the learning rate times `by`: a run that goes back must not go the same way."""
+        return {**saved, PREFIX + "rate": saved[PREFIX + "rate"] * by}
 
     @property
     def rate(self) -> float:

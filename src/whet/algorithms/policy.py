@@ -119,6 +119,11 @@ class Standing:
         return replace(self, coefficients=coefficients, health=self.health.after(metrics))
 
 
+def first_state(setting: Setting) -> dict[str, float]:
+    """What a `Step` before the first one would have carried."""
+    return {"position": 0, **Standing.start(setting, {}).saved}
+
+
 def policy_gradient(
     trainer: Trainer,
     feed: Feed,
@@ -175,7 +180,7 @@ def policy_gradient(
             notes=tuple(str(finding) for finding in health.findings),
         )
         if health.fatal is not None:
-            raise Unhealthy(health.fatal, step + 1)
+            raise Unhealthy(health.fatal, step + 1, setting.health.lower_by)
 
 
 def update(

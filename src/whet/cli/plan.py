@@ -41,9 +41,9 @@ def plan(
         origins = {path: str(origin) for path, origin in loaded.origins.items()}
         identity = fingerprint(loaded.recipe)
         stages = [asdict(cost) | {"tokens": cost.tokens, "all_tokens": cost.all_tokens} for cost in costs]
-        needs = {"memory": [asdict(need) | {"peak": need.peak} for need in _footprints(loaded)]} if memory else {}
         known = {"recipe": resolved(loaded.recipe), "origins": origins, "stages": stages, "fingerprint": identity}
-        print_json({**known, **needs})
+        peaks = [asdict(need) | {"peak": need.peak} for need in _footprints(loaded)] if memory else None
+        print_json(known if peaks is None else {**known, "memory": peaks})
         return
     console = Console(highlight=False)
     console.print(recipe_tree(loaded))

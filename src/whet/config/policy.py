@@ -206,7 +206,7 @@ class CorrectionConfig(_Axis):
     """Weighs the loss by w = p(trainer) / p(sampler), where the two compute different probabilities."""
 
     kind: Literal["truncate", "mask"] = "truncate"
-    """truncate: min(w, high) (TIS). mask: w where low <= w <= high, else 0 (IcePop, MIS)."""
+    """truncate: min(w, high) (TIS). mask: w where low <= w <= high, else 0 (IcePop)."""
     level: Literal["token", "sequence_mean", "sequence_product"] = "token"
     low: float = Field(0.5, ge=0)
     high: float = Field(2.0, ge=1)

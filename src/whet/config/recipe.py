@@ -110,7 +110,7 @@ class LoraConfig(Strict):
     """Low-rank adapters through peft. `alpha` is divided by `rank` (by its root with `rslora`)."""
 
     rank: int = Field(16, ge=1)
-    alpha: float = 32
+    alpha: int = Field(32, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: list[str] | Literal["all-linear"] = "all-linear"
     rslora: bool = False

@@ -139,7 +139,7 @@ class _Microbatch:
     def run(self, model: LanguageModel) -> None:
         logp_T, entropy_T = model.logp(self.packed, temperature=1.0, with_entropy=self.with_entropy)
         loss, _ = Imitate()(Outputs(logp_T=logp_T, entropy_T=entropy_T), self.batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
 
 
 def _full_microbatch(tokens: int, *, with_entropy: bool) -> _Microbatch:

@@ -110,7 +110,7 @@ class Bucket:
     def take(self, tensor_N: Tensor) -> Tensor:
         """(N, H, ...) -> (S, H, L, ...)."""
         taken = tensor_N.index_select(0, self.index_SL.flatten())
-        return taken.unflatten(0, self.index_SL.shape).transpose(1, 2)
+        return taken.view(*self.index_SL.shape, *tensor_N.shape[1:]).transpose(1, 2)
 
     def put(self, into_N: Tensor, padded: Tensor) -> None:
         """(S, H, L, ...) -> its tokens' places in (N, H, ...)."""
@@ -227,7 +227,8 @@ class _FlashTree(torch.autograd.Function):
             bucket.put(out_NHD, out)
             bucket.put(lse_NH, lse)
         for branch, prefix in layout.links:
-            seen, seen_lse = _flash(_one(query[branch]), _one(key[prefix]), _one(value[prefix]), causal=False, scale=scale)
+            inputs = (_one(query[branch]), _one(key[prefix]), _one(value[prefix]))
+            seen, seen_lse = _flash(*inputs, causal=False, scale=scale)
             own_lse, seen_lse = lse_NH[branch], seen_lse[0].T
             total = torch.logaddexp(own_lse, seen_lse)
             own_share, seen_share = (own_lse - total).exp()[..., None], (seen_lse - total).exp()[..., None]

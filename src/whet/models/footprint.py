@@ -27,7 +27,7 @@ class Ledger(TorchDispatchMode):
     """Counts the bytes of every storage from its birth to its death."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._alive: dict[int, int] = {}
 

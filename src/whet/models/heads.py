@@ -44,7 +44,7 @@ def scalar_from_causal(module: Any) -> Any:
     from transformers import AutoModelForSequenceClassification
 
     config = type(module.config).from_dict({**module.config.to_dict(), "num_labels": 1})
-    scalar = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
+    scalar = AutoModelForSequenceClassification.from_config(config)
     scalar.base_model.load_state_dict(module.base_model.state_dict())
     nn.init.zeros_(scalar.score.weight)
     return scalar

@@ -115,7 +115,7 @@ def read_eos_ids(config: ModelConfig) -> tuple[int, ...]:
         return ()
     where, revision = _locate(config.path)
     try:
-        eos = GenerationConfig.from_pretrained(where, revision=revision).eos_token_id
+        eos = GenerationConfig.from_pretrained(where, revision=revision or "main").eos_token_id
     except OSError:  # a model may come without a generation config; its tokenizer then says where a turn ends
         return ()
     return () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)

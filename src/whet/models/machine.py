@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -49,7 +50,7 @@ def pick_threads(wanted: int | Literal["auto"]) -> int:
     speed = {}
     for threads in {1, max(cores, 1)}:
         torch.set_num_threads(threads)
-        speed[threads] = _seconds(lambda: (left @ right).relu_(), repeats=25)
+        speed[threads] = _seconds(partial(torch.matmul, left, right), repeats=25)
     torch.set_num_threads(before)
     return min(speed, key=lambda threads: (speed[threads], threads))
 
@@ -58,7 +59,7 @@ def give_memory_back() -> None:
     """From now on the C allocator returns every tensor's memory at once, instead of keeping it for the next one.
 
     Kept pieces do not fit each other, so that a process holds far more than is alive: half as much again with
-    gradient checkpointing (docs/memory.md). It costs about a third of the speed, so it is for those who asked for memory.
+    gradient checkpointing (docs/memory.md). It costs up to a third of the speed: for those who asked for memory.
     """
     if sys.platform == "linux":
         M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1

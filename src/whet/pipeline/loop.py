@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from whet.algorithms.health import Health, Unhealthy
 from whet.files import folder_size, writing
 from whet.pipeline.stage import Context, Interrupted
 from whet.records import Step, seed_of
 from whet.tracking.log import RunLog
 from whet.training.base import Trainer
-from whet.training.checkpoint import newest_generation, save_generation
+from whet.training.checkpoint import forget_after, newest_generation, save_generation
 
 Begin = Callable[[int, Mapping[str, float]], Iterator[Step]]
 """(step to start after, state noted with it) -> the algorithm's steps."""
@@ -56,7 +57,19 @@ class WithCritic:
         self.critic.export(folder / "critic")
 
 
-def drive(context: Context, trainer: Saved, log: RunLog, begin: Begin, *, steps: int) -> None:
+@dataclass(frozen=True, slots=True)
+class WayBack:
+    """What a run needs to return to where it was healthy: checkpoints set aside, from its very beginning on."""
+
+    every: int
+    """Steps between them."""
+    first: Mapping[str, float]
+    """The algorithm's state before its first step."""
+
+
+def drive(
+    context: Context, trainer: Saved, log: RunLog, begin: Begin, *, steps: int, way_back: WayBack | None = None
+) -> None:
     """Run an algorithm to its end, from the newest checkpoint if there is one, and export the model."""
     generation = newest_generation(context.checkpoints)
     done, state = 0, {}
@@ -67,13 +80,19 @@ def drive(context: Context, trainer: Saved, log: RunLog, begin: Begin, *, steps:
         done, state = generation.step, dict(generation.state)
         context.console.say(f"{context.name}: continues after step {done}")
     log.truncate(done)
-    saver = _Saver(context, trainer, log, saved=done)
+    saver = _Saver(context, trainer, log, saved=done, way_back=way_back)
     context.console.begin(context.name, steps, done=done)
     algorithm = begin(done, state)
     while True:
         # Whatever draws from global random state (dropout) draws the same in a resumed run.
         context.world.reseed(seed_of(context.seed, "step", done))
-        step = next(algorithm, None)
+        try:
+            step = next(algorithm, None)
+        except Unhealthy as unhealthy:
+            step = saver.go_back(unhealthy)
+            done, state = step.index, dict(step.state)
+            algorithm = begin(done, state)
+            continue
         if step is None:
             break
         done, state = step.index, dict(step.state)
@@ -91,24 +110,56 @@ def drive(context: Context, trainer: Saved, log: RunLog, begin: Begin, *, steps:
         trainer.export(context.folder / "model")
 
 
+KEPT = 3
+"""Healthy checkpoints set aside: with one for each window of the monitor, one is always older than what it sees."""
+
+
 class _Saver:
     """Saves as often as the recipe says, or as often as costs at most its share of the time."""
 
-    def __init__(self, context: Context, trainer: Saved, log: RunLog, *, saved: int) -> None:
-        self.config, self.root, self.trainer, self.log = context.save, context.checkpoints, trainer, log
+    def __init__(self, context: Context, trainer: Saved, log: RunLog, *, saved: int, way_back: WayBack | None) -> None:
+        self.context, self.trainer, self.log = context, trainer, log
+        self.config, self.root, self.healthy = context.save, context.checkpoints, context.checkpoints / "healthy"
+        self.way_back = way_back
         self.saved_step, self.saved_at, self.cost_s = saved, time.monotonic(), 0.0
+        if way_back is not None and saved == 0:
+            save_generation(self.healthy, 0, way_back.first, trainer.save, keep=KEPT)
 
     def consider(self, step: Step) -> None:
+        """Save if it is time."""
         if self.config.every is not None:
             due = step.index - self.saved_step >= self.config.every
         else:
             due = self.cost_s <= self.config.overhead * (time.monotonic() - self.saved_at)
         if due:
             self.save(step)
+        if self.way_back is not None and step.index % self.way_back.every == 0 and not step.notes:
+            save_generation(self.healthy, step.index, step.state, self.trainer.save, keep=KEPT)
 
     def save(self, step: Step) -> None:
+        """Save now."""
         began = time.monotonic()
         self.log.sync()
         save_generation(self.root, step.index, step.state, self.trainer.save, keep=self.config.keep)
         self.saved_step, self.saved_at = step.index, time.monotonic()
         self.cost_s = self.saved_at - began
+
+    def go_back(self, unhealthy: Unhealthy) -> Step:
+        """Return to a checkpoint from before what was found, at a lower rate; what came after it is forgotten.
+
+        Averages need some steps to show a collapse, so a checkpoint counts as healthy only if it is older than that.
+        Raises `unhealthy` again where the recipe does not ask for it, or there is nothing to go back to.
+        """
+        if unhealthy.finding.action != "back" or self.way_back is None:
+            raise unhealthy
+        older = newest_generation(self.healthy, up_to=unhealthy.step - self.way_back.every)
+        if older is None:
+            raise unhealthy
+        self.trainer.load(older.folder)
+        step = Step(index=older.step, metrics={}, state=Health.lowered(older.state, unhealthy.lower_by))
+        for root in (self.root, self.healthy):
+            forget_after(root, step.index)
+        self.log.truncate(step.index)
+        self.save(step)
+        self.context.console.say(f"{self.context.name}  {unhealthy}; back to step {step.index} at a lower rate")
+        return step

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from whet.algorithms.critic import Critic
-from whet.algorithms.policy import Setting, policy_gradient
+from whet.algorithms.policy import Setting, first_state, policy_gradient
 from whet.config import EvalStage, ModelConfig, RLStage, SamplingConfig
 from whet.data.faults import Dropped
 from whet.envs.base import Rubric, Task
 from whet.envs.rubric import WeightedRubric
 from whet.envs.single_turn import SingleTurn
-from whet.pipeline.loop import WithCritic, drive
+from whet.pipeline.loop import WayBack, WithCritic, drive
 from whet.pipeline.sources import rubric, tasks, usable
 from whet.pipeline.stage import Context, Policy, World
 from whet.records import Step
@@ -62,7 +62,10 @@ def run_rl(context: Context) -> None:
 
         log = RunLog(context.folder, policy.template.decode)
         learning = policy.trainer if critic is None else WithCritic(policy.trainer, critic.trainer)
-        drive(context, learning, log, begin, steps=setting.steps)
+        way_back = None
+        if "back" in config.health.model_dump().values():
+            way_back = WayBack(every=config.health.window, first=first_state(setting))
+        drive(context, learning, log, begin, steps=setting.steps, way_back=way_back)
     finally:
         grading.close()
 

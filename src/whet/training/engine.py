@@ -153,11 +153,11 @@ class LocalTrainer:
         self, atoms: Sequence[Atom], objective: Objective, owed: Sequence[nn.Parameter], reached: set[int]
     ) -> dict[str, Metric]:
         """One micro-batch forward and backward; notes in `reached` which parameters have got their gradient."""
-        hooks = [p.register_post_accumulate_grad_hook(lambda p: reached.add(id(p))) for p in owed]  # type: ignore[no-untyped-call]
+        hooks = [p.register_post_accumulate_grad_hook(lambda p: reached.add(id(p))) for p in owed]
         try:
             loss, tallies = self._run(atoms, objective)
             if owed:
-                loss.backward(inputs=owed)  # type: ignore[no-untyped-call]
+                loss.backward(inputs=owed)
             return {name: Metric(float(tally.total), float(tally.weight)) for name, tally in tallies.items()}
         finally:
             for hook in hooks:
