@@ -5,13 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 VLLM := .venv-vllm
+BENCH := .venv-bench
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-vllm check docs clean
+.PHONY: help demo test test-vllm check bench-setup bench docs clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/'
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/'
 
 demo: $(STAMP) ## train the shipped tiny model and watch it learn
 	$(BIN)/whet demo
@@ -28,6 +29,11 @@ check: $(STAMP) ## style, types, floors, spelling
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+
+bench-setup: $(BENCH)/.installed ## the environment of the benchmarks, with TRL beside whet
+
+bench: $(BENCH)/.installed ## time whet beside TRL and transformers, in turns: a JSON line for each pair
+	$(BENCH)/bin/python -m benchmarks.run
 
 docs: $(STAMP) ## write what is generated: the recipe's JSON Schema, for editors
 	$(BIN)/whet schema > docs/recipe.schema.json
@@ -53,4 +59,10 @@ $(STAMP): pyproject.toml constraints.txt
 $(VLLM)/.installed: pyproject.toml constraints-vllm.txt
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps -r constraints-vllm.txt -e .
+	@touch $@
+
+$(BENCH)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip --disable-pip-version-check --quiet install -c constraints.txt "$$(grep '^torch==' constraints.txt)"
+	$(BENCH)/bin/python -m pip --disable-pip-version-check --quiet install -c constraints.txt -e . trl==1.16.0
 	@touch $@

@@ -157,9 +157,7 @@ def _count_tokens(trainer: Any, work: Work) -> list[int]:
     compute: Callable[..., Any] = trainer.compute_loss
 
     def counting(model: Any, inputs: dict[str, Any], *rest: Any, **named: Any) -> Any:
-        mask = inputs["completion_mask"] if work.kind == "grpo" else (inputs["labels"] != -100)
-        rows = len(mask) if work.kind == "sft" else 0  # the first token of a row has no label that counts
-        seen.append(int(mask.sum()) + rows * int(not bool(mask[:, 0].all())) if rows else int(mask.sum()))
+        seen.append(int(inputs["completion_mask" if work.kind == "grpo" else "attention_mask"].sum()))
         return compute(model, inputs, *rest, **named)
 
     trainer.compute_loss = counting

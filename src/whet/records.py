@@ -230,6 +230,8 @@ class Step:
     """What the algorithm needs, besides weights and optimizer, to go on after this step as if never stopped."""
     notes: tuple[str, ...] = ()
     """What a person should hear about this step, one line each."""
+    ill: bool = False
+    """Whether the algorithm will end after it: nothing is to be built on such a step, and it is not checkpointed."""
 
 
 def seed_of(*parts: str | int) -> int:

@@ -75,6 +75,16 @@ stages:
     algorithm: {{preset: vc_ppo, critic: {{lam_value: 1.0, pretrain_steps: 2}}, minibatches: 2}}
     train: {{lr: 0.003, steps: 4}}
 """,
+    "back": f"""
+name: back
+model: {MODEL}
+save: {{every: 1}}
+stages:
+  rl: {RL}
+    algorithm: grpo
+    health: {{window: 1, far_from_reference: back, kl_above: 0.02}}
+    train: {{lr: 0.03, steps: 6}}
+""",
 }
 TIMES = ("time", "tokens_per_second")
 
@@ -136,23 +146,31 @@ def finish(nursery: Nursery, recipe: str, folder: Path) -> dict[str, Any]:
 
 
 def test_a_run_has_a_signal_that_a_wrong_resume_would_change(unstopped: dict[str, tuple[dict[str, Any], int]]) -> None:
-    for name, stages in (("whole", ("01-sft", "02-rl")), ("adapters", ("01-sft", "02-rl"))):
-        left, changes = unstopped[name]
+    for left, changes in unstopped.values():
         assert changes > 60
-        for stage in stages:
-            lines = left[f"stages/{stage}/metrics.jsonl"]
-            assert len({line["loss"] for line in lines}) == len(lines)
-            assert all(line["grad_norm"] > 0 for line in lines)
+        trained = [path for path in left if path.endswith("metrics.jsonl") and "eval" not in path]
+        for lines in (left[path] for path in trained):
+            moved = [line["grad_norm"] for line in lines if line["grad_norm"] > 0]
+            assert len(set(moved)) == len(moved) >= len(lines) // 2
+    rates = [line["lr"] for line in unstopped["back"][0]["stages/01-rl/metrics.jsonl"]]
+    assert rates[0] == 0.03 and rates[-1] < 0.01, "the run went back twice"
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("first", [2, 8])
+@pytest.mark.parametrize(
+    ("recipe", "last", "apart"),
+    [("whole", 2, 31), ("adapters", 5, 47), ("critic", 3, 41), ("back", 14, 53)],
+)
 def test_killed_anywhere(
-    nursery: Nursery, unstopped: dict[str, tuple[dict[str, Any], int]], recipe: str, first: int, tmp_path: Path
+    nursery: Nursery,
+    unstopped: dict[str, tuple[dict[str, Any], int]],
+    recipe: str,
+    last: int,
+    apart: int,
+    tmp_path: Path,
 ) -> None:
     """One kill in each stretch of the run, the last of them in its last changes, then to the end."""
     expected, changes = unstopped[recipe]
-    for at in range(changes - first, 0, -47):
+    for at in range(changes - last, 0, -apart):
         folder = tmp_path / str(at)
         assert run(nursery, recipe, folder, at=at).code == -signal.SIGKILL
         assert finish(nursery, recipe, folder) == expected, f"killed before change {at} of {changes}"

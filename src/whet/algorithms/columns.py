@@ -126,9 +126,6 @@ def with_filters(
     `positive` is 1 / (share of the step's tokens that are in right answers) there, so that weighed as a token mean its
     sum is the mean over those tokens.
     """
-    if config.positives is not None and answers:
-        right_T = torch.cat([torch.full((a.length,), float(a.episode.score.correct is True)) for a in answers]).double()
-        answers = _put_flat(answers, "positive", right_T / right_T.mean() if right_T.any() else right_T)
     if config.kl_cov is not None and answers:
         cov_T = covariance(_old_logp(answers), _get(answers, "advantage"))
         answers = _put_flat(answers, "kl_cov", _top(cov_T, config.kl_cov.share))
@@ -137,6 +134,9 @@ def with_filters(
         answers = _put_flat(answers, "advantage", _get(answers, "advantage") * keep_T)
     if config.overlong_filter:
         answers = [answer for answer in answers if answer.episode.outcome is not Outcome.TRUNCATED]
+    if config.positives is not None and answers:
+        right_T = torch.cat([torch.full((a.length,), float(a.episode.score.correct is True)) for a in answers]).double()
+        answers = _put_flat(answers, "positive", right_T / right_T.mean() if right_T.any() else right_T)
     return list(answers)
 
 

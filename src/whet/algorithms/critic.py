@@ -27,7 +27,7 @@ from whet.formulas import value as formulas
 from whet.formulas.reduce import token_mean
 from whet.records import Atom, Metric, TokenRow, add_metrics, seed_of
 from whet.rollouts.assemble import to_atoms
-from whet.training.base import Batch, Need, Outputs, Tally, Trainer
+from whet.training.base import Batch, Need, Objective, Outputs, Tally, Trainer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +62,31 @@ class RegressValue:
             "value/loss": Tally(total=loss.detach(), weight=one),
             "value/clip_fraction": Tally(total=(counted * clipped_T).sum(), weight=counted.sum()),
         }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WithValue:
+    """A policy's objective and its critic's on one trunk, in one pass: L_policy + coefficient * L_value."""
+
+    policy: Objective
+    value: RegressValue
+    coefficient: float
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What the policy needs, and values."""
+        return self.policy.needs | {"logp", "value"}
+
+    @property
+    def temperature(self) -> float:
+        """The policy's."""
+        return self.policy.temperature
+
+    def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Mapping[str, Tally]]:
+        """The sum of both losses, and both sets of metrics."""
+        policy_loss, policy_tallies = self.policy(outputs, batch)
+        value_loss, value_tallies = self.value(outputs, batch)
+        return policy_loss + self.coefficient * value_loss, {**policy_tallies, **value_tallies}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,17 +138,21 @@ class Critic:
         """
         atoms, objective = to_atoms(rows), RegressValue(clip=self.config.clip)
         metrics: dict[str, Metric] = {}
-        grad_norm, skipped = 0.0, 0
+        norms: list[float] = []
+        skipped = 0
         for epoch in range(self.config.epochs):
             order = random.Random(seed_of(seed, epoch)).sample(atoms, len(atoms))
             for minibatch in _split(order, self.config.minibatches):
                 weighed = weigh(minibatch, level=self.config.level)
                 metrics = add_metrics(metrics, self.trainer.forward_backward(weighed, objective))
                 result = self.trainer.optim_step(lr, muon_lr=muon_lr)
-                grad_norm, skipped = max(grad_norm, result.grad_norm), skipped + (not result.applied)
+                norms.append(result.grad_norm)
+                skipped += not result.applied
         return {
             **{name: metric.mean for name, metric in metrics.items() if name.startswith("value/")},
-            "value/grad_norm": grad_norm,
+            "value/loss": metrics["value/loss"].total / len(norms),  # a sum over micro-batches: their number is nothing
+            "value/grad_norm": largest(norms),
+            "value/optimizer_steps": float(len(norms) - skipped),
             "value/skipped": float(skipped),
         }
 
@@ -140,6 +169,8 @@ class Critic:
     def _judge(self, trajectory: Trajectory, values_T: Tensor, bootstrap: float) -> tuple[Tensor, Tensor]:
         """(raw advantages, returns) of one trajectory."""
         config, rewards_T = self.config, _double([r for row in trajectory.rows for r in row.columns["reward"]])
+        if not len(values_T):
+            return values_T, values_T
         lam = config.lam_policy
         if config.length_alpha is not None:
             lam = formulas.length_adaptive_lambda(len(values_T), alpha=config.length_alpha)
@@ -235,6 +266,11 @@ def weigh(atoms: Sequence[Atom], *, level: Literal["token", "turn"]) -> list[Ato
         )
         for atom, atom_marks in zip(atoms, marks, strict=True)
     ]
+
+
+def largest(norms: Sequence[float]) -> float:
+    """The largest of some norms; NaN if one is, and 0 if there are none."""
+    return math.nan if any(map(math.isnan, norms)) else max(norms, default=0.0)
 
 
 def _marks(row: TokenRow, level: Literal["token", "turn"]) -> list[bool]:

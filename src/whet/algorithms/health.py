@@ -21,6 +21,8 @@ WATCHED = (
 )  # fmt: skip
 """Metrics of which running averages are kept; `clip_ratio` is the sum of its two sides."""
 PREFIX = "health/"
+LOWEST_RATE = 0.01
+"""Share of the recipe's learning rate below which a run does not go back again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,9 +68,12 @@ class Health:
         return {f"{PREFIX}{name}": value for name, value in self.state.items()}
 
     @staticmethod
-    def lowered(saved: Mapping[str, float], by: float) -> dict[str, float]:
-        """What a step had saved, with the learning rate times `by`: a run that goes back must not go the same way."""
-        return {**saved, PREFIX + "rate": saved[PREFIX + "rate"] * by}
+    def lowered(earlier: Mapping[str, float], now: Mapping[str, float], by: float) -> dict[str, float] | None:
+        """What an earlier step had saved, with `by` times the learning rate of now: a run that goes back must not go
+        the same way. None below `LOWEST_RATE`: then the rate is not what is wrong.
+        """
+        rate = now[PREFIX + "rate"] * by
+        return {**earlier, PREFIX + "rate": rate} if rate >= LOWEST_RATE else None
 
     @property
     def rate(self) -> float:
@@ -102,7 +107,10 @@ def _averages(before: Mapping[str, float], metrics: Mapping[str, float], window:
     state = dict(before)
     seen = {**metrics, "clip_ratio": sum(metrics[n] for n in metrics if n.startswith("clip_ratio/"))}
     for name in WATCHED:
-        if name not in seen or not isfinite(seen[name]):
+        idle = (
+            name == "grad_norm" and name in seen and not seen[name]
+        )  # a step without an update has no gradient to compare
+        if name not in seen or not isfinite(seen[name]) or idle:
             continue
         mean = f"{name}/mean"
         state[f"{name}/before"] = state[mean] if mean in state else seen[name]
@@ -164,6 +172,8 @@ def _above(metric: str, limit: str, text: str) -> Callable[[State, HealthConfig]
 
 
 def _gradient(state: State, config: HealthConfig) -> str | None:
+    if "grad_norm/now" not in state:  # no step yet that had a gradient
+        return None
     now, before = state["grad_norm/now"], state["grad_norm/before"]
     if before > 0 and now > config.gradient_above * before:
         return f"the gradient's norm is {now:.3g}, {now / before:.0f} times what it was"

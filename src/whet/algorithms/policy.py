@@ -22,7 +22,7 @@ from whet.algorithms.columns import (
     with_rewards,
     with_values,
 )
-from whet.algorithms.critic import Critic, RunningScale
+from whet.algorithms.critic import Critic, RegressValue, RunningScale, WithValue, largest
 from whet.algorithms.health import Health, Unhealthy
 from whet.algorithms.measure import measure_groups, measure_taken
 from whet.algorithms.objective import PolicyObjective
@@ -35,7 +35,7 @@ from whet.formulas.reduce import REDUCTIONS
 from whet.records import Atom, Group, Metric, Step, add_metrics, seed_of
 from whet.rollouts.assemble import to_atoms
 from whet.rollouts.feed import Feed
-from whet.training.base import Trainer
+from whet.training.base import Objective, Trainer
 from whet.training.optim import learning_rate
 
 GAP = "sampling/logp_gap_mean"
@@ -98,6 +98,10 @@ class Standing:
     coefficients: Coefficients
     spread: RunningScale
     health: Health
+    updates: float = 0.0
+    """Optimizer steps of the policy so far: with none, it still is what the stage started from."""
+    barren: float = 0.0
+    """Steps in a row from which nobody could learn."""
 
     @classmethod
     def start(cls, setting: Setting, saved: Mapping[str, float]) -> Standing:
@@ -106,17 +110,27 @@ class Standing:
             coefficients=Coefficients.start(setting.config, saved),
             spread=RunningScale.start(saved),
             health=Health.start(setting.health, saved),
+            updates=saved["updates"] if saved else 0.0,
+            barren=saved["barren"] if saved else 0.0,
         )
 
     @property
     def saved(self) -> dict[str, float]:
         """What `start` goes on from."""
-        return {**self.coefficients.state, **self.spread.saved, **self.health.saved}
+        counts = {"updates": self.updates, "barren": self.barren}
+        return {**self.coefficients.state, **self.spread.saved, **self.health.saved, **counts}
 
     def after(self, metrics: Mapping[str, float], setting: Setting, *, answers: int) -> Standing:
         """Having seen another step."""
         coefficients = self.coefficients.after(setting.config, metrics, answers=answers)
-        return replace(self, coefficients=coefficients, health=self.health.after(metrics))
+        learnt = metrics["optimizer_steps"] + metrics["value/optimizer_steps"]
+        return replace(
+            self,
+            coefficients=coefficients,
+            health=self.health.after(metrics),
+            updates=self.updates + metrics["optimizer_steps"],
+            barren=0.0 if learnt else self.barren + 1,
+        )
 
 
 def first_state(setting: Setting) -> dict[str, float]:
@@ -140,7 +154,6 @@ def policy_gradient(
     assert (critic is None) == (setting.config.critic is None), "the critic that the recipe asks for"
     standing = Standing.start(setting, state or {})
     dynamic = setting.config.dynamic_sampling
-    barren = 0
     feed.publish(start)
     for step in range(start, setting.steps):
         taken = feed.take(
@@ -155,9 +168,6 @@ def policy_gradient(
         answers, judged = prepare(trainer, critic, answers, setting, standing, step=step)
         rate = standing.health.rate * learning_rate(step + 1, setting.steps, setting.train)
         updates = update(trainer, critic, answers, setting, standing, step=step, rate=rate)
-        barren = 0 if updates["optimizer_steps"] else barren + 1
-        if barren >= setting.patience:
-            raise TrainingError(_why_barren(barren, taken.played))
         kl = setting.config.kl
         if kl.renew_every and (step + 1) % kl.renew_every == 0:
             trainer.renew_reference(kl.keep)
@@ -171,6 +181,8 @@ def policy_gradient(
             "lr": setting.train.lr * rate,
         }
         standing = standing.after(metrics, setting, answers=len(answers))
+        if standing.barren >= setting.patience:
+            raise TrainingError(_why_barren(setting.patience, taken.played))
         health = standing.health
         yield Step(
             index=step + 1,
@@ -178,6 +190,7 @@ def policy_gradient(
             metrics=metrics,
             state={"position": feed.position, **standing.saved},
             notes=tuple(str(finding) for finding in health.findings),
+            ill=health.fatal is not None,
         )
         if health.fatal is not None:
             raise Unhealthy(health.fatal, step + 1, setting.health.lower_by)
@@ -198,37 +211,47 @@ def update(
     While the critic is pretrained the policy stands still. `rate` is the share of the peak learning rates.
     """
     config, train = setting.config, setting.train
-    objective = PolicyObjective(
+    objective: Objective = PolicyObjective(
         config=config,
         temperature=setting.temperature,
         kl_coefficient=standing.coefficients.kl,
         entropy_coefficient=standing.coefficients.entropy,
     )
+    if critic is not None and critic.config.share_trunk:
+        value = RegressValue(clip=critic.config.clip)
+        objective = WithValue(policy=objective, value=value, coefficient=critic.config.coefficient)
     tallies: dict[str, Metric] = {}
-    updates = {"grad_norm": 0.0, "optimizer_steps": 0.0, "skipped": 0.0}
+    norms: list[float] = []
+    skipped = passes = 0
     still = pretraining(config, step)
     for minibatch in _split(answers, 1 if still else config.minibatches):
         atoms = weigh(minibatch, setting)
         if not atoms:
             continue
         found = trainer.evaluate(atoms, objective) if still else trainer.forward_backward(atoms, objective)
-        if not tallies:
-            check_first_update(found, setting, step)
+        if not passes:
+            check_first_update(found, setting, step, untouched=not standing.updates)
             gap = {GAP: found[GAP]}  # of later updates it would measure the policy's own move
-        tallies = add_metrics(tallies, found) | gap
+        tallies, passes = add_metrics(tallies, found) | gap, passes + 1
         if not still:
             result = trainer.optim_step(train.lr * rate, muon_lr=train.muon_lr * rate)
-            updates["grad_norm"] = max(updates["grad_norm"], result.grad_norm)
-            updates["optimizer_steps"] += result.applied
-            updates["skipped"] += not result.applied
-    means = {name: metric.mean for name, metric in tallies.items()}
-    if critic is None or not answers:
-        return {**means, **updates}
+            norms.append(result.grad_norm)
+            skipped += not result.applied
+    updates = {
+        **{name: metric.mean for name, metric in tallies.items()},
+        # Sums over micro-batches, whose number means nothing: by update, and in all.
+        **{name: tallies[name].total / passes for name in ("loss", "value/loss") if name in tallies},
+        **{name: tallies[name].total for name in ("oom_retries",) if name in tallies},
+        "grad_norm": largest(norms),
+        "optimizer_steps": float(len(norms) - skipped),
+        "value/optimizer_steps": 0.0,
+        "skipped": float(skipped),
+    }
+    if critic is None or critic.config.share_trunk or not answers:
+        return updates
     rows = [row for answer in answers for row in answer.rows]
     seed = seed_of(setting.seed, "critic", step)
-    learnt = critic.update(rows, lr=critic.config.lr * rate, muon_lr=critic.config.muon_lr * rate, seed=seed)
-    updates["optimizer_steps"] += critic.config.epochs * critic.config.minibatches if still else 0
-    return {**means, **updates, **learnt}
+    return updates | critic.update(rows, lr=critic.config.lr * rate, muon_lr=critic.config.muon_lr * rate, seed=seed)
 
 
 def pretraining(config: PolicyConfig, step: int) -> bool:
@@ -283,11 +306,11 @@ def weigh(answers: Sequence[Answer], setting: Setting) -> list[Atom]:
     )
 
 
-def check_first_update(metrics: Mapping[str, Metric], setting: Setting, step: int) -> None:
+def check_first_update(metrics: Mapping[str, Metric], setting: Setting, step: int, *, untouched: bool) -> None:
     """Stop where numbers that must agree do not: the rollouts' weights are still the trainer's.
 
-    In every step sampler and trainer must agree to `max_gap`. In the first of a run the trainer must also agree with
-    itself (the ratio is 1), and with the reference, which is what it started from (the KL is 0).
+    In every step sampler and trainer must agree to `max_gap`. While the policy is `untouched` by any update the
+    trainer must also agree with itself (the ratio is 1), and with the reference, which is what it started from (KL 0).
     """
     gap = metrics[GAP].mean
     if not gap <= setting.max_gap:
@@ -296,14 +319,14 @@ def check_first_update(metrics: Mapping[str, Metric], setting: Setting, step: in
             f"(max_gap is {setting.max_gap}); the policy gradient would be wrong"
         )
     drift = metrics["ratio/log_mean"].mean if setting.config.ratio.denominator == "old" else 0.0
-    if step == 0 and not drift <= SAME_WEIGHTS:
+    if untouched and not drift <= SAME_WEIGHTS:
         raise TrainingError(
-            f"step 1: two passes of the trainer over the same weights differ by {drift:.3g} nats per token, so the "
-            f"first ratio is not 1 (tolerance {SAME_WEIGHTS}); is there a dropout (train.lora.dropout)?"
+            f"step {step + 1}: two passes of the trainer over the same weights differ by {drift:.3g} nats per token, "
+            f"so the first ratio is not 1 (tolerance {SAME_WEIGHTS}); is there a dropout (train.lora.dropout)?"
         )
-    if step == 0 and "kl" in metrics and not metrics["kl"].mean <= SAME_WEIGHTS**2 / 2:
+    if untouched and "kl" in metrics and not metrics["kl"].mean <= SAME_WEIGHTS**2 / 2:
         raise TrainingError(
-            f"step 1: the policy is its own reference, yet the KL is {metrics['kl'].mean:.3g} nats per token "
+            f"step {step + 1}: the policy is its own reference, yet the KL is {metrics['kl'].mean:.3g} nats per token "
             f"(tolerance {SAME_WEIGHTS**2 / 2:.0e}); is there a dropout (train.lora.dropout)?"
         )
 

@@ -237,10 +237,20 @@ class CriticConfig(_Axis):
     """How far a value may move from what it was at the rollout; None: no bound."""
     epochs: int = Field(1, ge=1)
     minibatches: int = Field(1, ge=1)
+    share_trunk: bool = False
+    """One model with two heads instead of two models; the critic's loss is added to the policy's in one pass."""
+    coefficient: float = Field(0.1, gt=0)
+    """Weight of the critic's loss on a shared trunk."""
     pretrain_steps: int = Field(0, ge=0)
     """First steps in which only the critic learns, on Monte-Carlo returns (VC-PPO; VAPO: 50)."""
     scale_rewards: bool = False
     """Divide rewards by the standard deviation of all rewards so far."""
+
+    @model_validator(mode="after")
+    def _check(self) -> CriticConfig:
+        if self.share_trunk and (self.pretrain_steps or self.model):
+            raise ValueError("share_trunk has no critic of its own to load or to pretrain; leave the others out")
+        return self
 
     @property
     def monte_carlo(self) -> CriticConfig:
@@ -343,6 +353,10 @@ class PolicyConfig(_Axis):
             "a ratio of whole sequences needs one advantage for all tokens; use ratio: {level: sequence_mean_token}",
         )
         yield (
+            self.positives is not None and self.aggregate != "token_mean",
+            "positives is a mean over tokens; use aggregate: token_mean",
+        )
+        yield (
             level == "none" and kind != "none",
             f"clip: {kind} bounds a ratio, and ratio.level is none; use clip: {{kind: none}}",
         )
@@ -371,8 +385,14 @@ class PolicyConfig(_Axis):
             or self.entropy.active
             or self.kl_cov is not None
             or self.positives is not None
+            or self.shares_trunk
             or self.clip.kind == "quadratic"
         )
+
+    @property
+    def shares_trunk(self) -> bool:
+        """Whether the critic is a second head on the policy."""
+        return self.critic is not None and self.critic.share_trunk
 
     def check_step(self, *, prompts: int, rollouts: int, judged: bool, lora: bool) -> None:
         """Raise `ValueError` where a stage's numbers make this point meaningless.

@@ -291,6 +291,8 @@ class RLStage(StageBase):
             judged=any(r.judges if isinstance(r, FunctionReward) else r.kind in judging for r in self.rewards),
             lora=self.train.lora is not None,
         )
+        if self.algorithm.kl.renew_every and "back" in self.health.model_dump().values():
+            raise ValueError("health: back cannot undo a renewed reference; leave algorithm.kl.renew_every out")
         if self.sampling.temperature == 0:
             raise ValueError("sampling.temperature must be above 0 for RL: greedy samples carry no signal")
         if self.sampling.top_p < 1 or self.sampling.top_k is not None:

@@ -38,10 +38,17 @@ class LocalWorld:
         return read_max_length(model)
 
     def policy(
-        self, model: ModelConfig, train: TrainConfig, sampling: SamplingConfig, *, reference: bool = False
+        self,
+        model: ModelConfig,
+        train: TrainConfig,
+        sampling: SamplingConfig,
+        *,
+        reference: bool = False,
+        with_value: bool = False,
     ) -> Policy:
         """Trainer and sampler over the same weights; with LoRA the reference is the adapter switched off."""
-        language = load_model(model, lora=train.lora, checkpointing=train.gradient_checkpointing)
+        saving = train.gradient_checkpointing
+        language = load_model(model, lora=train.lora, checkpointing=saving, with_score=with_value)
         frozen = load_model(model) if reference and train.lora is None else None
         sampler = SAMPLERS[sampling.engine](language, sampling)
         return Policy(

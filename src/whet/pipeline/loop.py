@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ def drive(
         done, state = generation.step, dict(generation.state)
         context.console.say(f"{context.name}: continues after step {done}")
     log.truncate(done)
-    saver = _Saver(context, trainer, log, saved=done, way_back=way_back)
+    saver = _Saver(context, trainer, log, way_back, done=done, state=state)
     context.console.begin(context.name, steps, done=done)
     algorithm = begin(done, state)
     while True:
@@ -89,7 +90,7 @@ def drive(
         try:
             step = next(algorithm, None)
         except Unhealthy as unhealthy:
-            step = saver.go_back(unhealthy)
+            step = saver.go_back(unhealthy, state)
             done, state = step.index, dict(step.state)
             algorithm = begin(done, state)
             continue
@@ -100,6 +101,9 @@ def drive(
         context.console.log(context.name, step.index, step.metrics, step.groups)
         for note in step.notes:
             context.console.say(f"{context.name}  step {step.index}: {note}")
+        if step.ill:
+            continue  # the algorithm says why when it is asked to go on; nothing is built on such a step
+        saver.set_aside(step)
         if context.stopped() and done < steps:
             saver.save(step)
             raise Interrupted
@@ -117,13 +121,23 @@ KEPT = 3
 class _Saver:
     """Saves as often as the recipe says, or as often as costs at most its share of the time."""
 
-    def __init__(self, context: Context, trainer: Saved, log: RunLog, *, saved: int, way_back: WayBack | None) -> None:
-        self.context, self.trainer, self.log = context, trainer, log
+    def __init__(
+        self,
+        context: Context,
+        trainer: Saved,
+        log: RunLog,
+        way_back: WayBack | None,
+        *,
+        done: int,
+        state: Mapping[str, float],
+    ) -> None:
+        self.context, self.trainer, self.log, self.way_back = context, trainer, log, way_back
         self.config, self.root, self.healthy = context.save, context.checkpoints, context.checkpoints / "healthy"
-        self.way_back = way_back
-        self.saved_step, self.saved_at, self.cost_s = saved, time.monotonic(), 0.0
-        if way_back is not None and saved == 0:
-            save_generation(self.healthy, 0, way_back.first, trainer.save, keep=KEPT)
+        self.saved_step, self.saved_at, self.cost_s = done, time.monotonic(), 0.0
+        if way_back is not None:
+            forget_after(self.healthy, done)  # of a run that went further and was killed
+            if newest_generation(self.healthy) is None:
+                save_generation(self.healthy, done, state or way_back.first, trainer.save, keep=KEPT)
 
     def consider(self, step: Step) -> None:
         """Save if it is time."""
@@ -133,6 +147,9 @@ class _Saver:
             due = self.cost_s <= self.config.overhead * (time.monotonic() - self.saved_at)
         if due:
             self.save(step)
+
+    def set_aside(self, step: Step) -> None:
+        """Keep a step without findings to go back to, once every so often."""
         if self.way_back is not None and step.index % self.way_back.every == 0 and not step.notes:
             save_generation(self.healthy, step.index, step.state, self.trainer.save, keep=KEPT)
 
@@ -144,22 +161,26 @@ class _Saver:
         self.saved_step, self.saved_at = step.index, time.monotonic()
         self.cost_s = self.saved_at - began
 
-    def go_back(self, unhealthy: Unhealthy) -> Step:
+    def go_back(self, unhealthy: Unhealthy, now: Mapping[str, float]) -> Step:
         """Return to a checkpoint from before what was found, at a lower rate; what came after it is forgotten.
 
         Averages need some steps to show a collapse, so a checkpoint counts as healthy only if it is older than that.
-        Raises `unhealthy` again where the recipe does not ask for it, or there is nothing to go back to.
+        `now` is the state after the last step. Raises `unhealthy` again where the recipe does not ask for it, there is
+        nothing to go back to, or a lower rate has been tried often enough.
         """
         if unhealthy.finding.action != "back" or self.way_back is None:
             raise unhealthy
         older = newest_generation(self.healthy, up_to=unhealthy.step - self.way_back.every)
-        if older is None:
+        lowered = Health.lowered(older.state, now, unhealthy.lower_by) if older is not None else None
+        if older is None or lowered is None:
             raise unhealthy
         self.trainer.load(older.folder)
-        step = Step(index=older.step, metrics={}, state=Health.lowered(older.state, unhealthy.lower_by))
-        for root in (self.root, self.healthy):
+        step = Step(index=older.step, metrics={}, state=lowered)
+        for root in (self.healthy, self.root):
+            # Written before the later ones are forgotten: killed in between, nothing is lost.
+            save_generation(root, step.index, step.state, self.trainer.save, keep=sys.maxsize)
             forget_after(root, step.index)
         self.log.truncate(step.index)
-        self.save(step)
+        self.saved_step, self.saved_at = step.index, time.monotonic()
         self.context.console.say(f"{self.context.name}  {unhealthy}; back to step {step.index} at a lower rate")
         return step

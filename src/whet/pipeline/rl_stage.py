@@ -12,7 +12,7 @@ from whet.data.faults import Dropped
 from whet.envs.base import Rubric, Task
 from whet.envs.rubric import WeightedRubric
 from whet.envs.single_turn import SingleTurn
-from whet.pipeline.loop import WayBack, WithCritic, drive
+from whet.pipeline.loop import Saved, WayBack, WithCritic, drive
 from whet.pipeline.sources import rubric, tasks, usable
 from whet.pipeline.stage import Context, Policy, World
 from whet.records import Step
@@ -32,9 +32,13 @@ def run_rl(context: Context) -> None:
         problems = playable(config, context.model, context.world, grading)
         context.console.say(f"{context.name}: {problems.describe()}")
         policy = context.world.policy(
-            context.model, config.train, config.sampling, reference=config.algorithm.kl.place != "none"
+            context.model,
+            config.train,
+            config.sampling,
+            reference=config.algorithm.kl.place != "none",
+            with_value=config.algorithm.shares_trunk,
         )
-        critic = _critic(context, config)
+        critic = _critic(context, config, policy)
         greedy = player(policy, grading, config.sampling.model_copy(update={"temperature": 0.0}))
         feed = Feed(
             player=player(policy, grading, config.sampling),
@@ -61,7 +65,9 @@ def run_rl(context: Context) -> None:
             return policy_gradient(policy.trainer, feed, setting, critic=critic, start=start, state=state)
 
         log = RunLog(context.folder, policy.template.decode)
-        learning = policy.trainer if critic is None else WithCritic(policy.trainer, critic.trainer)
+        learning: Saved = policy.trainer
+        if critic is not None and critic.trainer is not policy.trainer:
+            learning = WithCritic(policy.trainer, critic.trainer)
         way_back = None
         if "back" in config.health.model_dump().values():
             way_back = WayBack(every=config.health.window, first=first_state(setting))
@@ -70,11 +76,13 @@ def run_rl(context: Context) -> None:
         grading.close()
 
 
-def _critic(context: Context, config: RLStage) -> Critic | None:
-    """The critic that the recipe asks for, from its own model or else from the policy's weights."""
+def _critic(context: Context, config: RLStage, policy: Policy) -> Critic | None:
+    """The critic that the recipe asks for: a head of the policy, or a model of its own or of the policy's weights."""
     asked = config.algorithm.critic
     if asked is None:
         return None
+    if asked.share_trunk:
+        return Critic(trainer=policy.trainer, config=asked)
     model = context.model if asked.model is None else context.model.model_copy(update={"path": asked.model})
     return Critic(trainer=context.world.critic(model, config.train), config=asked)
 

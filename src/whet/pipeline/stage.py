@@ -42,9 +42,18 @@ class World(Protocol):
         """Most tokens that the model attends to, from its configuration alone."""
 
     def policy(
-        self, model: ModelConfig, train: TrainConfig, sampling: SamplingConfig, *, reference: bool = False
+        self,
+        model: ModelConfig,
+        train: TrainConfig,
+        sampling: SamplingConfig,
+        *,
+        reference: bool = False,
+        with_value: bool = False,
     ) -> Policy:
-        """Load a model to train and to sample. With `reference` its starting weights stay at hand, frozen."""
+        """Load a model to train and to sample.
+
+        With `reference` its starting weights stay at hand, frozen; `with_value` gives it a critic's head as well.
+        """
 
     def critic(self, model: ModelConfig, train: TrainConfig) -> Trainer:
         """A value model with a trainer of its own, from a policy's weights or a reward model's."""

@@ -148,7 +148,8 @@ class _Running:
         if ended and (ended >= COMPACT_SHARE * len(self.rows) or (self.waiting and ended == len(self.rows))):
             self._compact()
         if self.waiting and len(self.rows) <= (1 - COMPACT_SHARE) * self.cache.slots:
-            self._admit()
+            while self.waiting and len(self.rows) < self.cache.slots:
+                self._admit()
         elif self.rows:
             self._decode()
         return bool(self.waiting or any(self.alive))

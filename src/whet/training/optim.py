@@ -98,12 +98,14 @@ class Optimizers:
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Continue from `state`; a tensor for an unknown parameter is an error."""
         owner = {id(p): o for o in (self.adamw, self.muon) if o for g in o.param_groups for p in g["params"]}
+        for optimizer in {id(o): o for o in owner.values()}.values():
+            optimizer.state.clear()  # a run that goes back to its beginning has no moments either
         for full_name, value in tensors.items():
             name, _, key = full_name.rpartition(":")
             if name not in self.parameters:
                 raise RunError(f"the checkpoint's optimizer knows a parameter {name!r} that this model does not have")
             p = self.parameters[name]
-            owner[id(p)].state[p][key] = value.to(p.device) if value.ndim else value
+            owner[id(p)].state[p][key] = value.to(p.device)
 
 
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
@@ -113,6 +115,6 @@ def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
         return step / warmup
     if config.schedule == "constant":
         return 1.0
-    done = (step - 1 - warmup) / max(1.0, steps - warmup)
+    done = max(0.0, step - 1 - warmup) / max(1.0, steps - warmup)
     shape = 1 - done if config.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
     return config.min_lr_ratio + (1 - config.min_lr_ratio) * shape
