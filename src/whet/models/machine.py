@@ -15,6 +15,10 @@ import torch
 from whet.errors import ModelError
 
 
+CLEARLY = 1.25
+"""How many times faster all cores must be than one to be taken."""
+
+
 def pick_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
     """The device to compute on; `auto` takes a GPU where there is one."""
     available = torch.cuda.is_available()
@@ -52,7 +56,8 @@ def pick_threads(wanted: int | Literal["auto"]) -> int:
         torch.set_num_threads(threads)
         speed[threads] = _seconds(partial(torch.matmul, left, right), repeats=25)
     torch.set_num_threads(before)
-    return min(speed, key=lambda threads: (speed[threads], threads))
+    # More threads must be clearly faster: once the machine gets busy they wait for each other.
+    return cores if speed[cores] * CLEARLY < speed[1] else 1
 
 
 def give_memory_back() -> None:
