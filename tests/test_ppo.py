@@ -82,7 +82,9 @@ def test_while_the_critic_is_pretrained_the_policy_stands_still(tmp_path: Path) 
     assert lines[-1]["value/loss"] < lines[0]["value/loss"]
     torch.manual_seed(0)
     start = LocalWorld().policy(
-        still.recipe.model, still.recipe.stages["rl"].train, still.recipe.stages["rl"].sampling  # type: ignore[union-attr]
+        still.recipe.model,
+        still.recipe.stages["rl"].train,
+        still.recipe.stages["rl"].sampling,  # type: ignore[union-attr]
     )
     start.trainer.export(tmp_path / "start")
     assert weights(tmp_path / "start") == weights(still.model_folder("rl"))

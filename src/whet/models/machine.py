@@ -14,7 +14,6 @@ import torch
 
 from whet.errors import ModelError
 
-
 CLEARLY = 1.25
 """How many times faster all cores must be than one to be taken."""
 
