@@ -12,7 +12,7 @@ import torch
 
 from whet.algorithms.critic import Critic, RunningScale, Trajectory, turns, weigh
 from whet.config import CreateConfig, GeneratedConfig, ModelConfig, TrainConfig
-from whet.config.policy import CriticConfig
+from whet.config.critic import CriticConfig
 from whet.envs.library import family
 from whet.models.create import byte_tokenizer
 from whet.models.load import load_scalar_model

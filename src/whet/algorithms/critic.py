@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from whet.config.policy import CriticConfig
+from whet.config.critic import CriticConfig
 from whet.formulas import value as formulas
 from whet.formulas.reduce import token_mean
 from whet.records import Atom, Metric, TokenRow, add_metrics, seed_of

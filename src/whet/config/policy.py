@@ -11,19 +11,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
+from whet.config.axis import Axis
+from whet.config.critic import CriticConfig
 from whet.config.presets import PRESETS, Preset
-
-
-class _Axis(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
 
 # ------------------------------------------------------------------------------------------ ratio and clip
 
 
-class RatioConfig(_Axis):
+class RatioConfig(Axis):
     """What the policy's probability is compared with, and over how many tokens."""
 
     level: Literal["none", "token", "sequence_mean", "sequence_mean_token", "sequence_product"] = "token"
@@ -33,7 +30,7 @@ class RatioConfig(_Axis):
     """old: the trainer's own log-probabilities at rollout. sampler: what the sampler reported; saves a pass."""
 
 
-class PPOClip(_Axis):
+class PPOClip(Axis):
     """min(r A, clip(r, 1 - low, 1 + high) A)."""
 
     kind: Literal["ppo"] = "ppo"
@@ -43,13 +40,13 @@ class PPOClip(_Axis):
     """Where the advantage is negative, the ratio counts for no more than this (dual clip)."""
 
 
-class NoClip(_Axis):
+class NoClip(Axis):
     """r A, unbounded."""
 
     kind: Literal["none"]
 
 
-class GeometricClip(_Axis):
+class GeometricClip(Axis):
     """GMPO: each token's log ratio clipped on the side where the clip acts, then the sequence's geometric mean."""
 
     kind: Literal["geometric"]
@@ -58,7 +55,7 @@ class GeometricClip(_Axis):
     high: float = Field(0.4, gt=0)
 
 
-class CISPOClip(_Axis):
+class CISPOClip(Axis):
     """min(r, cap) held constant, times A log p: no token loses its gradient."""
 
     kind: Literal["cispo"]
@@ -66,7 +63,7 @@ class CISPOClip(_Axis):
     """The largest ratio itself (not 1 + something)."""
 
 
-class SAPOClip(_Axis):
+class SAPOClip(Axis):
     """A soft gate, 4/t sigmoid(t (r - 1)) A; t by the sign of the advantage."""
 
     kind: Literal["sapo"]
@@ -74,7 +71,7 @@ class SAPOClip(_Axis):
     negative: float = Field(1.05, gt=0)
 
 
-class DPPOClip(_Axis):
+class DPPOClip(Axis):
     """min(r, cap) held constant, times A log p, dropped where the *probability* moved too far the way A points."""
 
     kind: Literal["dppo"]
@@ -84,7 +81,7 @@ class DPPOClip(_Axis):
     cap: float = Field(20.0, gt=1)
 
 
-class QuadraticClip(_Axis):
+class QuadraticClip(Axis):
     """A log p - beta/2 (log r)^2: a spring in place of a wall (DRO, Kimi k1.5)."""
 
     kind: Literal["quadratic"]
@@ -113,7 +110,7 @@ TOKEN_CLIPS = ("geometric", "cispo", "dppo", "quadratic")
 # ------------------------------------------------------------------------------------- KL and other terms
 
 
-class KLConfig(_Axis):
+class KLConfig(Axis):
     """A penalty for leaving the reference policy (the stage's starting weights, frozen)."""
 
     place: Literal["none", "reward", "loss"] = "none"
@@ -152,7 +149,7 @@ class KLConfig(_Axis):
         return self
 
 
-class EntropyConfig(_Axis):
+class EntropyConfig(Axis):
     """A bonus for entropy: coefficient x entropy is taken off the loss of each token."""
 
     coefficient: float = Field(0.0, ge=0)
@@ -166,7 +163,7 @@ class EntropyConfig(_Axis):
         return self.coefficient > 0 or self.target is not None
 
 
-class KLCovConfig(_Axis):
+class KLCovConfig(Axis):
     """KL-Cov: coefficient x |log r| on the tokens whose log-probability and advantage vary together most."""
 
     share: float = Field(2e-3, gt=0, le=1)
@@ -176,21 +173,21 @@ class KLCovConfig(_Axis):
 # --------------------------------------------------------------------------------- filters and correction
 
 
-class DynamicSamplingConfig(_Axis):
+class DynamicSamplingConfig(Axis):
     """Leave out groups that are all right or all wrong, and play more tasks until the step is full (DAPO)."""
 
     rounds: int = Field(1, ge=1)
     """Most times that tasks are drawn for one step; 1: leave out, do not refill."""
 
 
-class HighEntropyFilter(_Axis):
+class HighEntropyFilter(Axis):
     """The gradient of the most uncertain tokens of the step only (80/20)."""
 
     kind: Literal["high_entropy"]
     share: float = Field(0.2, gt=0, le=1)
 
 
-class CovarianceFilter(_Axis):
+class CovarianceFilter(Axis):
     """Clip-Cov: a random `share` of the tokens whose covariance lies between `low` and `high` has no gradient."""
 
     kind: Literal["covariance"]
@@ -202,7 +199,7 @@ class CovarianceFilter(_Axis):
 TokenFilter = Annotated[HighEntropyFilter | CovarianceFilter, Field(discriminator="kind")]
 
 
-class CorrectionConfig(_Axis):
+class CorrectionConfig(Axis):
     """Weighs the loss by w = p(trainer) / p(sampler), where the two compute different probabilities."""
 
     kind: Literal["truncate", "mask"] = "truncate"
@@ -212,53 +209,10 @@ class CorrectionConfig(_Axis):
     high: float = Field(2.0, ge=1)
 
 
-# -------------------------------------------------------------------------------------------- the critic
+# ------------------------------------------------------------------------------------------- right answers
 
 
-class CriticConfig(_Axis):
-    """A value model: what the state before each token is worth. Defaults: the N+ details of RLHF with PPO."""
-
-    model: str | None = None
-    """Where its weights come from: a model or a reward model; None: the policy that the stage starts from."""
-    lr: float = Field(1e-5, ge=0)
-    muon_lr: float = Field(1e-3, gt=0)
-    gamma: float = Field(1.0, gt=0, le=1)
-    lam_policy: float = Field(0.95, ge=0, le=1)
-    """Lambda of the policy's advantages."""
-    length_alpha: float | None = Field(None, gt=0)
-    """Instead of `lam_policy`: 1 - 1 / (alpha * trained tokens) for each answer (VAPO: 0.05)."""
-    lam_value: float = Field(0.95, ge=0, le=1)
-    """Lambda of the critic's targets (VC-PPO and VAPO: 1)."""
-    level: Literal["token", "turn"] = "token"
-    """turn: GAE over turns, the critic trained at the first token of each."""
-    bootstrap_truncated: bool = False
-    """Whether an answer that was cut off is continued by the value of its last state, or ends there (as is common)."""
-    clip: float | None = Field(0.2, gt=0)
-    """How far a value may move from what it was at the rollout; None: no bound."""
-    epochs: int = Field(1, ge=1)
-    minibatches: int = Field(1, ge=1)
-    share_trunk: bool = False
-    """One model with two heads instead of two models; the critic's loss is added to the policy's in one pass."""
-    coefficient: float = Field(0.1, gt=0)
-    """Weight of the critic's loss on a shared trunk."""
-    pretrain_steps: int = Field(0, ge=0)
-    """First steps in which only the critic learns, on Monte-Carlo returns (VC-PPO; VAPO: 50)."""
-    scale_rewards: bool = False
-    """Divide rewards by the standard deviation of all rewards so far."""
-
-    @model_validator(mode="after")
-    def _check(self) -> CriticConfig:
-        if self.share_trunk and (self.pretrain_steps or self.model):
-            raise ValueError("share_trunk has no critic of its own to load or to pretrain; leave the others out")
-        return self
-
-    @property
-    def monte_carlo(self) -> CriticConfig:
-        """The same with returns that do not lean on its own values: what a critic begins with."""
-        return self.model_copy(update={"lam_value": 1.0})
-
-
-class PositiveConfig(_Axis):
+class PositiveConfig(Axis):
     """NLL on the answers that were right: mu x their mean -log p is added to the loss (VAPO: 0.1)."""
 
     coefficient: float = Field(0.1, gt=0)
@@ -267,7 +221,7 @@ class PositiveConfig(_Axis):
 # --------------------------------------------------------------------------------------------- the space
 
 
-class PolicyConfig(_Axis):
+class PolicyConfig(Axis):
     """A point in the space of policy gradients."""
 
     preset: Preset | None = None
