@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -169,11 +170,14 @@ def _language_model(
         module = module.to(device)
         _check_forward(module, config.path)
     module.config._attn_implementation = ATTENTION
-    adapter = _add_lora(module, lora) if lora else None
-    if with_score:
-        add_score(module)
-    if checkpointing:
-        module.gradient_checkpointing_enable({"use_reentrant": False})
+    with warnings.catch_warnings():
+        # transformers renames these calls; peft and the oldest version that we support have the old names.
+        warnings.filterwarnings("ignore", category=FutureWarning, message=".*gradient_checkpointing.*")
+        adapter = _add_lora(module, lora) if lora else None
+        if with_score:
+            add_score(module)
+        if checkpointing:
+            module.gradient_checkpointing_enable({"use_reentrant": False})
     return LanguageModel(
         module=module,
         tokenizer=tokenizer,
