@@ -68,11 +68,6 @@ def test_a_cut_answer_ends_in_nothing_or_in_its_last_state() -> None:
     torch.testing.assert_close(value.gae(rewards, values, gamma=1, lam=0, bootstrap=0.8), vector(0.1, 0.2))
 
 
-def test_rewards_by_hand() -> None:
-    rewards = value.token_rewards(1.0, vector(0.1, -0.2, 0.3), beta=0.5)
-    torch.testing.assert_close(rewards, vector(-0.05, 0.1, 0.85))
-
-
 @pytest.mark.parametrize(("length", "lam"), [(5, 0.0), (20, 0.0), (100, 0.8), (1000, 0.98)])
 def test_the_length_adaptive_lambda(length: int, lam: float) -> None:
     assert value.length_adaptive_lambda(length, alpha=0.05) == pytest.approx(lam)
@@ -86,15 +81,6 @@ def test_turns_are_actions() -> None:
     torch.testing.assert_close(found, vector(first, first, 0.4, 0.4))
     alone = value.turn_gae(rewards, values, torch.arange(4), gamma=0.9, lam=0.5)
     torch.testing.assert_close(alone, value.gae(rewards, values, gamma=0.9, lam=0.5))
-
-
-def test_whitening_by_hand() -> None:
-    numbers = vector(1, 2, 3)
-    torch.testing.assert_close(value.whiten(numbers), vector(-1, 0, 1))
-    torch.testing.assert_close(value.whiten(numbers, correction=0), vector(-1, 0, 1) * 1.5**0.5)
-    torch.testing.assert_close(value.whiten(2 * numbers, centre=False), vector(3, 4, 5))
-    assert value.whiten(vector(7)).tolist() == [7]
-    assert value.whiten(vector(7, 7, 7)).tolist() == [0, 0, 0]
 
 
 def test_the_value_loss_by_hand() -> None:

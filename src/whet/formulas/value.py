@@ -12,20 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-EPS = 1e-8
-"""Added to the variance in whitening (lm-human-preferences, TRL and verl use this)."""
-
 # ---------------------------------------------------------------------------------------- advantages, returns
-
-
-def token_rewards(score: float, kl_T: Tensor, *, beta: float) -> Tensor:
-    """-beta * kl_t, plus the score at the last token (Ziegler 1909.08593; Stiennon 2009.01325).
-
-    `kl_T` is k1 of the *sampler's* log-probabilities, which stays as it was over the epochs of an update.
-    """
-    rewards_T = -beta * kl_T
-    rewards_T[-1] += score
-    return rewards_T
 
 
 def gae(rewards_T: Tensor, values_T: Tensor, *, gamma: float, lam: float, bootstrap: float = 0.0) -> Tensor:
@@ -72,19 +59,6 @@ def turn_gae(
     turns = int(turn_T[-1]) + 1
     summed = rewards_T.new_zeros(turns).index_add(0, turn_T, rewards_T)
     return gae(summed, values_T[first_T], gamma=gamma, lam=lam, bootstrap=bootstrap)[turn_T]
-
-
-def whiten(values_N: Tensor, *, correction: int = 1, centre: bool = True) -> Tensor:
-    """Scaled to variance 1 and (unless `centre` is off) mean 0, over all trained tokens of the batch of rollouts.
-
-    `correction` 1 is Bessel's (TRL, verl), 0 the population variance (lm-human-preferences). Without `centre` the
-    mean stays where it is: for rewards, whose sign means something. Fewer than two tokens stay as they are.
-    """
-    if values_N.numel() < 2:
-        return values_N.clone()
-    mean = values_N.mean()
-    whitened_N = (values_N - mean) * (values_N.var(correction=correction) + EPS).rsqrt()
-    return whitened_N if centre else whitened_N + mean
 
 
 # ---------------------------------------------------------------------------------------- the critic's own loss
