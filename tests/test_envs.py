@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from whet.config import GeneratedConfig
-from whet.config.recipe import ExactReward, FormatReward, MathReward, VerifierReward
+from whet.config.rewards import ExactReward, FormatReward, MathReward, VerifierReward
 from whet.envs.base import Attempt, Task
 from whet.envs.library import Family, family
 from whet.envs.library.arithmetic import Sum

@@ -11,7 +11,7 @@ import pytest
 
 from whet.cli.app import main
 from whet.config import DataConfig
-from whet.config.recipe import MathReward
+from whet.config.rewards import MathReward
 from whet.envs.base import Attempt
 from whet.errors import RunError
 from whet.files import read_json, seal, unseal

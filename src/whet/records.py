@@ -85,6 +85,15 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepScore:
+    """The grade of one step of an answer: process supervision."""
+
+    end: int
+    """Characters of the answer (the last assistant message) up to the end of the step; the step is what precedes."""
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
     """A grade with named parts. `value is None` means: never graded, excluded and counted (never zero)."""
 
@@ -95,6 +104,8 @@ class Score:
     outcome: Outcome = Outcome.FINISHED
     """FINISHED, or the grader's failure."""
     note: str = ""
+    steps: tuple[StepScore, ...] = ()
+    """Grades of single steps, in order, where a reward gives them; they are not part of `value`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,24 +1,12 @@
 """Recipes: their models, and loading with overrides, origins and "did you mean"."""
 
+from whet.config.data import DataConfig, GeneratedConfig, Source
+from whet.config.model import CreateConfig, ModelConfig
 from whet.config.policy import PolicyConfig
 from whet.config.presets import PRESETS
-from whet.config.recipe import (
-    CreateConfig,
-    DataConfig,
-    EvalStage,
-    GeneratedConfig,
-    LoraConfig,
-    ModelConfig,
-    Recipe,
-    RewardConfig,
-    RLStage,
-    SamplingConfig,
-    SaveConfig,
-    SFTStage,
-    Source,
-    Stage,
-    TrainConfig,
-)
+from whet.config.recipe import EvalStage, Recipe, RLStage, SFTStage, Stage
+from whet.config.rewards import RewardConfig
+from whet.config.train import LoraConfig, SamplingConfig, SaveConfig, TrainConfig
 
 __all__ = [
     "PRESETS",

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from whet.config.recipe import DataConfig, EvalStage, GeneratedConfig, Recipe, RLStage, SFTStage
+from whet.config.data import DataConfig, GeneratedConfig
+from whet.config.recipe import EvalStage, Recipe, RLStage, SFTStage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

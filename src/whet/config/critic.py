@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from whet.config.axis import Axis
+from whet.config.strict import Strict
 
 
-class CriticConfig(Axis):
+class CriticConfig(Strict):
     """A value model: what the state before each token is worth. Defaults: the N+ details of RLHF with PPO."""
 
     model: str | None = None

@@ -128,7 +128,7 @@ _CORE = "tag:yaml.org,2002:"
 class _CoreLoader(yaml.SafeLoader):
     """The safe loader with the scalars of YAML 1.2: no `yes` and `no`, no dates, no base 60."""
 
-    yaml_implicit_resolvers = {}  # noqa: RUF012  PyYAML's own class attribute
+    yaml_implicit_resolvers = {}
 
 
 for _tag, _pattern, _first in (

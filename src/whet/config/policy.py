@@ -13,14 +13,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from whet.config.axis import Axis
 from whet.config.critic import CriticConfig
 from whet.config.presets import PRESETS, Preset
+from whet.config.strict import Strict
 
 # ------------------------------------------------------------------------------------------ ratio and clip
 
 
-class RatioConfig(Axis):
+class RatioConfig(Strict):
     """What the policy's probability is compared with, and over how many tokens."""
 
     level: Literal["none", "token", "sequence_mean", "sequence_mean_token", "sequence_product"] = "token"
@@ -30,7 +30,7 @@ class RatioConfig(Axis):
     """old: the trainer's own log-probabilities at rollout. sampler: what the sampler reported; saves a pass."""
 
 
-class PPOClip(Axis):
+class PPOClip(Strict):
     """min(r A, clip(r, 1 - low, 1 + high) A)."""
 
     kind: Literal["ppo"] = "ppo"
@@ -40,13 +40,13 @@ class PPOClip(Axis):
     """Where the advantage is negative, the ratio counts for no more than this (dual clip)."""
 
 
-class NoClip(Axis):
+class NoClip(Strict):
     """r A, unbounded."""
 
     kind: Literal["none"]
 
 
-class GeometricClip(Axis):
+class GeometricClip(Strict):
     """GMPO: each token's log ratio clipped on the side where the clip acts, then the sequence's geometric mean."""
 
     kind: Literal["geometric"]
@@ -55,7 +55,7 @@ class GeometricClip(Axis):
     high: float = Field(0.4, gt=0)
 
 
-class CISPOClip(Axis):
+class CISPOClip(Strict):
     """min(r, cap) held constant, times A log p: no token loses its gradient."""
 
     kind: Literal["cispo"]
@@ -63,7 +63,7 @@ class CISPOClip(Axis):
     """The largest ratio itself (not 1 + something)."""
 
 
-class SAPOClip(Axis):
+class SAPOClip(Strict):
     """A soft gate, 4/t sigmoid(t (r - 1)) A; t by the sign of the advantage."""
 
     kind: Literal["sapo"]
@@ -71,7 +71,7 @@ class SAPOClip(Axis):
     negative: float = Field(1.05, gt=0)
 
 
-class DPPOClip(Axis):
+class DPPOClip(Strict):
     """min(r, cap) held constant, times A log p, dropped where the *probability* moved too far the way A points."""
 
     kind: Literal["dppo"]
@@ -81,7 +81,7 @@ class DPPOClip(Axis):
     cap: float = Field(20.0, gt=1)
 
 
-class QuadraticClip(Axis):
+class QuadraticClip(Strict):
     """A log p - beta/2 (log r)^2: a spring in place of a wall (DRO, Kimi k1.5)."""
 
     kind: Literal["quadratic"]
@@ -110,7 +110,7 @@ TOKEN_CLIPS = ("geometric", "cispo", "dppo", "quadratic")
 # ------------------------------------------------------------------------------------- KL and other terms
 
 
-class KLConfig(Axis):
+class KLConfig(Strict):
     """A penalty for leaving the reference policy (the stage's starting weights, frozen)."""
 
     place: Literal["none", "reward", "loss"] = "none"
@@ -149,7 +149,7 @@ class KLConfig(Axis):
         return self
 
 
-class EntropyConfig(Axis):
+class EntropyConfig(Strict):
     """A bonus for entropy: coefficient x entropy is taken off the loss of each token."""
 
     coefficient: float = Field(0.0, ge=0)
@@ -163,7 +163,7 @@ class EntropyConfig(Axis):
         return self.coefficient > 0 or self.target is not None
 
 
-class KLCovConfig(Axis):
+class KLCovConfig(Strict):
     """KL-Cov: coefficient x |log r| on the tokens whose log-probability and advantage vary together most."""
 
     share: float = Field(2e-3, gt=0, le=1)
@@ -173,21 +173,21 @@ class KLCovConfig(Axis):
 # --------------------------------------------------------------------------------- filters and correction
 
 
-class DynamicSamplingConfig(Axis):
+class DynamicSamplingConfig(Strict):
     """Leave out groups that are all right or all wrong, and play more tasks until the step is full (DAPO)."""
 
     rounds: int = Field(1, ge=1)
     """Most times that tasks are drawn for one step; 1: leave out, do not refill."""
 
 
-class HighEntropyFilter(Axis):
+class HighEntropyFilter(Strict):
     """The gradient of the most uncertain tokens of the step only (80/20)."""
 
     kind: Literal["high_entropy"]
     share: float = Field(0.2, gt=0, le=1)
 
 
-class CovarianceFilter(Axis):
+class CovarianceFilter(Strict):
     """Clip-Cov: a random `share` of the tokens whose covariance lies between `low` and `high` has no gradient."""
 
     kind: Literal["covariance"]
@@ -199,7 +199,7 @@ class CovarianceFilter(Axis):
 TokenFilter = Annotated[HighEntropyFilter | CovarianceFilter, Field(discriminator="kind")]
 
 
-class CorrectionConfig(Axis):
+class CorrectionConfig(Strict):
     """Weighs the loss by w = p(trainer) / p(sampler), where the two compute different probabilities."""
 
     kind: Literal["truncate", "mask"] = "truncate"
@@ -212,7 +212,7 @@ class CorrectionConfig(Axis):
 # ------------------------------------------------------------------------------------------- right answers
 
 
-class PositiveConfig(Axis):
+class PositiveConfig(Strict):
     """NLL on the answers that were right: mu x their mean -log p is added to the loss (VAPO: 0.1)."""
 
     coefficient: float = Field(0.1, gt=0)
@@ -221,7 +221,7 @@ class PositiveConfig(Axis):
 # --------------------------------------------------------------------------------------------- the space
 
 
-class PolicyConfig(Axis):
+class PolicyConfig(Strict):
     """A point in the space of policy gradients."""
 
     preset: Preset | None = None

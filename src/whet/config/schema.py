@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from whet.config.loading import STAGES
-from whet.config.recipe import INHERITED, Recipe, SamplingConfig, TrainConfig
+from whet.config.recipe import INHERITED, Recipe
+from whet.config.train import SamplingConfig, TrainConfig
 
 
 def json_schema() -> dict[str, Any]:

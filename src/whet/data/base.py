@@ -40,6 +40,42 @@ class Conversation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Answers to one prompt in order of preference, the best first: a pair, or a ranked list (InstructGPT)."""
+
+    origin: Origin
+    prompt: tuple[Message, ...]
+    answers: tuple[tuple[Message, ...], ...]
+    """At least two; each is what follows the prompt, nearly always one assistant message."""
+    margin: float | None = None
+    """By how much the first of two answers is better, where the row says so (Llama-2)."""
+    confidence: float = 1.0
+    """The probability that the first of two answers is the better one, where labels are soft."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """One answer that somebody called good or bad (KTO)."""
+
+    origin: Origin
+    prompt: tuple[Message, ...]
+    answer: tuple[Message, ...]
+    good: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stepwise:
+    """One answer cut into steps, with how right each is (process supervision)."""
+
+    origin: Origin
+    prompt: tuple[Message, ...]
+    steps: tuple[str, ...]
+    """Concatenated they are the answer, separators included."""
+    labels: tuple[float, ...]
+    """In [0, 1], one for each step up to the first wrong one; what follows a wrong step has no label."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
     """A task for RL or evaluation: the messages to answer, and every other column for the rewards."""
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from whet.records import Message, Score
+from whet.records import Message, Score, StepScore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +79,20 @@ class Grade:
     note: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Further numbers to log beside the value; they are not part of the score."""
+
+
+class Chat(Protocol):
+    """Somebody who answers conversations with text: a judge, a critic, a writer. `None` where no answer came."""
+
+    def chat(self, conversations: Sequence[Sequence[Message]], *, max_tokens: int) -> list[Message | None]:
+        """One assistant message for each conversation, in order. Failures are `None`, never invented text."""
+
+
+class Scorer(Protocol):
+    """A model that reads whole conversations and says numbers: a reward model, outcome or process."""
+
+    def scores(self, conversations: Sequence[Sequence[Message]]) -> list[tuple[StepScore, ...]]:
+        """For each conversation the scores at the ends of its last message's steps; an outcome model has one step."""
 
 
 class Environment(Protocol):

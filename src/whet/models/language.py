@@ -67,9 +67,9 @@ class LanguageModel:
             logits: Tensor = self.module.get_output_embeddings()(hidden_TD)
         return logits
 
-    def states(self, packed: Packed) -> Tensor:
-        """Hidden states (T, D) that the trained tokens of a micro-batch are predicted from (the token before each)."""
-        return self.hidden(packed.input_N, packed.layout.positions_N, packed.layout)[packed.source_T]
+    def stream(self, packed: Packed) -> Tensor:
+        """Hidden states (N, D) of a micro-batch; trained tokens are predicted at `source_T` and stand at `place_T`."""
+        return self.hidden(packed.input_N, packed.layout.positions_N, packed.layout)
 
     def logp_at(
         self,
@@ -99,11 +99,16 @@ class LanguageModel:
 
     def logp(self, packed: Packed, *, temperature: float, with_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
         """(log p, entropy or None) of the trained tokens of a micro-batch."""
-        return self.logp_at(self.states(packed), packed.target_T, temperature=temperature, with_entropy=with_entropy)
+        states_TD = self.stream(packed)[packed.source_T]
+        return self.logp_at(states_TD, packed.target_T, temperature=temperature, with_entropy=with_entropy)
 
     def values(self, packed: Packed) -> Tensor:
         """Value of the state before each trained token of a micro-batch."""
-        return self.value_at(self.states(packed))
+        return self.value_at(self.stream(packed)[packed.source_T])
+
+    def scores(self, packed: Packed) -> Tensor:
+        """What the scalar head says having read each trained token of a micro-batch."""
+        return self.value_at(self.stream(packed)[packed.place_T])
 
     @contextmanager
     def as_reference(self) -> Iterator[LanguageModel]:

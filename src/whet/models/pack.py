@@ -1,8 +1,9 @@
 """Atoms as one stream of tokens: what the model computes, and where the trained tokens are read off.
 
 A row's target at position t is predicted by the token before it, which for the first answer token is the last
-token of the shared prompt. So each trained token has a `source` (where in the stream its logits come from) and a
-`target` (its id); the prompt itself is in the stream once for all rows of its atom.
+token of the shared prompt. So each trained token has a `source` (where in the stream its logits come from), a
+`place` (where it stands itself: a reward is read there) and a `target` (its id); the prompt itself is in the stream
+once for all rows of its atom.
 
 Legend: N tokens of the stream, T trained tokens, R rows.
 """
@@ -26,6 +27,7 @@ class Packed:
     input_N: Tensor
     layout: TreeLayout
     source_T: Tensor
+    place_T: Tensor
     target_T: Tensor
 
 
@@ -33,6 +35,7 @@ def pack(atoms: Sequence[Atom], device: torch.device, backend: str = "flash") ->
     """The atoms one after another, each as its shared prompt and then every row's own tokens."""
     stream: list[int] = []
     source: list[int] = []
+    place: list[int] = []
     target: list[int] = []
     trees: list[Tree] = []
     for atom in atoms:
@@ -43,6 +46,7 @@ def pack(atoms: Sequence[Atom], device: torch.device, backend: str = "flash") ->
             for t in range(shared, len(row.tokens)):
                 if row.trained[t]:
                     source.append(base + t - 1 if t > shared else start + shared - 1)
+                    place.append(base + t)
                     target.append(row.tokens[t])
             stream += row.tokens[shared:]
         trees.append(Tree(shared, tuple(len(row.tokens) - shared for row in atom.rows)))
@@ -50,5 +54,6 @@ def pack(atoms: Sequence[Atom], device: torch.device, backend: str = "flash") ->
         input_N=torch.tensor(stream, device=device),
         layout=TreeLayout(tuple(trees), device, backend),
         source_T=torch.tensor(source, dtype=torch.long, device=device),
+        place_T=torch.tensor(place, dtype=torch.long, device=device),
         target_T=torch.tensor(target, dtype=torch.long, device=device),
     )

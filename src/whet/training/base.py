@@ -15,9 +15,9 @@ from torch import Tensor
 
 from whet.records import Atom, Metric, TokenRow
 
-Need = Literal["logp", "entropy", "entropy_grad", "value"]
-"""What an objective may ask of the forward pass. Log-probabilities are implied, unless values are asked for: a value
-model has no vocabulary to have them over."""
+Need = Literal["logp", "entropy", "entropy_grad", "value", "score"]
+"""What an objective may ask of the forward pass. Log-probabilities are implied, unless values or scores are asked for:
+a scalar model has no vocabulary to have them over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,12 +25,15 @@ class Outputs:
     """What the model says of the trained tokens of a micro-batch. Legend: T trained tokens."""
 
     logp_T: Tensor
-    """log p(token | past), float32 or wider, with gradient; NaN for an objective that asks for values alone."""
+    """log p(token | past), float32 or wider, with gradient; NaN for an objective that asks for scalars alone."""
     entropy_T: Tensor | None = None
     """Entropy of the distribution that predicts the token, without gradient unless `entropy_grad` is needed; None
     unless the objective needs it."""
     value_T: Tensor | None = None
     """Value of the state that the token is chosen in, with gradient; None unless the objective needs it."""
+    score_T: Tensor | None = None
+    """What the scalar head says having read the token (a reward at the end of an answer or of a step), with gradient;
+    None unless the objective needs it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +109,9 @@ class Trainer(Protocol):
 
     def values(self, rows: Sequence[TokenRow]) -> list[tuple[float, ...]]:
         """The value of the state before each of a row's trained tokens; for a model with a scalar head."""
+
+    def scores(self, rows: Sequence[TokenRow]) -> list[tuple[float, ...]]:
+        """What the scalar head says having read each of a row's trained tokens; for a model with a scalar head."""
 
     def save(self, folder: Path) -> None:
         """Weights, optimizer state and whatever else `load` needs for a bit-exact continuation."""

@@ -103,6 +103,10 @@ class LocalTrainer:
         """The value of the state before each of a row's trained tokens; the model must have a scalar head."""
         return self._read(self.model, rows, self.model.values)
 
+    def scores(self, rows: Sequence[TokenRow]) -> list[tuple[float, ...]]:
+        """What the scalar head says having read each of a row's trained tokens; the model must have one."""
+        return self._read(self.model, rows, self.model.scores)
+
     def save(self, folder: Path) -> None:
         """Trainable weights and optimizer state, as safetensors."""
         save_file({name: p.detach() for name, p in self.model.parameters.items()}, folder / "weights.safetensors")
@@ -166,9 +170,12 @@ class LocalTrainer:
     def _run(self, atoms: Sequence[Atom], objective: Objective) -> tuple[Tensor, Mapping[str, Tally]]:
         """The objective over what one forward pass says of these atoms, and nothing that it does not ask for."""
         packed, needs = pack(atoms, self.model.device, self.model.backend), objective.needs
-        states_TD = self.model.states(packed)
+        stream_ND = self.model.stream(packed)
+        states_TD = stream_ND[packed.source_T]
         value_T = self.model.value_at(states_TD) if "value" in needs else None
-        if value_T is None or "logp" in needs:
+        score_T = self.model.value_at(stream_ND[packed.place_T]) if "score" in needs else None
+        scalar_T = score_T if value_T is None else value_T
+        if scalar_T is None or "logp" in needs:
             logp_T, entropy_T = self.model.logp_at(
                 states_TD,
                 packed.target_T,
@@ -177,8 +184,9 @@ class LocalTrainer:
                 entropy_gradient="entropy_grad" in needs,
             )
         else:
-            logp_T, entropy_T = torch.full_like(value_T, math.nan), None
-        return objective(Outputs(logp_T=logp_T, entropy_T=entropy_T, value_T=value_T), as_batch(atoms, logp_T))
+            logp_T, entropy_T = torch.full_like(scalar_T, math.nan), None
+        outputs = Outputs(logp_T=logp_T, entropy_T=entropy_T, value_T=value_T, score_T=score_T)
+        return objective(outputs, as_batch(atoms, logp_T))
 
     @torch.no_grad()
     def _read(

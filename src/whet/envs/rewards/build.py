@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from whet.config import recipe
+from whet.config import rewards as kinds
 from whet.envs.base import Attempt, Grade, Reward
 from whet.envs.rewards.exact import exact
 from whet.envs.rewards.format import well_formed
@@ -20,7 +20,7 @@ Verify = Callable[[Attempt], Grade]
 """A task family's own checker: 1 is right."""
 
 
-def build_rubric(rewards: Sequence[recipe.RewardConfig], verify: Verify | None = None) -> WeightedRubric:
+def build_rubric(rewards: Sequence[kinds.RewardConfig], verify: Verify | None = None) -> WeightedRubric:
     """The rubric that a recipe's `rewards` describe. `verify` is the task family's checker, for `kind: verifier`.
 
     A reward without a name is called after its kind, a function after itself. Raises `ConfigError` for equal names
@@ -37,24 +37,24 @@ def build_rubric(rewards: Sequence[recipe.RewardConfig], verify: Verify | None =
         raise
 
 
-def _build(config: recipe.RewardConfig, verify: Verify | None) -> Reward:
+def _build(config: kinds.RewardConfig, verify: Verify | None) -> Reward:
     name, weight = config.name or config.kind, config.weight
     match config:
-        case recipe.VerifierReward():
+        case kinds.VerifierReward():
             if verify is None:
                 raise ConfigError("rewards: kind verifier is for generated tasks (generate: ...); use math or exact")
             return PlainReward(name=name, weight=weight, judges=True, function=verify)
-        case recipe.MathReward():
+        case kinds.MathReward():
             return MathReward(name=name, weight=weight, gold=config.gold, deadline_s=config.deadline_s)
-        case recipe.ExactReward():
+        case kinds.ExactReward():
             grade = partial(exact, gold=config.gold)
             return PlainReward(name=name, weight=weight, judges=True, function=grade, columns=(config.gold,))
-        case recipe.FormatReward():
+        case kinds.FormatReward():
             return PlainReward(name=name, weight=weight, judges=False, function=well_formed)
-        case recipe.OverlongReward():
+        case kinds.OverlongReward():
             soft = partial(overlong, cache_tokens=config.cache_tokens)
             return PlainReward(name=name, weight=weight, judges=False, function=soft)
-        case recipe.FunctionReward():
+        case kinds.FunctionReward():
             return FunctionReward(
                 name=config.name or config.path.rpartition(":")[2],
                 weight=weight,

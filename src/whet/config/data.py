@@ -1,0 +1,55 @@
+"""Where rows come from: files, the hub, or a task family that generates them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from whet.config.strict import Strict
+
+
+class DataConfig(Strict):
+    """Rows from a file, a folder or the hub; the format is detected by the columns."""
+
+    path: str
+    """A `.jsonl`, `.json`, `.parquet` file (`.gz` too), a `datasets` directory or a hub id."""
+    subset: str | None = None
+    """Configuration of a hub data set (`main` for GSM8K)."""
+    split: str = "train"
+    format: Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "text", "prompt"] = "auto"
+    columns: dict[str, str] = {}
+    """Our name: your column (`{prompt: question, completion: answer}`), or a text with `{column}` in braces."""
+    system: str | None = None
+    """A system message put before every conversation that has none."""
+    limit: int | None = Field(None, ge=1)
+    on_bad_row: Literal["error", "drop"] = "error"
+    """drop: leave unusable rows out; how many and why is printed and logged."""
+
+
+class GeneratedConfig(Strict):
+    """Rows that a task family of `envs.library` generates; the same seed gives the same rows."""
+
+    generate: Literal["arithmetic", "countdown"]
+    count: int = Field(4096, ge=1)
+    seed: int = 0
+    split: Literal["train", "test"] = "train"
+    """test: the tenth of all problems that is held out; a hash of the problem decides, so no seed can mix them."""
+    digits: int = Field(3, ge=1, le=6)
+    """arithmetic: most digits of a number."""
+    bare: float = Field(0.0, ge=0, le=1)
+    """arithmetic demonstrations: the share that only states the answer; the others show their steps."""
+    plain: bool = False
+    """arithmetic demonstrations: running text for pre-training, without chat turns."""
+    numbers: int = Field(3, ge=2, le=6)
+    """countdown: how many numbers may be used."""
+
+
+def _source(value: Any) -> str:
+    generated = "generate" in value if isinstance(value, dict) else isinstance(value, GeneratedConfig)
+    return "generated" if generated else "rows"
+
+
+Source = Annotated[
+    Annotated[DataConfig, Tag("rows")] | Annotated[GeneratedConfig, Tag("generated")], Discriminator(_source)
+]

@@ -1,0 +1,36 @@
+"""The model of a recipe: which weights to start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from whet.config.strict import Strict
+
+
+class CreateConfig(Strict):
+    """A new Qwen3-architecture model with random weights and the byte-level tokenizer of `whet:tiny`."""
+
+    hidden_size: int = Field(128, ge=8)
+    layers: int = Field(2, ge=1)
+    heads: int = Field(4, ge=1)
+    kv_heads: int = Field(2, ge=1)
+    intermediate_size: int = Field(384, ge=8)
+    max_length: int = Field(4096, ge=16)
+    seed: int = 0
+
+
+class ModelConfig(Strict):
+    """Which weights to start from. In YAML `model: PATH` is short for `model: {path: PATH}`."""
+
+    path: str
+    """A hub id (`org/name`, `org/name@revision`), a local directory, `whet:demo` (the shipped tiny base model),
+    `whet:tiny` (random weights of the shape in `create`), or `@stage` (what an earlier stage made)."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 where the device computes it fast, else float32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    chat_template: Path | None = None
+    """A Jinja file that replaces the tokenizer's own chat template."""
+    create: CreateConfig = CreateConfig()

@@ -1,0 +1,85 @@
+"""How to train and how to sample: the sections that a recipe may also have at its top, for all its stages."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from whet.config.strict import Strict
+
+
+class LoraConfig(Strict):
+    """Low-rank adapters through peft. `alpha` is divided by `rank` (by its root with `rslora`)."""
+
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: list[str] | Literal["all-linear"] = "all-linear"
+    rslora: bool = False
+
+
+class TrainConfig(Strict):
+    """Optimizer steps: how many, how large, on what schedule."""
+
+    lr: float = Field(1e-5, ge=0)
+    steps: int | None = Field(None, ge=1)
+    """SFT: optimizer steps, None: as many as `epochs` take. RL (required): batches of rollouts, each of which is
+    `algorithm.minibatches` optimizer steps."""
+    epochs: float = Field(1.0, gt=0)
+    batch_size: int = Field(32, ge=1)
+    """SFT: sequences of one optimizer step, over all micro-batches and ranks."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: Newton-Schulz updates (in float32) for the layers' matrices, AdamW for everything else."""
+    muon_lr: float = Field(0.02, gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: float = Field(0.0, ge=0)
+    """Steps of linear warm-up; below 1 it is a share of all steps."""
+    min_lr_ratio: float = Field(0.0, ge=0, le=1)
+    """Where linear and cosine end, as a share of `lr`."""
+    clip_norm: float | None = Field(1.0, gt=0)
+    max_length: int | None = Field(None, ge=2)
+    """Longest row in tokens; None: the model's own limit. A longer row is an error or dropped, never cut silently."""
+    microbatch_tokens: int = Field(16384, ge=1)
+    """Most tokens computed at once. Changes memory and speed, never the gradient."""
+    gradient_checkpointing: bool = False
+    lora: LoraConfig | None = None
+    loss_on: Literal["assistant", "completion", "all"] = "assistant"
+    """SFT: assistant turns; only the last one (the completion); or every token."""
+
+
+class RLTrainConfig(TrainConfig):
+    """The same keys with RL's default: an update from samples is noisier than one from demonstrations."""
+
+    lr: float = Field(1e-6, ge=0)
+
+
+class SaveConfig(Strict):
+    """Checkpoints. Whatever the interval, Ctrl-C and SIGTERM save before they leave."""
+
+    every: int | None = Field(None, ge=1)
+    """Steps between checkpoints; None: as often as costs at most `overhead` of the time."""
+    overhead: float = Field(0.05, gt=0, le=1)
+    keep: int = Field(2, ge=2)
+    """Generations kept; a damaged newest one falls back to the one before."""
+
+
+class SamplingConfig(Strict):
+    """How the policy is sampled."""
+
+    max_tokens: int = Field(256, ge=1)
+    """Most tokens of one completion, the stop token included."""
+    temperature: float = Field(1.0, ge=0)
+    """0: greedy."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int | None = Field(None, ge=1)
+    max_running: int = Field(256, ge=1)
+    """Most sequences decoded side by side."""
+    engine: Literal["embedded", "vllm"] = "embedded"
+    """embedded: whet's own, on the trainer's weights. vllm: a vLLM engine in this process, which the weights are copied
+    to after every step (`pip install 'whet[vllm]'`)."""
+    cache_gib: float = Field(4.0, gt=0)
+    """vllm: GiB for the keys and values of running sequences and shared prompts."""
