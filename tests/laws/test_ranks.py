@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import pytest
@@ -23,10 +22,11 @@ def objective(preset: str) -> PolicyObjective:
     return PolicyObjective(config=policy, temperature=0.7, kl_coefficient=policy.kl.coefficient)
 
 
-def rank(number: int, port: int, folder: str) -> None:
+def rank(number: int, folder: str) -> None:
     """One of two processes: three atoms here, one there; gradients summed by gloo, never averaged."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=number, world_size=2)
+    store = dist.FileStore(f"{folder}/store", 2)  # a file, since another process may take a free port meanwhile
+    dist.init_process_group("gloo", store=store, rank=number, world_size=2)
     trainer = tiny_trainer()
     for preset in PRESETS:
         atoms = random_atoms()
@@ -42,10 +42,7 @@ def rank(number: int, port: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def summed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(rank, args=(port, str(folder)), nprocs=2)
+    mp.spawn(rank, args=(str(folder),), nprocs=2)
     return folder
 
 
