@@ -36,6 +36,7 @@ def rank(number: int, folder: str) -> None:
             dist.all_reduce(found[name])
         if number == 0:
             save_file(found, Path(folder) / f"{preset}.safetensors")
+    dist.barrier()  # gloo aborts a process that leaves while the other still works
     dist.destroy_process_group()
 
 
