@@ -18,7 +18,7 @@ from whet.algorithms.objective import PolicyObjective
 from whet.algorithms.policy import Coefficients, Setting, Standing, informative, policy_gradient, prepare, weigh
 from whet.config import PRESETS, LoraConfig, PolicyConfig, RLStage, TrainConfig
 from whet.errors import TrainingError
-from whet.records import Completion, Ending, Episode, Group, Outcome, Score, Turn
+from whet.records import Completion, Ending, Episode, Group, Outcome, Score, TokenStep, Turn
 from whet.rollouts.feed import Keep, Taken
 from whet.training.engine import LocalTrainer
 
@@ -38,6 +38,7 @@ def episode(tokens: tuple[int, ...], reward: float | None, *, right: bool | None
     return Episode(
         task="t", sample=0, seed=0, messages=(), turns=(turn,), score=Score(value=reward, correct=right),
         outcome=Outcome.TRUNCATED if cut else Outcome.FINISHED,
+        steps=() if reward is None or not tokens else (TokenStep(last=len(tokens) - 1, value=reward),),
     )  # fmt: skip
 
 

@@ -94,6 +94,15 @@ class StepScore:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TokenStep:
+    """The grade of one step, at the token that completes it."""
+
+    last: int
+    """Place (from 0) among the tokens that were sampled in the episode's last turn."""
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
     """A grade with named parts. `value is None` means: never graded, excluded and counted (never zero)."""
 
@@ -105,7 +114,7 @@ class Score:
     """FINISHED, or the grader's failure."""
     note: str = ""
     steps: tuple[StepScore, ...] = ()
-    """Grades of single steps, in order, where a reward gives them; they are not part of `value`."""
+    """Weighed grades of single steps, in order, where rewards give them; they are not part of `value`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +130,8 @@ class Episode:
     turns: tuple[Turn, ...]
     score: Score
     outcome: Outcome
+    steps: tuple[TokenStep, ...] = ()
+    """`score.steps`, placed on the tokens of the last turn."""
 
     @property
     def sampled_tokens(self) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor
 from whet.algorithms.critic import Critic, RunningScale, Trajectory
 from whet.config import PolicyConfig
 from whet.config.policy import CovarianceFilter, HighEntropyFilter, TokenFilter
-from whet.formulas.advantages import BASELINES, CREDITS, SCALES, Answers
+from whet.formulas.advantages import BASELINES, CREDITS, SCALES, Answers, steps_to_go
 from whet.formulas.kl import k1
 from whet.formulas.policy import covariance
 from whet.records import Episode, Group, Outcome, TokenRow
@@ -49,6 +49,14 @@ class Answer:
         """Trained tokens of all its rows."""
         return sum(row.trained_count for row in self.rows)
 
+    @property
+    def steps(self) -> list[tuple[int, float]]:
+        """(place of its last token among all trained tokens of the answer, grade) of each graded step."""
+        if not self.episode.steps:
+            return []
+        before = self.length - len(self.episode.turns[-1].completion.tokens)
+        return [(before + step.last, step.value) for step in self.episode.steps]
+
 
 def to_answers(groups: Sequence[Group]) -> list[Answer]:
     """The scored episodes of a step; where ReMax's greedy answer was not scored, its group is left out."""
@@ -76,7 +84,7 @@ def with_logps(
 def with_rewards(
     answers: Sequence[Answer], config: PolicyConfig, *, kl_coefficient: float, spread: RunningScale
 ) -> list[Answer]:
-    """Add `reward`, token by token: minus the KL where it is paid in the reward, and the answer's reward at its end."""
+    """Add `reward`, token by token: minus the KL where it is paid there, grades of steps, the answer's at its end."""
     length_N = [answer.length for answer in answers]
     token_reward_T = torch.zeros(sum(length_N), dtype=torch.float64)
     if config.kl.place == "reward" and answers:
@@ -85,6 +93,8 @@ def with_rewards(
     for piece, answer in zip(torch.split(token_reward_T, length_N), answers, strict=True):
         # The pieces are views; an answer without tokens has none to give its reward to.
         piece[-1:] += spread.scaled(answer.reward) if scaled else answer.reward
+        for last, value in answer.steps if config.step_weight else ():
+            piece[last] += config.step_weight * (spread.scaled(value) if scaled else value)
     return _put_flat(answers, "reward", token_reward_T)
 
 
@@ -101,6 +111,8 @@ def with_advantages(answers: Sequence[Answer], config: PolicyConfig) -> list[Ans
     """Add `advantage`: credit minus baseline, scaled, over all scored answers of the step; a critic's is there."""
     if not answers:
         return []
+    if config.credit == "process":
+        return _put_flat(answers, "advantage", _from_steps(answers, config))
     length_N = torch.tensor([answer.length for answer in answers])
     pieces = torch.split(_get(answers, "reward"), length_N.tolist())
     ends_N = torch.tensor([answer.reward if not answer.length else 0.0 for answer in answers], dtype=torch.float64)
@@ -116,6 +128,26 @@ def with_advantages(answers: Sequence[Answer], config: PolicyConfig) -> list[Ans
         return_T = torch.cat([CREDITS[config.credit](piece) for piece in pieces])
         advantage_T = return_T - known.per_token(BASELINES[config.baseline](known))
     return _put_flat(answers, "advantage", SCALES[config.scale](advantage_T, known))
+
+
+def _from_steps(answers: Sequence[Answer], config: PolicyConfig) -> Tensor:
+    """Each token's advantage where steps are graded: baseline and scale are taken over the steps of all answers."""
+    steps = [(place, last, value) for place, answer in enumerate(answers) for last, value in answer.steps]
+    reward_S = torch.tensor([value for _, _, value in steps], dtype=torch.float64)
+    known = Answers(
+        reward_N=reward_S,
+        group_N=torch.tensor([answers[place].group for place, _, _ in steps], dtype=torch.long),
+        length_N=torch.ones(len(steps), dtype=torch.long),
+        greedy_N=torch.full_like(reward_S, nan),
+    )
+    advantage_S = SCALES[config.scale](reward_S - BASELINES[config.baseline](known), known)
+    answer_S = torch.tensor([place for place, _, _ in steps], dtype=torch.long)
+    last_S = torch.tensor([last for _, last, _ in steps], dtype=torch.long)
+    pieces = [
+        steps_to_go(advantage_S[answer_S == place], last_S[answer_S == place], answer.length)
+        for place, answer in enumerate(answers)
+    ]
+    return torch.cat(pieces)
 
 
 def with_filters(

@@ -225,9 +225,12 @@ class PolicyConfig(Strict):
     """A point in the space of policy gradients."""
 
     preset: Preset | None = None
-    credit: Literal["outcome", "return_to_go", "gae"] = "outcome"
-    """What a token is credited with: the answer's whole reward; what comes from it on (KL in the reward); or the
-    critic's estimate of how much better it was than its state (GAE)."""
+    credit: Literal["outcome", "process", "return_to_go", "gae"] = "outcome"
+    """What a token is credited with: the answer's whole reward; the grades of the steps that end with it or later,
+    each against the group's other steps (baseline and scale are then over steps); what comes from it on (KL or step
+    grades in the reward); or the critic's estimate of how much better it was than its state (GAE)."""
+    step_weight: float = Field(0.0, ge=0)
+    """What a step's grade counts for in the reward of the token that completes it (return_to_go, gae)."""
     critic: CriticConfig | None = None
     baseline: Literal["none", "group_mean", "leave_one_out", "length_weighted_mean", "batch_mean", "greedy"] = (
         "group_mean"
@@ -283,8 +286,20 @@ class PolicyConfig(Strict):
         sequence = level in ("sequence_mean", "sequence_product") or kind == "geometric"
         by_group = self.baseline in ("group_mean", "leave_one_out", "length_weighted_mean")
         yield (
-            self.credit == "return_to_go" and self.kl.place != "reward",
-            "credit: return_to_go equals outcome without rewards on tokens; use kl: {place: reward}",
+            self.credit == "return_to_go" and self.kl.place != "reward" and not self.step_weight,
+            "credit: return_to_go equals outcome without rewards on tokens; use kl: {place: reward} or step_weight",
+        )
+        yield (
+            self.step_weight > 0 and self.credit in ("outcome", "process"),
+            f"step_weight is for credit: gae or return_to_go; credit: {self.credit} does not look at tokens' rewards",
+        )
+        yield (
+            self.credit == "process" and self.kl.place == "reward",
+            "credit: process compares the grades of steps, and a KL in the reward is none; use kl: {place: loss}",
+        )
+        yield (
+            self.credit == "process" and self.baseline == "greedy",
+            "baseline: greedy is the reward of a whole answer, and credit: process has those of steps; use group_mean",
         )
         yield (
             self.credit == "gae" and self.critic is None,
@@ -303,7 +318,7 @@ class PolicyConfig(Strict):
             f"scale: {self.scale} needs a group's baseline, and baseline is {self.baseline}; use batch_std or none",
         )
         yield (
-            sequence and (self.credit in ("return_to_go", "gae") or self.token_filter is not None),
+            sequence and (self.credit != "outcome" or self.token_filter is not None),
             "a ratio of whole sequences needs one advantage for all tokens; use ratio: {level: sequence_mean_token}",
         )
         yield (
@@ -348,12 +363,15 @@ class PolicyConfig(Strict):
         """Whether the critic is a second head on the policy."""
         return self.critic is not None and self.critic.share_trunk
 
-    def check_step(self, *, prompts: int, rollouts: int, judged: bool, lora: bool) -> None:
+    def check_step(self, *, prompts: int, rollouts: int, judged: bool, graded_steps: bool, lora: bool) -> None:
         """Raise `ValueError` where a stage's numbers make this point meaningless.
 
-        `prompts` and `rollouts` of one step; `judged`: some reward says whether an answer is right; `lora`: the
-        reference is the model with its adapter off.
+        `prompts` and `rollouts` of one step; `judged`: some reward says whether an answer is right; `graded_steps`:
+        some reward grades the steps of an answer; `lora`: the reference is the model with its adapter off.
         """
+        if (self.credit == "process" or self.step_weight) and not graded_steps:
+            what = "credit: process" if self.credit == "process" else "step_weight"
+            raise ValueError(f"algorithm.{what} needs the grades of steps; add a reward that gives them (kind: steps)")
         if rollouts < 2 and self.baseline in ("group_mean", "leave_one_out", "length_weighted_mean"):
             raise ValueError(
                 f"rollouts_per_prompt must be at least 2: a group of one has no baseline ({self.baseline}); "

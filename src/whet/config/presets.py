@@ -10,14 +10,21 @@ from __future__ import annotations
 from typing import Any, Literal
 
 Preset = Literal[
-    "grpo", "dapo", "dr_grpo", "rloo", "remax", "reinforce_pp", "reinforce_pp_baseline", "gspo", "gspo_token", "gmpo",
-    "cispo", "gpg", "sapo", "dppo", "lite_ppo", "opo", "r1", "clip_cov", "kl_cov", "high_entropy",
-    "ppo", "vc_ppo", "vapo",
+    "grpo", "dapo", "dr_grpo", "rloo", "remax", "reinforce_pp", "reinforce_pp_baseline", "gspo",
+    "gspo_token", "gmpo", "cispo", "gpg", "sapo", "dppo", "lite_ppo", "opo", "r1", "clip_cov", "kl_cov", "high_entropy",
+    "ppo", "vc_ppo", "vapo", "grpo_ps",
 ]  # fmt: skip
 
 PRESETS: dict[str, dict[str, Any]] = {
     # DeepSeekMath (2402.03300): group mean and std, 1/|o| per sequence, k3 KL to the reference in the loss.
     "grpo": {
+        "scale": "group_std",
+        "aggregate": "sequence_mean",
+        "kl": {"place": "loss", "estimator": "k3", "coefficient": 0.04},
+    },
+    # DeepSeekMath (2402.03300), 4.1.3: the same with the grades of steps, normalised over all steps of the group.
+    "grpo_ps": {
+        "credit": "process",
         "scale": "group_std",
         "aggregate": "sequence_mean",
         "kl": {"place": "loss", "estimator": "k3", "coefficient": 0.04},

@@ -64,6 +64,7 @@ class RLStage(StageBase):
             prompts=self.prompts_per_step,
             rollouts=self.rollouts_per_prompt,
             judged=any(r.judges if isinstance(r, FunctionReward) else r.kind in judging for r in self.rewards),
+            graded_steps=any(r.grades_steps for r in self.rewards),
             lora=self.train.lora is not None,
         )
         if self.algorithm.kl.renew_every and "back" in self.health.model_dump().values():

@@ -15,11 +15,27 @@ class RewardBase(Strict):
     name: str | None = None
     weight: float = 1.0
 
+    @property
+    def grades_steps(self) -> bool:
+        """Whether it may grade the steps of an answer, which `credit: process` and `step_weight` need."""
+        return False
+
 
 class VerifierReward(RewardBase):
     """The task family's own checker (generated tasks)."""
 
     kind: Literal["verifier"]
+
+
+class StepsReward(RewardBase):
+    """Grades each written step of a worked answer, and the answer as the last one (arithmetic); adds to no score."""
+
+    kind: Literal["steps"]
+
+    @property
+    def grades_steps(self) -> bool:
+        """Nothing else."""
+        return True
 
 
 class MathReward(RewardBase):
@@ -63,6 +79,6 @@ class FunctionReward(RewardBase):
 
 
 RewardConfig = Annotated[
-    VerifierReward | MathReward | ExactReward | FormatReward | OverlongReward | FunctionReward,
+    VerifierReward | StepsReward | MathReward | ExactReward | FormatReward | OverlongReward | FunctionReward,
     Field(discriminator="kind"),
 ]

@@ -79,6 +79,8 @@ class Grade:
     note: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Further numbers to log beside the value; they are not part of the score."""
+    steps: tuple[StepScore, ...] = ()
+    """Grades of single steps, in order; a value of None with steps is process supervision alone."""
 
 
 class Chat(Protocol):

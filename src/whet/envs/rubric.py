@@ -6,10 +6,11 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from whet.envs.base import Attempt, Grade, Reward, Task
 from whet.errors import ConfigError
-from whet.records import Outcome, Score
+from whet.records import Outcome, Score, StepScore
 
 
 class WeightedRubric:
@@ -28,7 +29,9 @@ class WeightedRubric:
     def score(self, attempts: Sequence[Attempt], *, step: int) -> list[Score]:
         """One score for each attempt. `step` is what reward functions see as the trainer's step."""
         columns = [reward.grade(attempts, step=step) for reward in self._rewards]
-        return [self._total(grades) for grades in zip(*columns, strict=True)]
+        return [
+            self._total(attempt, grades) for attempt, grades in zip(attempts, zip(*columns, strict=True), strict=True)
+        ]
 
     def check(self, tasks: Sequence[Task]) -> None:
         """Raise `DataError` for the first task that lacks what a reward needs."""
@@ -40,27 +43,36 @@ class WeightedRubric:
         for reward in self._rewards:
             reward.close()
 
-    def _total(self, grades: Sequence[Grade]) -> Score:
+    def _total(self, attempt: Attempt, grades: Sequence[Grade]) -> Score:
         """One attempt's score from its grades, which stand in the order of the rewards."""
+        steps: dict[int, float] = {}
         parts: dict[str, float | None] = {}
         failed: dict[str, Grade] = {}
         notes: list[str] = []
         total: float | None = None
         for reward, given in zip(self._rewards, grades, strict=True):
-            grade = _finite(given)
+            grade = _sound(given, attempt)
             parts[reward.name] = grade.value
             parts.update({f"{reward.name}/{key}": value for key, value in grade.metrics.items()})
             if grade.failure:
                 failed[reward.name] = grade
             elif grade.value is not None:
                 total = (total or 0.0) + reward.weight * grade.value
+            for step in grade.steps:
+                steps[step.end] = (steps[step.end] if step.end in steps else 0.0) + reward.weight * step.value
             if grade.note:
                 notes.append(f"{reward.name}: {grade.note}")
         if failed:
             return _unscored(failed, parts)
         if total is None:
             return Score(value=None, parts=parts, outcome=Outcome.GRADER_ERROR, note="no reward applies")
-        return Score(value=total, parts=parts, correct=self._correct(parts), note="; ".join(notes))
+        return Score(
+            value=total,
+            parts=parts,
+            correct=self._correct(parts),
+            note="; ".join(notes),
+            steps=tuple(StepScore(end=end, value=steps[end]) for end in sorted(steps)),
+        )
 
     def _correct(self, parts: Mapping[str, float | None]) -> bool | None:
         judge = next((reward.name for reward in self._rewards if reward.judges), None)
@@ -68,11 +80,19 @@ class WeightedRubric:
         return None if value is None else value >= 1
 
 
-def _finite(grade: Grade) -> Grade:
-    """The grade, failed if its value is no finite number: one NaN would spoil its whole group."""
-    if grade.value is None or math.isfinite(grade.value):
+def _sound(grade: Grade, attempt: Attempt) -> Grade:
+    """The grade, failed where a number is not finite (one NaN would spoil its whole group) or a step is nowhere."""
+    if grade.failure:
         return grade
-    return replace(grade, value=None, failure=grade.failure or f"returned {grade.value}")
+    numbers = [step.value for step in grade.steps] + ([] if grade.value is None else [grade.value])
+    wrong = [number for number in numbers if not math.isfinite(number)]
+    if wrong:
+        return replace(grade, value=None, steps=(), failure=f"returned {wrong[0]}")
+    ends = [0, *(step.end for step in grade.steps)]
+    if any(left >= right for left, right in pairwise(ends)) or ends[-1] > len(attempt.answer):
+        why = f"step ends {ends[1:]} do not ascend within the answer's {len(attempt.answer)} characters"
+        return replace(grade, value=None, steps=(), failure=why)
+    return grade
 
 
 def _unscored(failed: Mapping[str, Grade], parts: Mapping[str, float | None]) -> Score:

@@ -21,7 +21,7 @@ EPS = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
-    """The scored answers of a step."""
+    """The scored answers of a training step. Under process supervision its N are their graded steps, of length 1."""
 
     reward_N: Tensor
     """Everything that an answer was rewarded with, a KL in the reward included."""
@@ -66,6 +66,14 @@ def outcome(token_reward_T: Tensor) -> Tensor:
 def return_to_go(token_reward_T: Tensor) -> Tensor:
     """The sum of the rewards from each token on, undiscounted (REINFORCE++ 2501.03262 eq. 8)."""
     return token_reward_T.flip(0).cumsum(0).flip(0)
+
+
+def steps_to_go(advantage_S: Tensor, last_S: Tensor, length: int) -> Tensor:
+    """The sum over the steps that end with a token or later, (length,) (GRPO 2402.03300, section 4.1.3).
+
+    S are the graded steps of one answer, `last_S` the tokens that complete them.
+    """
+    return return_to_go(advantage_S.new_zeros(length).index_add(0, last_S, advantage_S))
 
 
 # ---------------------------------------------------------------------------------------------- baseline

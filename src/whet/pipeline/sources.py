@@ -10,7 +10,7 @@ from whet.data.base import Conversation, Origin
 from whet.data.faults import BadRow, Dropped, Rejects
 from whet.data.formats import load_conversations, load_prompts
 from whet.envs.base import Task
-from whet.envs.library import Family, family
+from whet.envs.library import ChecksSteps, Family, family
 from whet.envs.rewards.build import build_rubric
 from whet.envs.rubric import WeightedRubric
 from whet.errors import DataError
@@ -57,7 +57,11 @@ def tasks(source: Source) -> tuple[Sequence[Task], Dropped]:
 
 def rubric(source: Source, rewards: Sequence[RewardConfig]) -> WeightedRubric:
     """The rewards of a stage."""
-    return build_rubric(rewards, family(source).verify if isinstance(source, GeneratedConfig) else None)
+    if not isinstance(source, GeneratedConfig):
+        return build_rubric(rewards)
+    generator = family(source)
+    check_steps = generator.check_steps if isinstance(generator, ChecksSteps) else None
+    return build_rubric(rewards, generator.verify, check_steps)
 
 
 def usable(

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from whet.envs.base import Attempt, Environment, Rubric, Task
 from whet.errors import DataError, EnvironmentFailure, GraderError, boundary
 from whet.records import Completion, Ending, Episode, Group, Message, Outcome, Score, Turn, seed_of
+from whet.rollouts.assemble import to_token_steps
 from whet.sampling.base import Request, SamplingParams, TokenSampler
 from whet.templates.base import Template
 
@@ -57,7 +58,7 @@ class Player:
         asyncio.run(self._play_all(games))
         played = time.monotonic()
         scores = self._grade(games, step)
-        episodes = [game.episode(score) for game, score in zip(games, scores, strict=True)]
+        episodes = [game.episode(score, self.template) for game, score in zip(games, scores, strict=True)]
         groups = tuple(
             Group(task=task.id, episodes=tuple(episodes[i * samples : (i + 1) * samples]))
             for i, task in enumerate(tasks)
@@ -150,7 +151,8 @@ class _Game:
             max_tokens=max_tokens,
         )
 
-    def episode(self, score: Score) -> Episode:
+    def episode(self, score: Score, template: Template) -> Episode:
+        answer = next((message.content for message in reversed(self.messages) if message.role == "assistant"), "")
         ended = Outcome.TRUNCATED if self.truncated else Outcome.FINISHED
         return Episode(
             task=self.task.id,
@@ -160,4 +162,5 @@ class _Game:
             turns=tuple(self.turns),
             score=score,
             outcome=score.outcome if score.value is None else ended,
+            steps=to_token_steps(self.turns[-1], answer, score.steps, template.decode) if score.steps else (),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from whet.config import GeneratedConfig
 from whet.envs.base import Attempt, Grade, Task
@@ -22,6 +22,14 @@ class Family(Protocol):
 
     def verify(self, attempt: Attempt) -> Grade:
         """1 for a right answer to one of its tasks, 0 for any other."""
+
+
+@runtime_checkable
+class ChecksSteps(Protocol):
+    """A family that can grade the written steps of an answer as well."""
+
+    def check_steps(self, attempt: Attempt) -> Grade:
+        """A grade without a value, with one step score for each written step."""
 
 
 FAMILIES: dict[str, type[Arithmetic] | type[Countdown]] = {"arithmetic": Arithmetic, "countdown": Countdown}

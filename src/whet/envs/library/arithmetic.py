@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from random import Random
+from statistics import fmean
 
 from whet.config import GeneratedConfig
 from whet.envs.base import Attempt, Grade, Task
 from whet.envs.library.split import draw_problem
 from whet.envs.rewards.answers import as_number, final_answer
-from whet.records import Message
+from whet.records import Message, StepScore
 
 GAPS = (":", ": ", " -> ", "\n", "\n\n", "?\nA: ", " is ... ", "\nsteps:\n", "       ")
 ENDS = (";", "; ", "\n", " > ", ". So ")
@@ -36,11 +37,15 @@ class Sum:
         return self.left + self.right
 
     @property
+    def columns(self) -> int:
+        """Digits of the longer number."""
+        return max(len(str(self.left)), len(str(self.right)))
+
+    @property
     def steps(self) -> str:
         """Column by column from the units, with carries; the last column keeps its tens."""
-        columns = max(len(str(self.left)), len(str(self.right)))
         written, carry = [], 0
-        for place in range(columns):
+        for place in range(self.columns):
             left, right = self.left // 10**place % 10, self.right // 10**place % 10
             written.append(f"{left}+{right}+{carry}={left + right + carry}")
             carry = (left + right + carry) // 10
@@ -54,12 +59,12 @@ class Arithmetic:
     config: GeneratedConfig
 
     def task(self, index: int) -> Task:
-        """The sum as a user message; the column `answer` has the total."""
+        """The sum as a user message; the column `answer` has the total, `difficulty` the number of its columns."""
         problem = self._problem(index)
         return Task(
             id=f"arithmetic:{index}:{problem}",
             messages=(Message(role="user", content=str(problem)),),
-            columns={"answer": str(problem.total)},
+            columns={"answer": str(problem.total), "difficulty": problem.columns},
         )
 
     def demonstration(self, index: int) -> tuple[Message, ...] | str:
@@ -77,6 +82,27 @@ class Arithmetic:
         """1 if the final answer is the total."""
         given = as_number(final_answer(attempt.answer))
         return Grade(value=float(given is not None and given == int(attempt.task.columns["answer"])))
+
+    def check_steps(self, attempt: Attempt) -> Grade:
+        """1 for each written step that is the sum's own at its place, else 0; the last step is the final answer."""
+        text = attempt.answer
+        if not text:
+            return Grade(value=None)
+        left, right = map(int, attempt.task.messages[0].content.split("+"))
+        expected = Sum(left, right).steps.split(";")
+        opened, closed = text.find("<think>"), text.find("</think>")
+        begin, end = 0 if opened < 0 else opened + len("<think>"), len(text) if closed < 0 else closed
+        graded: list[StepScore] = []
+        for place, written in enumerate(text[begin:end].split(";") if end > begin else ()):
+            begin += len(written) + 1
+            right_here = place < len(expected) and written == expected[place]
+            graded.append(StepScore(end=min(begin, end), value=float(right_here)))
+        verdict = self.verify(attempt).value
+        assert verdict is not None, "it always says right or wrong"
+        graded = [step for step in graded if step.end < len(text)]
+        graded.append(StepScore(end=len(text), value=verdict))
+        share = fmean(step.value for step in graded)
+        return Grade(value=None, steps=tuple(graded), metrics={"right": share, "count": float(len(graded))})
 
     def _problem(self, index: int) -> Sum:
         return draw_problem(self.config, index, self._draw, _identity)

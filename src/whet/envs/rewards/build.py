@@ -17,19 +17,22 @@ from whet.envs.rubric import WeightedRubric
 from whet.errors import ConfigError
 
 Verify = Callable[[Attempt], Grade]
-"""A task family's own checker: 1 is right."""
+"""A task family's own checker: of answers (1 is right) or of their steps."""
 
 
-def build_rubric(rewards: Sequence[kinds.RewardConfig], verify: Verify | None = None) -> WeightedRubric:
-    """The rubric that a recipe's `rewards` describe. `verify` is the task family's checker, for `kind: verifier`.
+def build_rubric(
+    rewards: Sequence[kinds.RewardConfig], verify: Verify | None = None, check_steps: Verify | None = None
+) -> WeightedRubric:
+    """The rubric that a recipe's `rewards` describe.
 
+    `verify` and `check_steps` are the task family's checkers, for `kind: verifier` and `kind: steps`.
     A reward without a name is called after its kind, a function after itself. Raises `ConfigError` for equal names
-    or a verifier without a family, `RewardError` for a function that cannot be loaded.
+    or a checker that the tasks do not have, `RewardError` for a function that cannot be loaded.
     """
     built: list[Reward] = []
     try:
         for config in rewards:
-            built.append(_build(config, verify))  # noqa: PERF401 - one by one: what is built so far gets closed
+            built.append(_build(config, verify, check_steps))  # noqa: PERF401 - one by one: what is built so far gets closed
         return WeightedRubric(built)
     except BaseException:
         for reward in built:
@@ -37,13 +40,17 @@ def build_rubric(rewards: Sequence[kinds.RewardConfig], verify: Verify | None = 
         raise
 
 
-def _build(config: kinds.RewardConfig, verify: Verify | None) -> Reward:
+def _build(config: kinds.RewardConfig, verify: Verify | None, check_steps: Verify | None) -> Reward:
     name, weight = config.name or config.kind, config.weight
     match config:
         case kinds.VerifierReward():
             if verify is None:
                 raise ConfigError("rewards: kind verifier is for generated tasks (generate: ...); use math or exact")
             return PlainReward(name=name, weight=weight, judges=True, function=verify)
+        case kinds.StepsReward():
+            if check_steps is None:
+                raise ConfigError("rewards: kind steps is for tasks whose family checks them (generate: arithmetic)")
+            return PlainReward(name=name, weight=weight, judges=False, function=check_steps)
         case kinds.MathReward():
             return MathReward(name=name, weight=weight, gold=config.gold, deadline_s=config.deadline_s)
         case kinds.ExactReward():
