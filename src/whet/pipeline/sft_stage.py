@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from whet.algorithms.sft import Imitate, sft, sft_steps, weigh
+from whet.algorithms.sft import Imitate, sft, weigh
+from whet.algorithms.supervised import supervised_steps
 from whet.config import GeneratedConfig, ModelConfig, SamplingConfig, SFTStage, Source
 from whet.data.faults import Dropped
 from whet.pipeline.loop import drive
@@ -26,7 +27,7 @@ def run_sft(context: Context) -> None:
     held_out = gate(context.world, context.model, config, config.eval_data).gated.rows if config.eval_data else ()
     policy = context.world.policy(context.model, config.train, SamplingConfig())
     rows = data.gated.rows
-    steps = sft_steps(len(rows), config.train)
+    steps = supervised_steps(len(rows), config.train)
 
     def begin(start: int, _: object) -> Iterator[Step]:
         steps_of = sft(policy.trainer, rows, config.train, seed=context.seed, start=start)
