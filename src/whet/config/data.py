@@ -17,7 +17,10 @@ class DataConfig(Strict):
     subset: str | None = None
     """Configuration of a hub data set (`main` for GSM8K)."""
     split: str = "train"
-    format: Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "text", "prompt"] = "auto"
+    format: Literal[
+        "auto", "messages", "prompt_completion", "alpaca", "sharegpt", "text", "prompt",
+        "pair", "openai_preference", "ranked",
+    ] = "auto"  # fmt: skip
     columns: dict[str, str] = {}
     """Our name: your column (`{prompt: question, completion: answer}`), or a text with `{column}` in braces."""
     system: str | None = None
@@ -41,6 +44,8 @@ class GeneratedConfig(Strict):
     """arithmetic demonstrations: the share that only states the answer; the others show their steps."""
     plain: bool = False
     """arithmetic demonstrations: running text for pre-training, without chat turns."""
+    answers: int = Field(2, ge=2, le=4)
+    """comparisons: ranked answers to each problem, of four kinds: right with steps, right, wrong with steps, wrong."""
     numbers: int = Field(3, ge=2, le=6)
     """countdown: how many numbers may be used."""
 

@@ -1,24 +1,31 @@
 """Data: sources (files, folders, the hub) give rows, formats make typed examples of them."""
 
-from whet.data.base import Conversation, Origin, Prompt, Row
+from whet.data.base import Comparison, Conversation, Judged, Origin, Prompt, Row
 from whet.data.faults import BadRow, Dropped, Place, Rejects
 from whet.data.formats import Format, detect, load_conversations, load_prompts, to_conversation, to_prompt
+from whet.data.preferences import load_comparisons, load_judged, to_comparison, to_judged
 from whet.data.sources import read_rows
 
 __all__ = [
     "BadRow",
+    "Comparison",
     "Conversation",
     "Dropped",
     "Format",
+    "Judged",
     "Origin",
     "Place",
     "Prompt",
     "Rejects",
     "Row",
     "detect",
+    "load_comparisons",
     "load_conversations",
+    "load_judged",
     "load_prompts",
     "read_rows",
+    "to_comparison",
     "to_conversation",
+    "to_judged",
     "to_prompt",
 ]

@@ -47,10 +47,13 @@ class Comparison:
     prompt: tuple[Message, ...]
     answers: tuple[tuple[Message, ...], ...]
     """At least two; each is what follows the prompt, nearly always one assistant message."""
+    tools: tuple[dict[str, Any], ...] = ()
     margin: float | None = None
     """By how much the first of two answers is better, where the row says so (Llama-2)."""
     confidence: float = 1.0
     """The probability that the first of two answers is the better one, where labels are soft."""
+    tied: int = 0
+    """Answers of the row that were as good as one of these and are left out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +64,7 @@ class Judged:
     prompt: tuple[Message, ...]
     answer: tuple[Message, ...]
     good: bool
+    tools: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from whet.config import DataConfig
 from whet.data.base import Origin, Row
-from whet.data.faults import BadRow, nearest
+from whet.data.faults import BadRow, Dropped, Rejects, nearest
 from whet.data.strict import check_text, explain, parse_json
 from whet.errors import DataError
 
@@ -33,6 +33,8 @@ BATCH_ROWS = 256
 Stream = gzip.GzipFile | BufferedReader
 
 Reject = Callable[[BadRow], None]
+
+Example = TypeVar("Example")
 
 
 def _raise(bad: BadRow) -> None:
@@ -57,6 +59,24 @@ def read_rows(config: DataConfig, reject: Reject = _raise) -> Iterator[Row]:
     else:
         raise DataError(f"{config.path}: no such file or folder; {_neighbour(path)}")
     yield from rows
+
+
+def read_examples(config: DataConfig, convert: Callable[[Row, DataConfig], Example]) -> tuple[list[Example], Dropped]:
+    """All rows as `convert` makes them, up to `limit`, and what was left out. Raises `DataError` where none is left."""
+    rejects = Rejects(config.on_bad_row)
+    examples: list[Example] = []
+    for row in read_rows(config, rejects.add):
+        try:
+            examples.append(convert(row, config))
+        except BadRow as bad:
+            rejects.add(bad)
+        if len(examples) == config.limit:
+            break
+    if not examples:
+        dropped = rejects.dropped
+        why = f"not one row is usable; {dropped.describe()}" if dropped.total else "it has no rows"
+        raise DataError(f"{config.path}: {why}")
+    return examples, rejects.dropped
 
 
 # ------------------------------------------------------------------------------------------------ files

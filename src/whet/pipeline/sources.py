@@ -1,4 +1,4 @@
-"""Where a stage's rows come from: files, the hub or a task family, as conversations to imitate or tasks to play."""
+"""Where a stage's rows come from: files, the hub or a task family, as conversations, comparisons or tasks to play."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from typing import overload
 
 from whet.config import GeneratedConfig, RewardConfig, Source
-from whet.data.base import Conversation, Origin
+from whet.data.base import Comparison, Conversation, Judged, Origin
 from whet.data.faults import BadRow, Dropped, Rejects
 from whet.data.formats import load_conversations, load_prompts
+from whet.data.preferences import load_comparisons, load_judged
 from whet.envs.base import Task
 from whet.envs.library import ChecksSteps, Family, family
 from whet.envs.rewards.build import build_rubric
 from whet.envs.rubric import WeightedRubric
 from whet.errors import DataError
+from whet.records import Message
 from whet.templates.base import Template
 
 
@@ -42,6 +44,29 @@ def conversations(source: Source) -> tuple[Sequence[Conversation], Dropped]:
         return load_conversations(source)
     generator = family(source)
     return [_demonstration(generator, source, index) for index in range(source.count)], Dropped()
+
+
+def comparisons(source: Source) -> tuple[Sequence[Comparison], Dropped]:
+    """Answers in order of preference, and which rows could not be used."""
+    if not isinstance(source, GeneratedConfig):
+        return load_comparisons(source)
+    generator = family(source)
+    return [_ranked(generator, source, index) for index in range(source.count)], Dropped()
+
+
+def judged(source: Source) -> tuple[Sequence[Judged], Dropped]:
+    """Answers that are good or bad, and which rows could not be used.
+
+    Of generated comparisons the best and the worst answer in turn.
+    """
+    if not isinstance(source, GeneratedConfig):
+        return load_judged(source)
+    generator = family(source)
+    ranked = (_ranked(generator, source, index) for index in range(source.count))
+    return [
+        Judged(origin=each.origin, prompt=each.prompt, answer=each.answers[-(index % 2)], good=index % 2 == 0)
+        for index, each in enumerate(ranked)
+    ], Dropped()
 
 
 def tasks(source: Source) -> tuple[Sequence[Task], Dropped]:
@@ -97,6 +122,12 @@ def _as_bad_row(task: Task, error: DataError) -> BadRow:
     source, _, line = task.id.rpartition(":")
     what, _, remedy = str(error).removeprefix(f"task {task.id}: ").partition("; ")
     return BadRow(Origin(source=source, line=int(line)), "", what, remedy)
+
+
+def _ranked(generator: Family, source: GeneratedConfig, index: int) -> Comparison:
+    answers = tuple((Message(role="assistant", content=text),) for text in generator.ranking(index))
+    origin = Origin(source=source.generate, line=index + 1)
+    return Comparison(origin=origin, prompt=generator.task(index).messages, answers=answers)
 
 
 def _demonstration(generator: Family, source: GeneratedConfig, index: int) -> Conversation:

@@ -73,7 +73,7 @@ def tokenise(
     origins: list[Origin] = []
     for conversation in conversations:
         try:
-            row = _row(conversation, template, loss_on, max_length)
+            row = render_row(conversation, template, loss_on=loss_on, max_length=max_length)
         except BadRow as bad:
             rejects.add(bad)
             continue
@@ -83,6 +83,35 @@ def tokenise(
         dropped = rejects.dropped
         raise DataError(f"nothing to train on; {dropped.describe() if dropped.total else 'the data set has no rows'}")
     return Gated(rows=tuple(rows), origins=tuple(origins), dropped=rejects.dropped, stats=_stats(rows))
+
+
+def render_row(
+    conversation: Conversation, template: Template, *, loss_on: LossOn, max_length: int, field: str = "messages"
+) -> TokenRow:
+    """One conversation as a row, or `BadRow` saying why it cannot be trained on; `field` is where it stood."""
+    origin = conversation.origin
+    _refuse_empty_answers(conversation)
+    try:
+        if conversation.text is None:
+            rendered = template.conversation(conversation.messages, conversation.tools, loss_on=loss_on)
+        else:
+            rendered = template.text(conversation.text)
+    except DataError as error:  # the template knows what is wrong, we know where
+        what, _, remedy = str(error).partition("; ")
+        raise BadRow(origin, "", what, remedy) from error
+    if not any(rendered.trained):
+        raise BadRow(origin, field, "no trained token", f"loss_on: {loss_on} needs an assistant message not marked out")
+    if len(rendered.tokens) > max_length:
+        cut, answer = sum(rendered.trained[max_length:]), sum(rendered.trained)
+        raise BadRow(
+            origin,
+            field if conversation.text is None else "text",
+            f"longer than max_length {max_length}",
+            f"it has {len(rendered.tokens)} tokens, and {cut} of {answer} trained ones would be cut off; "
+            "raise train.max_length, or set data.on_bad_row: drop",
+        )
+    _refuse_unended(rendered, template, origin)
+    return TokenRow(tokens=rendered.tokens, trained=rendered.trained)
 
 
 def segments(row: TokenRow, template: Template) -> tuple[Segment, ...]:
@@ -97,37 +126,6 @@ def plain(parts: Sequence[Segment]) -> str:
 
 
 # ----------------------------------------------------------------------------------------------- checks
-
-
-def _row(conversation: Conversation, template: Template, loss_on: LossOn, max_length: int) -> TokenRow:
-    origin = conversation.origin
-    _refuse_empty_answers(conversation)
-    try:
-        if conversation.text is None:
-            rendered = template.conversation(conversation.messages, conversation.tools, loss_on=loss_on)
-        else:
-            rendered = template.text(conversation.text)
-    except DataError as error:  # the template knows what is wrong, we know where
-        what, _, remedy = str(error).partition("; ")
-        raise BadRow(origin, "", what, remedy) from error
-    if not any(rendered.trained):
-        raise BadRow(
-            origin,
-            "messages",
-            "no trained token",
-            f"loss_on: {loss_on} needs an assistant message not marked out",
-        )
-    if len(rendered.tokens) > max_length:
-        cut, answer = sum(rendered.trained[max_length:]), sum(rendered.trained)
-        raise BadRow(
-            origin,
-            "messages" if conversation.text is None else "text",
-            f"longer than max_length {max_length}",
-            f"it has {len(rendered.tokens)} tokens, and {cut} of {answer} trained ones would be cut off; "
-            "raise train.max_length, or set data.on_bad_row: drop",
-        )
-    _refuse_unended(rendered, template, origin)
-    return TokenRow(tokens=rendered.tokens, trained=rendered.trained)
 
 
 def _refuse_empty_answers(conversation: Conversation) -> None:

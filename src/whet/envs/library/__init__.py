@@ -20,6 +20,12 @@ class Family(Protocol):
     def demonstration(self, index: int) -> tuple[Message, ...] | str:
         """Problem `index`, solved: a conversation for SFT, or running text where the config says `plain`."""
 
+    def ranking(self, index: int) -> tuple[str, ...]:
+        """`config.answers` answers to problem `index`, each worth less than the one before it."""
+
+    def worth(self, attempt: Attempt) -> float:
+        """What an answer is truly worth, from 0 to 1: (2 if right + 1 if it shows its work) / 3."""
+
     def verify(self, attempt: Attempt) -> Grade:
         """1 for a right answer to one of its tasks, 0 for any other."""
 

@@ -6,12 +6,14 @@ A sum such as `35+79` can be answered at a glance, often wrongly, or in steps fr
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from random import Random
 from statistics import fmean
 
 from whet.config import GeneratedConfig
 from whet.envs.base import Attempt, Grade, Task
+from whet.envs.library.ranking import pick, worth, written
 from whet.envs.library.split import draw_problem
 from whet.envs.rewards.answers import as_number, final_answer
 from whet.records import Message, StepScore
@@ -19,6 +21,8 @@ from whet.records import Message, StepScore
 GAPS = (":", ": ", " -> ", "\n", "\n\n", "?\nA: ", " is ... ", "\nsteps:\n", "       ")
 ENDS = (";", "; ", "\n", " > ", ". So ")
 """How running text may go on after a sum and after its steps: a base model should not depend on one layout."""
+
+_STEP = re.compile(r"\d\+\d\+\d=\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +48,17 @@ class Sum:
     @property
     def steps(self) -> str:
         """Column by column from the units, with carries; the last column keeps its tens."""
-        written, carry = [], 0
+        return self.steps_with(slip=0, at=0)
+
+    def steps_with(self, *, slip: int, at: int) -> str:
+        """The same with `slip` added to the sum of column `at`, and whatever follows from it."""
+        lines, carry = [], 0
         for place in range(self.columns):
             left, right = self.left // 10**place % 10, self.right // 10**place % 10
-            written.append(f"{left}+{right}+{carry}={left + right + carry}")
-            carry = (left + right + carry) // 10
-        return ";".join(written)
+            found = left + right + carry + (slip if place == at else 0)
+            lines.append(f"{left}+{right}+{carry}={found}")
+            carry = found // 10
+        return ";".join(lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +84,28 @@ class Arithmetic:
         if self.config.plain:
             gap, end = style.choice(GAPS), style.choice(ENDS)
             return f"{problem}{gap}={problem.total}" if bare else f"{problem}{gap}{problem.steps}{end}{problem.total}"
-        solved = f"<think>{'' if bare else problem.steps}</think><answer>{problem.total}</answer>"
+        solved = written("" if bare else problem.steps, problem.total)
         return Message(role="user", content=str(problem)), Message(role="assistant", content=solved)
+
+    def ranking(self, index: int) -> tuple[str, ...]:
+        """Right or wrong, with its columns or without; a wrong one slips by one in some column."""
+        problem = self._problem(index)
+        random = Random(f"arithmetic slips/{self.config.seed}/{index}")
+        at, bare_at = random.randrange(problem.columns), random.randrange(problem.columns)
+        kinds = (
+            written(problem.steps, problem.total),
+            written("", problem.total),
+            written(problem.steps_with(slip=1, at=at), problem.total + 10**at),
+            written("", problem.total + random.choice([-1, 1] if problem.total >= 10**bare_at else [1]) * 10**bare_at),
+        )
+        return pick(self.config, index, kinds)
+
+    def worth(self, attempt: Attempt) -> float:
+        """Whether it is right, and whether it goes through every column."""
+        left, _, right = attempt.task.messages[-1].content.partition("+")
+        shown = len(_STEP.findall(attempt.answer.partition("</think>")[0]))
+        worked = shown >= Sum(int(left), int(right)).columns
+        return worth(right=self.verify(attempt).value == 1, worked=worked)
 
     def verify(self, attempt: Attempt) -> Grade:
         """1 if the final answer is the total."""

@@ -14,6 +14,7 @@ from random import Random
 
 from whet.config import GeneratedConfig
 from whet.envs.base import Attempt, Grade, Task
+from whet.envs.library.ranking import pick, worth, written
 from whet.envs.library.split import draw_problem
 from whet.envs.rewards.answers import marked_answer
 from whet.records import Message
@@ -24,6 +25,7 @@ TRIES = 3
 """Most failed tries that a demonstration shows before the one that succeeds."""
 LONGEST_ANSWER = 200
 """Characters. Six numbers need far fewer; the parser is not asked about more."""
+_TRY = re.compile(r"[\d)][+\-*/][\d(].*?=-?\d+")
 _WRITTEN = re.compile(r"[\d+\-*/() ]+")
 
 
@@ -62,8 +64,26 @@ class Countdown:
         question = self.task(index).messages
         if self.config.plain:
             return f"{question[0].content}:{trace}"
-        solved = f"<think>{trace}</think><answer>{puzzle.solution}</answer>"
-        return *question, Message(role="assistant", content=solved)
+        return *question, Message(role="assistant", content=written(trace, puzzle.solution))
+
+    def ranking(self, index: int) -> tuple[str, ...]:
+        """Right or wrong, with the tries before it or without; a wrong one gives an expression that misses."""
+        puzzle = self._puzzle(index)
+        random = Random(f"countdown misses/{self.config.seed}/{index}")
+        first, second = _miss(random, puzzle), _miss(random, puzzle)
+        tries = f"{first[0]}={first[1]}"
+        kinds = (
+            written(f"{tries};{puzzle.solution}={puzzle.target}", puzzle.solution),
+            written("", puzzle.solution),
+            written(f"{tries};{second[0]}={second[1]}", second[0]),
+            written("", second[0]),
+        )
+        return pick(self.config, index, kinds)
+
+    def worth(self, attempt: Attempt) -> float:
+        """Whether it is right, and whether it shows what an expression comes to."""
+        worked = _TRY.search(attempt.answer.partition("</think>")[0]) is not None
+        return worth(right=self.verify(attempt).value == 1, worked=worked)
 
     def verify(self, attempt: Attempt) -> Grade:
         """1 if the marked answer is an expression of exactly the given numbers with the target as its value."""
@@ -106,6 +126,14 @@ def _expression(random: Random, numbers: tuple[int, ...]) -> tuple[str, int]:
         parts.append((f"({left}{sign}{right})", value))
     text, value = parts[0]
     return text[1:-1], value
+
+
+def _miss(random: Random, puzzle: Puzzle) -> tuple[str, int]:
+    """An expression of the puzzle's numbers with another value. There is one: a + b differs from a - b."""
+    while True:
+        text, value = _expression(random, puzzle.numbers)
+        if value != puzzle.target:
+            return text, value
 
 
 def _leaves(tree: ast.expr) -> list[int]:

@@ -1,0 +1,293 @@
+"""Rows that say which answer is better: comparisons (DPO, reward models) and single answers called good or bad (KTO).
+
+| format            | columns                                                    | becomes                             |
+|-------------------|------------------------------------------------------------|-------------------------------------|
+| pair              | chosen, rejected: texts, messages or one message each      | two answers, the chosen one first   |
+| openai_preference | input: {messages}, preferred_output, non_preferred_output  | the same                            |
+| ranked            | prompt, answers, and ranks (1 is best) or scores           | the answers, the best first         |
+| judged            | label: true or false, beside any conversation of `formats` | its last turn, called good or bad   |
+
+The prompt of a pair stands in `prompt`, `conversations`, `messages` or `instruction` (`input`, `history`); else it is
+what the two have in common: leading messages, turns of an HH-RLHF transcript, or the beginning of the text.
+Columns beside them: `system`, `tools`, and for two answers `margin` and `confidence`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+from whet.config import DataConfig
+from whet.data.base import Comparison, Judged, Row
+from whet.data.columns import rename
+from whet.data.faults import Dropped, Place, kind_of, nearest
+from whet.data.formats import conversation_of
+from whet.data.messages import parse_message, parse_messages, parse_tools
+from whet.data.sources import read_examples
+from whet.data.turns import filled, instruction, turns, with_system
+from whet.errors import DataError
+from whet.records import Message
+
+PreferenceFormat = Literal["pair", "openai_preference", "ranked"]
+
+REQUIRED: Mapping[PreferenceFormat, tuple[str, ...]] = {
+    "pair": ("chosen", "rejected"),
+    "openai_preference": ("input", "preferred_output", "non_preferred_output"),
+    "ranked": ("prompt", "answers"),
+}
+"""The columns that a format cannot do without, in the order in which formats are tried."""
+
+Turns = tuple[Message, ...]
+
+
+def load_comparisons(config: DataConfig) -> tuple[list[Comparison], Dropped]:
+    """All comparisons of a source, up to `limit`, and what was left out. Raises `DataError` where none is left."""
+    return read_examples(config, to_comparison)
+
+
+def load_judged(config: DataConfig) -> tuple[list[Judged], Dropped]:
+    """All judged answers of a source, up to `limit`, and what was left out. Raises `DataError` where none is left."""
+    return read_examples(config, to_judged)
+
+
+def to_comparison(row: Row, config: DataConfig) -> Comparison:
+    """A row as answers in order of preference. Raises `BadRow` naming file, line, field, fault and remedy."""
+    columns = _long_names(rename(row, config))
+    place = Place(row.origin)
+    prompt, answers, tied = _READERS[_format_of(columns, config, place)](columns, place)
+    if not prompt or prompt[-1].role == "assistant":
+        raise place["prompt"].bad("no message to answer", "the prompt must end with a user's (or a tool's) message")
+    for answer in answers:
+        if answer[0].role != "assistant":
+            raise place.bad(f"an answer begins with a {answer[0].role} message", "it must be the assistant's")
+    margin = _number(columns, "margin", place)
+    confidence = _number(columns, "confidence", place)
+    if len(answers) > 2 and (margin is not None or confidence is not None):
+        raise place.bad("margin and confidence are for two answers", f"this row has {len(answers)}")
+    if confidence is not None and not 0 <= confidence <= 1:
+        raise place["confidence"].bad("not a probability", f"it is {kind_of(confidence)}; it lies between 0 and 1")
+    return Comparison(
+        origin=row.origin,
+        prompt=_untrained(with_system(prompt, columns, config, place)),
+        answers=answers,
+        tools=parse_tools(columns.get("tools"), place["tools"]),
+        margin=margin,
+        confidence=1.0 if confidence is None else confidence,
+        tied=tied,
+    )
+
+
+def to_judged(row: Row, config: DataConfig) -> Judged:
+    """A row as one answer that is good or bad. Raises `BadRow` naming file, line, field, fault and remedy."""
+    columns = rename(row, config)
+    place = Place(row.origin)
+    label = columns.get("label")
+    if label is None:
+        raise place["label"].bad("no label", f"there are: {', '.join(columns)}; name yours in data.columns.label")
+    if label not in (0, 1) or isinstance(label, float):
+        raise place["label"].bad(
+            "neither true nor false", f"it is {kind_of(label)}; write true for a good answer and false for a bad one"
+        )
+    messages = with_system(conversation_of(columns, config, place), columns, config, place)
+    if messages[-1].role != "assistant" or len(messages) < 2:
+        raise place.bad("no answer to judge", "the last message must be the assistant's, after a prompt")
+    tools = parse_tools(columns.get("tools"), place["tools"])
+    prompt = _untrained(messages[:-1])
+    return Judged(origin=row.origin, prompt=prompt, answer=messages[-1:], tools=tools, good=bool(label))
+
+
+def _untrained(prompt: Turns) -> Turns:
+    """The same messages as context only, whatever they say of themselves."""
+    return tuple(replace(message, trained=False if message.role == "assistant" else None) for message in prompt)
+
+
+# ------------------------------------------------------------------------------------------- the formats
+
+
+def _long_names(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """LLaMA-Factory's second spelling, `chosen_messages`, as the first."""
+    return {
+        name.removesuffix("_messages") if name in ("chosen_messages", "rejected_messages") else name: value
+        for name, value in columns.items()
+    }
+
+
+def _format_of(columns: Mapping[str, Any], config: DataConfig, place: Place) -> PreferenceFormat:
+    if config.format != "auto" and config.format not in REQUIRED:
+        raise DataError(f"data.format: {config.format} compares no answers; use one of {', '.join(REQUIRED)}")
+    for name, required in REQUIRED.items():
+        missing = [column for column in required if column not in columns]
+        if config.format == name and missing:
+            raise place[missing[0]].bad(f"format {name} needs this column", nearest(missing[0], columns))
+        if not missing and config.format in ("auto", name):
+            return name
+    half = next((column for column in ("rejected", "chosen") if column not in columns), "rejected")
+    raise place[half].bad(
+        "no such column",
+        f"there are: {', '.join(columns)}. Comparisons need chosen and rejected (or prompt, answers and ranks); "
+        "say which column is which in data.columns",
+    )
+
+
+Compared = tuple[Turns, tuple[Turns, ...], int]
+"""The prompt, the answers (the best first), and how many were tied and left out."""
+
+
+def _pair(columns: Mapping[str, Any], place: Place) -> Compared:
+    given, names = _prompt(columns, place), ("chosen", "rejected")
+    texts = [columns[name] for name in names]
+    if given is None and all(isinstance(text, str) for text in texts):
+        chosen, rejected = (filled(text, place[name]) for text, name in zip(texts, names, strict=True))
+        if chosen.strip() == rejected.strip():
+            raise _same(place["rejected"])
+        if not all(_TURN.match(text.strip()) for text in (chosen, rejected)):
+            prompt, *parts = _common_text(chosen, rejected, place)
+            return (Message(role="user", content=prompt),), tuple(map(_said, parts)), 0
+        pair = [_transcript(text, place[name]) for text, name in zip((chosen, rejected), names, strict=True)]
+    else:
+        pair = [_answer(columns[name], place[name]) for name in names]
+    if pair[0] == pair[1]:
+        raise _same(place["rejected"])
+    if given is not None and all(answer[0].role == "assistant" for answer in pair):
+        return given, tuple(pair), 0
+    prompt_turns, answers = _common_turns(pair[0], pair[1], place)
+    if given is not None and prompt_turns[-1].content.strip() != given[-1].content.strip():
+        raise place["chosen"].bad("answers another prompt than the row's own", "the two must be the same message")
+    return prompt_turns, answers, 0
+
+
+def _openai(columns: Mapping[str, Any], place: Place) -> Compared:
+    asked = columns["input"]
+    if not isinstance(asked, dict) or "messages" not in asked:
+        raise place["input"].bad("no messages", f"it is {kind_of(asked)}; write {{'messages': [...]}}")
+    prompt = parse_messages(asked["messages"], place["input"]["messages"])
+    names = ("preferred_output", "non_preferred_output")
+    chosen, rejected = (_answer(columns[name], place[name]) for name in names)
+    if chosen == rejected:
+        raise _same(place[names[1]])
+    return prompt, (chosen, rejected), 0
+
+
+def _ranked(columns: Mapping[str, Any], place: Place) -> Compared:
+    listed, at = columns["answers"], place["answers"]
+    if not isinstance(listed, list) or len(listed) < 2:
+        raise at.bad("not a list of at least two answers", f"it is {kind_of(listed)}")
+    answers = [_answer(answer, at[index]) for index, answer in enumerate(listed)]
+    order = _order(columns, len(answers), place)
+    best: dict[float, Turns] = {}
+    for key, answer in sorted(zip(order, answers, strict=True), key=lambda pair: pair[0]):
+        if answer in best.values():
+            raise at.bad("two answers are the same", "leave one of them out")
+        best.setdefault(key, answer)
+    if len(best) < 2:
+        raise at.bad("all answers are tied", "there is nothing to prefer; leave the row out")
+    return turns(columns, "prompt", "user", place), tuple(best.values()), len(answers) - len(best)
+
+
+_READERS: dict[PreferenceFormat, Callable[[Mapping[str, Any], Place], Compared]] = {
+    "pair": _pair,
+    "openai_preference": _openai,
+    "ranked": _ranked,
+}
+
+
+# ---------------------------------------------------------------------------------------- their columns
+
+
+def _prompt(columns: Mapping[str, Any], place: Place) -> Turns | None:
+    """The prompt of a pair where it has a column of its own."""
+    for name in ("prompt", "conversations", "messages"):
+        if columns.get(name) is not None:
+            return turns(columns, name, "user", place)
+    return instruction(columns, place) if columns.get("instruction") is not None else None
+
+
+def _answer(value: Any, place: Place) -> Turns:
+    """An answer as text, as one message or as a list of them."""
+    if value is None:
+        raise place.bad("no answer", "a comparison needs both; fill it in or leave the row out")
+    if isinstance(value, dict):
+        return (parse_message(value, place),)
+    return parse_messages(value, place) if isinstance(value, list) else _said(filled(value, place))
+
+
+def _said(text: str) -> Turns:
+    return (Message(role="assistant", content=text),)
+
+
+def _order(columns: Mapping[str, Any], count: int, place: Place) -> list[float]:
+    """A number for each answer, lower for better."""
+    found = [name for name in ("ranks", "scores") if columns.get(name) is not None]
+    if len(found) != 1:
+        which = "both ranks and scores" if found else "neither ranks nor scores"
+        raise place.bad(f"{which}", "give ranks (1 is the best) or scores (the highest is the best)")
+    (name,) = found
+    values = columns[name]
+    if not isinstance(values, list) or len(values) != count:
+        raise place[name].bad("not one number for each answer", f"it is {kind_of(values)} for {count} answers")
+    numbers = [_finite(value, place[name][index]) for index, value in enumerate(values)]
+    return numbers if name == "ranks" else [-number for number in numbers]
+
+
+def _number(columns: Mapping[str, Any], name: str, place: Place) -> float | None:
+    return None if columns.get(name) is None else _finite(columns[name], place[name])
+
+
+def _finite(value: Any, place: Place) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise place.bad("not a finite number", f"it is {kind_of(value)}; write one, or leave the column out")
+    return float(value)
+
+
+def _same(place: Place) -> Exception:
+    return place.bad("is the same as the chosen answer", "there is nothing to prefer; leave the row out")
+
+
+# ------------------------------------------------------------------------------------- implicit prompts
+
+_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \t]*")
+
+
+def _transcript(text: str, place: Place) -> Turns:
+    """HH-RLHF's `\\n\\nHuman: ...\\n\\nAssistant: ...` as messages."""
+    _, *parts = _TURN.split(text.strip())
+    spoken = [
+        Message(role="user" if who == "Human" else "assistant", content=said.strip())
+        for who, said in zip(parts[::2], parts[1::2], strict=True)
+    ]
+    for index, message in enumerate(spoken):
+        if not message.content:
+            raise place[index].bad(f"the {message.role} says nothing", "fill it in or leave the row out")
+    return tuple(spoken)
+
+
+def _common_turns(chosen: Turns, rejected: Turns, place: Place) -> tuple[Turns, tuple[Turns, ...]]:
+    """Leading messages that both have are the prompt; what follows in each is its answer."""
+    pairs = zip(chosen, rejected, strict=False)  # up to the shorter one's end
+    common = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(chosen), len(rejected)))
+    for name, messages in (("chosen", chosen), ("rejected", rejected)):
+        if len(messages) == common:
+            raise place[name].bad("nothing after the common prompt", "one of the two goes on where the other ends")
+        if messages[common].role != "assistant":
+            where = f"the two part at message {common + 1}, which is not the assistant's"
+            raise place[name].bad("another prompt than the other answer's", f"{where}; both must answer the same")
+    return chosen[:common], (chosen[common:], rejected[common:])
+
+
+def _common_text(chosen: str, rejected: str, place: Place) -> tuple[str, str, str]:
+    """The beginning that two texts have in common, up to the end of a word, and how each goes on."""
+    pairs = enumerate(zip(chosen, rejected, strict=False))  # up to the shorter one's end
+    common = next((i for i, (a, b) in pairs if a != b), min(len(chosen), len(rejected)))
+    prompt = chosen[: max((match.end() for match in re.finditer(r"\s", chosen[:common])), default=0)]
+    if not prompt.strip():
+        raise place["prompt"].bad("no such column, and the texts have no beginning in common", _WHERE)
+    for name, text in (("chosen", chosen), ("rejected", rejected)):
+        if not text[len(prompt) :].strip():
+            raise place[name].bad("nothing after the common prompt", "one of the two goes on where the other ends")
+    return prompt.rstrip(), chosen[len(prompt) :], rejected[len(prompt) :]
+
+
+_WHERE = "name the prompt's column in data.columns.prompt"
