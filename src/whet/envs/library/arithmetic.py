@@ -13,7 +13,7 @@ from statistics import fmean
 
 from whet.config import GeneratedConfig
 from whet.envs.base import Attempt, Grade, Task
-from whet.envs.library.ranking import pick, worth, written
+from whet.envs.library.ranking import as_written, pick, worth
 from whet.envs.library.split import draw_problem
 from whet.envs.rewards.answers import as_number, final_answer
 from whet.records import Message, StepScore
@@ -84,7 +84,7 @@ class Arithmetic:
         if self.config.plain:
             gap, end = style.choice(GAPS), style.choice(ENDS)
             return f"{problem}{gap}={problem.total}" if bare else f"{problem}{gap}{problem.steps}{end}{problem.total}"
-        solved = written("" if bare else problem.steps, problem.total)
+        solved = as_written("" if bare else problem.steps, problem.total)
         return Message(role="user", content=str(problem)), Message(role="assistant", content=solved)
 
     def ranking(self, index: int) -> tuple[str, ...]:
@@ -92,11 +92,12 @@ class Arithmetic:
         problem = self._problem(index)
         random = Random(f"arithmetic slips/{self.config.seed}/{index}")
         at, bare_at = random.randrange(problem.columns), random.randrange(problem.columns)
+        slip = random.choice([-1, 1] if problem.total >= 10**bare_at else [1])
         kinds = (
-            written(problem.steps, problem.total),
-            written("", problem.total),
-            written(problem.steps_with(slip=1, at=at), problem.total + 10**at),
-            written("", problem.total + random.choice([-1, 1] if problem.total >= 10**bare_at else [1]) * 10**bare_at),
+            as_written(problem.steps, problem.total),
+            as_written("", problem.total),
+            as_written(problem.steps_with(slip=1, at=at), problem.total + 10**at),
+            as_written("", problem.total + slip * 10**bare_at),
         )
         return pick(self.config, index, kinds)
 

@@ -14,7 +14,7 @@ from random import Random
 
 from whet.config import GeneratedConfig
 from whet.envs.base import Attempt, Grade, Task
-from whet.envs.library.ranking import pick, worth, written
+from whet.envs.library.ranking import as_written, pick, worth
 from whet.envs.library.split import draw_problem
 from whet.envs.rewards.answers import marked_answer
 from whet.records import Message
@@ -64,7 +64,7 @@ class Countdown:
         question = self.task(index).messages
         if self.config.plain:
             return f"{question[0].content}:{trace}"
-        return *question, Message(role="assistant", content=written(trace, puzzle.solution))
+        return *question, Message(role="assistant", content=as_written(trace, puzzle.solution))
 
     def ranking(self, index: int) -> tuple[str, ...]:
         """Right or wrong, with the tries before it or without; a wrong one gives an expression that misses."""
@@ -73,10 +73,10 @@ class Countdown:
         first, second = _miss(random, puzzle), _miss(random, puzzle)
         tries = f"{first[0]}={first[1]}"
         kinds = (
-            written(f"{tries};{puzzle.solution}={puzzle.target}", puzzle.solution),
-            written("", puzzle.solution),
-            written(f"{tries};{second[0]}={second[1]}", second[0]),
-            written("", second[0]),
+            as_written(f"{tries};{puzzle.solution}={puzzle.target}", puzzle.solution),
+            as_written("", puzzle.solution),
+            as_written(f"{tries};{second[0]}={second[1]}", second[0]),
+            as_written("", second[0]),
         )
         return pick(self.config, index, kinds)
 

@@ -23,6 +23,6 @@ def pick(config: GeneratedConfig, index: int, kinds: Sequence[str]) -> tuple[str
     return tuple(kinds[place] for place in sorted(random.sample(range(len(kinds)), config.answers)))
 
 
-def written(work: str, answer: object) -> str:
+def as_written(work: str, answer: object) -> str:
     """An answer in the demonstrations' form."""
     return f"<think>{work}</think><answer>{answer}</answer>"
