@@ -16,7 +16,6 @@ from whet.config import PolicyConfig
 from whet.config.policy import Clip, CorrectionConfig, KLConfig, RatioConfig
 from whet.formulas import kl, policy, ratios
 from whet.formulas.advantages import BASELINES, CREDITS, EPS, SCALES, Answers
-from whet.formulas.logprobs import chunked_logp, entropy, token_logp
 from whet.formulas.reduce import REDUCTIONS, group_token_mean, sequence_mean, sequence_sum_over_constant, token_mean
 
 CLIPS = {model.model_fields["kind"].annotation.__args__[0]: model for model in (
@@ -344,46 +343,6 @@ def test_a_clips_keys_are_its_formulas_constants(kind: str) -> None:
         parameters = inspect.signature(formula).parameters.values()
         constants = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
         assert formula is policy.nowhere or constants == set(CLIPS[kind].model_fields) - {"kind"}
-
-
-def test_logprobs_by_hand() -> None:
-    logits, target = torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64), torch.tensor([1])
-    scaled = [math.exp(x / 0.5) for x in (1, 2, 3)]
-    assert token_logp(logits, target, temperature=0.5).item() == pytest.approx(math.log(scaled[1] / sum(scaled)))
-    p = [x / sum(scaled) for x in scaled]
-    assert entropy(logits, temperature=0.5).item() == pytest.approx(-sum(q * math.log(q) for q in p))
-
-
-def test_chunks_change_nothing() -> None:
-    torch.manual_seed(0)
-    hidden = torch.randn(13, 6, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(11, 6, dtype=torch.float64, requires_grad=True)
-    target = torch.randint(11, (13,))
-    for with_gradient in (False, True):
-        results = []
-        for elements in (11, 40, 10_000):
-            logp, measured = chunked_logp(
-                hidden, target, lambda h: h @ weight.T, vocabulary=11, temperature=0.7, with_entropy=True,
-                entropy_gradient=with_gradient, chunk_elements=elements,
-            )  # fmt: skip
-            assert measured is not None and measured.requires_grad == with_gradient
-            loss = (logp * torch.arange(13)).sum() + (measured.sum() if with_gradient else 0)
-            results.append((logp.detach(), measured.detach(), *torch.autograd.grad(loss, (hidden, weight))))
-        for other in results[1:]:
-            for left, right in zip(results[0], other, strict=True):
-                torch.testing.assert_close(left, right, atol=1e-13, rtol=0)
-
-
-def test_the_entropys_gradient_by_hand() -> None:
-    """-p (log p + H) for each logit."""
-    logits = torch.randn(5, 1, dtype=torch.float64, requires_grad=True)
-    _, measured = chunked_logp(
-        torch.ones(1, 5, dtype=torch.float64), torch.tensor([0]), lambda h: (h * logits.T),
-        vocabulary=5, with_entropy=True, entropy_gradient=True,
-    )  # fmt: skip
-    measured.sum().backward()
-    logp = logits.detach().squeeze(-1).log_softmax(-1)
-    torch.testing.assert_close(logits.grad.squeeze(-1), -logp.exp() * (logp + measured.item()))
 
 
 def _surrogate(kind: str, level: str, **constants: float | None) -> Callable[[Tensor], Tensor]:

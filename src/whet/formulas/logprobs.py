@@ -1,18 +1,42 @@
 """Log-probabilities of given tokens, in chunks that never hold tokens x vocabulary.
 
+Two ways to the same numbers. Where the head is a plain linear map (`Linear`), the whole thing is one function with
+its own backward pass: one buffer serves all chunks, the gradient of the weights is added up in place, and logits few
+enough to keep are not computed twice. Any other head (one with an adapter, a quantised one) is a callable that
+autograd goes through, chunk by chunk.
+
 Legend: T tokens, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_ELEMENTS = 2**24
-"""Most logits held at once (64 MiB in float32)."""
+CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**26}
+"""Most logits held at once, by device (64 and 256 MiB in float32)."""
+CACHED_ELEMENTS = 2**21
+"""Logits that stay in a CPU's cache while they are worked on."""
+LEAST_ROWS = 128
+"""Rows below which the products of a large vocabulary get slow, whatever the cache holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """An output head that is a plain linear map."""
+
+    weight_VD: Tensor
+    bias_V: Tensor | None
+
+    def __call__(self, hidden_TD: Tensor) -> Tensor:
+        """Logits (T, V)."""
+        return F.linear(hidden_TD, self.weight_VD, self.bias_V)
 
 
 def token_logp(logits_TV: Tensor, target_T: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -30,19 +54,26 @@ def entropy(logits_TV: Tensor, *, temperature: float = 1.0) -> Tensor:
 def chunked_logp(
     hidden_TD: Tensor,
     target_T: Tensor,
-    head: Callable[[Tensor], Tensor],
+    head: Linear | Callable[[Tensor], Tensor],
     *,
     vocabulary: int,
     temperature: float = 1.0,
     with_entropy: bool = False,
     entropy_gradient: bool = False,
-    chunk_elements: int = CHUNK_ELEMENTS,
+    chunk_elements: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """(logp_T, entropy_T or None) of `head(hidden)`; the logits of one chunk at a time, recomputed in backward.
 
     The entropy is a measurement without gradient, unless `entropy_gradient` makes it part of a loss. The result
-    does not depend on `chunk_elements`.
+    does not depend on `chunk_elements` (None: `CHUNK_ELEMENTS`). Under autocast the products are computed in its
+    precision, sums in float32.
     """
+    device = hidden_TD.device.type
+    chunk_elements = chunk_elements or CHUNK_ELEMENTS[device]
+    if isinstance(head, Linear):
+        compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.weight_VD.dtype
+        asked = _Asked(compute, temperature, with_entropy, entropy_gradient, chunk_elements)
+        return _LinearLogp.apply(hidden_TD, head.weight_VD, head.bias_V, target_T, asked)  # type: ignore[no-any-return, no-untyped-call]
 
     def one_chunk(hidden: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         logits = head(hidden)
@@ -58,6 +89,115 @@ def chunked_logp(
         results = [checkpoint(one_chunk, *piece, use_reentrant=False) for piece in pieces]
     logp_T = torch.cat([logp for logp, _ in results])
     return logp_T, torch.cat([measured for _, measured in results]) if with_entropy else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a linear head is to compute, and how."""
+
+    compute: torch.dtype
+    """Precision of the products."""
+    temperature: float
+    with_entropy: bool
+    entropy_gradient: bool
+    chunk_elements: int
+
+    def slices(self, hidden_TD: Tensor, weight_VD: Tensor) -> list[slice]:
+        """The rows that are worked on at a time."""
+        T, V = len(hidden_TD), len(weight_VD)
+        rows = max(1, self.chunk_elements // V)
+        if hidden_TD.device.type == "cpu":
+            rows = min(rows, max(LEAST_ROWS, CACHED_ELEMENTS // V))
+        return [slice(start, min(start + rows, T)) for start in range(0, T, rows)]
+
+
+class _LinearLogp(torch.autograd.Function):
+    """Log-probabilities and entropies under a linear head; z are the logits over the temperature.
+
+    With p = softmax(z), H its entropy, and g and h the gradients of log p[target] and of H:
+    dz = g (1[target] - p) - h p (log p + H).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_TD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_T: Tensor, asked: _Asked
+    ) -> tuple[Tensor, Tensor | None]:
+        T, V = len(hidden_TD), len(weight_VD)
+        wide = torch.promote_types(asked.compute, torch.float32)
+        slices = asked.slices(hidden_TD, weight_VD)
+        keep = asked.chunk_elements >= T * V and any(ctx.needs_input_grad)
+        rows = slices[0].stop if slices else 0
+        z_TV = hidden_TD.new_empty((T if keep else rows, V), dtype=wide)
+        p_TV = hidden_TD.new_empty((rows, V), dtype=wide)
+        logp_T, lse_T = hidden_TD.new_empty(T, dtype=wide), hidden_TD.new_empty(T, dtype=wide)
+        entropy_T = torch.empty_like(lse_T) if asked.with_entropy else None
+        for part in slices:
+            z = z_TV[part] if keep else z_TV[: part.stop - part.start]
+            _logits(hidden_TD[part], weight_VD, bias_V, asked, out=z)
+            top = z.amax(-1, keepdim=True)
+            p = torch.sub(z, top, out=p_TV[: len(z)]).exp_()
+            total = p.sum(-1)
+            lse_T[part] = total.log() + top[:, 0]
+            logp_T[part] = z.gather(-1, target_T[part, None])[:, 0] - lse_T[part]
+            if entropy_T is not None:
+                entropy_T[part] = lse_T[part] - p.mul_(z).sum(-1) / total
+        ctx.save_for_backward(hidden_TD, weight_VD, bias_V, target_T, lse_T, entropy_T)
+        ctx.asked, ctx.kept = asked, z_TV if keep else None
+        ctx.set_materialize_grads(False)
+        if entropy_T is not None and not asked.entropy_gradient:
+            ctx.mark_non_differentiable(entropy_T)
+        return logp_T, entropy_T
+
+    @staticmethod
+    def backward(ctx: Any, grad_T: Tensor | None, grad_entropy_T: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden_TD, weight_VD, bias_V, target_T, lse_T, entropy_T = ctx.saved_tensors
+        asked, slices = ctx.asked, ctx.asked.slices(hidden_TD, weight_VD)
+        kept, ctx.kept = ctx.kept, None  # it is overwritten: a second backward pass computes the logits again
+        z_TV = kept if kept is not None else lse_T.new_empty((slices[0].stop if slices else 0, len(weight_VD)))
+        wanted = zip((hidden_TD, weight_VD, bias_V), ctx.needs_input_grad, strict=False)
+        grads = [torch.zeros_like(given) if needed else None for given, needed in wanted]
+        grad_T = torch.zeros_like(lse_T) if grad_T is None else grad_T
+        for part in slices:
+            if kept is not None:
+                logp = kept[part].sub_(lse_T[part, None])
+            else:
+                z = z_TV[: part.stop - part.start]
+                logp = _logits(hidden_TD[part], weight_VD, bias_V, asked, out=z).sub_(lse_T[part, None])
+            share = -grad_T[part, None]
+            if grad_entropy_T is not None:
+                share = share - (logp + entropy_T[part, None]) * grad_entropy_T[part, None]
+            dz = logp.exp_().mul_(share).scatter_add_(1, target_T[part, None], grad_T[part, None])
+            _spread(dz, part, hidden_TD, weight_VD, asked, grads)
+        return (*grads, None, None)
+
+
+def _logits(hidden_TD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, asked: _Asked, *, out: Tensor) -> Tensor:
+    """(hidden weight^T + bias) / temperature, written into `out`."""
+    hidden_TD, weight_DV = hidden_TD.to(asked.compute), weight_VD.to(asked.compute).T
+    if out.dtype == asked.compute:
+        torch.mm(hidden_TD, weight_DV, out=out)
+    else:
+        out.copy_(torch.mm(hidden_TD, weight_DV))
+    if bias_V is not None:
+        out.add_(bias_V)
+    return out if asked.temperature == 1 else out.div_(asked.temperature)
+
+
+def _spread(
+    dz_TV: Tensor, part: slice, hidden_TD: Tensor, weight_VD: Tensor, asked: _Asked, grads: Sequence[Tensor | None]
+) -> None:
+    """Add what these logits' gradient means for the hidden states, the weights and the bias."""
+    grad_TD, grad_VD, grad_V = grads
+    dz_TV = dz_TV if asked.temperature == 1 else dz_TV.div_(asked.temperature)
+    if grad_V is not None:
+        grad_V.add_(dz_TV.sum(0))
+    dz_TV = dz_TV.to(asked.compute)
+    if grad_TD is not None:
+        grad_TD[part] = torch.mm(dz_TV, weight_VD.to(asked.compute))
+    if grad_VD is not None and grad_VD.dtype == asked.compute:
+        grad_VD.addmm_(dz_TV.T, hidden_TD[part].to(asked.compute))
+    elif grad_VD is not None:
+        grad_VD.add_(torch.mm(dz_TV.T, hidden_TD[part].to(asked.compute)))
 
 
 def _widen(logits: Tensor) -> Tensor:

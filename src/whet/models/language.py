@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from whet.formulas.logprobs import chunked_logp
+from whet.formulas.logprobs import Linear, chunked_logp
 from whet.models.attention import Layout
 from whet.models.heads import SCORE, is_scalar
 from whet.models.pack import Packed
@@ -81,15 +81,18 @@ class LanguageModel:
         entropy_gradient: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """(log p of the targets, entropy or None) at these states."""
-        return chunked_logp(
-            states_TD,
-            target_T,
-            self.logits,
-            vocabulary=self.vocabulary,
-            temperature=temperature,
-            with_entropy=with_entropy,
-            entropy_gradient=entropy_gradient,
-        )
+        head = self.module.get_output_embeddings()
+        with self._autocast():
+            return chunked_logp(
+                states_TD,
+                target_T,
+                # Anything else (an adapter on the head, quantised weights) computes its logits in its own way.
+                Linear(head.weight, head.bias) if type(head) is nn.Linear else head,
+                vocabulary=self.vocabulary,
+                temperature=temperature,
+                with_entropy=with_entropy,
+                entropy_gradient=entropy_gradient,
+            )
 
     def value_at(self, states_TD: Tensor) -> Tensor:
         """What the scalar head (`models.heads`) says of these states, (T,), float32 or wider."""
