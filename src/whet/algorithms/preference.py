@@ -1,0 +1,226 @@
+"""Direct preference optimisation: raise what is preferred over what is not, straight from comparisons.
+
+Before a step is split, its rows get what the losses compare with: the reference's log-probabilities, for a few losses
+a statistic of the whole step, and one weight for each pair. Which losses these are, is data (`formulas.preference`);
+nothing here has a branch for any, but for KTO, which is of single answers.
+
+Legend: T trained tokens, R rows (answers), P pairs of a micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from whet.algorithms.answers import Answers, add_constant, answers_of, pairs_of, row_constant
+from whet.algorithms.supervised import supervised
+from whet.config import TrainConfig
+from whet.config.preference import BetaTerm, IPOTerm, KTOTerm, LossConfig, Term
+from whet.errors import DataError, TrainingError
+from whet.formulas.preference import LOSSES, MEANS, REFERENCE_FREE, STATISTICS, kto
+from whet.records import Atom, Step, TokenRow
+from whet.training.base import Batch, Need, Objective, Outputs, Tally, Trainer
+from whet.training.compare import JudgedRow
+
+
+def preference(
+    trainer: Trainer,
+    examples: Sequence[Atom],
+    loss: LossConfig,
+    train: TrainConfig,
+    *,
+    seed: int,
+    max_gap: float,
+    start: int = 0,
+) -> Iterator[Step]:
+    """One `Step` for each optimizer step from `start` on, of `batch_size` comparisons or judged answers.
+
+    Examples have the column `ref_logp` where the loss needs it. Raises `TrainingError` where the policy is further than
+    `max_gap` nats per token from its reference before the first update.
+    """
+    weigh = partial(weigh_preferences, loss=loss, trainer=trainer)
+    for step in supervised(trainer, examples, weigh, objective_of(loss), train, seed=seed, start=start):
+        if step.index == 1:
+            _check_start(step, max_gap)
+        yield step
+
+
+def objective_of(loss: LossConfig) -> Objective:
+    """The loss as an objective."""
+    return Prefer(config=loss) if loss.kto is None else Judge(term=loss.kto)
+
+
+def weigh_preferences(batch: Sequence[Atom], *, loss: LossConfig, trainer: Trainer) -> list[Atom]:
+    """The examples of a step with statistics of the whole of it, and the weights: each example counts the same.
+
+    Of a comparison all pairs of its answers are in its atom, and share its weight. A judged answer comes with a
+    mismatched one beside it (`beside_mismatched`), which is measured here and left behind.
+    """
+    if loss.kto is not None:
+        return _with_baseline(batch, trainer)
+    atoms = list(batch)
+    if any(kind in STATISTICS for kind in loss.terms):
+        atoms = _with_statistics(atoms, loss, trainer)
+    pairs = [len(atom.rows) * (len(atom.rows) - 1) // 2 for atom in atoms]
+    return [add_constant(atom, "weight", 1 / (len(atoms) * count)) for atom, count in zip(atoms, pairs, strict=True)]
+
+
+def _check_start(step: Step, max_gap: float) -> None:
+    """Refuse a policy that is not its own reference before the first update: the loss would not begin where it must."""
+    gap = step.metrics.get("reference/gap", 0.0)
+    if gap > max_gap:
+        raise TrainingError(
+            f"before the first update the policy is {gap:.2g} nats per token away from its reference (at most "
+            f"{max_gap:g} is rounding), so the loss does not begin where it must (DPO: log 2); is dropout on in the "
+            "model's config or in train.lora.dropout? Else raise max_reference_gap"
+        )
+
+
+# ----------------------------------------------------------------------------------------------- pairs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prefer:
+    """The weighted sum of preference losses, for every pair of every atom (a better row stands before a worse one).
+
+    Columns, the same for all tokens of a row but `ref_logp`: `weight` (of each pair of the atom), and where they are
+    asked for `ref_logp`, `confidence` (that the order is right) and the statistics of the step, `step/LOSS`.
+    """
+
+    config: LossConfig
+    needs: frozenset[Need] = field(default_factory=frozenset)
+    temperature: float = 1.0
+
+    def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Mapping[str, Tally]]:
+        """The weighted loss, and metrics under TRL's names, as means over pairs."""
+        answers = answers_of(outputs.logp_T, batch)
+        better_P, worse_P = pairs_of(batch.atom_R)
+        weight_P = answers.constants["weight"][better_P]
+        losses = {kind: self._loss(kind, term, answers, better_P, worse_P) for kind, term in self.config.terms.items()}
+        loss_P = torch.stack([self.config.terms[kind].weight * each_P for kind, each_P in losses.items()]).sum(0)
+        with torch.no_grad():
+            chosen_P, rejected_P = self._rewards(answers, better_P, worse_P)
+            measured = {
+                "loss": loss_P,
+                **({f"loss/{kind}": each_P for kind, each_P in losses.items()} if len(losses) > 1 else {}),
+                "rewards/chosen": chosen_P,
+                "rewards/rejected": rejected_P,
+                "rewards/margins": chosen_P - rejected_P,
+                "rewards/accuracies": (chosen_P > rejected_P).to(chosen_P.dtype),
+                "logps/chosen": answers.logp_R[better_P],
+                "logps/rejected": answers.logp_R[worse_P],
+            }
+            total = weight_P.sum()
+            tallies = {
+                name: Tally(total=(weight_P * value_P).sum(), weight=total) for name, value_P in measured.items()
+            }
+        return (weight_P * loss_P).sum(), {**tallies, **answers.distance}
+
+    def _loss(self, kind: str, term: Term, answers: Answers, better_P: Tensor, worse_P: Tensor) -> Tensor:
+        constants = term.model_dump(exclude={"weight"})
+        loss_P = LOSSES[kind](answers.pairs(better_P, worse_P, kind), **constants)
+        if "confidence" not in answers.constants:
+            return loss_P
+        right_P = answers.constants["confidence"][better_P]
+        return right_P * loss_P + (1 - right_P) * LOSSES[kind](answers.pairs(worse_P, better_P, kind), **constants)
+
+    def _rewards(self, answers: Answers, better_P: Tensor, worse_P: Tensor) -> tuple[Tensor, Tensor]:
+        """beta times what the first loss compares: how good it holds the two answers to be."""
+        kind, term = next(((k, t) for k, t in self.config.terms.items() if k != "nll"), ("nll", Term()))
+        beta = term.beta if isinstance(term, BetaTerm) else 1.0
+        measure_R = answers.logp_R if kind in REFERENCE_FREE else answers.logp_R - answers.ref_R
+        if kind in MEANS or (isinstance(term, IPOTerm) and term.average):
+            measure_R = measure_R / answers.length_R
+        return beta * measure_R[better_P], beta * measure_R[worse_P]
+
+
+def _with_statistics(atoms: Sequence[Atom], config: LossConfig, trainer: Trainer) -> list[Atom]:
+    """The atoms (of two rows each) with the statistics of the step that their losses look at."""
+    assert all(len(atom.rows) == 2 for atom in atoms), "statistics are of pairs"
+    rows = [row for atom in atoms for row in atom.rows]
+    logp_R = torch.tensor([sum(logp) for logp in trainer.logprobs(rows, temperature=1.0)], dtype=torch.float64)
+    ref_R = torch.tensor([sum(row.columns["ref_logp"]) for row in rows], dtype=torch.float64)
+    length_R = torch.tensor([row.trained_count for row in rows], dtype=torch.float64)
+    known = Answers(logp_R=logp_R, ref_R=ref_R, length_R=length_R, constants={}, distance={})
+    first_P = torch.arange(0, len(rows), 2)
+    for kind in config.terms:
+        if kind in STATISTICS:
+            chosen_P, rejected_P = STATISTICS[kind](known.pairs(first_P, first_P + 1, kind))
+            atoms = [
+                Atom(rows=tuple(row_constant(row, f"step/{kind}", x) for row, x in zip(atom.rows, pair, strict=True)))
+                for atom, *pair in zip(atoms, chosen_P.tolist(), rejected_P.tolist(), strict=True)
+            ]
+    return list(atoms)
+
+
+# -------------------------------------------------------------------------------------- single answers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judge:
+    """KTO, for each row on its own. Columns: `ref_logp`, and the same for all tokens `weight`, `good`, `baseline`."""
+
+    term: KTOTerm
+    needs: frozenset[Need] = field(default_factory=frozenset)
+    temperature: float = 1.0
+
+    def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Mapping[str, Tally]]:
+        """The weighted loss, and metrics under TRL's names, as means over good or bad answers."""
+        answers, term = answers_of(outputs.logp_T, batch), self.term
+        weight_R, good_R, baseline_R = (answers.constants[name] for name in ("weight", "good", "baseline"))
+        ratio_R = answers.logp_R - answers.ref_R
+        constants = term.model_dump(exclude={"weight"})
+        loss_R = term.weight * kto(ratio_R, good_R, baseline_R, **constants)
+        with torch.no_grad():
+            tallies = {
+                name: Tally(total=(weight_R * value_R).sum(), weight=weight_R.sum())
+                for name, value_R in (("loss", loss_R), ("kl", baseline_R))
+            }
+            for name, mask_R in (("chosen", good_R), ("rejected", 1 - good_R)):
+                for what, value_R in (("rewards", term.beta * ratio_R), ("logps", answers.logp_R)):
+                    tallies[f"{what}/{name}"] = Tally(total=(mask_R * value_R).sum(), weight=mask_R.sum())
+        return (weight_R * loss_R).sum(), {**tallies, **answers.distance}
+
+
+def beside_mismatched(judged: Sequence[JudgedRow], max_length: int) -> list[Atom]:
+    """Each answer as an atom with the column `good`, and beside it the next answer to another prompt after its own one.
+
+    An answer that would make the row longer than `max_length` is passed over. Raises `DataError` where no foreign
+    answer fits after a prompt: a baseline over matched answers would be no baseline.
+    """
+    rows, found = [each.row for each in judged], []
+    for i, row in enumerate(rows):
+        prompt = row.tokens[: row.shared]
+        others = (rows[(i + k) % len(rows)] for k in range(1, len(rows)))
+        fits = (
+            other
+            for other in others
+            if other.tokens[: other.shared] != prompt and row.shared + len(other.tokens) - other.shared <= max_length
+        )
+        other = next(fits, None)
+        if other is None:
+            raise DataError(
+                f"{judged[i].origin}: KTO measures its baseline on answers to other prompts, and none fits after this "
+                "one; add rows with other prompts, or raise train.max_length"
+            )
+        trained = row.trained[: row.shared] + other.trained[other.shared :]
+        foreign = TokenRow(tokens=prompt + other.tokens[other.shared :], trained=trained, shared=row.shared)
+        found.append(add_constant(Atom(rows=(row, foreign)), "good", float(judged[i].good)))
+    return found
+
+
+def _with_baseline(batch: Sequence[Atom], trainer: Trainer) -> list[Atom]:
+    """The answers alone, with how far the policy is from the reference on the step's mismatched ones.
+
+    That distance, z = max(0, mean of l), is taken over the whole step without gradient, so no split changes it.
+    """
+    foreign = [atom.rows[1] for atom in batch]
+    now = trainer.logprobs(foreign, temperature=1.0)
+    distances = [sum(logp) - sum(row.columns["ref_logp"]) for logp, row in zip(now, foreign, strict=True)]
+    baseline = max(0.0, sum(distances) / len(distances))
+    alone = [Atom(rows=atom.rows[:1]) for atom in batch]
+    return [add_constant(add_constant(atom, "baseline", baseline), "weight", 1 / len(alone)) for atom in alone]

@@ -1,0 +1,296 @@
+"""Preference losses: one number for each pair of answers, from what each is worth as a whole. Legend: P pairs.
+
+Of an answer only the sum of its tokens' log-probabilities counts, under the policy and mostly under a reference, and
+its length n. Here l = log p - log p_ref of an answer, h = l_chosen - l_rejected, and sigma is the logistic function.
+Some losses are of *sums*, some of *means* over tokens: swapping them is a silent error, so every line says which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import log, log1p
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid, softplus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pairs:
+    """What a loss may look at: sums over the tokens of an answer, its stop token included."""
+
+    chosen_P: Tensor
+    """log p of the better answer, with gradient."""
+    rejected_P: Tensor
+    ref_chosen_P: Tensor
+    """The same under the reference, a constant; NaN for losses that have none."""
+    ref_rejected_P: Tensor
+    chosen_length_P: Tensor
+    rejected_length_P: Tensor
+    chosen_step_P: Tensor
+    """A statistic of the whole step (`STATISTICS`), a constant; NaN for losses that have none."""
+    rejected_step_P: Tensor
+
+    @property
+    def chosen_ratio_P(self) -> Tensor:
+        """l of the better answer: log p - log p_ref."""
+        return self.chosen_P - self.ref_chosen_P
+
+    @property
+    def rejected_ratio_P(self) -> Tensor:
+        """l of the worse answer."""
+        return self.rejected_P - self.ref_rejected_P
+
+    @property
+    def margin_P(self) -> Tensor:
+        """h: by how much the policy prefers the better answer more than the reference does."""
+        return self.chosen_ratio_P - self.rejected_ratio_P
+
+    @property
+    def chosen_mean_P(self) -> Tensor:
+        """Mean log p of the better answer's tokens."""
+        return self.chosen_P / self.chosen_length_P
+
+    @property
+    def rejected_mean_P(self) -> Tensor:
+        """Mean log p of the worse answer's tokens."""
+        return self.rejected_P / self.rejected_length_P
+
+    @property
+    def mean_margin_P(self) -> Tensor:
+        """l_chosen / n_chosen - l_rejected / n_rejected."""
+        return self.chosen_ratio_P / self.chosen_length_P - self.rejected_ratio_P / self.rejected_length_P
+
+
+# ----------------------------------------------------------------------------- margins against a reference
+
+
+def dpo(pairs: Pairs, *, beta: float, smoothing: float) -> Tensor:
+    """-(1-e) log sigma(beta h) - e log sigma(-beta h), of sums (DPO 2305.18290 eq. 7; e > 0: cDPO)."""
+    return _logistic(beta * pairs.margin_P, smoothing)
+
+
+def robust(pairs: Pairs, *, beta: float, smoothing: float) -> Tensor:
+    """[-(1-e) log sigma(beta h) + e log sigma(-beta h)] / (1 - 2e): unbiased if a share e of labels is flipped.
+
+    Robust DPO (2403.00409), of sums.
+    """
+    z_P = beta * pairs.margin_P
+    return (-(1 - smoothing) * logsigmoid(z_P) + smoothing * logsigmoid(-z_P)) / (1 - 2 * smoothing)
+
+
+def ipo(pairs: Pairs, *, beta: float, average: bool) -> Tensor:
+    """(h - 1/(2 beta))^2 (IPO 2310.12036 eq. 17, where beta is tau); with `average` of means over tokens, else sums."""
+    return ((pairs.mean_margin_P if average else pairs.margin_P) - 1 / (2 * beta)).square()
+
+
+def hinge(pairs: Pairs, *, beta: float) -> Tensor:
+    """max(0, 1 - beta h), of sums (SLiC's hinge on DPO's margin, RSO 2309.06657)."""
+    return (1 - beta * pairs.margin_P).relu()
+
+
+def dpo_norm(pairs: Pairs, *, beta: float, smoothing: float) -> Tensor:
+    """-log sigma(beta (l_chosen/n_chosen - l_rejected/n_rejected)): DPO of means (Tulu 3, 2411.15124)."""
+    return _logistic(beta * pairs.mean_margin_P, smoothing)
+
+
+def exo(pairs: Pairs, *, beta: float, smoothing: float) -> Tensor:
+    """KL(q || p), q = sigma(beta h), p = 1 - e, of sums: the other way round than DPO (EXO 2402.00856 eq. 16)."""
+    z_P = beta * pairs.margin_P
+    better_P = z_P.sigmoid() * (logsigmoid(z_P) - log1p(-smoothing))
+    return better_P + (-z_P).sigmoid() * (logsigmoid(-z_P) - log(smoothing))
+
+
+def discopop(pairs: Pairs, *, beta: float, tau: float) -> Tensor:
+    """(1 - g) (-log sigma(z)) + g exp(-z) with z = beta h, g = sigma(z / tau), of sums (DiscoPOP 2406.08414)."""
+    z_P = beta * pairs.margin_P
+    gate_P = (z_P / tau).sigmoid()
+    return -(1 - gate_P) * logsigmoid(z_P) + gate_P * (-z_P).exp()
+
+
+Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
+
+
+def f_dpo(pairs: Pairs, *, beta: float, divergence: Divergence, alpha: float) -> Tensor:
+    """-log sigma(beta (f'(u_chosen) - f'(u_rejected))), u = p / p_ref, of sums (f-DPO 2309.16240).
+
+    f' is log u for the reverse KL (DPO itself), -1/u for the forward KL, log(2u / (1 + u)) for Jensen-Shannon and
+    (1 - u^-alpha) / alpha for the alpha divergence. -l is held under 30 there, so that no exponential overflows.
+    """
+    slopes: dict[str, Callable[[Tensor], Tensor]] = {
+        "reverse_kl": lambda l_P: l_P,
+        "forward_kl": lambda l_P: -_grown(-l_P),
+        "js": lambda l_P: l_P - softplus(l_P) + log(2),
+        "alpha": lambda l_P: (1 - _grown(-alpha * l_P)) / alpha,
+    }
+    slope = slopes[divergence]
+    return -logsigmoid(beta * (slope(pairs.chosen_ratio_P) - slope(pairs.rejected_ratio_P)))
+
+
+# ------------------------------------------------------------------- each answer against a fixed point
+
+
+def apo_zero(pairs: Pairs, *, beta: float) -> Tensor:
+    """(1 - sigma(beta l_chosen)) + sigma(beta l_rejected): one up, one down, of sums (APO-zero 2408.06266)."""
+    return (-beta * pairs.chosen_ratio_P).sigmoid() + (beta * pairs.rejected_ratio_P).sigmoid()
+
+
+def apo_down(pairs: Pairs, *, beta: float) -> Tensor:
+    """sigma(beta l_chosen) + (1 - sigma(beta h)): both down, the worse one more, of sums (APO-down 2408.06266)."""
+    return (beta * pairs.chosen_ratio_P).sigmoid() + (-beta * pairs.margin_P).sigmoid()
+
+
+def sppo(pairs: Pairs, *, beta: float) -> Tensor:
+    """(l_chosen - 1/(2 beta))^2 + (l_rejected + 1/(2 beta))^2, of sums (SPPO 2405.00675, beta = 1/eta)."""
+    return (pairs.chosen_ratio_P - 0.5 / beta).square() + (pairs.rejected_ratio_P + 0.5 / beta).square()
+
+
+def nca(pairs: Pairs, *, beta: float) -> Tensor:
+    """-log sigma(beta l_chosen) - (log sigma(-beta l_chosen) + log sigma(-beta l_rejected)) / 2 (NCA 2402.05369)."""
+    chosen_P, rejected_P = beta * pairs.chosen_ratio_P, beta * pairs.rejected_ratio_P
+    return -logsigmoid(chosen_P) - (logsigmoid(-chosen_P) + logsigmoid(-rejected_P)) / 2
+
+
+def bco(pairs: Pairs, *, beta: float) -> Tensor:
+    """-log sigma(beta l_chosen - d) - log sigma(d - beta l_rejected), d the step's mean beta l (BCO 2404.04656)."""
+    shifted_P = beta * (pairs.chosen_ratio_P - pairs.chosen_step_P)
+    return -logsigmoid(shifted_P) - logsigmoid(-beta * (pairs.rejected_ratio_P - pairs.rejected_step_P))
+
+
+def aot(pairs: Pairs, *, beta: float, smoothing: float) -> Tensor:
+    """DPO with both margins of the step sorted, the policy's and the reference's, of sums (AOT paired 2406.05882).
+
+    Each margin is compared with the reference's of the same rank, which is `chosen_step_P`.
+    """
+    return _logistic(beta * (pairs.chosen_P - pairs.rejected_P - pairs.chosen_step_P), smoothing)
+
+
+def aot_unpaired(pairs: Pairs, *, beta: float, smoothing: float) -> Tensor:
+    """DPO of the step's sorted l_chosen against its sorted l_rejected, of sums (AOT unpaired 2406.05882).
+
+    An answer's opposite in rank is its step constant. Both sides carry gradient; the value is counted once.
+    """
+    above_P = _logistic(beta * (pairs.chosen_ratio_P - pairs.chosen_step_P), smoothing)
+    below_P = _logistic(beta * (pairs.rejected_step_P - pairs.rejected_ratio_P), smoothing)
+    return above_P + below_P - below_P.detach()
+
+
+# -------------------------------------------------------------------------------- without a reference
+
+
+def slic(pairs: Pairs, *, delta: float) -> Tensor:
+    """max(0, delta - log p_chosen + log p_rejected), of sums, without a reference (SLiC-HF 2305.10425)."""
+    return (delta - pairs.chosen_P + pairs.rejected_P).relu()
+
+
+def simpo(pairs: Pairs, *, beta: float, gamma: float, smoothing: float) -> Tensor:
+    """-log sigma(beta mean log p_chosen - beta mean log p_rejected - gamma), no reference (SimPO 2405.14734 eq. 6).
+
+    gamma stands outside beta; papers tabulate gamma / beta.
+    """
+    return _logistic(beta * (pairs.chosen_mean_P - pairs.rejected_mean_P) - gamma, smoothing)
+
+
+def contrast(pairs: Pairs, *, beta: float, smoothing: float) -> Tensor:
+    """-log sigma(beta (log p_chosen - log p_rejected)), of sums, without a reference (CPO 2401.08417)."""
+    return _logistic(beta * (pairs.chosen_P - pairs.rejected_P), smoothing)
+
+
+def odds_ratio(pairs: Pairs) -> Tensor:
+    """-log sigma(log odds_chosen - log odds_rejected), odds = P / (1 - P), log P the mean log p (ORPO 2403.07691)."""
+    return -logsigmoid(log_odds(pairs.chosen_mean_P) - log_odds(pairs.rejected_mean_P))
+
+
+def nll(pairs: Pairs) -> Tensor:
+    """-mean log p of the better answer's tokens: what keeps it likely (ORPO, CPO, iterative RPO 2404.19733)."""
+    return -pairs.chosen_mean_P
+
+
+def log_odds(logp: Tensor) -> Tensor:
+    """log p - log(1 - p) for log p < 0, exact on both ends; a certainty counts as 1 - 1e-6."""
+    logp = logp.clamp(max=-1e-6)
+    return logp - torch.where(logp > -log(2), (-logp.expm1()).log(), (-logp.exp()).log1p())
+
+
+# ------------------------------------------------------------------------------------- single answers
+
+
+def kto(
+    ratio_R: Tensor, good_R: Tensor, baseline_R: Tensor, *, beta: float, desirable: float, undesirable: float
+) -> Tensor:
+    """Good: desirable (1 - sigma(beta (l - z))); bad: undesirable (1 - sigma(beta (z - l))) (KTO 2402.01306 eq. 8).
+
+    R answers; l of sums; z = max(0, mean l of the step's mismatched answers), a constant.
+    """
+    value_R = beta * (ratio_R - baseline_R)
+    return torch.where(good_R > 0, desirable * (-value_R).sigmoid(), undesirable * value_R.sigmoid())
+
+
+# ------------------------------------------------------------------------------------------- tables
+
+
+def _centre(ratio_P: Tensor, other_P: Tensor) -> tuple[Tensor, Tensor]:
+    middle = torch.cat([ratio_P, other_P]).mean()
+    return middle.expand_as(ratio_P), middle.expand_as(other_P)
+
+
+def _opposites(ratio_P: Tensor, other_P: Tensor) -> tuple[Tensor, Tensor]:
+    """For each better answer the worse one of the same rank, and the other way round."""
+    return _matched(ratio_P, other_P), _matched(other_P, ratio_P)
+
+
+def _matched(left_P: Tensor, right_P: Tensor) -> Tensor:
+    """For each of `left` the value of `right` that has the same rank."""
+    return right_P.sort().values[left_P.argsort(stable=True).argsort()]
+
+
+STATISTICS: dict[str, Callable[[Pairs], tuple[Tensor, Tensor]]] = {
+    "bco": lambda pairs: _centre(pairs.chosen_ratio_P, pairs.rejected_ratio_P),
+    "aot": lambda pairs: (
+        _matched(pairs.chosen_P - pairs.rejected_P, pairs.ref_chosen_P - pairs.ref_rejected_P),
+        torch.zeros_like(pairs.rejected_P),
+    ),
+    "aot_unpaired": lambda pairs: _opposites(pairs.chosen_ratio_P, pairs.rejected_ratio_P),
+}
+"""Losses that look at the whole step: what they want to know of it, for the better and the worse answer of each pair.
+
+It is taken once, before the step is split, without gradient; so no split can change it."""
+
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "dpo": dpo,
+    "robust": robust,
+    "ipo": ipo,
+    "hinge": hinge,
+    "dpo_norm": dpo_norm,
+    "exo": exo,
+    "discopop": discopop,
+    "f_dpo": f_dpo,
+    "apo_zero": apo_zero,
+    "apo_down": apo_down,
+    "sppo": sppo,
+    "nca": nca,
+    "bco": bco,
+    "aot": aot,
+    "aot_unpaired": aot_unpaired,
+    "slic": slic,
+    "simpo": simpo,
+    "contrast": contrast,
+    "odds_ratio": odds_ratio,
+    "nll": nll,
+}
+REFERENCE_FREE = frozenset({"slic", "simpo", "contrast", "odds_ratio", "nll"})
+MEANS = frozenset({"dpo_norm", "simpo", "odds_ratio", "nll"})
+"""Losses of means over tokens; `ipo` may be either."""
+
+
+def _logistic(z_P: Tensor, smoothing: float) -> Tensor:
+    """-(1-e) log sigma(z) - e log sigma(-z)."""
+    if smoothing == 0:
+        return -logsigmoid(z_P)
+    return -(1 - smoothing) * logsigmoid(z_P) - smoothing * logsigmoid(-z_P)
+
+
+def _grown(x: Tensor) -> Tensor:
+    return x.clamp(max=30).exp()
