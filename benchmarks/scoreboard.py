@@ -1,11 +1,12 @@
 """Trains every preset on the demo's task for the same number of sampled tokens, and writes down what each learned.
 
-    python -m benchmarks.scoreboard --out runs/scoreboard                    everything: hours on two cores
-    python -m benchmarks.scoreboard --out runs/scoreboard --seeds 1 --tokens 100000 --presets grpo rloo
+    python -m benchmarks.scoreboard --out runs/scoreboard                    everything: an hour on one core
+    python -m benchmarks.scoreboard --out runs/scoreboard --minutes 8        as much as fits; the next call goes on
+    python -m benchmarks.scoreboard --out runs/scoreboard --seeds 1 --presets grpo rloo
     python -m benchmarks.scoreboard --out runs/scoreboard --only-report      the page again, from the results so far
 
-All start from one SFT model (the demo's), with the demo's optimizer, rate and batch; nothing is tuned for any of
-them. Every (preset, seed) is one line of `results.jsonl` in the folder, so an interrupted scoreboard goes on.
+All start from one SFT model (the demo's), with the demo's optimizer and rate and half its batch; nothing is tuned for
+any of them. Every (preset, seed) is one line of `results.jsonl` in the folder, so an interrupted scoreboard goes on.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
+from whet.algorithms.critic import Critic
 from whet.algorithms.policy import Setting, policy_gradient
-from whet.config import PRESETS, ModelConfig, PolicyConfig, RLStage
+from whet.config import PRESETS, EvalStage, ModelConfig, PolicyConfig, RLStage
 from whet.config.loading import load_recipe
 from whet.errors import TrainingError
 from whet.launch.demo import RECIPE
@@ -51,6 +53,10 @@ them: more of them at the same rate go further for the same tokens, which is mos
 
 | preset | updates | seeds | held-out accuracy | 95 % interval | tokens to 80 % | entropy | answer length | seconds |
 |---|--:|--:|--:|:-:|--:|--:|--:|--:|"""
+CRITIC = {"lr": 2e-3, "muon_lr": 0.02, "minibatches": 4}
+PRETRAIN_STEPS = 2
+"""Of VC-PPO and VAPO, in place of the papers' 50: the whole run has about fifteen steps."""
+SFT_MODEL = "stages/*-sft/model"
 STUDENT_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
 """Two-sided 95 % quantiles of Student's t for that many seeds."""
 
@@ -70,6 +76,7 @@ class Result:
     length: float
     """Mean tokens of a sampled answer in the last step."""
     seconds: float
+    """CPU seconds, on one thread."""
     curve: tuple[tuple[float, float], ...]
     """(sampled tokens so far, solved share of the step's fresh training tasks)."""
     note: str = ""
@@ -81,19 +88,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--presets", nargs="*", default=list(PRESETS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=400_000, help="sampled tokens of each run")
+    parser.add_argument("--tokens", type=int, default=64_000, help="sampled tokens of each run")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no further run after so many")
     parser.add_argument("--only-report", action="store_true")
     options = parser.parse_args()
+    began = time.monotonic()
     options.out.mkdir(parents=True, exist_ok=True)
     log = options.out / "results.jsonl"
     if not options.only_report:
-        sft = run_recipe(load_recipe(RECIPE, [f"out={options.out / 'sft'}", "stages.rl.train.steps=1"]), quiet=True)
-        model = next(Path(sft["run"]).glob("stages/*-sft/model"))
+        sft = options.out / "sft"
+        if not list(sft.glob(SFT_MODEL)):
+            run_recipe(load_recipe(RECIPE, [f"out={sft}", "stages.rl.train.steps=1"]), quiet=True)
+        model = next(sft.glob(SFT_MODEL))
         done = {(result.preset, result.seed) for result in read(log)}
         before = {result.seed: result.before for result in read(log)}
         for seed in range(options.seeds):
             for preset in options.presets:
-                if (preset, seed) not in done:
+                if (preset, seed) not in done and time.monotonic() - began < 60 * options.minutes:
                     known = before[seed] if seed in before else None
                     result = train(preset, seed, model, options.tokens, known)
                     before[seed] = result.before
@@ -110,21 +121,23 @@ def train(preset: str, seed: int, model: Path, budget: int, before: float | None
 
     `before` is what the SFT model solves with this seed, where another preset has measured it already.
     """
-    recipe = load_recipe(RECIPE, [f"seed={seed}", f"stages.rl.algorithm={{preset: {preset}}}"]).recipe
+    recipe = load_recipe(RECIPE, [f"seed={seed}", *overrides(preset)]).recipe
     config, test = recipe.stages["rl"], recipe.stages["eval"]
-    assert isinstance(config, RLStage)
+    assert isinstance(config, RLStage) and isinstance(test, EvalStage)
     world, start = LocalWorld(), ModelConfig(path=str(model))
-    began = time.monotonic()
+    began = time.process_time()
     grading, exam = rubric(config.tasks, config.rewards), rubric(test.tasks, test.rewards)
     try:
         world.reseed(seed)
         policy = world.policy(start, config.train, config.sampling, reference=config.algorithm.kl.place != "none")
+        asked = config.algorithm.critic
+        critic = None if asked is None else Critic(trainer=world.critic(start, config.train), config=asked)
         held_out = player(policy, exam, test.sampling)
         problems = playable(test, start, world, exam).tasks
 
         def accuracy(version: int) -> float:
             policy.hand_over(version)
-            played = held_out.play(problems, 2, step=0, seed=seed_of(seed, "held out"))
+            played = held_out.play(problems, test.samples, step=0, seed=seed_of(seed, "held out"))
             return fmean(float(e.score.correct is True) for group in played.groups for e in group.episodes)
 
         before = accuracy(0) if before is None else before
@@ -145,7 +158,7 @@ def train(preset: str, seed: int, model: Path, budget: int, before: float | None
         curve: list[tuple[float, float]] = []
         last, spent, note, version = {"entropy": math.nan, "completions/mean_length": math.nan}, 0.0, "", 0
         try:
-            for step in policy_gradient(policy.trainer, feed, setting):
+            for step in policy_gradient(policy.trainer, feed, setting, critic=critic):
                 spent += step.metrics["sampled_tokens"]
                 curve.append((spent, step.metrics["solved"]))
                 last, version = {**last, **step.metrics}, step.index
@@ -159,8 +172,23 @@ def train(preset: str, seed: int, model: Path, budget: int, before: float | None
         exam.close()
     return Result(
         preset=preset, seed=seed, budget=budget, before=before, after=after, entropy=last["entropy"],
-        length=last["completions/mean_length"], seconds=time.monotonic() - began, curve=tuple(curve), note=note,
+        length=last["completions/mean_length"], seconds=time.process_time() - began, curve=tuple(curve), note=note,
     )  # fmt: skip
+
+
+def overrides(preset: str) -> list[str]:
+    """What is changed in the demo's recipe: the preset, a smaller batch, and the rates of a critic of this size."""
+    algorithm: dict[str, object] = {"preset": preset}
+    if PolicyConfig.model_validate(preset).critic is not None:
+        algorithm["critic"] = CRITIC | ({} if preset == "ppo" else {"pretrain_steps": PRETRAIN_STEPS})
+    rewards = "[{kind: verifier, name: accuracy}, {kind: format, weight: 0.1}, {kind: steps}]"
+    return [
+        f"stages.rl.algorithm={json.dumps(algorithm)}",
+        "stages.rl.prompts_per_step=32",
+        "stages.eval.tasks.count=256",
+        "stages.eval.samples=2",
+        *([f"stages.rl.rewards={rewards}"] if preset == "grpo_ps" else []),
+    ]
 
 
 def read(log: Path) -> list[Result]:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 Preset = Literal[
     "grpo", "dapo", "dr_grpo", "rloo", "remax", "reinforce_pp", "reinforce_pp_baseline", "gspo",
     "gspo_token", "gmpo", "cispo", "gpg", "sapo", "dppo", "lite_ppo", "opo", "r1", "clip_cov", "kl_cov", "high_entropy",
-    "ppo", "vc_ppo", "vapo", "grpo_ps",
+    "ppo", "vc_ppo", "vapo", "grpo_ps", "decoupled_ppo",
 ]  # fmt: skip
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -103,6 +103,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "dppo": {
         "ratio": {"denominator": "sampler"},
         "clip": {"kind": "dppo", "low": 0.2, "high": 0.2, "cap": 20.0},
+        "minibatches": 4,
+    },
+    # Decoupled PPO (AReaL, 2505.24298): the clip is about the policy before the update, and a capped weight is for what
+    # separates that from the policies that sampled. No critic (gamma and lambda 1), advantages whitened.
+    "decoupled_ppo": {
+        "baseline": "none",
+        "scale": "token_std",
+        "correction": {"kind": "truncate", "level": "token", "high": 5.0},
         "minibatches": 4,
     },
     # Lite PPO (2508.08221): the group's mean, the step's std, token-level loss.
