@@ -76,6 +76,10 @@ class FakeFeed:
         left_out = tuple(group for group in groups if group not in kept)
         return Taken(groups=kept, left_out=left_out, rounds=1, rollout_s=1.0, score_s=0.0)
 
+    @property
+    def state(self) -> dict[str, float]:
+        return {"position": float(self.position)}
+
     def publish(self, version: int) -> None:
         pass
 

@@ -72,6 +72,7 @@ model: {MODEL}
 save: {{every: 1}}
 stages:
   rl: {RL}
+    curriculum: {{by: difficulty, pools: 2, rest_below: 0.0, rest_steps: 2, replay: 0.3}}
     algorithm: {{preset: vc_ppo, critic: {{lam_value: 1.0, pretrain_steps: 2}}, minibatches: 2}}
     train: {{lr: 0.003, steps: 4}}
 """,

@@ -55,6 +55,8 @@ def measure_taken(taken: Taken, trained_s: float) -> dict[str, float]:
         "groups/trained": float(len(taken.groups)),
         "groups/left_out": float(len(taken.left_out)),
         "groups/rounds": float(taken.rounds),
+        "groups/again": float(taken.again),
+        "groups/resting": float(taken.resting),
         "tokens_per_second": sampled / (taken.rollout_s + taken.score_s + trained_s),
         "time/rollout": taken.rollout_s,
         "time/score": taken.score_s,

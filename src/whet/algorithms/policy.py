@@ -133,9 +133,9 @@ class Standing:
         )
 
 
-def first_state(setting: Setting) -> dict[str, float]:
-    """What a `Step` before the first one would have carried."""
-    return {"position": 0, **Standing.start(setting, {}).saved}
+def first_state(setting: Setting, feed: Feed) -> dict[str, float]:
+    """What a `Step` before the first one would have carried, of a feed from which nothing was taken."""
+    return {**feed.state, **Standing.start(setting, {}).saved}
 
 
 def policy_gradient(
@@ -188,7 +188,7 @@ def policy_gradient(
             index=step + 1,
             groups=taken.played,
             metrics=metrics,
-            state={"position": feed.position, **standing.saved},
+            state={**feed.state, **standing.saved},
             notes=tuple(str(finding) for finding in health.findings),
             ill=health.fatal is not None,
         )

@@ -1,5 +1,6 @@
 """Recipes: their models, and loading with overrides, origins and "did you mean"."""
 
+from whet.config.curriculum import CurriculumConfig
 from whet.config.data import DataConfig, GeneratedConfig, Source
 from whet.config.model import CreateConfig, ModelConfig
 from whet.config.policy import PolicyConfig
@@ -11,6 +12,7 @@ from whet.config.train import LoraConfig, SamplingConfig, SaveConfig, TrainConfi
 __all__ = [
     "PRESETS",
     "CreateConfig",
+    "CurriculumConfig",
     "DataConfig",
     "EvalStage",
     "GeneratedConfig",

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from whet.config.curriculum import CurriculumConfig
 from whet.config.data import Source
 from whet.config.health import HealthConfig
 from whet.config.model import ModelConfig
@@ -47,6 +48,8 @@ class RLStage(StageBase):
     tasks: Source
     rewards: list[RewardConfig] = Field(min_length=1)
     algorithm: PolicyConfig = PolicyConfig()
+    curriculum: CurriculumConfig | None = None
+    """Which tasks come next; None: all of them, shuffled anew in every epoch."""
     prompts_per_step: int = Field(32, ge=1)
     rollouts_per_prompt: int = Field(8, ge=1)
     sampling: SamplingConfig = SamplingConfig()
@@ -60,13 +63,19 @@ class RLStage(StageBase):
         if self.train.steps is None:
             raise ValueError("train.steps must be given for RL: there is no epoch to end it")
         judging = ("verifier", "math", "exact")
+        judged = any(r.judges if isinstance(r, FunctionReward) else r.kind in judging for r in self.rewards)
         self.algorithm.check_step(
             prompts=self.prompts_per_step,
             rollouts=self.rollouts_per_prompt,
-            judged=any(r.judges if isinstance(r, FunctionReward) else r.kind in judging for r in self.rewards),
+            judged=judged,
             graded_steps=any(r.grades_steps for r in self.rewards),
             lora=self.train.lora is not None,
         )
+        if self.curriculum is not None and self.curriculum.measures and not judged:
+            raise ValueError(
+                "curriculum measures which answers are right, and no reward judges that; add one that does, "
+                "or order by a column"
+            )
         if self.algorithm.kl.renew_every and "back" in self.health.model_dump().values():
             raise ValueError("health: back cannot undo a renewed reference; leave algorithm.kl.renew_every out")
         if self.sampling.temperature == 0:

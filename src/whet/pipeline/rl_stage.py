@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from whet.algorithms.critic import Critic
 from whet.algorithms.policy import Setting, first_state, policy_gradient
-from whet.config import EvalStage, ModelConfig, RLStage, SamplingConfig
+from whet.config import CurriculumConfig, EvalStage, ModelConfig, RLStage, SamplingConfig
 from whet.data.faults import Dropped
 from whet.envs.base import Rubric, Task
 from whet.envs.rubric import WeightedRubric
@@ -16,6 +16,7 @@ from whet.pipeline.loop import Saved, WayBack, WithCritic, drive
 from whet.pipeline.sources import rubric, tasks, usable
 from whet.pipeline.stage import Context, Policy, World
 from whet.records import Step
+from whet.rollouts.curriculum import Curriculum, hardness_of
 from whet.rollouts.feed import Feed
 from whet.rollouts.play import Player
 from whet.sampling.base import SamplingParams
@@ -47,6 +48,7 @@ def run_rl(context: Context) -> None:
             seed=context.seed,
             hand_over=policy.hand_over,
             greedy=greedy if config.algorithm.baseline == "greedy" else None,
+            curriculum=_curriculum(config.curriculum, problems.tasks),
         )
         setting = Setting(
             config=config.algorithm,
@@ -60,8 +62,10 @@ def run_rl(context: Context) -> None:
             seed=context.seed,
         )
 
+        first = first_state(setting, feed)
+
         def begin(start: int, state: Mapping[str, float]) -> Iterator[Step]:
-            feed.position = int(state["position"]) if state else 0
+            feed.restore(state or first)
             return policy_gradient(policy.trainer, feed, setting, critic=critic, start=start, state=state)
 
         log = RunLog(context.folder, policy.template.decode)
@@ -70,10 +74,14 @@ def run_rl(context: Context) -> None:
             learning = WithCritic(policy.trainer, critic.trainer)
         way_back = None
         if "back" in config.health.model_dump().values():
-            way_back = WayBack(every=config.health.window, first=first_state(setting))
+            way_back = WayBack(every=config.health.window, first=first)
         drive(context, learning, log, begin, steps=setting.steps, way_back=way_back)
     finally:
         grading.close()
+
+
+def _curriculum(config: CurriculumConfig | None, listed: Sequence[Task]) -> Curriculum | None:
+    return None if config is None else Curriculum(config=config, hardness=hardness_of(listed, config))
 
 
 def _critic(context: Context, config: RLStage, policy: Policy) -> Critic | None:
@@ -103,6 +111,8 @@ def playable(config: RLStage | EvalStage, model: ModelConfig, world: World, grad
     """The stage's tasks, checked against its rewards and the model's template; no weights are loaded for it."""
     listed, unread = tasks(config.tasks)
     kept, unusable = usable(config.tasks, listed, grading, world.template(model), world.max_length(model))
+    if isinstance(config, RLStage):
+        hardness_of(kept, config.curriculum)  # raises where a column has no number
     return Playable(tasks=kept, lost=(unread, unusable))
 
 

@@ -1,18 +1,20 @@
 """The feed: where an algorithm takes its groups from, in the order and with the staleness that it is allowed.
 
 Here at lag 0: `take` plays now, with the weights that were published last, so every group is on-policy. Which
-tasks come next is derived from the position alone; the only state is that position, and it is in the checkpoint.
+tasks come next is derived from the position, and from what a curriculum has measured where there is one. Position
+and tables are the whole state, and they are in the checkpoint.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from whet.envs.base import Task
 from whet.errors import RewardError, TrainingError
 from whet.records import Group, seed_of
+from whet.rollouts.curriculum import Curriculum
 from whet.rollouts.play import Played, Player
 
 Keep = Callable[[Group], bool]
@@ -30,6 +32,10 @@ class Taken:
     rounds: int
     rollout_s: float
     score_s: float
+    again: int = 0
+    """How many of the groups played are past prompts that a curriculum brought back."""
+    resting: int = 0
+    """Tasks that a curriculum left out of this step."""
 
     @property
     def played(self) -> tuple[Group, ...]:
@@ -49,10 +55,12 @@ class Feed:
     """Brings the trainer's weights to the sampler under this version."""
     greedy: Player | None = None
     """Plays the same tasks once more at temperature 0, where a baseline wants that."""
+    curriculum: Curriculum | None = None
     position: int = 0
-    """Tasks handed out since the start of the stage."""
+    """Tasks handed out or passed over since the start of the stage."""
     _orders: dict[int, list[int]] = field(default_factory=dict)
     _unscored: int = 0
+    """Takes in a row without a single score."""
 
     def take(self, count: int, *, step: int, keep: Keep | None = None, rounds: int = 1) -> Taken:
         """`count` groups for this step; groups that `keep` refuses are left out and replaced for up to `rounds` rounds.
@@ -64,15 +72,36 @@ class Feed:
         groups: list[Group] = []
         left_out: list[Group] = []
         done, rollout_s, score_s = 0, 0.0, 0.0
+        resting = self.curriculum.resting(step) if self.curriculum is not None else 0
+        again = self.curriculum.again(count, step=step, seed=self.seed) if self.curriculum is not None else []
         while len(groups) < count and done < rounds:
-            tasks = [self._next() for _ in range(count - len(groups))]
-            played = self._play(tasks, step=step, seed=seed_of(self.seed, step, done))
-            for group in played.groups:
+            numbers = list(again) if done == 0 else []
+            numbers += [self._next(step) for _ in range(count - len(groups) - len(numbers))]
+            played = self._play([self.tasks[i] for i in numbers], step=step, seed=seed_of(self.seed, step, done))
+            for number, group in zip(numbers, played.groups, strict=True):
                 (groups if keep is None or keep(group) else left_out).append(group)
+                if self.curriculum is not None:
+                    self.curriculum.observe(number, group, step)
             done, rollout_s, score_s = done + 1, rollout_s + played.rollout_s, score_s + played.score_s
-        taken = Taken(groups=tuple(groups), left_out=tuple(left_out), rounds=done, rollout_s=rollout_s, score_s=score_s)
+        taken = Taken(
+            groups=tuple(groups), left_out=tuple(left_out), rounds=done, rollout_s=rollout_s, score_s=score_s,
+            again=len(again), resting=resting,
+        )  # fmt: skip
         self._refuse_unscored(taken.played)
         return taken
+
+    @property
+    def state(self) -> dict[str, float]:
+        """What `restore` goes on from, as numbers for a step's state."""
+        tables = self.curriculum.state if self.curriculum is not None else {}
+        return {"position": float(self.position), "unscored_takes": float(self._unscored), **tables}
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        """Stand where the feed stood that gave `state`."""
+        self.position, self._unscored = int(state["position"]), int(state["unscored_takes"])
+        self._orders.clear()
+        if self.curriculum is not None:
+            self.curriculum.restore(state)
 
     def publish(self, version: int) -> None:
         """Hand the weights over, and verify that the sampler has them."""
@@ -102,11 +131,23 @@ class Feed:
             why = f"{last.outcome}: {last.score.note}"
             raise RewardError(f"no answer of the last {PATIENCE} steps could be scored; the last one: {why}")
 
-    def _next(self) -> Task:
-        epoch, place = divmod(self.position, len(self.tasks))
-        self.position += 1
+    def _next(self, step: int) -> int:
+        """The number of the next task; where all of them rest, one is woken."""
+        for _ in range(len(self.tasks)):
+            task = self._at(self.position)
+            self.position += 1
+            if self.curriculum is None or not self.curriculum.rests(task, step):
+                break
+        return task
+
+    def _at(self, position: int) -> int:
+        epoch, place = divmod(position, len(self.tasks))
         if epoch not in self._orders:
             order = list(range(len(self.tasks)))
             random.Random(seed_of(self.seed, "epoch", epoch)).shuffle(order)
+            if self.curriculum is not None:
+                if place == 0:
+                    self.curriculum.begin_epoch()
+                order = self.curriculum.order(order)
             self._orders = {epoch: order}
-        return self.tasks[self._orders[epoch][place]]
+        return self._orders[epoch][place]
