@@ -169,6 +169,21 @@ def test_scalars_are_those_of_yaml_1_2(write) -> None:
         ("{generate: arithmetic}", "file.jsonl", "r.yaml:13: stages.rl.tasks: must be a section of keys, got 'file"),
         ("model: whet:tiny", "seed: 1", "r.yaml:1: model: missing"),
         ('"@rl"', '"@lr"', "r.yaml:25: stages.eval.models.after is @lr, which is no earlier stage (@sft, @rl)"),
+        (
+            "      - kind: verifier",
+            '      - kind: verifier\n      - {kind: judge, by: {path: "@reward"}}',
+            "r.yaml:16: stages.rl.rewards.1.by.path is @reward, which is no earlier stage (@sft)",
+        ),
+        (
+            "data: {generate: arithmetic, count: 100}",
+            'data: {path: "@sft"}',
+            "r.yaml:10: stages.sft.data.path is @sft, which is no earlier stage that makes rows (none)",
+        ),
+        (
+            "      - kind: verifier",
+            '      - kind: verifier\n      - {kind: judge, by: {base_url: "https://h/v1", model: m}, votes: 3}',
+            "r.yaml:16: stages.rl.rewards.1.votes above 1 at temperature 0 would be the same vote again",
+        ),
         ("  lr: 1e-4", "  lr: 1\n  lr: 2", "r.yaml:5: train.lr: given twice, first in line 4; delete one"),
         ("{rank: 8}", "{rank: 8", "r.yaml:7: not valid YAML: "),
         ('"@rl"', "@rl", "r.yaml:25: not valid YAML: found character '@' that cannot start any token; put the text"),

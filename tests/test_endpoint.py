@@ -7,6 +7,7 @@ import json
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -293,6 +294,60 @@ def test_one_failure_gives_up_the_rest() -> None:
     with serving(status(400, "bad"), hangs) as server, pytest.raises(SamplerError, match="bad"):
         sampler(server.url).chat(ASK * 4, PARAMS)
     assert not [thread for thread in threading.enumerate() if thread.name == "whet-endpoint"]
+
+
+def test_replies_come_one_by_one_and_failures_are_among_them() -> None:
+    def odd(handler: _Handler) -> None:
+        number = int(handler.body["messages"][0]["content"])
+        (says(str(number)) if number % 2 else status(404, "gone"))(handler)
+
+    asks = [[Message(role="user", content=str(number))] for number in range(6)]
+    with serving(odd) as server:
+        found = dict(EndpointSampler(server.url, "m").replies(asks, PARAMS))
+    assert sorted(found) == list(range(6))
+    assert [found[n].message.content for n in (1, 3, 5)] == ["1", "3", "5"]  # type: ignore[union-attr]
+    assert all(found[n].message is None and "404" in found[n].failure and not found[n].timed_out for n in (0, 2, 4))
+
+
+@pytest.mark.parametrize("limits", [{"total_s": 0.3}, {"request_s": 0.1, "attempts": 1}])
+def test_a_reply_that_is_late_says_so(limits: dict[str, Any]) -> None:
+    with serving(hangs) as server:
+        ((number, reply),) = EndpointSampler(server.url, "m", **limits).replies(ASK, PARAMS)
+        server.released.set()
+    assert number == 0 and reply.message is None and reply.timed_out
+
+
+def test_who_stops_listening_gives_up_the_rest() -> None:
+    with serving(says("4"), hangs) as server:
+        replies = EndpointSampler(server.url, "m").replies([ASK[0]] * 3, PARAMS)
+        assert next(replies)[1].message is not None
+        replies.close()
+        server.released.set()
+
+
+def test_requests_begin_evenly_spread() -> None:
+    """600 a minute is one every 0.1 s: the last of five begins 0.4 s after the first, on any machine."""
+    begun: list[float] = []
+
+    def note(handler: _Handler) -> None:
+        begun.append(time.monotonic())
+        says("4")(handler)
+
+    with serving(note) as server:
+        EndpointSampler(server.url, "m", requests_per_minute=600).chat([ASK[0]] * 5, PARAMS)
+    assert begun[-1] - begun[0] > 0.35
+
+
+def test_a_rate_limit_holds_all_who_have_not_begun() -> None:
+    begun: list[float] = []
+
+    def limited(handler: _Handler) -> None:
+        begun.append(time.monotonic())
+        (status(429, retry_after="1") if len(begun) == 1 else says("4"))(handler)
+
+    with serving(limited) as server:
+        EndpointSampler(server.url, "m", concurrency=1, first_wait_s=0.01).chat([ASK[0]] * 2, PARAMS)
+    assert len(begun) == 3 and begun[1] - begun[0] > 0.9
 
 
 def test_it_may_be_called_from_inside_an_event_loop() -> None:

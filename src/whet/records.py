@@ -39,6 +39,16 @@ class Message:
     """Whether a loss may fall on it; None: decided by the role (assistant: yes)."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """What came of asking somebody who may fail: a message, or why there is none."""
+
+    message: Message | None
+    failure: str = ""
+    timed_out: bool = False
+    """Whether the failure was a deadline."""
+
+
 class Ending(StrEnum):
     """Why a sampler stopped writing."""
 

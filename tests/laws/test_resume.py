@@ -76,6 +76,24 @@ stages:
     algorithm: {{preset: vc_ppo, critic: {{lam_value: 1.0, pretrain_steps: 2}}, minibatches: 2}}
     train: {{lr: 0.003, steps: 4}}
 """,
+    "judged": f"""
+name: judged
+model: {MODEL}
+save: {{every: 1}}
+stages:
+  rl:
+    kind: rl
+    tasks: {{generate: arithmetic, count: 24, digits: 1}}
+    rewards:
+      - {{kind: verifier}}
+      - {{kind: judge, form: pairs, opponents: 1, by: {{script: "whet.envs.judges.rules:longer"}}}}
+      - {{kind: judge, name: self, by: {{path: "@model", temperature: 1.0}}, scale: yes_no, read: probabilities}}
+    prompts_per_step: 4
+    rollouts_per_prompt: 4
+    sampling: {{max_tokens: 12, max_running: 10}}
+    algorithm: grpo
+    train: {{lr: 0.003, steps: 4}}
+""",
     "back": f"""
 name: back
 model: {MODEL}
@@ -159,7 +177,7 @@ def test_a_run_has_a_signal_that_a_wrong_resume_would_change(unstopped: dict[str
 
 @pytest.mark.parametrize(
     ("recipe", "last", "apart"),
-    [("whole", 2, 31), ("adapters", 5, 47), ("critic", 3, 41), ("back", 14, 53)],
+    [("whole", 2, 31), ("adapters", 5, 47), ("critic", 3, 41), ("judged", 4, 97), ("back", 14, 53)],
 )
 def test_killed_anywhere(
     nursery: Nursery,

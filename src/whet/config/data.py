@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from whet.config.strict import Strict
+from whet.config.strict import Made, Strict
 
 
 class DataConfig(Strict):
     """Rows from a file, a folder or the hub; the format is detected by the columns."""
 
+    refers_to: ClassVar[Made | None] = "rows"
     path: str
-    """A `.jsonl`, `.json`, `.parquet` file (`.gz` too), a `datasets` directory or a hub id."""
+    """A `.jsonl`, `.json`, `.parquet` file (`.gz` too), a `datasets` directory, a hub id, or `@stage` (the rows that
+    an earlier stage made)."""
     subset: str | None = None
     """Configuration of a hub data set (`main` for GSM8K)."""
     split: str = "train"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from whet.config.strict import Strict
+from whet.config.strict import Made, Strict
 
 
 class CreateConfig(Strict):
@@ -25,6 +25,7 @@ class CreateConfig(Strict):
 class ModelConfig(Strict):
     """Which weights to start from. In YAML `model: PATH` is short for `model: {path: PATH}`."""
 
+    refers_to: ClassVar[Made | None] = "model"
     path: str
     """A hub id (`org/name`, `org/name@revision`), a local directory, `whet:demo` (the shipped tiny base model),
     `whet:tiny` (random weights of the shape in `create`), or `@stage` (what an earlier stage made)."""

@@ -74,7 +74,8 @@ def _problem(path: KeyPath, group: list[ErrorDetails], root: Node) -> _Problem:
     text = _text(path, group, root)
     # A validator's message that begins with a key, `train.steps must ...`, is about that key.
     word = re.match(r"[\w-]+(?:\.[\w-]+)*", text)
-    about = node.find(tuple(word[0].split("."))) if word and group[0]["type"] == "value_error" else None
+    keys = [int(key) if key.isdecimal() else key for key in word[0].split(".")] if word else []
+    about = node.find(tuple(keys)) if word and group[0]["type"] == "value_error" else None
     if about is not None and word is not None:
         return _Problem(False, about.line, f"{about.place}: {dotted(about.path)}{text.removeprefix(word[0])}")
     missing = group[0]["type"] in ("missing", "union_tag_not_found")

@@ -9,7 +9,7 @@ Defaults are published settings, named in `docs/`. Units are in the names: `_s` 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -18,21 +18,17 @@ from whet.config.data import Source
 from whet.config.health import HealthConfig
 from whet.config.model import ModelConfig
 from whet.config.policy import PolicyConfig
-from whet.config.rewards import FunctionReward, RewardConfig
-from whet.config.strict import Strict
+from whet.config.references import references
+from whet.config.rewards import FunctionReward, JudgeReward, RewardConfig
+from whet.config.stage import StageBase
+from whet.config.strict import Made, Strict
 from whet.config.train import RLTrainConfig, SamplingConfig, SaveConfig, TrainConfig
-
-
-class StageBase(Strict):
-    """What every stage has."""
-
-    model: ModelConfig | None = None
-    """None: what the stage before made, or the recipe's model for the first."""
 
 
 class SFTStage(StageBase):
     """Supervised fine-tuning on conversations, prompt-completion pairs or text."""
 
+    makes: ClassVar[Made | None] = "model"
     kind: Literal["sft"]
     data: Source
     eval_data: Source | None = None
@@ -44,6 +40,7 @@ class SFTStage(StageBase):
 class RLStage(StageBase):
     """Reinforcement learning with verifiable rewards: sample, score, weigh, step."""
 
+    makes: ClassVar[Made | None] = "model"
     kind: Literal["rl"]
     tasks: Source
     rewards: list[RewardConfig] = Field(min_length=1)
@@ -62,8 +59,11 @@ class RLStage(StageBase):
     def _check(self) -> RLStage:
         if self.train.steps is None:
             raise ValueError("train.steps must be given for RL: there is no epoch to end it")
-        judging = ("verifier", "math", "exact")
+        judging = ("verifier", "math", "exact", "verdict")
         judged = any(r.judges if isinstance(r, FunctionReward) else r.kind in judging for r in self.rewards)
+        pairs = any(isinstance(r, JudgeReward) and r.form == "pairs" for r in self.rewards)
+        if pairs and (self.rollouts_per_prompt < 2 or self.algorithm.baseline == "greedy"):
+            raise ValueError("rewards: a judge of pairs compares answers to one task; it needs two or more of them")
         self.algorithm.check_step(
             prompts=self.prompts_per_step,
             rollouts=self.rollouts_per_prompt,
@@ -115,6 +115,10 @@ INHERITED = ("train", "sampling")
 """Sections that a recipe file may have at its top, as defaults of its stages; they are no fields of `Recipe`."""
 
 
+NOUNS: dict[Made, str] = {"model": "stage", "rows": "stage that makes rows"}
+"""What a reference must name, in words."""
+
+
 class Recipe(Strict):
     """One file, one pipeline: named stages in order, each starting from what the one before made."""
 
@@ -131,19 +135,19 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _references(self) -> Recipe:
-        seen: set[str] = set()
+        made: dict[Made, list[str]] = {"model": ["model"], "rows": []}
         for name, stage in self.stages.items():
             if not name.replace("-", "_").isidentifier():
                 raise ValueError(f"stage name {name!r} must be letters, digits, - and _")
             if name == "model":
                 raise ValueError("stage name 'model' is taken: @model means what the recipe starts from")
-            paths = {"model.path": stage.model.path} if stage.model else {}
+            found = list(references(stage))
             if isinstance(stage, EvalStage):
-                paths |= {f"models.{label}": path for label, path in stage.models.items()}
-            for key, path in paths.items():
-                if path.startswith("@") and path[1:] not in {*seen, "model"}:
-                    earlier = ", ".join(f"@{other}" for other in self.stages if other in seen) or "none"
-                    raise ValueError(f"stages.{name}.{key} is {path}, which is no earlier stage ({earlier})")
-            if stage.kind != "eval":
-                seen.add(name)
+                found += [(f"models.{label}", path, "model") for label, path in stage.models.items() if path[:1] == "@"]
+            for key, path, what in found:
+                if path[1:] not in made[what]:
+                    earlier = ", ".join(f"@{other}" for other in made[what] if other != "model") or "none"
+                    raise ValueError(f"stages.{name}.{key} is {path}, which is no earlier {NOUNS[what]} ({earlier})")
+            if stage.makes is not None:
+                made[stage.makes].append(name)
         return self

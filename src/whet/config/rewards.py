@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from whet.config.judge import JudgeConfig
 from whet.config.strict import Strict
 
 
@@ -78,7 +79,41 @@ class FunctionReward(RewardBase):
     """Whether a value of 1 means that the answer is right, or the function only shapes."""
 
 
+class JudgeReward(RewardBase, JudgeConfig):
+    """What a judge thinks of the answer, from -1 (worst) to 1 (best): AI feedback without a reward model (d-RLAIF)."""
+
+    kind: Literal["judge"]
+    form: Literal["points", "pairs"] = "points"
+    """points: each answer alone, on `scale`. pairs: its win rate against other answers to the same task."""
+    opponents: int | None = Field(None, ge=1)
+    """pairs: answers that each is compared with; None: all of its group."""
+    probe: bool = True
+    """points: whether one empty phrase a step is judged as well, whose score should be low (metric `probe`)."""
+
+    @model_validator(mode="after")
+    def _check_form(self) -> JudgeReward:
+        if self.form == "points" and self.opponents is not None:
+            raise ValueError("opponents is for form: pairs")
+        return self
+
+
+class VerdictReward(RewardBase):
+    """1 if the answer ends with the right verdict: training a judge on questions of a `questions` stage."""
+
+    kind: Literal["verdict"]
+    gold: str = "verdict"
+    """Column with the right verdict."""
+
+
 RewardConfig = Annotated[
-    VerifierReward | StepsReward | MathReward | ExactReward | FormatReward | OverlongReward | FunctionReward,
+    VerifierReward
+    | StepsReward
+    | MathReward
+    | ExactReward
+    | FormatReward
+    | OverlongReward
+    | FunctionReward
+    | JudgeReward
+    | VerdictReward,
     Field(discriminator="kind"),
 ]

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 from pydantic import BaseModel, ConfigDict
+
+Made = Literal["model", "rows"]
+"""What a stage leaves for later ones: a model that speaks, or rows."""
 
 
 class Strict(BaseModel):
@@ -11,3 +16,6 @@ class Strict(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    refers_to: ClassVar[Made | None] = None
+    """What `path: "@stage"` means in this section; None: its `path`, if it has one, names no stage."""

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from whet.records import Message, Score, StepScore
+from whet.config.judge import ChatConfig
+from whet.records import Message, Reply, Score, StepScore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,10 +85,21 @@ class Grade:
 
 
 class Chat(Protocol):
-    """Somebody who answers conversations with text: a judge, a critic, a writer. `None` where no answer came."""
+    """Somebody who answers conversations with text: a judge, a critic, a writer."""
 
-    def chat(self, conversations: Sequence[Sequence[Message]], *, max_tokens: int) -> list[Message | None]:
-        """One assistant message for each conversation, in order. Failures are `None`, never invented text."""
+    def chat(self, conversations: Sequence[Sequence[Message]], *, max_tokens: int) -> list[Reply]:
+        """One reply to each conversation, in order. A failure is a reply without a message, never invented text."""
+
+    def probabilities(
+        self, conversations: Sequence[Sequence[Message]], options: Sequence[str]
+    ) -> list[tuple[float, ...] | None]:
+        """How likely each option is as the whole next message, of those alone (they sum to 1); None on failure.
+
+        Raises `ConfigError` where whoever answers has no log-probabilities to tell.
+        """
+
+    def close(self) -> None:
+        """End its processes, if any."""
 
 
 class Scorer(Protocol):
@@ -95,6 +107,13 @@ class Scorer(Protocol):
 
     def scores(self, conversations: Sequence[Sequence[Message]]) -> list[tuple[StepScore, ...]]:
         """For each conversation the scores at the ends of its last message's steps; an outcome model has one step."""
+
+
+class Models(Protocol):
+    """Brings to life the models that rewards ask."""
+
+    def chat(self, config: ChatConfig) -> Chat:
+        """Who answers, as the recipe says."""
 
 
 class Environment(Protocol):

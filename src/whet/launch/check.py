@@ -50,7 +50,7 @@ def _check_stage(run: Run, name: str, world: LocalWorld) -> StageCheck:
             summary += f"; for evaluation {gate(world, model, stage, stage.eval_data).describe()}"
         shown = tuple(segments(row, world.template(model)) for row in data.gated.rows[:SHOWN])
         return StageCheck(stage=name, kind=stage.kind, summary=summary, samples=shown)
-    grading = rubric(stage.tasks, stage.rewards)
+    grading = rubric(stage.tasks, stage.rewards, world)
     try:
         found = playable(stage, model, world, grading)
     finally:

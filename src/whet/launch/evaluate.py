@@ -38,7 +38,9 @@ def evaluate(loaded: Loaded, models: Mapping[str, str], *, quiet: bool = False) 
     torch.set_num_threads(pick_threads(recipe.threads))
     found = {label: find_model(path) for label, path in models.items()}
     with claimed(run), asked_to_stop(console) as stopped:
-        context = context_of(run, name, LocalWorld(), console, stopped, models=found or None)
+        context = context_of(
+            run, name, LocalWorld(answers=run.folder / "answers"), console, stopped, models=found or None
+        )
         folder = run.folder / "evaluations" / f"{name}-{_identity(context.models.values())}"
         try:
             run_eval(replace(context, folder=folder))

@@ -39,7 +39,7 @@ def run_recipe(loaded: Loaded, *, quiet: bool = False) -> dict[str, Any]:
         give_memory_back()
     with asked_to_stop(console) as stopped:
         try:
-            run_pipeline(run, LocalWorld(), console, stopped, about=_about())
+            run_pipeline(run, LocalWorld(answers=run.folder / "answers"), console, stopped, about=_about())
         except Interrupted:
             console.say(f"stopped; everything is saved in {run.folder}, and the same command goes on")
             raise KeyboardInterrupt from None

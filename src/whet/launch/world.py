@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 
 from whet.config import ModelConfig, SamplingConfig, TrainConfig
+from whet.config.judge import ChatConfig, LocalChat
+from whet.envs.judges.cache import CachedChat
+from whet.launch.chats import build_chat
 from whet.models.language import LanguageModel
 from whet.models.load import load_model, load_scalar_model, load_tokenizer, read_eos_ids, read_max_length
 from whet.pipeline.stage import Policy
+from whet.rollouts.chat import Speaker
 from whet.sampling.embedded import EmbeddedSampler
 from whet.sampling.vllm import VllmSampler
 from whet.templates.jinja import JinjaTemplate
@@ -28,6 +33,9 @@ SAMPLERS: Mapping[str, Callable[[LanguageModel, SamplingConfig], EmbeddedSampler
 @dataclass(frozen=True, slots=True)
 class LocalWorld:
     """`World` in this process. The embedded sampler reads the trainer's own tensors, so handing over costs nothing."""
+
+    answers: Path | None = None
+    """Folder in which what judges answered is kept; None: in memory alone."""
 
     def template(self, model: ModelConfig) -> JinjaTemplate:
         """The chat template of a model's tokenizer."""
@@ -63,6 +71,17 @@ class LocalWorld:
         """A value model and its trainer, beside the policy's."""
         language = load_scalar_model(model, lora=train.lora, checkpointing=train.gradient_checkpointing)
         return LocalTrainer(language, train)
+
+    def chat(self, config: ChatConfig) -> CachedChat:
+        """Who the recipe names; a model on this machine is loaded at its first question and never trained."""
+        return build_chat(config, self._speaker, self.answers)
+
+    def _speaker(self, config: LocalChat) -> Speaker:
+        model = ModelConfig(**{key: getattr(config, key) for key in ModelConfig.model_fields})
+        loaded = self.policy(model, TrainConfig(), SamplingConfig(max_running=config.max_running))
+        return Speaker(
+            template=loaded.template, sampler=loaded.sampler, trainer=loaded.trainer, max_length=loaded.max_length
+        )
 
     def reseed(self, seed: int) -> None:
         """Seed torch's global generators, which dropout and new adapters draw from."""

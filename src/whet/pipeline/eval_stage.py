@@ -28,7 +28,7 @@ def run_eval(context: Context) -> list[EvalRow]:
     config = context.config
     assert isinstance(config, EvalStage)
     _check_labels(context.models)
-    grading = rubric(config.tasks, config.rewards)
+    grading = rubric(config.tasks, config.rewards, context.world)
     try:
         found = playable(config, next(iter(context.models.values())), context.world, grading)
         # A problem that is listed twice is one question: counting it twice would narrow the intervals.

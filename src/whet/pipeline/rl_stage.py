@@ -28,7 +28,7 @@ def run_rl(context: Context) -> None:
     """Sample, score, weigh and step until the steps are done."""
     config = context.config
     assert isinstance(config, RLStage) and config.train.steps is not None
-    grading = rubric(config.tasks, config.rewards)
+    grading = rubric(config.tasks, config.rewards, context.world)
     try:
         problems = playable(config, context.model, context.world, grading)
         context.console.say(f"{context.name}: {problems.describe()}")

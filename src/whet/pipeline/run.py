@@ -22,12 +22,14 @@ from typing import Any
 
 from whet.config import EvalStage, ModelConfig, Recipe
 from whet.config.loading import NOT_MATHEMATICS, resolved
+from whet.config.references import with_references
+from whet.config.strict import Strict
 from whet.errors import RunError
 from whet.files import is_sealed, read_json, seal, write_json, writing
 from whet.pipeline.eval_stage import run_eval
 from whet.pipeline.rl_stage import run_rl
 from whet.pipeline.sft_stage import run_sft
-from whet.pipeline.stage import Context, Interrupted, World
+from whet.pipeline.stage import ROWS, Context, Interrupted, World
 from whet.records import seed_of
 from whet.tracking.console import Console
 from whet.tracking.report import write_report
@@ -63,7 +65,7 @@ class Run:
         for earlier, other in self.recipe.stages.items():
             if earlier == name:
                 break
-            if not isinstance(other, EvalStage):
+            if other.makes == "model":
                 made = self.recipe.model.model_copy(update={"path": str(self.model_folder(earlier))})
         return made
 
@@ -74,6 +76,15 @@ class Run:
         if model.path == "@model":
             return self.recipe.model
         return model.model_copy(update={"path": str(self.model_folder(model.path[1:]))})
+
+    def refer(self, section: Strict) -> Strict:
+        """A section whose `path` is a reference, with what the stage made (or the recipe's own model) in its place."""
+        path = getattr(section, "path", "")
+        if path == "@model":
+            own = {key: value for key, value in self.recipe.model if key in type(section).model_fields}
+            return section.model_copy(update=own)
+        folder = self.stage_folder(path[1:])
+        return section.model_copy(update={"path": str(folder / (ROWS if section.refers_to == "rows" else "model"))})
 
 
 def run_recipe(run: Run, world: World, console: Console, stopped: Stopped, *, about: Mapping[str, Any]) -> None:
@@ -157,7 +168,8 @@ def context_of(
     models: Mapping[str, str] | None = None,
 ) -> Context:
     """What a stage of this run is given; `models` replaces what an evaluation evaluates."""
-    stage, folder, model = run.recipe.stages[name], run.stage_folder(name), run.model_of(name)
+    folder, model = run.stage_folder(name), run.model_of(name)
+    stage = with_references(run.recipe.stages[name], run.refer)
     paths = models or (stage.models if isinstance(stage, EvalStage) else {}) or {"model": model.path}
     named = {label: run.recipe.model.model_copy(update={"path": path}) for label, path in paths.items()}
     return Context(

@@ -10,7 +10,7 @@ from whet.data.base import Comparison, Conversation, Judged, Origin
 from whet.data.faults import BadRow, Dropped, Rejects
 from whet.data.formats import load_conversations, load_prompts
 from whet.data.preferences import load_comparisons, load_judged
-from whet.envs.base import Task
+from whet.envs.base import Models, Task
 from whet.envs.library import ChecksSteps, Family, family
 from whet.envs.rewards.build import build_rubric
 from whet.envs.rubric import WeightedRubric
@@ -80,13 +80,13 @@ def tasks(source: Source) -> tuple[Sequence[Task], Dropped]:
     return listed, dropped
 
 
-def rubric(source: Source, rewards: Sequence[RewardConfig]) -> WeightedRubric:
-    """The rewards of a stage."""
+def rubric(source: Source, rewards: Sequence[RewardConfig], models: Models) -> WeightedRubric:
+    """The rewards of a stage; `models` brings those models to life that they ask."""
     if not isinstance(source, GeneratedConfig):
-        return build_rubric(rewards)
+        return build_rubric(rewards, models=models)
     generator = family(source)
     check_steps = generator.check_steps if isinstance(generator, ChecksSteps) else None
-    return build_rubric(rewards, generator.verify, check_steps)
+    return build_rubric(rewards, generator.verify, check_steps, models)
 
 
 def usable(

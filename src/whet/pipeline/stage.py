@@ -13,10 +13,15 @@ from pathlib import Path
 from typing import Protocol
 
 from whet.config import ModelConfig, SamplingConfig, SaveConfig, Stage, TrainConfig
+from whet.config.judge import ChatConfig
+from whet.envs.base import Chat
 from whet.sampling.base import TokenSampler
 from whet.templates.base import Template
 from whet.tracking.console import Console
 from whet.training.base import Trainer
+
+ROWS = "rows.jsonl"
+"""The rows that a stage made, in its folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +62,9 @@ class World(Protocol):
 
     def critic(self, model: ModelConfig, train: TrainConfig) -> Trainer:
         """A value model with a trainer of its own, from a policy's weights or a reward model's."""
+
+    def chat(self, config: ChatConfig) -> Chat:
+        """Somebody who answers conversations: an endpoint, a local model or a script. Asks nobody until it is asked."""
 
     def reseed(self, seed: int) -> None:
         """Set whatever random state is left (dropout, new adapters) for what comes next."""

@@ -12,23 +12,28 @@ import asyncio
 import email.utils
 import json
 import os
+import queue
 import random
 import re
 import threading
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import closing, contextmanager
 from typing import Any, Literal, TypeVar
 
 import httpx
 
 from whet.errors import ConfigError, SamplerError
-from whet.records import Message, ToolCall
+from whet.records import Message, Reply, ToolCall
 from whet.sampling.base import SamplingParams
 
 T = TypeVar("T")
 
 LONGEST_WAIT_S = 30.0
 """The wait between two attempts doubles up to this; a server's Retry-After may ask for more."""
+LOOK_S = 1.0
+"""How often somebody who waits for replies looks whether they can still come."""
 EXCERPT_CHARACTERS = 300
 """How much of a server's own words a message quotes."""
 THINKING = re.compile(r"\s*<think>(.*?)(?:</think>\s*|\Z)", re.DOTALL)
@@ -38,8 +43,9 @@ class EndpointSampler:
     """`ChatSampler` over `POST {base_url}/chat/completions`.
 
     `base_url` ends where the API begins (`https://host/v1`); `api_key_env` names the environment variable that holds
-    the key, so no key is ever in a recipe. At most `concurrency` requests are under way together. An attempt may take
-    `request_s` seconds, a call of `chat` `total_s`; the first wait between attempts is up to `first_wait_s`.
+    the key, so no key is ever in a recipe. At most `concurrency` requests are under way together, and at most
+    `requests_per_minute` begin in a minute, evenly spread; a 429 with a Retry-After holds all of them. An attempt may
+    take `request_s` seconds, a call of `chat` `total_s`; the first wait between attempts is up to `first_wait_s`.
     `budget_key` is how the endpoint spells the token budget; `extra` is added to every request's body.
     """
 
@@ -50,6 +56,7 @@ class EndpointSampler:
         *,
         api_key_env: str | None = None,
         concurrency: int = 16,
+        requests_per_minute: float | None = None,
         attempts: int = 6,
         request_s: float = 120.0,
         total_s: float = 1800.0,
@@ -65,6 +72,7 @@ class EndpointSampler:
         self._model, self._key_env = model, api_key_env
         self._concurrency, self._attempts = concurrency, attempts
         self._request_s, self._total_s, self._first_wait_s = request_s, total_s, first_wait_s
+        self._pace = _Pace(requests_per_minute)
         self._budget_key, self._extra = budget_key, dict(extra or {})
 
     def chat(self, conversations: Sequence[Sequence[Message]], params: SamplingParams) -> list[Message]:
@@ -74,32 +82,59 @@ class EndpointSampler:
         earlier turns is not sent. Raises `SamplerError` for the first conversation without an answer; the other
         requests are then given up. May be called from inside an event loop.
         """
+        answers: dict[int, Message] = {}
+        with closing(self.replies(conversations, params)) as replies:
+            for number, reply in replies:
+                if reply.message is None:
+                    raise SamplerError(reply.failure)
+                answers[number] = reply.message
+        return [answers[number] for number in range(len(conversations))]
+
+    def replies(
+        self, conversations: Sequence[Sequence[Message]], params: SamplingParams
+    ) -> Generator[tuple[int, Reply], None, None]:
+        """The number of each conversation (from 0) with what came of it, as soon as that is known.
+
+        Nothing is raised for one that failed: its reply says why. Closing the generator gives up what is under way.
+        """
         if params.stop_ids:
             raise ValueError("stop_ids are tokens, and an endpoint ends its turns itself; leave them out")
-        return _run(self._chat_all(conversations, params))
+        arrived: queue.SimpleQueue[tuple[int, Reply]] = queue.SimpleQueue()
+        with _running(self._ask_all(conversations, params, lambda *reply: arrived.put(reply))) as work:
+            for _ in conversations:
+                yield _next_of(arrived, work)
 
-    async def _chat_all(self, conversations: Sequence[Sequence[Message]], params: SamplingParams) -> list[Message]:
+    async def _ask_all(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        params: SamplingParams,
+        tell: Callable[[int, Reply], None],
+    ) -> None:
         headers = {} if self._key_env is None else {"Authorization": f"Bearer {os.environ[self._key_env]}"}
         gate = asyncio.Semaphore(self._concurrency)
         limits = httpx.Limits(max_connections=self._concurrency)
         began = time.monotonic()
         async with httpx.AsyncClient(headers=headers, timeout=None, limits=limits) as client:
 
-            async def one(number: int, conversation: Sequence[Message]) -> Message:
-                what = f"the answer to conversation {number} of {len(conversations)}"
+            async def one(number: int, conversation: Sequence[Message]) -> None:
+                what = f"the answer to conversation {number + 1} of {len(conversations)}"
                 wait = _Wait(f"endpoint {self._url}, model {self._model}", what, began, self._total_s)
                 try:
                     async with asyncio.timeout(wait.left_s()), gate:
-                        return await self._answer(client, self._body(conversation, params), wait)
+                        message = await self._answer(client, self._body(conversation, params), wait)
+                    tell(number, Reply(message=message))
                 except TimeoutError:
-                    raise wait.over() from None
+                    tell(number, Reply(message=None, failure=str(wait.over()), timed_out=True))
+                except SamplerError as error:
+                    tell(number, Reply(message=None, failure=str(error), timed_out=wait.timed_out))
 
-            return list(await asyncio.gather(*(one(i, c) for i, c in enumerate(conversations, 1))))
+            await asyncio.gather(*(one(i, c) for i, c in enumerate(conversations)))
 
     async def _answer(self, client: httpx.AsyncClient, body: Mapping[str, Any], wait: _Wait) -> Message:
         for attempt in range(1, self._attempts + 1):
             asked_s = 0.0
             try:
+                await self._pace.turn()
                 async with asyncio.timeout(self._request_s):
                     response = await client.post(self._url, json=body)
                 if response.status_code == 200:
@@ -108,8 +143,10 @@ class EndpointSampler:
                 if response.status_code != 429 and response.status_code < 500:
                     raise SamplerError(f"{wait.who}: {_status(response)}{self._remedy(response.status_code)}")
                 asked_s = _retry_after_s(response)
+                if response.status_code == 429:
+                    self._pace.hold(asked_s)
             except TimeoutError:
-                wait.note(attempt, f"no complete answer within {self._request_s:g} s")
+                wait.note(attempt, f"no complete answer within {self._request_s:g} s", timed_out=True)
             except (httpx.RequestError, json.JSONDecodeError, UnicodeDecodeError) as error:
                 wait.note(attempt, f"{type(error).__name__}: {error}")
             pause_s = max(
@@ -141,19 +178,41 @@ class EndpointSampler:
         return f"; check the key in {self._key_env}"
 
 
+class _Pace:
+    """Requests that begin evenly spread over time, and not at all while the server asks everybody to wait."""
+
+    def __init__(self, per_minute: float | None) -> None:
+        self._apart_s = 0.0 if per_minute is None else 60 / per_minute
+        self._next = 0.0
+
+    async def turn(self) -> None:
+        """Wait until one more request may begin."""
+        now = time.monotonic()
+        begins = max(now, self._next)
+        self._next = begins + self._apart_s
+        await asyncio.sleep(begins - now)
+
+    def hold(self, seconds: float) -> None:
+        """Let no request begin for so long."""
+        self._next = max(self._next, time.monotonic() + seconds)
+
+
 class _Wait:
     """Who owes what since when, and what came instead."""
 
     def __init__(self, who: str, what: str, began: float, total_s: float) -> None:
         self.who, self._what, self._began, self._total_s = who, what, began, total_s
         self._last = "no attempt has ended"
+        self.timed_out = False
+        """Whether the last attempt ended at a deadline, ours or the call's."""
 
     def left_s(self) -> float:
         """Seconds until the deadline of the call; below 0 when it is over."""
         return self._began + self._total_s - time.monotonic()
 
-    def note(self, attempt: int, happened: str) -> None:
+    def note(self, attempt: int, happened: str, *, timed_out: bool = False) -> None:
         """Remember what the last attempt brought."""
+        self.timed_out = timed_out
         self._last = f"attempt {attempt}: {happened}"
 
     def over(self, why: str = "the deadline is over") -> SamplerError:
@@ -227,18 +286,29 @@ def _retry_after_s(response: httpx.Response) -> float:
         return 0.0
 
 
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, run in an event loop in a thread of its own; where it fails, all it began is cancelled."""
+@contextmanager
+def _running(work: Coroutine[Any, Any, T]) -> Iterator[Future[T]]:
+    """`work` at work in an event loop in a thread of its own; at the end of the block what is left is cancelled."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="whet-endpoint", daemon=True)
     thread.start()
     try:
-        return asyncio.run_coroutine_threadsafe(work, loop).result()
+        yield asyncio.run_coroutine_threadsafe(work, loop)
     finally:
         asyncio.run_coroutine_threadsafe(_cancel_all(), loop).result()
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+def _next_of(arrived: queue.SimpleQueue[tuple[int, Reply]], work: Future[None]) -> tuple[int, Reply]:
+    """The next reply. Where the work itself failed, which is our bug, that is raised instead of waiting for ever."""
+    while True:
+        try:
+            return arrived.get(timeout=LOOK_S)
+        except queue.Empty:
+            if work.done() and arrived.empty():
+                work.result()
 
 
 async def _cancel_all() -> None:

@@ -6,13 +6,16 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from whet.config import rewards as kinds
-from whet.envs.base import Attempt, Grade, Reward
+from whet.envs.base import Attempt, Grade, Models, Reward
+from whet.envs.judges.judge import build_judge
 from whet.envs.rewards.exact import exact
 from whet.envs.rewards.format import well_formed
 from whet.envs.rewards.function import FunctionReward
+from whet.envs.rewards.judge import PairsReward, PointsReward
 from whet.envs.rewards.math import MathReward
 from whet.envs.rewards.overlong import overlong
 from whet.envs.rewards.plain import PlainReward
+from whet.envs.rewards.verdict import right_verdict
 from whet.envs.rubric import WeightedRubric
 from whet.errors import ConfigError
 
@@ -21,18 +24,22 @@ Verify = Callable[[Attempt], Grade]
 
 
 def build_rubric(
-    rewards: Sequence[kinds.RewardConfig], verify: Verify | None = None, check_steps: Verify | None = None
+    rewards: Sequence[kinds.RewardConfig],
+    verify: Verify | None = None,
+    check_steps: Verify | None = None,
+    models: Models | None = None,
 ) -> WeightedRubric:
     """The rubric that a recipe's `rewards` describe.
 
-    `verify` and `check_steps` are the task family's checkers, for `kind: verifier` and `kind: steps`.
+    `verify` and `check_steps` are the task family's checkers, for `kind: verifier` and `kind: steps`; `models`
+    brings to life whom judges ask.
     A reward without a name is called after its kind, a function after itself. Raises `ConfigError` for equal names
     or a checker that the tasks do not have, `RewardError` for a function that cannot be loaded.
     """
     built: list[Reward] = []
     try:
         for config in rewards:
-            built.append(_build(config, verify, check_steps))  # noqa: PERF401 - one by one: what is built so far gets closed
+            built.append(_build(config, verify, check_steps, models))  # noqa: PERF401 - what is built so far gets closed
         return WeightedRubric(built)
     except BaseException:
         for reward in built:
@@ -40,17 +47,17 @@ def build_rubric(
         raise
 
 
-def _build(config: kinds.RewardConfig, verify: Verify | None, check_steps: Verify | None) -> Reward:
+def _build(
+    config: kinds.RewardConfig, verify: Verify | None, check_steps: Verify | None, models: Models | None
+) -> Reward:
     name, weight = config.name or config.kind, config.weight
     match config:
         case kinds.VerifierReward():
-            if verify is None:
-                raise ConfigError("rewards: kind verifier is for generated tasks (generate: ...); use math or exact")
-            return PlainReward(name=name, weight=weight, judges=True, function=verify)
+            checker = _checker(verify, "kind verifier is for generated tasks (generate: ...); use math or exact")
+            return PlainReward(name=name, weight=weight, judges=True, function=checker)
         case kinds.StepsReward():
-            if check_steps is None:
-                raise ConfigError("rewards: kind steps is for tasks whose family checks them (generate: arithmetic)")
-            return PlainReward(name=name, weight=weight, judges=False, function=check_steps)
+            checker = _checker(check_steps, "kind steps is for tasks whose family checks them (generate: arithmetic)")
+            return PlainReward(name=name, weight=weight, judges=False, function=checker)
         case kinds.MathReward():
             return MathReward(name=name, weight=weight, gold=config.gold, deadline_s=config.deadline_s)
         case kinds.ExactReward():
@@ -69,3 +76,24 @@ def _build(config: kinds.RewardConfig, verify: Verify | None, check_steps: Verif
                 deadline_s=config.deadline_s,
                 judges=config.judges,
             )
+        case kinds.VerdictReward():
+            agree = partial(right_verdict, gold=config.gold)
+            return PlainReward(name=name, weight=weight, judges=True, function=agree, columns=(config.gold,))
+        case kinds.JudgeReward():
+            return _judge(config, models)
+
+
+def _checker(checker: Verify | None, who: str) -> Verify:
+    if checker is None:
+        raise ConfigError(f"rewards: {who}")
+    return checker
+
+
+def _judge(config: kinds.JudgeReward, models: Models | None) -> Reward:
+    name, weight = config.name or config.kind, config.weight
+    if models is None:
+        raise ConfigError("rewards: kind judge asks a model, and there is nobody here to bring one")
+    judge = build_judge(config, models.chat(config.by))
+    if config.form == "pairs":
+        return PairsReward(name=name, weight=weight, judge=judge, opponents=config.opponents)
+    return PointsReward(name=name, weight=weight, judge=judge, probe=config.probe)

@@ -1,0 +1,161 @@
+"""Chats whose answers are kept on disk: what was asked once is not asked, waited or paid for again.
+
+An answer is found again by who was asked (with its settings), the conversation, the token budget, and how many times
+the same question came before it in the same call: three votes on one question are three answers. Each is appended as
+soon as it is there, so a killed run loses none, and a resumed one reads what the unbroken one would have heard.
+Failures are not kept: the next time may be luckier.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from whet.errors import ConfigError
+from whet.files import writing
+from whet.records import Message, Reply
+
+
+class Asker(Protocol):
+    """Whoever answers: an endpoint, a model or a script."""
+
+    @property
+    def identity(self) -> str:
+        """Who it is and how it is set up: equal identities give exchangeable answers."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether an answer does not depend on what else is asked with it, in the last bit included."""
+
+    def ask(
+        self, conversations: Sequence[Sequence[Message]], keys: Sequence[str], *, max_tokens: int
+    ) -> Iterator[tuple[int, Reply]]:
+        """Replies with the numbers of their conversations, as they come; every number once.
+
+        Whoever draws random numbers seeds them with the conversation's key.
+        """
+
+    def probabilities(
+        self, conversations: Sequence[Sequence[Message]], options: Sequence[str]
+    ) -> list[tuple[float, ...] | None]:
+        """As in `Chat`."""
+
+    def close(self) -> None:
+        """As in `Chat`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What came of everything that a chat was asked so far."""
+
+    cached: int = 0
+    answered: int = 0
+    failed: int = 0
+
+
+class CachedChat:
+    """`Chat` over an asker; answers are kept in `path`, or in memory alone where that is None.
+
+    The file is read at the first question. Several processes may share one.
+    """
+
+    def __init__(self, asker: Asker, path: Path | None) -> None:
+        self._asker, self._path = asker, path
+        self._kept: dict[str, Message] | None = None
+        self.asked = Asked()
+
+    def chat(self, conversations: Sequence[Sequence[Message]], *, max_tokens: int) -> list[Reply]:
+        """One reply to each conversation, in order; only those that are not kept yet are asked for."""
+        if self._kept is None:
+            self._kept = {} if self._path is None else read_answers(self._path)
+        keys = self._keys(conversations, max_tokens)
+        missing = [i for i, key in enumerate(keys) if key not in self._kept]
+        # Where answers depend on their company, a call that was cut off is asked again as a whole, to hear the same.
+        wanted = missing if self._asker.alone else [i for i in range(len(keys)) if missing]
+        failures: dict[int, Reply] = {}
+        asking = [conversations[i] for i in wanted]
+        for number, reply in self._asker.ask(asking, [keys[i] for i in wanted], max_tokens=max_tokens):
+            index = wanted[number]
+            if reply.message is None:
+                failures[index] = reply
+            elif keys[index] not in self._kept:
+                self._keep(keys[index], reply.message)
+        known = [Reply(message=self._kept.get(key)) for key in keys]
+        self.asked = Asked(
+            cached=self.asked.cached + len(keys) - len(missing),
+            answered=self.asked.answered + len(missing) - len(failures),
+            failed=self.asked.failed + len(failures),
+        )
+        return [failures[i] if reply.message is None else reply for i, reply in enumerate(known)]
+
+    def probabilities(
+        self, conversations: Sequence[Sequence[Message]], options: Sequence[str]
+    ) -> list[tuple[float, ...] | None]:
+        """Not kept: a local model's forward pass is its own record."""
+        return self._asker.probabilities(conversations, options)
+
+    def close(self) -> None:
+        """End the asker."""
+        self._asker.close()
+
+    def _keys(self, conversations: Sequence[Sequence[Message]], max_tokens: int) -> list[str]:
+        times: Counter[str] = Counter()
+        keys = []
+        for conversation in conversations:
+            said = [[message.role, message.content] for message in conversation]
+            asked = json.dumps([self._asker.identity, said, max_tokens], ensure_ascii=False)
+            times[asked] += 1
+            whole = f"{asked}{times[asked]}".encode("utf-8", "surrogatepass")
+            keys.append(hashlib.sha256(whole).hexdigest()[:32])
+        return keys
+
+    def _keep(self, key: str, message: Message) -> None:
+        assert self._kept is not None
+        message = replace(message, tool_calls=())
+        self._kept[key] = message
+        if self._path is not None:
+            append_line(self._path, {"key": key, "content": message.content, "thinking": message.thinking})
+
+
+def no_probabilities(who: str) -> ConfigError:
+    """The error of somebody who answers with text alone."""
+    return ConfigError(f"{who} answers with text alone; read: probabilities needs a local model, by: {{path: ...}}")
+
+
+def read_answers(path: Path) -> dict[str, Message]:
+    """The answers in a file; a line that was cut off is removed from it, one that is damaged is passed over."""
+    kept: dict[str, Message] = {}
+    if not path.exists():
+        return kept
+    with writing(path, 0), path.open("rb+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        data = file.read()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            file.truncate(whole)
+    for line in data[:whole].splitlines():
+        try:
+            entry = json.loads(line)
+            kept[entry["key"]] = Message(role="assistant", content=entry["content"], thinking=entry["thinking"])
+        except (ValueError, KeyError, TypeError):
+            continue  # it is asked again
+    return kept
+
+
+def append_line(path: Path, value: dict[str, str | None]) -> None:
+    """One more line of JSON, in one write, so that processes that share the file do not mix theirs."""
+    data = (json.dumps(value) + "\n").encode()
+    with writing(path, len(data)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab", buffering=0) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            written = os.write(file.fileno(), data)
+            if written < len(data):  # a disk that is nearly full takes a part; the next reader removes it
+                os.write(file.fileno(), data[written:])

@@ -1,0 +1,158 @@
+"""A judge: how good is one answer, or which of two is better, asked so that position and persuasion do not decide.
+
+Pairs are asked in both orders. With p1 the first answer's chance when it stands first and p2 the second answer's when
+that stands first, the preference is (p1 + 1 - p2) / 2 (RLAIF, 2309.00267), or a tie where the orders disagree. A judge
+that always prefers the first place then has no preference at all.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from whet.config.judge import JudgeConfig
+from whet.envs.base import Chat
+from whet.envs.judges.ask import Opinion, ProbabilityReader, Question, Reader, TextReader
+from whet.envs.judges.fence import DATA, fenced, mark_of, steering
+from whet.envs.judges.principles import read_principles
+from whet.envs.rewards.answers import after_thinking
+from whet.records import Message, seed_of
+
+FIRST, SECOND, TIE = "A", "B", "tie"
+PAIR: Mapping[str, float] = {FIRST: 1.0, SECOND: 0.0, TIE: 0.5}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exchange:
+    """A conversation and one answer to it."""
+
+    asked: tuple[Message, ...]
+    answer: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preference:
+    """How likely it is that the first of two answers is the better one. `chance is None`: no judgement was had."""
+
+    chance: float | None
+    failure: str = ""
+    timed_out: bool = False
+    unparsed: bool = False
+    flipped: bool = False
+    """Whether the two orders disagreed about who is better."""
+    principle: str = ""
+    """What it was judged by."""
+    reasons: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judge:
+    """Criteria, scale and a reader to ask."""
+
+    reader: Reader
+    criteria: str
+    principles: tuple[str, ...] = ()
+    verdicts: Mapping[str, float]
+    """Of single answers: word to value in [0, 1]."""
+    ties_on_disagreement: bool = False
+    clamp: tuple[float, float] = (0.0, 1.0)
+    everything: bool = False
+    """Whether the judge sees the thinking, too."""
+
+    def points(self, exchanges: Sequence[Exchange]) -> list[Opinion]:
+        """How good each answer is: 0 is the worst verdict of the scale, 1 the best."""
+        return self.reader.read([self.single(exchange) for exchange in exchanges])
+
+    def prefer(self, asked: Sequence[tuple[Message, ...]], answers: Sequence[tuple[str, str]]) -> list[Preference]:
+        """Which of two answers to each conversation is better, asked in both orders."""
+        both = [
+            self.pair(messages, pair)
+            for messages, (first, second) in zip(asked, answers, strict=True)
+            for pair in ((first, second), (second, first))
+        ]
+        opinions = self.reader.read(both)
+        return [
+            self._preference(opinions[2 * i], opinions[2 * i + 1], self.principle(messages))
+            for i, messages in enumerate(asked)
+        ]
+
+    def single(self, exchange: Exchange) -> Question:
+        """The question about one answer."""
+        parts = {"Conversation": as_text(exchange.asked), "Answer": self.shown(exchange.answer)}
+        words = list(self.verdicts)
+        best = f"The verdict is one of {words[0]} (worst) to {words[-1]} (best)."
+        return Question(text=self._text(parts, exchange.asked, best), verdicts=self.verdicts)
+
+    def pair(self, asked: tuple[Message, ...], answers: tuple[str, str]) -> Question:
+        """The question about two answers in this order."""
+        first, second = map(self.shown, answers)
+        parts = {"Conversation": as_text(asked), f"Answer {FIRST}": first, f"Answer {SECOND}": second}
+        which = f"The verdict is the better answer, {FIRST} or {SECOND}, or {TIE}. Their order means nothing."
+        return Question(text=self._text(parts, asked, which), verdicts=PAIR)
+
+    def principle(self, asked: Sequence[Message]) -> str:
+        """What answers to this conversation are judged by: the same for all of them, so that they compare."""
+        if not self.principles:
+            return self.criteria
+        return random.Random(seed_of("principle", as_text(asked))).choice(self.principles)
+
+    def shown(self, answer: str) -> str:
+        """What the judge sees of an answer."""
+        return answer if self.everything else after_thinking(answer).strip()
+
+    def steers(self, answer: str) -> bool:
+        """Whether an answer tries to decide its own verdict."""
+        return bool(steering(self.shown(answer)))
+
+    def close(self) -> None:
+        """Let the reader go."""
+        self.reader.close()
+
+    def _text(self, parts: Mapping[str, str], asked: Sequence[Message], which: str) -> str:
+        mark = mark_of(*parts.values())
+        blocks = "\n\n".join(fenced(title, text, mark) for title, text in parts.items())
+        return f"{self.principle(asked)}\n{DATA.format(mark=mark)}\n\n{blocks}\n\n{which}"
+
+    def _preference(self, straight: Opinion, swapped: Opinion, principle: str) -> Preference:
+        """Both orders as one preference; without both there is none, for one alone would count its position."""
+        failed = next((opinion for opinion in (straight, swapped) if opinion.value is None), None)
+        if straight.value is None or swapped.value is None:
+            assert failed is not None
+            return Preference(chance=None, failure=failed.failure, timed_out=failed.timed_out, unparsed=failed.unparsed)
+        first, second = straight.value, 1 - swapped.value
+        flipped = (first - 0.5) * (second - 0.5) < 0
+        chance = 0.5 if flipped and self.ties_on_disagreement else (first + second) / 2
+        low, high = self.clamp
+        return Preference(
+            chance=min(max(chance, low), high), flipped=flipped, principle=principle, reasons=straight.reasons
+        )
+
+
+def build_judge(config: JudgeConfig, chat: Chat) -> Judge:
+    """The judge that a recipe describes, asking `chat`. Raises `ConfigError` where its principles cannot be read."""
+    reader = ProbabilityReader if config.read == "probabilities" else TextReader
+    return Judge(
+        reader=reader(chat=chat, max_tokens=config.max_tokens, reasoning=config.reasoning, votes=config.votes),
+        criteria=config.criteria,
+        principles=read_principles(config.principles),
+        verdicts=verdicts_of(config.scale),
+        ties_on_disagreement=config.disagreement == "tie",
+        clamp=config.clamp or (0.0, 1.0),
+        everything=config.sees == "everything",
+    )
+
+
+def verdicts_of(scale: tuple[int, int] | str) -> dict[str, float]:
+    """The words of a scale with their values, 0 for the worst and 1 for the best."""
+    if isinstance(scale, str):
+        return {"No": 0.0, "Yes": 1.0}
+    low, high = scale
+    return {str(score): (score - low) / (high - low) for score in range(low, high + 1)}
+
+
+def as_text(messages: Sequence[Message]) -> str:
+    """A conversation as plain text; a single user message stands for itself."""
+    if len(messages) == 1 and messages[0].role == "user":
+        return messages[0].content
+    return "\n\n".join(f"[{message.role}]\n{message.content}" for message in messages)

@@ -1,0 +1,77 @@
+"""A chat that is a Python function: a rule that plays the judge, or a client of somebody's own.
+
+The function runs in a process of its own, so it may crash, hang or print; each is a failed reply with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from whet.envs.judges.cache import no_probabilities
+from whet.records import Message, Reply
+from whet.sandbox.base import FailureKind
+from whet.sandbox.worker_main import load_function
+from whet.sandbox.workers import WorkerPool
+
+Script = Callable[[list[dict[str, str]]], object]
+
+TOGETHER = 32
+"""Conversations handed over at once; what came of them is kept before the next are asked."""
+
+
+class ScriptedAsker:
+    """`Asker` over the function that `path` (`file.py:function` or `module:function`) names.
+
+    It is called with a list of `{"role", "content"}` and returns text. `deadline_s` is for one answer. The process
+    starts with the first question.
+    """
+
+    alone = True
+
+    def __init__(self, path: str, *, deadline_s: float) -> None:
+        self.identity = f"script {path}"
+        self._path, self._deadline_s = path, deadline_s
+        self._pool: WorkerPool | None = None
+
+    def ask(
+        self, conversations: Sequence[Sequence[Message]], keys: Sequence[str], *, max_tokens: int
+    ) -> Iterator[tuple[int, Reply]]:
+        """The function's words on each conversation; the budget is the function's own affair."""
+        if not conversations:
+            return
+        if self._pool is None:
+            target = "whet.envs.judges.scripted:load"
+            self._pool = WorkerPool(target, arguments=[self._path], deadline_s=self._deadline_s)
+        payloads = [[{"role": m.role, "content": m.content} for m in each] for each in conversations]
+        for first in range(0, len(payloads), TOGETHER):
+            for number, result in enumerate(self._pool.map(payloads[first : first + TOGETHER]), first):
+                if result.failure is not None:
+                    late = result.failure.kind is FailureKind.TIMEOUT
+                    yield number, Reply(message=None, failure=result.failure.message, timed_out=late)
+                else:
+                    yield number, Reply(message=Message(role="assistant", content=str(result.value)))
+
+    def probabilities(
+        self, conversations: Sequence[Sequence[Message]], options: Sequence[str]
+    ) -> list[tuple[float, ...] | None]:
+        """A function has none to tell."""
+        raise no_probabilities(self.identity)
+
+    def close(self) -> None:
+        """Kill the process."""
+        if self._pool is not None:
+            self._pool.close()
+
+
+def load(path: str) -> Callable[[list[dict[str, str]]], str]:
+    """The worker's side: the function, with its value checked."""
+    function: Script = load_function(path)
+
+    def answer(messages: list[dict[str, str]]) -> str:
+        said: Any = function(messages)
+        if not isinstance(said, str):
+            raise TypeError(f"returned a {type(said).__name__}, not text")
+        return said
+
+    return answer

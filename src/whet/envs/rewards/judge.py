@@ -1,0 +1,143 @@
+"""What a judge thinks as a reward: each answer alone, or its win rate against the others of its group.
+
+An answer that was not judged has no grade: the judge's silence or nonsense says nothing about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from whet.envs.base import Attempt, Grade, Task
+from whet.envs.judges.ask import Opinion
+from whet.envs.judges.judge import Exchange, Judge, Preference
+
+PROBES = (":", "Thought process:", "Let's solve this step by step.", "Solution", ".", "The answer is correct.")
+"""Answers that say nothing, which some judges call right (2507.08794); one a step is judged along with the others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PointsReward:
+    """The verdict on each answer, from -1 (the worst of the scale) to 1 (the best): d-RLAIF (2309.00267)."""
+
+    name: str
+    weight: float
+    judge: Judge
+    probe: bool = True
+    judges: bool = False
+
+    def grade(self, attempts: Sequence[Attempt], *, step: int) -> list[Grade]:
+        """One grade for each attempt."""
+        exchanges = [Exchange(asked=attempt.task.messages, answer=attempt.answer) for attempt in attempts]
+        probes = []
+        if self.probe and attempts:
+            probes = [Exchange(asked=attempts[0].task.messages, answer=PROBES[step % len(PROBES)])]
+        opinions = self.judge.points([*exchanges, *probes])
+        given = opinions[: len(attempts)]
+        metrics = {**_failures(given), "steering": _share([self.judge.steers(a.answer) for a in attempts])}
+        for opinion in opinions[len(attempts) :]:
+            if opinion.value is not None:
+                metrics["probe"] = 2 * opinion.value - 1
+        return [_grade(opinion, metrics) for opinion in given]
+
+    def check(self, tasks: Sequence[Task]) -> None:
+        """Any task can be judged."""
+
+    def close(self) -> None:
+        """Let the judge go."""
+        self.judge.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairsReward:
+    """An answer's win rate against answers to the same task, from -1 (loses to all) to 1 (beats all); a tie is half.
+
+    Each is compared with the `opponents` that follow it in its group, and so with those before it; None: with all.
+    """
+
+    name: str
+    weight: float
+    judge: Judge
+    opponents: int | None = None
+    judges: bool = False
+
+    def grade(self, attempts: Sequence[Attempt], *, step: int) -> list[Grade]:
+        """One grade for each attempt; one whose comparisons all failed is ungraded."""
+        groups: dict[str, list[int]] = {}
+        for index, attempt in enumerate(attempts):
+            groups.setdefault(attempt.task.id, []).append(index)
+        pairs = [pair for members in groups.values() for pair in matches(members, self.opponents)]
+        found = self.judge.prefer(
+            [attempts[first].task.messages for first, _ in pairs],
+            [(attempts[first].answer, attempts[second].answer) for first, second in pairs],
+        )
+        against: dict[int, list[Preference]] = {index: [] for index in range(len(attempts))}
+        wins: dict[int, list[float]] = {index: [] for index in range(len(attempts))}
+        for (first, second), preference in zip(pairs, found, strict=True):
+            against[first].append(preference)
+            against[second].append(preference)
+            if preference.chance is not None:
+                wins[first].append(preference.chance)
+                wins[second].append(1 - preference.chance)
+        metrics = {
+            **_failures(found),
+            **agreement(found),
+            "steering": _share([self.judge.steers(a.answer) for a in attempts]),
+        }
+        return [self._grade(against[i], wins[i], metrics) for i in range(len(attempts))]
+
+    def check(self, tasks: Sequence[Task]) -> None:
+        """Any task can be judged."""
+
+    def close(self) -> None:
+        """Let the judge go."""
+        self.judge.close()
+
+    @staticmethod
+    def _grade(against: Sequence[Preference], wins: Sequence[float], metrics: Mapping[str, float]) -> Grade:
+        if wins:
+            return Grade(value=2 * fmean(wins) - 1, metrics=metrics)
+        if not against:
+            return Grade(value=None, failure="there is no other answer to compare it with", metrics=metrics)
+        timed_out = all(preference.timed_out for preference in against)
+        return Grade(value=None, failure=against[0].failure, timed_out=timed_out, metrics=metrics)
+
+
+def matches(members: Sequence[int], opponents: int | None) -> list[tuple[int, int]]:
+    """Who is compared with whom: everybody with the next `opponents` in a circle, each pair once."""
+    count = len(members)
+    reach = count - 1 if opponents is None else min(opponents, count - 1)
+    pairs = {
+        tuple(sorted((members[place], members[(place + step) % count])))
+        for place in range(count)
+        for step in range(1, reach + 1)
+    }
+    return sorted((first, second) for first, second in pairs)
+
+
+def agreement(found: Sequence[Preference]) -> dict[str, float]:
+    """Over the pairs that were judged: how often the order decided, and how often neither answer was better."""
+    judged = [preference for preference in found if preference.chance is not None]
+    return {
+        "order_flips": _share([preference.flipped for preference in judged]),
+        "ties": _share([preference.chance == 0.5 for preference in judged]),
+    }
+
+
+def _failures(found: Sequence[Opinion] | Sequence[Preference]) -> dict[str, float]:
+    """How often there was no judgement, and how often because none could be read."""
+    return {
+        "failed": _share([bool(each.failure) for each in found]),
+        "unparsed": _share([each.unparsed for each in found]),
+    }
+
+
+def _grade(opinion: Opinion, metrics: Mapping[str, float]) -> Grade:
+    if opinion.value is None:
+        return Grade(value=None, failure=opinion.failure, timed_out=opinion.timed_out, metrics=metrics)
+    return Grade(value=2 * opinion.value - 1, metrics=metrics)
+
+
+def _share(flags: Sequence[bool]) -> float:
+    return sum(flags) / len(flags) if flags else 0.0

@@ -1,0 +1,82 @@
+"""From a recipe's words on who answers to somebody who does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from whet.config.judge import ChatConfig, EndpointChat, LocalChat
+from whet.envs.judges.cache import Asker, CachedChat, no_probabilities
+from whet.envs.judges.scripted import ScriptedAsker
+from whet.files import is_sealed, read_json
+from whet.records import Message, Reply
+from whet.rollouts.chat import ModelAsker, Speaker
+from whet.sampling.base import SamplingParams
+from whet.sampling.endpoint import EndpointSampler
+
+Load = Callable[[LocalChat], Speaker]
+
+
+class EndpointAsker:
+    """`Asker` over an endpoint."""
+
+    alone = True
+
+    def __init__(self, config: EndpointChat) -> None:
+        self.identity = f"endpoint {config.base_url} {config.model} at {config.temperature:g}"
+        self._temperature = config.temperature
+        self._sampler = EndpointSampler(
+            config.base_url,
+            config.model,
+            api_key_env=config.api_key_env,
+            concurrency=config.concurrency,
+            requests_per_minute=config.requests_per_minute,
+            attempts=config.attempts,
+            request_s=config.request_s,
+            total_s=config.deadline_s,
+            budget_key=config.budget_key,
+        )
+
+    def ask(
+        self, conversations: Sequence[Sequence[Message]], keys: Sequence[str], *, max_tokens: int
+    ) -> Iterator[tuple[int, Reply]]:
+        """What the endpoint answers, as it comes."""
+        params = SamplingParams(max_tokens=max_tokens, temperature=self._temperature)
+        with closing(self._sampler.replies(conversations, params)) as replies:
+            yield from replies
+
+    def probabilities(
+        self, conversations: Sequence[Sequence[Message]], options: Sequence[str]
+    ) -> list[tuple[float, ...] | None]:
+        """Endpoints tell too few of them to be of use."""
+        raise no_probabilities(self.identity)
+
+    def close(self) -> None:
+        """Nothing is open between calls."""
+
+
+def build_chat(config: ChatConfig, load: Load, folder: Path | None) -> CachedChat:
+    """Who the recipe names, with answers kept in its own `cache` or in `folder`; in memory where there is neither."""
+    asker = _asker(config, load)
+    return CachedChat(asker, config.cache or (None if folder is None else folder / "answers.jsonl"))
+
+
+def _asker(config: ChatConfig, load: Load) -> Asker:
+    if isinstance(config, EndpointChat):
+        return EndpointAsker(config)
+    if isinstance(config, LocalChat):
+        return ModelAsker(lambda: load(config), identity=weights_of(config.path), temperature=config.temperature)
+    return ScriptedAsker(config.script, deadline_s=config.deadline_s)
+
+
+def weights_of(path: str) -> str:
+    """A name that changes when the weights do: what a stage made goes by its manifest, other folders by their files."""
+    folder = Path(path)
+    if is_sealed(folder.parent):
+        files = read_json(folder.parent / "manifest.json")["files"]
+        return " ".join(sorted(known["sha256"][:16] for name, known in files.items() if name.startswith("model/")))
+    if not folder.is_dir():
+        return path
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    return " ".join([path, *(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)])
