@@ -8,6 +8,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from whet.config import RewardConfig
+from whet.config import RewardConfig, RLStage
 from whet.envs.base import Attempt, Grade, Reward, Task
 from whet.envs.rewards.answers import after_thinking, as_number, final_answer, gold_answer, last_boxed, tidy
 from whet.envs.rewards.build import build_rubric
@@ -461,3 +462,59 @@ def test_a_function_that_cannot_be_loaded_stops_the_run_at_once(functions: Path,
 
 def test_thinking_is_what_stands_before_its_last_end() -> None:
     assert after_thinking("<think>a</think>b</think>c") == "c" and after_thinking("c") == "c"
+
+
+# ------------------------------------------------------------------------------------ length, repetition
+
+
+def test_the_cosine_by_hand() -> None:
+    """A right answer: 2 without tokens, 1 with all, 1.5 half-way; a wrong one -10, 0, -5. cos(pi/3) = 1/2."""
+    rewards = ({"kind": "exact", "weight": 0}, {"kind": "cosine"})
+    lengths = [0, 4, 6, 12, 15]
+    right = rubric(*rewards).score([attempt("7", tokens=n, max_tokens=12, answer="7") for n in lengths], step=1)
+    wrong = rubric(*rewards).score([attempt("8", tokens=n, max_tokens=12, answer="7") for n in lengths], step=1)
+    assert [s.value for s in right] == pytest.approx([2, 1.75, 1.5, 1, 1])
+    assert [s.value for s in wrong] == pytest.approx([-10, -7.5, -5, 0, 0])
+    cut = replace(attempt("7", tokens=12, max_tokens=12, answer="7"), truncated=True)
+    assert rubric(*rewards).score([cut], step=1)[0].value == -10
+
+
+def test_kimis_length_reward_by_hand() -> None:
+    """Lengths 2, 4, 10 of one group: 0.5, 0.25, -0.5; a wrong answer gets nothing for being short."""
+    rewards = ({"kind": "exact"}, {"kind": "group_length", "weight": 2})
+    said = [("7", 2), ("7", 4), ("8", 4), ("7", 10)]
+    group = [attempt(text, tokens=n, answer="7") for text, n in said]
+    other = [replace(a, task=replace(a.task, id="t2"), completion_tokens=(1, 2, 3)) for a in group[:2]]
+    scores = rubric(*rewards).score([*group, *other], step=1)
+    assert [s.parts["group_length"] for s in scores] == [0.5, 0.25, 0.0, -0.5, 0.0, 0.0]
+    assert [s.value for s in scores] == [2.0, 1.5, 0.0, 0.0, 1.0, 1.0]
+
+
+def test_repetition_by_hand() -> None:
+    """Of the 4 pairs in a b a b a two are new."""
+    loop = replace(attempt("x"), completion_tokens=(1, 2, 1, 2, 1))
+    other = replace(attempt("x"), completion_tokens=(1, 2, 3, 4, 5))
+    none = replace(attempt("x"), completion_tokens=(1,))
+    assert [s.value for s in score({"kind": "repetition", "ngram": 2}, loop, other, none)] == [-0.5, 0, 0]
+
+
+def test_shaping_rewards_know_what_the_judge_said_wherever_they_stand() -> None:
+    seen: list[bool | None] = []
+
+    def look(given: Attempt) -> Grade:
+        seen.append(given.correct)
+        return Grade(value=0.0)
+
+    shaping = PlainReward(name="look", weight=1.0, judges=False, function=look)
+    made = WeightedRubric([shaping, constant("judge", 1.0, 0.0, None, judges=True)])
+    scores = made.score([attempt("a"), attempt("b"), attempt("c")], step=1)
+    assert seen == [True, False, None]
+    assert list(scores[0].parts) == ["look", "judge"] and [s.correct for s in scores] == [True, False, None]
+
+
+@pytest.mark.parametrize("kind", ["cosine", "group_length"])
+def test_who_asks_what_is_right_needs_somebody_who_says_it(kind: str) -> None:
+    base = {"kind": "rl", "tasks": {"generate": "arithmetic"}, "train": {"steps": 1}}
+    RLStage.model_validate({**base, "rewards": [{"kind": kind}, {"kind": "verifier"}]})
+    with pytest.raises(ValueError, match=f"kind {kind} asks which answers are right"):
+        RLStage.model_validate({**base, "rewards": [{"kind": kind}, {"kind": "format"}]})

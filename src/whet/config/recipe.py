@@ -19,7 +19,7 @@ from whet.config.health import HealthConfig
 from whet.config.model import ModelConfig
 from whet.config.policy import PolicyConfig
 from whet.config.references import references
-from whet.config.rewards import FunctionReward, JudgeReward, RewardConfig
+from whet.config.rewards import JudgeReward, RewardConfig, check_rewards, judged
 from whet.config.stage import StageBase
 from whet.config.strict import Made, Strict
 from whet.config.train import RLTrainConfig, SamplingConfig, SaveConfig, TrainConfig
@@ -59,19 +59,18 @@ class RLStage(StageBase):
     def _check(self) -> RLStage:
         if self.train.steps is None:
             raise ValueError("train.steps must be given for RL: there is no epoch to end it")
-        judging = ("verifier", "math", "exact", "verdict")
-        judged = any(r.judges if isinstance(r, FunctionReward) else r.kind in judging for r in self.rewards)
+        check_rewards(self.rewards)
         pairs = any(isinstance(r, JudgeReward) and r.form == "pairs" for r in self.rewards)
         if pairs and (self.rollouts_per_prompt < 2 or self.algorithm.baseline == "greedy"):
             raise ValueError("rewards: a judge of pairs compares answers to one task; it needs two or more of them")
         self.algorithm.check_step(
             prompts=self.prompts_per_step,
             rollouts=self.rollouts_per_prompt,
-            judged=judged,
+            judged=judged(self.rewards),
             graded_steps=any(r.grades_steps for r in self.rewards),
             lora=self.train.lora is not None,
         )
-        if self.curriculum is not None and self.curriculum.measures and not judged:
+        if self.curriculum is not None and self.curriculum.measures and not judged(self.rewards):
             raise ValueError(
                 "curriculum measures which answers are right, and no reward judges that; add one that does, "
                 "or order by a column"
@@ -104,6 +103,7 @@ class EvalStage(StageBase):
 
     @model_validator(mode="after")
     def _check(self) -> EvalStage:
+        check_rewards(self.rewards)
         if self.baseline is not None and self.baseline not in self.models:
             raise ValueError(f"baseline is {self.baseline!r}, which is none of the labels in models")
         return self

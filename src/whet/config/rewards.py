@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -68,6 +69,36 @@ class OverlongReward(RewardBase):
     cache_tokens: int = Field(ge=1)
 
 
+class CosineReward(RewardBase):
+    """Right answers the better the shorter, wrong ones the better the longer, along a cosine (Yeo et al. 2025).
+
+    Needs a reward that judges. Where that one adds to the score as well, give it weight 0 to have the paper's.
+    """
+
+    kind: Literal["cosine"]
+    right: tuple[float, float] = (2.0, 1.0)
+    """Of a right answer without tokens, and of one with `max_tokens`."""
+    wrong: tuple[float, float] = (-10.0, 0.0)
+    exceeded: float = -10.0
+    """Of an answer that was cut off."""
+
+
+class GroupLengthReward(RewardBase):
+    """Between +0.5 for the shortest and -0.5 for the longest answer to a prompt, at most 0 for wrong ones (Kimi k1.5).
+
+    Needs a reward that judges.
+    """
+
+    kind: Literal["group_length"]
+
+
+class RepetitionReward(RewardBase):
+    """Minus the share of an answer's n-grams of tokens that were there before."""
+
+    kind: Literal["repetition"]
+    ngram: int = Field(40, ge=1)
+
+
 class FunctionReward(RewardBase):
     """A function in a Python file with TRL's signature, run in its own process with a deadline."""
 
@@ -112,8 +143,27 @@ RewardConfig = Annotated[
     | ExactReward
     | FormatReward
     | OverlongReward
+    | CosineReward
+    | GroupLengthReward
+    | RepetitionReward
     | FunctionReward
     | JudgeReward
     | VerdictReward,
     Field(discriminator="kind"),
 ]
+
+
+def judged(rewards: Sequence[RewardConfig]) -> bool:
+    """Whether some reward says which answers are right."""
+    judging = ("verifier", "math", "exact", "verdict")
+    return any(r.judges if isinstance(r, FunctionReward) else r.kind in judging for r in rewards)
+
+
+def check_rewards(rewards: Sequence[RewardConfig]) -> None:
+    """Raise `ValueError` where a reward asks which answers are right and no other says so."""
+    asking = [r.kind for r in rewards if isinstance(r, CosineReward | GroupLengthReward)]
+    if asking and not judged(rewards):
+        raise ValueError(
+            f"rewards: kind {asking[0]} asks which answers are right, and no reward judges that; "
+            "add one that does (verifier, math, exact)"
+        )

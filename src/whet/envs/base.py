@@ -37,6 +37,8 @@ class Attempt:
     """Tokens that the policy sampled, over all turns."""
     truncated: bool
     max_tokens: int
+    correct: bool | None = None
+    """What the first reward that judges said of it; the rewards that do not judge are asked last, and know it."""
 
     @property
     def answer(self) -> str:

@@ -25,13 +25,18 @@ class WeightedRubric:
             if count > 1:
                 raise ConfigError(f"rewards: {count} of them are named {name!r}; give each its own name")
         self._rewards = tuple(rewards)
+        self._judge = next((reward for reward in rewards if reward.judges), None)
 
     def score(self, attempts: Sequence[Attempt], *, step: int) -> list[Score]:
         """One score for each attempt. `step` is what reward functions see as the trainer's step."""
-        columns = [reward.grade(attempts, step=step) for reward in self._rewards]
-        return [
-            self._total(attempt, grades) for attempt, grades in zip(attempts, zip(*columns, strict=True), strict=True)
-        ]
+        columns: dict[str, list[Grade]] = {}
+        for reward in sorted(self._rewards, key=lambda reward: not reward.judges):
+            columns[reward.name] = reward.grade(attempts, step=step)
+            if reward is self._judge:
+                verdicts = [_right(grade.value) for grade in columns[reward.name]]
+                attempts = [replace(a, correct=right) for a, right in zip(attempts, verdicts, strict=True)]
+        rows = zip(*(columns[reward.name] for reward in self._rewards), strict=True)
+        return [self._total(attempt, grades) for attempt, grades in zip(attempts, rows, strict=True)]
 
     def check(self, tasks: Sequence[Task]) -> None:
         """Raise `DataError` for the first task that lacks what a reward needs."""
@@ -69,15 +74,15 @@ class WeightedRubric:
         return Score(
             value=total,
             parts=parts,
-            correct=self._correct(parts),
+            correct=None if self._judge is None else _right(parts[self._judge.name]),
             note="; ".join(notes),
             steps=tuple(StepScore(end=end, value=steps[end]) for end in sorted(steps)),
         )
 
-    def _correct(self, parts: Mapping[str, float | None]) -> bool | None:
-        judge = next((reward.name for reward in self._rewards if reward.judges), None)
-        value = None if judge is None else parts[judge]
-        return None if value is None else value >= 1
+
+def _right(value: float | None) -> bool | None:
+    """Whether a judge's value means that the answer is right."""
+    return None if value is None else value >= 1
 
 
 def _sound(grade: Grade, attempt: Attempt) -> Grade:

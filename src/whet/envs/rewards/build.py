@@ -12,6 +12,7 @@ from whet.envs.rewards.exact import exact
 from whet.envs.rewards.format import well_formed
 from whet.envs.rewards.function import FunctionReward
 from whet.envs.rewards.judge import PairsReward, PointsReward
+from whet.envs.rewards.length import GroupLength, cosine, repetition
 from whet.envs.rewards.math import MathReward
 from whet.envs.rewards.overlong import overlong
 from whet.envs.rewards.plain import PlainReward
@@ -52,22 +53,10 @@ def _build(
 ) -> Reward:
     name, weight = config.name or config.kind, config.weight
     match config:
-        case kinds.VerifierReward():
-            checker = _checker(verify, "kind verifier is for generated tasks (generate: ...); use math or exact")
-            return PlainReward(name=name, weight=weight, judges=True, function=checker)
-        case kinds.StepsReward():
-            checker = _checker(check_steps, "kind steps is for tasks whose family checks them (generate: arithmetic)")
-            return PlainReward(name=name, weight=weight, judges=False, function=checker)
         case kinds.MathReward():
             return MathReward(name=name, weight=weight, gold=config.gold, deadline_s=config.deadline_s)
-        case kinds.ExactReward():
-            grade = partial(exact, gold=config.gold)
-            return PlainReward(name=name, weight=weight, judges=True, function=grade, columns=(config.gold,))
-        case kinds.FormatReward():
-            return PlainReward(name=name, weight=weight, judges=False, function=well_formed)
-        case kinds.OverlongReward():
-            soft = partial(overlong, cache_tokens=config.cache_tokens)
-            return PlainReward(name=name, weight=weight, judges=False, function=soft)
+        case kinds.GroupLengthReward():
+            return GroupLength(name=name, weight=weight)
         case kinds.FunctionReward():
             return FunctionReward(
                 name=config.name or config.path.rpartition(":")[2],
@@ -76,11 +65,37 @@ def _build(
                 deadline_s=config.deadline_s,
                 judges=config.judges,
             )
+        case kinds.ExactReward():
+            grade = partial(exact, gold=config.gold)
+            return PlainReward(name=name, weight=weight, judges=True, function=grade, columns=(config.gold,))
+        case kinds.VerifierReward():
+            checker = _checker(verify, "kind verifier is for generated tasks (generate: ...); use math or exact")
+            return PlainReward(name=name, weight=weight, judges=True, function=checker)
         case kinds.VerdictReward():
             agree = partial(right_verdict, gold=config.gold)
             return PlainReward(name=name, weight=weight, judges=True, function=agree, columns=(config.gold,))
         case kinds.JudgeReward():
             return _judge(config, models)
+        case _:
+            return PlainReward(name=name, weight=weight, judges=False, function=_shaping(config, check_steps))
+
+
+Shaping = kinds.StepsReward | kinds.FormatReward | kinds.OverlongReward | kinds.CosineReward | kinds.RepetitionReward
+
+
+def _shaping(config: Shaping, check_steps: Verify | None) -> Verify:
+    """A function of one attempt that does not judge."""
+    match config:
+        case kinds.StepsReward():
+            return _checker(check_steps, "kind steps is for tasks whose family checks them (generate: arithmetic)")
+        case kinds.FormatReward():
+            return well_formed
+        case kinds.OverlongReward():
+            return partial(overlong, cache_tokens=config.cache_tokens)
+        case kinds.CosineReward():
+            return partial(cosine, right=config.right, wrong=config.wrong, exceeded=config.exceeded)
+        case kinds.RepetitionReward():
+            return partial(repetition, ngram=config.ngram)
 
 
 def _checker(checker: Verify | None, who: str) -> Verify:

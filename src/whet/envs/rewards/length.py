@@ -1,0 +1,72 @@
+"""Rewards for length and against repetition. Lengths are sampled tokens, over all turns of an answer.
+
+The first two ask whether the answer is right (`Attempt.correct`, the word of the first reward that judges) and say
+nothing of an answer of which that is not known.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from whet.envs.base import Attempt, Grade, Task
+
+UNKNOWN = Grade(value=None, note="nobody judged the answer")
+
+
+def cosine(attempt: Attempt, *, right: tuple[float, float], wrong: tuple[float, float], exceeded: float) -> Grade:
+    """r_L + (r_0 - r_L) (1 + cos(pi L / L_max)) / 2 with r_0, r_L by right or wrong (Yeo 2502.03373, section 4.2).
+
+    L is the number of sampled tokens, held to L_max, the sampler's `max_tokens`. An answer that was cut off gets
+    `exceeded`.
+    """
+    if attempt.truncated:
+        return Grade(value=exceeded)
+    if attempt.correct is None:
+        return UNKNOWN
+    shortest, longest = right if attempt.correct else wrong
+    share = min(1.0, len(attempt.completion_tokens) / attempt.max_tokens)
+    return Grade(value=longest + (shortest - longest) * (1 + math.cos(math.pi * share)) / 2)
+
+
+def repetition(attempt: Attempt, *, ngram: int) -> Grade:
+    """-(1 - distinct / all) over the answer's n-grams of sampled tokens: 0 without repetition, towards -1 in a loop."""
+    tokens = attempt.completion_tokens
+    grams = [tokens[at : at + ngram] for at in range(len(tokens) - ngram + 1)]
+    return Grade(value=len(set(grams)) / len(grams) - 1 if grams else 0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupLength:
+    """Short answers of a group over long ones (Kimi k1.5, 2501.12599, section 2.3.3).
+
+    l = 0.5 - (L - shortest) / (longest - shortest) over the answers to one prompt: l for a right answer, min(0, l) for
+    a wrong one, and 0 where all are equally long.
+    """
+
+    name: str
+    weight: float
+    judges: bool = False
+
+    def grade(self, attempts: Sequence[Attempt], *, step: int) -> list[Grade]:
+        """One grade for each attempt; attempts at the same task are a group."""
+        lengths: dict[str, list[int]] = {}
+        for attempt in attempts:
+            lengths.setdefault(attempt.task.id, []).append(len(attempt.completion_tokens))
+        return [self._grade(attempt, lengths[attempt.task.id]) for attempt in attempts]
+
+    def check(self, tasks: Sequence[Task]) -> None:
+        """Any task will do."""
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+    def _grade(self, attempt: Attempt, lengths: Sequence[int]) -> Grade:
+        if attempt.correct is None:
+            return UNKNOWN
+        shortest, longest = min(lengths), max(lengths)
+        if shortest == longest:
+            return Grade(value=0.0)
+        share = 0.5 - (len(attempt.completion_tokens) - shortest) / (longest - shortest)
+        return Grade(value=share if attempt.correct else min(0.0, share))
