@@ -11,15 +11,19 @@ from pathlib import Path
 import pytest
 import torch
 
+import whet.sampling.embedded
 from tests.laws.support import tiny_model
-from whet.config import ModelConfig, TrainConfig
+from whet.config import LoraConfig, ModelConfig, TrainConfig
+from whet.models.attention import Tree, TreeLayout
 from whet.models.create import byte_tokenizer
 from whet.models.language import LanguageModel
 from whet.models.load import load_model
 from whet.records import Completion, Ending, TokenRow
 from whet.sampling.base import Request, SamplingParams
+from whet.sampling.cache import Cache
 from whet.sampling.choose import choose
 from whet.sampling.embedded import EmbeddedSampler
+from whet.sampling.forward import Plain, plan
 from whet.training.engine import LocalTrainer
 
 PROMPTS = [tuple(range(3, 3 + length)) for length in (1, 17, 5, 2, 40, 9)]
@@ -63,6 +67,13 @@ def logits_of(model: LanguageModel, tokens: Sequence[int]) -> torch.Tensor:
         model.module.config._attn_implementation = "whet"
 
 
+@pytest.fixture(params=["in front of each answer", "kept apart"])
+def prompts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways in which prompts are cached, whatever would pay."""
+    monkeypatch.setattr(whet.sampling.embedded, "SHARED_TOKENS", 0 if request.param == "kept apart" else 10**9)
+
+
+@pytest.mark.usefixtures("prompts")
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
 @pytest.mark.parametrize("max_running", [1, 4, 64])
 def test_sampler_and_trainer_agree(model: LanguageModel, temperature: float, max_running: int) -> None:
@@ -108,6 +119,7 @@ def test_greedy_is_what_transformers_generates(model: LanguageModel) -> None:
     model.module.config._attn_implementation = "whet"
 
 
+@pytest.mark.usefixtures("prompts")
 def test_the_batch_changes_no_token(model: LanguageModel) -> None:
     """Slots fewer than requests, rows that leave and enter, another order, alone: the seed alone decides."""
     asked = requests(SamplingParams(max_tokens=30, temperature=1.0, stop_ids=STOP), each=5)
@@ -152,17 +164,71 @@ def test_endings_say_what_happened(model: LanguageModel) -> None:
 
 def test_a_prompt_is_computed_once(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     computed: list[int] = []
-    hidden = LanguageModel.hidden
+    hidden = Plain.hidden
 
-    def counting(self: LanguageModel, input_N: torch.Tensor, *rest: object) -> torch.Tensor:
+    def counting(self: Plain, input_N: torch.Tensor, *rest: object) -> torch.Tensor:
         computed.append(len(input_N))
         return hidden(self, input_N, *rest)
 
-    monkeypatch.setattr(LanguageModel, "hidden", counting)
+    sampler = EmbeddedSampler(model)
+    monkeypatch.setattr(Plain, "hidden", counting)
     params = SamplingParams(max_tokens=3)
     asked = [Request(prompt=prompt, seed=seed, params=params) for seed in range(4) for prompt in PROMPTS]
-    EmbeddedSampler(model).sample(asked)
+    sampler.sample(asked)
     assert computed == [sum(map(len, PROMPTS)), len(asked), len(asked)]
+    computed.clear()
+    sampler.max_running = 6  # one prompt's four answers at a time, and never two of four
+    sampler.sample(asked)
+    assert sum(computed) == sum(map(len, PROMPTS)) + 2 * len(asked)
+
+
+def test_columns_that_are_used_up_change_nothing(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows enter all the time, so that what is seen moves to the front again and again."""
+    moves: list[slice] = []
+    shift = Cache.shift
+
+    def counting(self: Cache, rows: int, seen: slice, to: slice) -> None:
+        moves.append(to)
+        shift(self, rows, seen, to)
+
+    monkeypatch.setattr(Cache, "shift", counting)
+    asked = requests(SamplingParams(max_tokens=24, stop_ids=STOP), each=12)
+    asked = [replace(request, prompt=(number, *request.prompt)) for number, request in enumerate(asked)]
+    expected = EmbeddedSampler(model, max_running=len(asked)).sample(asked)
+    assert not moves
+    assert [a.tokens for a in EmbeddedSampler(model, max_running=3).sample(asked)] == [a.tokens for a in expected]
+    assert len(moves) > 2
+
+
+def test_weights_and_adapters_are_the_trainer_s(tmp_path: Path) -> None:
+    """As they are when somebody samples, not as they were when the sampler was made; an adapter's too."""
+    model = tiny_model(dtype=torch.float32, lora=LoraConfig(rank=4))
+    sampler, params = EmbeddedSampler(model), SamplingParams(max_tokens=12)
+    assert sampler.plan.plain
+    for _ in range(2):
+        with torch.no_grad():
+            for p in model.module.parameters():
+                p.add_(torch.randn_like(p) * 0.1)
+        asked = requests(params, each=1)
+        answers = sampler.sample(asked)
+        trained = LocalTrainer(model, TrainConfig()).logprobs(rows(asked, answers), temperature=1.0)
+        for answer, logps in zip(answers, trained, strict=True):
+            assert answer.logprobs == pytest.approx(logps, abs=1e-5)
+
+
+def test_below_float32_the_plain_pass_rounds_as_the_module_does(model: LanguageModel) -> None:
+    coarse = replace(model, compute=torch.bfloat16)
+    found = plan(coarse)
+    assert found.plain
+    stream_N = torch.tensor(PROMPTS[4])
+    layout = TreeLayout((Tree(0, (len(stream_N),)),), model.device)
+    with torch.no_grad():
+        exact = model.hidden(stream_N, layout.positions_N, layout)
+        off = [
+            (forward.hidden(stream_N, layout.positions_N, layout) - exact).abs().mean().item()
+            for forward in (found.bind(coarse, len(stream_N)), coarse)
+        ]
+    assert 0 < off[0] < 1.5 * off[1]
 
 
 @pytest.mark.parametrize("changes", [{}, {"temperature": 2.0}, {"top_p": 0.7}])
@@ -203,12 +269,18 @@ def test_no_draw_leaves_the_support() -> None:
     logits_SV = torch.randn(500, 50)
     logits_SV[:, :5] = logits_SV[:, -5:] = -1000.0
     for uniform in (0.0, 1 - 2**-53):
-        tokens, logps = choose(logits_SV, [SamplingParams(max_tokens=1, top_k=10)] * 500, [uniform] * 500)
+        uniform_S = torch.full((500,), uniform, dtype=torch.float64)
+        tokens, logps = choose(logits_SV, SamplingParams(max_tokens=1, top_k=10), uniform_S)
         assert torch.isfinite(logps).all()
         assert ((tokens >= 5) & (tokens < 45)).all()
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "phi3", "olmo2"])
+PLAIN = {"llama": True, "mistral": True, "qwen2": True, "phi3": False, "olmo2": False}
+"""Which are made of the usual parts; the others run through their own modules."""
+
+
+@pytest.mark.usefixtures("prompts")
+@pytest.mark.parametrize("kind", PLAIN)
 def test_other_architectures_agree_too(kind: str, tmp_path: Path) -> None:
     """Grouped heads, tied and untied embeddings, biases, post-norms, a sliding window of 6 tokens."""
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -230,7 +302,9 @@ def test_other_architectures_agree_too(kind: str, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     loaded = load_model(ModelConfig(path=str(tmp_path)))
     asked = requests(SamplingParams(max_tokens=12), each=2)
-    answers = EmbeddedSampler(loaded, max_running=5).sample(asked)
+    sampler = EmbeddedSampler(loaded, max_running=5)
+    assert sampler.plan.plain is PLAIN[kind]
+    answers = sampler.sample(asked)
     trained = LocalTrainer(loaded, TrainConfig()).logprobs(rows(asked, answers), temperature=1.0)
     for request, answer, logps in zip(asked, answers, trained, strict=True):
         assert answer.logprobs == pytest.approx(logps, abs=2e-5)

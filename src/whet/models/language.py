@@ -55,7 +55,7 @@ class LanguageModel:
 
     def hidden(self, input_N: Tensor, positions_N: Tensor, layout: Layout) -> Tensor:
         """Last hidden states (N, D) of a packed stream."""
-        with self._autocast():
+        with self.autocast():
             decoder = self.module.get_decoder()
             output = decoder(input_ids=input_N[None], position_ids=positions_N[None], use_cache=False, layout=layout)
         hidden: Tensor = output.last_hidden_state[0]
@@ -63,7 +63,7 @@ class LanguageModel:
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """Logits (T, V) at these hidden states."""
-        with self._autocast():
+        with self.autocast():
             logits: Tensor = self.module.get_output_embeddings()(hidden_TD)
         return logits
 
@@ -133,7 +133,8 @@ class LanguageModel:
             _save_merged(self.adapter, folder)
         self.tokenizer.save_pretrained(folder)
 
-    def _autocast(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of the forward pass, as a context."""
         if self.compute == torch.float32 or next(self.module.parameters()).dtype == torch.float64:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.compute)

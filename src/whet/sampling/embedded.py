@@ -1,35 +1,42 @@
 """The embedded engine: continuous batching over the trainer's own weights.
 
-Every distinct prompt is computed once; its keys and values are copied into the slots of all its answers. The rows
-that run are the first slots of the cache; when enough have ended the others move up and waiting requests enter.
+Every distinct prompt is computed once, and all its answers read the same keys and values. A row that ends leaves
+at once, the last row takes its place, and waiting requests enter when there is room for a few. What a step has to
+know of its rows is in tensors, so nothing in Python happens for each token, only when somebody comes or goes.
 Weights are the trainer's (same tensors, no hand-over), so version and weights cannot disagree.
 
 A request's random numbers come from its own seed: one uniform number per token, used to invert the cumulative
 distribution. What else is in the batch does not matter (beyond the rounding of batched matrix products).
 
-Legend: S running sequences, P prompts of one admission, K key-value heads, D head size, L cache length, V vocabulary.
+Legend: S running rows, N requests, T most tokens of an answer, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from whet.models.attention import Call, Tree, TreeLayout
+from whet.models.attention import Tree, TreeLayout
 from whet.models.language import LanguageModel
 from whet.records import Completion, Ending
-from whet.sampling.base import Request
+from whet.sampling.base import Request, SamplingParams
+from whet.sampling.cache import Cache, Decode, Entry, Prefill, Rows
 from whet.sampling.choose import choose
+from whet.sampling.forward import Forward, Plan, plan
 
-PREFILL_TOKENS = 8192
-"""Most prompt tokens computed at once."""
-COMPACT_SHARE = 0.25
-"""Ended rows leave, and waiting ones enter, when at least this share of the running ones has ended."""
+PREFILL_TOKENS = 1024
+"""Most prompt tokens computed at once, or one prompt of any length: more do not fit the processor's caches."""
+ADMIT_SHARE = 0.125
+"""Waiting requests enter when at least this share of the slots is free: a few prompts at once are cheaper than one."""
+SHARED_TOKENS = 3000
+"""Prompts are kept once, apart, where that saves at least so many cached tokens; below, merging costs more."""
+MARGIN = 0.25
+"""Columns beyond the longest sequence, as a share of it, where requests wait: moving to the front is then rare."""
 
 
 class EmbeddedSampler:
@@ -39,6 +46,7 @@ class EmbeddedSampler:
         self.model = model
         self.max_running = max_running
         self.version = 0
+        self.plan = plan(model)
 
     def publish(self, version: int) -> None:
         """Take note that the shared weights are now of this version."""
@@ -50,174 +58,246 @@ class EmbeddedSampler:
         if not requests:
             return []
         self.model.module.eval()
-        batch = _Running(self.model, requests, min(self.max_running, len(requests)))
-        while batch.advance():
-            pass
-        return [
-            _complete(tokens, logps, r, self.version)
-            for (tokens, logps), r in zip(batch.results, requests, strict=True)
-        ]
+        positions = max(len(r.prompt) + r.params.max_tokens for r in requests)
+        cache = _cache(self.plan, requests, min(self.max_running, len(requests)))
+        batch = _Batch(self.model, self.plan.bind(self.model, positions), cache, requests)
+        batch.run()
+        return [batch.answers.completion(number, self.version) for number in range(len(requests))]
 
 
-def _complete(tokens: list[int], logps: list[float], request: Request, version: int) -> Completion:
-    ending = Ending.STOP if tokens[-1] in request.params.stop_ids else Ending.LENGTH
-    return Completion(tokens=tuple(tokens), logprobs=tuple(logps), version=version, ending=ending)
+class _Answers:
+    """What has been written for each request, and the random numbers for what will be: one place for each token."""
+
+    def __init__(self, requests: Sequence[Request], device: torch.device) -> None:
+        self.requests = requests
+        self.size = max(r.params.max_tokens for r in requests)
+        uniforms = np.zeros((len(requests), self.size))
+        for number, r in enumerate(requests):
+            uniforms[number, : r.params.max_tokens] = np.random.Generator(np.random.Philox(key=r.seed)).random(
+                r.params.max_tokens
+            )
+        self.uniforms = torch.from_numpy(uniforms).flatten().to(device)
+        self.tokens = torch.zeros(len(uniforms) * self.size, dtype=torch.long, device=device)
+        self.logps = torch.zeros(len(self.tokens), device=device)
+        self.counts = [0] * len(requests)
+
+    def write(self, place_S: Tensor, token_S: Tensor, logp_S: Tensor) -> None:
+        self.tokens.index_copy_(0, place_S, token_S)
+        self.logps.index_copy_(0, place_S, logp_S.to(self.logps.dtype))
+
+    def completion(self, number: int, version: int) -> Completion:
+        written = slice(number * self.size, number * self.size + self.counts[number])
+        tokens = tuple(self.tokens[written].tolist())
+        ending = Ending.STOP if tokens[-1] in self.requests[number].params.stop_ids else Ending.LENGTH
+        return Completion(tokens=tokens, logprobs=tuple(self.logps[written].tolist()), version=version, ending=ending)
 
 
-@dataclass
-class _Cache:
-    """Keys and values of the running sequences, one pair of tensors (S, K, L, D) for each layer."""
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """Rows that are sampled alike: how, which ones (None: all), and what ends them."""
 
-    slots: int
-    length: int
-    layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-
-    def layer(self, index: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """The pair of a layer, made when the layer first asks (like: (1, K, N, D))."""
-        while len(self.layers) <= index:
-            shape = (self.slots, like.shape[1], self.length, like.shape[3])
-            self.layers.append((like.new_zeros(shape), like.new_zeros(shape)))
-        return self.layers[index]
-
-    def keep(self, alive: Tensor, used: int) -> None:
-        """Move these slots to the front; only the first `used` positions hold anything."""
-        for pair in self.layers:
-            for cache in pair:
-                cache[: len(alive), :, :used] = cache[alive, :, :used]
+    params: SamplingParams
+    rows: Tensor | None
+    stops: Tensor
 
 
-class _Prefill:
-    """Computes prompts as a packed stream, and copies each one's keys and values into the slots of its answers."""
+class _Batch:
+    """The state of one `sample` call: who waits, who runs in which row, what each has written."""
 
-    def __init__(self, layout: TreeLayout, cache: _Cache, copies: Sequence[tuple[slice, Tensor]]) -> None:
-        self.layout, self.cache, self.copies = layout, cache, copies
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
-        keys, values = self.cache.layer(call.layer, key)
-        for tokens, slots in self.copies:
-            length = tokens.stop - tokens.start
-            keys[slots, :, :length] = key[0, :, tokens]
-            values[slots, :, :length] = value[0, :, tokens]
-        return self.layout.attend(query, key, value, call)
-
-
-class _Decode:
-    """One new token for each running sequence: writes its key and value, attends to all before it."""
-
-    def __init__(self, cache: _Cache, positions_S: Tensor) -> None:
-        self.cache, self.positions_S = cache, positions_S
-        self.rows_S = torch.arange(len(positions_S), device=positions_S.device)
-        self.used = int(positions_S.max()) + 1
-        self.distance_SL = positions_S[:, None] - torch.arange(self.used, device=positions_S.device)
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
-        keys, values = self.cache.layer(call.layer, key)
-        keys[self.rows_S, :, self.positions_S] = key[0].transpose(0, 1)
-        values[self.rows_S, :, self.positions_S] = value[0].transpose(0, 1)
-        S, heads, size, K = len(self.rows_S), query.shape[1], query.shape[3], key.shape[1]
-        # The query heads that share a key-value head are rows of one small matrix product.
-        grouped = query[0].transpose(0, 1).reshape(S, K, heads // K, size)
-        scores = grouped @ keys[:S, :, : self.used].transpose(-1, -2) * call.scale
-        hidden = self.distance_SL < 0
-        if call.window is not None:
-            hidden = hidden | (self.distance_SL >= call.window)
-        scores = scores.masked_fill(hidden[:, None, None], float("-inf"))
-        out = scores.softmax(-1, dtype=torch.float32).to(values.dtype) @ values[:S, :, : self.used]
-        return out.reshape(1, S, heads, size)
-
-
-class _Running:
-    """The state of one `sample` call: who waits, who runs in which slot, what each has written."""
-
-    def __init__(self, model: LanguageModel, requests: Sequence[Request], slots: int) -> None:
-        self.model, self.requests = model, requests
-        longest = max(len(r.prompt) + r.params.max_tokens for r in requests)
-        self.cache = _Cache(slots, longest)
+    def __init__(self, model: LanguageModel, forward: Forward, cache: Cache, requests: Sequence[Request]) -> None:
+        self.model, self.forward, self.cache, self.requests = model, forward, cache, requests
+        self.answers = _Answers(requests, model.device)
         self.waiting = deque(_by_prompt(requests))
-        self.results: list[tuple[list[int], list[float]]] = [([], []) for _ in requests]
-        self.uniforms = [
-            np.random.Generator(np.random.Philox(key=r.seed)).random(r.params.max_tokens) for r in requests
-        ]
-        self.rows: list[int] = []  # the request in each running slot
-        self.tokens_S = torch.zeros(0, dtype=torch.long)
-        self.alive: list[bool] = []
+        self.queued = len(requests)
+        self.begin = 0 if cache.prompts else max(len(r.prompt) for r in requests)
+        self.column = self.begin
+        self.rows: list[int] = []  # the request in each row
+        self.firsts: list[int] = []  # its first column
+        self.prompts: list[
+            int
+        ] = []  # the place of its prompt; this and the next are empty unless prompts are kept apart
+        self.lengths: list[int] = []  # of those prompts
+        empty = torch.zeros(0, dtype=torch.long, device=model.device)
+        self.token_S = self.position_S = self.place_S = self.last_S = empty
 
-    def advance(self) -> bool:
-        """Admit whoever fits, then one token for everybody; False when all is done."""
-        ended = self.alive.count(False)
-        if ended and (ended >= COMPACT_SHARE * len(self.rows) or (self.waiting and ended == len(self.rows))):
-            self._compact()
-        if self.waiting and len(self.rows) <= (1 - COMPACT_SHARE) * self.cache.slots:
-            while self.waiting and len(self.rows) < self.cache.slots:
+    def run(self) -> None:
+        """Until everything is written."""
+        while self.waiting or self.rows:
+            while self._room():
                 self._admit()
-        elif self.rows:
-            self._decode()
-        return bool(self.waiting or any(self.alive))
+            if self.rows:
+                self._decode()
 
-    def _compact(self) -> None:
-        alive = [slot for slot, lives in enumerate(self.alive) if lives]
-        index = torch.tensor(alive, dtype=torch.long)
-        used = max((self._position(self.rows[slot]) for slot in alive), default=0)
-        self.cache.keep(index.to(self.model.device), used)
-        self.rows, self.tokens_S = [self.rows[slot] for slot in alive], self.tokens_S[index]
-        self.alive = [True] * len(alive)
+    def _room(self) -> bool:
+        """Whether the next prompt enters now, with all its answers."""
+        if not self.waiting:
+            return False
+        free, wanted = self.cache.slots - len(self.rows), len(self.waiting[0][1])
+        enough = not self.rows or free >= min(ADMIT_SHARE * self.cache.slots, self.queued)
+        return enough and free >= min(wanted, self.cache.slots)
 
     def _admit(self) -> None:
-        """Prefill waiting prompts until the slots or the budget are full, and sample every answer's first token."""
+        """Compute waiting prompts until the rows or the budget are used up, and the first token of every answer."""
         free = self.cache.slots - len(self.rows)
         stream: list[int] = []
-        copies: list[tuple[slice, Tensor]] = []
-        trees: list[Tree] = []
+        entries: list[Entry] = []
         entered: list[int] = []
-        sources: list[int] = []
-        while self.waiting and free and (not stream or len(stream) + len(self.waiting[0][0]) <= PREFILL_TOKENS):
-            prompt, members = self.waiting.popleft()
-            if len(members) > free:  # its prompt is computed again for the rest, when there is room
+        while self.waiting and free >= min(len(self.waiting[0][1]), self.cache.slots):
+            prompt, members = self.waiting[0]
+            if stream and len(stream) + len(prompt) > PREFILL_TOKENS:
+                break
+            self.waiting.popleft()
+            if len(members) > free:  # more answers than rows in all: the prompt is computed again for the rest
                 self.waiting.appendleft((prompt, members[free:]))
                 members = members[:free]
-            slots = torch.arange(len(members)) + len(self.rows) + len(entered)
-            copies.append((slice(len(stream), len(stream) + len(prompt)), slots.to(self.model.device)))
+            row = len(self.rows) + len(entered)
+            tokens = slice(len(stream), len(stream) + len(prompt))
+            entries.append(Entry(tokens, slice(row, row + len(members)), len(self.lengths) + len(entries)))
             stream += prompt
-            trees.append(Tree(0, (len(prompt),)))
             entered += members
-            sources += [len(stream) - 1] * len(members)
             free -= len(members)
+        self.queued -= len(entered)
+        logits_PV = self._prefill(stream, entries)
+        self._enter(entered, entries)
+        counts = torch.tensor([entry.rows.stop - entry.rows.start for entry in entries], device=self.model.device)
+        self._write(logits_PV.repeat_interleave(counts, 0), len(self.rows) - len(entered))
+
+    def _prefill(self, stream: Sequence[int], entries: Sequence[Entry]) -> Tensor:
+        """Logits (P, V) after each of these prompts; their keys and values go into the cache."""
         device = self.model.device
-        layout = TreeLayout(tuple(trees), device, self.model.backend)
-        hidden = self.model.hidden(
-            torch.tensor(stream, device=device), layout.positions_N, _Prefill(layout, self.cache, copies)
-        )
-        last = sorted(set(sources))
-        logits = self.model.logits(hidden[torch.tensor(last, device=device)])
-        which = torch.tensor([last.index(s) for s in sources], device=device)
+        trees = tuple(Tree(0, (entry.tokens.stop - entry.tokens.start,)) for entry in entries)
+        layout = TreeLayout(trees, device, self.model.backend)
+        prefill = Prefill(layout, self.cache, entries, self.column)
+        hidden = self.forward.hidden(torch.tensor(stream, device=device), layout.positions_N, prefill)
+        return self.forward.logits(hidden[torch.tensor([entry.tokens.stop - 1 for entry in entries], device=device)])
+
+    def _enter(self, entered: Sequence[int], entries: Sequence[Entry]) -> None:
+        """Rows for these requests, behind those that run."""
+        for entry in entries:
+            count = entry.rows.stop - entry.rows.start
+            length = entry.tokens.stop - entry.tokens.start
+            if self.cache.prompts:
+                self.firsts += [self.column] * count
+                self.prompts += [entry.prompt] * count
+                self.lengths.append(length)
+            else:
+                self.firsts += [self.column - length] * count
         self.rows += entered
-        self.alive += [True] * len(entered)
-        self.tokens_S = torch.cat([self.tokens_S, self._write(entered, len(self.rows) - len(entered), logits[which])])
+        begins = [number * self.answers.size for number in entered]
+        lasts = [begin + self.requests[n].params.max_tokens - 1 for begin, n in zip(begins, entered, strict=True)]
+        new = torch.tensor([[0] * len(entered), [len(self.requests[n].prompt) for n in entered], begins, lasts])
+        state = torch.stack((self.token_S, self.position_S, self.place_S, self.last_S))
+        self.token_S, self.position_S, self.place_S, self.last_S = torch.cat((state, new.to(state.device)), 1)
+        self._changed()
 
     def _decode(self) -> None:
-        positions = torch.tensor([self._position(request) - 1 for request in self.rows], device=self.model.device)
-        hidden = self.model.hidden(self.tokens_S.to(self.model.device), positions, _Decode(self.cache, positions))
-        self.tokens_S = self._write(self.rows, 0, self.model.logits(hidden))
+        """One token for every row."""
+        if self.column == self.cache.columns:
+            self._to_front()
+        hidden = self.forward.hidden(self.token_S, self.position_S, Decode(self.table, self.column))
+        self.column += 1
+        self.position_S += 1
+        self.place_S += 1
+        self._write(self.forward.logits(hidden), 0)
 
-    def _write(self, members: Sequence[int], first_slot: int, logits_SV: Tensor) -> Tensor:
-        """Choose one token for each of these requests, note it, and mark those that end."""
-        uniform = [self.uniforms[r][min(len(self.results[r][0]), len(self.uniforms[r]) - 1)] for r in members]
-        tokens_S, logp_S = choose(logits_SV, [self.requests[r].params for r in members], uniform)
-        for slot, (request, token, logp) in enumerate(
-            zip(members, tokens_S.tolist(), logp_S.tolist(), strict=True), first_slot
-        ):
-            if not self.alive[slot]:
-                continue
-            written, logps = self.results[request]
-            written.append(token)
-            logps.append(logp)
-            params = self.requests[request].params
-            self.alive[slot] = token not in params.stop_ids and len(written) < params.max_tokens
-        return tokens_S.cpu()
+    def _write(self, logits_SV: Tensor, first: int) -> None:
+        """Choose a token for each row from `first` on and note it; rows that end leave."""
+        kinds = self.kinds if first == 0 else self._kinds(first)
+        place_S = self.place_S[first:]
+        uniform_S = self.answers.uniforms[place_S]
+        token_S, logp_S, ended_S = self.token_S[first:], uniform_S.to(logits_SV.dtype), place_S == self.last_S[first:]
+        for kind in kinds:
+            rows = slice(None) if kind.rows is None else kind.rows
+            token, logp = choose(logits_SV[rows], kind.params, uniform_S[rows])
+            token_S[rows], logp_S[rows] = token, logp
+            if len(kind.stops):
+                ended_S[rows] |= (token[:, None] == kind.stops).any(-1)
+        self.answers.write(place_S, token_S, logp_S)
+        if ended_S.any():
+            self._leave([first + row for row in ended_S.nonzero()[:, 0].tolist()])
 
-    def _position(self, request: int) -> int:
-        """Tokens of this request so far; an ended row stays where it ended."""
-        return len(self.requests[request].prompt) + len(self.results[request][0])
+    def _leave(self, ended: Sequence[int]) -> None:
+        """These rows are done; the last rows take their places."""
+        for row in ended:
+            number = self.rows[row]
+            self.answers.counts[number] = int(self.place_S[row]) + 1 - number * self.answers.size
+        holes, movers, order = _fill(len(self.rows), ended)
+        self.cache.move_rows(movers, holes, slice(self.table.first, self.column))
+        self.rows, self.firsts = ([kept[row] for row in order] for kept in (self.rows, self.firsts))
+        index = torch.tensor(order, dtype=torch.long, device=self.model.device)
+        state = torch.stack((self.token_S, self.position_S, self.place_S, self.last_S))
+        self.token_S, self.position_S, self.place_S, self.last_S = state[:, index]
+        if self.cache.prompts:
+            self._forget([self.prompts[row] for row in order])
+        if self.rows:
+            self._changed()
+        else:
+            self.column = self.begin
+
+    def _forget(self, prompts: Sequence[int]) -> None:
+        """Only these prompts are still read; the last ones take the places of the others."""
+        ended = sorted(set(range(len(self.lengths))) - set(prompts))
+        holes, movers, order = _fill(len(self.lengths), ended)
+        self.cache.move_prompts(movers, holes)
+        place = {prompt: at for at, prompt in enumerate(order)}
+        self.prompts, self.lengths = [place[prompt] for prompt in prompts], [self.lengths[prompt] for prompt in order]
+
+    def _to_front(self) -> None:
+        """The columns are used up: what is still seen moves to the first ones."""
+        seen = slice(self.table.first, self.column)
+        end = max(self.begin, seen.stop - seen.start)
+        self.cache.shift(len(self.rows), seen, slice(end - (seen.stop - seen.start), end))
+        self.firsts = [first - (self.column - end) for first in self.firsts]
+        self.column = end
+        self._changed()
+
+    def _changed(self) -> None:
+        """Rows came, went or moved."""
+        self.table = Rows(self.cache, self.firsts, self.prompts, self.lengths)
+        self.kinds = self._kinds(0)
+
+    def _kinds(self, first: int) -> list[_Kind]:
+        """The rows from `first` on, by how they are sampled."""
+        found: dict[SamplingParams, list[int]] = {}
+        for row, number in enumerate(self.rows[first:]):
+            found.setdefault(replace(self.requests[number].params, max_tokens=1), []).append(row)
+        device = self.model.device
+        return [
+            _Kind(
+                params=params,
+                rows=None if len(found) == 1 else torch.tensor(rows, device=device),
+                stops=torch.tensor(sorted(params.stop_ids), dtype=torch.long, device=device),
+            )
+            for params, rows in found.items()
+        ]
+
+
+def _cache(plan: Plan, requests: Sequence[Request], slots: int) -> Cache:
+    """As large as these requests need it, with prompts apart where that pays."""
+    by_prompt = _by_prompt(requests)
+    longest = max(len(prompt) for prompt, _ in by_prompt)
+    answer = max(r.params.max_tokens for r in requests)
+    repeated = sum(len(prompt) * (min(len(members), slots) - 1) for prompt, members in by_prompt)
+    windows = any(call.window is not None and call.window < longest + answer for call in plan.calls)
+    apart = repeated * slots >= SHARED_TOKENS * len(requests) and not windows
+    columns = answer if apart else longest + answer
+    return Cache(
+        slots=slots,
+        columns=columns if slots == len(requests) else int((1 + MARGIN) * columns),
+        prompts=min(slots, len(by_prompt)) if apart else 0,
+        prompt_columns=longest if apart else 0,
+    )
+
+
+def _fill(count: int, ended: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
+    """(places that become free among those that stay, who moves there, who then stands in each place)."""
+    left, gone = count - len(ended), set(ended)
+    holes = [place for place in ended if place < left]
+    movers = [place for place in range(left, count) if place not in gone]
+    order = list(range(left))
+    for hole, mover in zip(holes, movers, strict=True):
+        order[hole] = mover
+    return holes, movers, order
 
 
 def _by_prompt(requests: Sequence[Request]) -> list[tuple[tuple[int, ...], list[int]]]:

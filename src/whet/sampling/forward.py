@@ -1,0 +1,235 @@
+"""The forward pass while sampling: the module's own, or the same written plainly.
+
+A step of decoding computes few tokens, so what a small model waits for is not arithmetic but thousands of calls:
+half of a step in transformers' modelling code. Most decoders are made of the same parts (Llama, Mistral, Qwen2,
+Qwen3 and their kin): a norm, attention with rotary positions, a norm, a gated layer. `Plain` says that once, over the
+module's own tensors, in a third of the calls. Whether a model is of this kind is seen from the names of its parts,
+and believed only after a probe that both ways must answer alike; every other architecture runs through its module.
+
+Nothing is copied: weights are the trainer's, at every step. (Below float32 a cast of them lasts for one `sample`.)
+
+Legend: N tokens of the stream, H query heads, K key-value heads, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from whet.errors import ModelError
+from whet.models.attention import Call, Layout, Tree, TreeLayout
+from whet.models.language import LanguageModel
+
+DECODER = {"embed_tokens", "layers", "norm", "rotary_emb"}
+LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
+ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+HEAD_NORMS = {"q_norm", "k_norm"}
+GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+FIXED_ROTARY = {"default", "linear", "llama3", "yarn"}
+"""Rotary embeddings whose angles depend on a token's position alone."""
+PROBE_TOLERANCE = 1e-3
+"""Largest difference of hidden states scaled to unit size; a part that is missing is off by far more."""
+COARSE_TOLERANCE = 0.1
+"""The same below float32."""
+
+Product = Callable[[Tensor], Tensor]
+
+
+class Forward(Protocol):
+    """What the sampler needs of a model; `LanguageModel` has it, and so has `Plain`."""
+
+    def hidden(self, input_N: Tensor, positions_N: Tensor, layout: Layout) -> Tensor:
+        """Last hidden states (N, size) of a packed stream."""
+
+    def logits(self, hidden_TD: Tensor) -> Tensor:
+        """Logits (T, V) at these hidden states."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How the layers of a model ask for attention, and whether `Plain` computes what its module does."""
+
+    calls: tuple[Call, ...]
+    plain: bool
+
+    def bind(self, model: LanguageModel, positions: int) -> Forward:
+        """The forward pass over the weights as they are now, for positions below this."""
+        return Plain(model, self.calls, positions) if self.plain else model
+
+
+def plan(model: LanguageModel) -> Plan:
+    """Looks at a model's parts, and asks it and `Plain` the same."""
+    probe_N = (torch.arange(2, 14, device=model.device) * 7) % model.vocabulary
+    recorder = _Recorder(TreeLayout((Tree(0, (len(probe_N),)),), model.device, model.backend))
+    positions_N = recorder.inner.positions_N
+    model.module.eval()
+    with torch.no_grad():
+        expected = model.hidden(probe_N, positions_N, recorder)
+        calls = tuple(recorder.calls)
+        if not _usual(model.module.get_decoder()):
+            return Plan(calls, plain=False)
+        try:
+            computed = Plain(model, calls, len(probe_N)).hidden(probe_N, positions_N, recorder.inner)
+        except (ModelError, RuntimeError, AttributeError):
+            return Plan(calls, plain=False)
+    gap = (_unit(computed) - _unit(expected)).abs().max().item()
+    return Plan(calls, plain=gap < (PROBE_TOLERANCE if model.compute == torch.float32 else COARSE_TOLERANCE))
+
+
+class Plain:
+    """The usual decoder over a module's own weights."""
+
+    def __init__(self, model: LanguageModel, calls: tuple[Call, ...], positions: int) -> None:
+        decoder, head = model.module.get_decoder(), model.module.get_output_embeddings()
+        self.autocast = model.autocast
+        with model.autocast():
+            cast = partial(_product, dtype=model.compute)
+            self.layers = [_Layer.of(layer, call, cast) for layer, call in zip(decoder.layers, calls, strict=True)]
+            self.head = cast(head)
+            self.embedding, self.norm = decoder.embed_tokens.weight, _Norm.of(decoder.norm)
+            at = torch.arange(positions, device=model.device)
+            cos, sin = decoder.rotary_emb(self.embedding[:1, None], at[None])
+        half = cos.shape[-1] // 2
+        sin = torch.cat((-sin[..., :half], sin[..., half:]), -1)  # turning is then x cos + (x, halves swapped) sin
+        self.rotary = torch.cat((cos, sin), -1)[0, :, None]
+
+    def hidden(self, input_N: Tensor, positions_N: Tensor, layout: Layout) -> Tensor:
+        """Last hidden states (N, size) of a packed stream."""
+        with self.autocast():
+            x = F.embedding(input_N, self.embedding)
+            cos, sin = self.rotary.index_select(0, positions_N).chunk(2, -1)
+            for layer in self.layers:
+                seen = layer.norm(x)
+                value = layer.value(seen)
+                turned = torch.cat((layer.query(seen), layer.key(seen)), -1).view(len(x), -1, layer.head_size)
+                if layer.head_norm is not None:
+                    turned = layer.head_norm(turned)
+                turned = torch.addcmul(turned * cos, turned.roll(layer.head_size // 2, -1), sin).transpose(0, 1)[None]
+                query, key = turned[:, : layer.heads], turned[:, layer.heads :]
+                value = value.view(len(x), -1, layer.head_size).transpose(0, 1)[None]
+                if torch.is_autocast_enabled(x.device.type):
+                    query, key = query.to(value.dtype), key.to(value.dtype)
+                x += layer.out(layout.attend(query, key, value, layer.call).reshape(len(x), -1))
+                seen = layer.second_norm(x)
+                x += layer.down(layer.activation(layer.gate(seen)).mul_(layer.up(seen)))
+            return self.norm(x)
+
+    def logits(self, hidden_TD: Tensor) -> Tensor:
+        """Logits (T, V) at these hidden states."""
+        with self.autocast():
+            return self.head(hidden_TD)
+
+
+@dataclass(frozen=True, slots=True)
+class _Norm:
+    """x / sqrt(mean(x^2) + eps) * weight, in five calls."""
+
+    weight: Tensor
+    eps: Tensor
+
+    @classmethod
+    def of(cls, module: Any) -> _Norm:
+        eps = module.eps if isinstance(module, nn.RMSNorm) else module.variance_epsilon
+        return cls(module.weight, torch.tensor(eps, dtype=module.weight.dtype, device=module.weight.device))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.dtype != self.weight.dtype:
+            x = x.to(self.weight.dtype)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        inverse = torch.addcmul(self.eps, length, length, value=1 / x.shape[-1]).rsqrt_()
+        return (x * inverse).mul_(self.weight)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Layer:
+    """The weights of one layer and how it asks for attention."""
+
+    call: Call
+    heads: int
+    head_size: int
+    norm: _Norm
+    query: Product
+    key: Product
+    value: Product
+    head_norm: _Norm | None
+    """Of queries and keys in one (H + K, D)."""
+    out: Product
+    second_norm: _Norm
+    gate: Product
+    up: Product
+    down: Product
+    activation: Product
+
+    @classmethod
+    def of(cls, layer: Any, call: Call, cast: Callable[[Any], Product]) -> _Layer:
+        attention, gated = layer.self_attn, layer.mlp
+        size = int(attention.head_dim)
+        heads, keys = (projection.out_features // size for projection in (attention.q_proj, attention.k_proj))
+        head_norm = None
+        if _parts(attention) >= HEAD_NORMS:
+            of_query, of_key = _Norm.of(attention.q_norm), _Norm.of(attention.k_norm)
+            weights = (of_query.weight.expand(heads, size), of_key.weight.expand(keys, size))
+            head_norm = _Norm(torch.cat(weights), of_query.eps)
+        return cls(
+            call=call,
+            heads=heads,
+            head_size=size,
+            norm=_Norm.of(layer.input_layernorm),
+            query=cast(attention.q_proj),
+            key=cast(attention.k_proj),
+            value=cast(attention.v_proj),
+            head_norm=head_norm,
+            out=cast(attention.o_proj),
+            second_norm=_Norm.of(layer.post_attention_layernorm),
+            gate=cast(gated.gate_proj),
+            up=cast(gated.up_proj),
+            down=cast(gated.down_proj),
+            activation=gated.act_fn,
+        )
+
+
+class _Recorder:
+    """Notes how each layer asks for attention."""
+
+    def __init__(self, inner: TreeLayout) -> None:
+        self.inner = inner
+        self.calls: list[Call] = []
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
+        self.calls.append(call)
+        return self.inner.attend(query, key, value, call)
+
+
+def _product(module: Any, *, dtype: torch.dtype) -> Product:
+    """A linear layer as a function; one with an adapter, or quantised, is called as it is."""
+    if type(module) is not nn.Linear or dtype == torch.float32 or module.weight.dtype == torch.float64:
+        bare = type(module) is nn.Linear
+        return partial(F.linear, weight=module.weight, bias=module.bias) if bare else module
+    bias = None if module.bias is None else module.bias.to(dtype)
+    return partial(F.linear, weight=module.weight.to(dtype), bias=bias)
+
+
+def _usual(decoder: Any) -> bool:
+    """Whether a decoder has the parts that `Plain` computes, and no others."""
+    if _parts(decoder) != DECODER or type(decoder.embed_tokens) is not nn.Embedding:
+        return False
+    if decoder.rotary_emb.rope_type not in FIXED_ROTARY:
+        return False
+    return all(
+        _parts(layer) == LAYER and _parts(layer.self_attn) - HEAD_NORMS == ATTENTION and _parts(layer.mlp) == GATED
+        for layer in decoder.layers
+    )
+
+
+def _parts(module: Any) -> set[str]:
+    return set(dict(module.named_children()))
+
+
+def _unit(hidden: Tensor) -> Tensor:
+    return F.rms_norm(hidden.float(), hidden.shape[-1:])
