@@ -34,6 +34,7 @@ METRIC_ROW = re.compile(r"^\| (`[^|]+`) \|", re.MULTILINE)
 
 ENOUGH: dict[str, dict[str, Any]] = {
     "sft": {"data": {"generate": "arithmetic"}},
+    "reward_model": {},
     "rl": {"tasks": {"generate": "arithmetic"}, "rewards": [{"kind": "verifier"}], "train": {"steps": 1}},
     "eval": {"tasks": {"generate": "arithmetic"}, "rewards": [{"kind": "verifier"}]},
 }

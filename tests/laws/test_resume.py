@@ -94,6 +94,18 @@ stages:
     algorithm: grpo
     train: {{lr: 0.003, steps: 4}}
 """,
+    "reward": f"""
+name: reward
+model: {MODEL}
+save: {{every: 2}}
+stages:
+  rm:
+    kind: reward_model
+    data: {{generate: arithmetic, count: 24, digits: 1, answers: 3}}
+    hold_out: 0.3
+    eval_every: 2
+    train: {{lr: 0.01, batch_size: 4, steps: 8}}
+""",
     "back": f"""
 name: back
 model: {MODEL}
@@ -177,7 +189,7 @@ def test_a_run_has_a_signal_that_a_wrong_resume_would_change(unstopped: dict[str
 
 @pytest.mark.parametrize(
     ("recipe", "last", "apart"),
-    [("whole", 2, 31), ("adapters", 5, 47), ("critic", 3, 41), ("judged", 4, 97), ("back", 14, 53)],
+    [("whole", 2, 31), ("adapters", 5, 47), ("critic", 3, 41), ("judged", 4, 97), ("reward", 1, 23), ("back", 14, 53)],
 )
 def test_killed_anywhere(
     nursery: Nursery,

@@ -1,16 +1,27 @@
-"""Reward models: formulas by hand, their gradients by finite differences."""
+"""Reward models: formulas by hand and by finite differences, and the engine's laws for them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import combinations
+from random import Random
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.laws.support import SHAPE, _widen_norms, gradients, largest_difference, random_atoms
+from whet.algorithms.reward_model import comparison, objective_of, weighed
+from whet.config import ModelConfig, RewardModelStage, TrainConfig
+from whet.data.base import Origin
 from whet.formulas import reward
 from whet.formulas.aggregate import STEPS, pessimistic
+from whet.models.load import load_scalar_model
+from whet.records import Atom
+from whet.training.compare import Compared
+from whet.training.engine import LocalTrainer
 
 
 def vector(*numbers: float) -> Tensor:
@@ -94,3 +105,108 @@ def test_models_that_disagree_are_trusted_less() -> None:
     assert pessimistic([1.0, 1.0], spread=2.0) == 1.0
     assert pessimistic([0.0, 2.0], spread=0.5) == pytest.approx(0.5)  # mean 1, std 1
     assert pessimistic([0.0, 2.0], spread=0.0) == 1.0
+
+
+# ------------------------------------------------------------------------------------------------ the engine
+
+
+def scalar_trainer(**train: object) -> LocalTrainer:
+    """A reward model in float64, with a head that is not zero."""
+    model = load_scalar_model(ModelConfig(path="whet:tiny", create=SHAPE))
+    _widen_norms(model.module)
+    torch.manual_seed(1)
+    torch.nn.init.normal_(model.module.score.weight, std=0.1)
+    config = TrainConfig.model_validate({"clip_norm": None, **train})
+    return LocalTrainer(replace(model, module=model.module.double()), config)
+
+
+def rankings(sizes: Sequence[int] = (2, 4, 3, 2)) -> list[Atom]:
+    """Comparisons of so many answers each, with margins and soft labels."""
+    draw, atoms = Random(3), []
+    for size, source in zip(sizes, random_atoms(groups=len(sizes), rows=max(sizes)), strict=True):
+        margin, confidence = draw.random(), draw.uniform(0.6, 1)
+        compared = Compared(
+            origin=Origin(source="test", line=1),
+            atom=Atom(rows=source.rows[:size]),
+            margin=margin,
+            confidence=confidence,
+        )
+        atoms.append(comparison(compared))
+    return atoms
+
+
+def labelled() -> list[Atom]:
+    draw = Random(4)
+    rows = [row for atom in random_atoms() for row in atom.rows]
+    return [
+        Atom(rows=(row.with_columns(label=tuple(draw.random() for _ in range(row.trained_count))),)) for row in rows
+    ]
+
+
+def stage(**changes: object) -> RewardModelStage:
+    source = {"path": "rows.jsonl"}
+    return RewardModelStage.model_validate({"kind": "reward_model", "data": source, **changes})
+
+
+STAGES = {
+    "pairs": stage(centring=0.1),
+    "ranking": stage(ranking="plackett_luce"),
+    "outcomes": stage(learn="outcomes", every_token=True),
+    "steps": stage(learn="steps"),
+}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_no_cut_changes_the_gradient_or_the_metrics(name: str) -> None:
+    config = STAGES[name]
+    examples = rankings() if config.learn == "comparisons" else labelled()
+    atoms, objective, whole = weighed(examples, config=config), objective_of(config), scalar_trainer()
+    metrics = whole.forward_backward(atoms, objective)
+    expected = gradients(whole)
+    assert all(bool(gradient.abs().max() > 0) for gradient in expected.values())
+    for budget in (1, 60, 150):
+        cut = scalar_trainer(microbatch_tokens=budget)
+        again = cut.forward_backward(atoms, objective)
+        assert largest_difference(gradients(cut), expected) < 1e-12
+        for metric in ("loss", "accuracy", "score"):
+            assert again[metric].mean == pytest.approx(metrics[metric].mean, abs=1e-10)
+    rows = [row for atom in atoms for row in atom.rows]
+    twice = iter([row.with_columns(weight=tuple(2 * w for w in row.columns["weight"])) for row in rows])
+    double = [Atom(rows=tuple(next(twice) for _ in atom.rows)) for atom in atoms]
+    whole.forward_backward(double, objective)
+    assert largest_difference(gradients(whole), {name: 2 * g for name, g in expected.items()}) < 1e-12
+
+
+def test_one_forward_of_k_answers_has_the_gradient_of_all_their_pairs() -> None:
+    """InstructGPT: 1 / C(K, 2) over the pairs of a prompt, then the mean over prompts."""
+    config, trainer = stage(), scalar_trainer()
+    (four,) = rankings((4,))
+    trainer.forward_backward(weighed([four], config=config), objective_of(config))
+    together = gradients(trainer)
+    pairs = [Atom(rows=pair) for pair in combinations(four.rows, 2)]
+    assert len(pairs) == 6
+    trainer.forward_backward(weighed(pairs, config=config), objective_of(config))
+    assert largest_difference(gradients(trainer), together) < 1e-12
+
+
+def test_before_it_has_learnt_every_pair_costs_log_two_and_is_a_tie() -> None:
+    trainer = LocalTrainer(load_scalar_model(ModelConfig(path="whet:tiny", create=SHAPE)), TrainConfig())
+    plain = [
+        comparison(Compared(origin=Origin(source="t", line=1), atom=atom, margin=None, confidence=1.0))
+        for atom in random_atoms()
+    ]
+    found = trainer.evaluate(weighed(plain, config=stage()), objective_of(stage()))
+    assert found["loss"].mean == pytest.approx(math.log(2))
+    assert (found["accuracy"].mean, found["ties"].mean) == (0.0, 1.0)
+
+
+def test_a_score_has_read_its_token_and_nothing_after_it() -> None:
+    trainer, rows = scalar_trainer(), [row for atom in rankings() for row in atom.rows]
+    module = trainer.model.module
+    together = trainer.scores(rows)
+    module.config._attn_implementation = "sdpa"
+    for row, (score,) in zip(rows, together, strict=True):
+        assert row.trained.index(True) == len(row.tokens) - 1
+        with torch.no_grad():
+            logits = module(input_ids=torch.tensor([row.tokens])).logits
+        assert score == pytest.approx(float(logits), abs=1e-12)

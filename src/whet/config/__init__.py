@@ -6,6 +6,7 @@ from whet.config.model import CreateConfig, ModelConfig
 from whet.config.policy import PolicyConfig
 from whet.config.presets import PRESETS
 from whet.config.recipe import EvalStage, Recipe, RLStage, SFTStage, Stage
+from whet.config.reward_model import RewardModelStage
 from whet.config.rewards import RewardConfig
 from whet.config.train import LoraConfig, SamplingConfig, SaveConfig, TrainConfig
 
@@ -22,6 +23,7 @@ __all__ = [
     "RLStage",
     "Recipe",
     "RewardConfig",
+    "RewardModelStage",
     "SFTStage",
     "SamplingConfig",
     "SaveConfig",

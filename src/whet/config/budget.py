@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from whet.config.data import DataConfig, GeneratedConfig
 from whet.config.recipe import EvalStage, Recipe, RLStage, SFTStage
+from whet.config.reward_model import RewardModelStage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,9 +23,9 @@ class Budget:
     """Steps as the log counts them; an evaluation is one step."""
     optimizer_steps: int | None
     prompts: int | None
-    """Prompts of one step; rows, for SFT."""
+    """Prompts of one step; rows, where there is nothing to sample."""
     sequences: int | None
-    """Sequences that one step samples (RL, eval) or trains on (SFT)."""
+    """Sequences that one step samples (RL, eval) or trains on."""
     tokens_each: int | None
     """Most tokens of a sequence: sampled ones (RL, eval), all of them (SFT)."""
     rounds: int = 1
@@ -66,8 +67,8 @@ def times(*factors: int | None) -> int | None:
     return product
 
 
-def _budget(name: str, stage: SFTStage | RLStage | EvalStage) -> Budget:
-    if isinstance(stage, SFTStage):
+def _budget(name: str, stage: SFTStage | RewardModelStage | RLStage | EvalStage) -> Budget:
+    if isinstance(stage, SFTStage | RewardModelStage):
         rows, train = _rows(stage.data), stage.train
         steps = train.steps
         if steps is None and rows is not None:
@@ -78,7 +79,7 @@ def _budget(name: str, stage: SFTStage | RLStage | EvalStage) -> Budget:
             steps=steps,
             optimizer_steps=steps,
             prompts=train.batch_size,
-            sequences=train.batch_size,
+            sequences=times(train.batch_size, _answers(stage)),
             tokens_each=train.max_length,
         )
     if isinstance(stage, RLStage):
@@ -107,3 +108,10 @@ def _budget(name: str, stage: SFTStage | RLStage | EvalStage) -> Budget:
 
 def _rows(source: DataConfig | GeneratedConfig) -> int | None:
     return source.count if isinstance(source, GeneratedConfig) else source.limit
+
+
+def _answers(stage: SFTStage | RewardModelStage) -> int | None:
+    """Answers of a row: what is compared may come in lists of any length."""
+    if isinstance(stage, SFTStage) or stage.learn != "comparisons":
+        return 1
+    return stage.data.answers if isinstance(stage.data, GeneratedConfig) else None

@@ -19,6 +19,7 @@ from whet.config.health import HealthConfig
 from whet.config.model import ModelConfig
 from whet.config.policy import PolicyConfig
 from whet.config.references import references
+from whet.config.reward_model import RewardModelStage
 from whet.config.rewards import JudgeReward, RewardConfig, check_rewards, judged
 from whet.config.stage import StageBase
 from whet.config.strict import Made, Strict
@@ -109,13 +110,13 @@ class EvalStage(StageBase):
         return self
 
 
-Stage = Annotated[SFTStage | RLStage | EvalStage, Field(discriminator="kind")]
+Stage = Annotated[SFTStage | RewardModelStage | RLStage | EvalStage, Field(discriminator="kind")]
 
 INHERITED = ("train", "sampling")
 """Sections that a recipe file may have at its top, as defaults of its stages; they are no fields of `Recipe`."""
 
 
-NOUNS: dict[Made, str] = {"model": "stage", "rows": "stage that makes rows"}
+NOUNS: dict[Made, str] = {"model": "stage", "reward": "reward_model stage", "rows": "stage that makes rows"}
 """What a reference must name, in words."""
 
 
@@ -135,7 +136,7 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _references(self) -> Recipe:
-        made: dict[Made, list[str]] = {"model": ["model"], "rows": []}
+        made: dict[Made, list[str]] = {"model": ["model"], "reward": [], "rows": []}
         for name, stage in self.stages.items():
             if not name.replace("-", "_").isidentifier():
                 raise ValueError(f"stage name {name!r} must be letters, digits, - and _")

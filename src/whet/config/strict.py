@@ -6,8 +6,8 @@ from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-Made = Literal["model", "rows"]
-"""What a stage leaves for later ones: a model that speaks, or rows."""
+Made = Literal["model", "reward", "rows"]
+"""What a stage leaves for later ones: a model that speaks, one that judges, or rows."""
 
 
 class Strict(BaseModel):

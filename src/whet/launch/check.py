@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from whet.config import ModelConfig, SFTStage
+from whet.config import ModelConfig, RewardModelStage, SFTStage
 from whet.config.loading import Loaded
 from whet.launch.world import LocalWorld
+from whet.pipeline.reward_stage import lessons
 from whet.pipeline.rl_stage import playable
 from whet.pipeline.run import Run
 from whet.pipeline.sft_stage import gate
@@ -49,6 +50,11 @@ def _check_stage(run: Run, name: str, world: LocalWorld) -> StageCheck:
         if stage.eval_data is not None:
             summary += f"; for evaluation {gate(world, model, stage, stage.eval_data).describe()}"
         shown = tuple(segments(row, world.template(model)) for row in data.gated.rows[:SHOWN])
+        return StageCheck(stage=name, kind=stage.kind, summary=summary, samples=shown)
+    if isinstance(stage, RewardModelStage):
+        taught, _, summary = lessons(world, model, stage)
+        rows = [row for lesson in taught[:SHOWN] for row in lesson.atom.rows]
+        shown = tuple(segments(row, world.template(model)) for row in rows)
         return StageCheck(stage=name, kind=stage.kind, summary=summary, samples=shown)
     grading = rubric(stage.tasks, stage.rewards, world)
     try:

@@ -67,8 +67,8 @@ class LocalWorld:
             max_length=language.max_length,
         )
 
-    def critic(self, model: ModelConfig, train: TrainConfig) -> Trainer:
-        """A value model and its trainer, beside the policy's."""
+    def scalar_model(self, model: ModelConfig, train: TrainConfig) -> Trainer:
+        """A trainer over a model with a scalar head."""
         language = load_scalar_model(model, lora=train.lora, checkpointing=train.gradient_checkpointing)
         return LocalTrainer(language, train)
 

@@ -8,14 +8,46 @@ causal LM with `score` beside its vocabulary (policy and critic on one trunk).
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from whet.errors import ModelError
+from whet.files import read_json, write_atomic
 
 SCORE = "score"
+FACTS = "whet_reward"
+"""Key of a model's config under which `RewardFacts` travel with it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardFacts:
+    """What the raw numbers of a reward model mean. A model that does not say so is taken at its word."""
+
+    reads: Literal["answers", "steps"] = "answers"
+    """Whether a score stands at the end of an answer, or also at the ends of its steps."""
+    link: Literal["identity", "sigmoid"] = "identity"
+    """identity: differences are log-odds of being preferred. sigmoid: the log-odds of being right."""
+    mean: float = 0.0
+    """Subtracted from the raw score (identity)."""
+    std: float = 1.0
+    """What the difference is divided by."""
+
+
+def reward_facts(module: Any) -> RewardFacts | None:
+    """What a scalar model says of itself; None where it says nothing."""
+    noted = getattr(module.config, FACTS, None)  # transformers keeps unknown keys of a config as attributes
+    return None if noted is None else RewardFacts(**noted)
+
+
+def note_reward_facts(folder: Path, facts: RewardFacts) -> None:
+    """Write the facts into the config of an exported model."""
+    config = read_json(folder / "config.json")
+    write_atomic(folder / "config.json", json.dumps({**config, FACTS: asdict(facts)}, indent=2).encode())
 
 
 def load_scalar(where: str, **options: Any) -> Any:

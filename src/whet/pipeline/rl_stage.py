@@ -92,7 +92,7 @@ def _critic(context: Context, config: RLStage, policy: Policy) -> Critic | None:
     if asked.share_trunk:
         return Critic(trainer=policy.trainer, config=asked)
     model = context.model if asked.model is None else context.model.model_copy(update={"path": asked.model})
-    return Critic(trainer=context.world.critic(model, config.train), config=asked)
+    return Critic(trainer=context.world.scalar_model(model, config.train), config=asked)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

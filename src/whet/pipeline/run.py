@@ -27,6 +27,7 @@ from whet.config.strict import Strict
 from whet.errors import RunError
 from whet.files import is_sealed, read_json, seal, write_json, writing
 from whet.pipeline.eval_stage import run_eval
+from whet.pipeline.reward_stage import run_reward_model
 from whet.pipeline.rl_stage import run_rl
 from whet.pipeline.sft_stage import run_sft
 from whet.pipeline.stage import ROWS, Context, Interrupted, World
@@ -35,7 +36,12 @@ from whet.tracking.console import Console
 from whet.tracking.report import write_report
 
 Stopped = Callable[[], bool]
-RUNNERS: dict[str, Callable[[Context], object]] = {"sft": run_sft, "rl": run_rl, "eval": run_eval}
+RUNNERS: dict[str, Callable[[Context], object]] = {
+    "sft": run_sft,
+    "reward_model": run_reward_model,
+    "rl": run_rl,
+    "eval": run_eval,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

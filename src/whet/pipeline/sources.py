@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import overload
 
 from whet.config import GeneratedConfig, RewardConfig, Source
-from whet.data.base import Comparison, Conversation, Judged, Origin
+from whet.data.base import Comparison, Conversation, Judged, Origin, Stepwise
 from whet.data.faults import BadRow, Dropped, Rejects
 from whet.data.formats import load_conversations, load_prompts
 from whet.data.preferences import load_comparisons, load_judged
+from whet.data.stepwise import load_stepwise
 from whet.envs.base import Models, Task
 from whet.envs.library import ChecksSteps, Family, family
 from whet.envs.rewards.build import build_rubric
@@ -122,6 +123,13 @@ def _as_bad_row(task: Task, error: DataError) -> BadRow:
     source, _, line = task.id.rpartition(":")
     what, _, remedy = str(error).removeprefix(f"task {task.id}: ").partition("; ")
     return BadRow(Origin(source=source, line=int(line)), "", what, remedy)
+
+
+def stepwise(source: Source) -> tuple[Sequence[Stepwise], Dropped]:
+    """Answers with graded steps, and which rows could not be used."""
+    if isinstance(source, GeneratedConfig):
+        raise DataError("no task family writes graded steps; a stage of kind step_labels makes them from rollouts")
+    return load_stepwise(source)
 
 
 def _ranked(generator: Family, source: GeneratedConfig, index: int) -> Comparison:

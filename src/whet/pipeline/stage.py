@@ -60,8 +60,8 @@ class World(Protocol):
         With `reference` its starting weights stay at hand, frozen; `with_value` gives it a critic's head as well.
         """
 
-    def critic(self, model: ModelConfig, train: TrainConfig) -> Trainer:
-        """A value model with a trainer of its own, from a policy's weights or a reward model's."""
+    def scalar_model(self, model: ModelConfig, train: TrainConfig) -> Trainer:
+        """A model that gives numbers (a critic, a reward model) with a trainer of its own, from any model's weights."""
 
     def chat(self, config: ChatConfig) -> Chat:
         """Somebody who answers conversations: an endpoint, a local model or a script. Asks nobody until it is asked."""

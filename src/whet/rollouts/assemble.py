@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 from whet.records import Atom, Episode, StepScore, TokenRow, TokenStep, Turn
+from whet.templates.places import completing_tokens
 
 
 def to_rows(episode: Episode) -> list[TokenRow]:
@@ -43,22 +43,9 @@ def to_token_steps(
 ) -> tuple[TokenStep, ...]:
     """The steps of an answer at the sampled tokens that complete them; nothing is tokenized again.
 
-    A token completes a step if decoding the tokens up to it shows the step's last character and decoding fewer does
-    not (half a character decodes to something else than what becomes of it, and does not count as shown). The stop
-    token belongs to a step that ends with the answer. `answer` is what the turn's tokens spell, or a part of that.
+    `answer` is what the turn's tokens spell, or a part of that.
     """
-    tokens = turn.completion.tokens
-    text = decode(tokens)
-    before = text.find(answer)
-    assert before >= 0, "an answer is spelled by its tokens"
-
-    def shown(count: int) -> int:
-        part = decode(tokens[:count])
-        return next((at for at, (left, right) in enumerate(zip(part, text, strict=False)) if left != right), len(part))
-
-    lasts = [bisect_left(range(1, len(tokens) + 1), before + step.end, key=shown) for step in steps]
-    if steps[-1].end == len(answer):
-        lasts[-1] = len(tokens) - 1
+    lasts = completing_tokens(turn.completion.tokens, answer, [step.end for step in steps], decode)
     return tuple(TokenStep(last=last, value=step.value) for last, step in zip(lasts, steps, strict=True))
 
 

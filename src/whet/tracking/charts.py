@@ -37,7 +37,7 @@ class Chart:
     stacked: bool = False
     band: tuple[str, str] | None = None
     """Metrics of the lower and upper edge of a shaded range."""
-    kinds: tuple[str, ...] = ("sft", "rl")
+    kinds: tuple[str, ...] = ("sft", "reward_model", "rl")
     """Kinds of stage in which it means something."""
 
 
@@ -72,6 +72,31 @@ CATALOGUE: Mapping[str, tuple[Chart, ...]] = {
             axis=_amount("nats per token", floor=None),
             curves=(Curve(metric="loss", label="training"), Curve(metric="eval_loss", label="held out", tone="orange")),
             kinds=("sft",),
+        ),
+        Chart(
+            title="Loss",
+            caption="Mean over comparisons or labels. A pair that is not told apart costs log 2 = 0.693.",
+            axis=_amount("nats", floor=None),
+            curves=(Curve(metric="loss", label="training"), Curve(metric="eval_loss", label="held out", tone="orange")),
+            kinds=("reward_model",),
+        ),
+        Chart(
+            title="Accuracy",
+            caption="Pairs (or labels) that the scores decide rightly; a tie is wrong.",
+            axis=_share("share", ceiling=1.0),
+            curves=(
+                Curve(metric="accuracy", label="training"),
+                Curve(metric="eval_accuracy", label="held out", tone="orange"),
+                Curve(metric="ties", label="ties", tone="grey"),
+            ),
+            kinds=("reward_model",),
+        ),
+        Chart(
+            title="Margin",
+            caption="Score of the better answer minus the worse one's. Growth without accuracy is overconfidence.",
+            axis=_amount("log-odds", floor=None),
+            curves=(Curve(metric="margin", label="margin", tone="teal"),),
+            kinds=("reward_model",),
         ),
         Chart(
             title="Reward",

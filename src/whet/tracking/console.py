@@ -21,6 +21,8 @@ NUMBERS = {
     "reward": ("reward", "{:.3f}"),
     "loss": ("loss", "{:.4g}"),
     "eval_loss": ("eval loss", "{:.4g}"),
+    "accuracy": ("right", "{:.0%}"),
+    "eval_accuracy": ("held out", "{:.0%}"),
     "solved": ("solved", "{:.0%}"),
     "completions/mean_length": ("length", "{:.0f}"),
     "entropy": ("entropy", "{:.2f}"),

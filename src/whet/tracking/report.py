@@ -3,7 +3,8 @@
 It reads what the pipeline leaves in a run folder, finished or not, and shows what is there:
 
     RUN/recipe.json   the resolved recipe        RUN/run.json   name, seed, versions, ...
-    RUN/stages/NN-name/   stage.json, metrics.jsonl, rollouts/*.parquet, eval.json, manifest.json (when done)
+    RUN/stages/NN-name/   stage.json, metrics.jsonl, rollouts/*.parquet, eval.json, reward.json, manifest.json
+                          (when done)
 
 Text that a model wrote is escaped by the template engine, everywhere.
 """
@@ -22,6 +23,7 @@ import yaml
 from whet.errors import RunError
 from whet.files import write_atomic
 from whet.tracking.charts import Panel, panels
+from whet.tracking.judged import judged
 from whet.tracking.log import Rollout, read_metrics, read_rollouts, rollout_steps, rollout_tasks
 from whet.tracking.story import EvalLine, StageView, duration_s, figures, stage_line, verdict
 from whet.tracking.svg import interval, nice_ticks
@@ -113,6 +115,9 @@ def render(run_folder: Path) -> str:
         stages=[(stage, stage_line(stage), duration_s(stage)) for stage in stages],
         charts=charts,
         tables=[_table(stage) for stage in begun if stage.rows],
+        judged=[
+            j for j in (judged(s.name, _read_json(f / "reward.json")) for f, s in zip(folders, begun, strict=True)) if j
+        ],
         examples=[e for e in (_examples(f, s) for f, s in zip(folders, begun, strict=True)) if e],
         facts=_facts(info, recipe),
         versions=info["versions"] if "versions" in info else {},

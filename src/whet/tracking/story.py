@@ -144,6 +144,10 @@ def _length_change(before: float, after: float) -> str:
 def _change(stage: StageView) -> str:
     """How the stage's main number went from its first steps to its last; no claim that the change is real."""
     shown: dict[str, Any] = {"sft": (("loss", "loss", number),)}
+    shown["reward_model"] = (
+        ("eval_accuracy", "the accuracy on held-out data", percent),
+        ("accuracy", "the accuracy", percent),
+    )
     shown["rl"] = (("solved", "the solved share of training tasks", percent), ("reward", "the reward", number))
     for metric, name, show in shown.get(stage.kind, ()):
         curve = points(stage.lines, metric)

@@ -127,14 +127,14 @@ def tokenise_judged(
 
 
 def ends_only(atom: Atom) -> Atom:
-    """The same rows with the last token of each answer alone trained: where a reward model's score is read.
+    """The same rows up to the last token of each answer, which alone is trained: where a reward model's score is read.
 
     For an answer that ends a turn the token is its stop token; columns are left behind.
     """
     ends = [_last(row.trained) for row in atom.rows]
     return Atom(
         rows=tuple(
-            replace(row, trained=tuple(place == end for place in range(len(row.tokens))), columns={})
+            replace(row, tokens=row.tokens[: end + 1], trained=(False,) * end + (True,), columns={})
             for row, end in zip(atom.rows, ends, strict=True)
         )
     )

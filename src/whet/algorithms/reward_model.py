@@ -1,0 +1,155 @@
+"""Reward models: a scalar head learns to compare answers, or to judge an answer or each of its steps.
+
+A comparison is an atom of K rows, the best answer first, each with its last token alone trained: the score is read
+there, and one forward pass serves all C(K, 2) pairs (InstructGPT 2203.02155, section 3.5). A judged answer is a row
+with a column `label` at the tokens where it holds: the last, every one, or those that end a step.
+
+Legend: R rows of a micro-batch, P pairs of all its rankings, T labelled tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from whet.algorithms.supervised import supervised
+from whet.config.reward_model import RewardModelStage
+from whet.formulas import reward as formulas
+from whet.formulas.reduce import sequence_mean, token_mean
+from whet.records import Atom, Step
+from whet.training.base import Batch, Need, Objective, Outputs, Tally, Trainer
+from whet.training.compare import Compared, JudgedRow, ends_only
+from whet.training.stepwise import SteppedRow
+
+Ranking = Literal["pairs", "plackett_luce"]
+
+
+def reward_model(
+    trainer: Trainer, examples: Sequence[Atom], config: RewardModelStage, *, seed: int, start: int = 0
+) -> Iterator[Step]:
+    """One `Step` for each optimizer step from `start` on; the examples are what the functions below make."""
+    objective, weigh = objective_of(config), partial(weighed, config=config)
+    return supervised(trainer, examples, weigh, objective, config.train, seed=seed, start=start)
+
+
+def objective_of(config: RewardModelStage) -> Objective:
+    """What a stage teaches, as a value."""
+    if config.learn == "comparisons":
+        return Prefer(ranking=config.ranking, centring=config.centring)
+    return Label()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prefer:
+    """The better answer scores higher. Columns, at the better row of each pair: `margin`, `confidence`."""
+
+    ranking: Ranking = "pairs"
+    centring: float = 0.0
+    """Weight of (r_w + r_l)^2 of each pair."""
+    needs: frozenset[Need] = field(default_factory=lambda: frozenset({"score"}))
+    temperature: float = 1.0
+
+    def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Mapping[str, Tally]]:
+        """The weighted loss; as metrics the means over pairs of the loss, of who won and of by how much."""
+        score_R = outputs.score_T
+        assert score_R is not None and len(score_R) == batch.rows, "one score for each answer"
+        better_P, worse_P = _pairs(batch.atom_R)
+        difference_P = (score_R[better_P] - score_R[worse_P]).detach()
+        weight_P = batch.weight_T[better_P]
+        if self.ranking == "pairs":
+            loss_P = formulas.bradley_terry(
+                score_R[better_P],
+                score_R[worse_P],
+                margin_P=batch.columns["margin"][better_P],
+                confidence_P=batch.columns["confidence"][better_P],
+            )
+            if self.centring:
+                loss_P = loss_P + self.centring * formulas.centring(score_R[better_P], score_R[worse_P])
+            loss, share = (weight_P * loss_P).sum(), weight_P.sum()
+        else:
+            answers = torch.bincount(batch.atom_R).tolist()
+            loss_R = torch.cat([formulas.plackett_luce(score_K) for score_K in score_R.split(answers)])
+            loss = (batch.weight_T * loss_R).sum()
+            share = (batch.weight_T / torch.bincount(batch.atom_R)[batch.atom_R]).sum()  # of the step's rankings
+        measured = {"accuracy": difference_P > 0, "ties": difference_P == 0, "margin": difference_P}
+        tallies = {
+            name: Tally(total=(weight_P * value).sum(), weight=weight_P.sum()) for name, value in measured.items()
+        }
+        tallies["loss"] = Tally(total=loss.detach(), weight=share)
+        tallies["score"] = Tally(total=score_R.detach().sum(), weight=score_R.new_tensor(batch.rows))
+        return loss, tallies
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Label:
+    """The score's sigmoid is the probability of the column `label`."""
+
+    needs: frozenset[Need] = field(default_factory=lambda: frozenset({"score"}))
+    temperature: float = 1.0
+
+    def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Mapping[str, Tally]]:
+        """The weighted loss, its mean, and how many labels the score is on the right side of."""
+        score_T, label_T, weight_T = outputs.score_T, batch.columns["label"], batch.weight_T
+        assert score_T is not None, "the engine gives what is needed"
+        loss_T = formulas.label_loss(score_T, label_T)
+        right_T = (score_T.detach() > 0) == (label_T > 0.5)
+        return (weight_T * loss_T).sum(), {
+            "loss": Tally(total=(weight_T * loss_T.detach()).sum(), weight=weight_T.sum()),
+            "accuracy": Tally(total=(weight_T * right_T).sum(), weight=weight_T.sum()),
+            "score": Tally(total=(weight_T * score_T.detach()).sum(), weight=weight_T.sum()),
+        }
+
+
+# ----------------------------------------------------------------------------------------------- examples
+
+
+def comparison(compared: Compared) -> Atom:
+    """The answers, each read at its end, with what the row says of how much and how surely the first is better."""
+    columns = {"margin": (compared.margin or 0.0,), "confidence": (compared.confidence,)}
+    return Atom(rows=tuple(row.with_columns(**columns) for row in ends_only(compared.atom).rows))
+
+
+def judged(answer: JudgedRow, *, every_token: bool) -> Atom:
+    """The answer with its label at the end, or at each of its tokens."""
+    atom = Atom(rows=(answer.row,))
+    row = atom.rows[0] if every_token else ends_only(atom).rows[0]
+    return Atom(rows=(row.with_columns(label=(float(answer.good),) * row.trained_count),))
+
+
+def stepped(answer: SteppedRow) -> Atom:
+    """The answer with a label at the end of each of its steps that has one."""
+    return Atom(rows=(answer.row.with_columns(label=answer.labels),))
+
+
+def weighed(examples: Sequence[Atom], *, config: RewardModelStage) -> list[Atom]:
+    """The examples of one optimizer step, their weights written over all of it.
+
+    Every ranking counts the same, its pairs share its weight; so does every judged answer, and every labelled step.
+    """
+    if config.learn == "comparisons":
+        pairs = config.ranking == "pairs"
+        return [_filled(atom, _share(len(atom.rows), pairs=pairs) / len(examples)) for atom in examples]
+    lengths = [atom.rows[0].trained_count for atom in examples]
+    weights = token_mean(lengths) if config.learn == "steps" else sequence_mean(lengths)
+    return [_filled(atom, weight) for atom, weight in zip(examples, weights, strict=True)]
+
+
+def _filled(atom: Atom, weight: float) -> Atom:
+    """The same rows with this weight at each trained token."""
+    return Atom(rows=tuple(row.with_columns(weight=(weight,) * row.trained_count) for row in atom.rows))
+
+
+def _share(answers: int, *, pairs: bool) -> float:
+    return 2 / (answers * (answers - 1)) if pairs else 1.0
+
+
+def _pairs(atom_R: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of all pairs of the micro-batch as (better, worse): same atom, the better row first."""
+    same_RR = (atom_R[:, None] == atom_R[None, :]).triu(diagonal=1)
+    better_P, worse_P = same_RR.nonzero(as_tuple=True)
+    return better_P, worse_P

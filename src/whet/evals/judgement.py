@@ -1,0 +1,143 @@
+"""How good a reward model is on what it has not seen: who wins, how surely, and against what it must be held.
+
+The unit is the prompt: pairs of one prompt resemble each other, so they are averaged before an interval is taken
+(`evals.stats`). A tie is no win. "The longer one is better" is the rule that a reward model must beat.
+
+Legend: K answers to one prompt, the best first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import fmean
+
+from whet.evals.stats import Interval, mean_interval
+
+BINS = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranked:
+    """One comparison as it was scored."""
+
+    prompt: Hashable
+    """What clusters: comparisons of one prompt are one question."""
+    scores: tuple[float, ...]
+    """Raw scores, the best answer's first."""
+    lengths: tuple[int, ...]
+    """Tokens of the answers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labelled:
+    """One labelled token as it was scored."""
+
+    prompt: Hashable
+    score: float
+    """Raw: the log-odds that it is right."""
+    label: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bin:
+    """Judgements that the model was about equally sure of."""
+
+    low: float
+    high: float
+    count: int
+    confidence: float
+    """Their mean confidence, from one half (undecided) to 1."""
+    right: float
+    """The share of them that is right; equal to the confidence where the model is calibrated."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """What a reward model came to on held-out data."""
+
+    what: str
+    """pairs or labels."""
+    count: int
+    accuracy: Interval
+    ties: float
+    """Share of the pairs (labels) that the scores do not decide; they count as wrong."""
+    baseline: Interval
+    """Of "the longer answer is better" (equal lengths: half right), or of the more frequent label."""
+    calibration_error: float
+    """Expected calibration error: mean |confidence - share right| over bins, weighed by their counts."""
+    bins: tuple[Bin, ...]
+
+
+def judge_rankings(ranked: Sequence[Ranked]) -> Judgement:
+    """All pairs of all comparisons. Raises `ValueError` where there is none."""
+    right: dict[Hashable, list[float]] = {}
+    longer: dict[Hashable, list[float]] = {}
+    sure: list[tuple[float, float]] = []
+    ties = 0
+    for each in ranked:
+        for (better, length), (worse, other) in combinations(zip(each.scores, each.lengths, strict=True), 2):
+            right.setdefault(each.prompt, []).append(float(better > worse))
+            longer.setdefault(each.prompt, []).append((length > other) + (length == other) / 2)
+            sure.append((_sigmoid(abs(better - worse)), (better > worse) + (better == worse) / 2))
+            ties += better == worse
+    return _judgement("pairs", list(right.values()), list(longer.values()), sure, ties)
+
+
+def judge_labels(labelled: Sequence[Labelled]) -> Judgement:
+    """All labelled tokens; a soft label counts as what it is nearer to. Raises `ValueError` where there is none."""
+    right: dict[Hashable, list[float]] = {}
+    usual: dict[Hashable, list[float]] = {}
+    sure: list[tuple[float, float]] = []
+    often = 2 * sum(each.label > 0.5 for each in labelled) >= len(labelled)
+    for each in labelled:
+        good = each.label > 0.5
+        is_right = (each.score > 0) if good else (each.score < 0)
+        right.setdefault(each.prompt, []).append(float(is_right))
+        usual.setdefault(each.prompt, []).append(float(good == often))
+        sure.append((_sigmoid(abs(each.score)), is_right + (each.score == 0) / 2))
+    ties = sum(each.score == 0 for each in labelled)
+    return _judgement("labels", list(right.values()), list(usual.values()), sure, ties)
+
+
+def _judgement(
+    what: str,
+    right_QS: Sequence[Sequence[float]],
+    baseline_QS: Sequence[Sequence[float]],
+    sure: Sequence[tuple[float, float]],
+    ties: int,
+) -> Judgement:
+    bins = reliability(sure)
+    return Judgement(
+        what=what,
+        count=len(sure),
+        accuracy=mean_interval(right_QS),
+        ties=ties / len(sure),
+        baseline=mean_interval(baseline_QS),
+        calibration_error=sum(b.count * abs(b.confidence - b.right) for b in bins) / len(sure),
+        bins=bins,
+    )
+
+
+def reliability(sure: Sequence[tuple[float, float]]) -> tuple[Bin, ...]:
+    """(confidence, right) pairs in bins of equal width from one half to 1; empty bins are left out."""
+    filled: dict[int, list[tuple[float, float]]] = {}
+    for confidence, right in sure:
+        filled.setdefault(min(BINS - 1, int((confidence - 0.5) * 2 * BINS)), []).append((confidence, right))
+    return tuple(
+        Bin(
+            low=0.5 + place / (2 * BINS),
+            high=0.5 + (place + 1) / (2 * BINS),
+            count=len(pairs),
+            confidence=fmean(confidence for confidence, _ in pairs),
+            right=fmean(right for _, right in pairs),
+        )
+        for place, pairs in sorted(filled.items())
+    )
+
+
+def _sigmoid(x: float) -> float:
+    """For x >= 0."""
+    return 1 / (1 + math.exp(-x))

@@ -1,0 +1,61 @@
+"""How good a reward model is: accuracy, baseline, calibration, by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from whet.evals.judgement import Labelled, Ranked, judge_labels, judge_rankings, reliability
+from whet.evals.stats import wilson_interval
+
+
+def test_a_tie_is_no_win_and_is_reported() -> None:
+    found = judge_rankings(
+        [
+            Ranked(prompt="a", scores=(2.0, 1.0), lengths=(5, 9)),
+            Ranked(prompt="b", scores=(1.0, 1.0), lengths=(9, 5)),
+            Ranked(prompt="c", scores=(0.0, 1.0), lengths=(5, 5)),
+            Ranked(prompt="d", scores=(3.0, 0.0), lengths=(9, 5)),
+        ]
+    )
+    assert (found.count, found.accuracy.mean, found.ties) == (4, 0.5, 0.25)
+    assert found.baseline.mean == pytest.approx((0 + 1 + 0.5 + 1) / 4)
+    assert found.accuracy == wilson_interval(right=2, questions=4)
+
+
+def test_pairs_of_one_prompt_are_one_question() -> None:
+    """Three pairs of one prompt and one of another: the mean is over prompts, and so is the interval."""
+    listed = [
+        Ranked(prompt="a", scores=(3.0, 2.0, 1.0), lengths=(1, 1, 1)),
+        Ranked(prompt="b", scores=(0.0, 1.0), lengths=(1, 1)),
+    ]
+    found = judge_rankings(listed)
+    assert (found.count, found.accuracy.questions, found.accuracy.mean) == (4, 2, 0.5)
+    split = [Ranked(prompt="a", scores=s, lengths=(1, 1)) for s in ((3.0, 2.0), (3.0, 1.0), (2.0, 1.0))]
+    assert judge_rankings([*split, listed[1]]).accuracy == found.accuracy
+
+
+def test_calibration_by_hand() -> None:
+    # Confidence sigmoid(log 3) = 0.75, three of four right: calibrated. Confidence sigmoid(log 9) = 0.9, none right.
+    sure = [Ranked(prompt=i, scores=(math.log(3), 0.0), lengths=(1, 1)) for i in range(3)]
+    sure.append(Ranked(prompt=3, scores=(0.0, math.log(3)), lengths=(1, 1)))
+    assert judge_rankings(sure).calibration_error == pytest.approx(0)
+    wrong = Ranked(prompt=4, scores=(0.0, math.log(9)), lengths=(1, 1))
+    found = judge_rankings([*sure, wrong])
+    assert found.calibration_error == pytest.approx(0.9 / 5)
+    assert [(b.count, b.right) for b in found.bins] == [(4, 0.75), (1, 0.0)]
+    assert all(b.low <= b.confidence <= b.high + 1e-12 for b in found.bins)
+
+
+def test_bins_cover_one_half_to_one() -> None:
+    assert [(b.low, b.high) for b in reliability([(0.5, 1.0), (1.0, 1.0)])] == [(0.5, 0.55), (0.95, 1.0)]
+
+
+def test_labels_are_judged_against_the_more_frequent_one() -> None:
+    given = [(2.0, 1.0), (1.0, 1.0), (-1.0, 1.0), (-1.0, 0.0), (0.0, 0.0)]
+    found = judge_labels([Labelled(prompt=i, score=score, label=label) for i, (score, label) in enumerate(given)])
+    assert (found.accuracy.mean, found.baseline.mean, found.ties) == (0.6, 0.6, 0.2)
+    # Where bad ones are as frequent or more, always-bad is the rule to beat.
+    bad = judge_labels([Labelled(prompt=i, score=-1.0, label=float(i == 0)) for i in range(3)])
+    assert bad.baseline.mean == bad.accuracy.mean == pytest.approx(2 / 3)
