@@ -82,7 +82,7 @@ class LanguageModel:
     ) -> tuple[Tensor, Tensor | None]:
         """(log p of the targets, entropy or None) at these states."""
         head = self.module.get_output_embeddings()
-        with self._autocast():
+        with self.autocast():
             return chunked_logp(
                 states_TD,
                 target_T,
