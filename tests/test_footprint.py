@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from whet.config import CreateConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
-from whet.launch.memory import Footprint, footprint
+from whet.config.critic import CriticConfig
+from whet.launch.memory import FULL_TOKENS, ROOM, Footprint, Role, fitting_tokens, footprint, settle
 
 SHAPE = CreateConfig(hidden_size=256, layers=4, heads=4, kv_heads=2, intermediate_size=768)
 MODEL = ModelConfig(path="whet:tiny", create=SHAPE)
@@ -65,14 +66,60 @@ def test_the_cache_grows_with_what_runs_side_by_side() -> None:
     assert few.optimizer == few.work == 0
 
 
-def test_a_stage_that_does_not_fit_says_what_to_change() -> None:
-    roomy = Footprint(
-        stage="sft", microbatch_tokens=16384, process=1, weights=1, optimizer=2, work=9, cache=0, available=20
+def test_every_model_has_a_row_and_says_what_sharing_saves() -> None:
+    train, sampling = TrainConfig(microbatch_tokens=512), SamplingConfig(max_running=8, max_tokens=32)
+    apart = footprint("rl", MODEL, train, sampling, reference=True, critic=CriticConfig())
+    assert [role.role for role in apart.roles] == ["policy", "reference", "critic"]
+    policy, reference, critic = apart.roles
+    assert reference.weights == policy.weights and reference.optimizer == 0
+    # A trunk and one row of numbers instead of the vocabulary, which is tied: nearly the same size.
+    assert critic.weights == pytest.approx(policy.weights, rel=0.01)
+    assert critic.optimizer == pytest.approx(policy.optimizer, rel=0.01)
+    assert 0.5 * policy.work < critic.work < policy.work
+    assert apart.weights == policy.weights + reference.weights + critic.weights
+    assert apart.work == policy.work
+    shared = footprint(
+        "rl", MODEL, train.model_copy(update={"lora": LoraConfig(rank=4)}), sampling, reference=True,
+        critic=CriticConfig(share_trunk=True),
+    )  # fmt: skip
+    assert shared.weights == shared.roles[0].weights
+    assert [role.note.partition(":")[2][:6] for role in shared.roles] == ["", " saves", " saves"]
+
+
+def test_vllm_holds_a_copy_and_a_cache_of_its_own() -> None:
+    train = TrainConfig(microbatch_tokens=512)
+    embedded, vllm = (
+        footprint("rl", MODEL, train, SamplingConfig.model_validate({"engine": engine, "cache_gib": 2}))
+        for engine in ("embedded", "vllm")
     )
+    assert embedded.cache > 0 and vllm.cache == 0
+    assert vllm.weights > embedded.weights + 2 * 2**30
+
+
+def test_a_gpus_micro_batches_fill_the_room_that_there_is() -> None:
+    """Fixed: 10 + 20 of weights and optimizer and 4 of work that no token owns; each token takes 2."""
+
+    def at(tokens: int, available: int = 0) -> Footprint:
+        role = Role(role="policy", weights=10, optimizer=20, work=4 + 2 * tokens)
+        return Footprint(stage="", microbatch_tokens=tokens, process=0, roles=(role,), available=available)
+
+    for available in (10_000, 40_000):
+        chosen = fitting_tokens(at(100, available), at(200))
+        assert at(chosen).peak <= ROOM * available < at(chosen + 256).peak
+    assert fitting_tokens(at(100, 10**9), at(200)) == FULL_TOKENS
+    assert fitting_tokens(at(100, 10), at(200)) == 256
+
+
+def test_a_number_stays_and_auto_on_a_cpu_is_what_stays_in_its_cache() -> None:
+    given, auto = (
+        settle(TrainConfig.model_validate(train), MODEL, SamplingConfig(), reference=False)
+        for train in ({"microbatch_tokens": 77}, {})
+    )
+    assert (given.microbatch_tokens, auto.microbatch_tokens) == (77, 2048)
+
+
+def test_a_stage_that_does_not_fit_says_what_to_change() -> None:
+    role = Role(role="policy", weights=1, optimizer=2, work=9)
+    roomy = Footprint(stage="sft", microbatch_tokens=16384, process=1, roles=(role,), available=20)
     assert roomy.advice == ""
-    tight = Footprint(**{**json.loads(json.dumps(_fields(roomy))), "available": 5})
-    assert tight.advice.startswith("does not fit; try train.microbatch_tokens=4096")
-
-
-def _fields(footprint_: Footprint) -> dict[str, object]:
-    return {name: getattr(footprint_, name) for name in Footprint.__dataclass_fields__}
+    assert replace(roomy, available=5).advice.startswith("does not fit; try train.microbatch_tokens=4096")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -72,6 +73,14 @@ def test_what_was_learnt_of_the_machine_is_kept(trainer: LocalTrainer) -> None:
         metrics = trainer.forward_backward(atoms, Imitate())
     assert metrics["oom_retries"].total == 0
     assert calls[0] == 2 * used + 1
+
+
+def test_a_resumed_stage_keeps_the_cut_that_it_had(tmp_path: Path) -> None:
+    began, goes_on = tiny_trainer(microbatch_tokens=300), tiny_trainer(microbatch_tokens=500)
+    began.budget.shrink(300, 2)
+    began.save(tmp_path)
+    goes_on.load(tmp_path)
+    assert goes_on.budget.tokens == 150
 
 
 def test_a_budget_that_shrinks_holds_for_the_rest_of_the_call() -> None:

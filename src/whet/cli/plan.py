@@ -42,7 +42,7 @@ def plan(
         identity = fingerprint(loaded.recipe)
         stages = [asdict(cost) | {"tokens": cost.tokens, "all_tokens": cost.all_tokens} for cost in costs]
         known = {"recipe": resolved(loaded.recipe), "origins": origins, "stages": stages, "fingerprint": identity}
-        peaks = [asdict(need) | {"peak": need.peak} for need in _footprints(loaded)] if memory else None
+        peaks = [_with_sums(need) for need in _footprints(loaded)] if memory else None
         print_json(known if peaks is None else {**known, "memory": peaks})
         return
     console = Console(highlight=False)
@@ -53,6 +53,9 @@ def plan(
         needs = _footprints(loaded)
         console.print(memory_table(needs))
         for need in needs:
+            for role in need.roles:
+                if role.note:
+                    console.print(f"{need.stage}, {role.role}: {role.note}", style="dim", markup=False)
             if need.advice:
                 console.print(f"{need.stage}: {need.advice}", style="yellow", markup=False)
 
@@ -91,7 +94,7 @@ def budget_table(costs: list[Budget]) -> Table:
 
 
 def memory_table(needs: list[Footprint]) -> Table:
-    """Each stage's peak memory in MiB, and what it is made of."""
+    """Each stage's peak memory in MiB, and below it what each of its models takes."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -102,8 +105,11 @@ def memory_table(needs: list[Footprint]) -> Table:
     for heading in parts:
         table.add_column(heading, justify="right", no_wrap=True)
     for need in needs:
-        values = {**asdict(need), "peak": need.peak}
-        table.add_row(Text(need.stage), *(f"{values[part] / 2**20:,.0f}" for part in parts))
+        table.add_row(Text(need.stage), *(_mib(getattr(need, part)) for part in parts))
+        for role in need.roles if len(need.roles) > 1 else ():
+            sizes = {"process": "", "peak": "", "available": "", **asdict(role)}
+            cells = (_mib(size) if isinstance(size := sizes[part], int) else size for part in parts)
+            table.add_row(Text(f"  {role.role}"), *cells, style="dim")
     return table
 
 
@@ -112,6 +118,15 @@ def _footprints(loaded: Loaded) -> list[Footprint]:
     from whet.pipeline.run import Run
 
     return footprints(Run(recipe=loaded.recipe, folder=loaded.recipe.out or Path("runs") / loaded.recipe.name))
+
+
+def _with_sums(need: Footprint) -> dict[str, object]:
+    sums = {part: getattr(need, part) for part in ("weights", "optimizer", "work", "cache", "peak")}
+    return asdict(need) | sums
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f}"
 
 
 def _grow(tree: Tree, value: object, origins: Mapping[str, Origin], path: str) -> None:

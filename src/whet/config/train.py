@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -43,8 +43,9 @@ class TrainConfig(Strict):
     clip_norm: float | None = Field(1.0, gt=0)
     max_length: int | None = Field(None, ge=2)
     """Longest row in tokens; None: the model's own limit. A longer row is an error or dropped, never cut silently."""
-    microbatch_tokens: int = Field(16384, ge=1)
-    """Most tokens computed at once. Changes memory and speed, never the gradient."""
+    microbatch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Most tokens computed at once. Changes memory and speed, never the gradient. auto: 2,048 on a CPU, where they stay
+    in its cache; on a GPU as many as half of its free memory holds. A resumed stage keeps what it began with."""
     gradient_checkpointing: bool = False
     lora: LoraConfig | None = None
     loss_on: Literal["assistant", "completion", "all"] = "assistant"

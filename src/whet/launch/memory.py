@@ -2,20 +2,24 @@
 
 A training step is rehearsed on tensors without content (`models.footprint`) with a full micro-batch; the key-value
 cache of the sampler is arithmetic. On a CPU the process itself and the allocator's fragments are added, as measured.
+There is a row for each model of a stage (policy, reference, critic, ...), and it says what sharing saves. The same
+arithmetic chooses the micro-batches of a GPU.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from whet.algorithms.sft import Imitate, weigh
-from whet.config import EvalStage, ModelConfig, RLStage, SamplingConfig, TrainConfig
-from whet.models.footprint import rehearsal
+from whet.config import EvalStage, ModelConfig, RewardModelStage, RLStage, SamplingConfig, TrainConfig
+from whet.config.critic import CriticConfig
+from whet.models.footprint import Ledger, rehearsal
+from whet.models.heads import is_scalar
 from whet.models.language import LanguageModel
 from whet.models.machine import pick_device
 from whet.models.pack import Packed, pack
@@ -23,12 +27,33 @@ from whet.pipeline.run import Run
 from whet.records import TokenRow
 from whet.training.base import Batch, Outputs
 from whet.training.engine import as_batch
+from whet.training.memory import CACHED_TOKENS
 from whet.training.optim import Optimizers
 
 FRAGMENTS = 1.14
 """What the C allocator holds beyond what is alive, on a CPU (docs/memory.md), unless a stage is `frugal`."""
+ROOM = 0.5
+"""Share of a GPU's free memory that micro-batches are chosen for; a critic, the sampler and fragments have the rest."""
+FULL_TOKENS = 32768
+"""Tokens of a micro-batch beyond which a GPU gets no faster."""
 PROMPT_TOKENS = 512
 """Length of a prompt that a plan reckons with, where the data are not read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Role:
+    """One model of a stage, in bytes."""
+
+    role: str
+    weights: int
+    optimizer: int = 0
+    """Gradients and the optimizer's state."""
+    work: int = 0
+    """Activations, logits and temporaries at the peak of a micro-batch."""
+    cache: int = 0
+    """Keys, values and logits of the sequences that are sampled side by side; not alive while training."""
+    note: str = ""
+    """What sharing saves, or what could be shared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,16 +64,29 @@ class Footprint:
     microbatch_tokens: int
     process: int
     """Python and the libraries, on a CPU; 0 on a GPU."""
-    weights: int
-    """The model, and a frozen copy of it where a KL needs one."""
-    optimizer: int
-    """Gradients and the optimizer's state."""
-    work: int
-    """Activations, logits and temporaries at the peak of a micro-batch."""
-    cache: int
-    """Keys, values and logits of the sequences that are sampled side by side; not alive while training."""
+    roles: tuple[Role, ...]
     available: int
     """Free on the device, and what this process already has of it."""
+
+    @property
+    def weights(self) -> int:
+        """Of all models."""
+        return sum(role.weights for role in self.roles)
+
+    @property
+    def optimizer(self) -> int:
+        """Of all models that learn."""
+        return sum(role.optimizer for role in self.roles)
+
+    @property
+    def work(self) -> int:
+        """One model is at work at a time."""
+        return max(role.work for role in self.roles)
+
+    @property
+    def cache(self) -> int:
+        """Of the sampler."""
+        return max(role.cache for role in self.roles)
 
     @property
     def peak(self) -> int:
@@ -85,8 +123,33 @@ def _footprint(run: Run, name: str) -> Footprint:
     if isinstance(stage, EvalStage):
         return footprint(name, model, None, stage.sampling)
     if isinstance(stage, RLStage):
-        return footprint(name, model, stage.train, stage.sampling, reference=stage.algorithm.kl.place != "none")
-    return footprint(name, model, stage.train, None)
+        reference, critic = stage.algorithm.kl.place != "none", stage.algorithm.critic
+        return footprint(name, model, stage.train, stage.sampling, reference=reference, critic=critic)
+    return footprint(name, model, stage.train, None, scalar=isinstance(stage, RewardModelStage))
+
+
+def settle(train: TrainConfig, model: ModelConfig, sampling: SamplingConfig, *, reference: bool) -> TrainConfig:
+    """The same with a number where `microbatch_tokens` is auto."""
+    if train.microbatch_tokens != "auto":
+        return train
+    if pick_device(model.device).type == "cpu":
+        return train.model_copy(update={"microbatch_tokens": CACHED_TOKENS})
+    small, large = (
+        footprint("", model, train.model_copy(update={"microbatch_tokens": tokens}), sampling, reference=reference)
+        for tokens in (CACHED_TOKENS, 2 * CACHED_TOKENS)
+    )
+    return train.model_copy(update={"microbatch_tokens": fitting_tokens(small, large)})
+
+
+def fitting_tokens(small: Footprint, large: Footprint) -> int:
+    """Tokens of a micro-batch with which a stage stays within `ROOM` of what is available, from two footprints.
+
+    A multiple of 256 between 256, which is tried where even that is too much, and `FULL_TOKENS`.
+    """
+    per_token = (large.work - small.work) / (large.microbatch_tokens - small.microbatch_tokens)
+    fixed = small.process + small.weights + small.optimizer + small.work - per_token * small.microbatch_tokens
+    tokens = (ROOM * small.available - fixed) / max(per_token, 1)
+    return int(min(max(tokens, 256), FULL_TOKENS)) // 256 * 256
 
 
 def footprint(
@@ -96,36 +159,104 @@ def footprint(
     sampling: SamplingConfig | None,
     *,
     reference: bool = False,
+    critic: CriticConfig | None = None,
+    scalar: bool = False,
 ) -> Footprint:
-    """Rehearse a full micro-batch of training, where there is any, and add what sampling needs."""
+    """Rehearse a full micro-batch of each model that is trained, and add what sampling and a reference need.
+
+    `scalar`: the model that is trained gives numbers, not tokens.
+    """
     plan = train or TrainConfig()
-    batch = _full_microbatch(min(plan.microbatch_tokens, 65536), with_entropy=sampling is not None)
-    with rehearsal(model, lora=plan.lora, checkpointing=plan.gradient_checkpointing) as (language, ledger):
-        weights = ledger.now
-        optimizer = 0
-        if train is not None:
-            optimizers = Optimizers(language.parameters, plan)
-            batch.run(language)
-            optimizers.step(lr=plan.lr, muon_lr=plan.muon_lr)  # the state is there from the first step on
-            sizes = [value.nbytes for value in optimizers.state().values()]
-            optimizer = sum(sizes) + sum(p.nbytes for p in language.parameters.values())
-            ledger.peak = 0
-            batch.run(language)
-        work = max(0, ledger.peak - weights - optimizer) if train is not None else 0
-        cache = _cache(language, sampling) if sampling is not None else 0
-    copies = 2 if reference and plan.lora is None else 1
+    tokens = CACHED_TOKENS if plan.microbatch_tokens == "auto" else plan.microbatch_tokens
+    batch = _full_microbatch(min(tokens, 65536), with_entropy=sampling is not None)
+    roles = [_scalar("reward", model, plan, batch) if scalar else _policy(model, train, sampling, batch)]
+    if reference:
+        roles.append(_reference(roles[0], plan))
+    if critic is not None:
+        roles.append(_critic(roles[0], model, plan, critic, batch))
+    if sampling is not None and sampling.engine == "vllm":
+        roles.append(_vllm_copy(roles[0], sampling))
     on_cpu = pick_device(model.device).type == "cpu"
     factor = FRAGMENTS if on_cpu and not frugal(plan) else 1.0
     return Footprint(
         stage=name,
-        microbatch_tokens=plan.microbatch_tokens,
+        microbatch_tokens=tokens,
         process=_resident() if on_cpu else 0,
-        weights=int(weights * copies * factor),
-        optimizer=int(optimizer * factor),
-        work=int(work * factor),
-        cache=int(cache * factor),
+        roles=tuple(_scaled(role, factor) for role in roles),
         available=_free() + _resident() if on_cpu else torch.cuda.mem_get_info()[0],
     )
+
+
+# ------------------------------------------------------------------------------- one function for each role
+
+
+def _policy(model: ModelConfig, train: TrainConfig | None, sampling: SamplingConfig | None, batch: _Microbatch) -> Role:
+    """What is trained or only sampled; the embedded sampler reads its weights and adds a cache."""
+    plan = train or TrainConfig()
+    with rehearsal(model, lora=plan.lora, checkpointing=plan.gradient_checkpointing) as (language, ledger):
+        cache = _cache(language, sampling) if sampling is not None and sampling.engine == "embedded" else 0
+        still = Role(role="policy", weights=ledger.now)
+        role = still if train is None else _trained("policy", language, ledger, train, batch)
+    return replace(role, cache=cache)
+
+
+def _reference(policy: Role, train: TrainConfig) -> Role:
+    """The weights that a KL is measured from: a frozen copy, or with LoRA the policy with its adapter off."""
+    if train.lora is None:
+        return Role(role="reference", weights=policy.weights, note="a frozen copy; with train.lora none is needed")
+    return Role(role="reference", weights=0, note=f"the policy with its adapter off: saves {_mib(policy.weights)}")
+
+
+def _critic(policy: Role, model: ModelConfig, train: TrainConfig, config: CriticConfig, batch: _Microbatch) -> Role:
+    """The value model: a head on the policy's trunk, or a model of its own that is trained beside it."""
+    if config.share_trunk:
+        saved = _mib(policy.weights + policy.optimizer)
+        return Role(role="critic", weights=0, note=f"a head on the policy's trunk: saves about {saved}")
+    own = model if config.model is None else model.model_copy(update={"path": config.model})
+    note = "a model of its own; algorithm.critic.share_trunk=true makes it a head of the policy"
+    return replace(_scalar("critic", own, train, batch), note=note)
+
+
+def _scalar(role: str, model: ModelConfig, train: TrainConfig, batch: _Microbatch) -> Role:
+    """A trained model with a scalar head."""
+    lora, checkpointing = train.lora, train.gradient_checkpointing
+    with rehearsal(model, lora=lora, checkpointing=checkpointing, scalar=True) as (language, ledger):
+        return _trained(role, language, ledger, train, batch)
+
+
+def _vllm_copy(policy: Role, sampling: SamplingConfig) -> Role:
+    """vLLM's weights are its own, and its cache is taken once and kept."""
+    kept = int(sampling.cache_gib * 2**30)
+    note = f"a copy of the weights, and a cache of {sampling.cache_gib:g} GiB that stays; the embedded engine shares"
+    return Role(role="vllm", weights=policy.weights + kept, note=note)
+
+
+def _trained(role: str, language: LanguageModel, ledger: Ledger, train: TrainConfig, batch: _Microbatch) -> Role:
+    """The peak of a micro-batch, with the optimizer's state there as it is from the first step on."""
+    weights = ledger.now
+    optimizers = Optimizers(language.parameters, train)
+    batch.run(language)
+    optimizers.step(lr=train.lr, muon_lr=train.muon_lr)
+    sizes = [value.nbytes for value in optimizers.state().values()]
+    optimizer = sum(sizes) + sum(p.nbytes for p in language.parameters.values())
+    ledger.peak = 0
+    batch.run(language)
+    return Role(role=role, weights=weights, optimizer=optimizer, work=max(0, ledger.peak - weights - optimizer))
+
+
+def _scaled(role: Role, factor: float) -> Role:
+    """With the allocator's fragments."""
+    return replace(
+        role,
+        weights=int(role.weights * factor),
+        optimizer=int(role.optimizer * factor),
+        work=int(role.work * factor),
+        cache=int(role.cache * factor),
+    )
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +268,9 @@ class _Microbatch:
     with_entropy: bool
 
     def run(self, model: LanguageModel) -> None:
+        if is_scalar(model.module):
+            model.values(self.packed).sum().backward()
+            return
         logp_T, entropy_T = model.logp(self.packed, temperature=1.0, with_entropy=self.with_entropy)
         loss, _ = Imitate()(Outputs(logp_T=logp_T, entropy_T=entropy_T), self.batch)
         loss.backward()

@@ -13,6 +13,7 @@ from whet.config import ModelConfig, SamplingConfig, TrainConfig
 from whet.config.judge import ChatConfig, LocalChat
 from whet.envs.judges.cache import CachedChat
 from whet.launch.chats import build_chat
+from whet.launch.memory import settle
 from whet.models.language import LanguageModel
 from whet.models.load import load_model, load_scalar_model, load_tokenizer, read_eos_ids, read_max_length
 from whet.pipeline.stage import Policy
@@ -55,6 +56,7 @@ class LocalWorld:
         with_value: bool = False,
     ) -> Policy:
         """Trainer and sampler over the same weights; with LoRA the reference is the adapter switched off."""
+        train = settle(train, model, sampling, reference=reference)
         saving = train.gradient_checkpointing
         language = load_model(model, lora=train.lora, checkpointing=saving, with_score=with_value)
         frozen = load_model(model) if reference and train.lora is None else None
@@ -65,6 +67,7 @@ class LocalWorld:
             sampler=sampler,
             hand_over=sampler.publish,
             max_length=language.max_length,
+            about=_about(language, train),
         )
 
     def scalar_model(self, model: ModelConfig, train: TrainConfig) -> Trainer:
@@ -86,6 +89,11 @@ class LocalWorld:
     def reseed(self, seed: int) -> None:
         """Seed torch's global generators, which dropout and new adapters draw from."""
         torch.manual_seed(seed)
+
+
+def _about(model: LanguageModel, train: TrainConfig) -> str:
+    precision = str(model.compute).removeprefix("torch.")
+    return f"{precision} on {model.device.type}, micro-batches of {train.microbatch_tokens:,} tokens"
 
 
 @lru_cache(maxsize=4)

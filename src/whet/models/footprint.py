@@ -52,10 +52,11 @@ class Ledger(TorchDispatchMode):
 
 @contextmanager
 def rehearsal(
-    config: ModelConfig, *, lora: LoraConfig | None = None, checkpointing: bool = False
+    config: ModelConfig, *, lora: LoraConfig | None = None, checkpointing: bool = False, scalar: bool = False
 ) -> Iterator[tuple[LanguageModel, Ledger]]:
-    """A model without content, and the ledger of what happens to it inside this block."""
-    model = load_skeleton(config, lora=lora, checkpointing=checkpointing)
+    """A model without content (`scalar`: with one number instead of a vocabulary), and the ledger of what happens to
+    it inside this block."""
+    model = load_skeleton(config, lora=lora, checkpointing=checkpointing, scalar=scalar)
     with FakeTensorMode(allow_non_fake_inputs=True), Ledger() as ledger:
         _place(model.module, model.device)
         yield model, ledger

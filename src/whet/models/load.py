@@ -54,8 +54,13 @@ def load_scalar_model(
     return _language_model(config, module, tokenizer, lora=lora, checkpointing=checkpointing)
 
 
-def load_skeleton(config: ModelConfig, *, lora: LoraConfig | None = None, checkpointing: bool = False) -> LanguageModel:
-    """The model from its configuration alone, on torch's meta device: shapes without content, and no tokenizer."""
+def load_skeleton(
+    config: ModelConfig, *, lora: LoraConfig | None = None, checkpointing: bool = False, scalar: bool = False
+) -> LanguageModel:
+    """The model from its configuration alone, on torch's meta device: shapes without content, and no tokenizer.
+
+    `scalar`: the model that `load_scalar_model` would make of it.
+    """
     from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
     AttentionInterface.register(ATTENTION, attend)
@@ -70,6 +75,7 @@ def load_skeleton(config: ModelConfig, *, lora: LoraConfig | None = None, checkp
                 reason = _first_line(error)
                 raise ModelError(f"{config.path}: no model configuration could be read ({reason})") from error
             module = AutoModelForCausalLM.from_config(found, dtype=torch.float32)
+        module = scalar_from_causal(module) if scalar else module
         return _language_model(config, module, None, lora=lora, checkpointing=checkpointing, probe=False)
 
 

@@ -39,6 +39,7 @@ def run_rl(context: Context) -> None:
             reference=config.algorithm.kl.place != "none",
             with_value=config.algorithm.shares_trunk,
         )
+        context.console.say(f"{context.name}: {policy.about}")
         critic = _critic(context, config, policy)
         greedy = player(policy, grading, config.sampling.model_copy(update={"temperature": 0.0}))
         feed = Feed(

@@ -26,6 +26,7 @@ def run_sft(context: Context) -> None:
     context.console.say(f"{context.name}: {data.describe()}")
     held_out = gate(context.world, context.model, config, config.eval_data).gated.rows if config.eval_data else ()
     policy = context.world.policy(context.model, config.train, SamplingConfig())
+    context.console.say(f"{context.name}: {policy.about}")
     rows = data.gated.rows
     steps = supervised_steps(len(rows), config.train)
 

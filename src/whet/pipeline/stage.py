@@ -35,6 +35,8 @@ class Policy:
     """Brings the current weights to the sampler under this version."""
     max_length: int
     """Most tokens that the model attends to."""
+    about: str
+    """How it computes: what was chosen for this machine, for people to read."""
 
 
 class World(Protocol):

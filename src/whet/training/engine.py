@@ -21,7 +21,7 @@ from whet.models.language import LanguageModel
 from whet.models.pack import Packed, pack
 from whet.records import Atom, Metric, TokenRow, add_metrics
 from whet.training.base import Batch, Objective, OptimResult, Outputs, Tally
-from whet.training.memory import Budget, attempt
+from whet.training.memory import CACHED_TOKENS, Budget, attempt
 from whet.training.optim import Optimizers
 
 
@@ -33,7 +33,7 @@ class LocalTrainer:
         self.config = config
         self.reference = reference
         self.renewed = False  # whether the reference still is what the stage started from
-        self.budget = Budget(config.microbatch_tokens)
+        self.budget = Budget(CACHED_TOKENS if config.microbatch_tokens == "auto" else config.microbatch_tokens)
         self.optimizers = Optimizers(model.parameters, config)
 
     def forward_backward(self, atoms: Sequence[Atom], objective: Objective) -> dict[str, Metric]:
@@ -128,8 +128,8 @@ class LocalTrainer:
         if (folder / "reference.safetensors").exists() and self.reference is not None:
             self.reference.module.load_state_dict(load_file(folder / "reference.safetensors"), strict=False)
             self.renewed = True
-        facts = json.loads((folder / "trainer.json").read_text())
-        self.budget.tokens = min(self.budget.tokens, facts["microbatch_tokens"])  # another cut rounds differently
+        # Another cut rounds differently, so what was chosen or found out when the stage began holds to its end.
+        self.budget.tokens = json.loads((folder / "trainer.json").read_text())["microbatch_tokens"]
 
     def export(self, folder: Path) -> None:
         """The model in the Hugging Face layout."""
