@@ -23,6 +23,7 @@ from whet.cli.app import app
 from whet.cli.errors import exit_codes
 from whet.config import PRESETS
 from whet.config.loading import STAGES, load_recipe
+from whet.config.preference import PREFERENCE_PRESETS
 from whet.launch.main import run_recipe
 from whet.tracking.log import read_metrics
 
@@ -35,6 +36,7 @@ METRIC_ROW = re.compile(r"^\| (`[^|]+`) \|", re.MULTILINE)
 ENOUGH: dict[str, dict[str, Any]] = {
     "sft": {"data": {"generate": "arithmetic"}},
     "reward_model": {},
+    "preference": {"data": {"generate": "arithmetic"}},
     "rl": {"tasks": {"generate": "arithmetic"}, "rewards": [{"kind": "verifier"}], "train": {"steps": 1}},
     "eval": {"tasks": {"generate": "arithmetic"}, "rewards": [{"kind": "verifier"}]},
 }
@@ -211,7 +213,7 @@ def test_every_algorithm_is_described() -> None:
     """By a page of its name, or a heading with its name on a page about several."""
     pages = list((ROOT / "docs" / "algorithms").glob("*.md"))
     headings = [line for page in pages for line in page.read_text().splitlines() if line.startswith("#")]
-    for name in ("sft", *PRESETS):
+    for name in ("sft", *PRESETS, *PREFERENCE_PRESETS):
         described = any(page.stem == name for page in pages) or any(f"`{name}`" in heading for heading in headings)
         assert described, f"docs/algorithms says nothing of {name}"
 
@@ -240,6 +242,17 @@ stages:
     kind: sft
     data: {generate: arithmetic, count: 8}
     eval_data: {generate: arithmetic, count: 8, split: test}
+    train: {steps: 1, batch_size: 4}
+  dpo:
+    kind: preference
+    data: {generate: arithmetic, count: 8, answers: 3}
+    eval_data: {generate: arithmetic, count: 8, split: test}
+    loss: rpo
+    train: {steps: 1, batch_size: 4}
+  kto:
+    kind: preference
+    data: {generate: arithmetic, count: 8}
+    loss: kto
     train: {steps: 1, batch_size: 4}
   rl:
     kind: rl

@@ -16,7 +16,7 @@ from torch.nn.functional import logsigmoid
 from tests.laws.support import gradients, largest_difference, tiny_trainer
 from whet.algorithms.preference import beside_mismatched, objective_of, preference, weigh_preferences
 from whet.config import GeneratedConfig, ModelConfig, TrainConfig
-from whet.config.preference import PREFERENCE_PRESETS, REFERENCE_FREE, LossConfig
+from whet.config.preference import PREFERENCE_PRESETS, REFERENCE_FREE, STEP_WIDE, LossConfig
 from whet.errors import DataError, TrainingError
 from whet.formulas import preference as formulas
 from whet.formulas.preference import LOSSES, STATISTICS, Pairs, kto, log_odds
@@ -302,7 +302,7 @@ def test_mismatched_answers_are_of_another_prompt_and_fit() -> None:
 def test_the_recipe_names_what_the_formulas_offer() -> None:
     keys = set(LossConfig.model_fields) - {"preset"}
     assert keys == {*LOSSES, "kto"} == {kind for terms in PREFERENCE_PRESETS.values() for kind in terms}
-    assert set(REFERENCE_FREE) == formulas.REFERENCE_FREE
+    assert set(REFERENCE_FREE) == formulas.REFERENCE_FREE and set(STEP_WIDE) == set(STATISTICS)
     for kind in LOSSES:
         term = LossConfig.model_validate({kind: {}}).terms[kind]
         wanted = set(inspect.signature(LOSSES[kind]).parameters) - {"pairs"}

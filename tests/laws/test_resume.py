@@ -66,6 +66,26 @@ stages:
     algorithm: grpo
     train: {{lr: 0.01, steps: 3, lora: {{rank: 4, dropout: 0.2}}}}
 """,
+    "preference": f"""
+name: preference
+model: {MODEL}
+save: {{every: 2}}
+stages:
+  sft: {SFT}
+    train: {{lr: 0.02, batch_size: 8, steps: 2}}
+  dpo:
+    kind: preference
+    data: {{generate: arithmetic, count: 12, digits: 1, answers: 3}}
+    eval_data: {{generate: arithmetic, count: 4, digits: 1, split: test}}
+    eval_every: 2
+    loss: rpo
+    train: {{lr: 0.01, batch_size: 4, steps: 5, lora: {{rank: 4, dropout: 0.3}}}}
+  kto:
+    kind: preference
+    data: {{generate: arithmetic, count: 12, digits: 1}}
+    loss: kto
+    train: {{lr: 0.01, batch_size: 4, steps: 4}}
+""",
     "critic": f"""
 name: critic
 model: {MODEL}
@@ -189,7 +209,15 @@ def test_a_run_has_a_signal_that_a_wrong_resume_would_change(unstopped: dict[str
 
 @pytest.mark.parametrize(
     ("recipe", "last", "apart"),
-    [("whole", 2, 31), ("adapters", 5, 47), ("critic", 3, 41), ("judged", 4, 97), ("reward", 1, 23), ("back", 14, 53)],
+    [
+        ("whole", 2, 31),
+        ("adapters", 5, 47),
+        ("preference", 7, 43),
+        ("critic", 3, 41),
+        ("judged", 4, 97),
+        ("reward", 1, 23),
+        ("back", 14, 53),
+    ],
 )
 def test_killed_anywhere(
     nursery: Nursery,

@@ -4,6 +4,7 @@ from whet.config.curriculum import CurriculumConfig
 from whet.config.data import DataConfig, GeneratedConfig, Source
 from whet.config.model import CreateConfig, ModelConfig
 from whet.config.policy import PolicyConfig
+from whet.config.preference import LossConfig, PreferenceStage
 from whet.config.presets import PRESETS
 from whet.config.recipe import EvalStage, Recipe, RLStage, SFTStage, Stage
 from whet.config.reward_model import RewardModelStage
@@ -18,8 +19,10 @@ __all__ = [
     "EvalStage",
     "GeneratedConfig",
     "LoraConfig",
+    "LossConfig",
     "ModelConfig",
     "PolicyConfig",
+    "PreferenceStage",
     "RLStage",
     "Recipe",
     "RewardConfig",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from whet.config.data import DataConfig, GeneratedConfig
+from whet.config.preference import PreferenceStage
 from whet.config.recipe import EvalStage, Recipe, RLStage, SFTStage
 from whet.config.reward_model import RewardModelStage
 
@@ -67,8 +68,8 @@ def times(*factors: int | None) -> int | None:
     return product
 
 
-def _budget(name: str, stage: SFTStage | RewardModelStage | RLStage | EvalStage) -> Budget:
-    if isinstance(stage, SFTStage | RewardModelStage):
+def _budget(name: str, stage: SFTStage | PreferenceStage | RewardModelStage | RLStage | EvalStage) -> Budget:
+    if isinstance(stage, SFTStage | PreferenceStage | RewardModelStage):
         rows, train = _rows(stage.data), stage.train
         steps = train.steps
         if steps is None and rows is not None:
@@ -110,8 +111,13 @@ def _rows(source: DataConfig | GeneratedConfig) -> int | None:
     return source.count if isinstance(source, GeneratedConfig) else source.limit
 
 
-def _answers(stage: SFTStage | RewardModelStage) -> int | None:
+def _answers(stage: SFTStage | PreferenceStage | RewardModelStage) -> int | None:
     """Answers of a row: what is compared may come in lists of any length."""
-    if isinstance(stage, SFTStage) or stage.learn != "comparisons":
+    if isinstance(stage, PreferenceStage):
+        if stage.loss.kto is not None:
+            return 1
+        if stage.pairs == "best_worst":
+            return 2
+    elif isinstance(stage, SFTStage) or stage.learn != "comparisons":
         return 1
     return stage.data.answers if isinstance(stage.data, GeneratedConfig) else None

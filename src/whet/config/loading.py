@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ValidationError
 
 from whet.config.node import COMMAND_LINE, Key, KeyPath, Node, dotted, parse
+from whet.config.preference import PREFERENCE_PRESETS, PreferenceStage
 from whet.config.presets import PRESETS
 from whet.config.problems import explain, nearest
 from whet.config.recipe import INHERITED, Recipe, RLStage, Stage
@@ -141,7 +142,7 @@ def _long_form(path: KeyPath) -> str | None:
     """The key that plain text at this path stands for: `model: PATH` is `model: {path: PATH}`."""
     if path == ("model",) or (len(path) == 3 and path[0] == "stages" and path[2] == "model"):
         return "path"
-    return "preset" if len(path) == 3 and path[0] == "stages" and path[2] == "algorithm" else None
+    return "preset" if len(path) == 3 and path[0] == "stages" and path[2] in ("algorithm", "loss") else None
 
 
 def _expand(node: Node) -> Node:
@@ -269,10 +270,9 @@ def _kinds_known(root: Node) -> bool:
 def _origins(recipe: Recipe, root: Node) -> dict[str, Origin]:
     presets: dict[KeyPath, Origin] = {}
     for name, stage in recipe.stages.items():
-        if isinstance(stage, RLStage) and stage.algorithm.preset is not None:
-            origin = Origin(kind="preset", text=f"preset {stage.algorithm.preset}")
-            for path in _leaf_paths(PRESETS[stage.algorithm.preset]):
-                presets["stages", name, "algorithm", *path] = origin
+        for section, preset, values in _presets(stage):
+            for path in _leaf_paths(values):
+                presets["stages", name, section, *path] = Origin(kind="preset", text=f"preset {preset}")
     origins: dict[str, Origin] = {}
     for path in _leaf_paths(recipe.model_dump()):
         node = root.find(path)
@@ -281,6 +281,14 @@ def _origins(recipe: Recipe, root: Node) -> dict[str, Origin]:
         else:
             origins[dotted(path)] = Origin(kind="file" if node.line else "command line", text=node.place)
     return origins
+
+
+def _presets(stage: Stage) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """(section, name, values) of the presets that a stage names."""
+    if isinstance(stage, RLStage) and stage.algorithm.preset is not None:
+        yield "algorithm", stage.algorithm.preset, PRESETS[stage.algorithm.preset]
+    if isinstance(stage, PreferenceStage) and stage.loss.preset is not None:
+        yield "loss", stage.loss.preset, PREFERENCE_PRESETS[stage.loss.preset]
 
 
 def _leaf_paths(value: object, prefix: KeyPath = ()) -> Iterator[KeyPath]:

@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from whet.config.data import GeneratedConfig, Source
+from whet.config.stage import StageBase
 from whet.config.strict import Strict
 from whet.config.train import TrainConfig
 
@@ -137,6 +139,9 @@ PREFERENCE_PRESETS: Mapping[str, Mapping[str, Any]] = {
 REFERENCE_FREE = ("slic", "simpo", "contrast", "odds_ratio", "nll")
 """Losses that no reference enters (`formulas.preference.REFERENCE_FREE`; a law compares the two)."""
 
+STEP_WIDE = ("bco", "aot", "aot_unpaired")
+"""Losses that look at the whole step (`formulas.preference.STATISTICS`; a law compares the two)."""
+
 
 class LossConfig(Strict):
     """A sum of preference losses, each weighted; no key of a loss that is not in the sum."""
@@ -201,6 +206,19 @@ class LossConfig(Strict):
         return {name: term for name, term in found.items() if term is not None}
 
     @property
+    def pairs_only(self) -> bool:
+        """Whether some loss ranks the step's pairs among themselves, so that a prompt may have one pair only."""
+        return not set(self.terms).isdisjoint(STEP_WIDE)
+
+    @property
+    def why_pairs(self) -> str:
+        """The complaint about more than two answers."""
+        return (
+            f"{', '.join(kind for kind in self.terms if kind in STEP_WIDE)}: takes a statistic over the step's pairs, "
+            "one for each prompt; set pairs: best_worst"
+        )
+
+    @property
     def needs_reference(self) -> bool:
         """Whether some loss compares with a reference."""
         return not set(self.terms) <= set(REFERENCE_FREE)
@@ -210,3 +228,30 @@ class PreferenceTrainConfig(TrainConfig):
     """The same keys with DPO's default: a tenth of what RL or SFT would take, or the answers fall apart."""
 
     lr: float = Field(5e-7, ge=0)
+
+
+class PreferenceStage(StageBase):
+    """Learning from comparisons (or, with `loss: kto`, from answers called good or bad), without a reward model."""
+
+    kind: Literal["preference"]
+    data: Source
+    eval_data: Source | None = None
+    eval_every: int = Field(50, ge=1)
+    """Steps between evaluations, where `eval_data` is given."""
+    loss: LossConfig = LossConfig(preset="dpo")
+    pairs: Literal["all", "best_worst"] = "all"
+    """Of more than two ranked answers: every pair, or the best against the worst."""
+    max_reference_gap: float = Field(0.02, gt=0)
+    """Largest mean |log p - log p_ref| per token before the first update, when the two must be the same model."""
+    train: PreferenceTrainConfig = PreferenceTrainConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> PreferenceStage:
+        for source in (self.data, self.eval_data):
+            if not isinstance(source, GeneratedConfig):
+                continue
+            if source.plain:
+                raise ValueError("data.plain is running text, which nobody compares; leave it out")
+            if source.answers > 2 and self.pairs == "all" and self.loss.pairs_only:
+                raise ValueError(self.loss.why_pairs)
+        return self

@@ -18,6 +18,7 @@ from whet.config.data import Source
 from whet.config.health import HealthConfig
 from whet.config.model import ModelConfig
 from whet.config.policy import PolicyConfig
+from whet.config.preference import PreferenceStage
 from whet.config.references import references
 from whet.config.reward_model import RewardModelStage
 from whet.config.rewards import JudgeReward, RewardConfig, check_rewards, judged
@@ -110,7 +111,7 @@ class EvalStage(StageBase):
         return self
 
 
-Stage = Annotated[SFTStage | RewardModelStage | RLStage | EvalStage, Field(discriminator="kind")]
+Stage = Annotated[SFTStage | PreferenceStage | RewardModelStage | RLStage | EvalStage, Field(discriminator="kind")]
 
 INHERITED = ("train", "sampling")
 """Sections that a recipe file may have at its top, as defaults of its stages; they are no fields of `Recipe`."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from whet.config import ModelConfig, RewardModelStage, SFTStage
+from whet.config import ModelConfig, PreferenceStage, RewardModelStage, SFTStage
 from whet.config.loading import Loaded
 from whet.launch.world import LocalWorld
+from whet.pipeline.preference_stage import gate_preferences
 from whet.pipeline.reward_stage import lessons
 from whet.pipeline.rl_stage import playable
 from whet.pipeline.run import Run
@@ -54,6 +55,15 @@ def _check_stage(run: Run, name: str, world: LocalWorld) -> StageCheck:
     if isinstance(stage, RewardModelStage):
         taught, _, summary = lessons(world, model, stage)
         rows = [row for lesson in taught[:SHOWN] for row in lesson.atom.rows]
+        shown = tuple(segments(row, world.template(model)) for row in rows)
+        return StageCheck(stage=name, kind=stage.kind, summary=summary, samples=shown)
+    if isinstance(stage, PreferenceStage):
+        gated = gate_preferences(world, model, stage, stage.data)
+        summary = gated.describe()
+        if stage.eval_data is not None:
+            summary += f"; for evaluation {gate_preferences(world, model, stage, stage.eval_data).describe()}"
+        answers = 2 if stage.loss.kto is None else 1
+        rows = [row for atom in gated.atoms[:SHOWN] for row in atom.rows[:answers]]
         shown = tuple(segments(row, world.template(model)) for row in rows)
         return StageCheck(stage=name, kind=stage.kind, summary=summary, samples=shown)
     grading = rubric(stage.tasks, stage.rewards, world)

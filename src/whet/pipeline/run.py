@@ -27,6 +27,7 @@ from whet.config.strict import Strict
 from whet.errors import RunError
 from whet.files import is_sealed, read_json, seal, write_json, writing
 from whet.pipeline.eval_stage import run_eval
+from whet.pipeline.preference_stage import run_preference
 from whet.pipeline.reward_stage import run_reward_model
 from whet.pipeline.rl_stage import run_rl
 from whet.pipeline.sft_stage import run_sft
@@ -39,6 +40,7 @@ Stopped = Callable[[], bool]
 RUNNERS: dict[str, Callable[[Context], object]] = {
     "sft": run_sft,
     "reward_model": run_reward_model,
+    "preference": run_preference,
     "rl": run_rl,
     "eval": run_eval,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from whet.algorithms.sft import Imitate, sft, weigh
@@ -12,9 +12,8 @@ from whet.data.faults import Dropped
 from whet.pipeline.loop import drive
 from whet.pipeline.sources import conversations
 from whet.pipeline.stage import Context, World
-from whet.records import Step, TokenRow
+from whet.records import Metric, Step
 from whet.tracking.log import RunLog
-from whet.training.base import Trainer
 from whet.training.gate import Gated, tokenise
 
 
@@ -30,9 +29,12 @@ def run_sft(context: Context) -> None:
     rows = data.gated.rows
     steps = supervised_steps(len(rows), config.train)
 
+    def measure() -> Mapping[str, Metric]:
+        return policy.trainer.evaluate(weigh(held_out), Imitate()) if held_out else {}
+
     def begin(start: int, _: object) -> Iterator[Step]:
         steps_of = sft(policy.trainer, rows, config.train, seed=context.seed, start=start)
-        return with_evaluation(steps_of, policy.trainer, held_out, every=config.eval_every, last=steps)
+        return with_evaluation(steps_of, measure, every=config.eval_every, last=steps)
 
     drive(context, policy.trainer, RunLog(context.folder), begin, steps=steps)
 
@@ -67,11 +69,11 @@ def gate(world: World, model: ModelConfig, config: SFTStage, source: Source) -> 
 
 
 def with_evaluation(
-    steps: Iterator[Step], trainer: Trainer, rows: Sequence[TokenRow], *, every: int, last: int
+    steps: Iterator[Step], measure: Callable[[], Mapping[str, Metric]], *, every: int, last: int
 ) -> Iterator[Step]:
-    """The same steps, with `eval_loss` every so often and at the last one."""
+    """The same steps, with what is measured on held-out rows (`eval_loss` ...) every so often and at the last one."""
     for step in steps:
-        if rows and (step.index % every == 0 or step.index == last):
-            loss = trainer.evaluate(weigh(rows), Imitate())["loss"].mean
-            step = replace(step, metrics={**step.metrics, "eval_loss": loss})
+        if step.index % every == 0 or step.index == last:
+            held_out = {f"eval_{name}": metric.mean for name, metric in measure().items()}
+            step = replace(step, metrics={**step.metrics, **held_out})
         yield step

@@ -37,7 +37,7 @@ class Chart:
     stacked: bool = False
     band: tuple[str, str] | None = None
     """Metrics of the lower and upper edge of a shaded range."""
-    kinds: tuple[str, ...] = ("sft", "reward_model", "rl")
+    kinds: tuple[str, ...] = ("sft", "preference", "reward_model", "rl")
     """Kinds of stage in which it means something."""
 
 
@@ -97,6 +97,45 @@ CATALOGUE: Mapping[str, tuple[Chart, ...]] = {
             axis=_amount("log-odds", floor=None),
             curves=(Curve(metric="margin", label="margin", tone="teal"),),
             kinds=("reward_model",),
+        ),
+        Chart(
+            title="Loss",
+            caption="Mean over pairs or judged answers. DPO begins at log 2 = 0.693.",
+            axis=_amount("loss", floor=None),
+            curves=(Curve(metric="loss", label="training"), Curve(metric="eval_loss", label="held out", tone="orange")),
+            kinds=("preference",),
+        ),
+        Chart(
+            title="Implicit rewards",
+            caption="What the loss takes the answers to be worth: the better ones should rise over the worse ones.",
+            axis=_amount("reward", floor=None),
+            curves=(
+                Curve(metric="rewards/chosen", label="better", tone="green"),
+                Curve(metric="rewards/rejected", label="worse", tone="red"),
+                Curve(metric="rewards/margins", label="margin"),
+                Curve(metric="eval_rewards/margins", label="margin, held out", tone="orange"),
+            ),
+            kinds=("preference",),
+        ),
+        Chart(
+            title="Pairs in the right order",
+            caption="By implicit reward; a tie counts as wrong, so the first step says little.",
+            axis=_share("share of pairs", ceiling=1.0),
+            curves=(
+                Curve(metric="rewards/accuracies", label="training", tone="green"),
+                Curve(metric="eval_rewards/accuracies", label="held out", tone="orange"),
+            ),
+            kinds=("preference",),
+        ),
+        Chart(
+            title="Log-probability of answers",
+            caption="Both often fall. Where the better answers fall far, too, the policy forgets how to write them.",
+            axis=_amount("nats", floor=None),
+            curves=(
+                Curve(metric="logps/chosen", label="better", tone="green"),
+                Curve(metric="logps/rejected", label="worse", tone="red"),
+            ),
+            kinds=("preference",),
         ),
         Chart(
             title="Reward",

@@ -23,6 +23,8 @@ NUMBERS = {
     "eval_loss": ("eval loss", "{:.4g}"),
     "accuracy": ("right", "{:.0%}"),
     "eval_accuracy": ("held out", "{:.0%}"),
+    "rewards/accuracies": ("right", "{:.0%}"),
+    "rewards/margins": ("margin", "{:.3f}"),
     "solved": ("solved", "{:.0%}"),
     "completions/mean_length": ("length", "{:.0f}"),
     "entropy": ("entropy", "{:.2f}"),

@@ -148,6 +148,11 @@ def _change(stage: StageView) -> str:
         ("eval_accuracy", "the accuracy on held-out data", percent),
         ("accuracy", "the accuracy", percent),
     )
+    shown["preference"] = (
+        ("eval_rewards/accuracies", "the share of held-out pairs in the right order", percent),
+        ("rewards/accuracies", "the share of pairs in the right order", percent),
+        ("loss", "the loss", number),
+    )
     shown["rl"] = (("solved", "the solved share of training tasks", percent), ("reward", "the reward", number))
     for metric, name, show in shown.get(stage.kind, ()):
         curve = points(stage.lines, metric)

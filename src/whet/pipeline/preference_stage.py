@@ -1,0 +1,118 @@
+"""The preference stage: data gate, the reference's log-probabilities, training, evaluation, model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from whet.algorithms.answers import add_constant
+from whet.algorithms.preference import beside_mismatched, objective_of, preference, weigh_preferences
+from whet.algorithms.supervised import supervised_steps
+from whet.config import GeneratedConfig, LossConfig, ModelConfig, PreferenceStage, SamplingConfig, Source
+from whet.data.faults import Dropped
+from whet.errors import DataError
+from whet.pipeline.loop import drive
+from whet.pipeline.reference import with_reference
+from whet.pipeline.sft_stage import with_evaluation
+from whet.pipeline.sources import comparisons, judged
+from whet.pipeline.stage import Context, World
+from whet.records import Atom, Metric, Step
+from whet.tracking.log import RunLog
+from whet.training.base import Trainer
+from whet.training.compare import Compared, JudgedRow, PreferenceStats, tokenise_comparisons, tokenise_judged
+
+
+def run_preference(context: Context) -> None:
+    """Train on the comparisons, or the judged answers, that pass the gate."""
+    config = context.config
+    assert isinstance(config, PreferenceStage)
+    found = {"train": gate_preferences(context.world, context.model, config, config.data)}
+    if config.eval_data is not None:
+        found["eval"] = gate_preferences(context.world, context.model, config, config.eval_data)
+    for name, gated in found.items():
+        context.console.say(f"{context.name}: {'for evaluation ' if name == 'eval' else ''}{gated.describe()}")
+    trainer = context.world.policy(context.model, config.train, SamplingConfig()).trainer
+    examples = {name: _referred(context, config.loss, trainer, gated.atoms, name) for name, gated in found.items()}
+    steps = supervised_steps(len(examples["train"]), config.train)
+
+    def measure() -> Mapping[str, Metric]:
+        if "eval" not in examples:
+            return {}
+        return trainer.evaluate(
+            weigh_preferences(examples["eval"], loss=config.loss, trainer=trainer), objective_of(config.loss)
+        )
+
+    def begin(start: int, _: object) -> Iterator[Step]:
+        steps_of = preference(
+            trainer,
+            examples["train"],
+            config.loss,
+            config.train,
+            seed=context.seed,
+            max_gap=config.max_reference_gap,
+            start=start,
+        )
+        return with_evaluation(steps_of, measure, every=config.eval_every, last=steps)
+
+    drive(context, trainer, RunLog(context.folder), begin, steps=steps)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gated:
+    """What the two doors of the gate let through: reading the rows, and tokenizing them."""
+
+    atoms: Sequence[Atom]
+    stats: PreferenceStats
+    lost: tuple[Dropped, ...]
+    warning: str = ""
+
+    def describe(self) -> str:
+        """`500 comparisons of 1,000 answers, ...; 2 rows dropped: ...`."""
+        dropped = (dropped.describe() for dropped in self.lost if dropped.total)
+        return "; ".join([self.stats.describe(), *dropped, *filter(None, [self.warning])])
+
+
+def gate_preferences(world: World, model: ModelConfig, config: PreferenceStage, source: Source) -> Gated:
+    """Rows, tokenised and checked; nothing but the tokenizer is loaded for it."""
+    limit = world.max_length(model)
+    length = min(config.train.max_length or limit, limit)
+    on_bad_row = "error" if isinstance(source, GeneratedConfig) else source.on_bad_row
+    template = world.template(model)
+    if config.loss.kto is not None:
+        answers, unread = judged(source)
+        passed, dropped, stats = tokenise_judged(answers, template, max_length=length, on_bad_row=on_bad_row)
+        atoms = beside_mismatched(passed, length)
+        return Gated(atoms=atoms, stats=stats, lost=(unread, dropped), warning=_imbalance(passed, config.loss))
+    rows, unread = comparisons(source)
+    compared, dropped, stats = tokenise_comparisons(rows, template, max_length=length, on_bad_row=on_bad_row)
+    if config.pairs == "best_worst":
+        compared = [replace(each, atom=Atom(rows=(each.atom.rows[0], each.atom.rows[-1]))) for each in compared]
+    longer = next((each for each in compared if len(each.atom.rows) > 2), None)
+    if longer is not None and config.loss.pairs_only:
+        raise DataError(f"{longer.origin}: {len(longer.atom.rows)} answers; {config.loss.why_pairs}")
+    return Gated(atoms=_with_confidence(compared), stats=stats, lost=(unread, dropped))
+
+
+def _referred(context: Context, loss: LossConfig, trainer: Trainer, atoms: Sequence[Atom], name: str) -> Sequence[Atom]:
+    return with_reference(context, trainer, atoms, name) if loss.needs_reference else atoms
+
+
+def _with_confidence(compared: Sequence[Compared]) -> list[Atom]:
+    """The atoms, with the column `confidence` where some label is soft."""
+    if all(each.confidence == 1 for each in compared):
+        return [each.atom for each in compared]
+    return [add_constant(each.atom, "confidence", each.confidence) for each in compared]
+
+
+def _imbalance(passed: Sequence[JudgedRow], loss: LossConfig) -> str:
+    """KTO's own advice (2402.01306, section 4.2): the good and the bad should pull about equally."""
+    assert loss.kto is not None
+    good = sum(each.good for each in passed)
+    bad = len(passed) - good
+    pull = loss.kto.desirable * good, loss.kto.undesirable * bad
+    if bad and 1 <= pull[0] / pull[1] <= 1.5:
+        return ""
+    return (
+        f"{good:,} good and {bad:,} bad answers pull with {pull[0]:g} to {pull[1]:g}, outside KTO's 1 to 1.5; "
+        "loss.kto.desirable and undesirable set that right"
+    )
