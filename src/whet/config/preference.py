@@ -8,13 +8,13 @@ functions that the keys stand for, and a law in the tests holds the two together
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from whet.config.data import GeneratedConfig, Source
 from whet.config.stage import StageBase
-from whet.config.strict import Strict
+from whet.config.strict import Made, Strict
 from whet.config.train import TrainConfig
 
 
@@ -233,6 +233,7 @@ class PreferenceTrainConfig(TrainConfig):
 class PreferenceStage(StageBase):
     """Learning from comparisons (or, with `loss: kto`, from answers called good or bad), without a reward model."""
 
+    makes: ClassVar[Made | None] = "model"
     kind: Literal["preference"]
     data: Source
     eval_data: Source | None = None
