@@ -131,7 +131,7 @@ def train(preset: str, seed: int, model: Path, budget: int, before: float | None
         world.reseed(seed)
         policy = world.policy(start, config.train, config.sampling, reference=config.algorithm.kl.place != "none")
         asked = config.algorithm.critic
-        critic = None if asked is None else Critic(trainer=world.critic(start, config.train), config=asked)
+        critic = None if asked is None else Critic(trainer=world.scalar_model(start, config.train), config=asked)
         held_out = player(policy, exam, test.sampling)
         problems = playable(test, start, world, exam).tasks
 

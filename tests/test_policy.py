@@ -57,8 +57,7 @@ def with_advantages(answers: Sequence[Answer], policy: PolicyConfig, *, kl_coeff
 
 
 def prepared(trainer: LocalTrainer, groups: Sequence[Group], chosen: Setting) -> list[Answer]:
-    answers, _ = prepare(trainer, None, to_answers(groups), chosen, Standing.start(chosen, {}), step=0)
-    return answers
+    return prepare(trainer, None, to_answers(groups), chosen, Standing.start(chosen, {}), step=0).answers
 
 
 @dataclass

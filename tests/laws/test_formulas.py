@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from whet.config import PolicyConfig
-from whet.config.policy import Clip, CorrectionConfig, KLConfig, RatioConfig
+from whet.config.clip import Clip, RatioConfig
+from whet.config.policy import CorrectionConfig, KLConfig
 from whet.formulas import kl, policy, ratios
 from whet.formulas.advantages import BASELINES, CREDITS, EPS, SCALES, Answers
 from whet.formulas.reduce import REDUCTIONS, group_token_mean, sequence_mean, sequence_sum_over_constant, token_mean

@@ -211,14 +211,14 @@ class RunningScale:
         """With these scores seen as well."""
         if not scores:
             return self
-        count, mean = len(scores), math.fsum(scores) / len(scores)
+        count, mean = len(scores), sum(scores) / len(scores)
         total, distance = self.count + count, mean - self.mean
         return RunningScale(
             count=total,
             mean=self.mean + distance * count / total,
             squares=self.squares
-            + math.fsum((score - mean) ** 2 for score in scores)
-            + distance**2 * self.count * count / total,
+            + sum((score - mean) * (score - mean) for score in scores)
+            + distance * distance * self.count * count / total,
         )
 
     def scaled(self, score: float, *, clip: float | None = None) -> float:

@@ -26,6 +26,8 @@ from whet.algorithms.critic import Critic, RegressValue, RunningScale, WithValue
 from whet.algorithms.health import Health, Unhealthy
 from whet.algorithms.measure import measure_groups, measure_taken
 from whet.algorithms.objective import PolicyObjective
+from whet.algorithms.ptx import PretrainingMix
+from whet.algorithms.sound import blame, listed, sound
 from whet.config import PolicyConfig, TrainConfig
 from whet.config.health import HealthConfig
 from whet.errors import TrainingError
@@ -57,6 +59,8 @@ class Setting:
     max_gap: float
     health: HealthConfig = field(default_factory=HealthConfig)
     seed: int = 0
+    mix: PretrainingMix | None = None
+    """PPO-ptx: what is imitated beside the policy gradient."""
     patience: int = 20
     """Steps in a row without any signal, after which it gives up."""
 
@@ -165,18 +169,20 @@ def policy_gradient(
         began = time.monotonic()
         answers = to_answers(taken.groups)
         standing = replace(standing, spread=standing.spread.merge([answer.reward for answer in answers]))
-        answers, judged = prepare(trainer, critic, answers, setting, standing, step=step)
+        ready = prepare(trainer, critic, answers, setting, standing, step=step)
         rate = standing.health.rate * learning_rate(step + 1, setting.steps, setting.train)
-        updates = update(trainer, critic, answers, setting, standing, step=step, rate=rate)
+        updates, faults = update(trainer, critic, ready.answers, setting, standing, step=step, rate=rate)
+        faults += [f"left out: {listed(ready.left_out, step + 1)}"] if ready.left_out else []
         kl = setting.config.kl
         if kl.renew_every and (step + 1) % kl.renew_every == 0:
             trainer.renew_reference(kl.keep)
         feed.publish(step + 1)
         metrics = {
             **measure_groups(taken.played),
-            **judged,
+            **ready.metrics,
             **updates,
-            **_measure_control(setting.config, standing.coefficients, answers),
+            **_measure_control(setting.config, standing.coefficients, ready.answers),
+            "not_finite": float(len(ready.left_out)),
             **measure_taken(taken, time.monotonic() - began),
             "lr": setting.train.lr * rate,
         }
@@ -189,7 +195,7 @@ def policy_gradient(
             groups=taken.played,
             metrics=metrics,
             state={**feed.state, **standing.saved},
-            notes=tuple(str(finding) for finding in health.findings),
+            notes=(*faults, *(str(finding) for finding in health.findings)),
             ill=health.fatal is not None,
         )
         if health.fatal is not None:
@@ -205,10 +211,11 @@ def update(
     *,
     step: int,
     rate: float,
-) -> dict[str, float]:
+) -> tuple[dict[str, float], list[str]]:
     """The optimizer steps that follow one batch of rollouts: the policy's, by minibatches, and the critic's.
 
-    While the critic is pretrained the policy stands still. `rate` is the share of the peak learning rates.
+    While the critic is pretrained the policy stands still. `rate` is the share of the peak learning rates. Returned
+    are the metrics, and a line for each update that was skipped because its gradient was not finite.
     """
     config, train = setting.config, setting.train
     objective: Objective = PolicyObjective(
@@ -222,9 +229,10 @@ def update(
         objective = WithValue(policy=objective, value=value, coefficient=critic.config.coefficient)
     tallies: dict[str, Metric] = {}
     norms: list[float] = []
-    skipped = passes = 0
+    faults: list[str] = []
+    passes = 0
     still = pretraining(config, step)
-    for minibatch in _split(answers, 1 if still else config.minibatches):
+    for place, minibatch in enumerate(_split(answers, 1 if still else config.minibatches)):
         atoms = weigh(minibatch, setting)
         if not atoms:
             continue
@@ -234,24 +242,30 @@ def update(
             gap = {GAP: found[GAP]}  # of later updates it would measure the policy's own move
         tallies, passes = add_metrics(tallies, found) | gap, passes + 1
         if not still:
+            if setting.mix is not None:
+                tallies = add_metrics(tallies, setting.mix.add(trainer, step * config.minibatches + place))
             result = trainer.optim_step(train.lr * rate, muon_lr=train.muon_lr * rate)
             norms.append(result.grad_norm)
-            skipped += not result.applied
+            if not result.applied:
+                alone = blame(trainer, [(answer, weigh([answer], setting)) for answer in minibatch], objective)
+                who = f"of {listed(alone, step + 1)}" if alone else "though each answer's own loss is"
+                faults.append(f"an update was skipped, its gradient was not finite: the loss {who}")
     updates = {
         **{name: metric.mean for name, metric in tallies.items()},
         # Sums over micro-batches, whose number means nothing: by update, and in all.
         **{name: tallies[name].total / passes for name in ("loss", "value/loss") if name in tallies},
         **{name: tallies[name].total for name in ("oom_retries",) if name in tallies},
         "grad_norm": largest(norms),
-        "optimizer_steps": float(len(norms) - skipped),
+        "optimizer_steps": float(len(norms) - len(faults)),
         "value/optimizer_steps": 0.0,
-        "skipped": float(skipped),
+        "skipped": float(len(faults)),
     }
     if critic is None or critic.config.share_trunk or not answers:
-        return updates
+        return updates, faults
     rows = [row for answer in answers for row in answer.rows]
     seed = seed_of(setting.seed, "critic", step)
-    return updates | critic.update(rows, lr=critic.config.lr * rate, muon_lr=critic.config.muon_lr * rate, seed=seed)
+    lr, muon_lr = critic.config.lr * rate, critic.config.muon_lr * rate
+    return updates | critic.update(rows, lr=lr, muon_lr=muon_lr, seed=seed), faults
 
 
 def pretraining(config: PolicyConfig, step: int) -> bool:
@@ -267,6 +281,17 @@ def informative(group: Group) -> bool:
     return len({episode.score.correct for episode in group.scored} - {None}) > 1
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A step's answers, ready for the objective."""
+
+    answers: list[Answer]
+    metrics: Mapping[str, float]
+    """What the critic measured, if there is one."""
+    left_out: list[str]
+    """The answers with a number that is not finite, by name; they are in no statistic."""
+
+
 def prepare(
     trainer: Trainer,
     critic: Critic | None,
@@ -275,24 +300,28 @@ def prepare(
     standing: Standing,
     *,
     step: int,
-) -> tuple[list[Answer], Mapping[str, float]]:
-    """The answers with every column that the objective reads, and what the critic measured if there is one."""
+) -> Prepared:
+    """The answers with every column that the objective reads; whatever is not finite is left out where it appears."""
     config, temperature = setting.config, setting.temperature
     measured: Mapping[str, float] = {}
-    answers = with_logps(answers, trainer, config, temperature=temperature)
+    answers, first = sound(with_logps(answers, trainer, config, temperature=temperature))
     answers = with_rewards(answers, config, kl_coefficient=standing.coefficients.kl, spread=standing.spread)
+    second: list[str] = []
     if critic is not None and answers:
         judge = replace(critic, config=critic.config.monte_carlo) if pretraining(config, step) else critic
         answers, measured = with_values(answers, judge)
-    answers = with_advantages(answers, config)
+        answers, second = sound(answers)
+    answers, third = sound(with_advantages(answers, config))
     seed = seed_of(setting.seed, "token filter", step)
-    return with_filters(answers, trainer, config, temperature=temperature, seed=seed), measured
+    answers = with_filters(answers, trainer, config, temperature=temperature, seed=seed)
+    return Prepared(answers=answers, metrics=measured, left_out=first + second + third)
 
 
 def weigh(answers: Sequence[Answer], setting: Setting) -> list[Atom]:
     """The atoms of one optimizer step, their weights written over all of its rows.
 
     Rows without advantage count in the denominators; where nothing else gives them a gradient they are not computed.
+    Rows without trained tokens (an empty answer) have nothing to compute.
     """
     rows = [(answer.group, row) for answer in answers for row in answer.rows]
     reduce = REDUCTIONS[setting.config.aggregate]
@@ -301,7 +330,7 @@ def weigh(answers: Sequence[Answer], setting: Setting) -> list[Atom]:
         [
             row.with_columns(weight=(weight,) * row.trained_count)
             for (_, row), weight in zip(rows, weights, strict=True)
-            if setting.config.needs_gradient_everywhere or any(row.columns["advantage"])
+            if any(row.columns["advantage"]) or (row.trained_count and setting.config.needs_gradient_everywhere)
         ]
     )
 

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from whet.config.strict import Strict
+from whet.config.strict import Made, Strict
+
+
+class ValueModel(Strict):
+    """What a critic's weights begin as. `model: PATH` is short for `model: {path: PATH}`."""
+
+    refers_to: ClassVar[Made | None] = "reward"
+    path: str
+    """A model or a reward model with the policy's tokenizer: a hub id, a directory, or `@stage` that made a reward
+    model."""
 
 
 class CriticConfig(Strict):
     """A value model: what the state before each token is worth. Defaults: the N+ details of RLHF with PPO."""
 
-    model: str | None = None
-    """Where its weights come from: a model or a reward model; None: the policy that the stage starts from."""
+    model: ValueModel | None = None
+    """Where its weights come from; None: the policy that the stage starts from."""
     lr: float = Field(1e-5, ge=0)
     muon_lr: float = Field(1e-3, gt=0)
     gamma: float = Field(1.0, gt=0, le=1)
@@ -39,6 +48,11 @@ class CriticConfig(Strict):
     """First steps in which only the critic learns, on Monte-Carlo returns (VC-PPO; VAPO: 50)."""
     scale_rewards: bool = False
     """Divide rewards by the standard deviation of all rewards so far."""
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _short(cls, given: Any) -> Any:
+        return {"path": given} if isinstance(given, str) else given
 
     @model_validator(mode="after")
     def _check(self) -> CriticConfig:

@@ -11,101 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
+from whet.config.clip import TOKEN_CLIPS, Clip, PPOClip, RatioConfig, kind_of
 from whet.config.critic import CriticConfig
+from whet.config.data import Source
 from whet.config.presets import PRESETS, Preset
 from whet.config.strict import Strict
-
-# ------------------------------------------------------------------------------------------ ratio and clip
-
-
-class RatioConfig(Strict):
-    """What the policy's probability is compared with, and over how many tokens."""
-
-    level: Literal["none", "token", "sequence_mean", "sequence_mean_token", "sequence_product"] = "token"
-    """token: PPO, GRPO. sequence_mean: GSPO's geometric mean. sequence_mean_token: that value with each token's own
-    gradient. sequence_product: the whole answer's (R1 as printed). none: no ratio, plain log p (REINFORCE)."""
-    denominator: Literal["old", "sampler"] = "old"
-    """old: the trainer's own log-probabilities at rollout. sampler: what the sampler reported; saves a pass."""
-
-
-class PPOClip(Strict):
-    """min(r A, clip(r, 1 - low, 1 + high) A)."""
-
-    kind: Literal["ppo"] = "ppo"
-    low: float = Field(0.2, gt=0)
-    high: float = Field(0.2, gt=0)
-    dual: float | None = Field(None, gt=1)
-    """Where the advantage is negative, the ratio counts for no more than this (dual clip)."""
-
-
-class NoClip(Strict):
-    """r A, unbounded."""
-
-    kind: Literal["none"]
-
-
-class GeometricClip(Strict):
-    """GMPO: each token's log ratio clipped on the side where the clip acts, then the sequence's geometric mean."""
-
-    kind: Literal["geometric"]
-    low: float = Field(0.4, gt=0)
-    """In nats."""
-    high: float = Field(0.4, gt=0)
-
-
-class CISPOClip(Strict):
-    """min(r, cap) held constant, times A log p: no token loses its gradient."""
-
-    kind: Literal["cispo"]
-    cap: float = Field(5.0, gt=1)
-    """The largest ratio itself (not 1 + something)."""
-
-
-class SAPOClip(Strict):
-    """A soft gate, 4/t sigmoid(t (r - 1)) A; t by the sign of the advantage."""
-
-    kind: Literal["sapo"]
-    positive: float = Field(1.0, gt=0)
-    negative: float = Field(1.05, gt=0)
-
-
-class DPPOClip(Strict):
-    """min(r, cap) held constant, times A log p, dropped where the *probability* moved too far the way A points."""
-
-    kind: Literal["dppo"]
-    low: float = Field(0.2, gt=0, le=1)
-    """Largest fall of a token's probability where its advantage is negative."""
-    high: float = Field(0.2, gt=0, le=1)
-    cap: float = Field(20.0, gt=1)
-
-
-class QuadraticClip(Strict):
-    """A log p - beta/2 (log r)^2: a spring in place of a wall (DRO, Kimi k1.5)."""
-
-    kind: Literal["quadratic"]
-    beta: float = Field(1.0, gt=0)
-
-
-def _kind(value: Any) -> Any:
-    return value.get("kind", "ppo") if isinstance(value, dict) else getattr(value, "kind", "ppo")
-
-
-Clip = Annotated[
-    Annotated[PPOClip, Tag("ppo")]
-    | Annotated[NoClip, Tag("none")]
-    | Annotated[GeometricClip, Tag("geometric")]
-    | Annotated[CISPOClip, Tag("cispo")]
-    | Annotated[SAPOClip, Tag("sapo")]
-    | Annotated[DPPOClip, Tag("dppo")]
-    | Annotated[QuadraticClip, Tag("quadratic")],
-    Discriminator(_kind),
-]
-
-TOKEN_CLIPS = ("geometric", "cispo", "dppo", "quadratic")
-"""Forms that are defined for tokens only."""
-
 
 # ------------------------------------------------------------------------------------- KL and other terms
 
@@ -218,6 +130,16 @@ class PositiveConfig(Strict):
     coefficient: float = Field(0.1, gt=0)
 
 
+class PtxConfig(Strict):
+    """PPO-ptx: imitate rows of a data set beside the policy gradient, so that they are not unlearned (InstructGPT)."""
+
+    data: Source
+    coefficient: float = Field(gt=0)
+    """Times the rows' mean NLL per token. InstructGPT's 27.8 belongs to its own batches; begin well below 1."""
+    rows: int = Field(8, ge=1)
+    """Rows for each optimizer step of the policy."""
+
+
 # --------------------------------------------------------------------------------------------- the space
 
 
@@ -250,6 +172,7 @@ class PolicyConfig(Strict):
     entropy: EntropyConfig = EntropyConfig()
     kl_cov: KLCovConfig | None = None
     positives: PositiveConfig | None = None
+    ptx: PtxConfig | None = None
     minibatches: int = Field(1, ge=1)
     """Optimizer steps for one batch of rollouts; the clip acts from the second on."""
 
@@ -270,7 +193,7 @@ class PolicyConfig(Strict):
             if axis not in data:
                 merged[axis] = value
             elif isinstance(value, dict) and isinstance(given, dict):
-                same_kind = "kind" not in given or given["kind"] == _kind(value)
+                same_kind = "kind" not in given or given["kind"] == kind_of(value)
                 merged[axis] = {**value, **given} if same_kind else given
         return merged
 

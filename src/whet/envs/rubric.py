@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,6 +10,9 @@ from itertools import pairwise
 from whet.envs.base import Attempt, Grade, Reward, Task
 from whet.errors import ConfigError
 from whet.records import Outcome, Score, StepScore
+
+LARGEST = 1e30
+"""A value beyond it (or NaN) is a grader's mistake: sums and squares of such numbers are not finite in float32."""
 
 
 class WeightedRubric:
@@ -86,11 +88,11 @@ def _right(value: float | None) -> bool | None:
 
 
 def _sound(grade: Grade, attempt: Attempt) -> Grade:
-    """The grade, failed where a number is not finite (one NaN would spoil its whole group) or a step is nowhere."""
+    """The grade, failed where a number is no use (one NaN would spoil its whole group) or a step is nowhere."""
     if grade.failure:
         return grade
     numbers = [step.value for step in grade.steps] + ([] if grade.value is None else [grade.value])
-    wrong = [number for number in numbers if not math.isfinite(number)]
+    wrong = [number for number in numbers if not abs(number) <= LARGEST]
     if wrong:
         return replace(grade, value=None, steps=(), failure=f"returned {wrong[0]}")
     ends = [0, *(step.end for step in grade.steps)]

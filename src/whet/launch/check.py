@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from whet.config import ModelConfig, PreferenceStage, RewardModelStage, SFTStage
+from whet.config import ModelConfig, PreferenceStage, RewardModelStage, RLStage, SFTStage
 from whet.config.loading import Loaded
 from whet.launch.world import LocalWorld
 from whet.pipeline.preference_stage import gate_preferences
 from whet.pipeline.reward_stage import lessons
-from whet.pipeline.rl_stage import playable
+from whet.pipeline.rl_stage import playable, pretraining_rows
 from whet.pipeline.run import Run
 from whet.pipeline.sft_stage import gate
 from whet.pipeline.sources import rubric
@@ -69,12 +69,14 @@ def _check_stage(run: Run, name: str, world: LocalWorld) -> StageCheck:
     grading = rubric(stage.tasks, stage.rewards, world)
     try:
         found = playable(stage, model, world, grading)
+        mixed = pretraining_rows(stage, model, world) if isinstance(stage, RLStage) else None
     finally:
         grading.close()
     template = world.template(model)
     prompts = [template.prompt(task.messages) for task in found.tasks[:SHOWN]]
     shown = tuple((Segment(template.decode(prompt), False),) for prompt in prompts)
-    return StageCheck(stage=name, kind=stage.kind, summary=found.describe(), samples=shown)
+    summary = found.describe() if mixed is None else f"{found.describe()}; ptx {mixed.describe()}"
+    return StageCheck(stage=name, kind=stage.kind, summary=summary, samples=shown)
 
 
 def _tokenizer_of(run: Run, name: str) -> ModelConfig:

@@ -212,7 +212,7 @@ def _critic(policy: Role, model: ModelConfig, train: TrainConfig, config: Critic
     if config.share_trunk:
         saved = _mib(policy.weights + policy.optimizer)
         return Role(role="critic", weights=0, note=f"a head on the policy's trunk: saves about {saved}")
-    own = model if config.model is None else model.model_copy(update={"path": config.model})
+    own = model if config.model is None else model.model_copy(update={"path": config.model.path})
     note = "a model of its own; algorithm.critic.share_trunk=true makes it a head of the policy"
     return replace(_scalar("critic", own, train, batch), note=note)
 

@@ -15,7 +15,14 @@ from whet.envs.judges.cache import CachedChat
 from whet.launch.chats import build_chat
 from whet.launch.memory import settle
 from whet.models.language import LanguageModel
-from whet.models.load import load_model, load_scalar_model, load_tokenizer, read_eos_ids, read_max_length
+from whet.models.load import (
+    load_model,
+    load_scalar_model,
+    load_tokenizer,
+    read_eos_ids,
+    read_max_length,
+    require_same_tokens,
+)
 from whet.pipeline.stage import Policy
 from whet.rollouts.chat import Speaker
 from whet.sampling.embedded import EmbeddedSampler
@@ -70,8 +77,10 @@ class LocalWorld:
             about=_about(language, train),
         )
 
-    def scalar_model(self, model: ModelConfig, train: TrainConfig) -> Trainer:
-        """A trainer over a model with a scalar head."""
+    def scalar_model(self, model: ModelConfig, train: TrainConfig, *, reads: ModelConfig | None = None) -> Trainer:
+        """A trainer over a model with a scalar head, which must know the tokens of the model that it `reads`."""
+        if reads is not None and model.path != reads.path:
+            require_same_tokens(model, reads)
         language = load_scalar_model(model, lora=train.lora, checkpointing=train.gradient_checkpointing)
         return LocalTrainer(language, train)
 

@@ -100,6 +100,19 @@ def load_tokenizer(config: ModelConfig) -> Any:
     return tokenizer
 
 
+def require_same_tokens(model: ModelConfig, policy: ModelConfig) -> None:
+    """Raise `ModelError` where a model reads the policy's tokens as other text than the policy does."""
+    theirs, ours = (load_tokenizer(config).get_vocab() for config in (model, policy))
+    differing = sorted(text for text in theirs.keys() | ours.keys() if theirs.get(text) != ours.get(text))
+    if differing:
+        first = differing[0]
+        raise ModelError(
+            f"{model.path}: its tokenizer is not that of {policy.path} ({len(differing):,} tokens differ; {first!r} is "
+            f"{theirs.get(first)} there and {ours.get(first)} here), so it would read other text than was sampled; "
+            "train it from a model with the policy's tokenizer"
+        )
+
+
 def read_max_length(config: ModelConfig) -> int:
     """Most tokens that the model attends to, from its configuration, without loading weights."""
     from transformers import AutoConfig

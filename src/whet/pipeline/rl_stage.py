@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 from whet.algorithms.critic import Critic
 from whet.algorithms.policy import Setting, first_state, policy_gradient
+from whet.algorithms.ptx import PretrainingMix
 from whet.config import CurriculumConfig, EvalStage, ModelConfig, RLStage, SamplingConfig
 from whet.data.faults import Dropped
 from whet.envs.base import Rubric, Task
 from whet.envs.rubric import WeightedRubric
 from whet.envs.single_turn import SingleTurn
 from whet.pipeline.loop import Saved, WayBack, WithCritic, drive
+from whet.pipeline.sft_stage import Checked, gate
 from whet.pipeline.sources import rubric, tasks, usable
 from whet.pipeline.stage import Context, Policy, World
 from whet.records import Step
@@ -32,6 +34,7 @@ def run_rl(context: Context) -> None:
     try:
         problems = playable(config, context.model, context.world, grading)
         context.console.say(f"{context.name}: {problems.describe()}")
+        mix = _mix(context, config)
         policy = context.world.policy(
             context.model,
             config.train,
@@ -61,8 +64,8 @@ def run_rl(context: Context) -> None:
             max_gap=config.max_gap,
             health=config.health,
             seed=context.seed,
+            mix=mix,
         )
-
         first = first_state(setting, feed)
 
         def begin(start: int, state: Mapping[str, float]) -> Iterator[Step]:
@@ -92,8 +95,22 @@ def _critic(context: Context, config: RLStage, policy: Policy) -> Critic | None:
         return None
     if asked.share_trunk:
         return Critic(trainer=policy.trainer, config=asked)
-    model = context.model if asked.model is None else context.model.model_copy(update={"path": asked.model})
-    return Critic(trainer=context.world.scalar_model(model, config.train), config=asked)
+    start = context.model
+    model = start if asked.model is None else start.model_copy(update={"path": asked.model.path})
+    return Critic(trainer=context.world.scalar_model(model, config.train, reads=start), config=asked)
+
+
+def pretraining_rows(config: RLStage, model: ModelConfig, world: World) -> Checked | None:
+    """The rows of PPO-ptx that pass the gate, where the recipe asks for them."""
+    return None if config.algorithm.ptx is None else gate(world, model, config, config.algorithm.ptx.data)
+
+
+def _mix(context: Context, config: RLStage) -> PretrainingMix | None:
+    data, asked = pretraining_rows(config, context.model, context.world), config.algorithm.ptx
+    if data is None or asked is None:
+        return None
+    context.console.say(f"{context.name}: ptx {data.describe()}")
+    return PretrainingMix(rows=data.gated.rows, config=asked, seed=context.seed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

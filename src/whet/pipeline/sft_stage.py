@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from whet.algorithms.sft import Imitate, sft, weigh
 from whet.algorithms.supervised import supervised_steps
-from whet.config import GeneratedConfig, ModelConfig, SamplingConfig, SFTStage, Source
+from whet.config import GeneratedConfig, ModelConfig, RLStage, SamplingConfig, SFTStage, Source
 from whet.data.faults import Dropped
 from whet.pipeline.loop import drive
 from whet.pipeline.sources import conversations
@@ -54,7 +54,7 @@ class Checked:
         return "; ".join([f"{counted}, longest {stats.length_max:,}", *lost])
 
 
-def gate(world: World, model: ModelConfig, config: SFTStage, source: Source) -> Checked:
+def gate(world: World, model: ModelConfig, config: SFTStage | RLStage, source: Source) -> Checked:
     """Rows, tokenised and checked; nothing but the tokenizer is loaded for it."""
     limit = world.max_length(model)
     examples, unread = conversations(source)

@@ -62,8 +62,11 @@ class World(Protocol):
         With `reference` its starting weights stay at hand, frozen; `with_value` gives it a critic's head as well.
         """
 
-    def scalar_model(self, model: ModelConfig, train: TrainConfig) -> Trainer:
-        """A model that gives numbers (a critic, a reward model) with a trainer of its own, from any model's weights."""
+    def scalar_model(self, model: ModelConfig, train: TrainConfig, *, reads: ModelConfig | None = None) -> Trainer:
+        """A model that gives numbers (a critic, a reward model) with a trainer of its own, from any model's weights.
+
+        `reads`: the policy whose tokens it is given. Raises `ModelError` where its tokenizer is another one.
+        """
 
     def chat(self, config: ChatConfig) -> Chat:
         """Somebody who answers conversations: an endpoint, a local model or a script. Asks nobody until it is asked."""

@@ -1,0 +1,53 @@
+"""Numbers that are not finite: kept from every statistic and from the optimizer, and traced to their rollouts.
+
+One NaN in a step would be in the mean of its group, then in the whitening of the step, then in the weights. So an
+answer with such a number is left out before anything is computed from it, and what is left out is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isfinite
+
+from whet.algorithms.columns import Answer
+from whet.records import Atom
+from whet.training.base import Objective, Trainer
+
+NAMED = 3
+"""Most rollouts that one line names."""
+
+
+def sound(answers: Sequence[Answer]) -> tuple[list[Answer], list[str]]:
+    """The answers whose columns are all finite, and of each of the others `NAME (column is nan)`."""
+    faults = [_fault(answer) for answer in answers]
+    kept = [answer for answer, fault in zip(answers, faults, strict=True) if fault is None]
+    return kept, [f"{name_of(a)} ({fault})" for a, fault in zip(answers, faults, strict=True) if fault is not None]
+
+
+def blame(trainer: Trainer, answers: Sequence[tuple[Answer, Sequence[Atom]]], objective: Objective) -> list[str]:
+    """The answers, each given with its own atoms, whose loss is not finite by itself."""
+    return [
+        name_of(answer)
+        for answer, atoms in answers
+        if atoms and not isfinite(trainer.evaluate(atoms, objective)["loss"].total)
+    ]
+
+
+def name_of(answer: Answer) -> str:
+    """An answer as it is found in the step's rollout file."""
+    return f"task {answer.episode.task} sample {answer.episode.sample}"
+
+
+def listed(names: Sequence[str], step: int) -> str:
+    """`task a sample 3, task b sample 0 and 5 more (rollouts/step-000012.parquet)`."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"{', '.join(names[:NAMED])}{more} (rollouts/step-{step:06d}.parquet)"
+
+
+def _fault(answer: Answer) -> str | None:
+    for row in answer.rows:
+        for name, values in row.columns.items():
+            wrong = next((value for value in values if not isfinite(value)), None)
+            if wrong is not None:
+                return f"{name} is {wrong}"
+    return None
