@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from whet.config.judge import JudgeConfig
-from whet.config.strict import Strict
+from whet.config.model import ModelConfig
+from whet.config.strict import Made, Strict
 
 
 class RewardBase(Strict):
@@ -136,6 +137,59 @@ class VerdictReward(RewardBase):
     """Column with the right verdict."""
 
 
+class WorthReward(RewardBase):
+    """What an answer to a generated task is truly worth, from 0 to 1; with weight 0 it is watched and not rewarded."""
+
+    kind: Literal["worth"]
+
+
+class ScorerConfig(ModelConfig):
+    """A reward model: `path` is a sequence classifier with one label, or `@stage` for what a stage made."""
+
+    refers_to: ClassVar[Made | None] = "reward"
+
+
+class ScoredReward(RewardBase):
+    """What all rewards by reward models have."""
+
+    deadline_s: float = Field(600.0, gt=0)
+    """For all answers of a step; what is not scored by then counts as failed."""
+
+
+class ModelReward(ScoredReward, ScorerConfig):
+    """What a reward model says of the whole answer, in its own template and tokens."""
+
+    kind: Literal["model"]
+    truncated: float | None = None
+    """Value of an answer that was cut off; None: its score, as if it had ended there."""
+
+
+class EnsembleReward(ScoredReward):
+    """Several reward models, and less than they say where they disagree: the policy has left what they know."""
+
+    kind: Literal["ensemble"]
+    models: list[ScorerConfig] = Field(min_length=2)
+    aggregate: Literal["pessimistic", "min", "mean"] = "pessimistic"
+    """pessimistic: mean - `spread` x standard deviation."""
+    spread: float = Field(1.0, gt=0)
+    truncated: float | None = None
+    """As in `model`."""
+
+
+class ProcessModelReward(ScoredReward, ScorerConfig):
+    """What a process reward model says of each step, from 0 to 1, and of the answer by `aggregate`."""
+
+    kind: Literal["process_model"]
+    separator: str = Field("\n", min_length=1)
+    """Ends a step; white space alone is no step."""
+    aggregate: Literal["min", "product", "last", "mean"] = "min"
+
+    @property
+    def grades_steps(self) -> bool:
+        """Each of them."""
+        return True
+
+
 RewardConfig = Annotated[
     VerifierReward
     | StepsReward
@@ -148,7 +202,11 @@ RewardConfig = Annotated[
     | RepetitionReward
     | FunctionReward
     | JudgeReward
-    | VerdictReward,
+    | VerdictReward
+    | WorthReward
+    | ModelReward
+    | EnsembleReward
+    | ProcessModelReward,
     Field(discriminator="kind"),
 ]
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from whet.config.judge import ChatConfig
+from whet.config.rewards import ScorerConfig
 from whet.records import Message, Reply, Score, StepScore
 
 
@@ -104,11 +105,28 @@ class Chat(Protocol):
         """End its processes, if any."""
 
 
-class Scorer(Protocol):
-    """A model that reads whole conversations and says numbers: a reward model, outcome or process."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passage:
+    """What a reward model is to read: a conversation, and where in its last message a score is wanted."""
 
-    def scores(self, conversations: Sequence[Sequence[Message]]) -> list[tuple[StepScore, ...]]:
-        """For each conversation the scores at the ends of its last message's steps; an outcome model has one step."""
+    messages: tuple[Message, ...]
+    ends: tuple[int, ...]
+    """Characters of the last message, ascending; its whole length for the message as such."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """The scores at a passage's ends, or why there are none."""
+
+    scores: tuple[float, ...]
+    failure: str = ""
+
+
+class Scorer(Protocol):
+    """A model that reads whole conversations and says numbers: a reward model, of answers or of their steps."""
+
+    def read(self, passages: Sequence[Passage]) -> list[Reading]:
+        """One reading of each passage, in order: a reward, or the probability that what was read so far is right."""
 
 
 class Models(Protocol):
@@ -116,6 +134,9 @@ class Models(Protocol):
 
     def chat(self, config: ChatConfig) -> Chat:
         """Who answers, as the recipe says."""
+
+    def scorer(self, config: ScorerConfig, *, steps: bool) -> Scorer:
+        """A reward model, of answers or of `steps`; nothing is loaded until it is asked."""
 
 
 class Environment(Protocol):

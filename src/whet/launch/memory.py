@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import torch
 from whet.algorithms.sft import Imitate, weigh
 from whet.config import EvalStage, ModelConfig, RewardModelStage, RLStage, SamplingConfig, TrainConfig
 from whet.config.critic import CriticConfig
+from whet.config.rewards import EnsembleReward, ScorerConfig
 from whet.models.footprint import Ledger, rehearsal
 from whet.models.heads import is_scalar
 from whet.models.language import LanguageModel
@@ -121,10 +123,11 @@ def _footprint(run: Run, name: str) -> Footprint:
     if model.path.startswith(str(run.folder)) and not Path(model.path).is_dir():
         model = run.recipe.model  # what an earlier stage will make has the shapes of what it started from
     if isinstance(stage, EvalStage):
-        return footprint(name, model, None, stage.sampling)
+        return footprint(name, model, None, stage.sampling, scorers=_scorers(run, stage))
     if isinstance(stage, RLStage):
         reference, critic = stage.algorithm.kl.place != "none", stage.algorithm.critic
-        return footprint(name, model, stage.train, stage.sampling, reference=reference, critic=critic)
+        scorers = _scorers(run, stage)
+        return footprint(name, model, stage.train, stage.sampling, reference=reference, critic=critic, scorers=scorers)
     return footprint(name, model, stage.train, None, scalar=isinstance(stage, RewardModelStage))
 
 
@@ -161,10 +164,11 @@ def footprint(
     reference: bool = False,
     critic: CriticConfig | None = None,
     scalar: bool = False,
+    scorers: Sequence[ModelConfig] = (),
 ) -> Footprint:
     """Rehearse a full micro-batch of each model that is trained, and add what sampling and a reference need.
 
-    `scalar`: the model that is trained gives numbers, not tokens.
+    `scalar`: the model that is trained gives numbers, not tokens. `scorers`: the reward models that rewards ask.
     """
     plan = train or TrainConfig()
     tokens = CACHED_TOKENS if plan.microbatch_tokens == "auto" else plan.microbatch_tokens
@@ -176,6 +180,7 @@ def footprint(
         roles.append(_critic(roles[0], model, plan, critic, batch))
     if sampling is not None and sampling.engine == "vllm":
         roles.append(_vllm_copy(roles[0], sampling))
+    roles += [_scorer(scorer) for scorer in scorers]
     on_cpu = pick_device(model.device).type == "cpu"
     factor = FRAGMENTS if on_cpu and not frugal(plan) else 1.0
     return Footprint(
@@ -215,6 +220,23 @@ def _critic(policy: Role, model: ModelConfig, train: TrainConfig, config: Critic
     own = model if config.model is None else model.model_copy(update={"path": config.model.path})
     note = "a model of its own; algorithm.critic.share_trunk=true makes it a head of the policy"
     return replace(_scalar("critic", own, train, batch), note=note)
+
+
+def _scorers(run: Run, stage: RLStage | EvalStage) -> list[ModelConfig]:
+    """The reward models of a stage; one that an earlier stage will make has the shapes of what that starts from."""
+    found: list[ModelConfig] = []
+    for reward in stage.rewards:
+        asked = reward.models if isinstance(reward, EnsembleReward) else [reward]
+        for scorer in (each for each in asked if isinstance(each, ScorerConfig)):
+            made = scorer.path.startswith("@")
+            found.append(run.recipe.model if made else ModelConfig(path=scorer.path, dtype=scorer.dtype))
+    return found
+
+
+def _scorer(model: ModelConfig) -> Role:
+    """A reward model that is only asked; each mention in the recipe is a copy."""
+    with rehearsal(model, lora=None, checkpointing=False, scalar=True) as (_, ledger):
+        return Role(role="reward model", weights=ledger.now, note="asked, never trained")
 
 
 def _scalar(role: str, model: ModelConfig, train: TrainConfig, batch: _Microbatch) -> Role:

@@ -11,9 +11,11 @@ import torch
 
 from whet.config import ModelConfig, SamplingConfig, TrainConfig
 from whet.config.judge import ChatConfig, LocalChat
+from whet.config.rewards import ScorerConfig
 from whet.envs.judges.cache import CachedChat
 from whet.launch.chats import build_chat
 from whet.launch.memory import settle
+from whet.launch.scorers import LazyScorer
 from whet.models.language import LanguageModel
 from whet.models.load import (
     load_model,
@@ -87,6 +89,10 @@ class LocalWorld:
     def chat(self, config: ChatConfig) -> CachedChat:
         """Who the recipe names; a model on this machine is loaded at its first question and never trained."""
         return build_chat(config, self._speaker, self.answers)
+
+    def scorer(self, config: ScorerConfig, *, steps: bool) -> LazyScorer:
+        """A reward model, loaded at its first question and never trained."""
+        return LazyScorer(config=config, steps=steps, template=self.template)
 
     def _speaker(self, config: LocalChat) -> Speaker:
         model = ModelConfig(**{key: getattr(config, key) for key in ModelConfig.model_fields})

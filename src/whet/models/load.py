@@ -42,11 +42,16 @@ def load_model(
 
 
 def load_scalar_model(
-    config: ModelConfig, *, lora: LoraConfig | None = None, checkpointing: bool = False
+    config: ModelConfig, *, lora: LoraConfig | None = None, checkpointing: bool = False, new_head: bool = True
 ) -> LanguageModel:
-    """A model that gives numbers, not tokens (a critic, a reward model), from a policy's weights or its own kind's."""
+    """A model that gives numbers, not tokens (a critic, a reward model), from a policy's weights or its own kind's.
+
+    A policy's weights get a head that says 0; where `new_head` is False they are refused.
+    """
     tokenizer = load_tokenizer(config)
     module = _load_module(config, tokenizer, scalar=True)
+    if not new_head and not module.score.weight.any():
+        raise ModelError(f"{config.path}: has no scalar head that was trained; make one in a reward_model stage")
     if module.config.pad_token_id is None:  # transformers reads a score at the last token that is not padding
         module.config.pad_token_id = (
             tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

@@ -11,7 +11,7 @@ from whet.data.faults import BadRow, Dropped, Rejects
 from whet.data.formats import load_conversations, load_prompts
 from whet.data.preferences import load_comparisons, load_judged
 from whet.data.stepwise import load_stepwise
-from whet.envs.base import Models, Task
+from whet.envs.base import Grade, Models, Task
 from whet.envs.library import ChecksSteps, Family, family
 from whet.envs.rewards.build import build_rubric
 from whet.envs.rubric import WeightedRubric
@@ -87,7 +87,9 @@ def rubric(source: Source, rewards: Sequence[RewardConfig], models: Models) -> W
         return build_rubric(rewards, models=models)
     generator = family(source)
     check_steps = generator.check_steps if isinstance(generator, ChecksSteps) else None
-    return build_rubric(rewards, generator.verify, check_steps, models)
+    return build_rubric(
+        rewards, generator.verify, check_steps, models, lambda attempt: Grade(value=generator.worth(attempt))
+    )
 
 
 def usable(

@@ -14,7 +14,8 @@ from typing import Protocol
 
 from whet.config import ModelConfig, SamplingConfig, SaveConfig, Stage, TrainConfig
 from whet.config.judge import ChatConfig
-from whet.envs.base import Chat
+from whet.config.rewards import ScorerConfig
+from whet.envs.base import Chat, Scorer
 from whet.sampling.base import TokenSampler
 from whet.templates.base import Template
 from whet.tracking.console import Console
@@ -70,6 +71,9 @@ class World(Protocol):
 
     def chat(self, config: ChatConfig) -> Chat:
         """Somebody who answers conversations: an endpoint, a local model or a script. Asks nobody until it is asked."""
+
+    def scorer(self, config: ScorerConfig, *, steps: bool) -> Scorer:
+        """A reward model, of answers or of `steps`; nothing is loaded until it is asked."""
 
     def reseed(self, seed: int) -> None:
         """Set whatever random state is left (dropout, new adapters) for what comes next."""

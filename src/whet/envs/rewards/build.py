@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from statistics import fmean
 
 from whet.config import rewards as kinds
 from whet.envs.base import Attempt, Grade, Models, Reward
@@ -14,11 +15,13 @@ from whet.envs.rewards.function import FunctionReward
 from whet.envs.rewards.judge import PairsReward, PointsReward
 from whet.envs.rewards.length import GroupLength, cosine, repetition
 from whet.envs.rewards.math import MathReward
+from whet.envs.rewards.model import Combine, ModelReward, ProcessReward
 from whet.envs.rewards.overlong import overlong
 from whet.envs.rewards.plain import PlainReward
 from whet.envs.rewards.verdict import right_verdict
 from whet.envs.rubric import WeightedRubric
 from whet.errors import ConfigError
+from whet.formulas.aggregate import pessimistic
 
 Verify = Callable[[Attempt], Grade]
 """A task family's own checker: of answers (1 is right) or of their steps."""
@@ -29,18 +32,19 @@ def build_rubric(
     verify: Verify | None = None,
     check_steps: Verify | None = None,
     models: Models | None = None,
+    worth: Verify | None = None,
 ) -> WeightedRubric:
     """The rubric that a recipe's `rewards` describe.
 
-    `verify` and `check_steps` are the task family's checkers, for `kind: verifier` and `kind: steps`; `models`
-    brings to life whom judges ask.
+    `verify`, `check_steps` and `worth` are the task family's own, for rewards of kind verifier, steps and worth;
+    `models` brings to life whom judges ask, and reward models.
     A reward without a name is called after its kind, a function after itself. Raises `ConfigError` for equal names
     or a checker that the tasks do not have, `RewardError` for a function that cannot be loaded.
     """
     built: list[Reward] = []
     try:
         for config in rewards:
-            built.append(_build(config, verify, check_steps, models))  # noqa: PERF401 - what is built so far gets closed
+            built.append(_build(config, verify, check_steps, models, worth))  # noqa: PERF401 - what is built so far gets closed
         return WeightedRubric(built)
     except BaseException:
         for reward in built:
@@ -49,7 +53,11 @@ def build_rubric(
 
 
 def _build(
-    config: kinds.RewardConfig, verify: Verify | None, check_steps: Verify | None, models: Models | None
+    config: kinds.RewardConfig,
+    verify: Verify | None,
+    check_steps: Verify | None,
+    models: Models | None,
+    worth: Verify | None,
 ) -> Reward:
     name, weight = config.name or config.kind, config.weight
     match config:
@@ -76,6 +84,11 @@ def _build(
             return PlainReward(name=name, weight=weight, judges=True, function=agree, columns=(config.gold,))
         case kinds.JudgeReward():
             return _judge(config, models)
+        case kinds.ModelReward() | kinds.EnsembleReward() | kinds.ProcessModelReward():
+            return _scored(config, models)
+        case kinds.WorthReward():
+            known = _checker(worth, "kind worth is for generated tasks (generate: ...), whose worth is known")
+            return PlainReward(name=name, weight=weight, judges=False, function=known)
         case _:
             return PlainReward(name=name, weight=weight, judges=False, function=_shaping(config, check_steps))
 
@@ -102,6 +115,42 @@ def _checker(checker: Verify | None, who: str) -> Verify:
     if checker is None:
         raise ConfigError(f"rewards: {who}")
     return checker
+
+
+def _scored(
+    config: kinds.ModelReward | kinds.EnsembleReward | kinds.ProcessModelReward, models: Models | None
+) -> Reward:
+    name, weight = config.name or config.kind, config.weight
+    if models is None:
+        raise ConfigError(f"rewards: kind {config.kind} asks a model, and there is nobody here to bring one")
+    if isinstance(config, kinds.ProcessModelReward):
+        return ProcessReward(
+            name=name,
+            weight=weight,
+            scorer=models.scorer(config, steps=True),
+            separator=config.separator,
+            aggregate=config.aggregate,
+            deadline_s=config.deadline_s,
+        )
+    asked = config.models if isinstance(config, kinds.EnsembleReward) else [config]
+    return ModelReward(
+        name=name,
+        weight=weight,
+        scorers=tuple(models.scorer(each, steps=False) for each in asked),
+        combine=_combine(config) if isinstance(config, kinds.EnsembleReward) else fmean,
+        truncated=config.truncated,
+        deadline_s=config.deadline_s,
+    )
+
+
+def _combine(config: kinds.EnsembleReward) -> Combine:
+    match config.aggregate:
+        case "min":
+            return min
+        case "mean":
+            return fmean
+        case "pessimistic":
+            return partial(pessimistic, spread=config.spread)
 
 
 def _judge(config: kinds.JudgeReward, models: Models | None) -> Reward:

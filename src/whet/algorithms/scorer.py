@@ -1,0 +1,48 @@
+"""A reward model at work: conversations in, numbers out that mean what the model's config says they mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from whet.envs.base import Passage, Reading
+from whet.errors import DataError
+from whet.models.heads import RewardFacts
+from whet.records import TokenRow
+from whet.templates.base import Template
+from whet.training.base import Trainer
+from whet.training.stepwise import read_at
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelScorer:
+    """`Scorer` over a trainer that is never trained: it batches, shares prompts and keeps to its memory."""
+
+    trainer: Trainer
+    template: Template
+    """The reward model's own."""
+    max_length: int
+    facts: RewardFacts
+
+    def read(self, passages: Sequence[Passage]) -> list[Reading]:
+        """One reading of each passage; one that the model's template cannot write, or too long, is a failed one."""
+        rows = [self._row(passage) for passage in passages]
+        scored = iter(self.trainer.scores([row for row in rows if isinstance(row, TokenRow)]))
+        return [
+            Reading(scores=tuple(map(self._meant, next(scored))))
+            if isinstance(row, TokenRow)
+            else Reading(scores=(), failure=row)
+            for row in rows
+        ]
+
+    def _row(self, passage: Passage) -> TokenRow | str:
+        try:
+            return read_at(passage.messages, passage.ends, self.template, max_length=self.max_length)
+        except DataError as error:
+            return f"the reward model cannot read it: {error}"
+
+    def _meant(self, score: float) -> float:
+        if self.facts.link == "sigmoid":
+            return 1 / (1 + math.exp(-score)) if score > -700 else 0.0
+        return (score - self.facts.mean) / self.facts.std
