@@ -26,6 +26,8 @@ from benchmarks.make_model import ready
 from benchmarks.work import WORKS, Work
 
 ROOT = Path(__file__).resolve().parent.parent
+VLLM = ROOT / ".venv-vllm" / "bin" / "python"
+"""The environment of `make test-vllm`; without it the pairs with vLLM are left out."""
 ANSWER_S = 900
 """Longest wait for a step."""
 
@@ -42,7 +44,8 @@ class Worker:
             "TOKENIZERS_PARALLELISM": "false",
         }
         self.errors = (ROOT / "build" / f"bench-{module}-{arguments[0]}.log").open("w+")
-        command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
+        python = str(VLLM) if module == "engine" else sys.executable
+        command = [python, "-m", f"benchmarks.{module}", *arguments]
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -107,7 +110,7 @@ def pair(work: Work, peer: str, folder: Path, threads: int, steps: int) -> dict[
     workers: list[Worker] = []
     try:
         workers.append(Worker("ours", work.name, str(folder), str(threads)))
-        workers.append(Worker("peer", peer, work.name, str(folder), str(threads)))
+        workers.append(Worker("engine" if peer == "vllm" else "peer", peer, work.name, str(folder), str(threads)))
         for _ in range(steps + 1):
             for worker in workers:
                 worker.step()
@@ -165,6 +168,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--steps", type=int, help="timed steps of each side; none: as many as the work says")
     parser.add_argument("--models", type=Path, default=ROOT / "build" / "bench-models")
+    parser.add_argument("--peers", nargs="*", help="only these peers, e.g. vllm; none: all of them")
     parser.add_argument("--list", action="store_true", help="print the pieces of work and leave")
     chosen = parser.parse_args()
     if chosen.list:
@@ -179,6 +183,8 @@ def main() -> None:
         steps = min(chosen.steps or work.steps, work.steps)
         folder = ready(chosen.models, work.model)
         for peer in work.peers:
+            if peer not in (chosen.peers or work.peers) or (peer == "vllm" and not VLLM.exists()):
+                continue
             sys.stdout.write(json.dumps(pair(work, peer, folder, chosen.threads, steps)) + "\n")
             sys.stdout.flush()
 

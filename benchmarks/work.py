@@ -80,7 +80,14 @@ def _grpo(name: str, **changes: object) -> Work:
 
 
 def _decode(name: str, **changes: object) -> Work:
-    usual = {"kind": "decode", "model": "small", "peers": ("generate", "cb"), "rows": 64, "answer": 64, "ragged": False}
+    usual = {
+        "kind": "decode",
+        "model": "small",
+        "peers": ("generate", "cb", "vllm"),
+        "rows": 64,
+        "answer": 64,
+        "ragged": False,
+    }
     return Work(name=name, **{**usual, "prompt": (8, 128), **changes})  # type: ignore[arg-type]
 
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from whet.errors import ModelError
 from whet.models.attention import Call, Layout, Tree, TreeLayout
 from whet.models.language import LanguageModel
+from whet.models.products import linear
 
 DECODER = {"embed_tokens", "layers", "norm", "rotary_emb"}
 LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
@@ -208,11 +209,11 @@ class _Recorder:
 
 def _product(module: Any, *, dtype: torch.dtype) -> Product:
     """A linear layer as a function; one with an adapter, or quantised, is called as it is."""
-    if type(module) is not nn.Linear or dtype == torch.float32 or module.weight.dtype == torch.float64:
-        bare = type(module) is nn.Linear
-        return partial(F.linear, weight=module.weight, bias=module.bias) if bare else module
+    if type(module) is not nn.Linear:
+        return module  # type: ignore[no-any-return]
+    dtype = torch.float64 if module.weight.dtype == torch.float64 else dtype
     bias = None if module.bias is None else module.bias.to(dtype)
-    return partial(F.linear, weight=module.weight.to(dtype), bias=bias)
+    return partial(linear, weight=module.weight.to(dtype), bias=bias)
 
 
 def _usual(decoder: Any) -> bool:

@@ -1,0 +1,84 @@
+"""Products of matrices by the faster of the two libraries that torch brings along.
+
+On a CPU torch multiplies float32 matrices with MKL, which on processors that are not Intel's stays with AVX2: half of
+what AVX-512 can do. oneDNN is in the same binary and has no such scruples: on an AMD EPYC of the AVX-512 kind it is
+2.2 times as fast (docs/benchmarks.md). Which one is faster is measured, once for a process, since no table of
+processors would stay true; the difference is either large or none, so every run on a machine decides alike.
+
+Legend: N rows, I inputs, O outputs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CLEARLY = 1.25
+"""How many times faster oneDNN must be to be taken."""
+LEAST = 1_500_000
+"""Products of fewer multiplications stay with MKL: a call of oneDNN costs some ten microseconds more."""
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + b as `torch.nn.functional.linear` has it; x (..., I), weight (O, I). Differentiable."""
+    if not _onednn_takes(x, weight):
+        return F.linear(x, weight, bias)
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        return _Linear.apply(x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
+    return _multiply(x, weight, bias)
+
+
+@cache
+def onednn_pays() -> bool:
+    """Whether oneDNN multiplies clearly faster here. Measured in a few milliseconds, where it is first asked."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    x, weight = torch.ones(256, 256, device="cpu"), torch.ones(256, 256, device="cpu")
+    return _seconds(lambda: _multiply(x, weight)) * CLEARLY < _seconds(lambda: F.linear(x, weight))
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        return _multiply(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        grad_NO, x_NI = grads[0].flatten(0, -2), x.flatten(0, -2)
+        of_x = _multiply(grad_NO, weight.t()).view_as(x) if ctx.needs_input_grad[0] else None
+        of_weight = _multiply(grad_NO.t(), x_NI.t()) if ctx.needs_input_grad[1] else None
+        return of_x, of_weight, grad_NO.sum(0) if ctx.has_bias and ctx.needs_input_grad[2] else None
+
+
+def _onednn_takes(x: Tensor, weight: Tensor) -> bool:
+    return (
+        x.dtype == weight.dtype == torch.float32
+        and x.numel() * weight.shape[0] >= LEAST
+        and x.device.type == "cpu"
+        and not torch.is_autocast_enabled("cpu")
+        and onednn_pays()
+    )
+
+
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return product
+
+
+def _seconds(work: Callable[[], object], repeats: int = 7) -> float:
+    """The least CPU time of a call: others on the machine can only add to it."""
+    times = []
+    for _ in range(repeats + 1):
+        start = time.process_time()
+        work()
+        times.append(time.process_time() - start)
+    return min(times[1:])

@@ -1,0 +1,56 @@
+"""A product is the same by either library, forward and backward."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from whet.models import products
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
+@pytest.mark.parametrize("shape", [(1,), (7,), (3, 33), (2, 1, 5)])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_onednn_s_products_are_torch_s(
+    shape: tuple[int, ...], with_bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "onednn_pays", lambda: True)
+    monkeypatch.setattr(products, "LEAST", 0)
+    torch.manual_seed(0)
+    x, weight, grad = torch.randn(*shape, 40), torch.randn(24, 40), torch.randn(*shape, 24)
+    bias = torch.randn(24) if with_bias else None
+    taken = (x, weight, bias) if with_bias else (x, weight)
+    found = []
+    for function, dtype in ((products.linear, torch.float32), (F.linear, torch.float64)):
+        inputs = [t.detach().to(dtype).requires_grad_() for t in taken]
+        out = function(*inputs)
+        found.append((out.detach(), *torch.autograd.grad(out, inputs, grad.to(dtype))))
+        with torch.no_grad():
+            torch.testing.assert_close(function(*inputs), out.detach(), rtol=0, atol=0)
+    assert "_Linear" in type(products.linear(x.requires_grad_(), weight).grad_fn).__name__
+    for ours, exact in zip(*found, strict=True):
+        torch.testing.assert_close(ours.double(), exact, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_precisions_stay_where_they_are(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "onednn_pays", lambda: True)
+    monkeypatch.setattr(products, "LEAST", 0)
+    x, weight = torch.randn(8, 16).to(dtype), torch.randn(4, 16).to(dtype)
+    assert torch.equal(products.linear(x, weight), F.linear(x, weight))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert products.linear(x.float(), weight.float()).dtype == torch.bfloat16
+
+
+def test_small_products_and_slower_libraries_stay_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[int] = []
+    monkeypatch.setattr(products, "_multiply", lambda *_: called.append(1))
+    x, weight = torch.randn(64, 256), torch.randn(256, 256)
+    monkeypatch.setattr(products, "onednn_pays", lambda: True)
+    products.linear(x, weight)
+    assert len(called) == 1
+    products.linear(x[:2], weight)
+    monkeypatch.setattr(products, "onednn_pays", lambda: False)
+    products.linear(x, weight)
+    assert len(called) == 1
