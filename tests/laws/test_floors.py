@@ -38,6 +38,7 @@ VIOLATIONS = {
     "ray": ("pipeline", "import ray", "ray only in launch"),
     "vllm": ("sampling", "import vllm", "vllm only in sampling.vllm"),
     "transformers": ("training", "import transformers", "transformers only in"),
+    "bitsandbytes": ("training", "import bitsandbytes", "bitsandbytes only in"),
     "trackers": ("tracking", "import wandb", "trackers only in"),
     "hidden": ("rollouts", "def f():\n    import whet.cli", "floors"),
 }

@@ -79,6 +79,8 @@ class RLStage(StageBase):
             )
         if self.algorithm.kl.renew_every and "back" in self.health.model_dump().values():
             raise ValueError("health: back cannot undo a renewed reference; leave algorithm.kl.renew_every out")
+        if self.train.quantize is not None and self.sampling.engine == "vllm":
+            raise ValueError("train.quantize and sampling.engine vllm do not go together: vLLM is handed whole weights")
         if self.sampling.temperature == 0:
             raise ValueError("sampling.temperature must be above 0 for RL: greedy samples carry no signal")
         if self.sampling.top_p < 1 or self.sampling.top_k is not None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from whet.config.strict import Strict
 
@@ -29,8 +29,9 @@ class TrainConfig(Strict):
     epochs: float = Field(1.0, gt=0)
     batch_size: int = Field(32, ge=1)
     """SFT: sequences of one optimizer step, over all micro-batches and ranks."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """muon: Newton-Schulz updates (in float32) for the layers' matrices, AdamW for everything else."""
+    optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
+    """muon: Newton-Schulz updates (in float32) for the layers' matrices, AdamW for everything else. adamw8bit: AdamW
+    with its two moments in eight bits, a quarter of the memory (`pip install 'whet[quant]'`)."""
     muon_lr: float = Field(0.02, gt=0)
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0)
@@ -48,8 +49,17 @@ class TrainConfig(Strict):
     in its cache; on a GPU as many as half of its free memory holds. A resumed stage keeps what it began with."""
     gradient_checkpointing: bool = False
     lora: LoraConfig | None = None
+    quantize: Literal["nf4"] | None = None
+    """nf4: the base model's matrices in four bits, which only an adapter can be trained over (QLoRA; `pip install
+    'whet[quant]'`). The exported model is dequantised and merged."""
     loss_on: Literal["assistant", "completion", "all"] = "assistant"
     """SFT: assistant turns; only the last one (the completion); or every token."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.quantize is not None and self.lora is None:
+            raise ValueError("quantize freezes the weights, so there is nothing to train; add lora: {rank: 16}")
+        return self
 
 
 class RLTrainConfig(TrainConfig):

@@ -25,12 +25,13 @@ from whet.models.heads import is_scalar
 from whet.models.language import LanguageModel
 from whet.models.machine import pick_device
 from whet.models.pack import Packed, pack
+from whet.models.quantize import NF4_BYTES, quantisable
 from whet.pipeline.run import Run
 from whet.records import TokenRow
 from whet.training.base import Batch, Outputs
 from whet.training.engine import as_batch
 from whet.training.memory import CACHED_TOKENS
-from whet.training.optim import Optimizers
+from whet.training.optim import Optimizers, eight_bit_state
 
 FRAGMENTS = 1.14
 """What the C allocator holds beyond what is alive, on a CPU (docs/memory.md), unless a stage is `frugal`."""
@@ -255,15 +256,24 @@ def _vllm_copy(policy: Role, sampling: SamplingConfig) -> Role:
 
 def _trained(role: str, language: LanguageModel, ledger: Ledger, train: TrainConfig, batch: _Microbatch) -> Role:
     """The peak of a micro-batch, with the optimizer's state there as it is from the first step on."""
-    weights = ledger.now
-    optimizers = Optimizers(language.parameters, train)
-    batch.run(language)
-    optimizers.step(lr=train.lr, muon_lr=train.muon_lr)
-    sizes = [value.nbytes for value in optimizers.state().values()]
-    optimizer = sum(sizes) + sum(p.nbytes for p in language.parameters.values())
+    weights, learning = ledger.now, list(language.parameters.values())
+    if train.optimizer == "adamw8bit":  # its kernels need numbers
+        optimizer = sum(p.nbytes + eight_bit_state(p.numel()) for p in learning)
+        held = weights + sum(p.nbytes for p in learning)
+    else:
+        optimizers = Optimizers(language.parameters, train)
+        batch.run(language)
+        optimizers.step(lr=train.lr, muon_lr=train.muon_lr)
+        optimizer = sum(p.nbytes for p in learning) + sum(value.nbytes for value in optimizers.state().values())
+        held = weights + optimizer
     ledger.peak = 0
     batch.run(language)
-    return Role(role=role, weights=weights, optimizer=optimizer, work=max(0, ledger.peak - weights - optimizer))
+    work = max(0, ledger.peak - held)
+    if train.quantize is not None:  # one matrix at a time is dequantised for its product
+        frozen = quantisable(language.module)
+        weights -= int(sum(m.numel() * (4 - NF4_BYTES) for m in frozen))
+        work += max(m.nbytes for m in frozen)
+    return Role(role=role, weights=weights, optimizer=optimizer, work=work)
 
 
 def _scaled(role: Role, factor: float) -> Role:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 
-from whet.config import ModelConfig, SamplingConfig, TrainConfig
+from whet.config import LoraConfig, ModelConfig, SamplingConfig, TrainConfig
 from whet.config.judge import ChatConfig, LocalChat
 from whet.config.rewards import ScorerConfig
 from whet.envs.judges.cache import CachedChat
@@ -66,8 +67,7 @@ class LocalWorld:
     ) -> Policy:
         """Trainer and sampler over the same weights; with LoRA the reference is the adapter switched off."""
         train = settle(train, model, sampling, reference=reference)
-        saving = train.gradient_checkpointing
-        language = load_model(model, lora=train.lora, checkpointing=saving, with_score=with_value)
+        language = load_model(model, **_how(train), with_score=with_value)
         frozen = load_model(model) if reference and train.lora is None else None
         sampler = SAMPLERS[sampling.engine](language, sampling)
         return Policy(
@@ -83,7 +83,7 @@ class LocalWorld:
         """A trainer over a model with a scalar head, which must know the tokens of the model that it `reads`."""
         if reads is not None and model.path != reads.path:
             require_same_tokens(model, reads)
-        language = load_scalar_model(model, lora=train.lora, checkpointing=train.gradient_checkpointing)
+        language = load_scalar_model(model, **_how(train))
         return LocalTrainer(language, train)
 
     def chat(self, config: ChatConfig) -> CachedChat:
@@ -104,6 +104,20 @@ class LocalWorld:
     def reseed(self, seed: int) -> None:
         """Seed torch's global generators, which dropout and new adapters draw from."""
         torch.manual_seed(seed)
+
+
+class _How(TypedDict):
+    lora: LoraConfig | None
+    checkpointing: bool
+    quantised: bool
+
+
+def _how(train: TrainConfig) -> _How:
+    return {
+        "lora": train.lora,
+        "checkpointing": train.gradient_checkpointing,
+        "quantised": train.quantize is not None,
+    }
 
 
 def _about(model: LanguageModel, train: TrainConfig) -> str:

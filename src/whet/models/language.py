@@ -21,6 +21,7 @@ from whet.formulas.logprobs import Linear, chunked_logp
 from whet.models.attention import Layout
 from whet.models.heads import SCORE, is_scalar
 from whet.models.pack import Packed
+from whet.models.quantize import is_quantised, save_dequantised
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +131,7 @@ class LanguageModel:
             self.module.save_pretrained(folder, state_dict=_published(self.module, self.module.state_dict()))
         else:
             self.adapter.save_pretrained(folder / "adapter")
-            _save_merged(self.adapter, folder)
+            (save_dequantised if is_quantised(self.module) else _save_merged)(self.adapter, folder)
         self.tokenizer.save_pretrained(folder)
 
     def autocast(self) -> AbstractContextManager[Any]:

@@ -22,6 +22,7 @@ from whet.models.create import byte_tokenizer, create_model
 from whet.models.heads import SCORE, add_score, is_scalar, load_scalar, scalar_from_causal
 from whet.models.language import LanguageModel
 from whet.models.machine import pick_compute, pick_device
+from whet.models.quantize import is_quantised, keep_layout, nf4_options
 
 ATTENTION = "whet"
 BUILT_IN = {"whet:demo": Path(__file__).parent.parent / "assets" / "demo"}
@@ -30,26 +31,37 @@ PROBE_TOLERANCE = 2e-2
 
 
 def load_model(
-    config: ModelConfig, *, lora: LoraConfig | None = None, checkpointing: bool = False, with_score: bool = False
+    config: ModelConfig,
+    *,
+    lora: LoraConfig | None = None,
+    checkpointing: bool = False,
+    quantised: bool = False,
+    with_score: bool = False,
 ) -> LanguageModel:
     """A causal LM: weights and tokenizer, an adapter if asked for, the forward pass checked.
 
-    `with_score` puts a scalar head beside its vocabulary: a critic on the policy's own trunk.
+    `quantised`: its matrices as NF4 (`models.quantize`). `with_score` puts a scalar head beside its vocabulary: a
+    critic on the policy's own trunk.
     """
     tokenizer = load_tokenizer(config)
-    module = _load_module(config, tokenizer)
+    module = _load_module(config, tokenizer, quantised=quantised)
     return _language_model(config, module, tokenizer, lora=lora, checkpointing=checkpointing, with_score=with_score)
 
 
 def load_scalar_model(
-    config: ModelConfig, *, lora: LoraConfig | None = None, checkpointing: bool = False, new_head: bool = True
+    config: ModelConfig,
+    *,
+    lora: LoraConfig | None = None,
+    checkpointing: bool = False,
+    quantised: bool = False,
+    new_head: bool = True,
 ) -> LanguageModel:
     """A model that gives numbers, not tokens (a critic, a reward model), from a policy's weights or its own kind's.
 
     A policy's weights get a head that says 0; where `new_head` is False they are refused.
     """
     tokenizer = load_tokenizer(config)
-    module = _load_module(config, tokenizer, scalar=True)
+    module = _load_module(config, tokenizer, scalar=True, quantised=quantised)
     if not new_head and not module.score.weight.any():
         raise ModelError(f"{config.path}: has no scalar head that was trained; make one in a reward_model stage")
     if module.config.pad_token_id is None:  # transformers reads a score at the last token that is not padding
@@ -146,16 +158,20 @@ def read_eos_ids(config: ModelConfig) -> tuple[int, ...]:
     return () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
 
 
-def _load_module(config: ModelConfig, tokenizer: Any, *, scalar: bool = False) -> Any:
+def _load_module(config: ModelConfig, tokenizer: Any, *, scalar: bool = False, quantised: bool = False) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     if config.path == "whet:tiny":
+        if quantised:
+            raise ModelError("whet:tiny is made, not loaded, so it has nothing to quantise; leave train.quantize out")
         created = create_model(config.create, tokenizer)
         return scalar_from_causal(created) if scalar else created
     where, revision = _locate(config.path)
+    device = pick_device(config.device)
+    options = nf4_options(device, pick_compute(config.dtype, device)) if quantised else {}
     load = load_scalar if scalar else AutoModelForCausalLM.from_pretrained
     try:
         module: Any = load(
@@ -165,6 +181,7 @@ def _load_module(config: ModelConfig, tokenizer: Any, *, scalar: bool = False) -
             attn_implementation="sdpa",
             trust_remote_code=False,
             use_safetensors=True,
+            **options,
         )
     except ModelError:
         raise
@@ -191,7 +208,8 @@ def _language_model(
     """The loaded module on its device, checked, with our attention and whatever was asked for inside."""
     device = pick_device(config.device)
     if probe:  # a skeleton has nothing to move and nothing to check
-        module = module.to(device)
+        # Quantised weights are where they were read to already.
+        module = keep_layout(module) if is_quantised(module) else module.to(device)
         _check_forward(module, config.path)
     module.config._attn_implementation = ATTENTION
     with warnings.catch_warnings():

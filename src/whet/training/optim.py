@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from whet.config import TrainConfig
 from whet.errors import RunError
+from whet.models.quantize import bitsandbytes
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration (Jordan 2024)."""
@@ -67,9 +69,7 @@ class Optimizers:
         decayed = [p for name, p in self.parameters.items() if name in matrices - by_muon]
         plain = [p for name, p in self.parameters.items() if name not in matrices]
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        self.adamw = torch.optim.AdamW(
-            [group for group in groups if group["params"]], lr=config.lr, betas=config.betas, eps=config.eps, fused=True
-        )
+        self.adamw = _adamw([group for group in groups if group["params"]], config)
         self.muon = Muon([self.parameters[name] for name in sorted(by_muon)], lr=config.muon_lr) if by_muon else None
 
     def step(self, *, lr: float, muon_lr: float) -> None:
@@ -105,7 +105,23 @@ class Optimizers:
             if name not in self.parameters:
                 raise RunError(f"the checkpoint's optimizer knows a parameter {name!r} that this model does not have")
             p = self.parameters[name]
-            owner[id(p)].state[p][key] = value.to(p.device)
+            # torch keeps the number of steps as a tensor, bitsandbytes as a number.
+            number = key == "step" and not isinstance(owner[id(p)], torch.optim.AdamW)
+            owner[id(p)].state[p][key] = int(value) if number else value.to(p.device)
+
+
+def _adamw(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW, fused; with its moments in eight bits if asked for (Dettmers et al. 2022)."""
+    options: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
+    if config.optimizer != "adamw8bit":
+        return torch.optim.AdamW(groups, **options, fused=True)
+    optimizer: torch.optim.Optimizer = bitsandbytes("train.optimizer: adamw8bit").optim.AdamW8bit(groups, **options)
+    return optimizer
+
+
+def eight_bit_state(numbers: int) -> int:
+    """Bytes of a parameter's moments under adamw8bit; small parameters keep theirs in float32."""
+    return 8 * numbers if numbers < 4096 else 2 * numbers + 8 * -(-numbers // 256)
 
 
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
