@@ -126,6 +126,33 @@ stages:
     eval_every: 2
     train: {{lr: 0.01, batch_size: 4, steps: 8}}
 """,
+    "feedback": f"""
+name: feedback
+model: {MODEL}
+stages:
+  compare:
+    kind: compare
+    tasks: {{generate: arithmetic, count: 12, digits: 1}}
+    samples: 3
+    chunk: 4
+    judge: {{by: {{script: "whet.envs.judges.rules:longer"}}}}
+    sampling: {{max_tokens: 8}}
+  revise:
+    kind: revise
+    tasks: {{generate: arithmetic, count: 8, digits: 1}}
+    principles: [Be right., Be brief.]
+    writer: {{path: "@model", temperature: 1.0}}
+    chunk: 4
+    max_tokens: 8
+  questions:
+    kind: questions
+    data: {{path: "@compare"}}
+    chunk: 4
+  sft:
+    kind: sft
+    data: {{path: "@questions"}}
+    train: {{lr: 0.02, batch_size: 4, steps: 2}}
+""",
     "back": f"""
 name: back
 model: {MODEL}
@@ -200,7 +227,7 @@ def test_a_run_has_a_signal_that_a_wrong_resume_would_change(unstopped: dict[str
     for left, changes in unstopped.values():
         assert changes > 60
         trained = [path for path in left if path.endswith("metrics.jsonl") and "eval" not in path]
-        for lines in (left[path] for path in trained):
+        for lines in (left[path] for path in trained if "grad_norm" in left[path][0]):
             moved = [line["grad_norm"] for line in lines if line["grad_norm"] > 0]
             assert len(set(moved)) == len(moved) >= len(lines) // 2
     rates = [line["lr"] for line in unstopped["back"][0]["stages/01-rl/metrics.jsonl"]]
@@ -216,6 +243,7 @@ def test_a_run_has_a_signal_that_a_wrong_resume_would_change(unstopped: dict[str
         ("critic", 3, 41),
         ("judged", 4, 97),
         ("reward", 1, 23),
+        ("feedback", 6, 43),
         ("back", 14, 53),
     ],
 )

@@ -2,6 +2,7 @@
 
 from whet.config.curriculum import CurriculumConfig
 from whet.config.data import DataConfig, GeneratedConfig, Source
+from whet.config.feedback import CompareStage, QuestionsStage, ReviseStage
 from whet.config.model import CreateConfig, ModelConfig
 from whet.config.policy import PolicyConfig
 from whet.config.preference import LossConfig, PreferenceStage
@@ -13,6 +14,7 @@ from whet.config.train import LoraConfig, SamplingConfig, SaveConfig, TrainConfi
 
 __all__ = [
     "PRESETS",
+    "CompareStage",
     "CreateConfig",
     "CurriculumConfig",
     "DataConfig",
@@ -23,8 +25,10 @@ __all__ = [
     "ModelConfig",
     "PolicyConfig",
     "PreferenceStage",
+    "QuestionsStage",
     "RLStage",
     "Recipe",
+    "ReviseStage",
     "RewardConfig",
     "RewardModelStage",
     "SFTStage",

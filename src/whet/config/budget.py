@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from whet.config.data import DataConfig, GeneratedConfig
+from whet.config.feedback import CompareStage, QuestionsStage, ReviseStage
 from whet.config.preference import PreferenceStage
-from whet.config.recipe import EvalStage, Recipe, RLStage, SFTStage
+from whet.config.recipe import Recipe, RLStage, SFTStage, Stage
 from whet.config.reward_model import RewardModelStage
 
 
@@ -68,7 +69,7 @@ def times(*factors: int | None) -> int | None:
     return product
 
 
-def _budget(name: str, stage: SFTStage | PreferenceStage | RewardModelStage | RLStage | EvalStage) -> Budget:
+def _budget(name: str, stage: Stage) -> Budget:
     if isinstance(stage, SFTStage | PreferenceStage | RewardModelStage):
         rows, train = _rows(stage.data), stage.train
         steps = train.steps
@@ -95,6 +96,8 @@ def _budget(name: str, stage: SFTStage | PreferenceStage | RewardModelStage | RL
             tokens_each=stage.sampling.max_tokens,
             rounds=dynamic.rounds if dynamic else 1,
         )
+    if isinstance(stage, CompareStage | ReviseStage | QuestionsStage):
+        return _making_rows(name, stage)
     rows = _rows(stage.tasks)
     return Budget(
         stage=name,
@@ -104,6 +107,27 @@ def _budget(name: str, stage: SFTStage | PreferenceStage | RewardModelStage | RL
         prompts=rows,
         sequences=times(rows, stage.samples, max(1, len(stage.models))),
         tokens_each=stage.sampling.max_tokens,
+    )
+
+
+def _making_rows(name: str, stage: CompareStage | ReviseStage | QuestionsStage) -> Budget:
+    """A stage that makes rows: a step is a chunk of tasks. What a judge reads and writes elsewhere is not counted."""
+    rows = _rows(stage.data if isinstance(stage, QuestionsStage) else stage.tasks)
+    each, tokens = 0, 0
+    if isinstance(stage, CompareStage):
+        each, tokens = stage.samples, stage.sampling.max_tokens
+    if isinstance(stage, ReviseStage):
+        own = 1 if stage.writer is not None else 1 + 2 * stage.rounds
+        each, tokens = own, stage.max_tokens
+    prompts = stage.chunk if rows is None else min(stage.chunk, rows)
+    return Budget(
+        stage=name,
+        kind=stage.kind,
+        steps=None if rows is None else -(-rows // stage.chunk),
+        optimizer_steps=0,
+        prompts=prompts,
+        sequences=prompts * each,
+        tokens_each=tokens,
     )
 
 

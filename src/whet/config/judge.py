@@ -60,7 +60,7 @@ class ScriptedChat(ChatBase):
 
 
 def _tag(value: Any) -> str | None:
-    keys = {"base_url": "endpoint", "path": "local", "script": "script"}
+    keys = {"base_url": "endpoint", "path": "local", "script": "scripted"}
     given = value if isinstance(value, dict) else getattr(value, "__dict__", {})
     return next((tag for key, tag in keys.items() if key in given), "endpoint")
 
@@ -68,28 +68,41 @@ def _tag(value: Any) -> str | None:
 ChatConfig = Annotated[
     Annotated[EndpointChat, Tag("endpoint")]
     | Annotated[LocalChat, Tag("local")]
-    | Annotated[ScriptedChat, Tag("script")],
+    | Annotated[ScriptedChat, Tag("scripted")],
     Discriminator(_tag),
 ]
 """Who answers, told apart by its first key: `base_url`, `path` or `script`."""
 
 
-class JudgeConfig(Strict):
-    """A judge: somebody who is asked which answer is better, or how good one is."""
+class JudgeWording(Strict):
+    """What a judge is asked, in words."""
 
-    by: ChatConfig
     criteria: str = "Judge how well the answer does what was asked: is it correct, complete and clear?"
-    """What to judge by, in words."""
+    """What to judge by."""
     principles: list[str] | Path | None = None
     """A list of principles, or a text file with one a line (or a YAML list); each question is asked under one of them,
     drawn at random, in place of `criteria`."""
     scale: tuple[int, int] | Literal["yes_no"] = (1, 10)
     """For single answers: worst and best score, or `yes_no` (a verifier: is the answer good?)."""
+    reasoning: bool = False
+    """Whether the judge writes its reasons first."""
+    sees: Literal["answer", "everything"] = "answer"
+    """answer: what follows the thinking block. everything: the thinking, too."""
+
+    @model_validator(mode="after")
+    def _check_scale(self) -> JudgeWording:
+        if not isinstance(self.scale, str) and not 0 <= self.scale[0] < self.scale[1] <= 100:
+            raise ValueError("scale must be two whole numbers from 0 to 100, the worst score first")
+        return self
+
+
+class JudgeConfig(JudgeWording):
+    """A judge: somebody who is asked which answer is better, or how good one is."""
+
+    by: ChatConfig
     read: Literal["text", "probabilities"] = "text"
     """text: the verdict line that the judge writes. probabilities: the expected verdict under the model's own
     probabilities of the possible ones (GenRM, d-RLAIF); needs a local model."""
-    reasoning: bool = False
-    """Whether the judge writes its reasons first."""
     votes: int = Field(1, ge=1)
     """How often each question is asked; the mean verdict counts, and only if more than half could be read."""
     disagreement: Literal["average", "tie"] = "average"
@@ -97,15 +110,11 @@ class JudgeConfig(Strict):
     clamp: tuple[float, float] | None = None
     """Bounds of a pair's preference; [0.4, 0.6] for labels after reasoning, which are overconfident (Constitutional
     AI)."""
-    sees: Literal["answer", "everything"] = "answer"
-    """answer: what follows the thinking block. everything: the thinking, too."""
     max_tokens: int = Field(512, ge=1)
     """Most tokens of what the judge writes."""
 
     @model_validator(mode="after")
     def _check_judge(self) -> JudgeConfig:
-        if not isinstance(self.scale, str) and not 0 <= self.scale[0] < self.scale[1] <= 100:
-            raise ValueError("scale must be two whole numbers from 0 to 100, the worst score first")
         if self.read == "probabilities" and not isinstance(self.by, LocalChat):
             raise ValueError("read: probabilities needs the model's own log-probabilities; use by: {path: ...}")
         if self.votes > 1 and not isinstance(self.by, ScriptedChat) and self.by.temperature == 0:

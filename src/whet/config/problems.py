@@ -222,7 +222,11 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _pick(models: list[type[BaseModel]], value: object) -> type[BaseModel] | None:
-    """Of a union's models the one whose tag (a required literal: `kind`, `generate`) the value has."""
+    """Of a union's models the one that has the value's tag (a required literal: `kind`, `generate`), or its keys."""
+
+    def fit(model: type[BaseModel]) -> tuple[int, int]:
+        known = len(value.keys() & model.model_fields.keys()) if isinstance(value, dict) else 0
+        return tags(model), known
 
     def tags(model: type[BaseModel]) -> int:
         literals = [
@@ -232,4 +236,4 @@ def _pick(models: list[type[BaseModel]], value: object) -> type[BaseModel] | Non
         ]
         return sum(isinstance(value, dict) and value.get(name) in names for name, names in literals)
 
-    return max(models, key=tags, default=None)
+    return max(models, key=fit, default=None)

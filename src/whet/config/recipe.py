@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from whet.config.curriculum import CurriculumConfig
 from whet.config.data import Source
+from whet.config.feedback import CompareStage, QuestionsStage, ReviseStage
 from whet.config.health import HealthConfig
 from whet.config.model import ModelConfig
 from whet.config.policy import PolicyConfig
@@ -113,7 +114,10 @@ class EvalStage(StageBase):
         return self
 
 
-Stage = Annotated[SFTStage | PreferenceStage | RewardModelStage | RLStage | EvalStage, Field(discriminator="kind")]
+Stage = Annotated[
+    SFTStage | PreferenceStage | RewardModelStage | RLStage | EvalStage | CompareStage | ReviseStage | QuestionsStage,
+    Field(discriminator="kind"),
+]
 
 INHERITED = ("train", "sampling")
 """Sections that a recipe file may have at its top, as defaults of its stages; they are no fields of `Recipe`."""

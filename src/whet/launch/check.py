@@ -6,18 +6,36 @@ a few rows are shown with their loss mask.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from whet.config import ModelConfig, PreferenceStage, RewardModelStage, RLStage, SFTStage
+from whet.config import (
+    CompareStage,
+    ModelConfig,
+    PreferenceStage,
+    QuestionsStage,
+    ReviseStage,
+    RewardModelStage,
+    RLStage,
+    SFTStage,
+    Stage,
+)
 from whet.config.loading import Loaded
+from whet.config.references import references, with_references
+from whet.envs.base import Task
+from whet.envs.judges.judge import build_wording
+from whet.envs.judges.principles import read_principles
+from whet.envs.judges.questions import questions
 from whet.launch.world import LocalWorld
 from whet.pipeline.preference_stage import gate_preferences
 from whet.pipeline.reward_stage import lessons
 from whet.pipeline.rl_stage import playable, pretraining_rows
 from whet.pipeline.run import Run
 from whet.pipeline.sft_stage import gate
-from whet.pipeline.sources import rubric
+from whet.pipeline.sources import comparisons, rubric, tasks
+from whet.pipeline.stage import ROWS
+from whet.templates.base import Template
 from whet.training.gate import Segment, segments
 
 SHOWN = 3
@@ -43,8 +61,12 @@ def check_recipe(loaded: Loaded) -> list[StageCheck]:
 
 
 def _check_stage(run: Run, name: str, world: LocalWorld) -> StageCheck:
-    stage = run.recipe.stages[name]
+    stage = with_references(run.recipe.stages[name], run.refer)
     model = _tokenizer_of(run, name)
+    waiting = [path for _, path, what in references(run.recipe.stages[name]) if what == "rows"]
+    if any(not (run.stage_folder(path[1:]) / ROWS).is_file() for path in waiting):
+        summary = f"checked once {' and '.join(waiting)} has made its rows"
+        return StageCheck(stage=name, kind=stage.kind, summary=summary, samples=())
     if isinstance(stage, SFTStage):
         data = gate(world, model, stage, stage.data)
         summary = data.describe()
@@ -66,16 +88,36 @@ def _check_stage(run: Run, name: str, world: LocalWorld) -> StageCheck:
         rows = [row for atom in gated.atoms[:SHOWN] for row in atom.rows[:answers]]
         shown = tuple(segments(row, world.template(model)) for row in rows)
         return StageCheck(stage=name, kind=stage.kind, summary=summary, samples=shown)
+    if isinstance(stage, ReviseStage | QuestionsStage):
+        return _check_rows(name, stage, world.template(model))
+    if isinstance(stage, CompareStage) and stage.judge is not None:
+        build_wording(stage.judge)
     grading = rubric(stage.tasks, stage.rewards, world)
     try:
         found = playable(stage, model, world, grading)
         mixed = pretraining_rows(stage, model, world) if isinstance(stage, RLStage) else None
     finally:
         grading.close()
-    template = world.template(model)
-    prompts = [template.prompt(task.messages) for task in found.tasks[:SHOWN]]
-    shown = tuple((Segment(template.decode(prompt), False),) for prompt in prompts)
     summary = found.describe() if mixed is None else f"{found.describe()}; ptx {mixed.describe()}"
+    return _prompts(name, stage, summary, found.tasks, world.template(model))
+
+
+def _check_rows(name: str, stage: ReviseStage | QuestionsStage, template: Template) -> StageCheck:
+    """Stages that make rows without a policy to play: what they will ask about, and that they know how."""
+    if isinstance(stage, ReviseStage):
+        listed, unread = tasks(stage.tasks)
+        summary = f"{len(listed):,} tasks, {len(read_principles(stage.principles))} principles; {unread.describe()}"
+        return _prompts(name, stage, summary, listed, template)
+    compared, unread = comparisons(stage.data)
+    known = questions(compared[0], build_wording(stage.wording), form=stage.form, reasoning=stage.wording.reasoning)
+    asked = [Task(id=each.origin, messages=each.prompt) for each in known]
+    return _prompts(name, stage, f"{len(compared):,} comparisons; {unread.describe()}", asked, template)
+
+
+def _prompts(name: str, stage: Stage, summary: str, listed: Sequence[Task], template: Template) -> StageCheck:
+    """A few prompts as the model is shown them."""
+    prompts = [template.prompt(task.messages) for task in listed[:SHOWN]]
+    shown = tuple((Segment(template.decode(prompt), False),) for prompt in prompts)
     return StageCheck(stage=name, kind=stage.kind, summary=summary, samples=shown)
 
 

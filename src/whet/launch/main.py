@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from whet.config import EvalStage
+from whet.config import RLStage, SFTStage
 from whet.config.loading import Loaded
 from whet.files import read_json, writing
 from whet.launch.memory import frugal
@@ -35,7 +35,7 @@ def run_recipe(loaded: Loaded, *, quiet: bool = False) -> dict[str, Any]:
     before = _about_before(run.folder)
     # Sums in another order differ in the last bit, so a resumed run keeps the threads that it began with.
     torch.set_num_threads(before["threads"] if before else pick_threads(recipe.threads))
-    if any(not isinstance(stage, EvalStage) and frugal(stage.train) for stage in recipe.stages.values()):
+    if any(isinstance(stage, SFTStage | RLStage) and frugal(stage.train) for stage in recipe.stages.values()):
         give_memory_back()
     with asked_to_stop(console) as stopped:
         try:

@@ -17,7 +17,18 @@ from pathlib import Path
 import torch
 
 from whet.algorithms.sft import Imitate, weigh
-from whet.config import EvalStage, ModelConfig, RewardModelStage, RLStage, SamplingConfig, TrainConfig
+from whet.config import (
+    CompareStage,
+    EvalStage,
+    ModelConfig,
+    QuestionsStage,
+    ReviseStage,
+    RewardModelStage,
+    RLStage,
+    SamplingConfig,
+    Stage,
+    TrainConfig,
+)
 from whet.config.critic import CriticConfig
 from whet.config.rewards import EnsembleReward, ScorerConfig
 from whet.models.footprint import Ledger, rehearsal
@@ -111,7 +122,11 @@ class Footprint:
 
 def footprints(run: Run) -> list[Footprint]:
     """The footprint of every stage of a run, in order."""
-    return [_footprint(run, name) for name in run.recipe.stages]
+    return [
+        _footprint(run, name, stage)
+        for name, stage in run.recipe.stages.items()
+        if not isinstance(stage, QuestionsStage)  # loads no model
+    ]
 
 
 def frugal(train: TrainConfig) -> bool:
@@ -119,16 +134,19 @@ def frugal(train: TrainConfig) -> bool:
     return train.gradient_checkpointing or train.lora is not None
 
 
-def _footprint(run: Run, name: str) -> Footprint:
-    stage, model = run.recipe.stages[name], run.model_of(name)
+def _footprint(run: Run, name: str, stage: Stage) -> Footprint:
+    model = run.model_of(name)
     if model.path.startswith(str(run.folder)) and not Path(model.path).is_dir():
         model = run.recipe.model  # what an earlier stage will make has the shapes of what it started from
-    if isinstance(stage, EvalStage):
+    if isinstance(stage, ReviseStage):
+        return footprint(name, model, None, SamplingConfig(max_tokens=stage.max_tokens, max_running=stage.chunk))
+    if isinstance(stage, EvalStage | CompareStage):
         return footprint(name, model, None, stage.sampling, scorers=_scorers(run, stage))
     if isinstance(stage, RLStage):
         reference, critic = stage.algorithm.kl.place != "none", stage.algorithm.critic
         scorers = _scorers(run, stage)
         return footprint(name, model, stage.train, stage.sampling, reference=reference, critic=critic, scorers=scorers)
+    assert not isinstance(stage, QuestionsStage)
     return footprint(name, model, stage.train, None, scalar=isinstance(stage, RewardModelStage))
 
 
@@ -223,7 +241,7 @@ def _critic(policy: Role, model: ModelConfig, train: TrainConfig, config: Critic
     return replace(_scalar("critic", own, train, batch), note=note)
 
 
-def _scorers(run: Run, stage: RLStage | EvalStage) -> list[ModelConfig]:
+def _scorers(run: Run, stage: RLStage | EvalStage | CompareStage) -> list[ModelConfig]:
     """The reward models of a stage; one that an earlier stage will make has the shapes of what that starts from."""
     found: list[ModelConfig] = []
     for reward in stage.rewards:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from whet.algorithms.critic import Critic
 from whet.algorithms.policy import Setting, first_state, policy_gradient
 from whet.algorithms.ptx import PretrainingMix
-from whet.config import CurriculumConfig, EvalStage, ModelConfig, RLStage, SamplingConfig
+from whet.config import CompareStage, CurriculumConfig, EvalStage, ModelConfig, RLStage, SamplingConfig
 from whet.data.faults import Dropped
 from whet.envs.base import Rubric, Task
 from whet.envs.rubric import WeightedRubric
@@ -125,7 +125,9 @@ class Playable:
         return "; ".join([f"{len(self.tasks):,} tasks", *(d.describe() for d in self.lost if d.total)])
 
 
-def playable(config: RLStage | EvalStage, model: ModelConfig, world: World, grading: WeightedRubric) -> Playable:
+def playable(
+    config: RLStage | EvalStage | CompareStage, model: ModelConfig, world: World, grading: WeightedRubric
+) -> Playable:
     """The stage's tasks, checked against its rewards and the model's template; no weights are loaded for it."""
     listed, unread = tasks(config.tasks)
     kept, unusable = usable(config.tasks, listed, grading, world.template(model), world.max_length(model))

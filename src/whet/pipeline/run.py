@@ -26,8 +26,11 @@ from whet.config.references import with_references
 from whet.config.strict import Strict
 from whet.errors import RunError
 from whet.files import is_sealed, read_json, seal, write_json, writing
+from whet.pipeline.compare_stage import run_compare
 from whet.pipeline.eval_stage import run_eval
 from whet.pipeline.preference_stage import run_preference
+from whet.pipeline.questions_stage import run_questions
+from whet.pipeline.revise_stage import run_revise
 from whet.pipeline.reward_stage import run_reward_model
 from whet.pipeline.rl_stage import run_rl
 from whet.pipeline.sft_stage import run_sft
@@ -43,6 +46,9 @@ RUNNERS: dict[str, Callable[[Context], object]] = {
     "preference": run_preference,
     "rl": run_rl,
     "eval": run_eval,
+    "compare": run_compare,
+    "revise": run_revise,
+    "questions": run_questions,
 }
 
 

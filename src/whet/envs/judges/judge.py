@@ -11,7 +11,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from whet.config.judge import JudgeConfig
+from whet.config.judge import JudgeConfig, JudgeWording
 from whet.envs.base import Chat
 from whet.envs.judges.ask import Opinion, ProbabilityReader, Question, Reader, TextReader
 from whet.envs.judges.fence import DATA, fenced, mark_of, steering
@@ -47,35 +47,15 @@ class Preference:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judge:
-    """Criteria, scale and a reader to ask."""
+class Wording:
+    """How a judge is asked."""
 
-    reader: Reader
     criteria: str
     principles: tuple[str, ...] = ()
     verdicts: Mapping[str, float]
     """Of single answers: word to value in [0, 1]."""
-    ties_on_disagreement: bool = False
-    clamp: tuple[float, float] = (0.0, 1.0)
     everything: bool = False
     """Whether the judge sees the thinking, too."""
-
-    def points(self, exchanges: Sequence[Exchange]) -> list[Opinion]:
-        """How good each answer is: 0 is the worst verdict of the scale, 1 the best."""
-        return self.reader.read([self.single(exchange) for exchange in exchanges])
-
-    def prefer(self, asked: Sequence[tuple[Message, ...]], answers: Sequence[tuple[str, str]]) -> list[Preference]:
-        """Which of two answers to each conversation is better, asked in both orders."""
-        both = [
-            self.pair(messages, pair)
-            for messages, (first, second) in zip(asked, answers, strict=True)
-            for pair in ((first, second), (second, first))
-        ]
-        opinions = self.reader.read(both)
-        return [
-            self._preference(opinions[2 * i], opinions[2 * i + 1], self.principle(messages))
-            for i, messages in enumerate(asked)
-        ]
 
     def single(self, exchange: Exchange) -> Question:
         """The question about one answer."""
@@ -105,21 +85,47 @@ class Judge:
         """Whether an answer tries to decide its own verdict."""
         return bool(steering(self.shown(answer)))
 
-    def close(self) -> None:
-        """Let the reader go."""
-        self.reader.close()
-
     def _text(self, parts: Mapping[str, str], asked: Sequence[Message], which: str) -> str:
         mark = mark_of(*parts.values())
         blocks = "\n\n".join(fenced(title, text, mark) for title, text in parts.items())
         return f"{self.principle(asked)}\n{DATA.format(mark=mark)}\n\n{blocks}\n\n{which}"
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judge:
+    """A wording and a reader to ask."""
+
+    wording: Wording
+    reader: Reader
+    ties_on_disagreement: bool = False
+    clamp: tuple[float, float] = (0.0, 1.0)
+
+    def points(self, exchanges: Sequence[Exchange]) -> list[Opinion]:
+        """How good each answer is: 0 is the worst verdict of the scale, 1 the best."""
+        return self.reader.read([self.wording.single(exchange) for exchange in exchanges])
+
+    def prefer(self, asked: Sequence[tuple[Message, ...]], answers: Sequence[tuple[str, str]]) -> list[Preference]:
+        """Which of two answers to each conversation is better, asked in both orders."""
+        both = [
+            self.wording.pair(messages, pair)
+            for messages, (first, second) in zip(asked, answers, strict=True)
+            for pair in ((first, second), (second, first))
+        ]
+        opinions = self.reader.read(both)
+        return [
+            self._preference(opinions[2 * i], opinions[2 * i + 1], self.wording.principle(messages))
+            for i, messages in enumerate(asked)
+        ]
+
+    def close(self) -> None:
+        """Let the reader go."""
+        self.reader.close()
+
     def _preference(self, straight: Opinion, swapped: Opinion, principle: str) -> Preference:
         """Both orders as one preference; without both there is none, for one alone would count its position."""
-        failed = next((opinion for opinion in (straight, swapped) if opinion.value is None), None)
         if straight.value is None or swapped.value is None:
-            assert failed is not None
-            return Preference(chance=None, failure=failed.failure, timed_out=failed.timed_out, unparsed=failed.unparsed)
+            lost = straight if straight.value is None else swapped
+            return Preference(chance=None, failure=lost.failure, timed_out=lost.timed_out, unparsed=lost.unparsed)
         first, second = straight.value, 1 - swapped.value
         flipped = (first - 0.5) * (second - 0.5) < 0
         chance = 0.5 if flipped and self.ties_on_disagreement else (first + second) / 2
@@ -133,12 +139,19 @@ def build_judge(config: JudgeConfig, chat: Chat) -> Judge:
     """The judge that a recipe describes, asking `chat`. Raises `ConfigError` where its principles cannot be read."""
     reader = ProbabilityReader if config.read == "probabilities" else TextReader
     return Judge(
+        wording=build_wording(config),
         reader=reader(chat=chat, max_tokens=config.max_tokens, reasoning=config.reasoning, votes=config.votes),
+        ties_on_disagreement=config.disagreement == "tie",
+        clamp=config.clamp or (0.0, 1.0),
+    )
+
+
+def build_wording(config: JudgeWording) -> Wording:
+    """The wording that a recipe describes. Raises `ConfigError` where its principles cannot be read."""
+    return Wording(
         criteria=config.criteria,
         principles=read_principles(config.principles),
         verdicts=verdicts_of(config.scale),
-        ties_on_disagreement=config.disagreement == "tie",
-        clamp=config.clamp or (0.0, 1.0),
         everything=config.sees == "everything",
     )
 

@@ -5,7 +5,9 @@ The function runs in a process of its own, so it may crash, hang or print; each 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from whet.envs.judges.cache import no_probabilities
@@ -30,7 +32,7 @@ class ScriptedAsker:
     alone = True
 
     def __init__(self, path: str, *, deadline_s: float) -> None:
-        self.identity = f"script {path}"
+        self.identity = f"script {path} {_content_of(path)}".rstrip()
         self._path, self._deadline_s = path, deadline_s
         self._pool: WorkerPool | None = None
 
@@ -62,6 +64,12 @@ class ScriptedAsker:
         """Kill the process."""
         if self._pool is not None:
             self._pool.close()
+
+
+def _content_of(path: str) -> str:
+    """Changes with what is in the script's own file; a module of a package is taken to stay as it is."""
+    file = Path(path.rpartition(":")[0])
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.suffix == ".py" and file.is_file() else ""
 
 
 def load(path: str) -> Callable[[list[dict[str, str]]], str]:

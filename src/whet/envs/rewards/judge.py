@@ -35,7 +35,7 @@ class PointsReward:
             probes = [Exchange(asked=attempts[0].task.messages, answer=PROBES[step % len(PROBES)])]
         opinions = self.judge.points([*exchanges, *probes])
         given = opinions[: len(attempts)]
-        metrics = {**_failures(given), "steering": _share([self.judge.steers(a.answer) for a in attempts])}
+        metrics = {**_failures(given), "steering": _share([self.judge.wording.steers(a.answer) for a in attempts])}
         for opinion in opinions[len(attempts) :]:
             if opinion.value is not None:
                 metrics["probe"] = 2 * opinion.value - 1
@@ -83,7 +83,7 @@ class PairsReward:
         metrics = {
             **_failures(found),
             **agreement(found),
-            "steering": _share([self.judge.steers(a.answer) for a in attempts]),
+            "steering": _share([self.judge.wording.steers(a.answer) for a in attempts]),
         }
         return [self._grade(against[i], wins[i], metrics) for i in range(len(attempts))]
 

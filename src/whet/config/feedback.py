@@ -1,0 +1,92 @@
+"""Stages that make rows rather than models: comparisons, revisions, and questions for a judge in training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from whet.config.data import Source
+from whet.config.judge import ChatConfig, JudgeConfig, JudgeWording
+from whet.config.rewards import RewardConfig
+from whet.config.stage import StageBase
+from whet.config.strict import Made
+from whet.config.train import SamplingConfig
+
+
+class RowsBase(StageBase):
+    """What every stage that makes rows has."""
+
+    makes: ClassVar[Made | None] = "rows"
+    chunk: int = Field(32, ge=1)
+    """Tasks that are worked on together, and kept together: a killed stage goes on after its last whole chunk, and what
+    a judge had answered of the next is not asked again."""
+
+
+class CompareStage(RowsBase):
+    """Sample answers and find out which are better: comparisons for `preference` and `reward_model` stages (RLAIF)."""
+
+    kind: Literal["compare"]
+    tasks: Source
+    samples: int = Field(2, ge=2)
+    """Answers to each task."""
+    judge: JudgeConfig | None = None
+    """Who compares them, in pairs; or `rewards`."""
+    rewards: list[RewardConfig] = []
+    """What scores them, in place of a judge: the higher score is better."""
+    pairs: Literal["best_worst", "all"] = "best_worst"
+    """Which pairs become rows: the one that is furthest apart, or all that are no ties."""
+    sampling: SamplingConfig = SamplingConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> CompareStage:
+        if (self.judge is None) == (not self.rewards):
+            raise ValueError("give a judge or rewards, one of the two")
+        if self.sampling.temperature == 0:
+            raise ValueError("sampling.temperature must be above 0: greedy answers to one task are all the same")
+        return self
+
+
+class ReviseStage(RowsBase):
+    """Answer, criticise by a principle, rewrite, and again: better answers to imitate (Constitutional AI)."""
+
+    kind: Literal["revise"]
+    tasks: Source
+    principles: list[str] | Path
+    """A list, or a text file with one a line (or a YAML list); one is drawn for each round of each task."""
+    rounds: int = Field(1, ge=1)
+    """Times that an answer is criticised and rewritten."""
+    writer: ChatConfig | None = None
+    """Who criticises and rewrites; None: the model that answered."""
+    sees: Literal["answer", "everything"] = "answer"
+    """answer: what follows a thinking block, in what the writer reads and in what it writes. everything: all of it."""
+    temperature: float = Field(1.0, ge=0)
+    """Of the first answers."""
+    max_tokens: int = Field(512, ge=1)
+    """Most tokens of an answer, of a critique and of a revision."""
+
+
+class QuestionsStage(RowsBase):
+    """Comparisons as questions to a judge, with the known verdict: a judge in training imitates and then reasons.
+
+    A row has `prompt` (the question), `completion` (to imitate) and `verdict` (for `rewards: [{kind: verdict}]`).
+    """
+
+    kind: Literal["questions"]
+    data: Source
+    """Comparisons."""
+    form: Literal["pairs", "points"] = "pairs"
+    """pairs: which is better, in both orders. points: is the best answer good, is the worst (scale yes_no)."""
+    wording: JudgeWording = JudgeWording()
+    """The questions' wording. Give the trained judge the same keys where it is used."""
+    teacher: ChatConfig | None = None
+    """Who writes reasons to imitate; only those whose verdict is the known one become rows. None: the verdict alone."""
+    max_tokens: int = Field(512, ge=1)
+    """Most tokens of what the teacher writes."""
+
+    @model_validator(mode="after")
+    def _check(self) -> QuestionsStage:
+        if self.form == "points" and self.wording.scale != "yes_no":
+            raise ValueError("wording.scale must be yes_no for form: points; comparisons say better or worse, no score")
+        return self

@@ -1,0 +1,226 @@
+"""The comparison stage: sample answers, find out which are better, write pairs (RLAIF, 2309.00267).
+
+Either a judge compares them in pairs, which gives soft labels, or rewards score them. What could not be judged, ties
+and equal answers make no row; each is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any
+
+from whet.config import TrainConfig
+from whet.config.feedback import CompareStage
+from whet.envs.base import Attempt, Task
+from whet.envs.judges.judge import Judge, Preference, build_judge
+from whet.envs.rewards.judge import matches
+from whet.pipeline.rl_stage import playable, player
+from whet.pipeline.rows import Chunk, Row, Tally, make_rows
+from whet.pipeline.sources import rubric
+from whet.pipeline.stage import Context
+from whet.records import Episode, Group, Score, seed_of
+from whet.rollouts.play import Player
+
+
+def run_compare(context: Context) -> None:
+    """Sample, judge and write until every task has its chance."""
+    config = context.config
+    assert isinstance(config, CompareStage)
+    grading = rubric(config.tasks, config.rewards, context.world)
+    judge = None if config.judge is None else build_judge(config.judge, context.world.chat(config.judge.by))
+    try:
+        problems = playable(config, context.model, context.world, grading)
+        context.console.say(f"{context.name}: {problems.describe()} x {config.samples} answers")
+        policy = context.world.policy(context.model, TrainConfig(), config.sampling)
+        play = player(policy, grading if judge is None else _Later(), config.sampling)
+        compare = _Compare(context, config, play, judge)
+        make_rows(context, problems.tasks, config.chunk, compare.chunk, decode=policy.template.decode)
+    finally:
+        grading.close()
+        if judge is not None:
+            judge.close()
+
+
+class _Later:
+    """A rubric that leaves all to the judge of pairs."""
+
+    def score(self, attempts: Sequence[Attempt], *, step: int) -> list[Score]:
+        return [Score(value=None, note="compared in pairs") for _ in attempts]
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """Two answers of a group, and how likely it is that the first is better; None: nobody could say."""
+
+    first: Episode
+    second: Episode
+    found: Preference
+
+
+@dataclass(frozen=True, slots=True)
+class _Compare:
+    context: Context
+    config: CompareStage
+    player: Player
+    judge: Judge | None
+
+    def chunk(self, number: int, chosen: Sequence[Task]) -> Chunk:
+        played = self.player.play(
+            chosen, self.config.samples, step=number, seed=seed_of(self.context.seed, "compare", number)
+        )
+        tally = Tally()
+        candidates = [_different(group, tally) for group in played.groups]
+        pairs = self._by_judge(chosen, candidates) if self.judge is not None else _by_score(candidates)
+        rows: list[Row] = []
+        for task, found in zip(chosen, pairs, strict=True):
+            rows += self._rows(task, found, tally)
+        flat = [pair for found in pairs for pair in found]
+        groups = played.groups if self.judge is None else _with_win_rates(played.groups, flat)
+        return Chunk(
+            rows=rows,
+            metrics={**_metrics(flat, rows, tally), "time/rollout": played.rollout_s, "time/score": played.score_s},
+            groups=groups,
+            failures=[pair.found.failure for pair in flat if pair.found.chance is None],
+            candidates=len(flat),
+        )
+
+    def _by_judge(self, chosen: Sequence[Task], candidates: Sequence[Sequence[Episode]]) -> list[list[_Pair]]:
+        """Every two different answers to a task, judged; all tasks of the chunk in one call."""
+        assert self.judge is not None
+        numbered = [
+            (place, several[i], several[j])
+            for place, several in enumerate(candidates)
+            for i, j in matches(range(len(several)), None)
+        ]
+        found = self.judge.prefer(
+            [chosen[place].messages for place, _, _ in numbered],
+            [(_answer(first), _answer(second)) for _, first, second in numbered],
+        )
+        pairs: list[list[_Pair]] = [[] for _ in candidates]
+        for (place, first, second), preference in zip(numbered, found, strict=True):
+            pairs[place].append(_Pair(first, second, preference))
+        return pairs
+
+    def _rows(self, task: Task, found: Sequence[_Pair], tally: Tally) -> list[Row]:
+        """The rows of one task, the clearest preference first; the same pairs always in the same order."""
+        told = []
+        for pair in found:
+            if pair.found.chance is None:
+                tally.add("pairs/unjudged")
+            elif pair.found.chance == 0.5:
+                tally.add("pairs/ties")
+            else:
+                told.append(pair)
+        told.sort(key=lambda pair: -abs((pair.found.chance or 0.5) - 0.5))
+        if self.config.pairs == "best_worst":
+            told = _furthest(told)
+        return [_row(task, pair) for pair in told]
+
+
+def _different(group: Group, tally: Tally) -> list[Episode]:
+    """The answers of a group, each text once."""
+    firsts: dict[str, Episode] = {}
+    for episode in group.episodes:
+        firsts.setdefault(_answer(episode), episode)
+    tally.add("answers/same", len(group.episodes) - len(firsts))
+    return [episode for text, episode in firsts.items() if text.strip()]
+
+
+def _by_score(candidates: Sequence[Sequence[Episode]]) -> list[list[_Pair]]:
+    """Every two answers to a task by their scores: the higher one is better, for certain."""
+    return [
+        [_Pair(several[i], several[j], _scored(several[i], several[j])) for i, j in matches(range(len(several)), None)]
+        for several in candidates
+    ]
+
+
+def _scored(first: Episode, second: Episode) -> Preference:
+    for episode in (first, second):
+        if episode.score.value is None:
+            return Preference(chance=None, failure=episode.score.note)
+    better, worse = first.score.value, second.score.value
+    assert better is not None and worse is not None
+    return Preference(chance=0.5 if better == worse else float(better > worse))
+
+
+def _furthest(told: Sequence[_Pair]) -> list[_Pair]:
+    """The pair of the answer that wins most and the one that wins least, where the two were told apart."""
+    if len(told) < 2:
+        return list(told)
+    wins: dict[int, list[float]] = {}
+    for pair in told:
+        wins.setdefault(pair.first.sample, []).append(pair.found.chance or 0.0)
+        wins.setdefault(pair.second.sample, []).append(1 - (pair.found.chance or 0.0))
+    ranked = sorted(wins, key=lambda sample: (-fmean(wins[sample]), sample))
+    ends = {ranked[0], ranked[-1]}
+    return [pair for pair in told if {pair.first.sample, pair.second.sample} == ends] or list(told[:1])
+
+
+def _row(task: Task, pair: _Pair) -> dict[str, Any]:
+    chance = pair.found.chance
+    assert chance is not None
+    better, worse = (pair.first, pair.second) if chance > 0.5 else (pair.second, pair.first)
+    row: dict[str, Any] = {
+        "prompt": [{"role": m.role, "content": m.content} for m in task.messages],
+        "chosen": [{"role": "assistant", "content": _answer(better)}],
+        "rejected": [{"role": "assistant", "content": _answer(worse)}],
+        "confidence": max(chance, 1 - chance),
+        "task": task.id,
+        "chosen_seed": better.seed,
+        "rejected_seed": worse.seed,
+    }
+    if better.score.value is not None and worse.score.value is not None:
+        row |= {"chosen_score": better.score.value, "rejected_score": worse.score.value}
+    if pair.found.principle:
+        row |= {"judged_by": pair.found.principle, "reasons": pair.found.reasons}
+    return row
+
+
+def _with_win_rates(groups: Sequence[Group], pairs: Sequence[_Pair]) -> tuple[Group, ...]:
+    """The groups as the log shows them: each answer's score is its win rate, from -1 to 1."""
+    wins: dict[int, list[float]] = {}
+    for pair in pairs:
+        if pair.found.chance is not None:
+            wins.setdefault(pair.first.seed, []).append(pair.found.chance)
+            wins.setdefault(pair.second.seed, []).append(1 - pair.found.chance)
+    return tuple(
+        replace(
+            group,
+            episodes=tuple(
+                replace(e, score=Score(value=2 * fmean(wins[e.seed]) - 1)) if e.seed in wins else e
+                for e in group.episodes
+            ),
+        )
+        for group in groups
+    )
+
+
+def _metrics(pairs: Sequence[_Pair], rows: Sequence[Row], tally: Tally) -> dict[str, float]:
+    judged = [pair.found for pair in pairs if pair.found.chance is not None]
+    lengths = [len(_answer(episode)) for pair in pairs for episode in (pair.first, pair.second)]
+    longer = [len(row["chosen"][0]["content"]) > len(row["rejected"][0]["content"]) for row in rows]
+    return {
+        "pairs/judged": float(len(judged)),
+        "pairs/unjudged": 0.0,
+        "pairs/ties": 0.0,
+        "answers/same": 0.0,
+        **tally.counts,
+        "pairs/unparsed": float(sum(pair.found.unparsed for pair in pairs)),
+        "pairs/order_flips": _mean([float(found.flipped) for found in judged]),
+        "pairs/confidence": _mean([row["confidence"] for row in rows]),
+        "pairs/chosen_longer": _mean([float(flag) for flag in longer]),
+        "answers/characters": _mean([float(length) for length in lengths]),
+    }
+
+
+def _answer(episode: Episode) -> str:
+    return episode.messages[-1].content
+
+
+def _mean(values: Sequence[float]) -> float:
+    return fmean(values) if values else float("nan")

@@ -1,0 +1,78 @@
+"""The revision stage: answer, critique under a principle, revision; rows to imitate (Constitutional AI, 2212.08073)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from whet.config import ModelConfig
+from whet.config.feedback import ReviseStage
+from whet.config.judge import LocalChat
+from whet.envs.base import Chat, Task
+from whet.envs.judges.principles import read_principles
+from whet.envs.judges.revise import Revision, revise
+from whet.pipeline.rows import Chunk, Row, make_rows
+from whet.pipeline.sources import tasks
+from whet.pipeline.stage import Context
+from whet.records import seed_of
+
+
+def run_revise(context: Context) -> None:
+    """Answer, criticise and rewrite until every task has its row."""
+    config = context.config
+    assert isinstance(config, ReviseStage)
+    listed, unread = tasks(config.tasks)
+    principles = read_principles(config.principles)
+    lost = f"; {unread.describe()}" if unread.total else ""
+    context.console.say(f"{context.name}: {len(listed):,} tasks, {len(principles)} principles{lost}")
+    model = {key: getattr(context.model, key) for key in ModelConfig.model_fields}
+    author = context.world.chat(LocalChat(**model, temperature=config.temperature))
+    writer = author if config.writer is None else context.world.chat(config.writer)
+    try:
+        make_rows(context, listed, config.chunk, _Revise(context, config, author, writer, principles).chunk)
+    finally:
+        author.close()
+        writer.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Revise:
+    context: Context
+    config: ReviseStage
+    author: Chat
+    writer: Chat
+    principles: tuple[str, ...]
+
+    def chunk(self, number: int, chosen: Sequence[Task]) -> Chunk:
+        asked = [task.messages for task in chosen]
+        found = revise(
+            self.writer,
+            asked,
+            self.author.chat(asked, max_tokens=self.config.max_tokens),
+            principles=self.principles,
+            rounds=self.config.rounds,
+            seeds=[seed_of(self.context.seed, number, place) for place in range(len(chosen))],
+            max_tokens=self.config.max_tokens,
+            everything=self.config.sees == "everything",
+        )
+        rows = [_row(task, each) for task, each in zip(chosen, found, strict=True) if each.revised is not None]
+        failed = [each for each in found if each.revised is None and not each.leaked]
+        metrics = {
+            "revisions/failed": float(len(failed)),
+            "revisions/leaked": float(sum(each.leaked for each in found)),
+            "revisions/unchanged": float(sum(row["completion"] == row["draft"] for row in rows)),
+            "revisions/characters": fmean(len(each.revised or "") for each in found),
+        }
+        return Chunk(rows=rows, metrics=metrics, failures=[each.failure for each in failed], candidates=len(found))
+
+
+def _row(task: Task, revision: Revision) -> Row:
+    return {
+        "prompt": [{"role": message.role, "content": message.content} for message in task.messages],
+        "completion": revision.revised,
+        "draft": revision.draft,
+        "principles": list(revision.principles),
+        "critiques": list(revision.critiques),
+        "task": task.id,
+    }

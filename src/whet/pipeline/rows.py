@@ -1,0 +1,91 @@
+"""Making rows: chunk by chunk, each kept before the next is begun, and one file of rows at the end.
+
+A chunk's rows depend on its number and its tasks alone, so a stage that was killed goes on after the last whole chunk
+as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from whet.errors import DataError, RewardError
+from whet.files import read_json, write_atomic, write_json
+from whet.pipeline.stage import ROWS, Context, Interrupted
+from whet.records import Group
+from whet.tracking.log import Decode, RunLog
+
+Item = TypeVar("Item")
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """What came of one chunk."""
+
+    rows: Sequence[Row]
+    metrics: Mapping[str, float]
+    groups: tuple[Group, ...] = ()
+    """Episodes that were played for it."""
+    failures: Sequence[str] = ()
+    """Why candidates could not be judged or written, one entry each."""
+    candidates: int = 0
+    """How many there were. Where most of them failed the stage stops, and keeps nothing of the chunk: it is tried again
+    when the stage goes on, and what was answered meanwhile is not asked again."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts what happens to the candidates of a chunk, under the names of its metrics."""
+
+    counts: dict[str, float] = field(default_factory=dict)
+
+    def add(self, name: str, number: float = 1.0) -> None:
+        """Count."""
+        self.counts[name] = self.counts.get(name, 0.0) + number
+
+
+def make_rows(
+    context: Context,
+    items: Sequence[Item],
+    size: int,
+    make: Callable[[int, Sequence[Item]], Chunk],
+    *,
+    decode: Decode | None = None,
+) -> None:
+    """Write `rows.jsonl` from what `make(number, items)` makes of each chunk, numbered from 1.
+
+    Raises `RewardError` where most of a chunk could not be judged, `DataError` where no row came of all of them.
+    """
+    chunks = [items[start : start + size] for start in range(0, len(items), size)]
+    parts = [context.checkpoints / f"rows-{number:06d}.json" for number in range(1, len(chunks) + 1)]
+    done = next((i for i, part in enumerate(parts) if not part.exists()), len(parts))
+    if done:
+        context.console.say(f"{context.name}: continues after chunk {done}")
+    log = RunLog(context.folder, decode)
+    log.truncate(done)
+    context.console.begin(context.name, len(chunks), done=done)
+    for number, chunk in enumerate(chunks[done:], start=done + 1):
+        context.world.reseed(context.seed)
+        made = make(number, chunk)
+        if 2 * len(made.failures) > made.candidates:
+            raise RewardError(
+                f"{context.name}: most of chunk {number} of {len(chunks)} could not be judged; {made.failures[0]}; "
+                "what was made before is kept, and the same command goes on"
+            )
+        metrics = {"rows": float(len(made.rows)), **made.metrics}
+        log.write(number, metrics, made.groups)
+        log.sync()
+        write_json(parts[number - 1], {"rows": list(made.rows)})
+        context.console.log(context.name, number, metrics, made.groups)
+        if context.stopped() and number < len(chunks):
+            raise Interrupted
+    log.close()
+    context.console.close()
+    rows = [row for part in parts for row in read_json(part)["rows"]]
+    if not rows:
+        raise DataError(f"{context.name}: not one row came of {len(items):,} tasks; see {context.folder}/metrics.jsonl")
+    write_atomic(context.folder / ROWS, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    context.console.say(f"{context.name}: {len(rows):,} rows of {len(items):,} tasks in {context.folder / ROWS}")

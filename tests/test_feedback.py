@@ -1,0 +1,342 @@
+"""Stages that make rows: what is judged becomes rows, what is not is counted, and a stage that was stopped goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from whet.config import DataConfig, GeneratedConfig
+from whet.config.loading import load_recipe
+from whet.data.formats import load_conversations, load_prompts
+from whet.data.preferences import load_comparisons
+from whet.envs.base import Attempt, Task
+from whet.envs.judges import rules
+from whet.envs.judges.ask import read_verdict
+from whet.envs.judges.fence import opened
+from whet.envs.judges.judge import Wording, verdicts_of
+from whet.envs.judges.questions import questions, teach
+from whet.envs.judges.revise import REWRITE, revise
+from whet.envs.rewards.verdict import right_verdict
+from whet.errors import ConfigError, DataError, RewardError
+from whet.launch.check import check_recipe
+from whet.launch.main import run_recipe
+from whet.pipeline.sources import comparisons
+from whet.records import Message, Reply
+from whet.tracking.log import read_metrics, read_rollouts
+
+MODEL = '{path: "whet:tiny", create: {hidden_size: 16, layers: 1, heads: 2, kv_heads: 1, intermediate_size: 16}}'
+STAGES = {
+    "compare": """
+    kind: compare
+    tasks: {generate: arithmetic, count: 10, digits: 1}
+    samples: 3
+    chunk: 4
+    judge: {by: {script: "JUDGE"}, sees: everything}
+    sampling: {max_tokens: 6}
+""",
+    "revise": """
+    kind: revise
+    tasks: {generate: arithmetic, count: 6, digits: 2}
+    principles: [Show your work., Be right.]
+    writer: {script: "whet.envs.judges.rules:tutor"}
+    sees: everything
+    chunk: 4
+    max_tokens: 6
+""",
+}
+
+
+def run(folder: Path, kind: str, *words: str, judge: str = "whet.envs.judges.rules:longer") -> Path:
+    stages = STAGES[kind].replace("JUDGE", judge)
+    (folder / "r.yaml").write_text(f"name: r\nmodel: {MODEL}\nstages:\n  made:{stages}")
+    loaded = load_recipe(folder / "r.yaml", [f"out={folder / 'run'}", *words])
+    run_recipe(loaded, quiet=True)
+    return folder / "run" / "stages" / "01-made"
+
+
+def rows_of(stage: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (stage / "rows.jsonl").read_text().splitlines()]
+
+
+def totals(stage: Path) -> dict[str, float]:
+    lines = read_metrics(stage)
+    return {name: sum(line[name] or 0 for line in lines) for name in lines[0] if not name.startswith("time")}
+
+
+def said(text: str) -> tuple[Message, ...]:
+    return (Message(role="user", content=text),)
+
+
+class Says:
+    """`Chat` by a function of the whole conversation."""
+
+    def __init__(self, rule: Callable[[Sequence[Message]], str | None]) -> None:
+        self.rule = rule
+
+    def chat(self, conversations: Sequence[Sequence[Message]], *, max_tokens: int) -> list[Reply]:
+        texts = [self.rule(conversation) for conversation in conversations]
+        return [
+            Reply(message=None, failure="down") if t is None else Reply(message=Message(role="assistant", content=t))
+            for t in texts
+        ]
+
+    def probabilities(self, *_: object) -> list[tuple[float, ...] | None]:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        pass
+
+
+# --------------------------------------------------------------------------------------------------- compare
+
+
+def test_a_judge_makes_comparisons_that_the_loaders_read(tmp_path: Path) -> None:
+    stage = run(tmp_path, "compare")
+    rows, counted = rows_of(stage), totals(stage)
+    assert 0 < len(rows) == counted["rows"] <= 10
+    assert counted["pairs/judged"] <= 30 and counted["pairs/order_flips"] == 0
+    read, lost = load_comparisons(DataConfig(path=str(stage / "rows.jsonl")))
+    assert not lost.total and len(read) == len(rows)
+    for row, comparison in zip(rows, read, strict=True):
+        better, worse = (answer[0].content for answer in comparison.answers)
+        assert len(better) > len(worse) and comparison.confidence == 1.0, "the judge likes length"
+        assert row["task"].startswith("arithmetic:") and row["reasons"].startswith("Verdict")
+    rates = {rollout.reward for rollout in read_rollouts(stage)}
+    assert {1.0, -1.0} <= rates <= {1.0, -1.0, 0.0, 0.5, -0.5, None}, "win rates against two others"
+
+
+def test_all_pairs_or_the_furthest(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    few, all_of_them = (run(tmp_path / name, "compare", f"stages.made.pairs={how}") for name, how in
+                        (("a", "best_worst"), ("b", "all")))  # fmt: skip
+    counted = totals(all_of_them)
+    assert len(rows_of(all_of_them)) == counted["pairs/judged"] - counted["pairs/ties"] > len(rows_of(few))
+
+
+def test_rewards_label_as_well(tmp_path: Path) -> None:
+    (tmp_path / "f.py").write_text("def f(completions, **_): return [float(len(c[0]['content'])) for c in completions]")
+    reward = f"stages.made.rewards=[{{kind: function, path: '{tmp_path}/f.py:f'}}]"
+    stage = run(tmp_path, "compare", "stages.made.judge=null", reward)
+    for row in rows_of(stage):
+        assert row["chosen_score"] > row["rejected_score"] and row["confidence"] == 1.0
+        assert row["chosen_score"] == len(row["chosen"][0]["content"])
+
+
+@pytest.mark.parametrize(("says", "metric"), [("Verdict: A", "pairs/ties"), ("Verdict: tie", "pairs/ties")])
+def test_a_judge_without_a_preference_makes_no_rows(says: str, metric: str, tmp_path: Path) -> None:
+    (tmp_path / "j.py").write_text(f"def j(messages): return {says!r}\n")
+    with pytest.raises(DataError, match="not one row came of 10 tasks"):
+        run(tmp_path, "compare", judge=f"{tmp_path}/j.py:j")
+    counted = totals(tmp_path / "run" / "stages" / "01-made")
+    assert counted[metric] == counted["pairs/judged"] > 0
+
+
+BROKEN = """
+from pathlib import Path
+from whet.envs.judges.rules import longer
+HERE = Path(__file__).parent
+def j(messages):
+    with (HERE / "asked").open("a") as file:
+        file.write("x")
+    if (HERE / "broken").exists() and (HERE / "asked").stat().st_size > 30:
+        HOW
+    return longer(messages)
+"""
+
+
+@pytest.mark.parametrize("how", ['return "no idea"', 'raise ConnectionError("refused")', "import time; time.sleep(9)"])
+def test_a_judge_that_breaks_stops_the_stage_and_nothing_is_lost(how: str, tmp_path: Path) -> None:
+    """Nonsense, unreachable, late: no row, one line, and the same command goes on where it was."""
+    (tmp_path / "j.py").write_text(BROKEN.replace("HOW", how))
+    (tmp_path / "broken").write_text("")
+    words = ["stages.made.judge.by.deadline_s=0.2"]
+    with pytest.raises(RewardError, match=r"most of chunk [23] of 3 could not be judged") as caught:
+        run(tmp_path, "compare", *words, judge=f"{tmp_path}/j.py:j")
+    assert "the same command goes on" in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "stages" / "01-made" / "rows.jsonl").exists()
+    (tmp_path / "broken").unlink()
+    (tmp_path / "j.py").write_text(BROKEN.replace("HOW", "pass"))  # a judge that was mended is another judge
+    (tmp_path / "asked").write_text("")
+    stage = run(tmp_path, "compare", *words, judge=f"{tmp_path}/j.py:j")
+    asked_again = (tmp_path / "asked").stat().st_size
+    (tmp_path / "whole").mkdir()
+    whole = run(tmp_path / "whole", "compare", *words)
+    assert [{**row, "reasons": ""} for row in rows_of(stage)] == [{**row, "reasons": ""} for row in rows_of(whole)]
+    assert asked_again < 2 * totals(whole)["pairs/judged"], "what it had answered was not asked again"
+
+
+def test_single_failures_are_counted_and_make_no_label(tmp_path: Path) -> None:
+    (tmp_path / "j.py").write_text(
+        "from whet.envs.judges.rules import longer\nfrom whet.envs.judges.fence import opened\n"
+        "def j(messages):\n"
+        "    asked = opened(messages[-1]['content'])[0]\n"
+        "    return 'hm' if asked.endswith('1') else longer(messages)\n"
+    )
+    stage = run(tmp_path, "compare", judge=f"{tmp_path}/j.py:j")
+    counted = totals(stage)
+    assert counted["pairs/unjudged"] == counted["pairs/unparsed"] > 0
+    assert rows_of(stage) and not [r for r in rows_of(stage) if r["prompt"][-1]["content"][-1] == "1"]
+
+
+# ---------------------------------------------------------------------------------------------------- revise
+
+
+def test_revisions_are_rows_to_imitate(tmp_path: Path) -> None:
+    stage = run(tmp_path, "revise")
+    rows = rows_of(stage)
+    assert len(rows) == 6
+    for row in rows:
+        asked = row["prompt"][-1]["content"]
+        assert rules.quality(asked, row["completion"]) == pytest.approx(1.0)
+        assert rules.quality(asked, row["draft"]) < 0.9
+        assert row["principles"][0] in ("Show your work.", "Be right.")
+    read, _ = load_conversations(DataConfig(path=str(stage / "rows.jsonl")))
+    assert [c.messages[-1].content for c in read] == [row["completion"] for row in rows]
+    pairs = DataConfig(path=str(stage / "rows.jsonl"), columns={"chosen": "completion", "rejected": "draft"})
+    compared, _ = load_comparisons(pairs)
+    assert [c.answers[1][0].content for c in compared] == [row["draft"] for row in rows]
+
+
+def test_each_round_criticises_what_the_last_one_wrote() -> None:
+    seen: list[str] = []
+
+    def writer(conversation: Sequence[Message]) -> str:
+        if conversation[-1].content != REWRITE:
+            seen.append(opened(conversation[0].content)[1])
+            return "too short"
+        assert conversation[-2].content == "too short"
+        return opened(conversation[0].content)[1] + "!"
+
+    (found,) = revise(
+        Says(writer), [said("q")], Says(lambda _: "a").chat([said("q")], max_tokens=3),
+        principles=["Be long."], rounds=3, seeds=[0], max_tokens=9,
+    )  # fmt: skip
+    assert (found.draft, found.revised, seen) == ("a", "a!!!", ["a", "a!", "a!!"])
+    assert found.principles == ("Be long.",) * 3 and found.critiques == ("too short",) * 3
+
+
+@pytest.mark.parametrize(
+    ("rewrite", "leaked", "failure"),
+    [
+        ("By the principle: Be long. Here it is", True, "repeats its instructions"),
+        ("=== 0123456789abcdef ===\nanswer", True, "repeats its instructions"),
+        ("  ", False, "an empty reply"),
+        (None, False, "down"),
+    ],
+)
+def test_a_revision_that_leaks_or_fails_is_no_row(rewrite: str | None, leaked: bool, failure: str) -> None:
+    writer = Says(lambda c: rewrite if c[-1].content == REWRITE else "critique")
+    (found,) = revise(
+        writer, [said("q")], [Reply(message=Message(role="assistant", content="a"))],
+        principles=["Be long."], rounds=2, seeds=[0], max_tokens=9,
+    )  # fmt: skip
+    assert found.revised is None and found.leaked == leaked and failure in found.failure
+
+
+def test_a_draft_that_never_came_is_not_criticised() -> None:
+    asked: list[object] = []
+    (found,) = revise(
+        Says(asked.append), [said("q")], [Reply(message=None, failure="gone")],  # type: ignore[func-returns-value]
+        principles=["x"], rounds=1, seeds=[0], max_tokens=9,
+    )  # fmt: skip
+    assert (found.revised, found.failure, asked) == (None, "gone", [])
+
+
+# ------------------------------------------------------------------------------------------------- questions
+
+WORDING = Wording(criteria="Which is right?", verdicts=verdicts_of("yes_no"), everything=True)
+
+
+def test_every_pair_is_asked_in_both_orders() -> None:
+    (ranked,), _ = comparisons(GeneratedConfig(generate="arithmetic", count=1, answers=3))
+    known = list(questions(ranked, WORDING, form="pairs", reasoning=False))
+    assert [each.verdict for each in known] == ["A", "B"] * 3
+    for straight, swapped in zip(known[::2], known[1::2], strict=True):
+        _, first, second = opened(straight.prompt[0].content)
+        assert opened(swapped.prompt[0].content)[1:] == [second, first]
+        assert first in [answer[0].content for answer in ranked.answers]
+    good, bad = questions(ranked, WORDING, form="points", reasoning=False)
+    assert (good.verdict, bad.verdict) == ("Yes", "No")
+
+
+def test_a_teacher_is_imitated_where_it_is_right() -> None:
+    (ranked,), _ = comparisons(GeneratedConfig(generate="arithmetic", count=1))
+    known = list(questions(ranked, WORDING, form="pairs", reasoning=True))
+    always_a, mute, down = (
+        teach(Says(lambda _, says=says: says), known, max_tokens=9)  # type: ignore[misc]
+        for says in ("Because.\nVerdict: A", "Because.", None)
+    )
+    assert [each.completion for each in always_a] == ["Because.\nVerdict: A", None]
+    assert [each.wrong for each in always_a] == [False, True]
+    assert all(each.completion is None and each.failure and not each.wrong for each in (*mute, *down))
+
+
+def test_the_reward_of_a_judge_in_training_is_agreement() -> None:
+    def grade(text: str) -> float | None:
+        task = Task(id="q", messages=said("q"), columns={"verdict": "A"})
+        answer = (Message(role="assistant", content=text),)
+        return right_verdict(
+            Attempt(task=task, messages=answer, completion_tokens=(), truncated=False, max_tokens=9), gold="verdict"
+        ).value
+
+    assert [grade(text) for text in ("Verdict: A", "Verdict: B", "A", "<think>Verdict: A</think>")] == [1, 0, 0, 0]
+    assert grade("<think>hm</think>So.\nVerdict: A") == 1
+
+
+def test_questions_serve_sft_and_rl(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(
+        f"""
+name: r
+model: {MODEL}
+stages:
+  ask: {{kind: questions, data: {{generate: arithmetic, count: 3, digits: 1}}, wording: {{sees: everything}}}}
+  sft: {{kind: sft, data: {{path: "@ask"}}, train: {{steps: 1, batch_size: 2}}}}
+  rl:
+    kind: rl
+    tasks: {{path: "@ask"}}
+    rewards: [{{kind: verdict}}]
+    algorithm: grpo
+    prompts_per_step: 1
+    rollouts_per_prompt: 2
+    sampling: {{max_tokens: 4}}
+    train: {{steps: 1}}
+"""
+    )
+    loaded = load_recipe(tmp_path / "r.yaml", [f"out={tmp_path / 'run'}"])
+    before = check_recipe(loaded)
+    assert [check.summary for check in before[1:]] == ["checked once @ask has made its rows"] * 2
+    run_recipe(loaded, quiet=True)
+    rows = tmp_path / "run" / "stages" / "01-ask" / "rows.jsonl"
+    prompts, _ = load_prompts(DataConfig(path=str(rows)))
+    assert [p.columns["verdict"] for p in prompts] == ["A", "B"] * 3
+    words = [read_verdict(row["completion"], ["A", "B"]) for row in map(json.loads, rows.read_text().splitlines())]
+    assert words == ["A", "B"] * 3
+    assert check_recipe(loaded)[1].summary.startswith("6 rows")
+
+
+# ---------------------------------------------------------------------------------------------------- recipes
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["stages.made.judge=null"], "give a judge or rewards, one of the two"),
+        (["stages.made.rewards=[{kind: verifier}]"], "give a judge or rewards, one of the two"),
+        (["stages.made.sampling.temperature=0"], "greedy answers to one task are all the same"),
+        (["stages.made.judge.read=probabilities"], "needs the model's own log-probabilities"),
+        (["stages.made.judge.scale=[5, 2]"], "the worst score first"),
+        (["stages.made.judge.clamp=[0.6, 0.9]"], "two numbers with 0.5 between them"),
+        (["stages.made.judge.by.deadline=1"], "did you mean 'deadline_s'"),
+        (["stages.made.judge.principles=none.txt"], "cannot be read"),
+    ],
+)
+def test_what_cannot_be_is_refused_when_the_recipe_is_loaded_or_checked(
+    words: list[str], expected: str, tmp_path: Path
+) -> None:
+    (tmp_path / "r.yaml").write_text(f"name: r\nmodel: {MODEL}\nstages:\n  made:{STAGES['compare']}")
+    with pytest.raises(ConfigError, match=expected):
+        check_recipe(load_recipe(tmp_path / "r.yaml", words))
