@@ -12,6 +12,9 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# No hub: read when its libraries are imported, so no fixture can say it.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 # One thread: on shared cores more are slower, and sums stay in one order. `set_num_interop_threads` may only be
 # called once in a process, so neither is a fixture.
 torch.set_num_threads(1)

@@ -73,7 +73,6 @@ FILES: dict[str, str | bytes] = {
 @pytest.fixture(autouse=True)
 def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for name, content in FILES.items():
         Path(name).write_bytes(content.encode() if isinstance(content, str) else content)
 
