@@ -208,7 +208,10 @@ def test_a_mistake_in_the_file_is_one_line_with_its_place(write, old: str, new: 
         (["name.x=1"], "command line: name.x: name is 'small', which has no keys"),
         (["threads=fast"], "command line: threads: must be a whole number or 'auto', got 'fast'"),
         (["stages.rl.sampling.temperature=0"], "command line: stages.rl.sampling.temperature must be above 0 for RL"),
-        (["train.optimizer=muno"], "command line: train.optimizer: must be 'adamw', 'adamw8bit' or 'muon', got 'muno'; did you"),
+        (
+            ["train.optimizer=muno"],
+            "command line: train.optimizer: must be 'adamw', 'adamw8bit' or 'muon', got 'muno'; did you",
+        ),
         (["fast"], "command line: 'fast' is not KEY=VALUE; write for example train.lr=2e-5"),
         (["--fast"], "command line: --fast: no such option, and no value for a key of that name"),
         (["train..lr=1"], "command line: 'train..lr=1': a key is names with dots between, such as train.lr"),
