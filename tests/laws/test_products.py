@@ -54,3 +54,19 @@ def test_small_products_and_slower_libraries_stay_with_torch(monkeypatch: pytest
     monkeypatch.setattr(products, "onednn_pays", lambda: False)
     products.linear(x, weight)
     assert len(called) == 1
+
+
+def test_an_adopted_model_is_the_same_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "LEAST", 0)
+    model = torch.nn.Sequential(torch.nn.Linear(16, 24), torch.nn.Tanh(), torch.nn.Linear(24, 4, bias=False))
+    x = torch.randn(9, 16)
+    found = []
+    for pays in (False, True):
+        monkeypatch.setattr(products, "onednn_pays", lambda pays=pays: pays)
+        products.adopt(model)
+        out = model(x)
+        assert ("_Linear" in type(out.grad_fn).__name__) is pays
+        found.append((out.detach(), *torch.autograd.grad(out.square().sum(), tuple(model.parameters()))))
+    for left, right in zip(*found, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5)
+    assert [name for name, _ in model.named_parameters()] == ["0.weight", "0.bias", "2.weight"]

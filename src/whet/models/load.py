@@ -22,6 +22,7 @@ from whet.models.create import byte_tokenizer, create_model
 from whet.models.heads import SCORE, add_score, is_scalar, load_scalar, scalar_from_causal
 from whet.models.language import LanguageModel
 from whet.models.machine import pick_compute, pick_device
+from whet.models.products import adopt
 from whet.models.quantize import is_quantised, keep_layout, nf4_options
 
 ATTENTION = "whet"
@@ -212,6 +213,8 @@ def _language_model(
         module = keep_layout(module) if is_quantised(module) else module.to(device)
         _check_forward(module, config.path)
     module.config._attn_implementation = ATTENTION
+    if device.type == "cpu":
+        adopt(module)
     with warnings.catch_warnings():
         # transformers renames these calls; peft and the oldest version that we support have the old names.
         warnings.filterwarnings("ignore", category=FutureWarning, message=".*gradient_checkpointing.*")
