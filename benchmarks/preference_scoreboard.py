@@ -1,12 +1,13 @@
 """Trains every preference preset on comparisons of known worth, and writes down what each learned.
 
-    python -m benchmarks.preference_scoreboard --out runs/preferences                everything: half an hour on one core
-    python -m benchmarks.preference_scoreboard --out runs/preferences --minutes 8    as much as fits; the next goes on
+    python -m benchmarks.preference_scoreboard --out runs/preferences               everything: half an hour on one core
+    python -m benchmarks.preference_scoreboard --out runs/preferences --minutes 8   as much as fits; the next goes on
     python -m benchmarks.preference_scoreboard --out runs/preferences --seeds 1 --presets dpo simpo
-    python -m benchmarks.preference_scoreboard --out runs/preferences --only-report  the page again, from the results
+    python -m benchmarks.preference_scoreboard --out runs/preferences --only-report the page again, from the results
 
-All start from one SFT model (that of `recipes/dpo.yaml`), with that recipe's optimizer, rate and batch; nothing is tuned
-for any of them. Every (preset, seed) is one line of `results.jsonl` in the folder, so an interrupted scoreboard goes on.
+All start from one SFT model (that of `recipes/dpo.yaml`), with that recipe's optimizer, rate and batch; nothing is
+tuned for any of them. Every (preset, seed) is one line of `results.jsonl` in the folder, so an interrupted scoreboard
+goes on.
 """
 
 from __future__ import annotations
@@ -45,15 +46,15 @@ INTRODUCTION = """\
 # Preference scoreboard
 
 Every preset of `kind: preference` on comparisons whose truth is known: sums, of whose answers each is worth (2 if it is
-right + 1 if it shows its work) / 3. All start from one SFT model, whose answers are worth {before:.3f}, and see {pairs:,}
-pairs once (KTO: as many single answers as those have) with the same optimizer, rate ({lr:g}) and batch ({batch}); none of
-them is tuned. Seeds of each: {seeds}. Written by `python -m benchmarks.preference_scoreboard`.
+right + 1 if it shows its work) / 3. All start from one SFT model, whose answers are worth {before:.3f}, and see
+{pairs:,} pairs once (KTO: as many single answers as those have) with the same optimizer, rate ({lr:g}) and batch
+({batch}); none of them is tuned. Seeds of each: {seeds}. Written by `python -m benchmarks.preference_scoreboard`.
 
 On {problems} held-out problems x {samples} samples: *win rate* is how often an answer is worth more than one of the SFT
-model to the same problem, ties counting half, with Student's t over the seeds; *worth* their mean. *Pairs* is the share
-of held-out comparisons in the right order by implicit reward, and *margin* the implicit reward's difference (in units of
-each loss, so it compares seeds and not losses). *KL* is that from the SFT model, in nats for an answer sampled by the
-policy; *length* the change of the mean answer, in tokens.
+model to the same problem, ties counting half, with Student's t over the seeds; *worth* their mean. *Pairs* is the
+share of held-out comparisons in the right order by implicit reward, and *margin* the implicit reward's difference (in
+units of each loss, so it compares seeds and not losses). *KL* is that from the SFT model, in nats for an answer sampled
+by the policy; *length* the change of the mean answer, in tokens.
 
 It is one easy task, one model of 0.4 M parameters and one rate, at which some losses have hardly begun and others have
 gone far (see KL). It says what they do here as they are, not which is better.

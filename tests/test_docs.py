@@ -37,6 +37,11 @@ ENOUGH: dict[str, dict[str, Any]] = {
     "sft": {"data": {"generate": "arithmetic"}},
     "reward_model": {},
     "preference": {"data": {"generate": "arithmetic"}},
+    "online_preference": {
+        "tasks": {"generate": "arithmetic"},
+        "rewards": [{"kind": "verifier"}],
+        "train": {"steps": 1},
+    },
     "rl": {"tasks": {"generate": "arithmetic"}, "rewards": [{"kind": "verifier"}], "train": {"steps": 1}},
     "eval": {"tasks": {"generate": "arithmetic"}, "rewards": [{"kind": "verifier"}]},
 }
@@ -104,7 +109,7 @@ def test_recipes_load(block: Block, tmp_path: Path) -> None:
     if block.words:
         (kind,) = block.words
         stage = {"kind": kind, **ENOUGH[kind], **yaml.safe_load(text)}
-        if kind == "rl":
+        if "steps" in ENOUGH[kind].get("train", {}):
             stage["train"] = {**ENOUGH[kind]["train"], **stage["train"]}
         text = yaml.safe_dump({"name": "page", "model": "whet:tiny", "stages": {kind: stage}})
     (tmp_path / "recipe.yaml").write_text(text)
@@ -254,6 +259,14 @@ stages:
     data: {generate: arithmetic, count: 8}
     loss: kto
     train: {steps: 1, batch_size: 4}
+  online:
+    kind: online_preference
+    tasks: {generate: arithmetic}
+    rewards: [{kind: verifier}, {kind: overlong, cache_tokens: 4}]
+    prompts_per_step: 4
+    rollouts_per_prompt: 4
+    sampling: {max_tokens: 8}
+    train: {steps: 1}
   rl:
     kind: rl
     tasks: {generate: arithmetic}

@@ -147,12 +147,18 @@ def test_gsm8k_grpo_on_a_local_file(tmp_path: Path) -> None:
     assert "<think>" in rollout.messages[0].content
 
 
-@pytest.mark.parametrize("recipe", ["countdown_dapo", "demo_base", "dpo"])
+@pytest.mark.parametrize("recipe", ["countdown_dapo", "demo_base", "dpo", "online_dpo"])
 def test_generated_rows_need_no_file(recipe: str, tmp_path: Path) -> None:
     stages = load_recipe(ROOT / "recipes" / f"{recipe}.yaml").recipe.stages
     small = {
         "sft": ["data.count=8", "train.batch_size=4", "train.steps=2", "train.warmup=0"],
         "preference": ["data.count=8", "eval_data.count=4", "train.batch_size=4", "train.steps=2"],
+        "online_preference": [
+            "prompts_per_step=2",
+            "rollouts_per_prompt=2",
+            "sampling.max_tokens=24",
+            "train.steps=1",
+        ],
         "rl": ["prompts_per_step=2", "rollouts_per_prompt=2", "sampling.max_tokens=24", "train.steps=1"],
         "eval": ["tasks.count=2", "samples=1", "sampling.max_tokens=8"],
     }

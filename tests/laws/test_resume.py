@@ -85,6 +85,16 @@ stages:
     data: {{generate: arithmetic, count: 12, digits: 1}}
     loss: kto
     train: {{lr: 0.01, batch_size: 4, steps: 4}}
+  online:
+    kind: online_preference
+    tasks: {{generate: arithmetic, count: 24, digits: 1}}
+    rewards: [{{kind: verifier}}, {{kind: overlong, cache_tokens: 10}}]
+    prompts_per_step: 4
+    rollouts_per_prompt: 4
+    minibatches: 2
+    renew_every: 2
+    sampling: {{max_tokens: 12, max_running: 10}}
+    train: {{lr: 0.003, steps: 5}}
 """,
     "critic": f"""
 name: critic

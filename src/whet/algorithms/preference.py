@@ -45,7 +45,7 @@ def preference(
     weigh = partial(weigh_preferences, loss=loss, trainer=trainer)
     for step in supervised(trainer, examples, weigh, objective_of(loss), train, seed=seed, start=start):
         if step.index == 1:
-            _check_start(step, max_gap)
+            check_start(step.metrics, max_gap)
         yield step
 
 
@@ -69,9 +69,9 @@ def weigh_preferences(batch: Sequence[Atom], *, loss: LossConfig, trainer: Train
     return [add_constant(atom, "weight", 1 / (len(atoms) * count)) for atom, count in zip(atoms, pairs, strict=True)]
 
 
-def _check_start(step: Step, max_gap: float) -> None:
+def check_start(metrics: Mapping[str, float], max_gap: float) -> None:
     """Refuse a policy that is not its own reference before the first update: the loss would not begin where it must."""
-    gap = step.metrics.get("reference/gap", 0.0)
+    gap = metrics["reference/gap"] if "reference/gap" in metrics else 0.0
     if gap > max_gap:
         raise TrainingError(
             f"before the first update the policy is {gap:.2g} nats per token away from its reference (at most "

@@ -4,6 +4,7 @@ from whet.config.curriculum import CurriculumConfig
 from whet.config.data import DataConfig, GeneratedConfig, Source
 from whet.config.feedback import CompareStage, QuestionsStage, ReviseStage
 from whet.config.model import CreateConfig, ModelConfig
+from whet.config.online_preference import OnlinePreferenceStage
 from whet.config.policy import PolicyConfig
 from whet.config.preference import LossConfig, PreferenceStage
 from whet.config.presets import PRESETS
@@ -23,6 +24,7 @@ __all__ = [
     "LoraConfig",
     "LossConfig",
     "ModelConfig",
+    "OnlinePreferenceStage",
     "PolicyConfig",
     "PreferenceStage",
     "QuestionsStage",

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from whet.config.data import DataConfig, GeneratedConfig
 from whet.config.feedback import CompareStage, QuestionsStage, ReviseStage
+from whet.config.online_preference import OnlinePreferenceStage
 from whet.config.preference import PreferenceStage
 from whet.config.recipe import Recipe, RLStage, SFTStage, Stage
 from whet.config.reward_model import RewardModelStage
@@ -83,6 +84,16 @@ def _budget(name: str, stage: Stage) -> Budget:
             prompts=train.batch_size,
             sequences=times(train.batch_size, _answers(stage)),
             tokens_each=train.max_length,
+        )
+    if isinstance(stage, OnlinePreferenceStage):
+        return Budget(
+            stage=name,
+            kind=stage.kind,
+            steps=stage.train.steps,
+            optimizer_steps=times(stage.train.steps, stage.minibatches),
+            prompts=stage.prompts_per_step,
+            sequences=stage.prompts_per_step * stage.rollouts_per_prompt,
+            tokens_each=stage.sampling.max_tokens,
         )
     if isinstance(stage, RLStage):
         dynamic = stage.algorithm.dynamic_sampling

@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ValidationError
 
 from whet.config.node import COMMAND_LINE, Key, KeyPath, Node, dotted, parse
+from whet.config.online_preference import OnlinePreferenceStage
 from whet.config.preference import PREFERENCE_PRESETS, PreferenceStage
 from whet.config.presets import PRESETS
 from whet.config.problems import explain, nearest
@@ -287,7 +288,7 @@ def _presets(stage: Stage) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """(section, name, values) of the presets that a stage names."""
     if isinstance(stage, RLStage) and stage.algorithm.preset is not None:
         yield "algorithm", stage.algorithm.preset, PRESETS[stage.algorithm.preset]
-    if isinstance(stage, PreferenceStage) and stage.loss.preset is not None:
+    if isinstance(stage, PreferenceStage | OnlinePreferenceStage) and stage.loss.preset is not None:
         yield "loss", stage.loss.preset, PREFERENCE_PRESETS[stage.loss.preset]
 
 

@@ -18,6 +18,7 @@ from whet.config.data import Source
 from whet.config.feedback import CompareStage, QuestionsStage, ReviseStage
 from whet.config.health import HealthConfig
 from whet.config.model import ModelConfig
+from whet.config.online_preference import OnlinePreferenceStage
 from whet.config.policy import PolicyConfig
 from whet.config.preference import PreferenceStage
 from whet.config.references import references
@@ -115,7 +116,15 @@ class EvalStage(StageBase):
 
 
 Stage = Annotated[
-    SFTStage | PreferenceStage | RewardModelStage | RLStage | EvalStage | CompareStage | ReviseStage | QuestionsStage,
+    SFTStage
+    | PreferenceStage
+    | OnlinePreferenceStage
+    | RewardModelStage
+    | RLStage
+    | EvalStage
+    | CompareStage
+    | ReviseStage
+    | QuestionsStage,
     Field(discriminator="kind"),
 ]
 

@@ -21,6 +21,7 @@ from whet.config import (
     CompareStage,
     EvalStage,
     ModelConfig,
+    OnlinePreferenceStage,
     QuestionsStage,
     ReviseStage,
     RewardModelStage,
@@ -142,6 +143,9 @@ def _footprint(run: Run, name: str, stage: Stage) -> Footprint:
         return footprint(name, model, None, SamplingConfig(max_tokens=stage.max_tokens, max_running=stage.chunk))
     if isinstance(stage, EvalStage | CompareStage):
         return footprint(name, model, None, stage.sampling, scorers=_scorers(run, stage))
+    if isinstance(stage, OnlinePreferenceStage):
+        reference = stage.loss.needs_reference
+        return footprint(name, model, stage.train, stage.sampling, reference=reference, scorers=_scorers(run, stage))
     if isinstance(stage, RLStage):
         reference, critic = stage.algorithm.kl.place != "none", stage.algorithm.critic
         scorers = _scorers(run, stage)
@@ -241,7 +245,7 @@ def _critic(policy: Role, model: ModelConfig, train: TrainConfig, config: Critic
     return replace(_scalar("critic", own, train, batch), note=note)
 
 
-def _scorers(run: Run, stage: RLStage | EvalStage | CompareStage) -> list[ModelConfig]:
+def _scorers(run: Run, stage: RLStage | OnlinePreferenceStage | EvalStage | CompareStage) -> list[ModelConfig]:
     """The reward models of a stage; one that an earlier stage will make has the shapes of what that starts from."""
     found: list[ModelConfig] = []
     for reward in stage.rewards:

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from whet.algorithms.critic import Critic
 from whet.algorithms.policy import Setting, first_state, policy_gradient
 from whet.algorithms.ptx import PretrainingMix
-from whet.config import CompareStage, CurriculumConfig, EvalStage, ModelConfig, RLStage, SamplingConfig
+from whet.config import (
+    CompareStage,
+    CurriculumConfig,
+    EvalStage,
+    ModelConfig,
+    OnlinePreferenceStage,
+    RLStage,
+    SamplingConfig,
+)
 from whet.data.faults import Dropped
 from whet.envs.base import Rubric, Task
 from whet.envs.rubric import WeightedRubric
@@ -126,7 +134,10 @@ class Playable:
 
 
 def playable(
-    config: RLStage | EvalStage | CompareStage, model: ModelConfig, world: World, grading: WeightedRubric
+    config: RLStage | OnlinePreferenceStage | EvalStage | CompareStage,
+    model: ModelConfig,
+    world: World,
+    grading: WeightedRubric,
 ) -> Playable:
     """The stage's tasks, checked against its rewards and the model's template; no weights are loaded for it."""
     listed, unread = tasks(config.tasks)

@@ -28,6 +28,7 @@ from whet.errors import RunError
 from whet.files import is_sealed, read_json, seal, write_json, writing
 from whet.pipeline.compare_stage import run_compare
 from whet.pipeline.eval_stage import run_eval
+from whet.pipeline.online_preference_stage import run_online_preference
 from whet.pipeline.preference_stage import run_preference
 from whet.pipeline.questions_stage import run_questions
 from whet.pipeline.revise_stage import run_revise
@@ -44,6 +45,7 @@ RUNNERS: dict[str, Callable[[Context], object]] = {
     "sft": run_sft,
     "reward_model": run_reward_model,
     "preference": run_preference,
+    "online_preference": run_online_preference,
     "rl": run_rl,
     "eval": run_eval,
     "compare": run_compare,

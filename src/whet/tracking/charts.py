@@ -37,7 +37,7 @@ class Chart:
     stacked: bool = False
     band: tuple[str, str] | None = None
     """Metrics of the lower and upper edge of a shaded range."""
-    kinds: tuple[str, ...] = ("sft", "preference", "reward_model", "rl")
+    kinds: tuple[str, ...] = ("sft", "preference", "online_preference", "reward_model", "rl")
     """Kinds of stage in which it means something."""
 
 
@@ -103,7 +103,7 @@ CATALOGUE: Mapping[str, tuple[Chart, ...]] = {
             caption="Mean over pairs or judged answers. DPO begins at log 2 = 0.693.",
             axis=_amount("loss", floor=None),
             curves=(Curve(metric="loss", label="training"), Curve(metric="eval_loss", label="held out", tone="orange")),
-            kinds=("preference",),
+            kinds=("preference", "online_preference"),
         ),
         Chart(
             title="Implicit rewards",
@@ -115,7 +115,7 @@ CATALOGUE: Mapping[str, tuple[Chart, ...]] = {
                 Curve(metric="rewards/margins", label="margin"),
                 Curve(metric="eval_rewards/margins", label="margin, held out", tone="orange"),
             ),
-            kinds=("preference",),
+            kinds=("preference", "online_preference"),
         ),
         Chart(
             title="Pairs in the right order",
@@ -125,7 +125,7 @@ CATALOGUE: Mapping[str, tuple[Chart, ...]] = {
                 Curve(metric="rewards/accuracies", label="training", tone="green"),
                 Curve(metric="eval_rewards/accuracies", label="held out", tone="orange"),
             ),
-            kinds=("preference",),
+            kinds=("preference", "online_preference"),
         ),
         Chart(
             title="Log-probability of answers",
@@ -135,7 +135,7 @@ CATALOGUE: Mapping[str, tuple[Chart, ...]] = {
                 Curve(metric="logps/chosen", label="better", tone="green"),
                 Curve(metric="logps/rejected", label="worse", tone="red"),
             ),
-            kinds=("preference",),
+            kinds=("preference", "online_preference"),
         ),
         Chart(
             title="Reward",

@@ -153,6 +153,7 @@ def _change(stage: StageView) -> str:
         ("rewards/accuracies", "the share of pairs in the right order", percent),
         ("loss", "the loss", number),
     )
+    shown["online_preference"] = (("reward", "the reward", number),)
     shown["rl"] = (("solved", "the solved share of training tasks", percent), ("reward", "the reward", number))
     for metric, name, show in shown.get(stage.kind, ()):
         curve = points(stage.lines, metric)

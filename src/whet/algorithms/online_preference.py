@@ -1,0 +1,160 @@
+"""Online preference optimisation: sample, rank by reward, prefer, and again - on the feed that RL has.
+
+Of the answers to a prompt the best and the worst are a pair; where all have the same reward there is none, and where an
+answer could not be scored it is in none. Both are counted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from whet.algorithms.measure import measure_groups, measure_taken
+from whet.algorithms.preference import check_start, objective_of, weigh_preferences
+from whet.config import LossConfig, TrainConfig
+from whet.errors import TrainingError
+from whet.records import Atom, Episode, Group, Metric, Step, TokenRow, add_metrics
+from whet.rollouts.assemble import to_rows
+from whet.rollouts.feed import Feed
+from whet.training.base import Trainer
+from whet.training.optim import learning_rate
+
+BARREN = 20
+"""Steps in a row without a single pair, after which it gives up."""
+NOT_FINITE = 3
+"""Updates in a row that may be thrown away."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnlineSetting:
+    """The constants of a run of `online_preference`."""
+
+    loss: LossConfig
+    train: TrainConfig
+    steps: int
+    prompts_per_step: int
+    all_pairs: bool
+    minibatches: int
+    renew_every: int | None
+    max_gap: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """What a run carries from step to step besides weights and the feed."""
+
+    updates: float = 0.0
+    barren: float = 0.0
+    """Steps in a row without a pair."""
+    thrown_away: float = 0.0
+    """Updates in a row whose gradient was not finite."""
+
+    @property
+    def saved(self) -> dict[str, float]:
+        """As numbers for a step's state."""
+        return {"updates": self.updates, "barren": self.barren, "thrown_away": self.thrown_away}
+
+
+def online_preference(
+    trainer: Trainer, feed: Feed, setting: OnlineSetting, *, start: int = 0, state: Mapping[str, float] | None = None
+) -> Iterator[Step]:
+    """One `Step` for each batch of answers, from step `start` on; `feed` must stand where that step left it.
+
+    `state` is what the `Step` before `start` carried. Raises `TrainingError` where nothing can be preferred, or the
+    gradient is not finite, again and again.
+    """
+    counts = Counts(**{name: state[name] for name in Counts().saved}) if state else Counts()
+    feed.publish(start)
+    for step in range(start, setting.steps):
+        taken = feed.take(setting.prompts_per_step, step=step)
+        began = time.monotonic()
+        found = [ranked(group, all_pairs=setting.all_pairs) for group in taken.groups]
+        atoms = with_reference([atom for atom in found if atom is not None], trainer, setting.loss)
+        rate = learning_rate(step + 1, setting.steps, setting.train)
+        metrics, counts = _update(trainer, atoms, setting, counts, rate=rate)
+        if setting.renew_every is not None and (step + 1) % setting.renew_every == 0:
+            trainer.renew_reference(0.0)
+        feed.publish(step + 1)
+        yield Step(
+            index=step + 1,
+            groups=taken.played,
+            metrics={
+                **measure_groups(taken.played),
+                **measure_taken(taken, time.monotonic() - began),
+                **metrics,
+                "pairs/prompts": float(len(atoms)),
+                "pairs/tied": float(sum(len(g.scored) >= 2 for g in taken.groups) - len(atoms)),
+                "pairs/unscored": float(sum(len(g.scored) < 2 for g in taken.groups)),
+                "lr": setting.train.lr * rate,
+            },
+            state={**feed.state, **counts.saved},
+        )
+
+
+def first_state(feed: Feed) -> dict[str, float]:
+    """What a `Step` before the first one would have carried, of a feed from which nothing was taken."""
+    return {**feed.state, **Counts().saved}
+
+
+def ranked(group: Group, *, all_pairs: bool) -> Atom | None:
+    """The group's best and worst answer (or one of each reward, the best first) as an atom; None where none differ."""
+    by_reward: dict[float, Episode] = {}
+    for episode in group.scored:
+        assert episode.score.value is not None, "scored"
+        by_reward.setdefault(episode.score.value, episode)
+    order = sorted(by_reward, reverse=True)
+    rows = [_row(by_reward[reward]) for reward in (order if all_pairs else [*order[:1], *order[1:][-1:]])]
+    return Atom(rows=tuple(rows)) if len(rows) > 1 else None
+
+
+def with_reference(atoms: Sequence[Atom], trainer: Trainer, loss: LossConfig) -> list[Atom]:
+    """Add `ref_logp`, where the loss has a reference."""
+    if not loss.needs_reference:
+        return list(atoms)
+    rows = [row for atom in atoms for row in atom.rows]
+    logps = iter(trainer.logprobs(rows, temperature=1.0, reference=True))
+    return [Atom(rows=tuple(row.with_columns(ref_logp=next(logps)) for row in atom.rows)) for atom in atoms]
+
+
+def _row(episode: Episode) -> TokenRow:
+    """The episode's answer; what the sampler said of it is left behind, since these losses are of no sampler."""
+    (row,) = to_rows(episode)
+    return replace(row, columns={})
+
+
+def _update(
+    trainer: Trainer, atoms: Sequence[Atom], setting: OnlineSetting, counts: Counts, *, rate: float
+) -> tuple[dict[str, float], Counts]:
+    """The optimizer steps that follow one batch of answers, each on its share of the prompts."""
+    tallies: dict[str, Metric] = {}
+    norms, skipped = [], 0
+    size = -(-len(atoms) // setting.minibatches)
+    for first in range(0, len(atoms), max(1, size)):
+        batch = weigh_preferences(atoms[first : first + size], loss=setting.loss, trainer=trainer)
+        found = trainer.forward_backward(batch, objective_of(setting.loss))
+        if not counts.updates:
+            check_start({name: metric.mean for name, metric in found.items()}, setting.max_gap)
+        tallies = add_metrics(tallies, found)
+        result = trainer.optim_step(setting.train.lr * rate, muon_lr=setting.train.muon_lr * rate)
+        norms.append(result.grad_norm)
+        skipped += not result.applied
+        thrown_away = 0.0 if result.applied else counts.thrown_away + 1
+        counts = replace(counts, updates=counts.updates + 1, thrown_away=thrown_away)
+        if thrown_away >= NOT_FINITE:
+            raise TrainingError(f"the gradient was not finite in {NOT_FINITE} updates in a row; lower train.lr")
+    counts = replace(counts, barren=0.0 if norms else counts.barren + 1)
+    if counts.barren >= BARREN:
+        raise TrainingError(
+            f"no prompt had two answers of different reward in {BARREN} steps; choose easier or harder tasks, a finer "
+            "reward, more rollouts_per_prompt, or a higher sampling.temperature"
+        )
+    measured = {name: metric.mean for name, metric in tallies.items() if name != "oom_retries"}
+    retries = tallies["oom_retries"].total if "oom_retries" in tallies else 0.0
+    return {
+        **measured,
+        "grad_norm": max(norms, default=0.0),
+        "optimizer_steps": float(len(norms) - skipped),
+        "skipped": float(skipped),
+        "oom_retries": retries,
+    }, counts

@@ -1,0 +1,56 @@
+"""The online preference stage: tasks, rewards, a feed, and a preference loss on what they rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from whet.algorithms.online_preference import OnlineSetting, first_state, online_preference
+from whet.config import OnlinePreferenceStage
+from whet.pipeline.loop import drive
+from whet.pipeline.rl_stage import playable, player
+from whet.pipeline.sources import rubric
+from whet.pipeline.stage import Context
+from whet.records import Step
+from whet.rollouts.feed import Feed
+from whet.tracking.log import RunLog
+
+
+def run_online_preference(context: Context) -> None:
+    """Sample, score, rank, prefer and step until the steps are done."""
+    config = context.config
+    assert isinstance(config, OnlinePreferenceStage) and config.train.steps is not None
+    grading = rubric(config.tasks, config.rewards, context.world)
+    try:
+        problems = playable(config, context.model, context.world, grading)
+        context.console.say(f"{context.name}: {problems.describe()}")
+        policy = context.world.policy(
+            context.model, config.train, config.sampling, reference=config.loss.needs_reference
+        )
+        context.console.say(f"{context.name}: {policy.about}")
+        feed = Feed(
+            player=player(policy, grading, config.sampling),
+            tasks=problems.tasks,
+            samples=config.rollouts_per_prompt,
+            seed=context.seed,
+            hand_over=policy.hand_over,
+        )
+        setting = OnlineSetting(
+            loss=config.loss,
+            train=config.train,
+            steps=config.train.steps,
+            prompts_per_step=config.prompts_per_step,
+            all_pairs=config.pairs == "all",
+            minibatches=config.minibatches,
+            renew_every=config.renew_every,
+            max_gap=config.max_reference_gap,
+        )
+        first = first_state(feed)
+
+        def begin(start: int, state: Mapping[str, float]) -> Iterator[Step]:
+            feed.restore(state or first)
+            return online_preference(policy.trainer, feed, setting, start=start, state=state)
+
+        log = RunLog(context.folder, policy.template.decode)
+        drive(context, policy.trainer, log, begin, steps=setting.steps)
+    finally:
+        grading.close()
