@@ -23,7 +23,7 @@ def products_cpu_s(model: LanguageModel, tokens: int, trained: int) -> float:
 
     The head sees the `trained` tokens only; at most 16384 rows of it are measured at once to bound memory.
     """
-    head = model.module.get_output_embeddings()
+    head = model.module.get_output_embeddings() or model.module.score
     linears = [m for m in model.module.modules() if isinstance(m, torch.nn.Linear) and m is not head]
     shapes = Counter((tokens, *m.weight.shape) for m in linears)
     rows = max(1, min(trained, 2**25 // head.weight.shape[0]))
@@ -33,7 +33,7 @@ def products_cpu_s(model: LanguageModel, tokens: int, trained: int) -> float:
 
 def products_flops(model: LanguageModel, tokens: int, trained: int) -> float:
     """Floating-point operations of the same products."""
-    head = model.module.get_output_embeddings()
+    head = model.module.get_output_embeddings() or model.module.score
     linears = [m for m in model.module.modules() if isinstance(m, torch.nn.Linear) and m is not head]
     return 6.0 * (tokens * sum(m.weight.numel() for m in linears) + trained * head.weight.numel())
 

@@ -14,13 +14,14 @@ from benchmarks.limits import copy_bytes_per_s, decode_bytes, products_cpu_s, pr
 from benchmarks.session import Session
 from benchmarks.work import WORKS, Work
 from whet.algorithms.policy import Setting, policy_gradient
+from whet.algorithms.reward_model import comparison, objective_of, weighed
 from whet.algorithms.sft import Imitate, weigh
-from whet.config import ModelConfig, PolicyConfig, TrainConfig
-from whet.data.base import Conversation, Origin
+from whet.config import ModelConfig, PolicyConfig, RewardModelStage, TrainConfig
+from whet.data.base import Comparison, Conversation, Origin
 from whet.envs.base import Attempt, Task
 from whet.envs.single_turn import SingleTurn
 from whet.models.language import LanguageModel
-from whet.models.load import load_model
+from whet.models.load import load_model, load_scalar_model
 from whet.records import Atom, Completion, Message, Metric, Score, TokenRow
 from whet.rollouts.feed import Feed
 from whet.rollouts.play import Player
@@ -28,6 +29,7 @@ from whet.sampling.base import Request, SamplingParams
 from whet.sampling.embedded import EmbeddedSampler
 from whet.templates.jinja import JinjaTemplate
 from whet.training.base import Objective, OptimResult
+from whet.training.compare import tokenise_comparisons
 from whet.training.engine import LocalTrainer
 from whet.training.gate import tokenise
 
@@ -109,6 +111,37 @@ def sft(work: Work, model: LanguageModel, session: Session) -> dict[str, float]:
     return _products(model, sum(len(row.tokens) for row in rows), sum(row.trained_count for row in rows))
 
 
+def reward(work: Work, model: LanguageModel, session: Session) -> dict[str, float]:
+    """Forward, backward, step over pairs: each is one example, whose prompt is computed once."""
+    template, trainer = JinjaTemplate(model.tokenizer), TimedTrainer(model, TRAIN)
+    config = RewardModelStage.model_validate({"kind": "reward_model", "data": {"generate": "arithmetic"}})
+    batches = [_pairs(work, step, template) for step in range(work.steps + 1)]
+    for pairs in batches:
+        if not session.wait():
+            break
+        trainer.forward_backward(weighed(pairs, config=config), objective_of(config))
+        trainer.optim_step(TRAIN.lr)
+        read = sum(len(row.tokens) for atom in pairs for row in atom.rows)
+        session.done(tokens=read, train_cpu_s=trainer.take_cpu_s())
+    session.worked()
+    return _products(model, sum(atom.cost for atom in pairs), 2 * len(pairs))
+
+
+def _pairs(work: Work, step: int, template: JinjaTemplate) -> list[Atom]:
+    """A step's comparisons, tokenized."""
+    answers = iter(work.answers(step))
+    listed = [
+        Comparison(
+            origin=Origin(source="benchmark", line=line),
+            prompt=(Message(role="user", content=question),),
+            answers=tuple((Message(role="assistant", content=next(answers)),) for _ in range(work.group)),
+        )
+        for line, question in enumerate(work.questions(step), start=1)
+    ]
+    compared, _, _ = tokenise_comparisons(listed, template, max_length=4096, on_bad_row="error")
+    return [comparison(each) for each in compared]
+
+
 def grpo(work: Work, model: LanguageModel, session: Session) -> dict[str, float]:
     """Sample, score, forward, backward, step, as a recipe runs it."""
     template, trainer = JinjaTemplate(model.tokenizer), TimedTrainer(model, TRAIN)
@@ -188,9 +221,10 @@ def main(name: str, folder: str, threads: int) -> None:
     session, work = Session(), WORKS[name]
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    model = load_model(ModelConfig(path=folder, device="cpu", dtype="float32"))
+    load = load_scalar_model if work.kind == "reward" else load_model
+    model = load(ModelConfig(path=folder, device="cpu", dtype="float32"))
     session.ready(parameters=sum(p.numel() for p in model.module.parameters()))
-    limits = {"sft": sft, "grpo": grpo, "decode": decode}[work.kind](work, model, session)
+    limits = {"sft": sft, "reward": reward, "grpo": grpo, "decode": decode}[work.kind](work, model, session)
     session.finish(**limits)
 
 

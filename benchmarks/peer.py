@@ -12,7 +12,13 @@ os.environ.update(HF_HUB_OFFLINE="1", TRL_EXPERIMENTAL_SILENCE="1", HF_DATASETS_
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, ContinuousBatchingConfig, GenerationConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    ContinuousBatchingConfig,
+    GenerationConfig,
+)
 
 from benchmarks.session import Session
 from benchmarks.work import WORKS, Work
@@ -41,11 +47,15 @@ def trl(work: Work, folder: str, session: Session, *, continuous: bool = False) 
     from datasets import Dataset
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    kind, named = (AutoModelForCausalLM, {})
+    if work.kind == "reward":
+        kind, named = (AutoModelForSequenceClassification, {"num_labels": 1})
+    model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa", **named)
     usual = {
         "output_dir": "runs/bench-trl", "max_steps": work.steps + 1, "learning_rate": 1e-6,
         "lr_scheduler_type": "constant",
-        "weight_decay": 0.0, "max_grad_norm": 1.0, "per_device_train_batch_size": work.rows * work.group,
+        "weight_decay": 0.0, "max_grad_norm": 1.0,
+        "per_device_train_batch_size": work.rows * (work.group if work.kind == "grpo" else 1),
         "gradient_accumulation_steps": 1, "gradient_checkpointing": False, "bf16": False, "use_cpu": True,
         "logging_strategy": "no", "save_strategy": "no", "report_to": "none", "disable_tqdm": True,
         "train_sampling_strategy": "sequential",
@@ -58,6 +68,17 @@ def trl(work: Work, folder: str, session: Session, *, continuous: bool = False) 
         trainer = library.SFTTrainer(
             model,
             library.SFTConfig(**usual, max_length=4096),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+        )
+    elif work.kind == "reward":
+        said = iter([a for step in range(work.steps + 2) for a in work.answers(step)])
+        rows = [
+            {name: [*q, {"role": "assistant", "content": next(said)}] for name in ("chosen", "rejected")} for q in asked
+        ]
+        trainer = library.RewardTrainer(
+            model,
+            library.RewardConfig(**usual, max_length=4096),
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
         )
@@ -152,7 +173,7 @@ class _Output:
 
 
 def _count_tokens(trainer: Any, work: Work) -> list[int]:
-    """A list whose last entry is the tokens of the last step: all of a row for SFT, those of answers for GRPO."""
+    """A list whose last entry is the tokens of the last step: those of answers for GRPO, else all of a row."""
     seen = [0]
     compute: Callable[..., Any] = trainer.compute_loss
 

@@ -2,7 +2,8 @@
 
 Lengths are drawn once for a piece of work and shuffled for each step, so every step costs the same and medians mean
 something. `ragged` answers are drawn from an exponential distribution, from 4 tokens up to twice the nominal length
-(their mean is about 0.7 of it); ragged rows of SFT are uniform between half and one and a half times.
+(their mean is about 0.7 of it); ragged rows of SFT and answers that are compared are uniform between half and one and
+a half times.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import random
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["sft", "grpo", "decode"]
+Kind = Literal["sft", "reward", "grpo", "decode"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +24,7 @@ class Work:
     model: str
     peers: tuple[str, ...]
     rows: int
-    """SFT: rows of a step; GRPO: prompts; decoding: requests."""
+    """SFT: rows of a step; GRPO and reward models: prompts; decoding: requests."""
     answer: int
     ragged: bool
     group: int = 1
@@ -37,7 +38,7 @@ class Work:
         count = self.rows * self.group
         if not self.ragged:
             found = [self.answer] * count
-        elif self.kind == "sft":
+        elif self.kind in ("sft", "reward"):
             found = [draw.randint(self.answer // 2, self.answer * 3 // 2) for _ in range(count)]
         else:
             drawn = [draw.expovariate(1 / (0.75 * self.answer)) for _ in range(count)]
@@ -52,7 +53,7 @@ class Work:
                 for _ in range(self.rows)]  # fmt: skip
 
     def answers(self, step: int) -> list[str]:
-        """The text of each answer of an SFT row."""
+        """The text of each answer to be trained on, group after group."""
         draw = random.Random(f"{self.name}/answers/{step}")
         return [_fill("", draw, length, length) for length in self.lengths(step)]
 
@@ -79,6 +80,11 @@ def _grpo(name: str, **changes: object) -> Work:
     return Work(name=name, **{**usual, **changes})  # type: ignore[arg-type]
 
 
+def _reward(name: str, **changes: object) -> Work:
+    usual = {"kind": "reward", "model": "small", "peers": ("trl",), "rows": 8, "group": 2, "answer": 88, "ragged": True}
+    return Work(name=name, **{**usual, **changes})  # type: ignore[arg-type]
+
+
 def _decode(name: str, **changes: object) -> Work:
     usual = {
         "kind": "decode",
@@ -95,6 +101,8 @@ WORKS = {
     work.name: work
     for work in (
         Work(name="sft", kind="sft", model="small", peers=("trl",), rows=16, answer=88, ragged=True),
+        _reward("reward", prompt=(88, 88)),
+        _reward("reward-long-prompt", prompt=(352, 352)),
         _grpo("grpo"),
         _grpo("grpo-ragged", ragged=True, peers=("trl", "trl-cb")),
         _grpo("grpo-long-prompt", rows=4, group=16, prompt=(238, 238), steps=3),
