@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 
 from whet.config import CreateConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
 from whet.config.critic import CriticConfig
@@ -108,6 +109,20 @@ def test_a_gpus_micro_batches_fill_the_room_that_there_is() -> None:
         assert at(chosen).peak <= ROOM * available < at(chosen + 256).peak
     assert fitting_tokens(at(100, 10**9), at(200)) == FULL_TOKENS
     assert fitting_tokens(at(100, 10), at(200)) == 256
+
+
+def test_micro_batches_of_a_gpu_are_planned_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for room in ("whet.launch.memory", "whet.models.footprint"):
+        monkeypatch.setattr(f"{room}.pick_device", lambda wanted: torch.device("cuda"))
+    gpu = MODEL.model_copy(update={"dtype": "bfloat16"})
+    chosen = {}
+    for free in (2**28, 2**30):
+        monkeypatch.setattr("torch.cuda.mem_get_info", lambda free=free: (free, 2**34))
+        chosen[free] = settle(TrainConfig(), gpu, SamplingConfig(max_running=8), reference=True).microbatch_tokens
+        planned = footprint("", gpu, TrainConfig(microbatch_tokens=chosen[free]), None, reference=True)
+        assert planned.process == 0
+        assert 0.4 * free < planned.peak < 0.52 * free
+    assert chosen[2**30] > 4 * chosen[2**28]
 
 
 def test_a_number_stays_and_auto_on_a_cpu_is_what_stays_in_its_cache() -> None:

@@ -15,7 +15,8 @@ from whet.algorithms.policy import Setting, weigh
 from whet.algorithms.sft import Imitate
 from whet.config import PRESETS, PolicyConfig, TrainConfig
 from whet.formulas.reduce import REDUCTIONS
-from whet.models.attention import Call, Tree, TreeLayout
+from whet.models.attention import AGREEMENT, Call, Tree, TreeLayout, largest_gap
+from whet.models.flex import Labels
 from whet.models.pack import pack
 from whet.records import Atom, Episode, Outcome, Score, TokenRow
 from whet.training.base import Objective
@@ -141,6 +142,28 @@ def test_the_attention_backends_agree(kv_heads: int) -> None:
         torch.testing.assert_close(left, right, atol=1e-12, rtol=0)
 
 
+def test_flex_attention_sees_what_the_mask_says() -> None:
+    """Forward, on a CPU; on a GPU `pick_backend` compares the gradients too, before it is used."""
+    assert largest_gap("flex", torch.device("cpu"), backward=False) < 1e-5
+    layout = TreeLayout((Tree(300, (5, 260)), Tree(0, (3, 200))), torch.device("cpu"), "flex")
+    for window in (None, 40):
+        blocks = layout.block_mask(window)
+        mask_NN = blocks.to_dense()[0, 0]
+        needed = layout.mask_NN(window)
+        for q in range(mask_NN.shape[0]):
+            for k in range(mask_NN.shape[1]):
+                block = needed[q * 128 : (q + 1) * 128, k * 128 : (k + 1) * 128]
+                assert mask_NN[q, k] or not block.any()
+    assert layout.block_mask(None).sparsity() > 20  # percent of the blocks are never looked at
+
+
+def test_a_backend_that_differs_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert largest_gap("flash", torch.device("cpu")) < 1e-5
+    labels = TreeLayout.labels.func
+    monkeypatch.setattr(TreeLayout, "labels", property(lambda self: _all_prefix(labels(self), self.backend)))
+    assert largest_gap("flex", torch.device("cpu"), backward=False) > 10 * AGREEMENT
+
+
 def test_a_sliding_window_hides_what_is_far() -> None:
     layout = TreeLayout((Tree(3, (3, 2)),), torch.device("cpu"), "masked")
     expected = torch.tensor(
@@ -167,6 +190,11 @@ def test_gradient_checkpointing_changes_nothing() -> None:
     plain.model.module.gradient_checkpointing_enable({"use_reentrant": False})
     plain.forward_backward(atoms, OBJECTIVES["dapo"])
     assert largest_difference(gradients(plain), expected) < 1e-12
+
+
+def _all_prefix(labels: Labels, backend: str) -> Labels:
+    """Labels under which the flex backend lets answers see each other."""
+    return replace(labels, branch_N=torch.full_like(labels.branch_N, -1)) if backend == "flex" else labels
 
 
 def _scaled(atom: Atom, factor: float) -> Atom:

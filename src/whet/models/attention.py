@@ -5,33 +5,41 @@ sees the prefix and its own branch up to itself; nothing else. So a prompt is co
 forward and backward, and packing cannot leak from one row to another.
 
 The models call `attend` through transformers' attention interface under the name `whet`, with the layout among
-their keyword arguments; no modelling code is replaced. Two backends compute the same function:
+their keyword arguments; no modelling code is replaced. Three backends compute the same function:
 
 - `flash`: causal self-attention of every segment and full attention of the branches to their prefix, merged by
   their log-sum-exp. Exact, and needs no mask. The backward pass gives each part the *merged* output and
   log-sum-exp, from which the flash kernels derive the right gradients.
+- `flex`: torch's flex attention over the blocks that hold anything to see (`models.flex`), for GPUs. It is compared
+  with the next one when a model is loaded, forward and backward, and not used where it differs.
 - `masked`: one dense mask over the stream. Slow, and plainly right: the reference in tests, and the path for
-  devices and models that the first cannot serve.
+  devices and models that the others cannot serve.
 
 Legend: N tokens of the stream, H query heads, K key-value heads, D head size, S segments, L longest segment.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
 from whet.errors import ModelError
+from whet.models import flex
+from whet.models.flex import Labels, block_mask
 
 FAR = 1e30
 """Log-sum-exp of padding queries: their probabilities vanish in the backward pass."""
+AGREEMENT = 2e-2
+"""Largest difference from `masked` that reduced-precision products make; a wrong mask is off by far more."""
 BUCKET_WASTE = 1.25
 """Segments are padded together while the padded size stays below this multiple of their tokens."""
 
@@ -189,29 +197,78 @@ class TreeLayout:
         """Tokens of the longest sequence: a prefix and its longest branch."""
         return max(tree.prefix + max(tree.branches, default=0) for tree in self.trees)
 
-    def mask_NN(self, window: int | None = None) -> Tensor:
-        """mask[q, k]: may token q see token k?"""
+    @cached_property
+    def labels(self) -> Labels:
+        """Tree, branch (-1: the prefix) and position of each token."""
         tree_N, branch_N = [], []
         for number, tree in enumerate(self.trees):
             tree_N += [number] * tree.size
             branch_N += [-1] * tree.prefix
             for branch, length in enumerate(tree.branches):
                 branch_N += [branch] * length
-        tree_t, branch_t = torch.tensor(tree_N, device=self.device), torch.tensor(branch_N, device=self.device)
-        same_tree = tree_t[:, None] == tree_t[None, :]
-        seen_branch = (branch_t[:, None] == branch_t[None, :]) | (branch_t[None, :] == -1)
-        distance = self.positions_N[:, None] - self.positions_N[None, :]
-        mask = same_tree & seen_branch & (distance >= 0)
-        return mask if window is None else mask & (distance < window)
+        return Labels(
+            torch.tensor(tree_N, device=self.device), torch.tensor(branch_N, device=self.device), self.positions_N
+        )
+
+    def mask_NN(self, window: int | None = None) -> Tensor:
+        """mask[q, k]: may token q see token k?"""
+        at_N = torch.arange(self.tokens, device=self.device)
+        return self.labels.sees(window)(at_N, at_N, at_N[:, None], at_N[None, :])
+
+    @cached_property
+    def block_masks(self) -> dict[int | None, BlockMask]:
+        """Those that were asked for, by window: made once for all layers."""
+        return {}
+
+    def block_mask(self, window: int | None) -> BlockMask:
+        """flex attention's mask."""
+        if window not in self.block_masks:
+            self.block_masks[window] = block_mask(self.segments, self.links, self.labels, window)
+        return self.block_masks[window]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
         """Attention of every token to its prefix and its own branch."""
         window = call.window if call.window is not None and call.window < self.longest else None
         if self.backend == "flash" and window is None and query.device.type == "cpu":
             return _FlashTree.apply(query, key, value, self, call.scale)  # type: ignore[no-any-return, no-untyped-call]
+        if self.backend == "flex":
+            return flex.attend(query, key, value, self.block_mask(window), call.scale).transpose(1, 2)
         mask = self.mask_NN(window)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=call.scale, enable_gqa=True)
         return out.transpose(1, 2)
+
+
+@lru_cache(maxsize=4)
+def pick_backend(device: torch.device) -> str:
+    """The backend for training on a device: `flash` on a CPU; on a GPU `flex` if it agrees with `masked` there."""
+    if device.type == "cpu":
+        return "flash"
+    try:
+        gap = largest_gap("flex", device)
+    except Exception as error:  # noqa: BLE001 - a compiler may raise anything
+        logging.getLogger(__name__).warning("flex attention does not run here (%s): using a dense mask, slowly", error)
+        return "masked"
+    if not gap < AGREEMENT:
+        logging.getLogger(__name__).warning("flex attention is off by %.2g here: using a dense mask, slowly", gap)
+        return "masked"
+    return "flex"
+
+
+def largest_gap(backend: str, device: torch.device, *, backward: bool = True) -> float:
+    """How far a backend is from `masked` on three small trees, in outputs and gradients that are of order 1."""
+    trees = (Tree(150, (40, 3, 90)), Tree(0, (130,)), Tree(20, (1, 60)))
+    results = []
+    for name in (backend, "masked"):
+        layout, draw = TreeLayout(trees, device, name), torch.Generator().manual_seed(0)
+        shapes = ((1, heads, layout.tokens, 64) for heads in (4, 2, 2))
+        query, key, value = (torch.randn(shape, generator=draw).to(device).requires_grad_(backward) for shape in shapes)
+        found = []
+        for window in (None, 30):
+            out = layout.attend(query, key, value, Call(layer=0, scale=0.125, window=window))
+            upstream = torch.arange(out.numel(), device=device).view_as(out).sin()
+            found += [out.detach(), *(torch.autograd.grad(out, (query, key, value), upstream) if backward else ())]
+        results.append(found)
+    return max(float((left - right).abs().max()) for left, right in zip(*results, strict=True))
 
 
 class _FlashTree(torch.autograd.Function):

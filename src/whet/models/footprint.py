@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from whet.config import LoraConfig, ModelConfig
 from whet.models.language import LanguageModel
 from whet.models.load import load_skeleton
+from whet.models.machine import pick_compute, pick_device
 
 
 class Ledger(TorchDispatchMode):
@@ -56,7 +57,10 @@ def rehearsal(
 ) -> Iterator[tuple[LanguageModel, Ledger]]:
     """A model without content (`scalar`: with one number instead of a vocabulary), and the ledger of what happens to
     it inside this block."""
-    model = load_skeleton(config, lora=lora, checkpointing=checkpointing, scalar=scalar)
+    # On a CPU whatever the device: shapes and precision are the same, and a GPU need not be there.
+    compute = str(pick_compute(config.dtype, pick_device(config.device))).removeprefix("torch.")
+    there = config.model_copy(update={"device": "cpu", "dtype": compute})
+    model = load_skeleton(there, lora=lora, checkpointing=checkpointing, scalar=scalar)
     with FakeTensorMode(allow_non_fake_inputs=True), Ledger() as ledger:
         _place(model.module, model.device)
         yield model, ledger

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from whet.formulas.logprobs import Linear, chunked_logp
-from whet.models.attention import Layout
+from whet.models.attention import Layout, pick_backend
 from whet.models.heads import SCORE, is_scalar
 from whet.models.pack import Packed
 from whet.models.quantize import is_quantised, save_dequantised
@@ -51,8 +51,8 @@ class LanguageModel:
 
     @property
     def backend(self) -> str:
-        """The attention backend for training: `flash` where its kernels run, else `masked`."""
-        return "flash" if self.device.type == "cpu" else "masked"
+        """The attention backend for training."""
+        return pick_backend(self.device)
 
     def hidden(self, input_N: Tensor, positions_N: Tensor, layout: Layout) -> Tensor:
         """Last hidden states (N, D) of a packed stream."""

@@ -17,7 +17,7 @@ import torch
 
 from whet.config import LoraConfig, ModelConfig
 from whet.errors import ModelError
-from whet.models.attention import Tree, TreeLayout, attend
+from whet.models.attention import Tree, TreeLayout, attend, pick_backend
 from whet.models.create import byte_tokenizer, create_model
 from whet.models.heads import SCORE, add_score, is_scalar, load_scalar, scalar_from_causal
 from whet.models.language import LanguageModel
@@ -291,7 +291,7 @@ def _check_forward(module: Any, name: str) -> None:
         module.config._attn_implementation = ATTENTION
         # One tree: 5 tokens of prompt and two equal branches, so that sharing is part of what is checked.
         stream = torch.cat([probe[:5], probe[5:], probe[5:]])
-        layout = TreeLayout((Tree(5, (7, 7)),), probe.device, "flash" if probe.device.type == "cpu" else "masked")
+        layout = TreeLayout((Tree(5, (7, 7)),), probe.device, pick_backend(probe.device))
         try:
             decoder = module.get_decoder()
             out = decoder(input_ids=stream[None], position_ids=layout.positions_N[None], use_cache=False, layout=layout)
