@@ -326,6 +326,14 @@ def test_the_first_kl_must_be_zero() -> None:
         next(loop)
 
 
+def test_a_corrections_bounds_are_those_of_its_kind() -> None:
+    assert config(correction={}).correction.high == 2.0  # type: ignore[union-attr]
+    masked = config(correction={"kind": "mask"})
+    assert (masked.correction.low, masked.correction.high) == (0.5, 5.0)  # type: ignore[union-attr]
+    assert config(correction={"kind": "mask", "high": 3}).correction.high == 3  # type: ignore[union-attr]
+    assert PolicyConfig.model_validate(masked.model_dump()) == masked
+
+
 def test_controllers_go_on_from_a_steps_state() -> None:
     policy = config(preset="grpo", kl={"target": 0.5, "horizon": 10}, entropy={"target": 9.0})
     trainer = _with_reference(tiny_trainer(dtype=torch.float32))

@@ -111,6 +111,15 @@ def test_a_group_that_lost_all_but_one_answer_teaches_nothing(name: str) -> None
     assert (step.metrics["optimizer_steps"], step.metrics["unscored"]) == (0, 3)
 
 
+def test_groups_of_which_nothing_was_scored_leave_the_others_as_they_are() -> None:
+    """More groups than scored answers: the statistics of the last group are its own."""
+    lost = [replace(group(None, None), task=f"lost {i}") for i in range(3)]
+    for name in ("grpo", "rloo", "grpo_ps", "opo", "gpg"):
+        axes = {"preset": name, "kl": {"place": "none", "coefficient": 0}}
+        (step,) = steps_of([*lost, group(1, 0)], **axes)
+        assert (step.metrics["optimizer_steps"], step.metrics["unscored"]) == (1, 6)
+
+
 def test_a_step_whose_groups_are_all_filtered_away_changes_nothing_and_twenty_stop_the_run() -> None:
     equal = [group(1, 1), replace(group(0, 0), task="u")]
     assert not any(map(informative, equal))

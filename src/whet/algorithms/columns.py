@@ -118,7 +118,7 @@ def with_advantages(answers: Sequence[Answer], config: PolicyConfig) -> list[Ans
     ends_N = torch.tensor([answer.reward if not answer.length else 0.0 for answer in answers], dtype=torch.float64)
     known = Answers(
         reward_N=torch.stack([piece.sum() for piece in pieces]) + ends_N,
-        group_N=torch.tensor([answer.group for answer in answers]),
+        group_N=_numbered([answer.group for answer in answers]),
         length_N=length_N,
         greedy_N=torch.tensor([answer.greedy for answer in answers], dtype=torch.float64),
     )
@@ -136,7 +136,7 @@ def _from_steps(answers: Sequence[Answer], config: PolicyConfig) -> Tensor:
     reward_S = torch.tensor([value for _, _, value in steps], dtype=torch.float64)
     known = Answers(
         reward_N=reward_S,
-        group_N=torch.tensor([answers[place].group for place, _, _ in steps], dtype=torch.long),
+        group_N=_numbered([answers[place].group for place, _, _ in steps]),
         length_N=torch.ones(len(steps), dtype=torch.long),
         greedy_N=torch.full_like(reward_S, nan),
     )
@@ -175,6 +175,11 @@ def with_filters(
 def sequence_kl(answers: Sequence[Answer]) -> float:
     """KL(policy at rollout || reference) in nats for each answer: the mean over answers of the sum of k1."""
     return float(k1(_old_logp(answers), _get(answers, "ref_logp")).sum()) / len(answers)
+
+
+def _numbered(groups: Sequence[int]) -> Tensor:
+    """The groups numbered anew from 0 in their order: one of which nothing was scored has no number."""
+    return torch.unique(torch.tensor(groups, dtype=torch.long), return_inverse=True)[1]
 
 
 def _keep(

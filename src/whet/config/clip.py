@@ -64,9 +64,9 @@ class DPPOClip(Strict):
     """min(r, cap) held constant, times A log p, dropped where the *probability* moved too far the way A points."""
 
     kind: Literal["dppo"]
-    low: float = Field(0.2, gt=0, le=1)
+    low: float = Field(0.15, gt=0, le=1)
     """Largest fall of a token's probability where its advantage is negative."""
-    high: float = Field(0.2, gt=0, le=1)
+    high: float = Field(0.15, gt=0, le=1)
     cap: float = Field(20.0, gt=1)
 
 

@@ -119,6 +119,12 @@ class CorrectionConfig(Strict):
     level: Literal["token", "sequence_mean", "sequence_product"] = "token"
     low: float = Field(0.5, ge=0)
     high: float = Field(2.0, ge=1)
+    """truncate: 2 (TIS). mask: 5 where nothing else is said (IcePop)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bounds(cls, data: Any) -> Any:
+        return {"high": 5.0, **data} if isinstance(data, dict) and data.get("kind") == "mask" else data
 
 
 # ------------------------------------------------------------------------------------------- right answers

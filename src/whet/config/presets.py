@@ -99,10 +99,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "aggregate": "sequence_mean",
         "minibatches": 4,
     },
-    # DPPO (2602.04879), binary total variation: bounds on the probability, against the sampler's. Bounds: verl's.
+    # DPPO (2602.04879), binary total variation: bounds on the probability, against the sampler's. Bounds: those of
+    # the recipes that run it in verl.
     "dppo": {
         "ratio": {"denominator": "sampler"},
-        "clip": {"kind": "dppo", "low": 0.2, "high": 0.2, "cap": 20.0},
+        "clip": {"kind": "dppo", "low": 0.15, "high": 0.15, "cap": 20.0},
         "minibatches": 4,
     },
     # Decoupled PPO (AReaL, 2505.24298): the clip is about the policy before the update, and a capped weight is for what

@@ -26,7 +26,7 @@ class Answers:
     reward_N: Tensor
     """Everything that an answer was rewarded with, a KL in the reward included."""
     group_N: Tensor
-    """Which prompt each answer belongs to, from 0."""
+    """Which prompt each answer belongs to, from 0; every number up to the largest is in use."""
     length_N: Tensor
     """Its sampled tokens."""
     greedy_N: Tensor
