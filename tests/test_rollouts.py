@@ -10,7 +10,7 @@ import pytest
 from whet.algorithms.policy import informative
 from whet.envs.base import Attempt, Task
 from whet.envs.single_turn import SingleTurn
-from whet.errors import MissingExtra, RewardError, TrainingError
+from whet.errors import MissingExtra, RewardError, SamplerError, TrainingError
 from whet.models.create import byte_tokenizer
 from whet.records import Completion, Ending, Episode, Group, Message, Outcome, Score
 from whet.rollouts.assemble import to_atoms, to_rows
@@ -176,6 +176,22 @@ def test_an_episode_that_is_not_over_in_time_is_truncated() -> None:
 
 
 # ---------------------------------------------------------------------------------------------- failures
+
+
+def test_a_request_that_fails_in_the_sampler_ends_its_own_episode_only() -> None:
+    table = player(lambda request: "no")
+    answer = table.sampler.sample
+
+    def failing(requests: Sequence[Request]) -> list[Completion | SamplerError]:
+        return [SamplerError("lost") if r.seed % 3 == 0 else a for r, a in zip(requests, answer(requests), strict=True)]
+
+    table.sampler.sample = failing  # type: ignore[method-assign]
+    episodes = play(table, "a", "b", samples=6)
+    failed = [episode for episode in episodes if episode.outcome is Outcome.ENGINE_ERROR]
+    assert 0 < len(failed) < 12
+    assert all(episode.score.value is None and episode.score.note == "lost" for episode in failed)
+    assert all(e.outcome is Outcome.FINISHED and e.score.value is not None for e in episodes if e not in failed)
+    assert len(table.rubric.seen) == 12 - len(failed)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

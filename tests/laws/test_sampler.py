@@ -14,6 +14,7 @@ import torch
 import whet.sampling.embedded
 from tests.laws.support import tiny_model
 from whet.config import LoraConfig, ModelConfig, TrainConfig
+from whet.errors import SamplerError
 from whet.models.attention import Tree, TreeLayout
 from whet.models.create import byte_tokenizer
 from whet.models.language import LanguageModel
@@ -200,6 +201,26 @@ def test_columns_that_are_used_up_change_nothing(model: LanguageModel, monkeypat
     assert len(moves) > 2
 
 
+@pytest.mark.usefixtures("prompts")
+def test_the_cache_stays_within_its_memory(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer rows at once, the same tokens; and one row where even that is more than there is."""
+    made: list[Cache] = []
+    build = whet.sampling.embedded._cache
+    monkeypatch.setattr(whet.sampling.embedded, "_cache", lambda *args: made.append(build(*args)) or made[-1])
+    asked = requests(SamplingParams(max_tokens=24, stop_ids=STOP), each=4)
+    expected = [answer.tokens for answer in EmbeddedSampler(model).sample(asked)]
+    for kib in (160, 1):
+        answers = EmbeddedSampler(model, cache_gib=kib / 2**20).sample(asked)
+        assert [answer.tokens for answer in answers] == expected
+        held = sum(
+            t.nbytes
+            for layer in made[-1].layers
+            for t in (layer.keys, layer.values, layer.prompt_keys, layer.prompt_values)
+        )
+        assert held <= kib * 2**10 or made[-1].slots == 1
+        assert made[-1].slots < made[0].slots
+
+
 def test_weights_and_adapters_are_the_trainer_s(tmp_path: Path) -> None:
     """As they are when somebody samples, not as they were when the sampler was made; an adapter's too."""
     model = tiny_model(dtype=torch.float32, lora=LoraConfig(rank=4))
@@ -229,6 +250,18 @@ def test_below_float32_the_plain_pass_rounds_as_the_module_does(model: LanguageM
             for forward in (found.bind(coarse, len(stream_N)), coarse)
         ]
     assert 0 < off[0] < 1.5 * off[1]
+
+
+@pytest.mark.usefixtures("prompts")
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_an_answer_whose_logits_are_no_numbers_fails_alone(temperature: float) -> None:
+    model = tiny_model(dtype=torch.float32)
+    asked = requests(SamplingParams(max_tokens=2, temperature=temperature), each=2)
+    with torch.no_grad():
+        model.module.get_input_embeddings().weight[PROMPTS[4][-1]] = float("nan")  # only this prompt is so long
+        model.module.lm_head.weight = torch.nn.Parameter(torch.zeros_like(model.module.lm_head.weight))
+    for request, answer in zip(asked, EmbeddedSampler(model).sample(asked), strict=True):
+        assert isinstance(answer, SamplerError) is (request.prompt == PROMPTS[4])
 
 
 @pytest.mark.parametrize("changes", [{}, {"temperature": 2.0}, {"top_p": 0.7}])

@@ -93,4 +93,5 @@ class SamplingConfig(Strict):
     """embedded: whet's own, on the trainer's weights. vllm: a vLLM engine in this process, which the weights are copied
     to after every step (`pip install 'whet[vllm]'`)."""
     cache_gib: float = Field(4.0, gt=0)
-    """vllm: GiB for the keys and values of running sequences and shared prompts."""
+    """GiB for the keys and values of running sequences and shared prompts. The embedded engine takes what it needs and
+    runs fewer sequences side by side where that would be more; vllm takes it all, at the start."""

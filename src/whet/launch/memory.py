@@ -347,8 +347,9 @@ def _cache(model: LanguageModel, sampling: SamplingConfig) -> int:
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     length = min(PROMPT_TOKENS + sampling.max_tokens, model.max_length)
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * size * 4
-    choosing = model.vocabulary * (4 + 4 + 8 + 8)  # logits, log-probabilities, and their sum in double precision
-    return int(sampling.max_running * (length * per_token + choosing))
+    choosing = model.vocabulary * (4 + 4 + 4)  # logits, the same by temperature, probabilities
+    running = min(sampling.max_running, max(1, int(sampling.cache_gib * 2**30 / (length * per_token))))
+    return int(running * (length * per_token + choosing))
 
 
 def _resident() -> int:

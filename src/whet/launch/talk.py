@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from whet.config import ModelConfig, SamplingConfig, TrainConfig
-from whet.errors import DataError, RunError
+from whet.errors import DataError, RunError, SamplerError
 from whet.files import is_sealed, read_json
 from whet.launch.world import LocalWorld
 from whet.pipeline.rl_stage import sampling_params
@@ -35,6 +35,8 @@ class Conversation:
         params = replace(params, max_tokens=min(params.max_tokens, room))
         request = Request(prompt=prompt, seed=seed_of(self.seed, len(self.messages)), params=params)
         (completion,) = self.policy.sampler.sample([request])
+        if isinstance(completion, SamplerError):
+            raise completion
         answer = self.policy.template.parse(completion.tokens, completion.ending)
         self.messages.append(answer)
         return answer.content

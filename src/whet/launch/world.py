@@ -35,7 +35,9 @@ from whet.training.base import Trainer
 from whet.training.engine import LocalTrainer
 
 SAMPLERS: Mapping[str, Callable[[LanguageModel, SamplingConfig], EmbeddedSampler | VllmSampler]] = {
-    "embedded": lambda model, config: EmbeddedSampler(model, max_running=config.max_running),
+    "embedded": lambda model, config: EmbeddedSampler(
+        model, max_running=config.max_running, cache_gib=config.cache_gib
+    ),
     "vllm": lambda model, config: VllmSampler(model, max_running=config.max_running, cache_gib=config.cache_gib),
 }
 """`sampling.engine`: what builds it."""

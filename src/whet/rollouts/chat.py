@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from whet.errors import DataError
+from whet.errors import DataError, SamplerError
 from whet.records import Message, Reply, TokenRow
 from whet.sampling.base import Request, SamplingParams, TokenSampler
 from whet.templates.base import Template
@@ -53,6 +53,9 @@ class ModelAsker:
         speaker = self._speaking()
         completions = speaker.sampler.sample(list(requests.values()))
         for number, completion in zip(requests, completions, strict=True):
+            if isinstance(completion, SamplerError):
+                yield number, Reply(message=None, failure=str(completion))
+                continue
             yield number, Reply(message=speaker.template.parse(completion.tokens, completion.ending))
 
     def probabilities(

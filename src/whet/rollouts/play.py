@@ -2,7 +2,8 @@
 
 All episodes of a call advance together, one turn at a time, so that the sampler sees large batches. An episode's
 tokens are kept as they were sampled: the next turn's prompt extends them, nothing is decoded and tokenized again.
-Grading happens once, for all finished episodes of the call. An environment that fails ends its own episode, unscored.
+Grading happens once, for all finished episodes of the call. An environment that fails, or a
+request that the sampler cannot answer, ends its own episode, unscored.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from whet.envs.base import Attempt, Environment, Rubric, Task
-from whet.errors import DataError, EnvironmentFailure, GraderError, boundary
+from whet.errors import DataError, EnvironmentFailure, GraderError, SamplerError, boundary
 from whet.records import Completion, Ending, Episode, Group, Message, Outcome, Score, Turn, seed_of
 from whet.rollouts.assemble import to_token_steps
 from whet.sampling.base import Request, SamplingParams, TokenSampler
@@ -89,7 +90,10 @@ class Player:
         left = min(self.params.max_tokens, self.max_length - len(game.prompt))
         return Request(prompt=game.prompt, seed=seed_of(game.seed, turn), params=replace(self.params, max_tokens=left))
 
-    async def _answer(self, game: _Game, completion: Completion) -> None:
+    async def _answer(self, game: _Game, completion: Completion | SamplerError) -> None:
+        if isinstance(completion, SamplerError):
+            game.failure, game.blamed, game.over = str(completion), Outcome.ENGINE_ERROR, True
+            return
         message = self.template.parse(completion.tokens, completion.ending)
         game.turns.append(Turn(prompt=game.prompt, completion=completion))
         game.messages.append(message)
@@ -104,7 +108,7 @@ class Player:
                 game.truncated = game.over = len(game.prompt) >= self.max_length
 
     def _grade(self, games: Sequence[_Game], step: int) -> list[Score]:
-        """One score for each game; those whose environment failed are not shown to the rubric."""
+        """One score for each game; those that failed are not shown to the rubric."""
         attempts = [game.attempt(self.params.max_tokens) for game in games if not game.failure]
         try:
             with boundary(GraderError, "the rubric failed"):
@@ -112,7 +116,7 @@ class Player:
         except GraderError as error:
             scores = iter([Score(value=None, outcome=Outcome.GRADER_ERROR, note=str(error))] * len(attempts))
         return [
-            Score(value=None, outcome=Outcome.ENVIRONMENT_ERROR, note=game.failure) if game.failure else next(scores)
+            Score(value=None, outcome=game.blamed, note=game.failure) if game.failure else next(scores)
             for game in games
         ]
 
@@ -131,7 +135,9 @@ class _Game:
     over: bool = False
     truncated: bool = False
     failure: str = ""
-    """What its environment raised, or did that the template cannot write."""
+    """What its environment raised, or did that the template cannot write; or what became of its request."""
+    blamed: Outcome = Outcome.ENVIRONMENT_ERROR
+    """Whose failure that was."""
 
     @contextmanager
     def blaming_environment(self) -> Iterator[None]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from whet.errors import SamplerError
 from whet.records import Completion, Message
 
 
@@ -48,8 +49,11 @@ class TokenSampler(Protocol):
     def version(self) -> int:
         """How many weight hand-overs it has seen."""
 
-    def sample(self, requests: Sequence[Request]) -> list[Completion]:
-        """One completion for each request, in order. Requests with equal prompts share the prompt's work."""
+    def sample(self, requests: Sequence[Request]) -> Sequence[Completion | SamplerError]:
+        """One completion for each request, in order. Requests with equal prompts share the prompt's work.
+
+        A request that fails alone is answered with its error; what fails for all of them is raised.
+        """
 
 
 class ChatSampler(Protocol):

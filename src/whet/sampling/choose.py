@@ -21,7 +21,7 @@ def choose(logits_SV: Tensor, params: SamplingParams, uniform_S: Tensor) -> tupl
     """(token_S, logp_S): inverse-CDF sampling; the log-probability is under the distribution sampled from.
 
     `uniform_S` are double-precision numbers of [0, 1). Temperature 0 takes the largest logit and reports its
-    log-probability at temperature 1.
+    log-probability at temperature 1. Where logits are no numbers the log-probability is NaN, and the token any.
     """
     logits_SV = logits_SV if logits_SV.dtype == torch.float64 else logits_SV.float()
     if params.temperature not in (0, 1):
@@ -31,6 +31,7 @@ def choose(logits_SV: Tensor, params: SamplingParams, uniform_S: Tensor) -> tupl
     p_SV = logits_SV.softmax(-1)
     p_SBX = F.pad(p_SV, (0, -p_SV.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
     token_S = (_largest(p_SBX) if params.temperature == 0 else _invert(p_SBX, uniform_S[:, None]))[:, 0]
+    token_S.clamp_max_(p_SV.shape[-1] - 1)
     return token_S, p_SV.gather(-1, token_S[:, None])[:, 0].log_()
 
 
@@ -48,7 +49,7 @@ def _invert(p_SBX: Tensor, uniform_S1: Tensor) -> Tensor:
     """
     cdf_SB = p_SBX.sum(-1, dtype=torch.float64).cumsum(-1)
     wanted_S1 = uniform_S1 * cdf_SB[:, -1:]
-    block_S1 = torch.searchsorted(cdf_SB, wanted_S1, right=True)
+    block_S1 = torch.searchsorted(cdf_SB, wanted_S1, right=True).clamp_max_(cdf_SB.shape[-1] - 1)
     before_S1 = torch.where(block_S1 > 0, cdf_SB.gather(-1, (block_S1 - 1).clamp_min_(0)), 0.0)
     inner_SX = _of_block(p_SBX, block_S1).double().cumsum(-1)
     within_S1 = torch.minimum((wanted_S1 - before_S1).clamp_min_(0), inner_SX[:, -1:] * BELOW_ONE)

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from whet.errors import SamplerError
 from whet.models.attention import Tree, TreeLayout
 from whet.models.language import LanguageModel
 from whet.records import Completion, Ending
@@ -42,9 +43,11 @@ MARGIN = 0.25
 class EmbeddedSampler:
     """`TokenSampler` over a model in this process."""
 
-    def __init__(self, model: LanguageModel, *, max_running: int = 256) -> None:
+    def __init__(self, model: LanguageModel, *, max_running: int = 256, cache_gib: float = 4.0) -> None:
+        """At most so many rows side by side, and no more than whose keys and values fit; one always runs."""
         self.model = model
         self.max_running = max_running
+        self.cache_bytes = int(cache_gib * 2**30)
         self.version = 0
         self.plan = plan(model)
 
@@ -53,13 +56,13 @@ class EmbeddedSampler:
         self.version = version
 
     @torch.no_grad()
-    def sample(self, requests: Sequence[Request]) -> list[Completion]:
-        """One completion for each request, in order."""
+    def sample(self, requests: Sequence[Request]) -> list[Completion | SamplerError]:
+        """One completion for each request, in order; an error for one whose logits are no numbers."""
         if not requests:
             return []
         self.model.module.eval()
         positions = max(len(r.prompt) + r.params.max_tokens for r in requests)
-        cache = _cache(self.plan, requests, min(self.max_running, len(requests)))
+        cache = _cache(self.plan, requests, min(self.max_running, len(requests)), self.cache_bytes)
         batch = _Batch(self.model, self.plan.bind(self.model, positions), cache, requests)
         batch.run()
         return [batch.answers.completion(number, self.version) for number in range(len(requests))]
@@ -85,11 +88,13 @@ class _Answers:
         self.tokens.index_copy_(0, place_S, token_S)
         self.logps.index_copy_(0, place_S, logp_S.to(self.logps.dtype))
 
-    def completion(self, number: int, version: int) -> Completion:
+    def completion(self, number: int, version: int) -> Completion | SamplerError:
         written = slice(number * self.size, number * self.size + self.counts[number])
-        tokens = tuple(self.tokens[written].tolist())
+        tokens, logps = tuple(self.tokens[written].tolist()), tuple(self.logps[written].tolist())
+        if logps[-1] != logps[-1]:
+            return SamplerError(f"the model's logits are not finite at token {len(tokens)} of the answer")
         ending = Ending.STOP if tokens[-1] in self.requests[number].params.stop_ids else Ending.LENGTH
-        return Completion(tokens=tokens, logprobs=tuple(self.logps[written].tolist()), version=version, ending=ending)
+        return Completion(tokens=tokens, logprobs=logps, version=version, ending=ending)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +217,7 @@ class _Batch:
             token_S[rows], logp_S[rows] = token, logp
             if len(kind.stops):
                 ended_S[rows] |= (token[:, None] == kind.stops).any(-1)
+        ended_S |= logp_S.isnan()
         self.answers.write(place_S, token_S, logp_S)
         if ended_S.any():
             self._leave([first + row for row in ended_S.nonzero()[:, 0].tolist()])
@@ -272,21 +278,21 @@ class _Batch:
         ]
 
 
-def _cache(plan: Plan, requests: Sequence[Request], slots: int) -> Cache:
-    """As large as these requests need it, with prompts apart where that pays."""
+def _cache(plan: Plan, requests: Sequence[Request], slots: int, most_bytes: int) -> Cache:
+    """As large as these requests need it and memory allows, with prompts apart where that pays."""
     by_prompt = _by_prompt(requests)
     longest = max(len(prompt) for prompt, _ in by_prompt)
     answer = max(r.params.max_tokens for r in requests)
     repeated = sum(len(prompt) * (min(len(members), slots) - 1) for prompt, members in by_prompt)
     windows = any(call.window is not None and call.window < longest + answer for call in plan.calls)
     apart = repeated * slots >= SHARED_TOKENS * len(requests) and not windows
-    columns = answer if apart else longest + answer
-    return Cache(
-        slots=slots,
-        columns=columns if slots == len(requests) else int((1 + MARGIN) * columns),
-        prompts=min(slots, len(by_prompt)) if apart else 0,
-        prompt_columns=longest if apart else 0,
-    )
+    columns, prompts = (answer, min(slots, len(by_prompt))) if apart else (longest + answer, 0)
+    tokens = most_bytes // plan.token_bytes
+    if slots < len(requests) or slots * columns + prompts * longest > tokens:
+        columns = int((1 + MARGIN) * columns)
+        per_row = columns + longest if apart else columns  # at worst every row has a prompt of its own
+        slots = max(1, min(slots, tokens // per_row))
+    return Cache(slots=slots, columns=columns, prompts=min(slots, prompts), prompt_columns=longest if apart else 0)
 
 
 def _fill(count: int, ended: Sequence[int]) -> tuple[list[int], list[int], list[int]]:

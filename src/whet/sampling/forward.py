@@ -57,6 +57,8 @@ class Plan:
     """How the layers of a model ask for attention, and whether `Plain` computes what its module does."""
 
     calls: tuple[Call, ...]
+    token_bytes: int
+    """Keys and values of one token, in all layers."""
     plain: bool
 
     def bind(self, model: LanguageModel, positions: int) -> Forward:
@@ -74,13 +76,14 @@ def plan(model: LanguageModel) -> Plan:
         expected = model.hidden(probe_N, positions_N, recorder)
         calls = tuple(recorder.calls)
         if not _usual(model.module.get_decoder()):
-            return Plan(calls, plain=False)
+            return Plan(calls, recorder.token_bytes, plain=False)
         try:
             computed = Plain(model, calls, len(probe_N)).hidden(probe_N, positions_N, recorder.inner)
         except (ModelError, RuntimeError, AttributeError):
-            return Plan(calls, plain=False)
+            return Plan(calls, recorder.token_bytes, plain=False)
     gap = (_unit(computed) - _unit(expected)).abs().max().item()
-    return Plan(calls, plain=gap < (PROBE_TOLERANCE if model.compute == torch.float32 else COARSE_TOLERANCE))
+    close = gap < (PROBE_TOLERANCE if model.compute == torch.float32 else COARSE_TOLERANCE)
+    return Plan(calls, recorder.token_bytes, plain=close)
 
 
 class Plain:
@@ -196,14 +199,16 @@ class _Layer:
 
 
 class _Recorder:
-    """Notes how each layer asks for attention."""
+    """Notes how each layer asks for attention, and what its keys and values weigh."""
 
     def __init__(self, inner: TreeLayout) -> None:
         self.inner = inner
         self.calls: list[Call] = []
+        self.token_bytes = 0
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
         self.calls.append(call)
+        self.token_bytes += (key.nbytes + value.nbytes) // key.shape[2]
         return self.inner.attend(query, key, value, call)
 
 

@@ -93,8 +93,11 @@ class VllmSampler:
         self._check_probe()
         self.version = version
 
-    def sample(self, requests: Sequence[Request]) -> list[Completion]:
-        """One completion for each request, in order. Whole blocks of a prompt that others share are computed once."""
+    def sample(self, requests: Sequence[Request]) -> list[Completion | SamplerError]:
+        """One completion for each request, in order; an error for one that vLLM gave up.
+
+        Whole blocks of a prompt that others share are computed once.
+        """
         if not self._end.alive:
             raise SamplerError("this vLLM engine has ended: there is one in a process, and a newer sampler has its own")
         with _as_guest():
@@ -106,12 +109,12 @@ class VllmSampler:
             )
         return [self._complete(request, output) for request, output in zip(requests, outputs, strict=True)]
 
-    def _complete(self, request: Request, output: Any) -> Completion:
+    def _complete(self, request: Request, output: Any) -> Completion | SamplerError:
         (written,) = output.outputs
         tokens, params = tuple(written.token_ids), request.params
         stopped = bool(tokens) and tokens[-1] in params.stop_ids
         if not stopped and len(tokens) != params.max_tokens:
-            raise SamplerError(
+            return SamplerError(
                 f"vLLM ended a completion after {len(tokens)} of {params.max_tokens} tokens: {written.finish_reason}"
             )
         return Completion(
@@ -145,6 +148,8 @@ class VllmSampler:
         prompt = tuple(n * 7 % self.model.vocabulary for n in range(2, 14))
         params = SamplingParams(max_tokens=PROBE_TOKENS, temperature=0)
         (written,) = self.sample([Request(prompt=prompt, seed=0, params=params)])
+        if isinstance(written, SamplerError):
+            raise written
         gap = (_logp(self.model, prompt, written.tokens) - torch.tensor(written.logprobs)).abs().max().item()
         if not gap <= PROBE_TOLERANCE[self.model.compute]:
             raise SamplerError(
