@@ -167,3 +167,34 @@ def test_generated_rows_need_no_file(recipe: str, tmp_path: Path) -> None:
     run_recipe(loaded, quiet=True)
     made = {manifest.parent.name for manifest in (tmp_path / "run" / "stages").glob("*/manifest.json")}
     assert made == {f"{number:02d}-{name}" for number, name in enumerate(stages, start=1)}
+
+
+AI_FEEDBACK = {
+    "rlaif": ["sft", "label", "rm", "rl", "eval"],
+    "rlaif_direct": ["sft", "rl", "eval"],
+    "constitutional": ["sft", "revise", "sl", "label", "rm", "rl", "eval"],
+}
+
+
+@pytest.mark.parametrize("recipe", AI_FEEDBACK)
+def test_ai_feedback_needs_no_network(recipe: str, tmp_path: Path) -> None:
+    """Every stage at a small size: the judge and the writer are rules that ship with the package."""
+    small = {
+        "sft": ["data.count=64", "train.batch_size=16", "train.steps=8"],
+        "sl": ["train.batch_size=4", "train.steps=1"],
+        "revise": ["tasks.count=6", "chunk=3"],
+        "label": ["tasks.count=24", "samples=3", "chunk=12"],
+        "rm": ["train.batch_size=2", "train.steps=2", "train.warmup=0"],
+        "rl": ["prompts_per_step=2", "rollouts_per_prompt=2", "train.steps=1"],
+        "eval": ["tasks.count=4", "samples=1"],
+    }
+    stages = AI_FEEDBACK[recipe]
+    overrides = [f"stages.{name}.{word}" for name in stages for word in small[name]]
+    loaded = load_recipe(ROOT / "recipes" / f"{recipe}.yaml", [*overrides, f"out={tmp_path / 'run'}"])
+    assert list(loaded.recipe.stages) == stages
+    run_recipe(loaded, quiet=True)
+    made = {manifest.parent.name for manifest in (tmp_path / "run" / "stages").glob("*/manifest.json")}
+    assert made == {f"{number:02d}-{name}" for number, name in enumerate(stages, start=1)}
+    if "rl" in stages:
+        (line,) = read_metrics(tmp_path / "run" / "stages" / f"{stages.index('rl') + 1:02d}-rl")
+        assert {"rewards/worth", "rewards/verifier"} <= set(line) and (line["unscored"] or 0) < 4

@@ -1,7 +1,7 @@
 """The comparison stage: sample answers, find out which are better, write pairs (RLAIF, 2309.00267).
 
-Either a judge compares them in pairs, which gives soft labels, or rewards score them. What could not be judged, ties
-and equal answers make no row; each is counted.
+Either a judge compares them in pairs, which gives soft labels, or rewards score them. What could not be judged, ties,
+equal answers and such as no later stage could read make no row; each is counted.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from whet.envs.base import Attempt, Task
 from whet.envs.judges.judge import Judge, Preference, build_judge
 from whet.envs.rewards.judge import matches
 from whet.pipeline.rl_stage import playable, player
-from whet.pipeline.rows import Chunk, Row, Tally, make_rows
+from whet.pipeline.rows import Chunk, Row, Tally, make_rows, writable
 from whet.pipeline.sources import rubric
 from whet.pipeline.stage import Context
-from whet.records import Episode, Group, Score, seed_of
+from whet.records import Episode, Group, Message, Score, seed_of
 from whet.rollouts.play import Player
+from whet.templates.base import Template
 
 
 def run_compare(context: Context) -> None:
@@ -74,7 +75,10 @@ class _Compare:
             chosen, self.config.samples, step=number, seed=seed_of(self.context.seed, "compare", number)
         )
         tally = Tally()
-        candidates = [_different(group, tally) for group in played.groups]
+        candidates = [
+            _different(group, task.messages, self.player.template, tally)
+            for task, group in zip(chosen, played.groups, strict=True)
+        ]
         pairs = self._by_judge(chosen, candidates) if self.judge is not None else _by_score(candidates)
         rows: list[Row] = []
         for task, found in zip(chosen, pairs, strict=True):
@@ -122,13 +126,17 @@ class _Compare:
         return [_row(task, pair) for pair in told]
 
 
-def _different(group: Group, tally: Tally) -> list[Episode]:
-    """The answers of a group, each text once."""
+def _different(group: Group, asked: Sequence[Message], template: Template, tally: Tally) -> list[Episode]:
+    """The answers of a group that can stand in a row, each text once."""
     firsts: dict[str, Episode] = {}
     for episode in group.episodes:
-        firsts.setdefault(_answer(episode), episode)
-    tally.add("answers/same", len(group.episodes) - len(firsts))
-    return [episode for text, episode in firsts.items() if text.strip()]
+        if not writable(template, asked, _answer(episode)):
+            tally.add("answers/unusable")
+        elif _answer(episode) in firsts:
+            tally.add("answers/same")
+        else:
+            firsts[_answer(episode)] = episode
+    return list(firsts.values())
 
 
 def _by_score(candidates: Sequence[Sequence[Episode]]) -> list[list[_Pair]]:
@@ -209,6 +217,7 @@ def _metrics(pairs: Sequence[_Pair], rows: Sequence[Row], tally: Tally) -> dict[
         "pairs/unjudged": 0.0,
         "pairs/ties": 0.0,
         "answers/same": 0.0,
+        "answers/unusable": 0.0,
         **tally.counts,
         "pairs/unparsed": float(sum(pair.found.unparsed for pair in pairs)),
         "pairs/order_flips": _mean([float(found.flipped) for found in judged]),

@@ -12,7 +12,7 @@ from whet.config.judge import LocalChat
 from whet.envs.base import Chat, Task
 from whet.envs.judges.principles import read_principles
 from whet.envs.judges.revise import Revision, revise
-from whet.pipeline.rows import Chunk, Row, make_rows
+from whet.pipeline.rows import Chunk, Row, make_rows, writable
 from whet.pipeline.sources import tasks
 from whet.pipeline.stage import Context
 from whet.records import seed_of
@@ -56,11 +56,14 @@ class _Revise:
             max_tokens=self.config.max_tokens,
             everything=self.config.sees == "everything",
         )
-        rows = [_row(task, each) for task, each in zip(chosen, found, strict=True) if each.revised is not None]
+        template = self.context.world.template(self.context.model)
+        written = [(task, each) for task, each in zip(chosen, found, strict=True) if each.revised is not None]
+        rows = [_row(task, each) for task, each in written if writable(template, task.messages, each.revised or "")]
         failed = [each for each in found if each.revised is None and not each.leaked]
         metrics = {
             "revisions/failed": float(len(failed)),
             "revisions/leaked": float(sum(each.leaked for each in found)),
+            "revisions/unusable": float(len(written) - len(rows)),
             "revisions/unchanged": float(sum(row["completion"] == row["draft"] for row in rows)),
             "revisions/characters": fmean(len(each.revised or "") for each in found),
         }

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 from whet.errors import DataError, RewardError
 from whet.files import read_json, write_atomic, write_json
 from whet.pipeline.stage import ROWS, Context, Interrupted
-from whet.records import Group
+from whet.records import Group, Message
+from whet.templates.base import Template
 from whet.tracking.log import Decode, RunLog
 
 Item = TypeVar("Item")
@@ -89,3 +90,14 @@ def make_rows(
         raise DataError(f"{context.name}: not one row came of {len(items):,} tasks; see {context.folder}/metrics.jsonl")
     write_atomic(context.folder / ROWS, "".join(json.dumps(row) + "\n" for row in rows).encode())
     context.console.say(f"{context.name}: {len(rows):,} rows of {len(items):,} tasks in {context.folder / ROWS}")
+
+
+def writable(template: Template, asked: Sequence[Message], answer: str) -> bool:
+    """Whether a later stage can read this answer: it says something, and no special token in plain letters."""
+    if not answer.strip():
+        return False
+    try:
+        template.conversation([*asked, Message(role="assistant", content=answer)])
+    except DataError:
+        return False
+    return True
