@@ -340,3 +340,9 @@ def test_what_cannot_be_is_refused_when_the_recipe_is_loaded_or_checked(
     (tmp_path / "r.yaml").write_text(f"name: r\nmodel: {MODEL}\nstages:\n  made:{STAGES['compare']}")
     with pytest.raises(ConfigError, match=expected):
         check_recipe(load_recipe(tmp_path / "r.yaml", words))
+
+
+def test_the_report_says_how_many_rows_were_made(tmp_path: Path) -> None:
+    run(tmp_path, "revise")
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "6 rows from 2 chunks of tasks." in page and "Optimizer steps" not in page

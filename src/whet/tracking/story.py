@@ -10,6 +10,9 @@ from whet.tracking.charts import Lines, ends, points
 from whet.tracking.text import THIN, number, percent, seconds
 from whet.tracking.text import points as signed
 
+MAKES_ROWS = ("compare", "revise", "questions")
+"""Kinds of stages that train nothing: their steps are chunks of tasks."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalLine:
@@ -90,6 +93,9 @@ def stage_line(stage: StageView) -> str:
     if stage.kind == "eval":
         tasks = stage.rows[0].tasks if stage.rows else 0
         return f"{tasks:,} held-out tasks, {stage.rows[0].samples} sampled answers each." if tasks else ""
+    if stage.kind in MAKES_ROWS:
+        rows = sum(int(line.get("rows") or 0) for line in stage.lines)
+        return f"{rows:,} rows from {stage.steps:,} chunks of tasks." if stage.steps else ""
     parts = [part for part in (_change(stage), _signal(stage)) if part]
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}." if text else ""
@@ -108,7 +114,7 @@ def figures(stages: tuple[StageView, ...]) -> list[Figure]:
             tiles.append(Figure(name="Paired gain", value=signed(last.gain), note=span))
         length = f"tokens, from {number(first.mean_length)}"
         tiles.append(Figure(name="Mean answer", value=number(last.mean_length), note=length))
-    trained = [stage for stage in stages if stage.steps]
+    trained = [stage for stage in stages if stage.steps and stage.kind not in MAKES_ROWS]
     if trained:
         total = sum(stage.steps for stage in trained)
         split = " + ".join(f"{stage.steps:,} {stage.name}" for stage in trained)
