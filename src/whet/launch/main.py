@@ -19,6 +19,7 @@ from whet.files import read_json, writing
 from whet.launch.memory import frugal
 from whet.launch.world import LocalWorld
 from whet.models.machine import give_memory_back, pick_threads
+from whet.models.products import library, settle
 from whet.pipeline.run import Run
 from whet.pipeline.run import run_recipe as run_pipeline
 from whet.pipeline.stage import Interrupted
@@ -33,7 +34,8 @@ def run_recipe(loaded: Loaded, *, quiet: bool = False) -> dict[str, Any]:
     run = Run(recipe=recipe, folder=recipe.out or Path("runs") / recipe.name)
     console = Console(quiet=quiet)
     before = _about_before(run.folder)
-    # Sums in another order differ in the last bit, so a resumed run keeps the threads that it began with.
+    # Sums in another order differ in the last bit, so a resumed run keeps the threads and the library of its beginning.
+    settle(before["products"] if before else None)
     torch.set_num_threads(before["threads"] if before else pick_threads(recipe.threads))
     if any(isinstance(stage, SFTStage | RLStage) and frugal(stage.train) for stage in recipe.stages.values()):
         give_memory_back()
@@ -72,6 +74,7 @@ def _about() -> dict[str, Any]:
     return {
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "threads": torch.get_num_threads(),
+        "products": library(),
         "python": platform.python_version(),
         "machine": platform.machine(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",

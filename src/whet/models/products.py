@@ -3,7 +3,7 @@
 On a CPU torch multiplies float32 matrices with MKL, which on processors that are not Intel's stays with AVX2: half of
 what AVX-512 can do. oneDNN is in the same binary and has no such scruples: on an AMD EPYC of the AVX-512 kind it is
 2.2 times as fast (docs/benchmarks.md). Which one is faster is measured, once for a process, since no table of
-processors would stay true; the difference is either large or none, so every run on a machine decides alike.
+processors would stay true. Their sums differ in the last bit, so a resumed run is told what the run began with.
 
 Legend: N rows, I inputs, O outputs.
 """
@@ -14,11 +14,13 @@ import time
 from collections.abc import Callable
 from functools import cache
 from types import MethodType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Library = Literal["mkl", "onednn"]
 
 CLEARLY = 1.25
 """How many times faster oneDNN must be to be taken."""
@@ -37,7 +39,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def adopt(module: nn.Module) -> None:
     """Let every plain linear layer inside multiply by `linear`, where that is faster here."""
-    if onednn_pays():
+    if library() == "onednn":
         for layer in module.modules():
             if type(layer) is nn.Linear:
                 layer.forward = MethodType(_forward, layer)  # type: ignore[method-assign]
@@ -47,13 +49,29 @@ def _forward(layer: nn.Linear, x: Tensor) -> Tensor:
     return linear(x, layer.weight, layer.bias)
 
 
+def settle(chosen: Library | None) -> Library:
+    """Which library this process multiplies with: what a run began with, or (None) the faster one."""
+    global _settled  # noqa: PLW0603 - of the process, as torch's own number of threads is
+    _settled = chosen or _faster()
+    return _settled
+
+
+def library() -> Library:
+    """What was settled; where nobody did, the faster one."""
+    return _settled or _faster()
+
+
+_settled: Library | None = None
+
+
 @cache
-def onednn_pays() -> bool:
-    """Whether oneDNN multiplies clearly faster here. Measured in a few milliseconds, where it is first asked."""
+def _faster() -> Library:
+    """oneDNN where it multiplies clearly faster; measured in a few milliseconds, where it is first asked."""
     if not torch.backends.mkldnn.is_available():
-        return False
+        return "mkl"
     x, weight = torch.ones(256, 256, device="cpu"), torch.ones(256, 256, device="cpu")
-    return _seconds(lambda: _multiply(x, weight)) * CLEARLY < _seconds(lambda: F.linear(x, weight))
+    pays = _seconds(lambda: _multiply(x, weight)) * CLEARLY < _seconds(lambda: F.linear(x, weight))
+    return "onednn" if pays else "mkl"
 
 
 class _Linear(torch.autograd.Function):
@@ -78,7 +96,7 @@ def _onednn_takes(x: Tensor, weight: Tensor) -> bool:
         and x.numel() * weight.shape[0] >= LEAST
         and x.device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
-        and onednn_pays()
+        and library() == "onednn"
     )
 
 
