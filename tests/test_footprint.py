@@ -138,3 +138,9 @@ def test_a_stage_that_does_not_fit_says_what_to_change() -> None:
     roomy = Footprint(stage="sft", microbatch_tokens=16384, process=1, roles=(role,), available=20)
     assert roomy.advice == ""
     assert replace(roomy, available=5).advice.startswith("does not fit; try train.microbatch_tokens=4096")
+
+
+def test_a_critic_that_begins_as_a_stages_reward_model_is_planned_before_that_is_made() -> None:
+    train, sampling = TrainConfig(), SamplingConfig()
+    begun = footprint("rl", MODEL, train, sampling, critic=CriticConfig.model_validate({"model": "@rm"}))
+    assert begun.roles == footprint("rl", MODEL, train, sampling, critic=CriticConfig()).roles

@@ -240,7 +240,9 @@ def _critic(policy: Role, model: ModelConfig, train: TrainConfig, config: Critic
     if config.share_trunk:
         saved = _mib(policy.weights + policy.optimizer)
         return Role(role="critic", weights=0, note=f"a head on the policy's trunk: saves about {saved}")
-    own = model if config.model is None else model.model_copy(update={"path": config.model.path})
+    # A reward model that an earlier stage will make has the policy's tokenizer, and as a rule its shapes.
+    named = None if config.model is None or config.model.path.startswith("@") else config.model.path
+    own = model if named is None else model.model_copy(update={"path": named})
     note = "a model of its own; algorithm.critic.share_trunk=true makes it a head of the policy"
     return replace(_scalar("critic", own, train, batch), note=note)
 
