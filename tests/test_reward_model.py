@@ -177,3 +177,29 @@ def test_what_has_no_effect_is_refused(tmp_path: Path, stage: str, message: str)
 def test_rows_without_an_answer_to_compare_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"rows\.jsonl:1: rejected"):
         run(tmp_path, "eval_every: 5", [{"prompt": "p", "chosen": "a"}])
+
+
+# ----------------------------------------------------------------------------------------------- real rows
+
+
+@pytest.mark.parametrize(
+    ("file", "stage"),
+    [
+        ("hh_rlhf/dev/harmless-base_test.jsonl.gz", "{kind: reward_model, ranking: plackett_luce"),
+        (
+            "processbench/dev/gsm8k.jsonl.gz",
+            "{kind: reward_model, learn: steps",
+        ),
+    ],
+)
+def test_real_rows(tmp_path: Path, shared_data: Path, file: str, stage: str) -> None:
+    """No crash, nothing silent: what is left out is counted, and what is held out is judged with an interval."""
+    columns = "{prompt: problem}" if "processbench" in file else "{}"
+    data = f"{{path: {shared_data / file}, limit: 60, on_bad_row: drop, columns: {columns}}}"
+    train = "{steps: 3, batch_size: 8, max_length: 2000, lr: 0.001}"
+    (tmp_path / "recipe.yaml").write_text(
+        f"name: real\nmodel: {MODEL}\nstages:\n  rm: {stage}, data: {data}, hold_out: 0.3, train: {train}}}\n"
+    )
+    run_recipe(load_recipe(tmp_path / "recipe.yaml", [f"out={tmp_path}/run"]), quiet=True)
+    found = json.loads((tmp_path / "run" / "stages" / "01-rm" / "reward.json").read_text())
+    assert found["count"] > 10 and found["accuracy"]["low"] < found["accuracy"]["mean"] < found["accuracy"]["high"]
