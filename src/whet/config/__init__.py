@@ -2,7 +2,7 @@
 
 from whet.config.curriculum import CurriculumConfig
 from whet.config.data import DataConfig, GeneratedConfig, Source
-from whet.config.feedback import CompareStage, QuestionsStage, ReviseStage
+from whet.config.feedback import CompareStage, QuestionsStage, ReviseStage, StepLabelsStage
 from whet.config.model import CreateConfig, ModelConfig
 from whet.config.online_preference import OnlinePreferenceStage
 from whet.config.policy import PolicyConfig
@@ -38,5 +38,6 @@ __all__ = [
     "SaveConfig",
     "Source",
     "Stage",
+    "StepLabelsStage",
     "TrainConfig",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from whet.config.data import DataConfig, GeneratedConfig
-from whet.config.feedback import CompareStage, QuestionsStage, ReviseStage
+from whet.config.feedback import CompareStage, QuestionsStage, ReviseStage, StepLabelsStage
 from whet.config.online_preference import OnlinePreferenceStage
 from whet.config.preference import PreferenceStage
 from whet.config.recipe import Recipe, RLStage, SFTStage, Stage
@@ -107,7 +107,7 @@ def _budget(name: str, stage: Stage) -> Budget:
             tokens_each=stage.sampling.max_tokens,
             rounds=dynamic.rounds if dynamic else 1,
         )
-    if isinstance(stage, CompareStage | ReviseStage | QuestionsStage):
+    if isinstance(stage, CompareStage | ReviseStage | QuestionsStage | StepLabelsStage):
         return _making_rows(name, stage)
     rows = _rows(stage.tasks)
     return Budget(
@@ -121,7 +121,7 @@ def _budget(name: str, stage: Stage) -> Budget:
     )
 
 
-def _making_rows(name: str, stage: CompareStage | ReviseStage | QuestionsStage) -> Budget:
+def _making_rows(name: str, stage: CompareStage | ReviseStage | QuestionsStage | StepLabelsStage) -> Budget:
     """A stage that makes rows: a step is a chunk of tasks. What a judge reads and writes elsewhere is not counted."""
     rows = _rows(stage.data if isinstance(stage, QuestionsStage) else stage.tasks)
     each, tokens = 0, 0
@@ -131,14 +131,15 @@ def _making_rows(name: str, stage: CompareStage | ReviseStage | QuestionsStage) 
         own = 1 if stage.writer is not None else 1 + 2 * stage.rounds
         each, tokens = own, stage.max_tokens
     prompts = stage.chunk if rows is None else min(stage.chunk, rows)
+    unknown = isinstance(stage, StepLabelsStage)  # `rollouts` for each step, whose number nobody knows before
     return Budget(
         stage=name,
         kind=stage.kind,
         steps=None if rows is None else -(-rows // stage.chunk),
         optimizer_steps=0,
         prompts=prompts,
-        sequences=prompts * each,
-        tokens_each=tokens,
+        sequences=None if unknown else prompts * each,
+        tokens_each=stage.sampling.max_tokens if isinstance(stage, StepLabelsStage) else tokens,
     )
 
 

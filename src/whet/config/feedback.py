@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from whet.config.data import Source
 from whet.config.judge import ChatConfig, JudgeConfig, JudgeWording
-from whet.config.rewards import RewardConfig
+from whet.config.rewards import RewardConfig, judged
 from whet.config.stage import StageBase
 from whet.config.strict import Made
 from whet.config.train import SamplingConfig
@@ -89,4 +89,33 @@ class QuestionsStage(RowsBase):
     def _check(self) -> QuestionsStage:
         if self.form == "points" and self.wording.scale != "yes_no":
             raise ValueError("wording.scale must be yes_no for form: points; comparisons say better or worse, no score")
+        return self
+
+
+class StepLabelsStage(RowsBase):
+    """Grade the steps of the policy's own answers by where they lead: rows for `learn: steps` (Math-Shepherd).
+
+    From the end of each step `rollouts` answers are finished; the step is right if any of them is (hard), or as far as
+    they are (soft). The last step has the answer's own verdict; what follows a step that leads nowhere has no label.
+    """
+
+    kind: Literal["step_labels"]
+    tasks: Source
+    rewards: list[RewardConfig] = Field(min_length=1)
+    """One of them must say which answers are right."""
+    samples: int = Field(4, ge=1)
+    """Answers to each task whose steps are graded."""
+    rollouts: int = Field(8, ge=1)
+    """Completions of each step's prefix."""
+    labels: Literal["hard", "soft"] = "hard"
+    separator: str = Field("\n", min_length=1)
+    """Ends a step; give the `process_model` reward the same."""
+    sampling: SamplingConfig = SamplingConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> StepLabelsStage:
+        if not judged(self.rewards):
+            raise ValueError("rewards: none says which answers are right; add one that does (verifier, math, exact)")
+        if self.sampling.temperature == 0:
+            raise ValueError("sampling.temperature must be above 0: greedy completions of one prefix are all the same")
         return self

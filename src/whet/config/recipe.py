@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from whet.config.curriculum import CurriculumConfig
 from whet.config.data import Source
-from whet.config.feedback import CompareStage, QuestionsStage, ReviseStage
+from whet.config.feedback import CompareStage, QuestionsStage, ReviseStage, StepLabelsStage
 from whet.config.health import HealthConfig
 from whet.config.model import ModelConfig
 from whet.config.online_preference import OnlinePreferenceStage
@@ -124,7 +124,8 @@ Stage = Annotated[
     | EvalStage
     | CompareStage
     | ReviseStage
-    | QuestionsStage,
+    | QuestionsStage
+    | StepLabelsStage,
     Field(discriminator="kind"),
 ]
 

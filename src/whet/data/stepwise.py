@@ -7,7 +7,8 @@
 | prompt, steps, label               | the index of the first wrong step from 0, -1 where none is (ProcessBench)  |
 
 Labels may stop early: what follows the first wrong step (a label of 0) is never trained on. Steps that end without
-white space are set apart by a line end each. Other names of columns go through `data.columns` (`{prompt: problem}`).
+white space are set apart by a line end each, or by the row's own `separator`. Other names of columns go through
+`data.columns` (`{prompt: problem}`).
 """
 
 from __future__ import annotations
@@ -42,7 +43,12 @@ def to_stepwise(row: Row, config: DataConfig) -> Stepwise:
         raise place["prompt"].bad("no message to answer", "the prompt must end with a user's (or a tool's) message")
     labels = _labels(columns, len(steps), place)
     wrong = next((index for index, label in enumerate(labels) if label == 0), len(labels))
-    return Stepwise(origin=row.origin, prompt=as_context(prompt), steps=_joined(steps), labels=labels[: wrong + 1])
+    return Stepwise(
+        origin=row.origin,
+        prompt=as_context(prompt),
+        steps=_joined(steps, columns.get("separator")),
+        labels=labels[: wrong + 1],
+    )
 
 
 def _steps(columns: Mapping[str, Any], name: str, place: Place) -> list[str]:
@@ -74,6 +80,8 @@ def _label(value: Any, place: Place) -> float:
     return float(value)
 
 
-def _joined(steps: Sequence[str]) -> tuple[str, ...]:
-    """The steps with what sets them apart: each but the last ends with white space, a line end where it has none."""
+def _joined(steps: Sequence[str], separator: object) -> tuple[str, ...]:
+    """The steps with what sets them apart: the row's separator, or a line end where a step has no white space."""
+    if isinstance(separator, str):
+        return (*(step + separator for step in steps[:-1]), steps[-1])
     return (*(step if step[-1].isspace() else f"{step}\n" for step in steps[:-1]), steps[-1])

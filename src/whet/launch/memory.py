@@ -28,6 +28,7 @@ from whet.config import (
     RLStage,
     SamplingConfig,
     Stage,
+    StepLabelsStage,
     TrainConfig,
 )
 from whet.config.critic import CriticConfig
@@ -141,7 +142,7 @@ def _footprint(run: Run, name: str, stage: Stage) -> Footprint:
         model = run.recipe.model  # what an earlier stage will make has the shapes of what it started from
     if isinstance(stage, ReviseStage):
         return footprint(name, model, None, SamplingConfig(max_tokens=stage.max_tokens, max_running=stage.chunk))
-    if isinstance(stage, EvalStage | CompareStage):
+    if isinstance(stage, EvalStage | CompareStage | StepLabelsStage):
         return footprint(name, model, None, stage.sampling, scorers=_scorers(run, stage))
     if isinstance(stage, OnlinePreferenceStage):
         reference = stage.loss.needs_reference
@@ -247,7 +248,9 @@ def _critic(policy: Role, model: ModelConfig, train: TrainConfig, config: Critic
     return replace(_scalar("critic", own, train, batch), note=note)
 
 
-def _scorers(run: Run, stage: RLStage | OnlinePreferenceStage | EvalStage | CompareStage) -> list[ModelConfig]:
+def _scorers(
+    run: Run, stage: RLStage | OnlinePreferenceStage | EvalStage | CompareStage | StepLabelsStage
+) -> list[ModelConfig]:
     """The reward models of a stage; one that an earlier stage will make has the shapes of what that starts from."""
     found: list[ModelConfig] = []
     for reward in stage.rewards:

@@ -16,6 +16,7 @@ from whet.config import (
     OnlinePreferenceStage,
     RLStage,
     SamplingConfig,
+    StepLabelsStage,
 )
 from whet.data.faults import Dropped
 from whet.envs.base import Rubric, Task
@@ -134,7 +135,7 @@ class Playable:
 
 
 def playable(
-    config: RLStage | OnlinePreferenceStage | EvalStage | CompareStage,
+    config: RLStage | OnlinePreferenceStage | EvalStage | CompareStage | StepLabelsStage,
     model: ModelConfig,
     world: World,
     grading: WeightedRubric,

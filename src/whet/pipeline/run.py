@@ -36,6 +36,7 @@ from whet.pipeline.reward_stage import run_reward_model
 from whet.pipeline.rl_stage import run_rl
 from whet.pipeline.sft_stage import run_sft
 from whet.pipeline.stage import ROWS, Context, Interrupted, World
+from whet.pipeline.step_labels_stage import run_step_labels
 from whet.records import seed_of
 from whet.tracking.console import Console
 from whet.tracking.report import write_report
@@ -49,6 +50,7 @@ RUNNERS: dict[str, Callable[[Context], object]] = {
     "rl": run_rl,
     "eval": run_eval,
     "compare": run_compare,
+    "step_labels": run_step_labels,
     "revise": run_revise,
     "questions": run_questions,
 }

@@ -1,0 +1,108 @@
+"""Labels of steps from where they lead: what a scripted policy does from each prefix decides them, exactly."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from whet.config.feedback import StepLabelsStage
+from whet.config.loading import load_recipe
+from whet.envs.base import Attempt, Grade, Task
+from whet.envs.rewards.plain import PlainReward
+from whet.envs.rubric import WeightedRubric
+from whet.envs.single_turn import SingleTurn
+from whet.errors import ConfigError
+from whet.launch.main import run_recipe
+from whet.models.create import byte_tokenizer
+from whet.pipeline.step_labels_stage import _Labels
+from whet.records import Completion, Ending, Message
+from whet.rollouts.play import Player
+from whet.sampling.base import Request, SamplingParams
+from whet.templates.jinja import JinjaTemplate
+
+TEMPLATE = JinjaTemplate(byte_tokenizer())
+ROLLOUTS = 4
+
+
+class Script:
+    """Answers `a;b;c!`; from `a;` one of four completions is right (ends in !), from `a;b;` none."""
+
+    version = 0
+
+    def __init__(self) -> None:
+        self.prompts: list[str] = []
+
+    def sample(self, requests: Sequence[Request]) -> list[Completion]:
+        texts = []
+        for index, request in enumerate(requests):
+            said = TEMPLATE.decode(request.prompt).rpartition("assistant\n")[2]
+            self.prompts.append(said)
+            texts.append({"": "a;b;c", "a;": "x!" if index % ROLLOUTS == 0 else "x", "a;b;": "y"}[said])
+        return [self._completion(text) for text in texts]
+
+    def _completion(self, text: str) -> Completion:
+        tokens = tuple(byte_tokenizer()(f"{text}<|im_end|>")["input_ids"])
+        return Completion(tokens=tokens, logprobs=(0.0,) * len(tokens), version=0, ending=Ending.STOP)
+
+
+def right(attempt: Attempt) -> Grade:
+    return Grade(value=float(attempt.answer.endswith("!")))
+
+
+@pytest.mark.parametrize(("kind", "labels"), [("hard", [1.0, 0.0]), ("soft", [0.25, 0.0])])
+def test_a_step_is_worth_what_comes_of_it(kind: str, labels: list[float]) -> None:
+    config = StepLabelsStage.model_validate({
+        "kind": "step_labels", "tasks": {"generate": "arithmetic"}, "rewards": [{"kind": "verifier"}],
+        "samples": 2, "rollouts": ROLLOUTS, "labels": kind, "separator": ";",
+    })  # fmt: skip
+    script = Script()
+    player = Player(
+        sampler=script,
+        template=TEMPLATE,
+        environment=SingleTurn,
+        rubric=WeightedRubric([PlainReward(name="right", weight=1.0, judges=True, function=right)]),
+        params=SamplingParams(max_tokens=30, stop_ids=TEMPLATE.stop_ids),
+        max_length=200,
+    )
+    task = Task(id="t", messages=(Message(role="user", content="go"),))
+    made = _Labels(cast(Any, SimpleNamespace(seed=0)), config, player).chunk(1, [task])
+    assert [row["labels"] for row in made.rows] == [labels, labels]
+    assert made.rows[0]["steps"] == ["a;", "b;", "c"] and made.rows[0]["right"] is False
+    assert script.prompts.count("a;") == ROLLOUTS, "two answers share their prefix, which is gone on from once"
+
+
+def test_rows_teach_a_process_reward_model(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("""
+name: shepherd
+model: "whet:demo"
+stages:
+  labels:
+    kind: step_labels
+    tasks: {generate: arithmetic, count: 12, digits: 1}
+    rewards: [{kind: verifier}]
+    samples: 2
+    rollouts: 2
+    chunk: 5
+    sampling: {max_tokens: 16}
+  prm: {kind: reward_model, data: {path: "@labels"}, learn: steps, train: {steps: 2, batch_size: 4}}
+""")
+    run_recipe(load_recipe(tmp_path / "r.yaml", [f"out={tmp_path}/run"]), quiet=True)
+    rows = (tmp_path / "run" / "stages" / "01-labels" / "rows.jsonl").read_text().splitlines()
+    assert rows and all(len(row["labels"]) <= len(row["steps"]) for row in map(json.loads, rows))
+    assert (tmp_path / "run" / "stages" / "02-prm" / "model" / "config.json").exists()
+
+
+def test_somebody_must_say_what_is_right(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("""
+name: r
+model: "whet:demo"
+stages:
+  labels: {kind: step_labels, tasks: {generate: arithmetic}, rewards: [{kind: format}]}
+""")
+    with pytest.raises(ConfigError, match="none says which answers are right"):
+        load_recipe(tmp_path / "r.yaml")
