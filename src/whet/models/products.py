@@ -11,7 +11,7 @@ Legend: N rows, I inputs, O outputs.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from types import MethodType
 from typing import Any, Literal
@@ -66,12 +66,12 @@ _settled: Library | None = None
 
 @cache
 def _faster() -> Library:
-    """oneDNN where it multiplies clearly faster; measured in a few milliseconds, where it is first asked."""
+    """oneDNN where it multiplies clearly faster; measured in some thirty milliseconds, where it is first asked."""
     if not torch.backends.mkldnn.is_available():
         return "mkl"
     x, weight = torch.ones(256, 256, device="cpu"), torch.ones(256, 256, device="cpu")
-    pays = _seconds(lambda: _multiply(x, weight)) * CLEARLY < _seconds(lambda: F.linear(x, weight))
-    return "onednn" if pays else "mkl"
+    onednn, mkl = _seconds((lambda: _multiply(x, weight), lambda: F.linear(x, weight)))
+    return "onednn" if onednn * CLEARLY < mkl else "mkl"
 
 
 class _Linear(torch.autograd.Function):
@@ -105,11 +105,12 @@ def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return product
 
 
-def _seconds(work: Callable[[], object], repeats: int = 7) -> float:
-    """The least CPU time of a call: others on the machine can only add to it."""
-    times = []
-    for _ in range(repeats + 1):
-        start = time.process_time()
-        work()
-        times.append(time.process_time() - start)
-    return min(times[1:])
+def _seconds(works: Sequence[Callable[[], object]], repeats: int = 50) -> list[float]:
+    """The least CPU time of a call of each, in turns: others on the machine can only add to it, and hit both."""
+    times: list[list[float]] = [[] for _ in works]
+    for _ in range(repeats):
+        for work, spent in zip(works, times, strict=True):
+            start = time.process_time()
+            work()
+            spent.append(time.process_time() - start)
+    return [min(spent) for spent in times]
