@@ -14,9 +14,11 @@ from benchmarks.limits import copy_bytes_per_s, decode_bytes, products_cpu_s, pr
 from benchmarks.session import Session
 from benchmarks.work import WORKS, Work
 from whet.algorithms.policy import Setting, policy_gradient
+from whet.algorithms.preference import objective_of as preference_objective
+from whet.algorithms.preference import weigh_preferences
 from whet.algorithms.reward_model import comparison, objective_of, weighed
 from whet.algorithms.sft import Imitate, weigh
-from whet.config import ModelConfig, PolicyConfig, RewardModelStage, TrainConfig
+from whet.config import LossConfig, ModelConfig, PolicyConfig, RewardModelStage, TrainConfig
 from whet.data.base import Comparison, Conversation, Origin
 from whet.envs.base import Attempt, Task
 from whet.envs.single_turn import SingleTurn
@@ -29,7 +31,7 @@ from whet.sampling.base import Request, SamplingParams
 from whet.sampling.embedded import EmbeddedSampler
 from whet.templates.jinja import JinjaTemplate
 from whet.training.base import Objective, OptimResult
-from whet.training.compare import tokenise_comparisons
+from whet.training.compare import Compared, tokenise_comparisons
 from whet.training.engine import LocalTrainer
 from whet.training.gate import tokenise
 
@@ -127,7 +129,34 @@ def reward(work: Work, model: LanguageModel, session: Session) -> dict[str, floa
     return _products(model, sum(atom.cost for atom in pairs), 2 * len(pairs))
 
 
+def dpo(work: Work, model: LanguageModel, session: Session) -> dict[str, float]:
+    """Forward, backward, step over pairs; the reference's log-probabilities are there before the clock, as in TRL."""
+    template, trainer = JinjaTemplate(model.tokenizer), TimedTrainer(model, TRAIN)
+    loss = LossConfig.model_validate("dpo")
+    batches = [_referred(_compared(work, step, template), trainer) for step in range(work.steps + 1)]
+    for pairs in batches:
+        if not session.wait():
+            break
+        trainer.forward_backward(weigh_preferences(pairs, loss=loss, trainer=trainer), preference_objective(loss))
+        trainer.optim_step(TRAIN.lr)
+        read = sum(len(row.tokens) for atom in pairs for row in atom.rows)
+        session.done(tokens=read, train_cpu_s=trainer.take_cpu_s())
+    session.worked()
+    trained = sum(row.trained_count for atom in pairs for row in atom.rows)
+    return _products(model, sum(atom.cost for atom in pairs), trained)
+
+
+def _referred(pairs: Sequence[Compared], trainer: LocalTrainer) -> list[Atom]:
+    logps = iter(trainer.logprobs([row for each in pairs for row in each.atom.rows], temperature=1.0))
+    return [Atom(rows=tuple(row.with_columns(ref_logp=next(logps)) for row in each.atom.rows)) for each in pairs]
+
+
 def _pairs(work: Work, step: int, template: JinjaTemplate) -> list[Atom]:
+    """A step's comparisons for a reward model, tokenized."""
+    return [comparison(each) for each in _compared(work, step, template)]
+
+
+def _compared(work: Work, step: int, template: JinjaTemplate) -> list[Compared]:
     """A step's comparisons, tokenized."""
     answers = iter(work.answers(step))
     listed = [
@@ -138,8 +167,7 @@ def _pairs(work: Work, step: int, template: JinjaTemplate) -> list[Atom]:
         )
         for line, question in enumerate(work.questions(step), start=1)
     ]
-    compared, _, _ = tokenise_comparisons(listed, template, max_length=4096, on_bad_row="error")
-    return [comparison(each) for each in compared]
+    return tokenise_comparisons(listed, template, max_length=4096, on_bad_row="error")[0]
 
 
 def grpo(work: Work, model: LanguageModel, session: Session) -> dict[str, float]:
@@ -224,7 +252,7 @@ def main(name: str, folder: str, threads: int) -> None:
     load = load_scalar_model if work.kind == "reward" else load_model
     model = load(ModelConfig(path=folder, device="cpu", dtype="float32"))
     session.ready(parameters=sum(p.numel() for p in model.module.parameters()))
-    limits = {"sft": sft, "reward": reward, "grpo": grpo, "decode": decode}[work.kind](work, model, session)
+    limits = {"sft": sft, "reward": reward, "dpo": dpo, "grpo": grpo, "decode": decode}[work.kind](work, model, session)
     session.finish(**limits)
 
 

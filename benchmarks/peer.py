@@ -82,6 +82,18 @@ def trl(work: Work, folder: str, session: Session, *, continuous: bool = False) 
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
         )
+    elif work.kind == "dpo":
+        said = iter([a for step in range(work.steps + 2) for a in work.answers(step)])
+        rows = [
+            {"prompt": q, **{name: [{"role": "assistant", "content": next(said)}] for name in ("chosen", "rejected")}}
+            for q in asked
+        ]
+        trainer = library.DPOTrainer(
+            model,
+            args=library.DPOConfig(**usual, max_length=4096, beta=0.1, precompute_ref_log_probs=True),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+        )
     else:
         config = library.GRPOConfig(
             **usual, num_generations=work.group, max_completion_length=max(work.lengths(0)), temperature=1.0, top_p=1.0,

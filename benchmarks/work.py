@@ -12,7 +12,7 @@ import random
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["sft", "reward", "grpo", "decode"]
+Kind = Literal["sft", "reward", "dpo", "grpo", "decode"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +38,7 @@ class Work:
         count = self.rows * self.group
         if not self.ragged:
             found = [self.answer] * count
-        elif self.kind in ("sft", "reward"):
+        elif self.kind in ("sft", "reward", "dpo"):
             found = [draw.randint(self.answer // 2, self.answer * 3 // 2) for _ in range(count)]
         else:
             drawn = [draw.expovariate(1 / (0.75 * self.answer)) for _ in range(count)]
@@ -103,6 +103,8 @@ WORKS = {
         Work(name="sft", kind="sft", model="small", peers=("trl",), rows=16, answer=88, ragged=True),
         _reward("reward", prompt=(88, 88)),
         _reward("reward-long-prompt", prompt=(352, 352)),
+        _reward("dpo", kind="dpo", prompt=(88, 88)),
+        _reward("dpo-long-prompt", kind="dpo", prompt=(352, 352)),
         _grpo("grpo"),
         _grpo("grpo-ragged", ragged=True, peers=("trl", "trl-cb")),
         _grpo("grpo-long-prompt", rows=4, group=16, prompt=(238, 238), steps=3),
