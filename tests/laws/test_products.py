@@ -19,7 +19,7 @@ from whet.models import products
 def test_onednn_s_products_are_torch_s(
     shape: tuple[int, ...], with_bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(products, "_settled", "onednn")
+    monkeypatch.setattr(products, "_in_use", "onednn")
     monkeypatch.setattr(products, "LEAST", 0)
     torch.manual_seed(0)
     x, weight, grad = torch.randn(*shape, 40), torch.randn(24, 40), torch.randn(*shape, 24)
@@ -39,7 +39,7 @@ def test_onednn_s_products_are_torch_s(
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_precisions_stay_where_they_are(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_settled", "onednn")
+    monkeypatch.setattr(products, "_in_use", "onednn")
     monkeypatch.setattr(products, "LEAST", 0)
     x, weight = torch.randn(8, 16).to(dtype), torch.randn(4, 16).to(dtype)
     assert torch.equal(products.linear(x, weight), F.linear(x, weight))
@@ -51,11 +51,11 @@ def test_small_products_and_slower_libraries_stay_with_torch(monkeypatch: pytest
     called: list[int] = []
     monkeypatch.setattr(products, "_multiply", lambda *_: called.append(1))
     x, weight = torch.randn(64, 256), torch.randn(256, 256)
-    monkeypatch.setattr(products, "_settled", "onednn")
+    monkeypatch.setattr(products, "_in_use", "onednn")
     products.linear(x, weight)
     assert len(called) == 1
     products.linear(x[:2], weight)
-    monkeypatch.setattr(products, "_settled", "mkl")
+    monkeypatch.setattr(products, "_in_use", "mkl")
     products.linear(x, weight)
     assert len(called) == 1
 
@@ -66,7 +66,7 @@ def test_an_adopted_model_is_the_same_model(monkeypatch: pytest.MonkeyPatch) -> 
     x = torch.randn(9, 16)
     found = []
     for chosen in ("mkl", "onednn"):
-        monkeypatch.setattr(products, "_settled", chosen)
+        monkeypatch.setattr(products, "_in_use", chosen)
         products.adopt(model)
         out = model(x)
         assert ("_Linear" in type(out.grad_fn).__name__) is (chosen == "onednn")
@@ -81,7 +81,7 @@ def test_a_run_goes_on_with_the_library_that_it_began_with(
     first: str, then: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(products, "_settled", None)
+    monkeypatch.setattr(products, "_in_use", None)
     stage = {"kind": "sft", "data": {"generate": "arithmetic", "count": 4}, "train": {"steps": 1, "batch_size": 2}}
     Path("run.yaml").write_text(
         json.dumps({"name": "run", "threads": 1, "model": "whet:tiny", "stages": {"sft": stage}})

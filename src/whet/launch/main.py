@@ -19,7 +19,7 @@ from whet.files import read_json, writing
 from whet.launch.memory import frugal
 from whet.launch.world import LocalWorld
 from whet.models.machine import give_memory_back, pick_threads
-from whet.models.products import library, settle
+from whet.models.products import library, use_library
 from whet.pipeline.run import Run
 from whet.pipeline.run import run_recipe as run_pipeline
 from whet.pipeline.stage import Interrupted
@@ -35,7 +35,7 @@ def run_recipe(loaded: Loaded, *, quiet: bool = False) -> dict[str, Any]:
     console = Console(quiet=quiet)
     before = _about_before(run.folder)
     # Sums in another order differ in the last bit, so a resumed run keeps the threads and the library of its beginning.
-    settle(before["products"] if before else None)
+    use_library(before["products"] if before else None)
     torch.set_num_threads(before["threads"] if before else pick_threads(recipe.threads))
     if any(isinstance(stage, SFTStage | RLStage) and frugal(stage.train) for stage in recipe.stages.values()):
         give_memory_back()

@@ -49,19 +49,19 @@ def _forward(layer: nn.Linear, x: Tensor) -> Tensor:
     return linear(x, layer.weight, layer.bias)
 
 
-def settle(chosen: Library | None) -> Library:
+def use_library(chosen: Library | None) -> Library:
     """Which library this process multiplies with: what a run began with, or (None) the faster one."""
-    global _settled  # noqa: PLW0603 - of the process, as torch's own number of threads is
-    _settled = chosen or _faster()
-    return _settled
+    global _in_use  # noqa: PLW0603 - of the process, as torch's own number of threads is
+    _in_use = chosen or _faster()
+    return _in_use
 
 
 def library() -> Library:
-    """What was settled; where nobody did, the faster one."""
-    return _settled or _faster()
+    """What is in use; where nobody said, the faster one."""
+    return _in_use or _faster()
 
 
-_settled: Library | None = None
+_in_use: Library | None = None
 
 
 @cache
