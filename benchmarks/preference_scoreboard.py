@@ -12,16 +12,14 @@ goes on.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from benchmarks.scoreboard import SFT_MODEL, interval
+from benchmarks.board import fill, interval, lines, parser, sft_model
 from whet.algorithms.preference import objective_of, preference, weigh_preferences
 from whet.config import EvalStage, GeneratedConfig, ModelConfig, PreferenceStage
 from whet.config.loading import load_recipe
@@ -29,7 +27,6 @@ from whet.config.preference import PREFERENCE_PRESETS
 from whet.envs.base import Attempt, Task
 from whet.envs.library import family
 from whet.errors import TrainingError
-from whet.launch.main import run_recipe
 from whet.launch.world import LocalWorld
 from whet.pipeline.preference_stage import gate_preferences
 from whet.pipeline.rl_stage import player
@@ -89,33 +86,11 @@ class Result:
 
 def main() -> None:
     """Train what is missing, then write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--presets", nargs="*", default=list(PREFERENCE_PRESETS))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no further run after so many")
-    parser.add_argument("--only-report", action="store_true")
-    options = parser.parse_args()
-    began = time.monotonic()
-    options.out.mkdir(parents=True, exist_ok=True)
-    log = options.out / "results.jsonl"
+    options = parser(__doc__, PREFERENCE_PRESETS).parse_args()
     if not options.only_report:
-        sft = options.out / "sft"
-        if not list(sft.glob(SFT_MODEL)):
-            run_recipe(load_recipe(RECIPE, [f"out={sft}", "stages.dpo.train.steps=1"]), quiet=True)
-        bench = Bench(next(sft.glob(SFT_MODEL)))
-        done = {(result.preset, result.seed) for result in read(log)}
-        for seed in range(options.seeds):
-            for preset in options.presets:
-                if (preset, seed) not in done and time.monotonic() - began < 60 * options.minutes:
-                    result = bench.train(preset, seed)
-                    with log.open("a") as file:
-                        file.write(json.dumps(asdict(result)) + "\n")
-                    print(  # noqa: T201
-                        f"{preset:14} seed {seed}  wins {result.win_rate:.3f}  kl {result.kl:.2f}  {result.note}",
-                        flush=True,
-                    )
-    write_page(read(log))
+        bench = Bench(sft_model(options.out, RECIPE, "stages.dpo.train.steps=1"))
+        fill(options, bench.train, lambda result: f"wins {result.win_rate:.3f}  kl {result.kl:.2f}")
+    write_page([Result(**line) for line in lines(options.out)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,11 +200,6 @@ class Bench:
         return self.judge.worth(attempt)
 
 
-def read(log: Path) -> list[Result]:
-    """The results so far."""
-    return [Result(**json.loads(line)) for line in log.read_text().splitlines()] if log.exists() else []
-
-
 def write_page(results: list[Result]) -> None:
     """The table, best first."""
     if not results:
@@ -238,7 +208,7 @@ def write_page(results: list[Result]) -> None:
     for result in results:
         by_preset.setdefault(result.preset, []).append(result)
     seeds = sorted({len(given) for given in by_preset.values()})
-    lines = [
+    page = [
         INTRODUCTION.format(
             before=fmean(r.before for r in results),
             pairs=COMPARISONS,
@@ -254,14 +224,14 @@ def write_page(results: list[Result]) -> None:
         mean = {field: fmean(getattr(r, field) for r in given) for field in MEANS}
         pairs = "" if math.isnan(mean["accuracy"]) else f"{mean['accuracy']:.0%}"
         margin = "" if math.isnan(mean["margin"]) else f"{mean['margin']:.3g}"
-        lines.append(
+        page.append(
             f"| `{name}` | {len(given)} | {mean['win_rate']:.1%} | {interval([r.win_rate for r in given])} | "
             f"{mean['worth']:.3f} | {pairs} | {margin} | {mean['kl']:.2f} | {mean['length']:+.1f} | "
             f"{mean['seconds']:.0f} |"
         )
     failed = [f"- `{r.preset}`, seed {r.seed}: {r.note}" for r in results if r.note]
-    lines += ["", "## Runs that stopped", "", *failed] if failed else []
-    PAGE.write_text("\n".join(lines) + "\n")
+    page += ["", "## Runs that stopped", "", *failed] if failed else []
+    PAGE.write_text("\n".join(page) + "\n")
 
 
 MEANS = ("win_rate", "worth", "accuracy", "margin", "kl", "length", "seconds")

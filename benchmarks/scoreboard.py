@@ -11,21 +11,20 @@ any of them. Every (preset, seed) is one line of `results.jsonl` in the folder, 
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
+from benchmarks.board import fill, interval, lines, parser, sft_model
 from whet.algorithms.critic import Critic
 from whet.algorithms.policy import Setting, policy_gradient
 from whet.config import PRESETS, EvalStage, ModelConfig, PolicyConfig, RLStage
 from whet.config.loading import load_recipe
 from whet.errors import TrainingError
 from whet.launch.demo import RECIPE
-from whet.launch.main import run_recipe
 from whet.launch.world import LocalWorld
 from whet.pipeline.rl_stage import playable, player
 from whet.pipeline.sources import rubric
@@ -79,9 +78,6 @@ Checked by changing one key at a time, over the same three seeds:
 CRITIC = {"lr": 2e-3, "muon_lr": 0.02, "minibatches": 4}
 PRETRAIN_STEPS = 2
 """Of VC-PPO and VAPO, in place of the papers' 50: the whole run has about fifteen steps."""
-SFT_MODEL = "stages/*-sft/model"
-STUDENT_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
-"""Two-sided 95 % quantiles of Student's t for that many seeds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,36 +103,20 @@ class Result:
 
 def main() -> None:
     """Train what is missing, then write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--presets", nargs="*", default=list(PRESETS))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=64_000, help="sampled tokens of each run")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no further run after so many")
-    parser.add_argument("--only-report", action="store_true")
-    options = parser.parse_args()
-    began = time.monotonic()
-    options.out.mkdir(parents=True, exist_ok=True)
-    log = options.out / "results.jsonl"
+    asked = parser(__doc__, PRESETS)
+    asked.add_argument("--tokens", type=int, default=64_000, help="sampled tokens of each run")
+    options = asked.parse_args()
     if not options.only_report:
-        sft = options.out / "sft"
-        if not list(sft.glob(SFT_MODEL)):
-            run_recipe(load_recipe(RECIPE, [f"out={sft}", "stages.rl.train.steps=1"]), quiet=True)
-        model = next(sft.glob(SFT_MODEL))
-        done = {(result.preset, result.seed) for result in read(log)}
-        before = {result.seed: result.before for result in read(log)}
-        for seed in range(options.seeds):
-            for preset in options.presets:
-                if (preset, seed) not in done and time.monotonic() - began < 60 * options.minutes:
-                    known = before[seed] if seed in before else None
-                    result = train(preset, seed, model, options.tokens, known)
-                    before[seed] = result.before
-                    with log.open("a") as file:
-                        file.write(json.dumps(asdict(result)) + "\n")
-                    print(  # noqa: T201
-                        f"{preset:24} seed {seed}  {result.before:.3f} -> {result.after:.3f}  {result.note}", flush=True
-                    )
-    write_page(read(log))
+        model = sft_model(options.out, RECIPE, "stages.rl.train.steps=1")
+        before = {result.seed: result.before for result in read(options.out)}
+
+        def run(preset: str, seed: int) -> Result:
+            result = train(preset, seed, model, options.tokens, before[seed] if seed in before else None)
+            before[seed] = result.before
+            return result
+
+        fill(options, run, lambda result: f"{result.before:.3f} -> {result.after:.3f}")
+    write_page(read(options.out))
 
 
 def train(preset: str, seed: int, model: Path, budget: int, before: float | None) -> Result:
@@ -214,12 +194,9 @@ def overrides(preset: str) -> list[str]:
     ]
 
 
-def read(log: Path) -> list[Result]:
+def read(out: Path) -> list[Result]:
     """The results so far."""
-    if not log.exists():
-        return []
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    return [Result(**{**line, "curve": tuple(map(tuple, line["curve"]))}) for line in lines]
+    return [Result(**{**line, "curve": tuple(map(tuple, line["curve"]))}) for line in lines(out)]
 
 
 # ------------------------------------------------------------------------------------------------ the page
@@ -238,7 +215,7 @@ def write_page(results: list[Result]) -> None:
     goal = before + 0.8 * (best - before)
     seeds = sorted({len(given) for given in by_preset.values()})
     grpo = {result.seed: result.after for result in by_preset["grpo"]}
-    lines = [INTRODUCTION.format(
+    page = [INTRODUCTION.format(
         before=before, budget=results[0].budget, seeds=" to ".join(map(str, sorted({seeds[0], seeds[-1]}))), goal=goal
     )]  # fmt: skip
     for name in order:
@@ -248,27 +225,18 @@ def write_page(results: list[Result]) -> None:
         to_goal = f"{fmean(reached) / 1000:.0f}k ({len(reached)} of {len(given)})" if reached else "never"
         paired = [r.after - grpo[r.seed] for r in given if r.seed in grpo]
         over = "" if name == "grpo" else f"{fmean(paired):+.1%} ({interval(paired, sign='+', bounds=(-1, 1))})"
-        lines.append(
+        page.append(
             f"| [{name}]({name}.md) | {PolicyConfig.model_validate(name).minibatches} | {after:.1%} | "
             f"{interval([r.after for r in given])} | {over} | {to_goal} | {fmean(r.entropy for r in given):.3f} | "
             f"{fmean(r.length for r in given):.1f} | {fmean(r.seconds for r in given):.0f} |"
         )
-    lines.append(REASONS.rstrip())
+    page.append(REASONS.rstrip())
     failed = [f"- `{r.preset}`, seed {r.seed}: {r.note}" for r in results if r.note]
-    lines += ["", "## Runs that stopped", "", *failed] if failed else []
-    PAGE.write_text("\n".join(lines) + "\n")
+    page += ["", "## Runs that stopped", "", *failed] if failed else []
+    PAGE.write_text("\n".join(page) + "\n")
     image = PAGE.parent.parent / "images" / "scoreboard.svg"
     image.parent.mkdir(exist_ok=True)
     image.write_text(plot([(name, [r.after for r in by_preset[name]]) for name in order], before))
-
-
-def interval(values: list[float], *, sign: str = "", bounds: tuple[float, float] = (0, 1)) -> str:
-    """The 95 % interval of a mean over seeds, within its bounds; one seed says nothing about the others."""
-    if len(values) < 2:
-        return "one seed"
-    half = STUDENT_95[min(len(values), 5)] * stdev(values) / math.sqrt(len(values))
-    low, high = max(bounds[0], fmean(values) - half), min(bounds[1], fmean(values) + half)
-    return f"{low:{sign}.1%} to {high:{sign}.1%}"
 
 
 def tokens_to(result: Result, goal: float) -> float | None:
