@@ -11,7 +11,8 @@ import torch
 
 from whet.config import CreateConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
 from whet.config.critic import CriticConfig
-from whet.launch.memory import FULL_TOKENS, ROOM, Footprint, Role, fitting_tokens, footprint, settle
+from whet.launch.memory import footprint, settle
+from whet.launch.needs import FULL_TOKENS, ROOM, Footprint, Role, fitting_tokens
 
 SHAPE = CreateConfig(hidden_size=256, layers=4, heads=4, kv_heads=2, intermediate_size=768)
 MODEL = ModelConfig(path="whet:tiny", create=SHAPE)

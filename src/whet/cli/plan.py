@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # `whet --help` imports this file and must not pay for these
 
     from whet.config.budget import Budget
     from whet.config.loading import Loaded, Origin
-    from whet.launch.memory import Footprint
+    from whet.launch.needs import Footprint
 
 STYLES = {"default": "dim", "preset": "magenta", "file": "cyan", "command line": "bold yellow"}
 

@@ -52,6 +52,9 @@ class TrainConfig(Strict):
     quantize: Literal["nf4"] | None = None
     """nf4: the base model's matrices in four bits, which only an adapter can be trained over (QLoRA; `pip install
     'whet[quant]'`). The exported model is dequantised and merged."""
+    offload: list[Literal["optimizer", "reference"]] = []
+    """What rests in the host's memory and is moved to the GPU when it is needed: the optimizer's state, a part at a
+    time for the step; the frozen reference (of stages that have one) for its pass. Same numbers; needs a GPU."""
     loss_on: Literal["assistant", "completion", "all"] = "assistant"
     """SFT: assistant turns; only the last one (the completion); or every token."""
 
@@ -59,6 +62,10 @@ class TrainConfig(Strict):
     def _check(self) -> Self:
         if self.quantize is not None and self.lora is None:
             raise ValueError("quantize freezes the weights, so there is nothing to train; add lora: {rank: 16}")
+        if "reference" in self.offload and self.lora is not None:
+            raise ValueError("offload: with lora the reference is the model itself, adapter off; leave reference out")
+        if "optimizer" in self.offload and self.optimizer == "adamw8bit":
+            raise ValueError("offload: bitsandbytes' state cannot be moved part by part; use adamw, or no offload")
         return self
 
 

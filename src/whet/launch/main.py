@@ -16,7 +16,7 @@ import torch
 from whet.config import RLStage, SFTStage
 from whet.config.loading import Loaded
 from whet.files import read_json, writing
-from whet.launch.memory import frugal
+from whet.launch.memory import frugal, require_offload
 from whet.launch.world import LocalWorld
 from whet.models.machine import give_memory_back, pick_threads
 from whet.models.products import library, use_library
@@ -33,6 +33,7 @@ def run_recipe(loaded: Loaded, *, quiet: bool = False) -> dict[str, Any]:
     recipe = loaded.recipe
     run = Run(recipe=recipe, folder=recipe.out or Path("runs") / recipe.name)
     console = Console(quiet=quiet)
+    require_offload(run)
     before = _about_before(run.folder)
     # Sums in another order differ in the last bit, so a resumed run keeps the threads and the library of its beginning.
     use_library(before["products"] if before else None)

@@ -33,6 +33,8 @@ from whet.config import (
 )
 from whet.config.critic import CriticConfig
 from whet.config.rewards import EnsembleReward, ScorerConfig
+from whet.errors import ModelError
+from whet.launch.needs import Footprint, Role, fitting_tokens
 from whet.models.footprint import Ledger, rehearsal
 from whet.models.heads import is_scalar
 from whet.models.language import LanguageModel
@@ -48,87 +50,29 @@ from whet.training.optim import Optimizers, eight_bit_state
 
 FRAGMENTS = 1.14
 """What the C allocator holds beyond what is alive, on a CPU (docs/memory.md), unless a stage is `frugal`."""
-ROOM = 0.5
-"""Share of a GPU's free memory that micro-batches are chosen for; a critic, the sampler and fragments have the rest."""
-FULL_TOKENS = 32768
-"""Tokens of a micro-batch beyond which a GPU gets no faster."""
 PROMPT_TOKENS = 512
 """Length of a prompt that a plan reckons with, where the data are not read."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Role:
-    """One model of a stage, in bytes."""
-
-    role: str
-    weights: int
-    optimizer: int = 0
-    """Gradients and the optimizer's state."""
-    work: int = 0
-    """Activations, logits and temporaries at the peak of a micro-batch."""
-    cache: int = 0
-    """Keys, values and logits of the sequences that are sampled side by side; not alive while training."""
-    note: str = ""
-    """What sharing saves, or what could be shared."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Footprint:
-    """Peak memory of a stage, in bytes, and what it is made of."""
-
-    stage: str
-    microbatch_tokens: int
-    process: int
-    """Python and the libraries, on a CPU; 0 on a GPU."""
-    roles: tuple[Role, ...]
-    available: int
-    """Free on the device, and what this process already has of it."""
-
-    @property
-    def weights(self) -> int:
-        """Of all models."""
-        return sum(role.weights for role in self.roles)
-
-    @property
-    def optimizer(self) -> int:
-        """Of all models that learn."""
-        return sum(role.optimizer for role in self.roles)
-
-    @property
-    def work(self) -> int:
-        """One model is at work at a time."""
-        return max(role.work for role in self.roles)
-
-    @property
-    def cache(self) -> int:
-        """Of the sampler."""
-        return max(role.cache for role in self.roles)
-
-    @property
-    def peak(self) -> int:
-        """The larger of training and sampling."""
-        return self.process + self.weights + self.optimizer + max(self.work, self.cache)
-
-    @property
-    def advice(self) -> str:
-        """Empty where it fits; else what to change, the largest saving first."""
-        if self.peak <= self.available:
-            return ""
-        savings = {
-            f"train.microbatch_tokens={self.microbatch_tokens // 4} or train.gradient_checkpointing=true": self.work,
-            "sampling.max_running=16 or a smaller sampling.max_tokens": self.cache,
-            "train.lora.rank=16": self.optimizer,
-        }
-        return "does not fit; try " + ", then ".join(sorted(savings, key=lambda change: -savings[change]))
-
-
 def footprints(run: Run) -> list[Footprint]:
     """The footprint of every stage of a run, in order."""
+    require_offload(run)
     return [
         _footprint(run, name, stage)
         for name, stage in run.recipe.stages.items()
         if not isinstance(stage, QuestionsStage)  # loads no model
     ]
+
+
+def require_offload(run: Run) -> None:
+    """Raise `ModelError` where a stage would offload and computes on the CPU, which is the host already."""
+    for name, stage in run.recipe.stages.items():
+        train = getattr(stage, "train", None)
+        if train is not None and train.offload and pick_device(run.model_of(name).device).type == "cpu":
+            raise ModelError(
+                f"stages.{name}.train.offload: moves memory from a GPU to the host, and this stage computes on the "
+                "CPU; leave it out"
+            )
 
 
 def frugal(train: TrainConfig) -> bool:
@@ -168,17 +112,6 @@ def settle(train: TrainConfig, model: ModelConfig, sampling: SamplingConfig, *, 
     return train.model_copy(update={"microbatch_tokens": fitting_tokens(small, large)})
 
 
-def fitting_tokens(small: Footprint, large: Footprint) -> int:
-    """Tokens of a micro-batch with which a stage stays within `ROOM` of what is available, from two footprints.
-
-    A multiple of 256 between 256, which is tried where even that is too much, and `FULL_TOKENS`.
-    """
-    per_token = (large.work - small.work) / (large.microbatch_tokens - small.microbatch_tokens)
-    fixed = small.process + small.weights + small.optimizer + small.work - per_token * small.microbatch_tokens
-    tokens = (ROOM * small.available - fixed) / max(per_token, 1)
-    return int(min(max(tokens, 256), FULL_TOKENS)) // 256 * 256
-
-
 def footprint(
     name: str,
     model: ModelConfig,
@@ -199,7 +132,7 @@ def footprint(
     batch = _full_microbatch(min(tokens, 65536), with_entropy=sampling is not None)
     roles = [_scalar("reward", model, plan, batch) if scalar else _policy(model, train, sampling, batch)]
     if reference:
-        roles.append(_reference(roles[0], plan))
+        roles.append(_reference(roles[0], model, plan, batch))
     if critic is not None:
         roles.append(_critic(roles[0], model, plan, critic, batch))
     if sampling is not None and sampling.engine == "vllm":
@@ -229,11 +162,16 @@ def _policy(model: ModelConfig, train: TrainConfig | None, sampling: SamplingCon
     return replace(role, cache=cache)
 
 
-def _reference(policy: Role, train: TrainConfig) -> Role:
+def _reference(policy: Role, model: ModelConfig, train: TrainConfig, batch: _Microbatch) -> Role:
     """The weights that a KL is measured from: a frozen copy, or with LoRA the policy with its adapter off."""
-    if train.lora is None:
-        return Role(role="reference", weights=policy.weights, note="a frozen copy; with train.lora none is needed")
-    return Role(role="reference", weights=0, note=f"the policy with its adapter off: saves {_mib(policy.weights)}")
+    if train.lora is not None:
+        return Role(role="reference", weights=0, note=f"the policy with its adapter off: saves {_mib(policy.weights)}")
+    if "reference" not in train.offload:
+        note = "a frozen copy; with train.lora none is needed, with train.offload it rests on the host"
+        return Role(role="reference", weights=policy.weights, note=note)
+    with rehearsal(model, lora=None, checkpointing=False) as (language, ledger), torch.no_grad():
+        batch.read(language)
+    return Role(role="reference", weights=0, work=ledger.peak, note="on the host, on the device for its pass alone")
 
 
 def _critic(policy: Role, model: ModelConfig, train: TrainConfig, config: CriticConfig, batch: _Microbatch) -> Role:
@@ -296,6 +234,8 @@ def _trained(role: str, language: LanguageModel, ledger: Ledger, train: TrainCon
     ledger.peak = 0
     batch.run(language)
     work = max(0, ledger.peak - held)
+    if "optimizer" in train.offload:  # a part at a time comes to the device, between the micro-batches
+        optimizer, work = sum(p.nbytes for p in learning), max(work, optimizers.largest_visit())
     if train.quantize is not None:  # one matrix at a time is dequantised for its product
         frozen = quantisable(language.module)
         weights -= int(sum(m.numel() * (4 - NF4_BYTES) for m in frozen))
@@ -333,6 +273,10 @@ class _Microbatch:
         logp_T, entropy_T = model.logp(self.packed, temperature=1.0, with_entropy=self.with_entropy)
         loss, _ = Imitate()(Outputs(logp_T=logp_T, entropy_T=entropy_T), self.batch)
         loss.backward()
+
+    def read(self, model: LanguageModel) -> None:
+        """A pass without a gradient."""
+        model.logp(self.packed, temperature=1.0, with_entropy=self.with_entropy)
 
 
 def _full_microbatch(tokens: int, *, with_entropy: bool) -> _Microbatch:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from whet.models.pack import Packed, pack
 from whet.records import Atom, Metric, TokenRow, add_metrics
 from whet.training.base import Batch, Objective, OptimResult, Outputs, Tally
 from whet.training.memory import CACHED_TOKENS, Budget, attempt
+from whet.training.offload import lay_down, visiting
 from whet.training.optim import Optimizers
 
 
@@ -35,6 +37,9 @@ class LocalTrainer:
         self.renewed = False  # whether the reference still is what the stage started from
         self.budget = Budget(CACHED_TOKENS if config.microbatch_tokens == "auto" else config.microbatch_tokens)
         self.optimizers = Optimizers(model.parameters, config)
+        self.reference_away = reference is not None and "reference" in config.offload
+        if reference is not None and self.reference_away:
+            lay_down(reference.module)
 
     def forward_backward(self, atoms: Sequence[Atom], objective: Objective) -> dict[str, Metric]:
         """Add the gradient of the weighted sum of losses; returns the objective's metrics over all rows.
@@ -75,7 +80,9 @@ class LocalTrainer:
         if not reference:
             return under(self.model)
         if self.reference is not None:
-            return under(self.reference)
+            there = visiting(self.reference.module, self.reference.device) if self.reference_away else nullcontext()
+            with there:
+                return under(self.reference)
         with self.model.as_reference() as frozen:
             return under(frozen)
 
@@ -96,7 +103,7 @@ class LocalTrainer:
         with torch.no_grad():
             for name, p in self.model.parameters.items():
                 if name in frozen:
-                    frozen[name].lerp_(p, 1 - keep)
+                    frozen[name].lerp_(p.to(frozen[name].device), 1 - keep)
         self.renewed = True
 
     def values(self, rows: Sequence[TokenRow]) -> list[tuple[float, ...]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,11 +13,15 @@ from torch import Tensor, nn
 from whet.config import TrainConfig
 from whet.errors import RunError
 from whet.models.quantize import bitsandbytes
+from whet.training.memory import Budget
+from whet.training.offload import at_rest, state_visiting
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration (Jordan 2024)."""
 NOT_LAYERS = ("embed", "head", "score")
 """Parts of the names of matrices that are no layer's: embeddings, the output head and the scalar head."""
+PART_NUMBERS = 2**26
+"""Parameters whose state is moved to the device together, where it rests on the host: half a GiB of AdamW's."""
 
 
 class Muon(torch.optim.Optimizer):
@@ -58,10 +63,15 @@ def orthogonalise(matrix: Tensor, *, steps: int = 5) -> Tensor:
 
 
 class Optimizers:
-    """AdamW over everything, or Muon over the layers' matrices and AdamW over the rest; one step, one state."""
+    """AdamW over everything, or Muon over the layers' matrices and AdamW over the rest; one step, one state.
+
+    Every parameter's update is its own, so where the state rests on the host (`train.offload`) the parameters are
+    stepped in parts, each by an optimizer of its own, and only one part's state is on the device at a time.
+    """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], config: TrainConfig) -> None:
         self.parameters = dict(parameters)
+        self.away = "optimizer" in config.offload
         matrices = {
             name for name, p in self.parameters.items() if p.ndim == 2 and not any(part in name for part in NOT_LAYERS)
         }
@@ -69,16 +79,18 @@ class Optimizers:
         decayed = [p for name, p in self.parameters.items() if name in matrices - by_muon]
         plain = [p for name, p in self.parameters.items() if name not in matrices]
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        self.adamw = _adamw([group for group in groups if group["params"]], config)
-        self.muon = Muon([self.parameters[name] for name in sorted(by_muon)], lr=config.muon_lr) if by_muon else None
+        muon = [{"params": [self.parameters[name] for name in sorted(by_muon)]}]
+        self.adamw = [_adamw(part, config) for part in self._parts(groups)]
+        self.muon = [Muon(group["params"], lr=config.muon_lr) for part in self._parts(muon) for group in part]
 
     def step(self, *, lr: float, muon_lr: float) -> None:
         """Apply the gradients at these rates and clear them."""
-        for optimizer, rate in ((self.adamw, lr), (self.muon, muon_lr)):
-            if optimizer is not None:
+        for optimizers, rate in ((self.adamw, lr), (self.muon, muon_lr)):
+            for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                optimizer.step()
+                with state_visiting(optimizer.state) if self.away else nullcontext():
+                    optimizer.step()
         self.zero_grad()
 
     def zero_grad(self) -> None:
@@ -90,14 +102,14 @@ class Optimizers:
         """Every tensor of the optimizers' state, named `PARAMETER:KEY`."""
         tensors = {}
         for name, p in self.parameters.items():
-            for optimizer in (self.adamw, self.muon):
-                for key, value in (optimizer.state.get(p, {}) if optimizer else {}).items():
+            for optimizer in (*self.adamw, *self.muon):
+                for key, value in optimizer.state.get(p, {}).items():
                     tensors[f"{name}:{key}"] = value if isinstance(value, Tensor) else torch.tensor(value)
         return tensors
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Continue from `state`; a tensor for an unknown parameter is an error."""
-        owner = {id(p): o for o in (self.adamw, self.muon) if o for g in o.param_groups for p in g["params"]}
+        owner = {id(p): o for o in (*self.adamw, *self.muon) for g in o.param_groups for p in g["params"]}
         for optimizer in {id(o): o for o in owner.values()}.values():
             optimizer.state.clear()  # a run that goes back to its beginning has no moments either
         for full_name, value in tensors.items():
@@ -107,7 +119,27 @@ class Optimizers:
             p = self.parameters[name]
             # torch keeps the number of steps as a tensor, bitsandbytes as a number.
             number = key == "step" and not isinstance(owner[id(p)], torch.optim.AdamW)
-            owner[id(p)].state[p][key] = int(value) if number else value.to(p.device)
+            owner[id(p)].state[p][key] = int(value) if number else self._put(value, p)
+
+    def largest_visit(self) -> int:
+        """Bytes of state that are on the device beside everything else during a step; 0 where all of it stays there."""
+        parts = [sum(v.nbytes for kept in o.state.values() for v in kept.values()) for o in (*self.adamw, *self.muon)]
+        return max(parts) if self.away else 0
+
+    def _put(self, value: Tensor, p: nn.Parameter) -> Tensor:
+        """A tensor of the state where it is kept."""
+        there = value.to(p.device)
+        return at_rest(there) if self.away else there
+
+    def _parts(self, groups: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+        """The groups of each optimizer: all of them in one, or many small ones."""
+        groups = [group for group in groups if group["params"]]
+        if not self.away and groups:
+            yield groups
+        for group in groups if self.away else ():
+            params = group["params"]
+            for part in Budget(PART_NUMBERS).fill([p.numel() for p in params]):
+                yield [{**group, "params": [params[i] for i in part]}]
 
 
 def _adamw(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:

@@ -1,0 +1,87 @@
+"""What a stage needs of memory, in bytes: the record of a plan, and what follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ROOM = 0.5
+"""Share of a GPU's free memory that micro-batches are chosen for; a critic, the sampler and fragments have the rest."""
+FULL_TOKENS = 32768
+"""Tokens of a micro-batch beyond which a GPU gets no faster."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Role:
+    """One model of a stage, in bytes."""
+
+    role: str
+    weights: int
+    optimizer: int = 0
+    """Gradients and the optimizer's state."""
+    work: int = 0
+    """Activations, logits and temporaries at the peak of a micro-batch."""
+    cache: int = 0
+    """Keys, values and logits of the sequences that are sampled side by side; not alive while training."""
+    note: str = ""
+    """What sharing saves, or what could be shared."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """Peak memory of a stage, in bytes, and what it is made of."""
+
+    stage: str
+    microbatch_tokens: int
+    process: int
+    """Python and the libraries, on a CPU; 0 on a GPU."""
+    roles: tuple[Role, ...]
+    available: int
+    """Free on the device, and what this process already has of it."""
+
+    @property
+    def weights(self) -> int:
+        """Of all models."""
+        return sum(role.weights for role in self.roles)
+
+    @property
+    def optimizer(self) -> int:
+        """Of all models that learn."""
+        return sum(role.optimizer for role in self.roles)
+
+    @property
+    def work(self) -> int:
+        """One model is at work at a time."""
+        return max(role.work for role in self.roles)
+
+    @property
+    def cache(self) -> int:
+        """Of the sampler."""
+        return max(role.cache for role in self.roles)
+
+    @property
+    def peak(self) -> int:
+        """The larger of training and sampling."""
+        return self.process + self.weights + self.optimizer + max(self.work, self.cache)
+
+    @property
+    def advice(self) -> str:
+        """Empty where it fits; else what to change, the largest saving first."""
+        if self.peak <= self.available:
+            return ""
+        savings = {
+            f"train.microbatch_tokens={self.microbatch_tokens // 4} or train.gradient_checkpointing=true": self.work,
+            "sampling.max_running=16 or a smaller sampling.max_tokens": self.cache,
+            "train.lora.rank=16": self.optimizer,
+        }
+        return "does not fit; try " + ", then ".join(sorted(savings, key=lambda change: -savings[change]))
+
+
+def fitting_tokens(small: Footprint, large: Footprint) -> int:
+    """Tokens of a micro-batch with which a stage stays within `ROOM` of what is available, from two footprints.
+
+    A multiple of 256 between 256, which is tried where even that is too much, and `FULL_TOKENS`.
+    """
+    per_token = (large.work - small.work) / (large.microbatch_tokens - small.microbatch_tokens)
+    fixed = small.process + small.weights + small.optimizer + small.work - per_token * small.microbatch_tokens
+    tokens = (ROOM * small.available - fixed) / max(per_token, 1)
+    return int(min(max(tokens, 256), FULL_TOKENS)) // 256 * 256
