@@ -13,11 +13,12 @@ import torch
 from benchmarks.limits import copy_bytes_per_s, decode_bytes, products_cpu_s, products_flops
 from benchmarks.session import Session
 from benchmarks.work import WORKS, Work
-from whet.algorithms.policy import Setting, policy_gradient
+from whet.algorithms.policy import policy_gradient
 from whet.algorithms.preference import objective_of as preference_objective
 from whet.algorithms.preference import weigh_preferences
 from whet.algorithms.reward_model import comparison, objective_of, weighed
 from whet.algorithms.sft import Imitate, weigh
+from whet.algorithms.standing import Setting
 from whet.config import LossConfig, ModelConfig, PolicyConfig, RewardModelStage, TrainConfig
 from whet.data.base import Comparison, Conversation, Origin
 from whet.envs.base import Attempt, Task
@@ -198,6 +199,7 @@ def grpo(work: Work, model: LanguageModel, session: Session) -> dict[str, float]
         temperature=1.0,
         max_tokens=2 * work.answer,
         max_gap=0.5,
+        weights={},
     )
     steps = policy_gradient(trainer, feed, setting)
     prompts = answers = 0

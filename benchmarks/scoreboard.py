@@ -20,9 +20,11 @@ from statistics import fmean
 
 from benchmarks.board import fill, interval, lines, parser, sft_model
 from whet.algorithms.critic import Critic
-from whet.algorithms.policy import Setting, policy_gradient
+from whet.algorithms.policy import policy_gradient
+from whet.algorithms.standing import Setting
 from whet.config import PRESETS, EvalStage, ModelConfig, PolicyConfig, RLStage
 from whet.config.loading import load_recipe
+from whet.config.rewards import weights
 from whet.errors import TrainingError
 from whet.launch.demo import RECIPE
 from whet.launch.world import LocalWorld
@@ -156,7 +158,7 @@ def train(preset: str, seed: int, model: Path, budget: int, before: float | None
         setting = Setting(
             config=config.algorithm, train=config.train, steps=10_000, prompts_per_step=config.prompts_per_step,
             temperature=config.sampling.temperature, max_tokens=config.sampling.max_tokens, max_gap=config.max_gap,
-            seed=seed,
+            weights=weights(config.rewards), seed=seed,
         )  # fmt: skip
         curve: list[tuple[float, float]] = []
         last, spent, note, version = {"entropy": math.nan, "completions/mean_length": math.nan}, 0.0, "", 0

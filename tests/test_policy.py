@@ -15,7 +15,8 @@ from whet.algorithms.columns import Answer, sequence_kl, to_answers, with_filter
 from whet.algorithms.columns import with_advantages as from_rewards
 from whet.algorithms.critic import RunningScale
 from whet.algorithms.objective import PolicyObjective
-from whet.algorithms.policy import Coefficients, Setting, Standing, informative, policy_gradient, prepare, weigh
+from whet.algorithms.policy import informative, policy_gradient, prepare, weigh
+from whet.algorithms.standing import Coefficients, Setting, Standing
 from whet.config import PRESETS, LoraConfig, PolicyConfig, RLStage, TrainConfig
 from whet.errors import TrainingError
 from whet.records import Completion, Ending, Episode, Group, Outcome, Score, TokenStep, Turn
@@ -36,7 +37,8 @@ def episode(tokens: tuple[int, ...], reward: float | None, *, right: bool | None
         completion=Completion(tokens=tokens, logprobs=(-1.0,) * len(tokens), version=0, ending=Ending.STOP),
     )
     return Episode(
-        task="t", sample=0, seed=0, messages=(), turns=(turn,), score=Score(value=reward, correct=right),
+        task="t", sample=0, seed=0, messages=(), turns=(turn,),
+        score=Score(value=reward, parts={"reward": reward}, correct=right),
         outcome=Outcome.TRUNCATED if cut else Outcome.FINISHED,
         steps=() if reward is None or not tokens else (TokenStep(last=len(tokens) - 1, value=reward),),
     )  # fmt: skip
@@ -53,7 +55,7 @@ def group(*rewards: float | None, lengths: Sequence[int] = (), greedy: float | N
 
 def with_advantages(answers: Sequence[Answer], policy: PolicyConfig, *, kl_coefficient: float) -> list[Answer]:
     rewarded = with_rewards(answers, policy, kl_coefficient=kl_coefficient, spread=RunningScale())
-    return from_rewards(rewarded, policy)
+    return from_rewards(rewarded, policy, weights={"reward": 1.0})
 
 
 def prepared(trainer: LocalTrainer, groups: Sequence[Group], chosen: Setting) -> list[Answer]:
@@ -99,7 +101,7 @@ class FakeFeed:
 def setting(policy: PolicyConfig, *, steps: int = 2) -> Setting:
     return Setting(
         config=policy, train=TrainConfig(lr=1e-3), steps=steps, prompts_per_step=2, temperature=1.0, max_tokens=16,
-        max_gap=0.01,
+        max_gap=0.01, weights={"reward": 1.0},
     )  # fmt: skip
 
 
@@ -125,6 +127,9 @@ def setting(policy: PolicyConfig, *, steps: int = 2) -> Setting:
         ({"preset": "dppo", "correction": {"kind": "truncate"}}, "would do it twice"),
         ({"correction": {"low": 2.0, "high": 1.0}}, "below correction.high"),
         ({"clip": {"kind": "cispo", "low": 0.2}}, "Extra inputs"),
+        ({"preset": "gdpo", "baseline": "batch_mean"}, "compares the answers of a group"),
+        ({"preset": "gdpo", "credit": "process"}, "of the rewards of whole answers"),
+        ({"preset": "gdpo", "kl": {"place": "reward", "coefficient": 0.1}}, "of the rewards of whole answers"),
     ],
 )
 def test_what_means_nothing_is_refused_with_the_reason(axes: dict[str, object], reason: str) -> None:
@@ -137,6 +142,7 @@ def test_what_means_nothing_is_refused_with_the_reason(axes: dict[str, object], 
     [
         ({"rollouts_per_prompt": 1}, "a group of one has no baseline"),
         ({"prompts_per_step": 1, "algorithm": "lite_ppo"}, "more than one group"),
+        ({"algorithm": "gdpo", "prompts_per_step": 1}, "several rewards, and one alone"),
         ({"prompts_per_step": 8, "algorithm": "r1"}, "too few for algorithm.minibatches 16"),
         ({"algorithm": "dapo", "rewards": [{"kind": "format"}]}, "no reward judges that"),
         ({"algorithm": "r1", "train": {"steps": 1, "lora": {}}}, "cannot renew the reference of a LoRA run"),

@@ -66,7 +66,7 @@ def test_grades_are_normalised_over_all_steps_of_the_group_by_hand() -> None:
     policy = config(preset="grpo_ps")
     answers = to_answers([first, second])
     rewarded = with_rewards(answers, policy, kl_coefficient=0.0, spread=RunningScale())
-    found = [a.rows[0].columns["advantage"] for a in with_advantages(rewarded, policy)]
+    found = [a.rows[0].columns["advantage"] for a in with_advantages(rewarded, policy, weights={})]
     scale = 0.5 / (0.5 + 1e-6)
     expected = [(-1.0, -1.0, -1.5, -1.5), (1.0, 0.5, 0.5), (0.0,), (0.0,)]
     assert found == [pytest.approx([x * scale for x in row]) for row in expected]
@@ -76,11 +76,11 @@ def test_answers_without_steps_have_no_advantage_and_are_in_no_statistic() -> No
     made = with_steps(group(1, 0, 1, lengths=[2, 2, 2]), [(1, 1)], [(1, 0)], [])
     policy = config(preset="grpo_ps", scale="none")
     rewarded = with_rewards(to_answers([made]), policy, kl_coefficient=0.0, spread=RunningScale())
-    found = [a.rows[0].columns["advantage"] for a in with_advantages(rewarded, policy)]
+    found = [a.rows[0].columns["advantage"] for a in with_advantages(rewarded, policy, weights={})]
     assert found == [(0.5, 0.5), (-0.5, -0.5), (0, 0)]
     nothing = to_answers([with_steps(group(1, 0), [], [])])
     rewarded = with_rewards(nothing, policy, kl_coefficient=0.0, spread=RunningScale())
-    assert [a.rows[0].columns["advantage"] for a in with_advantages(rewarded, policy)] == [(0, 0), (0, 0)]
+    assert [a.rows[0].columns["advantage"] for a in with_advantages(rewarded, policy, weights={})] == [(0, 0), (0, 0)]
 
 
 def test_a_critic_gets_the_grades_as_rewards_of_their_tokens() -> None:

@@ -11,8 +11,9 @@ import torch
 from tests.laws.support import gradients, largest_difference, random_atoms, tiny_model, tiny_trainer
 from whet.algorithms.columns import Answer
 from whet.algorithms.objective import PolicyObjective
-from whet.algorithms.policy import Setting, weigh
+from whet.algorithms.policy import weigh
 from whet.algorithms.sft import Imitate
+from whet.algorithms.standing import Setting
 from whet.config import PRESETS, PolicyConfig, TrainConfig
 from whet.formulas.reduce import REDUCTIONS
 from whet.models.attention import AGREEMENT, Call, Tree, TreeLayout, largest_gap
@@ -70,6 +71,7 @@ def test_no_cut_changes_the_gradient(name: str, aggregate: str) -> None:
     setting = Setting(
         config=PolicyConfig.model_validate({"aggregate": aggregate, "kl": {"place": "loss", "coefficient": 1}}),
         train=TrainConfig(), steps=1, prompts_per_step=1, temperature=1, max_tokens=32, max_gap=1,
+        weights={},
     )  # fmt: skip
     answers = [Answer(episode=EPISODE, group=i, rows=atom.rows) for i, atom in enumerate(policy_atoms())]
     atoms, objective = weigh(answers, setting), OBJECTIVES[name]

@@ -19,7 +19,7 @@ from torch import Tensor
 from whet.algorithms.critic import Critic, RunningScale, Trajectory
 from whet.config import PolicyConfig
 from whet.config.policy import CovarianceFilter, HighEntropyFilter, TokenFilter
-from whet.formulas.advantages import BASELINES, CREDITS, SCALES, Answers, steps_to_go
+from whet.formulas.advantages import BASELINES, CREDITS, SCALES, Answers, normalised_sum, steps_to_go
 from whet.formulas.kl import k1
 from whet.formulas.policy import covariance
 from whet.records import Episode, Group, Outcome, TokenRow
@@ -107,8 +107,11 @@ def with_values(answers: Sequence[Answer], critic: Critic) -> tuple[list[Answer]
     return found, provided.metrics
 
 
-def with_advantages(answers: Sequence[Answer], config: PolicyConfig) -> list[Answer]:
-    """Add `advantage`: credit minus baseline, scaled, over all scored answers of the step; a critic's is there."""
+def with_advantages(answers: Sequence[Answer], config: PolicyConfig, *, weights: Mapping[str, float]) -> list[Answer]:
+    """Add `advantage`: credit minus baseline, scaled, over all scored answers of the step; a critic's is there.
+
+    `weights` are those of the rewards by name, for objectives that are normalised one by one.
+    """
     if not answers:
         return []
     if config.credit == "process":
@@ -116,14 +119,20 @@ def with_advantages(answers: Sequence[Answer], config: PolicyConfig) -> list[Ans
     length_N = torch.tensor([answer.length for answer in answers])
     pieces = torch.split(_get(answers, "reward"), length_N.tolist())
     ends_N = torch.tensor([answer.reward if not answer.length else 0.0 for answer in answers], dtype=torch.float64)
+    reward_N = torch.stack([piece.sum() for piece in pieces]) + ends_N
+    group_N = _numbered([answer.group for answer in answers])
+    if config.objectives == "normalised":
+        reward_N = normalised_sum(_objectives(answers, weights), torch.tensor(list(weights.values())), group_N)
     known = Answers(
-        reward_N=torch.stack([piece.sum() for piece in pieces]) + ends_N,
-        group_N=_numbered([answer.group for answer in answers]),
+        reward_N=reward_N,
+        group_N=group_N,
         length_N=length_N,
         greedy_N=torch.tensor([answer.greedy for answer in answers], dtype=torch.float64),
     )
     if config.credit == "gae":
         advantage_T = _get(answers, "advantage")
+    elif config.objectives == "normalised":
+        advantage_T = known.per_token(reward_N - BASELINES[config.baseline](known))
     else:
         return_T = torch.cat([CREDITS[config.credit](piece) for piece in pieces])
         advantage_T = return_T - known.per_token(BASELINES[config.baseline](known))
@@ -175,6 +184,12 @@ def with_filters(
 def sequence_kl(answers: Sequence[Answer]) -> float:
     """KL(policy at rollout || reference) in nats for each answer: the mean over answers of the sum of k1."""
     return float(k1(_old_logp(answers), _get(answers, "ref_logp")).sum()) / len(answers)
+
+
+def _objectives(answers: Sequence[Answer], weights: Mapping[str, float]) -> Tensor:
+    """What each named reward gave to each answer, (N, K); NaN where it did not apply."""
+    parts_NK = [[answer.episode.score.parts[name] for name in weights] for answer in answers]
+    return torch.tensor([[nan if v is None else v for v in parts_K] for parts_K in parts_NK], dtype=torch.float64)
 
 
 def _numbered(groups: Sequence[int]) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from whet.algorithms.columns import (
@@ -22,17 +22,14 @@ from whet.algorithms.columns import (
     with_rewards,
     with_values,
 )
-from whet.algorithms.critic import Critic, RegressValue, RunningScale, WithValue, largest
-from whet.algorithms.health import Health, Unhealthy
+from whet.algorithms.critic import Critic, RegressValue, WithValue, largest
+from whet.algorithms.health import Unhealthy
 from whet.algorithms.measure import measure_groups, measure_taken
 from whet.algorithms.objective import PolicyObjective
-from whet.algorithms.ptx import PretrainingMix
 from whet.algorithms.sound import blame, listed, sound
-from whet.config import PolicyConfig, TrainConfig
-from whet.config.health import HealthConfig
+from whet.algorithms.standing import Coefficients, Setting, Standing
+from whet.config import PolicyConfig
 from whet.errors import TrainingError
-from whet.formulas.kl import adapt
-from whet.formulas.policy import steer
 from whet.formulas.reduce import REDUCTIONS
 from whet.records import Atom, Group, Metric, Step, add_metrics, seed_of
 from whet.rollouts.assemble import to_atoms
@@ -44,97 +41,6 @@ GAP = "sampling/logp_gap_mean"
 SAME_WEIGHTS = 0.02
 """Largest mean |log ratio| of two passes of the trainer over the same weights. float32 stays below 1e-5 and bfloat16
 below 1e-2; another mask, temperature or a dropout is an order of magnitude above."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """The constants of a run of `policy_gradient`."""
-
-    config: PolicyConfig
-    train: TrainConfig
-    steps: int
-    prompts_per_step: int
-    temperature: float
-    max_tokens: int
-    max_gap: float
-    health: HealthConfig = field(default_factory=HealthConfig)
-    seed: int = 0
-    mix: PretrainingMix | None = None
-    """PPO-ptx: what is imitated beside the policy gradient."""
-    patience: int = 20
-    """Steps in a row without any signal, after which it gives up."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Coefficients:
-    """What controllers may move from step to step: the weights of the KL and of the entropy bonus."""
-
-    kl: float
-    entropy: float
-
-    @classmethod
-    def start(cls, config: PolicyConfig, state: Mapping[str, float]) -> Coefficients:
-        """The recipe's, or where a run goes on those that it had reached."""
-        if state:
-            return cls(kl=state["kl_coefficient"], entropy=state["entropy_coefficient"])
-        return cls(kl=config.kl.coefficient, entropy=config.entropy.coefficient)
-
-    def after(self, config: PolicyConfig, metrics: Mapping[str, float], *, answers: int) -> Coefficients:
-        """Those of the next step; a controller without its measurement, or without a target, stands still."""
-        kl, entropy = self.kl, self.entropy
-        if config.kl.target is not None and "kl/sequence" in metrics:
-            horizon = config.kl.horizon
-            kl = adapt(kl, metrics["kl/sequence"], target=config.kl.target, answers=answers, horizon=horizon)
-        if config.entropy.target is not None and "entropy" in metrics:
-            entropy = steer(entropy, metrics["entropy"], target=config.entropy.target, rate=config.entropy.rate)
-        return Coefficients(kl=kl, entropy=entropy)
-
-    @property
-    def state(self) -> dict[str, float]:
-        """What `start` goes on from."""
-        return {"kl_coefficient": self.kl, "entropy_coefficient": self.entropy}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
-    """What a run carries from step to step besides weights: controllers, the spread of rewards, health."""
-
-    coefficients: Coefficients
-    spread: RunningScale
-    health: Health
-    updates: float = 0.0
-    """Optimizer steps of the policy so far: with none, it still is what the stage started from."""
-    barren: float = 0.0
-    """Steps in a row from which nobody could learn."""
-
-    @classmethod
-    def start(cls, setting: Setting, saved: Mapping[str, float]) -> Standing:
-        """At the beginning of a run, or from what an earlier step had saved."""
-        return cls(
-            coefficients=Coefficients.start(setting.config, saved),
-            spread=RunningScale.start(saved),
-            health=Health.start(setting.health, saved),
-            updates=saved["updates"] if saved else 0.0,
-            barren=saved["barren"] if saved else 0.0,
-        )
-
-    @property
-    def saved(self) -> dict[str, float]:
-        """What `start` goes on from."""
-        counts = {"updates": self.updates, "barren": self.barren}
-        return {**self.coefficients.state, **self.spread.saved, **self.health.saved, **counts}
-
-    def after(self, metrics: Mapping[str, float], setting: Setting, *, answers: int) -> Standing:
-        """Having seen another step."""
-        coefficients = self.coefficients.after(setting.config, metrics, answers=answers)
-        learnt = metrics["optimizer_steps"] + metrics["value/optimizer_steps"]
-        return replace(
-            self,
-            coefficients=coefficients,
-            health=self.health.after(metrics),
-            updates=self.updates + metrics["optimizer_steps"],
-            barren=0.0 if learnt else self.barren + 1,
-        )
 
 
 def first_state(setting: Setting, feed: Feed) -> dict[str, float]:
@@ -311,7 +217,7 @@ def prepare(
         judge = replace(critic, config=critic.config.monte_carlo) if pretraining(config, step) else critic
         answers, measured = with_values(answers, judge)
         answers, second = sound(answers)
-    answers, third = sound(with_advantages(answers, config))
+    answers, third = sound(with_advantages(answers, config, weights=setting.weights))
     seed = seed_of(setting.seed, "token filter", step)
     answers = with_filters(answers, trainer, config, temperature=temperature, seed=seed)
     return Prepared(answers=answers, metrics=measured, left_out=first + second + third)

@@ -153,6 +153,8 @@ class PolicyConfig(Strict):
     """A point in the space of policy gradients."""
 
     preset: Preset | None = None
+    objectives: Literal["summed", "normalised"] = "summed"
+    """How several rewards become one: weighed and added, or each normalised in its group before (GDPO)."""
     credit: Literal["outcome", "process", "return_to_go", "gae"] = "outcome"
     """What a token is credited with: the answer's whole reward; the grades of the steps that end with it or later,
     each against the group's other steps (baseline and scale are then over steps); what comes from it on (KL or step
@@ -214,6 +216,15 @@ class PolicyConfig(Strict):
         level, kind = self.ratio.level, self.clip.kind
         sequence = level in ("sequence_mean", "sequence_product") or kind == "geometric"
         by_group = self.baseline in ("group_mean", "leave_one_out", "length_weighted_mean")
+        normalised = self.objectives == "normalised"
+        yield (
+            normalised and (self.credit != "outcome" or self.kl.place == "reward"),
+            "objectives: normalised is of the rewards of whole answers; use credit: outcome and kl: {place: loss}",
+        )
+        yield (
+            normalised and not by_group,
+            f"objectives: normalised compares the answers of a group, and baseline is {self.baseline}; use group_mean",
+        )
         yield (
             self.credit == "return_to_go" and self.kl.place != "reward" and not self.step_weight,
             "credit: return_to_go equals outcome without rewards on tokens; use kl: {place: reward} or step_weight",
@@ -292,15 +303,23 @@ class PolicyConfig(Strict):
         """Whether the critic is a second head on the policy."""
         return self.critic is not None and self.critic.share_trunk
 
-    def check_step(self, *, prompts: int, rollouts: int, judged: bool, graded_steps: bool, lora: bool) -> None:
+    def check_step(
+        self, *, prompts: int, rollouts: int, objectives: int, judged: bool, graded_steps: bool, lora: bool
+    ) -> None:
         """Raise `ValueError` where a stage's numbers make this point meaningless.
 
-        `prompts` and `rollouts` of one step; `judged`: some reward says whether an answer is right; `graded_steps`:
-        some reward grades the steps of an answer; `lora`: the reference is the model with its adapter off.
+        `prompts` and `rollouts` of one step; `objectives`: rewards that count for something; `judged`: some reward
+        says whether an answer is right; `graded_steps`: some reward grades the steps of an answer; `lora`: the
+        reference is the model with its adapter off.
         """
         if (self.credit == "process" or self.step_weight) and not graded_steps:
             what = "credit: process" if self.credit == "process" else "step_weight"
             raise ValueError(f"algorithm.{what} needs the grades of steps; add a reward that gives them (kind: steps)")
+        if self.objectives == "normalised" and objectives < 2:
+            raise ValueError(
+                "algorithm.objectives: normalised balances several rewards, and one alone has a weight other than 0; "
+                "add another (kind: format, say) or use scale: batch_std with summed"
+            )
         if rollouts < 2 and self.baseline in ("group_mean", "leave_one_out", "length_weighted_mean"):
             raise ValueError(
                 f"rollouts_per_prompt must be at least 2: a group of one has no baseline ({self.baseline}); "

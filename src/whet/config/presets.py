@@ -12,7 +12,7 @@ from typing import Any, Literal
 Preset = Literal[
     "grpo", "dapo", "dr_grpo", "rloo", "remax", "reinforce_pp", "reinforce_pp_baseline", "gspo",
     "gspo_token", "gmpo", "cispo", "gpg", "sapo", "dppo", "lite_ppo", "opo", "r1", "clip_cov", "kl_cov", "high_entropy",
-    "ppo", "vc_ppo", "vapo", "grpo_ps", "decoupled_ppo",
+    "ppo", "vc_ppo", "vapo", "grpo_ps", "decoupled_ppo", "gdpo",
 ]  # fmt: skip
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -29,6 +29,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "aggregate": "sequence_mean",
         "kl": {"place": "loss", "estimator": "k3", "coefficient": 0.04},
     },
+    # GDPO (2601.05242): each reward normalised in its group, their weighted sum over the std of the step (its mean is 0
+    # as it is). The rest is GRPO as it is run today: no KL, token-level loss.
+    "gdpo": {"objectives": "normalised", "scale": "batch_std"},
     # DAPO (2503.14476): clip-higher, token-level loss, dynamic sampling, no KL. The soft overlong punishment is a
     # reward (`kind: overlong`); overlong filtering is an option that the paper's best run left off.
     "dapo": {

@@ -23,7 +23,7 @@ from whet.config.policy import PolicyConfig
 from whet.config.preference import PreferenceStage
 from whet.config.references import references
 from whet.config.reward_model import RewardModelStage
-from whet.config.rewards import JudgeReward, RewardConfig, check_rewards, judged
+from whet.config.rewards import JudgeReward, RewardConfig, check_rewards, judged, weights
 from whet.config.stage import StageBase
 from whet.config.strict import Made, Strict
 from whet.config.train import RLTrainConfig, SamplingConfig, SaveConfig, TrainConfig
@@ -70,6 +70,7 @@ class RLStage(StageBase):
         self.algorithm.check_step(
             prompts=self.prompts_per_step,
             rollouts=self.rollouts_per_prompt,
+            objectives=len(weights(self.rewards)),
             judged=judged(self.rewards),
             graded_steps=any(r.grades_steps for r in self.rewards),
             lora=self.train.lora is not None,

@@ -211,6 +211,18 @@ RewardConfig = Annotated[
 ]
 
 
+def name_of(reward: RewardConfig) -> str:
+    """What a reward is called: as the recipe says, else after its kind, a function after itself."""
+    own = reward.path.rpartition(":")[2] if isinstance(reward, FunctionReward) else reward.kind
+    return reward.name or own
+
+
+def weights(rewards: Sequence[RewardConfig]) -> dict[str, float]:
+    """The weights of the rewards that count for something in the score, by name."""
+    # StepsReward gives grades of steps alone: it is no part of the score.
+    return {name_of(r): r.weight for r in rewards if r.weight and not isinstance(r, StepsReward)}
+
+
 def judged(rewards: Sequence[RewardConfig]) -> bool:
     """Whether some reward says which answers are right."""
     judging = ("verifier", "math", "exact", "verdict")

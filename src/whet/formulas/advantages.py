@@ -1,16 +1,17 @@
 """Advantages: how much better an answer, or what follows a token, was than expected; statistics over the whole step.
 
-Three choices: the *credit* of a token (which rewards count for it), the *baseline* that is taken off, and the
-*scale*. All are computed over the step, before anything is split. What carries no signal (equal rewards, a group of
-one) gets exactly 0, whatever rounding would make of it.
+Four choices: how several *objectives* become one reward, the *credit* of a token (which rewards count for it), the
+*baseline* that is taken off, and the *scale*. All are computed over the step, before anything is split. What carries
+no signal (equal rewards, a group of one) gets exactly 0, whatever rounding would make of it.
 
-Legend: N answers of the step, T all their tokens, answer after answer.
+Legend: N answers of the step, T all their tokens, answer after answer; K objectives.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import nan
 
 import torch
 from torch import Tensor
@@ -53,6 +54,28 @@ class Answers:
             for how in ("amin", "amax")
         )
         return (low_N != high_N)[self.group_N]
+
+
+# -------------------------------------------------------------------------------------------- objectives
+
+
+def normalised_sum(value_NK: Tensor, weight_K: Tensor, group_N: Tensor) -> Tensor:
+    """sum_k weight_k (r_k - mean r_k) / std r_k, mean and std (Bessel) over the group, (N,) (GDPO 2601.05242).
+
+    A value is NaN where a reward does not apply: it is in no statistic and adds nothing.
+    """
+    total_N = torch.zeros_like(value_NK[:, 0])
+    for value_N, weight in zip(value_NK.unbind(1), weight_K, strict=True):
+        applies_N = ~value_N.isnan()
+        reward_N = value_N[applies_N]
+        there = Answers(
+            reward_N=reward_N,
+            group_N=torch.unique(group_N[applies_N], return_inverse=True)[1],
+            length_N=torch.ones_like(reward_N, dtype=torch.long),
+            greedy_N=torch.full_like(reward_N, nan),
+        )
+        total_N[applies_N] += weight * group_std(reward_N - group_mean(there), there)
+    return total_N
 
 
 # ------------------------------------------------------------------------------------------------ credit

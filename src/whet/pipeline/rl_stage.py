@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from whet.algorithms.critic import Critic
-from whet.algorithms.policy import Setting, first_state, policy_gradient
+from whet.algorithms.policy import first_state, policy_gradient
 from whet.algorithms.ptx import PretrainingMix
+from whet.algorithms.standing import Setting
 from whet.config import (
     CompareStage,
     CurriculumConfig,
@@ -18,6 +19,7 @@ from whet.config import (
     SamplingConfig,
     StepLabelsStage,
 )
+from whet.config.rewards import weights
 from whet.data.faults import Dropped
 from whet.envs.base import Rubric, Task
 from whet.envs.rubric import WeightedRubric
@@ -71,6 +73,7 @@ def run_rl(context: Context) -> None:
             temperature=config.sampling.temperature,
             max_tokens=config.sampling.max_tokens,
             max_gap=config.max_gap,
+            weights=weights(config.rewards),
             health=config.health,
             seed=context.seed,
             mix=mix,

@@ -59,7 +59,7 @@ def _build(
     models: Models | None,
     worth: Verify | None,
 ) -> Reward:
-    name, weight = config.name or config.kind, config.weight
+    name, weight = kinds.name_of(config), config.weight
     match config:
         case kinds.MathReward():
             return MathReward(name=name, weight=weight, gold=config.gold, deadline_s=config.deadline_s)
@@ -67,7 +67,7 @@ def _build(
             return GroupLength(name=name, weight=weight)
         case kinds.FunctionReward():
             return FunctionReward(
-                name=config.name or config.path.rpartition(":")[2],
+                name=name,
                 weight=weight,
                 path=config.path,
                 deadline_s=config.deadline_s,
@@ -120,7 +120,7 @@ def _checker(checker: Verify | None, who: str) -> Verify:
 def _scored(
     config: kinds.ModelReward | kinds.EnsembleReward | kinds.ProcessModelReward, models: Models | None
 ) -> Reward:
-    name, weight = config.name or config.kind, config.weight
+    name, weight = kinds.name_of(config), config.weight
     if models is None:
         raise ConfigError(f"rewards: kind {config.kind} asks a model, and there is nobody here to bring one")
     if isinstance(config, kinds.ProcessModelReward):
@@ -154,7 +154,7 @@ def _combine(config: kinds.EnsembleReward) -> Combine:
 
 
 def _judge(config: kinds.JudgeReward, models: Models | None) -> Reward:
-    name, weight = config.name or config.kind, config.weight
+    name, weight = kinds.name_of(config), config.weight
     if models is None:
         raise ConfigError("rewards: kind judge asks a model, and there is nobody here to bring one")
     judge = build_judge(config, models.chat(config.by))

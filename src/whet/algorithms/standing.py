@@ -1,0 +1,110 @@
+"""What a run of policy gradients is given, and what it carries from step to step besides weights.
+
+`Standing` is a value: `after` makes the next one, and what it saves is what a resumed run starts from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from whet.algorithms.critic import RunningScale
+from whet.algorithms.health import Health
+from whet.algorithms.ptx import PretrainingMix
+from whet.config import PolicyConfig, TrainConfig
+from whet.config.health import HealthConfig
+from whet.formulas.kl import adapt
+from whet.formulas.policy import steer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """The constants of a run of `policy_gradient`."""
+
+    config: PolicyConfig
+    train: TrainConfig
+    steps: int
+    prompts_per_step: int
+    temperature: float
+    max_tokens: int
+    max_gap: float
+    weights: Mapping[str, float]
+    """Those of the rewards that count for something, by name."""
+    health: HealthConfig = field(default_factory=HealthConfig)
+    seed: int = 0
+    mix: PretrainingMix | None = None
+    """PPO-ptx: what is imitated beside the policy gradient."""
+    patience: int = 20
+    """Steps in a row without any signal, after which it gives up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coefficients:
+    """What controllers may move from step to step: the weights of the KL and of the entropy bonus."""
+
+    kl: float
+    entropy: float
+
+    @classmethod
+    def start(cls, config: PolicyConfig, state: Mapping[str, float]) -> Coefficients:
+        """The recipe's, or where a run goes on those that it had reached."""
+        if state:
+            return cls(kl=state["kl_coefficient"], entropy=state["entropy_coefficient"])
+        return cls(kl=config.kl.coefficient, entropy=config.entropy.coefficient)
+
+    def after(self, config: PolicyConfig, metrics: Mapping[str, float], *, answers: int) -> Coefficients:
+        """Those of the next step; a controller without its measurement, or without a target, stands still."""
+        kl, entropy = self.kl, self.entropy
+        if config.kl.target is not None and "kl/sequence" in metrics:
+            horizon = config.kl.horizon
+            kl = adapt(kl, metrics["kl/sequence"], target=config.kl.target, answers=answers, horizon=horizon)
+        if config.entropy.target is not None and "entropy" in metrics:
+            entropy = steer(entropy, metrics["entropy"], target=config.entropy.target, rate=config.entropy.rate)
+        return Coefficients(kl=kl, entropy=entropy)
+
+    @property
+    def state(self) -> dict[str, float]:
+        """What `start` goes on from."""
+        return {"kl_coefficient": self.kl, "entropy_coefficient": self.entropy}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """What a run carries from step to step besides weights: controllers, the spread of rewards, health."""
+
+    coefficients: Coefficients
+    spread: RunningScale
+    health: Health
+    updates: float = 0.0
+    """Optimizer steps of the policy so far: with none, it still is what the stage started from."""
+    barren: float = 0.0
+    """Steps in a row from which nobody could learn."""
+
+    @classmethod
+    def start(cls, setting: Setting, saved: Mapping[str, float]) -> Standing:
+        """At the beginning of a run, or from what an earlier step had saved."""
+        return cls(
+            coefficients=Coefficients.start(setting.config, saved),
+            spread=RunningScale.start(saved),
+            health=Health.start(setting.health, saved),
+            updates=saved["updates"] if saved else 0.0,
+            barren=saved["barren"] if saved else 0.0,
+        )
+
+    @property
+    def saved(self) -> dict[str, float]:
+        """What `start` goes on from."""
+        counts = {"updates": self.updates, "barren": self.barren}
+        return {**self.coefficients.state, **self.spread.saved, **self.health.saved, **counts}
+
+    def after(self, metrics: Mapping[str, float], setting: Setting, *, answers: int) -> Standing:
+        """Having seen another step."""
+        coefficients = self.coefficients.after(setting.config, metrics, answers=answers)
+        learnt = metrics["optimizer_steps"] + metrics["value/optimizer_steps"]
+        return replace(
+            self,
+            coefficients=coefficients,
+            health=self.health.after(metrics),
+            updates=self.updates + metrics["optimizer_steps"],
+            barren=0.0 if learnt else self.barren + 1,
+        )
