@@ -259,6 +259,37 @@ stages:
     data: {generate: arithmetic, count: 8}
     loss: kto
     train: {steps: 1, batch_size: 4}
+  label:
+    kind: compare
+    tasks: {generate: arithmetic, count: 4}
+    judge: {by: {script: "whet.envs.judges.rules:longer"}, sees: everything}
+    sampling: {max_tokens: 8}
+  revise:
+    kind: revise
+    tasks: {generate: arithmetic, count: 2}
+    principles: [Show your work.]
+    writer: {script: "whet.envs.judges.rules:tutor"}
+    sees: everything
+    max_tokens: 8
+  ask:
+    kind: questions
+    data: {generate: arithmetic, count: 2}
+    wording: {sees: everything, reasoning: true}
+    teacher: {script: "whet.envs.judges.rules:longer"}
+  steps:
+    kind: step_labels
+    model: whet:demo
+    tasks: {generate: arithmetic, count: 2, digits: 1}
+    rewards: [{kind: verifier}]
+    samples: 2
+    rollouts: 2
+    separator: ";"
+    sampling: {max_tokens: 24}
+  rm:
+    kind: reward_model
+    data: {path: "@label"}
+    eval_data: {path: "@label"}
+    train: {steps: 1, batch_size: 2}
   online:
     kind: online_preference
     tasks: {generate: arithmetic}
@@ -270,7 +301,11 @@ stages:
   rl:
     kind: rl
     tasks: {generate: arithmetic}
-    rewards: [{kind: verifier}, {kind: format}]
+    rewards:
+      - {kind: verifier}
+      - {kind: format}
+      - {kind: judge, name: points, by: &longer {script: "whet.envs.judges.rules:longer"}, sees: everything}
+      - {kind: judge, name: pairs, by: *longer, sees: everything, form: pairs}
     algorithm: {preset: grpo, minibatches: 2}
     prompts_per_step: 2
     rollouts_per_prompt: 2
@@ -287,7 +322,10 @@ def documented() -> list[re.Pattern[str]]:
 
 def test_every_metric_is_explained(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(TINY)
-    run_recipe(load_recipe(tmp_path / "tiny.yaml", [f"out={tmp_path / 'run'}"]), quiet=True)
+    loaded = load_recipe(tmp_path / "tiny.yaml", [f"out={tmp_path / 'run'}"])
+    without = {"eval"}  # leaves a table, no line a step
+    assert {stage.kind for stage in loaded.recipe.stages.values()} == set(STAGES) - without
+    run_recipe(loaded, quiet=True)
     known = documented()
     for folder in sorted((tmp_path / "run" / "stages").iterdir()):
         for line in read_metrics(folder):

@@ -182,6 +182,18 @@ def test_single_failures_are_counted_and_make_no_label(tmp_path: Path) -> None:
     assert rows_of(stage) and not [r for r in rows_of(stage) if r["prompt"][-1]["content"][-1] == "1"]
 
 
+def test_what_the_loaders_would_refuse_is_left_out_and_counted(tmp_path: Path) -> None:
+    """Bytes are tokens to a tiny model, NUL among them; one such answer used to stop the stage that read the rows."""
+    (tmp_path / "w.py").write_text(
+        "def w(messages):\n    return 'a\\0b' if messages[0]['content'].count('1') % 2 else 'fine'\n"
+    )
+    stage = run(tmp_path, "revise", f"stages.made.writer.script={tmp_path}/w.py:w")
+    counted = totals(stage)
+    assert counted["rows/unreadable"] > 0 and counted["rows"] + counted["rows/unreadable"] == 6
+    read, dropped = load_conversations(DataConfig(path=str(stage / "rows.jsonl")))
+    assert len(read) == counted["rows"] and not dropped.total
+
+
 # ---------------------------------------------------------------------------------------------------- revise
 
 

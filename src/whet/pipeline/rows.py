@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from whet.data.strict import check_text
 from whet.errors import DataError, RewardError
 from whet.files import read_json, write_atomic, write_json
 from whet.pipeline.stage import ROWS, Context, Interrupted
@@ -76,10 +77,12 @@ def make_rows(
                 f"{context.name}: most of chunk {number} of {len(chunks)} could not be judged; {made.failures[0]}; "
                 "what was made before is kept, and the same command goes on"
             )
-        metrics = {"rows": float(len(made.rows)), **made.metrics}
+        rows = [row for row in made.rows if _readable(row)]
+        lost = float(len(made.rows) - len(rows))
+        metrics = {"rows": float(len(rows)), "rows/unreadable": lost, **made.metrics}
         log.write(number, metrics, made.groups)
         log.sync()
-        write_json(parts[number - 1], {"rows": list(made.rows)})
+        write_json(parts[number - 1], {"rows": rows})
         context.console.log(context.name, number, metrics, made.groups)
         if context.stopped() and number < len(chunks):
             raise Interrupted
@@ -99,5 +102,14 @@ def writable(template: Template, asked: Sequence[Message], answer: str) -> bool:
     try:
         template.conversation([*asked, Message(role="assistant", content=answer)])
     except DataError:
+        return False
+    return True
+
+
+def _readable(row: Row) -> bool:
+    """Whether the loaders take its text: what a model wrote may hold characters that they refuse in a file."""
+    try:
+        check_text(dict(row))
+    except ValueError:
         return False
     return True

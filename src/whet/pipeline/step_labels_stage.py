@@ -15,9 +15,9 @@ from whet.config import TrainConfig
 from whet.config.feedback import StepLabelsStage
 from whet.envs.base import Attempt, Task
 from whet.envs.rewards.model import split_steps
-from whet.errors import DataError, SamplerError
+from whet.errors import SamplerError
 from whet.pipeline.rl_stage import playable, player
-from whet.pipeline.rows import Chunk, Row, Tally, make_rows
+from whet.pipeline.rows import Chunk, Row, Tally, make_rows, writable
 from whet.pipeline.sources import rubric
 from whet.pipeline.stage import Context
 from whet.records import Ending, Episode, Outcome, seed_of
@@ -67,7 +67,8 @@ class _Labels:
         answers = []
         for task, group in zip(chosen, played.groups, strict=True):
             for episode in group.episodes:
-                if episode.outcome is not Outcome.FINISHED or not self._readable(episode):
+                finished = episode.outcome is Outcome.FINISHED
+                if not finished or not writable(self.player.template, task.messages, episode.messages[-1].content):
                     tally.add("answers/left_out")
                 else:
                     answers.append(self._steps(task, episode))
@@ -83,14 +84,6 @@ class _Labels:
         tally.add("labels", len(found))
         tally.add("labels/right", fmean(found) if found else 0.0)
         return Chunk(rows=rows, metrics={**tally.counts, "time/rollout": played.rollout_s}, groups=played.groups)
-
-    def _readable(self, episode: Episode) -> bool:
-        """Whether it says something, and nothing that a template refuses to write (a special token, spelled)."""
-        try:
-            self.player.template.conversation(episode.messages, loss_on="completion")
-        except DataError:
-            return False
-        return bool(episode.messages[-1].content.strip())
 
     def _steps(self, task: Task, episode: Episode) -> _Steps:
         (turn,) = episode.turns
