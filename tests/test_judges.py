@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -385,6 +387,19 @@ def test_expected_scores_come_from_probabilities(local: CachedChat) -> None:
     assert opinion.value is not None and 0 < opinion.value < 1
     (pair,) = genrm.prefer([said("2+2")], [("4", "4")])
     assert pair.chance == pytest.approx(0.5), "equal answers are a tie, whatever the position is worth"
+
+
+def test_probabilities_that_are_no_numbers_are_no_verdict() -> None:
+    class Broken(Scripted):
+        def probabilities(self, conversations: Any, options: Any) -> list[tuple[float, ...] | None]:
+            return [(math.nan,) * len(options) for _ in conversations]
+
+    config = JudgeReward(kind="judge", by=LocalChat(path="whet:tiny"), read="probabilities", scale="yes_no")
+    genrm = build_judge(config, CachedChat(Broken(lambda q: ""), None))
+    (opinion,) = genrm.points([Exchange(asked=said("2+2"), answer="4")])
+    assert opinion.value is None and "not finite" in opinion.failure
+    (pair,) = genrm.prefer([said("2+2")], [("4", "5")])
+    assert pair.chance is None and "not finite" in pair.failure
 
 
 def test_a_script_has_no_probabilities() -> None:

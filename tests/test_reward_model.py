@@ -174,6 +174,13 @@ def test_what_has_no_effect_is_refused(tmp_path: Path, stage: str, message: str)
         run(tmp_path, stage, [])
 
 
+@pytest.mark.parametrize("shade", [{"margin": 1.0}, {"confidence": 0.9}])
+def test_a_ranking_as_one_choice_has_no_place_for_margins_and_doubts(tmp_path: Path, shade: dict[str, float]) -> None:
+    rows = [{"prompt": "p", "chosen": "a", "rejected": "b"}, {"prompt": "q", "chosen": "a", "rejected": "b", **shade}]
+    with pytest.raises(UserError, match=r"rows\.jsonl:2: has a margin or a confidence.*ranking: pairs"):
+        run(tmp_path, "ranking: plackett_luce\n    hold_out: 0", rows)
+
+
 def test_rows_without_an_answer_to_compare_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"rows\.jsonl:1: rejected"):
         run(tmp_path, "eval_every: 5", [{"prompt": "p", "chosen": "a"}])

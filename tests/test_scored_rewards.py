@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from whet.algorithms.scorer import ModelScorer
 from whet.config.loading import load_recipe
 from whet.config.rewards import ScorerConfig
 from whet.envs.base import Attempt, Passage, Reading, Task
@@ -23,8 +24,9 @@ from whet.launch.main import run_recipe
 from whet.launch.memory import footprints
 from whet.launch.world import LocalWorld
 from whet.models.create import byte_tokenizer
+from whet.models.heads import RewardFacts
 from whet.pipeline.run import Run
-from whet.records import Message
+from whet.records import Message, TokenRow
 from whet.templates.jinja import JinjaTemplate
 
 MODEL = '{path: "whet:tiny", create: {hidden_size: 16, layers: 1, heads: 2, kv_heads: 1, intermediate_size: 32}}'
@@ -106,6 +108,29 @@ def test_steps_have_grades_where_they_end() -> None:
 def test_steps_joined_are_the_answer(answer: str, steps: list[str]) -> None:
     found = split_steps(answer, ";")
     assert "".join(found) == answer and found == steps
+
+
+class Says:
+    """A trainer of which only these raw scores are known, one for each row."""
+
+    def __init__(self, *raw: float) -> None:
+        self.raw = raw
+
+    def scores(self, rows: Sequence[TokenRow]) -> list[tuple[float, ...]]:
+        return [(score,) for score, _ in zip(self.raw, rows, strict=True)]
+
+
+@pytest.mark.parametrize("facts", [RewardFacts(mean=1.0, std=2.0), RewardFacts(reads="steps", link="sigmoid")])
+def test_a_score_that_is_no_number_is_a_failure_and_never_a_probability(facts: RewardFacts) -> None:
+    raw = (0.5, math.nan, -math.inf, -800.0)
+    trainer: Any = Says(*raw)
+    scorer = ModelScorer(trainer=trainer, template=JinjaTemplate(byte_tokenizer()), max_length=99, facts=facts)
+    asked = [Passage(messages=(*attempt("a").task.messages, *attempt("a").messages), ends=(1,))] * len(raw)
+    good, nan, infinite, small = scorer.read(asked)
+    meant = [1 / (1 + math.exp(-0.5)), 0.0] if facts.link == "sigmoid" else [-0.25, -400.5]
+    assert [good.scores[0], small.scores[0]] == pytest.approx(meant)
+    assert (nan.scores, nan.failure) == ((), "the reward model says nan")
+    assert (infinite.scores, infinite.failure) == ((), "the reward model says -inf")
 
 
 # ------------------------------------------------------------------------------------------ trained ones

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from tests.laws.support import gradients, largest_difference, tiny_trainer
-from whet.algorithms.preference import beside_mismatched, objective_of, preference, weigh_preferences
+from whet.algorithms.preference import beside_mismatched, check_start, objective_of, preference, weigh_preferences
 from whet.config import GeneratedConfig, ModelConfig, TrainConfig
 from whet.config.preference import PREFERENCE_PRESETS, REFERENCE_FREE, STEP_WIDE, LossConfig
 from whet.errors import DataError, TrainingError
@@ -253,6 +253,12 @@ def test_a_policy_that_is_not_its_reference_is_refused() -> None:
         next(steps)
 
 
+def test_a_distance_that_is_no_number_is_no_agreement() -> None:
+    check_start({"reference/gap": 0.01}, 0.02)
+    with pytest.raises(TrainingError, match="nan nats per token"):
+        check_start({"reference/gap": math.nan}, 0.02)
+
+
 def test_four_ranked_answers_are_six_pairs_of_one_atom_and_weigh_as_one_comparison() -> None:
     loss, trainer = LossConfig.model_validate("dpo"), tiny_trainer()
     examples = examples_of(loss, trainer, answers=4, count=2)
@@ -281,6 +287,24 @@ def test_a_confidence_is_a_share_of_the_pair_the_other_way_round() -> None:
     found = trainer.evaluate(weigh_preferences(sure, loss=plain, trainer=trainer), objective_of(plain))
     other = trainer.evaluate(weigh_preferences(examples, loss=doubting, trainer=trainer), objective_of(doubting))
     assert found["loss"].mean == pytest.approx(other["loss"].mean)
+
+
+@pytest.mark.parametrize("preset", sorted(STATISTICS))
+def test_a_coin_for_a_label_says_the_same_whichever_answer_stands_first(preset: str) -> None:
+    """Also where each margin is compared with one of the whole step."""
+    trainer, loss = tiny_trainer(), LossConfig.model_validate(preset)
+    examples = examples_of(loss, trainer)
+    moved(trainer)
+    coins = [
+        Atom(rows=tuple(row.with_columns(confidence=(0.5,) * row.trained_count) for row in atom.rows))
+        for atom in examples
+    ]
+    swapped = [Atom(rows=atom.rows[::-1]) for atom in coins]
+    there, back = (
+        trainer.evaluate(weigh_preferences(atoms, loss=loss, trainer=trainer), objective_of(loss))["loss"].mean
+        for atoms in (coins, swapped)
+    )
+    assert there == pytest.approx(back)
 
 
 def test_mismatched_answers_are_of_another_prompt_and_fit() -> None:

@@ -72,7 +72,7 @@ def weigh_preferences(batch: Sequence[Atom], *, loss: LossConfig, trainer: Train
 def check_start(metrics: Mapping[str, float], max_gap: float) -> None:
     """Refuse a policy that is not its own reference before the first update: the loss would not begin where it must."""
     gap = metrics["reference/gap"] if "reference/gap" in metrics else 0.0
-    if gap > max_gap:
+    if not gap <= max_gap:
         raise TrainingError(
             f"before the first update the policy is {gap:.2g} nats per token away from its reference (at most "
             f"{max_gap:g} is rounding), so the loss does not begin where it must (DPO: log 2); is dropout on in the "

@@ -26,15 +26,20 @@ class ModelScorer:
     facts: RewardFacts
 
     def read(self, passages: Sequence[Passage]) -> list[Reading]:
-        """One reading of each passage; one that the model's template cannot write, or too long, is a failed one."""
+        """One reading of each passage; what cannot be written, is too long or has no number is a failure."""
         rows = [self._row(passage) for passage in passages]
         scored = iter(self.trainer.scores([row for row in rows if isinstance(row, TokenRow)]))
         return [
-            Reading(scores=tuple(map(self._meant, next(scored))))
-            if isinstance(row, TokenRow)
-            else Reading(scores=(), failure=row)
+            self._reading(next(scored)) if isinstance(row, TokenRow) else Reading(scores=(), failure=row)
             for row in rows
         ]
+
+    def _reading(self, raw: Sequence[float]) -> Reading:
+        """What the raw scores mean. A NaN is said here: `min` passes it over, and a comparison makes it a number."""
+        wrong = next((score for score in raw if not math.isfinite(score)), None)
+        if wrong is not None:
+            return Reading(scores=(), failure=f"the reward model says {wrong}")
+        return Reading(scores=tuple(map(self._meant, raw)))
 
     def _row(self, passage: Passage) -> TokenRow | str:
         try:

@@ -95,7 +95,7 @@ class KTOTerm(BetaTerm):
     """KTO: single answers called good or bad, against the policy's mean distance from the reference."""
 
     desirable: float = Field(1.0, gt=0)
-    """Weight of good answers; desirable x good rows / (undesirable x bad rows) should lie between 1 and 4/3."""
+    """Weight of good answers; desirable x good rows / (undesirable x bad rows) should lie between 1 and 3/2."""
     undesirable: float = Field(1.0, gt=0)
 
 

@@ -236,6 +236,12 @@ def _centre(ratio_P: Tensor, other_P: Tensor) -> tuple[Tensor, Tensor]:
     return middle.expand_as(ratio_P), middle.expand_as(other_P)
 
 
+def _of_same_rank(margin_P: Tensor, ref_margin_P: Tensor) -> tuple[Tensor, Tensor]:
+    """For each margin the reference's of the same rank; seen from the worse answer both have the other sign."""
+    matched_P = _matched(margin_P, ref_margin_P)
+    return matched_P, -matched_P
+
+
 def _opposites(ratio_P: Tensor, other_P: Tensor) -> tuple[Tensor, Tensor]:
     """For each better answer the worse one of the same rank, and the other way round."""
     return _matched(ratio_P, other_P), _matched(other_P, ratio_P)
@@ -248,10 +254,7 @@ def _matched(left_P: Tensor, right_P: Tensor) -> Tensor:
 
 STATISTICS: dict[str, Callable[[Pairs], tuple[Tensor, Tensor]]] = {
     "bco": lambda pairs: _centre(pairs.chosen_ratio_P, pairs.rejected_ratio_P),
-    "aot": lambda pairs: (
-        _matched(pairs.chosen_P - pairs.rejected_P, pairs.ref_chosen_P - pairs.ref_rejected_P),
-        torch.zeros_like(pairs.rejected_P),
-    ),
+    "aot": lambda pairs: _of_same_rank(pairs.chosen_P - pairs.rejected_P, pairs.ref_chosen_P - pairs.ref_rejected_P),
     "aot_unpaired": lambda pairs: _opposites(pairs.chosen_ratio_P, pairs.rejected_ratio_P),
 }
 """Losses that look at the whole step: what they want to know of it, for the better and the worse answer of each pair.

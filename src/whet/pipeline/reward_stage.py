@@ -25,7 +25,7 @@ from whet.pipeline.stage import Context, World
 from whet.records import Atom, Step, seed_of
 from whet.tracking.log import RunLog
 from whet.training.base import Trainer
-from whet.training.compare import tokenise_comparisons, tokenise_judged
+from whet.training.compare import Compared, tokenise_comparisons, tokenise_judged
 from whet.training.stepwise import tokenise_stepwise
 
 REFERENCES = 512
@@ -111,11 +111,23 @@ def _read(world: World, model: ModelConfig, config: RewardModelStage, source: So
         listed, unread = comparisons(source)
         compared, dropped, stats = tokenise_comparisons(listed, template, max_length=max_length, on_bad_row=on_bad_row)
         described = stats.describe()
+        if config.ranking == "plackett_luce":
+            _refuse_shades(compared)
         found = [
             Lesson(atom=comparison(each), lengths=tuple(row.trained_count for row in each.atom.rows))
             for each in compared
         ]
     return found, "; ".join([described, *_lost(unread, dropped)])
+
+
+def _refuse_shades(compared: Sequence[Compared]) -> None:
+    """A ranking as one choice knows only the order."""
+    shaded = next((each for each in compared if each.margin is not None or each.confidence < 1), None)
+    if shaded is not None:
+        raise DataError(
+            f"{shaded.origin}: has a margin or a confidence, of which ranking: plackett_luce knows nothing; "
+            "use ranking: pairs, or leave the columns out"
+        )
 
 
 def _lost(*dropped: Dropped) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from statistics import fmean
 from typing import Protocol
 
@@ -168,7 +169,10 @@ def _thinking(question: Question) -> tuple[Message, ...]:
 def _mean_verdict(chances: Sequence[float] | None, question: Question) -> Opinion:
     if chances is None:
         return Opinion(value=None, failure="the question does not fit the judge's context or template")
-    return Opinion(value=sum(p * value for p, value in zip(chances, question.verdicts.values(), strict=True)))
+    mean = sum(p * value for p, value in zip(chances, question.verdicts.values(), strict=True))
+    if not isfinite(mean):
+        return Opinion(value=None, failure=f"the judge's probabilities are not finite: {chances}")
+    return Opinion(value=mean)
 
 
 def _majority(votes: Sequence[Opinion]) -> Opinion:
