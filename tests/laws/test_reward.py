@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tests.laws.support import SHAPE, _widen_norms, gradients, largest_difference, random_atoms
+from whet.algorithms.answers import pairs_of
 from whet.algorithms.reward_model import comparison, objective_of, weighed
 from whet.config import ModelConfig, RewardModelStage, TrainConfig
 from whet.data.base import Origin
@@ -77,9 +78,9 @@ def test_label_loss_by_hand() -> None:
     assert float(reward.label_loss(vector(-700.0), vector(1.0))) == pytest.approx(700)
 
 
-def test_all_pairs_of_four() -> None:
-    better, worse = reward.all_pairs(4)
-    assert list(zip(better.tolist(), worse.tolist(), strict=True)) == [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+def test_pairs_are_of_one_prompt_and_the_better_one_stands_first() -> None:
+    better, worse = pairs_of(torch.tensor([0, 0, 0, 1, 2, 2]))
+    assert list(zip(better.tolist(), worse.tolist(), strict=True)) == [(0, 1), (0, 2), (1, 2), (4, 5)]
 
 
 LOSSES: dict[str, Callable[[Tensor], Tensor]] = {

@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from whet.algorithms.answers import add_constant, pairs_of
 from whet.algorithms.supervised import supervised
 from whet.config.reward_model import RewardModelStage
 from whet.formulas import reward as formulas
@@ -40,12 +41,12 @@ def reward_model(
 def objective_of(config: RewardModelStage) -> Objective:
     """What a stage teaches, as a value."""
     if config.learn == "comparisons":
-        return Prefer(ranking=config.ranking, centring=config.centring)
+        return Rank(ranking=config.ranking, centring=config.centring)
     return Label()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prefer:
+class Rank:
     """The better answer scores higher. Columns, at the better row of each pair: `margin`, `confidence`."""
 
     ranking: Ranking = "pairs"
@@ -58,7 +59,7 @@ class Prefer:
         """The weighted loss; as metrics the means over pairs of the loss, of who won and of by how much."""
         score_R = outputs.score_T
         assert score_R is not None and len(score_R) == batch.rows, "one score for each answer"
-        better_P, worse_P = _pairs(batch.atom_R)
+        better_P, worse_P = pairs_of(batch.atom_R)
         difference_P = (score_R[better_P] - score_R[worse_P]).detach()
         weight_P = batch.weight_T[better_P]
         if self.ranking == "pairs":
@@ -110,15 +111,14 @@ class Label:
 
 def comparison(compared: Compared) -> Atom:
     """The answers, each read at its end, with what the row says of how much and how surely the first is better."""
-    columns = {"margin": (compared.margin or 0.0,), "confidence": (compared.confidence,)}
-    return Atom(rows=tuple(row.with_columns(**columns) for row in ends_only(compared.atom).rows))
+    atom = add_constant(ends_only(compared.atom), "margin", compared.margin or 0.0)
+    return add_constant(atom, "confidence", compared.confidence)
 
 
 def judged(answer: JudgedRow, *, every_token: bool) -> Atom:
     """The answer with its label at the end, or at each of its tokens."""
     atom = Atom(rows=(answer.row,))
-    row = atom.rows[0] if every_token else ends_only(atom).rows[0]
-    return Atom(rows=(row.with_columns(label=(float(answer.good),) * row.trained_count),))
+    return add_constant(atom if every_token else ends_only(atom), "label", float(answer.good))
 
 
 def stepped(answer: SteppedRow) -> Atom:
@@ -133,23 +133,11 @@ def weighed(examples: Sequence[Atom], *, config: RewardModelStage) -> list[Atom]
     """
     if config.learn == "comparisons":
         pairs = config.ranking == "pairs"
-        return [_filled(atom, _share(len(atom.rows), pairs=pairs) / len(examples)) for atom in examples]
+        return [add_constant(atom, "weight", _share(len(atom.rows), pairs=pairs) / len(examples)) for atom in examples]
     lengths = [atom.rows[0].trained_count for atom in examples]
     weights = token_mean(lengths) if config.learn == "steps" else sequence_mean(lengths)
-    return [_filled(atom, weight) for atom, weight in zip(examples, weights, strict=True)]
-
-
-def _filled(atom: Atom, weight: float) -> Atom:
-    """The same rows with this weight at each trained token."""
-    return Atom(rows=tuple(row.with_columns(weight=(weight,) * row.trained_count) for row in atom.rows))
+    return [add_constant(atom, "weight", weight) for atom, weight in zip(examples, weights, strict=True)]
 
 
 def _share(answers: int, *, pairs: bool) -> float:
     return 2 / (answers * (answers - 1)) if pairs else 1.0
-
-
-def _pairs(atom_R: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows of all pairs of the micro-batch as (better, worse): same atom, the better row first."""
-    same_RR = (atom_R[:, None] == atom_R[None, :]).triu(diagonal=1)
-    better_P, worse_P = same_RR.nonzero(as_tuple=True)
-    return better_P, worse_P

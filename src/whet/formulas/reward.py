@@ -6,7 +6,6 @@ their differences are log-odds of being preferred, and `sigmoid` makes a step's 
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -43,9 +42,3 @@ def label_loss(score_T: Tensor, label_T: Tensor) -> Tensor:
     the answer's own label: an outcome verifier (Cobbe et al. 2110.14168).
     """
     return softplus(score_T) - label_T * score_T
-
-
-def all_pairs(answers: int) -> tuple[Tensor, Tensor]:
-    """The C(K, 2) pairs of a ranking as (places of the better, places of the worse)."""
-    better_P, worse_P = torch.triu_indices(answers, answers, offset=1)
-    return better_P, worse_P
