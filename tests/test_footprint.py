@@ -96,6 +96,8 @@ def test_vllm_holds_a_copy_and_a_cache_of_its_own() -> None:
     )
     assert embedded.cache > 0 and vllm.cache == 0
     assert vllm.weights > embedded.weights + 2 * 2**30
+    served = SamplingConfig(engine="vllm", server="http://127.0.0.1:8000")
+    assert footprint("rl", MODEL, train, served).weights == embedded.weights
 
 
 def test_a_gpus_micro_batches_fill_the_room_that_there_is() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
 from whet.config.strict import Strict
+
+THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 
 
 class LoraConfig(Strict):
@@ -98,7 +102,30 @@ class SamplingConfig(Strict):
     """Most sequences decoded side by side."""
     engine: Literal["embedded", "vllm"] = "embedded"
     """embedded: whet's own, on the trainer's weights. vllm: a vLLM engine in this process, which the weights are copied
-    to after every step (`pip install 'whet[vllm]'`)."""
+    to after every step (`pip install 'whet[vllm]'`), or at `server`."""
+    server: str | None = None
+    """With vllm: the address of a running vLLM server, `http://host:port`, which then belongs to this run."""
+    server_folder: Path | None = None
+    """With server: a folder that this process and the server both see under this path, for weights on their way. None:
+    the machine's own folder for temporary files, for a server on the same machine."""
     cache_gib: float = Field(4.0, gt=0)
     """GiB for the keys and values of running sequences and shared prompts. The embedded engine takes what it needs and
     runs fewer sequences side by side where that would be more; vllm takes it all, at the start."""
+
+    @model_validator(mode="after")
+    def _check_server(self) -> Self:
+        if self.server is None:
+            if self.server_folder is not None:
+                raise ValueError("server_folder is for the weights that go to a vLLM server; name it too: server")
+            return self
+        if self.engine != "vllm":
+            raise ValueError(f"server is a vLLM server, and engine is {self.engine}; add engine: vllm")
+        address = urlsplit(self.server)
+        if address.scheme not in ("http", "https") or not address.hostname:
+            raise ValueError(f"server is {self.server!r}; write it in full, like http://127.0.0.1:8000")
+        if address.hostname not in THIS_MACHINE and self.server_folder is None:
+            raise ValueError(
+                f"server is on {address.hostname}, which reads the weights from a folder that both machines see; name "
+                "it: server_folder"
+            )
+        return self

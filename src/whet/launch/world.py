@@ -30,15 +30,25 @@ from whet.pipeline.stage import Policy
 from whet.rollouts.chat import Speaker
 from whet.sampling.embedded import EmbeddedSampler
 from whet.sampling.vllm import VllmSampler
+from whet.sampling.vllm_server import VllmServerSampler
 from whet.templates.jinja import JinjaTemplate
 from whet.training.base import Trainer
 from whet.training.engine import LocalTrainer
 
-SAMPLERS: Mapping[str, Callable[[LanguageModel, SamplingConfig], EmbeddedSampler | VllmSampler]] = {
+PolicySampler = EmbeddedSampler | VllmSampler | VllmServerSampler
+
+
+def _vllm(model: LanguageModel, config: SamplingConfig) -> VllmSampler | VllmServerSampler:
+    if config.server is None:
+        return VllmSampler(model, max_running=config.max_running, cache_gib=config.cache_gib)
+    return VllmServerSampler(model, config.server, max_running=config.max_running, folder=config.server_folder)
+
+
+SAMPLERS: Mapping[str, Callable[[LanguageModel, SamplingConfig], PolicySampler]] = {
     "embedded": lambda model, config: EmbeddedSampler(
         model, max_running=config.max_running, cache_gib=config.cache_gib
     ),
-    "vllm": lambda model, config: VllmSampler(model, max_running=config.max_running, cache_gib=config.cache_gib),
+    "vllm": _vllm,
 }
 """`sampling.engine`: what builds it."""
 

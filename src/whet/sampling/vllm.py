@@ -8,8 +8,6 @@ over once and each version's adapter after it, from a folder, as vLLM's own adap
 vLLM changes the process that it is loaded into: it seeds global generators and, on a CPU, replaces
 `torch.set_num_threads`. Both are put back; its usage reports are switched off. Its parallel state is one for the whole
 process, and an engine that ends takes it along, so there is one engine at a time: a new sampler ends the one before.
-
-Legend: N tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -28,11 +26,10 @@ import torch
 from torch import Tensor
 
 from whet.errors import ConfigError, MissingExtra, ModelError, SamplerError
-from whet.models.attention import Tree, TreeLayout
-from whet.models.heads import SCORE
 from whet.models.language import LanguageModel
-from whet.records import Completion, Ending
-from whet.sampling.base import Request, SamplingParams
+from whet.records import Completion
+from whet.sampling.base import Request
+from whet.sampling.hand_over import base_weights, check_probe, check_temperature, complete
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in this process: tensors are handed over, not pickled
@@ -40,11 +37,6 @@ ENVIRONMENT = {
 }
 PREFILL_TOKENS = 8192
 """Most prompt tokens computed at once on a CPU, or one prompt of any length."""
-PROBE_TOKENS = 8
-PROBE_TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 0.5}
-"""Largest difference of log-probabilities on the probe; a layer with old weights is off by more."""
-LOWEST_TEMPERATURE = 0.01
-"""vLLM samples at this temperature where it is asked for a lower one that is not 0."""
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The sizes that vLLM has kernels for; a rank in between takes the next one."""
 
@@ -90,7 +82,7 @@ class VllmSampler:
             self._load_adapter()
         if not self._engine.reset_prefix_cache():
             raise SamplerError("vLLM keeps the keys and values of the weights before: its prefix cache was not reset")
-        self._check_probe()
+        check_probe(self, self.model)
         self.version = version
 
     def sample(self, requests: Sequence[Request]) -> list[Completion | SamplerError]:
@@ -111,22 +103,13 @@ class VllmSampler:
 
     def _complete(self, request: Request, output: Any) -> Completion | SamplerError:
         (written,) = output.outputs
-        tokens, params = tuple(written.token_ids), request.params
-        stopped = bool(tokens) and tokens[-1] in params.stop_ids
-        if not stopped and len(tokens) != params.max_tokens:
-            return SamplerError(
-                f"vLLM ended a completion after {len(tokens)} of {params.max_tokens} tokens: {written.finish_reason}"
-            )
-        return Completion(
-            tokens=tokens,
-            logprobs=tuple(written.logprobs.logprobs),
-            version=self.version,
-            ending=Ending.STOP if stopped else Ending.LENGTH,
+        return complete(
+            request, written.token_ids, written.logprobs.logprobs, version=self.version, why=written.finish_reason
         )
 
     def _load_weights(self) -> None:
         """The tensors in memory, through vLLM's own loader; an adapter's are left out."""
-        compared = self._engine.collective_rpc(_receive, args=(dict(_base_weights(self.model)),))
+        compared = self._engine.collective_rpc(_receive, args=(dict(base_weights(self.model)),))
         if not all(compared):
             raise SamplerError(f"{self.model.name}: nothing of what vLLM holds can be compared with the weights")
 
@@ -142,20 +125,6 @@ class VllmSampler:
         if before is not None:
             self._engine.llm_engine.remove_lora(before.lora_int_id)
             shutil.rmtree(before.lora_path)
-
-    def _check_probe(self) -> None:
-        """A few greedy tokens must have the log-probabilities that the model itself gives them."""
-        prompt = tuple(n * 7 % self.model.vocabulary for n in range(2, 14))
-        params = SamplingParams(max_tokens=PROBE_TOKENS, temperature=0)
-        (written,) = self.sample([Request(prompt=prompt, seed=0, params=params)])
-        if isinstance(written, SamplerError):
-            raise written
-        gap = (_logp(self.model, prompt, written.tokens) - torch.tensor(written.logprobs)).abs().max().item()
-        if not gap <= PROBE_TOLERANCE[self.model.compute]:
-            raise SamplerError(
-                f"{self.model.name}: weights were handed over, but vLLM's log-probabilities differ by {gap:.3g} on a "
-                f"probe (at most {PROBE_TOLERANCE[self.model.compute]}): it does not compute what the trainer does"
-            )
 
 
 def _import() -> Any:
@@ -220,10 +189,7 @@ def _params(request: Request) -> Any:
     from vllm.sampling_params import SamplingParams as VllmParams
 
     params = request.params
-    if 0 < params.temperature < LOWEST_TEMPERATURE:
-        raise ConfigError(
-            f"sampling.temperature is {params.temperature}, and vLLM samples at {LOWEST_TEMPERATURE} or above; use 0"
-        )
+    check_temperature(params)
     return VllmParams(
         max_tokens=params.max_tokens,
         temperature=params.temperature,
@@ -237,13 +203,6 @@ def _params(request: Request) -> Any:
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
-
-
-def _base_weights(model: LanguageModel) -> Iterator[tuple[str, Tensor]]:
-    """Parameters by the names of a model's files, tied ones once, without adapters and without a critic's head."""
-    for name, p in model.module.named_parameters():
-        if ".lora_" not in name and name != f"{SCORE}.weight":
-            yield name.replace(".base_layer.", "."), p.detach()
 
 
 def _receive(worker: Any, weights: dict[str, Tensor]) -> int:
@@ -271,14 +230,3 @@ def _repack_tied_head(module: Any) -> None:
     for head in module.modules():
         if isinstance(head, ParallelLMHead):
             head.quant_method.process_weights_after_loading(head)
-
-
-@torch.no_grad()
-def _logp(model: LanguageModel, prompt: Sequence[int], tokens: Sequence[int]) -> Tensor:
-    """log p of each token after the prompt under the model's own forward pass, on the CPU."""
-    model.module.eval()
-    stream_N = torch.tensor([*prompt, *tokens], device=model.device)
-    layout = TreeLayout((Tree(0, (len(stream_N),)),), model.device, model.backend)
-    logits_NV = model.logits(model.hidden(stream_N, layout.positions_N, layout)[len(prompt) - 1 : -1])
-    chosen_N = stream_N[len(prompt) :, None]
-    return logits_NV.float().log_softmax(-1).gather(-1, chosen_N)[:, 0].cpu()

@@ -1,0 +1,256 @@
+"""JSON calls over HTTP that are tried again: what an endpoint and a vLLM server have in common.
+
+What a busy or restarting server does (429, 5xx, refused and broken connections, half an answer, silence) is tried
+again, each time later, with jitter so that many clients do not come back together. What will not get better (a wrong
+key, an unknown model, an answer of the wrong shape) ends a call at once. Two deadlines bound every wait: one for each
+attempt, one for all calls that were asked for together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import json
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable, Coroutine, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+import httpx
+
+from whet.errors import SamplerError
+
+T = TypeVar("T")
+
+LONGEST_WAIT_S = 30.0
+"""The wait between two attempts doubles up to this; a server's Retry-After may ask for more."""
+LOOK_S = 1.0
+"""How often somebody who waits for answers looks whether they can still come."""
+EXCERPT_CHARACTERS = 300
+"""How much of a server's own words a message quotes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How often and how long somebody asks."""
+
+    attempts: int = 6
+    request_s: float = 120.0
+    """Longest time of one attempt."""
+    total_s: float = 1800.0
+    """Longest time of all calls that are asked for together."""
+    first_wait_s: float = 1.0
+    """Longest wait after the first attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One request, and how its answer is read: `read` raises `SamplerError` where it has the wrong shape.
+
+    An answer that is no JSON, where `read` asks for it, counts as one that broke off.
+    """
+
+    url: str
+    body: Mapping[str, Any]
+    read: Callable[[httpx.Response], T]
+    what: str
+    """What is awaited, for messages."""
+    method: Literal["POST", "GET"] = "POST"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a call has no answer. No `read` may return one."""
+
+    error: SamplerError
+    timed_out: bool
+
+
+class Caller:
+    """Asks a server. At most `concurrency` calls are under way together, and at most `per_minute` begin in a minute,
+    evenly spread; a 429 with a Retry-After holds all of them. `remedy` adds to a final status what to do about it."""
+
+    def __init__(
+        self,
+        who: str,
+        patience: Patience,
+        *,
+        concurrency: int,
+        per_minute: float | None = None,
+        headers: Callable[[], Mapping[str, str]] = dict,
+        remedy: Callable[[int], str] = lambda _: "",
+    ) -> None:
+        self._who, self._patience, self._concurrency = who, patience, concurrency
+        self._pace = _Pace(per_minute)
+        self._headers, self._remedy = headers, remedy
+
+    def each(self, calls: Sequence[Call[T]]) -> Generator[tuple[int, T | Failure], None, None]:
+        """The number of each call (from 0) with what came of it, as soon as that is known.
+
+        Nothing is raised for one that failed. Closing the generator gives up what is under way. May be used from
+        inside an event loop.
+        """
+        arrived: queue.SimpleQueue[tuple[int, T | Failure]] = queue.SimpleQueue()
+        with _running(self._ask_all(calls, lambda number, answer: arrived.put((number, answer)))) as work:
+            for _ in calls:
+                yield _next_of(arrived, work)
+
+    def one(self, call: Call[T]) -> T:
+        """The answer to one call; raises its `SamplerError`."""
+        ((_, answer),) = self.each([call])
+        if isinstance(answer, Failure):
+            raise answer.error
+        return answer
+
+    async def _ask_all(self, calls: Sequence[Call[T]], tell: Callable[[int, T | Failure], None]) -> None:
+        gate = asyncio.Semaphore(self._concurrency)
+        limits = httpx.Limits(max_connections=self._concurrency)
+        began = time.monotonic()
+        async with httpx.AsyncClient(headers=self._headers(), timeout=None, limits=limits) as client:
+
+            async def one(number: int, call: Call[T]) -> None:
+                wait = _Wait(self._who, call.what, began, self._patience.total_s)
+                try:
+                    async with asyncio.timeout(wait.left_s()), gate:
+                        answer = await self._answer(client, call, wait)
+                    tell(number, answer)
+                except TimeoutError:
+                    tell(number, Failure(wait.over(), timed_out=True))
+                except SamplerError as error:
+                    tell(number, Failure(error, timed_out=wait.timed_out))
+
+            await asyncio.gather(*(one(number, call) for number, call in enumerate(calls)))
+
+    async def _answer(self, client: httpx.AsyncClient, call: Call[T], wait: _Wait) -> T:
+        patience = self._patience
+        for attempt in range(1, patience.attempts + 1):
+            asked_s = 0.0
+            try:
+                await self._pace.turn()
+                async with asyncio.timeout(patience.request_s):
+                    body = None if call.method == "GET" else call.body
+                    response = await client.request(call.method, call.url, json=body)
+                if response.status_code == 200:
+                    return call.read(response)
+                wait.note(attempt, _status(response))
+                if response.status_code != 429 and response.status_code < 500:
+                    raise SamplerError(f"{wait.who}: {_status(response)}{self._remedy(response.status_code)}")
+                asked_s = _retry_after_s(response)
+                if response.status_code == 429:
+                    self._pace.hold(asked_s)
+            except TimeoutError:
+                wait.note(attempt, f"no complete answer within {patience.request_s:g} s", timed_out=True)
+            except (httpx.RequestError, json.JSONDecodeError, UnicodeDecodeError) as error:
+                wait.note(attempt, f"{type(error).__name__}: {error}")
+            longest_s = min(LONGEST_WAIT_S, patience.first_wait_s * 2 ** (attempt - 1))
+            pause_s = max(asked_s, random.uniform(0.5, 1) * longest_s)
+            if attempt < patience.attempts:
+                if pause_s >= wait.left_s():
+                    raise wait.over(f"the next attempt would be in {pause_s:.1f} s")
+                await asyncio.sleep(pause_s)
+        raise wait.over("no attempt is left")
+
+
+def excerpt(answer: Any) -> str:
+    """The beginning of an answer, for a message."""
+    return json.dumps(answer)[:EXCERPT_CHARACTERS]
+
+
+class _Pace:
+    """Requests that begin evenly spread over time, and not at all while the server asks everybody to wait."""
+
+    def __init__(self, per_minute: float | None) -> None:
+        self._apart_s = 0.0 if per_minute is None else 60 / per_minute
+        self._next = 0.0
+
+    async def turn(self) -> None:
+        """Wait until one more request may begin."""
+        now = time.monotonic()
+        begins = max(now, self._next)
+        self._next = begins + self._apart_s
+        await asyncio.sleep(begins - now)
+
+    def hold(self, seconds: float) -> None:
+        """Let no request begin for so long."""
+        self._next = max(self._next, time.monotonic() + seconds)
+
+
+class _Wait:
+    """Who owes what since when, and what came instead."""
+
+    def __init__(self, who: str, what: str, began: float, total_s: float) -> None:
+        self.who, self._what, self._began, self._total_s = who, what, began, total_s
+        self._last = "no attempt has ended"
+        self.timed_out = False
+        """Whether the last attempt ended at a deadline, ours or the call's."""
+
+    def left_s(self) -> float:
+        """Seconds until the deadline of the call; below 0 when it is over."""
+        return self._began + self._total_s - time.monotonic()
+
+    def note(self, attempt: int, happened: str, *, timed_out: bool = False) -> None:
+        """Remember what the last attempt brought."""
+        self.timed_out = timed_out
+        self._last = f"attempt {attempt}: {happened}"
+
+    def over(self, why: str = "the deadline is over") -> SamplerError:
+        """The error that says all of it."""
+        waited_s = time.monotonic() - self._began
+        return SamplerError(
+            f"{self.who}: {self._what} has been awaited for {waited_s:.1f} s (deadline {self._total_s:g} s); "
+            f"{self._last}; {why}"
+        )
+
+
+def _status(response: httpx.Response) -> str:
+    """`503 Service Unavailable`, and the beginning of what the server says about it, on one line."""
+    said = " ".join(response.text.split())[:EXCERPT_CHARACTERS]
+    return f"{response.status_code} {response.reason_phrase}" + (f" ({said})" if said else "")
+
+
+def _retry_after_s(response: httpx.Response) -> float:
+    """Seconds that the server asks to wait: a number or a date (RFC 9110, 10.2.3); 0 where it does not ask."""
+    asked = response.headers.get("retry-after", "").strip()
+    if asked.isdigit():
+        return float(asked)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(asked).timestamp() - time.time())
+    except ValueError:
+        return 0.0
+
+
+@contextmanager
+def _running(work: Coroutine[Any, Any, T]) -> Iterator[Future[T]]:
+    """`work` at work in an event loop in a thread of its own; at the end of the block what is left is cancelled."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="whet-calls", daemon=True)
+    thread.start()
+    try:
+        yield asyncio.run_coroutine_threadsafe(work, loop)
+    finally:
+        asyncio.run_coroutine_threadsafe(_cancel_all(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+def _next_of(arrived: queue.SimpleQueue[T], work: Future[None]) -> T:
+    """The next answer. Where the work itself failed, which is our bug, that is raised instead of waiting for ever."""
+    while True:
+        try:
+            return arrived.get(timeout=LOOK_S)
+        except queue.Empty:
+            if work.done() and arrived.empty():
+                work.result()
+
+
+async def _cancel_all() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,293 @@
+"""A vLLM server as sampler, played by a script that computes with the weights it was told to load."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.laws.support import tiny_model
+from whet.config import LoraConfig, SamplingConfig
+from whet.errors import ConfigError, SamplerError
+from whet.models.language import LanguageModel
+from whet.records import Completion
+from whet.sampling.base import Request, SamplingParams
+from whet.sampling.calls import Patience
+from whet.sampling.embedded import EmbeddedSampler
+from whet.sampling.vllm_server import VllmServerSampler
+
+ASKED = [Request(prompt=(1, 2, 3), seed=seed, params=SamplingParams(max_tokens=5)) for seed in range(4)]
+PATIENCE = Patience(attempts=3, request_s=10, total_s=15, first_wait_s=0.01)
+Json = dict[str, Any]
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+class FakeServer(ThreadingHTTPServer):
+    """Plays the calls of a vLLM server over a model of its own; `spoil` may change an answer, or give a status."""
+
+    daemon_threads = True
+
+    def __init__(self, model: LanguageModel) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.sampler, self.lock = EmbeddedSampler(model), threading.Lock()
+        self.loaded = 0
+        self.version = "default"
+        self.adapter: str | None = None
+        self.adapter_folder = Path()
+        self.calls: list[tuple[str, Json]] = []
+        self.settings: Json = {
+            "device_config": {"device": "cuda"},
+            "model_config": {"logprobs_mode": "processed_logprobs", "max_model_len": model.max_length},
+            "scheduler_config": {"enable_chunked_prefill": True},
+            "lora_config": {"max_lora_rank": 8},
+        }
+        self.spoil: Callable[[Json, Json], Json | int] = lambda body, answer: answer
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def answer(self, path: str, body: Json) -> Json | int:
+        match path:
+            case "/server_info?config_format=json":
+                return {"vllm_config": self.settings}
+            case "/collective_rpc":
+                assert body["method"] == "reload_weights"
+                self._load(load_file(Path(body["kwargs"]["weights_path"]) / "model.safetensors"))
+                return {"results": [None]}
+            case "/v1/load_lora_adapter":
+                assert self.adapter is None
+                self.adapter, self.adapter_folder = body["lora_name"], Path(body["lora_path"])
+                return {}
+            case "/v1/unload_lora_adapter":
+                assert body["lora_name"] == self.adapter
+                self.adapter = None
+                return {}
+            case "/reset_prefix_cache":
+                return {"success": True}
+            case "/update_weight_version":
+                self.version = body["new_version"]
+                return {}
+        assert path == "/inference/v1/generate" and body.get("model") == self.adapter
+        assert self.adapter is None or (self.adapter_folder / "adapter_config.json").is_file()  # vLLM may read it again
+        return self.spoil(body, self._generate(body))
+
+    def _load(self, weights: dict[str, torch.Tensor]) -> None:
+        self.loaded += 1
+        module = self.sampler.model.module
+        with torch.no_grad():
+            assert {name: p.copy_(weights[name]) for name, p in module.named_parameters()}.keys() == weights.keys()
+
+    def _generate(self, body: Json) -> Json:
+        asked = body["sampling_params"]
+        assert asked["ignore_eos"] and asked["logprobs"] == 0
+        params = SamplingParams(
+            max_tokens=asked["max_tokens"],
+            temperature=asked["temperature"],
+            stop_ids=frozenset(asked["stop_token_ids"]),
+        )
+        request = Request(prompt=tuple(body["token_ids"]), seed=asked["seed"], params=params)
+        with self.lock:
+            (written,) = self.sampler.sample([request])
+        assert isinstance(written, Completion)
+        content = [
+            {"token_id": token, "logprob": logprob}
+            for token, logprob in zip(written.tokens, written.logprobs, strict=True)
+        ]
+        versions = [{"version": self.version, "start": 0, "end": len(content)}]
+        choice = {"token_ids": list(written.tokens), "logprobs": {"content": content}, "weight_versions": versions}
+        return {"choices": [{**choice, "finish_reason": "length"}]}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: FakeServer
+
+    def do_GET(self) -> None:
+        self._reply({})
+
+    def do_POST(self) -> None:
+        self._reply(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def _reply(self, body: Json) -> None:
+        with self.server.lock:
+            self.server.calls.append((self.path, body))
+        answer = self.server.answer(self.path, body)
+        status, data = (answer, b"no") if isinstance(answer, int) else (200, json.dumps(answer).encode())
+        self.send_response(status)
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+@contextmanager
+def serving() -> Iterator[FakeServer]:
+    server = FakeServer(tiny_model(seed=7))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(10)
+
+
+def connect(server: FakeServer, model: LanguageModel | None = None) -> VllmServerSampler:
+    return VllmServerSampler(model or tiny_model(), server.url, patience=PATIENCE)
+
+
+def of(server: FakeServer, path: str) -> list[Json]:
+    return [body for called, body in server.calls if called == path]
+
+
+def test_it_samples_what_the_embedded_sampler_does_with_the_weights_that_were_handed_over() -> None:
+    model = tiny_model()
+    with serving() as server:
+        sampler = connect(server, model)
+        for version in (0, 3):
+            expected = EmbeddedSampler(model).sample(ASKED)
+            found = sampler.sample(ASKED)
+            assert [a.tokens for a in found] == [a.tokens for a in expected]  # type: ignore[union-attr]
+            for ours, theirs in zip(expected, found, strict=True):
+                assert isinstance(ours, Completion) and isinstance(theirs, Completion)
+                assert theirs.logprobs == pytest.approx(ours.logprobs, abs=1e-5)
+                assert theirs.version == version
+            with torch.no_grad():
+                for p in model.parameters.values():
+                    p.add_(torch.randn_like(p) * 0.1)
+            if version == 0:
+                sampler.publish(3)
+        assert server.loaded == 2 and len(of(server, "/reset_prefix_cache")) == 2
+        assert not any(Path(body["kwargs"]["weights_path"]).exists() for body in of(server, "/collective_rpc"))
+
+
+def test_a_request_that_fails_alone_is_answered_with_its_error() -> None:
+    def refuse(body: Json, answer: Json) -> Json | int:
+        return 400 if body["sampling_params"]["seed"] == 2 else answer
+
+    with serving() as server:
+        sampler = connect(server)
+        server.spoil = refuse
+        found = sampler.sample(ASKED)
+    assert [isinstance(each, SamplerError) for each in found] == [False, False, True, False]
+    assert "400 Bad Request" in str(found[2])
+
+
+def test_a_server_error_is_tried_again_and_one_that_stays_is_raised() -> None:
+    tried: list[int] = []
+
+    def busy(body: Json, answer: Json) -> Json | int:
+        tried.append(body["sampling_params"]["seed"])
+        return 503 if tried.count(tried[-1]) == 1 else answer
+
+    with serving() as server:
+        sampler = connect(server)
+        server.spoil = busy
+        assert all(isinstance(each, Completion) for each in sampler.sample(ASKED))
+        assert sorted(tried) == [0, 0, 1, 1, 2, 2, 3, 3]
+        server.spoil = lambda body, answer: 500
+        with pytest.raises(SamplerError, match=r"500 Internal Server Error.*no attempt is left"):
+            sampler.sample(ASKED)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda choice: choice["logprobs"]["content"].pop(), "5 tokens came with 4 log-probabilities"),
+        (lambda choice: (choice["token_ids"].pop(), choice["logprobs"]["content"].pop()), "after 4 of 5 tokens"),
+        (lambda choice: choice["weight_versions"][0].update(version="older"), "sampled with weights older"),
+        (lambda choice: choice.update(weight_versions=[]), "without a version"),
+        (lambda choice: choice["logprobs"]["content"][1].update(logprob=-9999.0), "not finite"),
+        (lambda choice: choice.pop("token_ids"), "no completion.*token_ids"),
+    ],
+)
+def test_an_answer_that_is_not_whole_is_an_error_and_names_itself(change: Callable[[Json], object], said: str) -> None:
+    def spoil(body: Json, answer: Json) -> Json:
+        if body["sampling_params"]["seed"] == 1:
+            change(answer["choices"][0])
+        return answer
+
+    with serving() as server:
+        sampler = connect(server)
+        server.spoil = spoil
+        found = sampler.sample(ASKED)
+        assert [isinstance(each, SamplerError) for each in found] == [False, True, False, False]
+        with pytest.raises(SamplerError, match=said):
+            raise found[1]  # type: ignore[misc]
+
+
+def test_weights_that_did_not_arrive_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    with serving() as server:
+        sampler = connect(server, model)
+        with torch.no_grad():
+            for p in model.parameters.values():
+                p.add_(torch.randn_like(p) * 0.3)
+        monkeypatch.setattr(server, "_load", lambda weights: None)
+        with pytest.raises(SamplerError, match="on a probe"):
+            sampler.publish(1)
+        assert sampler.version == 0
+
+
+def test_adapters_go_one_after_the_other() -> None:
+    """A fresh adapter changes nothing, so that the script may leave it out."""
+    model = tiny_model(lora=LoraConfig(rank=4))
+    with serving() as server:
+        sampler = connect(server, model)
+        sampler.publish(1)
+        assert server.loaded == 1  # the base, once
+        assert [body["lora_name"] for body in of(server, "/v1/load_lora_adapter")] == [
+            sampler._name + "-0",
+            server.adapter,
+        ]
+        assert {answer.version for answer in sampler.sample(ASKED) if isinstance(answer, Completion)} == {1}
+
+
+@pytest.mark.parametrize(
+    ("settings", "remedy"),
+    [
+        ({"model_config": {"logprobs_mode": "raw_logprobs", "max_model_len": 10**6}}, "--logprobs-mode processed"),
+        ({"model_config": {"logprobs_mode": "processed_logprobs", "max_model_len": 8}}, "--max-model-len"),
+        ({"device_config": {"device": "cpu"}}, "--no-enable-chunked-prefill"),
+        (
+            {"device_config": {"device": "cpu"}, "scheduler_config": {"enable_chunked_prefill": False}},
+            "leave sampling.server out",
+        ),
+        ({"lora_config": None}, "--enable-lora --max-lora-rank 4"),
+    ],
+)
+def test_a_server_that_would_sample_wrongly_is_refused_before_weights_move(settings: Json, remedy: str) -> None:
+    with serving() as server:
+        server.settings |= settings
+        with pytest.raises(ConfigError, match=remedy):
+            connect(server, tiny_model(lora=LoraConfig(rank=4)))
+        assert len(server.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"server": "http://127.0.0.1:8000"}, "add engine: vllm"),
+        ({"engine": "vllm", "server": "127.0.0.1:8000"}, "write it in full"),
+        ({"engine": "vllm", "server": "http://gpu-box:8000"}, "name it: server_folder"),
+        ({"engine": "vllm", "server_folder": "/weights"}, "name it too: server"),
+    ],
+)
+def test_impossible_keys_are_refused_when_the_recipe_is_read(keys: Json, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        SamplingConfig.model_validate(keys)
