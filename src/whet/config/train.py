@@ -52,6 +52,9 @@ class TrainConfig(Strict):
     """Most tokens computed at once. Changes memory and speed, never the gradient. auto: 2,048 on a CPU, where they stay
     in its cache; on a GPU as many as half of its free memory holds. A resumed stage keeps what it began with."""
     gradient_checkpointing: bool = False
+    compile: bool = False
+    """Compile the decoder's layers (torch.compile), around attention. Takes ten seconds or more at the start, and a C++
+    compiler on a CPU; sums may differ in the last bit. For plain layers: no lora, no gradient_checkpointing."""
     lora: LoraConfig | None = None
     quantize: Literal["nf4"] | None = None
     """nf4: the base model's matrices in four bits, which only an adapter can be trained over (QLoRA; `pip install
@@ -66,6 +69,8 @@ class TrainConfig(Strict):
     def _check(self) -> Self:
         if self.quantize is not None and self.lora is None:
             raise ValueError("quantize freezes the weights, so there is nothing to train; add lora: {rank: 16}")
+        if self.compile and (self.lora is not None or self.gradient_checkpointing):
+            raise ValueError("compile: checked with plain layers only; leave lora and gradient_checkpointing out")
         if "reference" in self.offload and self.lora is not None:
             raise ValueError("offload: with lora the reference is the model itself, adapter off; leave reference out")
         if "optimizer" in self.offload and self.optimizer == "adamw8bit":

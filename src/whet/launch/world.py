@@ -122,6 +122,7 @@ class _How(TypedDict):
     lora: LoraConfig | None
     checkpointing: bool
     quantised: bool
+    compiled: bool
 
 
 def _how(train: TrainConfig) -> _How:
@@ -129,6 +130,7 @@ def _how(train: TrainConfig) -> _How:
         "lora": train.lora,
         "checkpointing": train.gradient_checkpointing,
         "quantised": train.quantize is not None,
+        "compiled": train.compile,
     }
 
 

@@ -18,6 +18,7 @@ import torch
 from whet.config import LoraConfig, ModelConfig
 from whet.errors import ModelError
 from whet.models.attention import Tree, TreeLayout, attend, pick_backend
+from whet.models.compiled import compile_layers
 from whet.models.create import byte_tokenizer, create_model
 from whet.models.heads import SCORE, add_score, is_scalar, load_scalar, scalar_from_causal
 from whet.models.language import LanguageModel
@@ -38,15 +39,24 @@ def load_model(
     checkpointing: bool = False,
     quantised: bool = False,
     with_score: bool = False,
+    compiled: bool = False,
 ) -> LanguageModel:
     """A causal LM: weights and tokenizer, an adapter if asked for, the forward pass checked.
 
     `quantised`: its matrices as NF4 (`models.quantize`). `with_score` puts a scalar head beside its vocabulary: a
-    critic on the policy's own trunk.
+    critic on the policy's own trunk. `compiled`: its layers by torch (`models.compiled`).
     """
     tokenizer = load_tokenizer(config)
     module = _load_module(config, tokenizer, quantised=quantised)
-    return _language_model(config, module, tokenizer, lora=lora, checkpointing=checkpointing, with_score=with_score)
+    return _language_model(
+        config,
+        module,
+        tokenizer,
+        lora=lora,
+        checkpointing=checkpointing,
+        with_score=with_score,
+        compiled=compiled,
+    )
 
 
 def load_scalar_model(
@@ -56,6 +66,7 @@ def load_scalar_model(
     checkpointing: bool = False,
     quantised: bool = False,
     new_head: bool = True,
+    compiled: bool = False,
 ) -> LanguageModel:
     """A model that gives numbers, not tokens (a critic, a reward model), from a policy's weights or its own kind's.
 
@@ -69,7 +80,7 @@ def load_scalar_model(
         module.config.pad_token_id = (
             tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         )
-    return _language_model(config, module, tokenizer, lora=lora, checkpointing=checkpointing)
+    return _language_model(config, module, tokenizer, lora=lora, checkpointing=checkpointing, compiled=compiled)
 
 
 def load_skeleton(
@@ -204,9 +215,12 @@ def _language_model(
     lora: LoraConfig | None,
     checkpointing: bool,
     with_score: bool = False,
+    compiled: bool = False,
     probe: bool = True,
 ) -> LanguageModel:
     """The loaded module on its device, checked, with our attention and whatever was asked for inside."""
+    from transformers import AttentionInterface
+
     device = pick_device(config.device)
     if probe:  # a skeleton has nothing to move and nothing to check
         # Quantised weights are where they were read to already.
@@ -223,6 +237,9 @@ def _language_model(
             add_score(module)
         if checkpointing:
             module.gradient_checkpointing_enable({"use_reentrant": False})
+    if compiled:
+        AttentionInterface.register(ATTENTION, torch.compiler.disable(attend))
+        compile_layers(module, device)
     return LanguageModel(
         module=module,
         tokenizer=tokenizer,

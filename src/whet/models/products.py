@@ -57,8 +57,8 @@ def use_library(chosen: Library | None) -> Library:
 
 
 def library() -> Library:
-    """What is in use; where nobody said, the faster one."""
-    return _in_use or _faster()
+    """What is in use; where nobody said, the faster one from now on."""
+    return _in_use or use_library(None)
 
 
 _in_use: Library | None = None
@@ -101,8 +101,23 @@ def _onednn_takes(x: Tensor, weight: Tensor) -> bool:
 
 
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if torch.compiler.is_compiling():  # whose own idea of this operator takes constant weights only
+        opaque: Tensor = _opaque(x, weight, bias)
+        return opaque
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return product
+
+
+@torch.library.custom_op("whet::multiply", mutates_args=())
+def _opaque(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The same as one operator that a compiler calls and does not look into."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return product
+
+
+@_opaque.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
 def _seconds(works: Sequence[Callable[[], object]], repeats: int = 50) -> list[float]:

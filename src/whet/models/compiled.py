@@ -1,0 +1,28 @@
+"""Decoder layers compiled by torch: norms, rotary embeddings and gates become one kernel each.
+
+What attention does depends on the lengths in a micro-batch (how many buckets, of what shapes), which a compiler would
+have to follow anew each time. So a layer is compiled in two pieces around it, for any number of tokens, and attention
+is called between them as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from typing import Any
+
+import torch
+
+from whet.errors import ModelError
+
+
+def compile_layers(module: Any, device: torch.device) -> None:
+    """Compile the decoder's layers in place, at their first call. `ModelError` where there is no compiler to do it."""
+    compiler = os.environ.get("CXX") or {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")
+    if device.type == "cpu" and shutil.which(compiler) is None:
+        raise ModelError(
+            f"train.compile: needs a C++ compiler on a CPU, and there is no {compiler}; install it, or leave it out"
+        )
+    for layer in module.get_decoder().layers:
+        layer.compile(dynamic=True)
