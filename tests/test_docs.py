@@ -261,9 +261,10 @@ stages:
     train: {steps: 1, batch_size: 4}
   label:
     kind: compare
-    tasks: {generate: arithmetic, count: 4}
+    model: whet:demo
+    tasks: {generate: arithmetic, count: 4, digits: 1}
     judge: {by: {script: "whet.envs.judges.rules:longer"}, sees: everything}
-    sampling: {max_tokens: 8}
+    sampling: {max_tokens: 24}
   revise:
     kind: revise
     tasks: {generate: arithmetic, count: 2}

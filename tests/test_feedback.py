@@ -35,8 +35,9 @@ STAGES = {
     tasks: {generate: arithmetic, count: 10, digits: 1}
     samples: 3
     chunk: 4
+    model: whet:demo
     judge: {by: {script: "JUDGE"}, sees: everything}
-    sampling: {max_tokens: 6}
+    sampling: {max_tokens: 24}
 """,
     "revise": """
     kind: revise
@@ -107,6 +108,15 @@ def test_a_judge_makes_comparisons_that_the_loaders_read(tmp_path: Path) -> None
         assert row["task"].startswith("arithmetic:") and row["reasons"].startswith("Verdict")
     rates = {rollout.reward for rollout in read_rollouts(stage)}
     assert {1.0, -1.0} <= rates <= {1.0, -1.0, 0.0, 0.5, -0.5, None}, "win rates against two others"
+
+
+def test_an_answer_that_was_cut_off_is_in_no_row(tmp_path: Path) -> None:
+    """A row would say that the answer ends there, and whoever imitates or prefers it would learn to stop there."""
+    stage = run(tmp_path, "compare", "stages.made.sampling.max_tokens=9")
+    cut = {rollout.completion for rollout in read_rollouts(stage) if rollout.ending == "length"}
+    assert totals(stage)["answers/cut_off"] == sum(r.ending == "length" for r in read_rollouts(stage)) > 0
+    answers = {row[side][0]["content"] for row in rows_of(stage) for side in ("chosen", "rejected")}
+    assert answers and answers.isdisjoint(cut)
 
 
 def test_all_pairs_or_the_furthest(tmp_path: Path) -> None:

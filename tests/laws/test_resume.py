@@ -142,11 +142,12 @@ model: {MODEL}
 stages:
   compare:
     kind: compare
+    model: whet:demo
     tasks: {{generate: arithmetic, count: 12, digits: 1}}
     samples: 3
     chunk: 4
     judge: {{by: {{script: "whet.envs.judges.rules:longer"}}}}
-    sampling: {{max_tokens: 8}}
+    sampling: {{max_tokens: 24}}
   revise:
     kind: revise
     tasks: {{generate: arithmetic, count: 8, digits: 1}}

@@ -1,7 +1,8 @@
 """The comparison stage: sample answers, find out which are better, write pairs (RLAIF, 2309.00267).
 
 Either a judge compares them in pairs, which gives soft labels, or rewards score them. What could not be judged, ties,
-equal answers and such as no later stage could read make no row; each is counted.
+equal answers, such as were cut off (a row would say that they end there) and such as no later stage could read make no
+row; each is counted.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from whet.pipeline.rl_stage import playable, player
 from whet.pipeline.rows import Chunk, Row, Tally, make_rows, writable
 from whet.pipeline.sources import rubric
 from whet.pipeline.stage import Context
-from whet.records import Episode, Group, Message, Score, seed_of
+from whet.records import Ending, Episode, Group, Message, Score, seed_of
 from whet.rollouts.play import Player
 from whet.templates.base import Template
 
@@ -130,7 +131,9 @@ def _different(group: Group, asked: Sequence[Message], template: Template, tally
     """The answers of a group that can stand in a row, each text once."""
     firsts: dict[str, Episode] = {}
     for episode in group.episodes:
-        if not writable(template, asked, _answer(episode)):
+        if any(turn.completion.ending is Ending.LENGTH for turn in episode.turns):
+            tally.add("answers/cut_off")
+        elif not writable(template, asked, _answer(episode)):
             tally.add("answers/unusable")
         elif _answer(episode) in firsts:
             tally.add("answers/same")
@@ -218,6 +221,7 @@ def _metrics(pairs: Sequence[_Pair], rows: Sequence[Row], tally: Tally) -> dict[
         "pairs/ties": 0.0,
         "answers/same": 0.0,
         "answers/unusable": 0.0,
+        "answers/cut_off": 0.0,
         **tally.counts,
         "pairs/unparsed": float(sum(pair.found.unparsed for pair in pairs)),
         "pairs/order_flips": _mean([float(found.flipped) for found in judged]),
