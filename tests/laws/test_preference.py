@@ -5,7 +5,10 @@ from __future__ import annotations
 import inspect
 import math
 import pickle
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,8 +24,9 @@ from whet.errors import DataError, TrainingError
 from whet.formulas import preference as formulas
 from whet.formulas.preference import LOSSES, STATISTICS, Pairs, kto, log_odds
 from whet.launch.world import LocalWorld
+from whet.pipeline.reference import with_reference
 from whet.pipeline.sources import comparisons, judged
-from whet.records import Atom
+from whet.records import Atom, TokenRow
 from whet.training.compare import tokenise_comparisons, tokenise_judged
 from whet.training.engine import LocalTrainer
 
@@ -318,6 +322,31 @@ def test_mismatched_answers_are_of_another_prompt_and_fit() -> None:
         assert foreign.tokens != own.tokens
     with pytest.raises(DataError, match="KTO measures its baseline on answers to other prompts"):
         beside_mismatched(gated[:1], 120)
+
+
+class Counting:
+    """A trainer that knows log p of every token to be -1 / its place, and how often it was asked."""
+
+    asked = 0
+
+    def logprobs(self, rows: Sequence[TokenRow], *, temperature: float) -> list[tuple[float, ...]]:
+        self.asked += 1
+        return [tuple(-1 / place for place, flag in enumerate(row.trained) if flag) for row in rows]
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "none"])
+def test_a_damaged_file_of_the_reference_is_computed_again(tmp_path: Path, damage: str) -> None:
+    context: Any = SimpleNamespace(folder=tmp_path, checkpoints=tmp_path / "checkpoints", stopped=lambda: False)
+    atoms = [Atom(rows=(TokenRow(tokens=(1, 2, 3), trained=(False, True, True)),))] * 3
+    trainer: Any = Counting()
+    before = list(with_reference(context, trainer, atoms, "train"))
+    (file,) = (tmp_path / "reference" / "train").glob("*.safetensors")
+    data = bytearray(file.read_bytes())
+    if damage == "flipped":
+        data[-1] ^= 1
+    file.write_bytes(data[:-4] if damage == "cut" else data)
+    assert list(with_reference(context, trainer, atoms, "train")) == before
+    assert trainer.asked == (1 if damage == "none" else 2)
 
 
 # ------------------------------------------------------------------------------------- names and values

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import overload
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from whet.errors import RunError
@@ -64,9 +65,9 @@ class Referred(Sequence[Atom]):
 def with_reference(context: Context, trainer: Trainer, atoms: Sequence[Atom], name: str) -> Referred:
     """The atoms with the log-probabilities of their rows under the trainer's weights, which must be untouched yet.
 
-    What is on disk for these rows is taken from there (the model cannot have changed: a run has one recipe). Raises
-    `Interrupted` where the run was asked to stop, with everything so far on disk; `RunError` where the rows are no
-    longer those that a checkpoint was made with.
+    What is on disk for these rows, and as it was written, is taken from there (the model cannot have changed: a run has
+    one recipe). Raises `Interrupted` where the run was asked to stop, with everything so far on disk; `RunError` where
+    the rows are no longer those that a checkpoint was made with.
     """
     folder, rows = context.folder / "reference" / name, [row for atom in atoms for row in atom.rows]
     key = {"rows": _digest(rows)}
@@ -84,13 +85,30 @@ def with_reference(context: Context, trainer: Trainer, atoms: Sequence[Atom], na
 def _chunks(context: Context, trainer: Trainer, rows: Sequence[TokenRow], folder: Path) -> Iterator[Tensor]:
     for number, start in enumerate(range(0, len(rows), CHUNK_ROWS)):
         file, chunk = folder / f"{number:05d}.safetensors", rows[start : start + CHUNK_ROWS]
-        if not file.exists():
+        logp_T = _read(file)
+        if logp_T is None:
             if context.stopped():
                 raise Interrupted
             logps = trainer.logprobs(chunk, temperature=1.0)
-            flat = torch.tensor([x for row in logps for x in row], dtype=torch.float32)
-            write_atomic(file, save({"logp": flat}))
-        yield load_file(file)["logp"]
+            logp_T = torch.tensor([x for row in logps for x in row], dtype=torch.float32)
+            write_atomic(file, save({"logp": logp_T}, {"sha256": _sha256(logp_T)}))
+        yield logp_T
+
+
+def _read(file: Path) -> Tensor | None:
+    """What a file holds; None where it is missing or damaged, so that it is computed (again)."""
+    if not file.exists():
+        return None
+    try:
+        with safe_open(file, "pt") as opened:
+            logp_T, noted = opened.get_tensor("logp"), opened.metadata()
+    except SafetensorError:
+        return None
+    return logp_T if noted == {"sha256": _sha256(logp_T)} else None
+
+
+def _sha256(logp_T: Tensor) -> str:
+    return hashlib.sha256(logp_T.numpy().tobytes()).hexdigest()
 
 
 def _digest(rows: Iterable[TokenRow]) -> str:
