@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from whet.cli.app import main
+from whet.formulas import logprobs
 from whet.models import products
 
 
@@ -33,6 +34,28 @@ def test_onednn_s_products_are_torch_s(
         with torch.no_grad():
             torch.testing.assert_close(function(*inputs), out.detach(), rtol=0, atol=0)
     assert "_Linear" in type(products.linear(x.requires_grad_(), weight).grad_fn).__name__
+    for ours, exact in zip(*found, strict=True):
+        torch.testing.assert_close(ours.double(), exact, rtol=0, atol=2e-5)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
+@pytest.mark.parametrize("wide", [0, 1000])
+def test_a_head_says_the_same_by_either_library(wide: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_in_use", "onednn")
+    monkeypatch.setattr(products, "LEAST", 0)
+    monkeypatch.setattr(logprobs, "WIDE", wide)
+    calls: list[int] = []
+    multiply = products._multiply
+    monkeypatch.setattr(products, "_multiply", lambda *given: (calls.append(1), multiply(*given))[1])
+    torch.manual_seed(0)
+    hidden, weight, target = torch.randn(20, 16), torch.randn(48, 16), torch.randint(0, 48, (20,))
+    found = []
+    for product, dtype in ((products.linear, torch.float32), (F.linear, torch.float64)):
+        inputs = [t.to(dtype).requires_grad_() for t in (hidden, weight)]
+        head = logprobs.Linear(inputs[1], None, product)
+        logp_T, _ = logprobs.chunked_logp(inputs[0], target, head, vocabulary=48, chunk_elements=48 * 8)
+        found.append((logp_T.detach(), *torch.autograd.grad(logp_T.sum(), inputs)))
+    assert len(calls) == (9 if wide == 0 else 3)  # three chunks: logits twice, and the gradient of the hidden states
     for ours, exact in zip(*found, strict=True):
         torch.testing.assert_close(ours.double(), exact, rtol=0, atol=2e-5)
 

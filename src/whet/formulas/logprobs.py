@@ -25,6 +25,11 @@ CACHED_ELEMENTS = 2**21
 """Logits that stay in a CPU's cache while they are worked on."""
 LEAST_ROWS = 128
 """Rows below which the products of a large vocabulary get slow, whatever the cache holds."""
+WIDE = 256
+"""Hidden size from which a product that is faster but makes a tensor of its own beats one that fills the buffer: that
+one more pass over the logits is little beside so many multiplications for each of them."""
+Multiply = Callable[[Tensor, Tensor], Tensor]
+"""(N, I), (O, I) -> (N, O): x W^T."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,8 @@ class Linear:
 
     weight_VD: Tensor
     bias_V: Tensor | None
+    multiply: Multiply = F.linear
+    """What multiplies; torch's own, or what is faster on this machine."""
 
     def __call__(self, hidden_TD: Tensor) -> Tensor:
         """Logits (T, V)."""
@@ -72,7 +79,7 @@ def chunked_logp(
     chunk_elements = chunk_elements or CHUNK_ELEMENTS[device]
     if isinstance(head, Linear):
         compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.weight_VD.dtype
-        asked = _Asked(compute, temperature, with_entropy, entropy_gradient, chunk_elements)
+        asked = _Asked(compute, temperature, with_entropy, entropy_gradient, chunk_elements, head.multiply)
         return _LinearLogp.apply(hidden_TD, head.weight_VD, head.bias_V, target_T, asked)  # type: ignore[no-any-return, no-untyped-call]
 
     def one_chunk(hidden: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,6 +108,7 @@ class _Asked:
     with_entropy: bool
     entropy_gradient: bool
     chunk_elements: int
+    multiply: Multiply
 
     def slices(self, hidden_TD: Tensor, weight_VD: Tensor) -> list[slice]:
         """The rows that are worked on at a time."""
@@ -173,11 +181,11 @@ class _LinearLogp(torch.autograd.Function):
 
 def _logits(hidden_TD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, asked: _Asked, *, out: Tensor) -> Tensor:
     """(hidden weight^T + bias) / temperature, written into `out`."""
-    hidden_TD, weight_DV = hidden_TD.to(asked.compute), weight_VD.to(asked.compute).T
-    if out.dtype == asked.compute:
-        torch.mm(hidden_TD, weight_DV, out=out)
+    hidden_TD, weight_VD = hidden_TD.to(asked.compute), weight_VD.to(asked.compute)
+    if out.dtype == asked.compute and hidden_TD.shape[1] < WIDE:
+        torch.mm(hidden_TD, weight_VD.T, out=out)
     else:
-        out.copy_(torch.mm(hidden_TD, weight_DV))
+        out.copy_(asked.multiply(hidden_TD, weight_VD))
     if bias_V is not None:
         out.add_(bias_V)
     return out if asked.temperature == 1 else out.div_(asked.temperature)
@@ -193,7 +201,7 @@ def _spread(
         grad_V.add_(dz_TV.sum(0))
     dz_TV = dz_TV.to(asked.compute)
     if grad_TD is not None:
-        grad_TD[part] = torch.mm(dz_TV, weight_VD.to(asked.compute))
+        grad_TD[part] = asked.multiply(dz_TV, weight_VD.to(asked.compute).T)
     if grad_VD is not None and grad_VD.dtype == asked.compute:
         grad_VD.addmm_(dz_TV.T, hidden_TD[part].to(asked.compute))
     elif grad_VD is not None:

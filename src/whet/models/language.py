@@ -21,6 +21,7 @@ from whet.formulas.logprobs import Linear, chunked_logp
 from whet.models.attention import Layout, pick_backend
 from whet.models.heads import SCORE, is_scalar
 from whet.models.pack import Packed
+from whet.models.products import linear
 from whet.models.quantize import is_quantised, save_dequantised
 
 
@@ -88,7 +89,7 @@ class LanguageModel:
                 states_TD,
                 target_T,
                 # Anything else (an adapter on the head, quantised weights) computes its logits in its own way.
-                Linear(head.weight, head.bias) if type(head) is nn.Linear else head,
+                Linear(head.weight, head.bias, linear) if type(head) is nn.Linear else head,
                 vocabulary=self.vocabulary,
                 temperature=temperature,
                 with_entropy=with_entropy,
