@@ -6,8 +6,9 @@ For each piece of work and each of its peers two processes stay alive and do a s
 - `ratio`: median seconds of the peer over ours (above 1: we are faster), and `ratio_cpu` the same in CPU seconds;
 - `spread`: the ratios of the single turns, least and greatest;
 - `ours`, `peer`: median wall and CPU seconds of a step, tokens, peak memory, and what loading alone had taken;
-- `limit`: of training, its operations per CPU second beside those of the same matrix products alone, measured in the
-  same run (for GRPO of its training part); of decoding, bytes that must be read per second beside those of a copy.
+- `limit`: of training, its operations per CPU second beside those of the same matrix products alone (each by the faster
+  of MKL and oneDNN), measured in the same run (for GRPO of its training part); of decoding, bytes that must be read
+  per second beside those of a copy.
 """
 
 from __future__ import annotations
