@@ -5,14 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from whet.config import CreateConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
 from whet.config.critic import CriticConfig
-from whet.launch.memory import footprint, settle
+from whet.config.loading import load_recipe
+from whet.launch.memory import footprint, footprints, settle
 from whet.launch.needs import FULL_TOKENS, ROOM, Footprint, Role, fitting_tokens
+from whet.pipeline.run import Run
 
 SHAPE = CreateConfig(hidden_size=256, layers=4, heads=4, kv_heads=2, intermediate_size=768)
 MODEL = ModelConfig(path="whet:tiny", create=SHAPE)
@@ -147,3 +150,31 @@ def test_a_critic_that_begins_as_a_stages_reward_model_is_planned_before_that_is
     train, sampling = TrainConfig(), SamplingConfig()
     begun = footprint("rl", MODEL, train, sampling, critic=CriticConfig.model_validate({"model": "@rm"}))
     assert begun.roles == footprint("rl", MODEL, train, sampling, critic=CriticConfig()).roles
+
+
+def test_a_local_model_that_judges_has_a_row_and_an_endpoint_has_none(tmp_path: Path) -> None:
+    """Every place in which a judge or a writer may stand; whoever answers elsewhere takes no memory here."""
+    (tmp_path / "r.yaml").write_text("""
+name: r
+model: whet:demo
+sampling: {max_running: 8, max_tokens: 8}
+stages:
+  sft: {kind: sft, data: {generate: arithmetic}}
+  label: {kind: compare, tasks: {generate: arithmetic}, judge: {by: {path: "@sft"}}}
+  revise: {kind: revise, tasks: {generate: arithmetic}, principles: [Be right.], writer: {path: "@model"}}
+  rl:
+    kind: rl
+    tasks: {generate: arithmetic}
+    rewards:
+      - {kind: judge, name: here, by: {path: "whet:demo", max_running: 4}, max_tokens: 16}
+      - {kind: judge, name: there, by: {base_url: "http://127.0.0.1:1/v1", model: m}}
+    train: {steps: 1, microbatch_tokens: 256}
+""")
+    recipe = load_recipe(tmp_path / "r.yaml").recipe
+    plan = {need.stage: need for need in footprints(Run(recipe=recipe, folder=tmp_path / "run"))}
+    roles = {stage: [role.role for role in need.roles if role.role != "reference"] for stage, need in plan.items()}
+    assert roles == {
+        "sft": ["policy"], "label": ["policy", "judge"], "revise": ["policy", "writer"], "rl": ["policy", "judge"],
+    }  # fmt: skip
+    policy, judge = plan["rl"].roles[0], plan["rl"].roles[-1]
+    assert judge.weights == pytest.approx(policy.weights, rel=0.01) and judge.cache > 0 and not judge.optimizer

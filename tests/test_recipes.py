@@ -198,3 +198,27 @@ def test_ai_feedback_needs_no_network(recipe: str, tmp_path: Path) -> None:
     if "rl" in stages:
         (line,) = read_metrics(tmp_path / "run" / "stages" / f"{stages.index('rl') + 1:02d}-rl")
         assert {"rewards/worth", "rewards/verifier"} <= set(line) and (line["unscored"] or 0) < 4
+
+
+def test_a_judge_in_training_sees_right_and_wrong_answers_in_equal_number(tmp_path: Path) -> None:
+    """`genrm.yaml` at a small size: what is asked, what is imitated, and that agreement is what RL pays for."""
+    easy = ["tasks.digits=1", "samples=4", "chunk=32"]
+    small = {
+        "policy": ["data.digits=1", "data.count=256", "train.batch_size=32", "train.steps=20"],
+        "label": ["tasks.count=32", *easy],
+        "label_test": ["tasks.count=16", *easy],
+        "judge": ["train.batch_size=2", "train.steps=1"],
+        "rl": ["prompts_per_step=1", "rollouts_per_prompt=2", "sampling.max_tokens=8", "train.steps=1"],
+        "eval": ["samples=1", "sampling.max_tokens=8"],
+    }
+    overrides = [f"stages.{name}.{word}" for name, words in small.items() for word in words]
+    loaded = load_recipe(ROOT / "recipes" / "genrm.yaml", [*overrides, f"out={tmp_path / 'run'}"])
+    run_recipe(loaded, quiet=True)
+    stages = tmp_path / "run" / "stages"
+    asked = [json.loads(line) for line in (stages / "04-ask" / "rows.jsonl").read_text().splitlines()]
+    assert asked and sum(row["verdict"] == "Yes" for row in asked) >= len(asked) // 2 - 1
+    assert all(row["completion"].endswith(f"\nVerdict: {row['verdict']}") for row in asked)
+    assert all(" or " in row["completion"] for row in asked), "it adds before it decides"
+    (line,) = read_metrics(stages / "07-rl")
+    assert "rewards/verdict" in line
+    assert (stages / "08-eval" / "manifest.json").exists()

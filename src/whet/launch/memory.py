@@ -32,7 +32,8 @@ from whet.config import (
     TrainConfig,
 )
 from whet.config.critic import CriticConfig
-from whet.config.rewards import EnsembleReward, ScorerConfig
+from whet.config.judge import ChatConfig, LocalChat
+from whet.config.rewards import EnsembleReward, JudgeReward, ScorerConfig
 from whet.errors import ModelError
 from whet.launch.needs import Footprint, Role, fitting_tokens
 from whet.models.footprint import Ledger, rehearsal
@@ -52,6 +53,15 @@ FRAGMENTS = 1.14
 """What the C allocator holds beyond what is alive, on a CPU (docs/memory.md), unless a stage is `frugal`."""
 PROMPT_TOKENS = 512
 """Length of a prompt that a plan reckons with, where the data are not read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speaks:
+    """A model on this machine that is asked in words."""
+
+    role: str
+    model: ModelConfig
+    sampling: SamplingConfig
 
 
 def footprints(run: Run) -> list[Footprint]:
@@ -85,16 +95,32 @@ def _footprint(run: Run, name: str, stage: Stage) -> Footprint:
     if model.path.startswith(str(run.folder)) and not Path(model.path).is_dir():
         model = run.recipe.model  # what an earlier stage will make has the shapes of what it started from
     if isinstance(stage, ReviseStage):
-        return footprint(name, model, None, SamplingConfig(max_tokens=stage.max_tokens, max_running=stage.chunk))
+        sampling = SamplingConfig(max_tokens=stage.max_tokens, max_running=stage.chunk)
+        return footprint(name, model, None, sampling, speakers=_speakers(run, stage))
     if isinstance(stage, EvalStage | CompareStage | StepLabelsStage):
-        return footprint(name, model, None, stage.sampling, scorers=_scorers(run, stage))
+        speakers = _speakers(run, stage)
+        return footprint(name, model, None, stage.sampling, scorers=_scorers(run, stage), speakers=speakers)
     if isinstance(stage, OnlinePreferenceStage):
-        reference = stage.loss.needs_reference
-        return footprint(name, model, stage.train, stage.sampling, reference=reference, scorers=_scorers(run, stage))
+        return footprint(
+            name,
+            model,
+            stage.train,
+            stage.sampling,
+            reference=stage.loss.needs_reference,
+            scorers=_scorers(run, stage),
+            speakers=_speakers(run, stage),
+        )
     if isinstance(stage, RLStage):
-        reference, critic = stage.algorithm.kl.place != "none", stage.algorithm.critic
-        scorers = _scorers(run, stage)
-        return footprint(name, model, stage.train, stage.sampling, reference=reference, critic=critic, scorers=scorers)
+        return footprint(
+            name,
+            model,
+            stage.train,
+            stage.sampling,
+            reference=stage.algorithm.kl.place != "none",
+            critic=stage.algorithm.critic,
+            scorers=_scorers(run, stage),
+            speakers=_speakers(run, stage),
+        )
     assert not isinstance(stage, QuestionsStage)
     return footprint(name, model, stage.train, None, scalar=isinstance(stage, RewardModelStage))
 
@@ -122,10 +148,12 @@ def footprint(
     critic: CriticConfig | None = None,
     scalar: bool = False,
     scorers: Sequence[ModelConfig] = (),
+    speakers: Sequence[Speaks] = (),
 ) -> Footprint:
     """Rehearse a full micro-batch of each model that is trained, and add what sampling and a reference need.
 
     `scalar`: the model that is trained gives numbers, not tokens. `scorers`: the reward models that rewards ask.
+    `speakers`: the models on this machine that judge or write.
     """
     plan = train or TrainConfig()
     tokens = CACHED_TOKENS if plan.microbatch_tokens == "auto" else plan.microbatch_tokens
@@ -138,6 +166,7 @@ def footprint(
     if sampling is not None and sampling.engine == "vllm":
         roles.append(_vllm_copy(roles[0], sampling))
     roles += [_scorer(scorer) for scorer in scorers]
+    roles += [_speaker(speaker) for speaker in speakers]
     on_cpu = pick_device(model.device).type == "cpu"
     factor = FRAGMENTS if on_cpu and not frugal(plan) else 1.0
     return Footprint(
@@ -197,6 +226,34 @@ def _scorers(
             made = scorer.path.startswith("@")
             found.append(run.recipe.model if made else ModelConfig(path=scorer.path, dtype=scorer.dtype))
     return found
+
+
+def _speakers(
+    run: Run, stage: RLStage | OnlinePreferenceStage | EvalStage | CompareStage | StepLabelsStage | ReviseStage
+) -> list[Speaks]:
+    """The models on this machine that judge or write in a stage; others answer elsewhere and take no memory here."""
+    asked: list[tuple[str, ChatConfig, int]] = []
+    if isinstance(stage, ReviseStage):
+        asked += [("writer", stage.writer, stage.max_tokens)] if stage.writer is not None else []
+    else:
+        asked += [("judge", r.by, r.max_tokens) for r in stage.rewards if isinstance(r, JudgeReward)]
+    if isinstance(stage, CompareStage) and stage.judge is not None:
+        asked.append(("judge", stage.judge.by, stage.judge.max_tokens))
+    return [
+        Speaks(
+            role=role,
+            model=run.recipe.model if chat.path.startswith("@") else ModelConfig(path=chat.path, dtype=chat.dtype),
+            sampling=SamplingConfig(max_tokens=max_tokens, max_running=chat.max_running),
+        )
+        for role, chat, max_tokens in asked
+        if isinstance(chat, LocalChat)
+    ]
+
+
+def _speaker(speaker: Speaks) -> Role:
+    """A judge or writer: weights of its own, and a cache while it answers; each mention in the recipe is a copy."""
+    asked = _policy(speaker.model, None, speaker.sampling, _full_microbatch(256, with_entropy=False))
+    return replace(asked, role=speaker.role, note="asked, never trained")
 
 
 def _scorer(model: ModelConfig) -> Role:

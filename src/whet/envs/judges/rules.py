@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 
 from whet.envs.judges.fence import opened
 from whet.envs.rewards.answers import as_number, final_answer
@@ -15,6 +16,8 @@ from whet.envs.rewards.answers import as_number, final_answer
 SUM = re.compile(r"(\d+)\s*\+\s*(\d+)")
 STEP = re.compile(r"(\d)\+(\d)\+(\d)=(\d+)")
 WORDS = re.compile(r"is one of: (.+)\.$", re.MULTILINE)
+LONGEST = 4
+"""Characters of an answer that are compared; no sum of two numbers of up to three digits has more."""
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -46,6 +49,22 @@ def longer(messages: Messages) -> str:
     else:
         verdict = words[min(lengths[0] * len(words) // 100, len(words) - 1)]
     return f"Verdict: {verdict}"
+
+
+def checker(messages: Messages) -> str:
+    """A verifier of one sum that shows its working, to be imitated: it adds, then compares digit by digit.
+
+    To look at two numbers and say whether they are equal is too much for a tiny model; two digits are not.
+    """
+    question = messages[-1]["content"]
+    words = WORDS.findall(question)[-1].split(", ")
+    asked, answer = opened(question)
+    left, right = terms(asked)
+    total, given = str(left + right), final_answer(answer)[:LONGEST]
+    pairs = list(zip_longest(total, given, fillvalue="-"))
+    compared = ";".join(f"{first}/{second} {'yes' if first == second else 'no'}" for first, second in pairs)
+    verdict = words[-1] if total == given else words[0]
+    return f"{left}+{right}:{work(left, right)};{total} or {given}:{compared}\nVerdict: {verdict}"
 
 
 def tutor(messages: Messages) -> str:
