@@ -209,7 +209,7 @@ class Decode:
             assert call.window is None, "a window may begin inside the prompt"
             out = self._with_prompts(query, scores, layer, values, call.scale)
         else:
-            out = torch.bmm(_softmax(scores), values)
+            out = torch.bmm(softmax(scores), values)
         return out.view(1, S, -1, query.shape[2])
 
     def _with_prompts(self, query: Tensor, own: Tensor, layer: LayerCache, values: Tensor, scale: float) -> Tensor:
@@ -221,12 +221,13 @@ class Decode:
         )
         asked = shared.by_prompt(query.unflatten(0, (-1, K)))
         scores = shared.by_row(asked @ prompt_keys * scale + shared.bias, G)
-        share = _softmax(torch.cat((scores.flatten(0, 1), own), -1))
+        share = softmax(torch.cat((scores.flatten(0, 1), own), -1))
         seen = shared.by_prompt(share[..., : shared.longest].unflatten(0, (-1, K))) @ prompt_values
         return torch.baddbmm(shared.by_row(seen, G).flatten(0, 1), share[..., shared.longest :], values)
 
 
-def _softmax(scores: Tensor) -> Tensor:
+def softmax(scores: Tensor) -> Tensor:
+    """Over the last axis, summed in float32 or wider."""
     return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
 
 

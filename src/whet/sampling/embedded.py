@@ -26,9 +26,10 @@ from whet.models.attention import Tree, TreeLayout
 from whet.models.language import LanguageModel
 from whet.records import Completion, Ending
 from whet.sampling.base import Request, SamplingParams
-from whet.sampling.cache import Cache, Decode, Entry, Prefill, Rows
+from whet.sampling.cache import Cache, Entry, Prefill, Rows
 from whet.sampling.choose import choose
 from whet.sampling.forward import Forward, Plan, plan
+from whet.sampling.static import Step, step_for
 
 PREFILL_TOKENS = 1024
 """Most prompt tokens computed at once, or one prompt of any length: more do not fit the processor's caches."""
@@ -63,7 +64,9 @@ class EmbeddedSampler:
         self.model.module.eval()
         positions = max(len(r.prompt) + r.params.max_tokens for r in requests)
         cache = _cache(self.plan, requests, min(self.max_running, len(requests)), self.cache_bytes)
-        batch = _Batch(self.model, self.plan.bind(self.model, positions), cache, requests)
+        forward = self.plan.bind(self.model, positions)
+        step = step_for(forward, cache, self.model.device, plain=self.plan.plain)
+        batch = _Batch(self.model, forward, step, cache, requests)
         batch.run()
         return [batch.answers.completion(number, self.version) for number in range(len(requests))]
 
@@ -109,8 +112,10 @@ class _Kind:
 class _Batch:
     """The state of one `sample` call: who waits, who runs in which row, what each has written."""
 
-    def __init__(self, model: LanguageModel, forward: Forward, cache: Cache, requests: Sequence[Request]) -> None:
-        self.model, self.forward, self.cache, self.requests = model, forward, cache, requests
+    def __init__(
+        self, model: LanguageModel, forward: Forward, step: Step, cache: Cache, requests: Sequence[Request]
+    ) -> None:
+        self.model, self.forward, self.step, self.cache, self.requests = model, forward, step, cache, requests
         self.answers = _Answers(requests, model.device)
         self.waiting = deque(_by_prompt(requests))
         self.queued = len(requests)
@@ -199,11 +204,11 @@ class _Batch:
         """One token for every row."""
         if self.column == self.cache.columns:
             self._to_front()
-        hidden = self.forward.hidden(self.token_S, self.position_S, Decode(self.table, self.column))
+        logits_SV = self.step(self.token_S, self.position_S, self.table, self.column)
         self.column += 1
         self.position_S += 1
         self.place_S += 1
-        self._write(self.forward.logits(hidden), 0)
+        self._write(logits_SV, 0)
 
     def _write(self, logits_SV: Tensor, first: int) -> None:
         """Choose a token for each row from `first` on and note it; rows that end leave."""
