@@ -16,7 +16,7 @@ from whet.config.rewards import JudgeReward
 from whet.envs.base import Attempt, Chat, Task
 from whet.envs.judges import rules
 from whet.envs.judges.ask import Question, TextReader, read_verdict
-from whet.envs.judges.cache import CachedChat
+from whet.envs.judges.cache import CachedChat, read_answers
 from whet.envs.judges.fence import defused, fenced, mark_of, opened, steering
 from whet.envs.judges.judge import Exchange, Judge, Wording, build_judge, verdicts_of
 from whet.envs.judges.principles import read_principles
@@ -25,6 +25,7 @@ from whet.envs.library.arithmetic import Sum
 from whet.envs.rewards.build import build_rubric
 from whet.envs.rewards.judge import PairsReward, PointsReward, matches
 from whet.errors import ConfigError
+from whet.launch.chats import speaker_of
 from whet.launch.world import LocalWorld
 from whet.records import Message, Outcome, Reply
 
@@ -302,6 +303,30 @@ def test_an_answer_that_was_cut_off_in_writing_is_asked_again(tmp_path: Path) ->
     replies = again.chat([said("a"), said("b")], max_tokens=5)
     assert [reply.message.content for reply in replies if reply.message] == ["A", "B"]
     assert again.asked.cached == 1 and path.read_bytes() == whole
+
+
+def test_damaged_lines_are_asked_again_and_lose_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    good = b'{"key": "k", "content": "x", "thinking": null}\n'
+    bad = (
+        b"\xff\xfe\x00\n", b'{"key": 3}\n', b"[1]\n", b"null\n", b"[" * 100_000 + b"\n",
+        b'{"key": "z", "content": null, "thinking": null}\n', b'{"key": ["l"], "content": "c", "thinking": null}\n',
+    )  # fmt: skip
+    path.write_bytes(b"".join(bad) + good + b'{"key": "cut')
+    assert list(read_answers(path)) == ["k"]
+    assert path.read_bytes().endswith(good), "what was cut off is gone, so the next line begins a line"
+
+
+def test_a_local_model_goes_by_all_that_changes_its_words(tmp_path: Path) -> None:
+    template = tmp_path / "t.jinja"
+    names = set()
+    for text in ("a", "b"):
+        template.write_text(text)
+        names.add(speaker_of(LocalChat(path="whet:tiny", chat_template=template)))
+    names |= {speaker_of(LocalChat(path=path)) for path in ("whet:tiny", "whet:demo")}
+    names.add(speaker_of(LocalChat(path="whet:tiny", dtype="float32")))
+    names.add(speaker_of(LocalChat.model_validate({"path": "whet:tiny", "create": {"layers": 1}})))
+    assert len(names) == 6
 
 
 def test_failures_are_not_kept(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -66,8 +67,17 @@ def _asker(config: ChatConfig, load: Load) -> Asker:
     if isinstance(config, EndpointChat):
         return EndpointAsker(config)
     if isinstance(config, LocalChat):
-        return ModelAsker(lambda: load(config), identity=weights_of(config.path), temperature=config.temperature)
+        return ModelAsker(lambda: load(config), identity=speaker_of(config), temperature=config.temperature)
     return ScriptedAsker(config.script, deadline_s=config.deadline_s)
+
+
+def speaker_of(config: LocalChat) -> str:
+    """A name that changes with whatever changes a model's words: weights, shape, precision and chat template."""
+    file, template = config.chat_template, ""
+    if file is not None and file.is_file():  # whoever loads the model says that it is missing
+        template = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    shape = config.create.model_dump_json() if config.path == "whet:tiny" else ""
+    return " ".join(part for part in (weights_of(config.path), shape, config.dtype, template) if part)
 
 
 def weights_of(path: str) -> str:

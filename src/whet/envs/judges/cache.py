@@ -143,9 +143,11 @@ def read_answers(path: Path) -> dict[str, Message]:
     for line in data[:whole].splitlines():
         try:
             entry = json.loads(line)
-            kept[entry["key"]] = Message(role="assistant", content=entry["content"], thinking=entry["thinking"])
-        except (ValueError, KeyError, TypeError):
+            key, content, thinking = entry["key"], entry["content"], entry["thinking"]
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue  # it is asked again
+        if isinstance(key, str) and isinstance(content, str) and isinstance(thinking, str | None):
+            kept[key] = Message(role="assistant", content=content, thinking=thinking)
     return kept
 
 
