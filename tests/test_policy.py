@@ -53,13 +53,19 @@ def group(*rewards: float | None, lengths: Sequence[int] = (), greedy: float | N
     return Group(task="t", episodes=episodes, greedy=None if greedy is None else episode((9,), greedy))
 
 
+def own(score: Score) -> float:
+    """The reward where no constraint charges for anything."""
+    assert score.value is not None
+    return score.value
+
+
 def with_advantages(answers: Sequence[Answer], policy: PolicyConfig, *, kl_coefficient: float) -> list[Answer]:
     rewarded = with_rewards(answers, policy, kl_coefficient=kl_coefficient, spread=RunningScale())
     return from_rewards(rewarded, policy, weights={"reward": 1.0})
 
 
 def prepared(trainer: LocalTrainer, groups: Sequence[Group], chosen: Setting) -> list[Answer]:
-    return prepare(trainer, None, to_answers(groups), chosen, Standing.start(chosen, {}), step=0).answers
+    return prepare(trainer, None, to_answers(groups, own), chosen, Standing.start(chosen, {}), step=0).answers
 
 
 @dataclass
@@ -85,7 +91,7 @@ class FakeFeed:
         pass
 
     def _sampled(self, group: Group) -> Group:
-        rows = [row for answer in to_answers([replace(group, greedy=None)]) for row in answer.rows]
+        rows = [row for answer in to_answers([replace(group, greedy=None)], own) for row in answer.rows]
         logps = iter(self.trainer.logprobs(rows, temperature=1.0))
         return replace(
             group,
@@ -180,7 +186,7 @@ def test_keys_beside_a_preset_replace_its_own_axis_by_axis() -> None:
 
 
 def advantages(groups: Sequence[Group], policy: PolicyConfig, kl: float = 0.0) -> list[tuple[float, ...]]:
-    answers = with_advantages(to_answers(groups), policy, kl_coefficient=kl)
+    answers = with_advantages(to_answers(groups, own), policy, kl_coefficient=kl)
     return [row.columns["advantage"] for answer in answers for row in answer.rows]
 
 
@@ -197,7 +203,7 @@ def test_unscored_answers_are_in_no_statistic() -> None:
 
 def test_a_kl_in_the_reward_by_hand() -> None:
     """k1 of the two tokens: 0.3 and -0.1; coefficient 10."""
-    answers = to_answers([group(1, 1)])
+    answers = to_answers([group(1, 1)], own)
     reference = [(-1.3, -0.9), (-1.0, -1.0)]
     answers = [
         replace(answer, rows=(answer.rows[0].with_columns(ref_logp=ref),))
@@ -229,7 +235,7 @@ def test_a_masked_token_counts_in_the_denominator_and_a_filtered_answer_does_not
 
 
 def test_covariance_brakes_choose_few_tokens() -> None:
-    answers = with_advantages(to_answers([group(1, 0, lengths=[4, 4])]), config(), kl_coefficient=0)
+    answers = with_advantages(to_answers([group(1, 0, lengths=[4, 4])], own), config(), kl_coefficient=0)
     cov = [0.0, 3.0, 0.0, 0.0, 0.0, 0.0, 0.0, 9.0]
     logps = [-1 - c for c in cov]  # with advantages of two values the covariance follows log p
     answers = [
@@ -259,7 +265,7 @@ def test_every_preset_learns_the_better_answer(name: str) -> None:
     more = {"token_filter": {"share": 0.6}} if name == "high_entropy" else {}  # a fifth of 16 tokens is too few
     policy = config(preset=name, minibatches=min(2, config(preset=name).minibatches), **more)
     make = partial(_two_groups)
-    rows = [answer.rows[0] for answer in to_answers([make()[0]])]
+    rows = [answer.rows[0] for answer in to_answers([make()[0]], own)]
 
     def lead() -> float:
         good, bad = (sum(logp) for logp in trainer.logprobs(rows, temperature=1.0))
@@ -352,7 +358,7 @@ def test_controllers_go_on_from_a_steps_state() -> None:
 
 def test_the_reference_is_renewed_and_survives_a_checkpoint(tmp_path) -> None:
     trainer = _with_reference(tiny_trainer(dtype=torch.float32))
-    rows = [answer.rows[0] for answer in to_answers(_two_groups())]
+    rows = [answer.rows[0] for answer in to_answers(_two_groups(), own)]
     policy = config(preset="grpo", kl={"renew_every": 2})
     list(policy_gradient(trainer, FakeFeed(trainer, _two_groups), setting(policy)))  # type: ignore[arg-type]
     now = trainer.logprobs(rows, temperature=1.0)

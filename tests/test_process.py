@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.test_policy import config, group
+from tests.test_policy import config, group, own
 from whet.algorithms.columns import to_answers, with_advantages, with_rewards
 from whet.algorithms.critic import RunningScale
 from whet.config import GeneratedConfig, PolicyConfig, RLStage
@@ -64,7 +64,7 @@ def test_grades_are_normalised_over_all_steps_of_the_group_by_hand() -> None:
     first = with_steps(group(0, 1, lengths=[4, 3]), [(1, 1), (3, 0)], [(0, 1), (2, 1)])
     second = with_steps(group(0, 1, lengths=[1, 1]), [(0, 7)], [(0, 7)])
     policy = config(preset="grpo_ps")
-    answers = to_answers([first, second])
+    answers = to_answers([first, second], own)
     rewarded = with_rewards(answers, policy, kl_coefficient=0.0, spread=RunningScale())
     found = [a.rows[0].columns["advantage"] for a in with_advantages(rewarded, policy, weights={})]
     scale = 0.5 / (0.5 + 1e-6)
@@ -75,10 +75,10 @@ def test_grades_are_normalised_over_all_steps_of_the_group_by_hand() -> None:
 def test_answers_without_steps_have_no_advantage_and_are_in_no_statistic() -> None:
     made = with_steps(group(1, 0, 1, lengths=[2, 2, 2]), [(1, 1)], [(1, 0)], [])
     policy = config(preset="grpo_ps", scale="none")
-    rewarded = with_rewards(to_answers([made]), policy, kl_coefficient=0.0, spread=RunningScale())
+    rewarded = with_rewards(to_answers([made], own), policy, kl_coefficient=0.0, spread=RunningScale())
     found = [a.rows[0].columns["advantage"] for a in with_advantages(rewarded, policy, weights={})]
     assert found == [(0.5, 0.5), (-0.5, -0.5), (0, 0)]
-    nothing = to_answers([with_steps(group(1, 0), [], [])])
+    nothing = to_answers([with_steps(group(1, 0), [], [])], own)
     rewarded = with_rewards(nothing, policy, kl_coefficient=0.0, spread=RunningScale())
     assert [a.rows[0].columns["advantage"] for a in with_advantages(rewarded, policy, weights={})] == [(0, 0), (0, 0)]
 
@@ -87,7 +87,7 @@ def test_a_critic_gets_the_grades_as_rewards_of_their_tokens() -> None:
     """0.5 for each right step, the answer's own reward at its end."""
     made = with_steps(group(1, 0, lengths=[4, 2]), [(1, 1), (3, 1)], [(0, 1)])
     policy = config(preset="ppo", kl={"place": "none", "coefficient": 0}, step_weight=0.5)
-    rewarded = with_rewards(to_answers([made]), policy, kl_coefficient=0.0, spread=RunningScale())
+    rewarded = with_rewards(to_answers([made], own), policy, kl_coefficient=0.0, spread=RunningScale())
     assert [a.rows[0].columns["reward"] for a in rewarded] == [(0, 0.5, 0, 1.5), (0.5, 0)]
 
 

@@ -73,7 +73,7 @@ def test_no_cut_changes_the_gradient(name: str, aggregate: str) -> None:
         train=TrainConfig(), steps=1, prompts_per_step=1, temperature=1, max_tokens=32, max_gap=1,
         weights={},
     )  # fmt: skip
-    answers = [Answer(episode=EPISODE, group=i, rows=atom.rows) for i, atom in enumerate(policy_atoms())]
+    answers = [Answer(episode=EPISODE, group=i, rows=atom.rows, reward=0.0) for i, atom in enumerate(policy_atoms())]
     atoms, objective = weigh(answers, setting), OBJECTIVES[name]
     trainer = tiny_trainer()
     trainer.forward_backward(atoms, objective)

@@ -9,7 +9,7 @@ Legend: T all trained tokens of the step, answer after answer; N answers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import nan
 
@@ -22,7 +22,7 @@ from whet.config.policy import CovarianceFilter, HighEntropyFilter, TokenFilter
 from whet.formulas.advantages import BASELINES, CREDITS, SCALES, Answers, normalised_sum, steps_to_go
 from whet.formulas.kl import k1
 from whet.formulas.policy import covariance
-from whet.records import Episode, Group, Outcome, TokenRow
+from whet.records import Episode, Group, Outcome, Score, TokenRow
 from whet.rollouts.assemble import to_rows
 from whet.training.base import Trainer
 
@@ -35,14 +35,10 @@ class Answer:
     group: int
     """Place of its group in the step."""
     rows: tuple[TokenRow, ...]
+    reward: float
+    """Its score, less what a constraint charges for it."""
     greedy: float = nan
     """The reward of the greedy answer to the same prompt, where one was played."""
-
-    @property
-    def reward(self) -> float:
-        """The episode's score."""
-        assert self.episode.score.value is not None, "only scored episodes become answers"
-        return self.episode.score.value
 
     @property
     def length(self) -> int:
@@ -58,15 +54,21 @@ class Answer:
         return [(before + step.last, step.value) for step in self.episode.steps]
 
 
-def to_answers(groups: Sequence[Group]) -> list[Answer]:
-    """The scored episodes of a step; where ReMax's greedy answer was not scored, its group is left out."""
-    greedy = [nan if group.greedy is None else group.greedy.score.value for group in groups]
-    return [
-        Answer(episode=episode, group=place, rows=tuple(to_rows(episode)), greedy=baseline)
-        for place, (group, baseline) in enumerate(zip(groups, greedy, strict=True))
-        if baseline is not None
-        for episode in group.scored
-    ]
+def to_answers(groups: Sequence[Group], reward: Callable[[Score], float]) -> list[Answer]:
+    """The scored episodes of a step; where ReMax's greedy answer was not scored, its group is left out.
+
+    `reward` says what a score is worth.
+    """
+    answers = []
+    for place, group in enumerate(groups):
+        if group.greedy is not None and group.greedy.score.value is None:
+            continue
+        greedy = nan if group.greedy is None else reward(group.greedy.score)
+        answers += [
+            Answer(episode=e, group=place, rows=tuple(to_rows(e)), reward=reward(e.score), greedy=greedy)
+            for e in group.scored
+        ]
+    return answers
 
 
 def with_logps(

@@ -27,7 +27,7 @@ from whet.algorithms.health import Unhealthy
 from whet.algorithms.measure import measure_groups, measure_taken
 from whet.algorithms.objective import PolicyObjective
 from whet.algorithms.sound import blame, listed, sound
-from whet.algorithms.standing import Coefficients, Setting, Standing
+from whet.algorithms.standing import Setting, Standing
 from whet.config import PolicyConfig
 from whet.errors import TrainingError
 from whet.formulas.reduce import REDUCTIONS
@@ -73,7 +73,7 @@ def policy_gradient(
             rounds=dynamic.rounds if dynamic else 1,
         )
         began = time.monotonic()
-        answers = to_answers(taken.groups)
+        answers = to_answers(taken.groups, standing.reward)
         standing = replace(standing, spread=standing.spread.merge([answer.reward for answer in answers]))
         ready = prepare(trainer, critic, answers, setting, standing, step=step)
         rate = standing.health.rate * learning_rate(step + 1, setting.steps, setting.train)
@@ -87,7 +87,7 @@ def policy_gradient(
             **measure_groups(taken.played),
             **ready.metrics,
             **updates,
-            **_measure_control(setting.config, standing.coefficients, ready.answers),
+            **_measure_control(setting.config, standing, ready.answers),
             "not_finite": float(len(ready.left_out)),
             **measure_taken(taken, time.monotonic() - began),
             "lr": setting.train.lr * rate,
@@ -217,7 +217,7 @@ def prepare(
         judge = replace(critic, config=critic.config.monte_carlo) if pretraining(config, step) else critic
         answers, measured = with_values(answers, judge)
         answers, second = sound(answers)
-    answers, third = sound(with_advantages(answers, config, weights=setting.weights))
+    answers, third = sound(with_advantages(answers, config, weights=standing.weights(setting)))
     seed = seed_of(setting.seed, "token filter", step)
     answers = with_filters(answers, trainer, config, temperature=temperature, seed=seed)
     return Prepared(answers=answers, metrics=measured, left_out=first + second + third)
@@ -277,15 +277,17 @@ def _split(answers: Sequence[Answer], parts: int) -> list[list[Answer]]:
     return [[answer for group in piece for answer in group] for piece in pieces if piece]
 
 
-def _measure_control(config: PolicyConfig, now: Coefficients, answers: Sequence[Answer]) -> dict[str, float]:
+def _measure_control(config: PolicyConfig, now: Standing, answers: Sequence[Answer]) -> dict[str, float]:
     """What the controllers look at and where they stand, for the terms that are in use."""
     metrics = {}
     if config.kl.place != "none":
-        metrics["kl/coefficient"] = now.kl
+        metrics["kl/coefficient"] = now.coefficients.kl
         if answers:
             metrics["kl/sequence"] = sequence_kl(answers)
     if config.entropy.active:
-        metrics["entropy/coefficient"] = now.entropy
+        metrics["entropy/coefficient"] = now.coefficients.entropy
+    if now.charge is not None:
+        metrics["constraint/multiplier"] = now.charge.multiplier
     return metrics
 
 

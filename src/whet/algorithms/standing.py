@@ -7,14 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import isnan, nan
 
 from whet.algorithms.critic import RunningScale
 from whet.algorithms.health import Health
 from whet.algorithms.ptx import PretrainingMix
 from whet.config import PolicyConfig, TrainConfig
+from whet.config.constraint import ConstraintConfig
 from whet.config.health import HealthConfig
+from whet.formulas.constraint import charged, next_multiplier
 from whet.formulas.kl import adapt
 from whet.formulas.policy import steer
+from whet.records import Score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +34,7 @@ class Setting:
     max_gap: float
     weights: Mapping[str, float]
     """Those of the rewards that count for something, by name."""
+    constraint: ConstraintConfig | None = None
     health: HealthConfig = field(default_factory=HealthConfig)
     seed: int = 0
     mix: PretrainingMix | None = None
@@ -69,10 +74,47 @@ class Coefficients:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Charge:
+    """What a constraint takes off rewards: the Lagrange multiplier as it stands."""
+
+    config: ConstraintConfig
+    multiplier: float
+
+    @classmethod
+    def start(cls, config: ConstraintConfig | None, saved: Mapping[str, float]) -> Charge | None:
+        """At the recipe's `start`, or from what an earlier step had saved."""
+        if config is None:
+            return None
+        return cls(config=config, multiplier=saved["multiplier"] if saved else config.start)
+
+    def reward(self, score: Score) -> float:
+        """A scored answer's reward after its cost; one to which the cost does not apply has none."""
+        assert score.value is not None, "only scored answers have a reward"
+        return charged(score.value, score.parts[self.config.cost] or 0.0, multiplier=self.multiplier)
+
+    def weights(self, weights: Mapping[str, float]) -> Mapping[str, float]:
+        """The same for rewards that are normalised one by one: the cost is one more, below zero."""
+        share = 1 / (1 + self.multiplier)
+        others = {name: weight * share for name, weight in weights.items()}
+        return {**others, self.config.cost: -self.multiplier * share}
+
+    def after(self, metrics: Mapping[str, float]) -> Charge:
+        """Having seen another step; without a cost, or where the policy stood still, so does the multiplier."""
+        name = f"rewards/{self.config.cost}"
+        cost = metrics[name] if name in metrics and metrics["optimizer_steps"] else nan
+        if isnan(cost):
+            return self
+        c = self.config
+        moved = next_multiplier(self.multiplier, cost, limit=c.limit, rate=c.rate, most=c.most)
+        return replace(self, multiplier=moved)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
     """What a run carries from step to step besides weights: controllers, the spread of rewards, health."""
 
     coefficients: Coefficients
+    charge: Charge | None
     spread: RunningScale
     health: Health
     updates: float = 0.0
@@ -85,6 +127,7 @@ class Standing:
         """At the beginning of a run, or from what an earlier step had saved."""
         return cls(
             coefficients=Coefficients.start(setting.config, saved),
+            charge=Charge.start(setting.constraint, saved),
             spread=RunningScale.start(saved),
             health=Health.start(setting.health, saved),
             updates=saved["updates"] if saved else 0.0,
@@ -95,7 +138,19 @@ class Standing:
     def saved(self) -> dict[str, float]:
         """What `start` goes on from."""
         counts = {"updates": self.updates, "barren": self.barren}
-        return {**self.coefficients.state, **self.spread.saved, **self.health.saved, **counts}
+        charge = {} if self.charge is None else {"multiplier": self.charge.multiplier}
+        return {**self.coefficients.state, **charge, **self.spread.saved, **self.health.saved, **counts}
+
+    def reward(self, score: Score) -> float:
+        """What a scored answer is rewarded with now."""
+        if self.charge is not None:
+            return self.charge.reward(score)
+        assert score.value is not None, "only scored answers have a reward"
+        return score.value
+
+    def weights(self, setting: Setting) -> Mapping[str, float]:
+        """What each reward counts for now."""
+        return setting.weights if self.charge is None else self.charge.weights(setting.weights)
 
     def after(self, metrics: Mapping[str, float], setting: Setting, *, answers: int) -> Standing:
         """Having seen another step."""
@@ -104,6 +159,7 @@ class Standing:
         return replace(
             self,
             coefficients=coefficients,
+            charge=None if self.charge is None else self.charge.after(metrics),
             health=self.health.after(metrics),
             updates=self.updates + metrics["optimizer_steps"],
             barren=0.0 if learnt else self.barren + 1,

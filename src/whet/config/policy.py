@@ -286,6 +286,23 @@ class PolicyConfig(Strict):
             "correction.low must be below correction.high",
         )
 
+    def check_constrained(self) -> None:
+        """Raise `ValueError` where a constraint on the cost of whole answers could not act on this point."""
+        if self.scale == "group_std" and self.objectives == "summed":
+            raise ValueError(
+                "constraint: scale: group_std makes a group whose answers differ in nothing but the cost as loud as "
+                "any, whatever the multiplier; use algorithm.scale: batch_std, token_std or none"
+            )
+        if self.dynamic_sampling is not None:
+            raise ValueError(
+                "constraint: dynamic sampling leaves out groups that are all right, and their answers differ in cost; "
+                "set algorithm.dynamic_sampling: null"
+            )
+        if self.credit == "process" or self.step_weight:
+            raise ValueError(
+                "constraint: the cost is one of whole answers, and grades of steps are not charged with it"
+            )
+
     @property
     def needs_gradient_everywhere(self) -> bool:
         """Whether tokens without an advantage have a gradient too."""

@@ -13,6 +13,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from whet.config.constraint import ConstraintConfig
 from whet.config.curriculum import CurriculumConfig
 from whet.config.data import Source
 from whet.config.feedback import CompareStage, QuestionsStage, ReviseStage, StepLabelsStage
@@ -23,7 +24,7 @@ from whet.config.policy import PolicyConfig
 from whet.config.preference import PreferenceStage
 from whet.config.references import references
 from whet.config.reward_model import RewardModelStage
-from whet.config.rewards import JudgeReward, RewardConfig, check_rewards, judged, weights
+from whet.config.rewards import JudgeReward, RewardConfig, check_cost, check_rewards, judged, weights
 from whet.config.stage import StageBase
 from whet.config.strict import Made, Strict
 from whet.config.train import RLTrainConfig, SamplingConfig, SaveConfig, TrainConfig
@@ -49,6 +50,7 @@ class RLStage(StageBase):
     tasks: Source
     rewards: list[RewardConfig] = Field(min_length=1)
     algorithm: PolicyConfig = PolicyConfig()
+    constraint: ConstraintConfig | None = None
     curriculum: CurriculumConfig | None = None
     """Which tasks come next; None: all of them, shuffled anew in every epoch."""
     prompts_per_step: int = Field(32, ge=1)
@@ -70,11 +72,14 @@ class RLStage(StageBase):
         self.algorithm.check_step(
             prompts=self.prompts_per_step,
             rollouts=self.rollouts_per_prompt,
-            objectives=len(weights(self.rewards)),
+            objectives=len(weights(self.rewards)) + (self.constraint is not None),
             judged=judged(self.rewards),
             graded_steps=any(r.grades_steps for r in self.rewards),
             lora=self.train.lora is not None,
         )
+        if self.constraint is not None:
+            check_cost(self.constraint.cost, self.rewards)
+            self.algorithm.check_constrained()
         if self.curriculum is not None and self.curriculum.measures and not judged(self.rewards):
             raise ValueError(
                 "curriculum measures which answers are right, and no reward judges that; add one that does, "

@@ -84,6 +84,13 @@ class CosineReward(RewardBase):
     """Of an answer that was cut off."""
 
 
+class LengthReward(RewardBase):
+    """1 for an answer of more than `above_tokens`, else 0: something to watch, or the cost of a constraint."""
+
+    kind: Literal["length"]
+    above_tokens: int = Field(ge=0)
+
+
 class GroupLengthReward(RewardBase):
     """Between +0.5 for the shortest and -0.5 for the longest answer to a prompt, at most 0 for wrong ones (Kimi k1.5).
 
@@ -198,6 +205,7 @@ RewardConfig = Annotated[
     | FormatReward
     | OverlongReward
     | CosineReward
+    | LengthReward
     | GroupLengthReward
     | RepetitionReward
     | FunctionReward
@@ -221,6 +229,17 @@ def weights(rewards: Sequence[RewardConfig]) -> dict[str, float]:
     """The weights of the rewards that count for something in the score, by name."""
     # StepsReward gives grades of steps alone: it is no part of the score.
     return {name_of(r): r.weight for r in rewards if r.weight and not isinstance(r, StepsReward)}
+
+
+def check_cost(cost: str, rewards: Sequence[RewardConfig]) -> None:
+    """Raise `ValueError` where a constraint's cost is no reward, or counts in the score as well."""
+    found = {name_of(reward): reward for reward in rewards}
+    if cost not in found:
+        raise ValueError(f"constraint.cost is {cost!r}, which is none of the rewards: {', '.join(found)}")
+    if isinstance(found[cost], StepsReward):
+        raise ValueError(f"constraint.cost is {cost!r}, which grades steps and no answers")
+    if found[cost].weight:
+        raise ValueError(f"constraint.cost is {cost!r}, whose weight counts it in the score too; give it weight: 0")
 
 
 def judged(rewards: Sequence[RewardConfig]) -> bool:

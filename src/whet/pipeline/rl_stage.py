@@ -74,6 +74,7 @@ def run_rl(context: Context) -> None:
             max_tokens=config.sampling.max_tokens,
             max_gap=config.max_gap,
             weights=weights(config.rewards),
+            constraint=config.constraint,
             health=config.health,
             seed=context.seed,
             mix=mix,

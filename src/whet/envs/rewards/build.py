@@ -13,7 +13,7 @@ from whet.envs.rewards.exact import exact
 from whet.envs.rewards.format import well_formed
 from whet.envs.rewards.function import FunctionReward
 from whet.envs.rewards.judge import PairsReward, PointsReward
-from whet.envs.rewards.length import GroupLength, cosine, repetition
+from whet.envs.rewards.length import GroupLength, cosine, length, repetition
 from whet.envs.rewards.math import MathReward
 from whet.envs.rewards.model import Combine, ModelReward, ProcessReward
 from whet.envs.rewards.overlong import overlong
@@ -93,7 +93,14 @@ def _build(
             return PlainReward(name=name, weight=weight, judges=False, function=_shaping(config, check_steps))
 
 
-Shaping = kinds.StepsReward | kinds.FormatReward | kinds.OverlongReward | kinds.CosineReward | kinds.RepetitionReward
+Shaping = (
+    kinds.StepsReward
+    | kinds.FormatReward
+    | kinds.OverlongReward
+    | kinds.CosineReward
+    | kinds.LengthReward
+    | kinds.RepetitionReward
+)
 
 
 def _shaping(config: Shaping, check_steps: Verify | None) -> Verify:
@@ -107,6 +114,8 @@ def _shaping(config: Shaping, check_steps: Verify | None) -> Verify:
             return partial(overlong, cache_tokens=config.cache_tokens)
         case kinds.CosineReward():
             return partial(cosine, right=config.right, wrong=config.wrong, exceeded=config.exceeded)
+        case kinds.LengthReward():
+            return partial(length, above_tokens=config.above_tokens)
         case kinds.RepetitionReward():
             return partial(repetition, ngram=config.ngram)
 

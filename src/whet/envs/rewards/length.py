@@ -1,7 +1,7 @@
 """Rewards for length and against repetition. Lengths are sampled tokens, over all turns of an answer.
 
-The first two ask whether the answer is right (`Attempt.correct`, the word of the first reward that judges) and say
-nothing of an answer of which that is not known.
+`cosine` and `GroupLength` ask whether the answer is right (`Attempt.correct`, the word of the first reward that
+judges) and say nothing of an answer of which that is not known.
 """
 
 from __future__ import annotations
@@ -28,6 +28,11 @@ def cosine(attempt: Attempt, *, right: tuple[float, float], wrong: tuple[float, 
     shortest, longest = right if attempt.correct else wrong
     share = min(1.0, len(attempt.completion_tokens) / attempt.max_tokens)
     return Grade(value=longest + (shortest - longest) * (1 + math.cos(math.pi * share)) / 2)
+
+
+def length(attempt: Attempt, *, above_tokens: int) -> Grade:
+    """1 if L > above_tokens, else 0: over many answers, the share of long ones."""
+    return Grade(value=float(len(attempt.completion_tokens) > above_tokens))
 
 
 def repetition(attempt: Attempt, *, ngram: int) -> Grade:

@@ -1,0 +1,27 @@
+"""A constraint on what a policy may cost: one of the named rewards held at a limit by a Lagrange multiplier."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from whet.config.strict import Strict
+
+
+class ConstraintConfig(Strict):
+    """The mean of a reward named `cost` is to be at most `limit`; what it is charged with moves until it is."""
+
+    cost: str
+    """Name of the reward: the more of it the worse. It has weight 0, for it is counted here."""
+    limit: float
+    rate: float = Field(0.5, gt=0)
+    """alpha: in each step ln multiplier moves by alpha x multiplier x (mean cost - limit)."""
+    start: float = Field(1.0, gt=0)
+    """The multiplier of the first step: what one unit of cost is worth in units of reward."""
+    most: float = Field(100.0, gt=0)
+    """The multiplier's bound, for a limit that cannot be kept."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ConstraintConfig:
+        if self.start > self.most:
+            raise ValueError(f"start is {self.start}, above most ({self.most})")
+        return self
