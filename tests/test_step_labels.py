@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -74,6 +75,39 @@ def test_a_step_is_worth_what_comes_of_it(kind: str, labels: list[float]) -> Non
     assert [row["labels"] for row in made.rows] == [labels, labels]
     assert made.rows[0]["steps"] == ["a;", "b;", "c"] and made.rows[0]["right"] is False
     assert script.prompts.count("a;") == ROLLOUTS, "two answers share their prefix, which is gone on from once"
+
+
+class Mixed(Script):
+    """One answer as ever, one that was cut off, one that says nothing, and one without a verdict."""
+
+    def sample(self, requests: Sequence[Request]) -> list[Completion]:
+        if len(requests) != 4:
+            return super().sample(requests)
+        whole, cut, empty, unjudged = map(self._completion, ("x!", "a;b", "", "?"))
+        return [whole, replace(cut, ending=Ending.LENGTH), empty, unjudged]
+
+
+def test_an_answer_that_says_nothing_of_its_steps_makes_no_row_and_is_counted() -> None:
+    config = StepLabelsStage.model_validate({
+        "kind": "step_labels", "tasks": {"generate": "arithmetic"}, "rewards": [{"kind": "verifier"}],
+        "samples": 4, "rollouts": ROLLOUTS, "separator": ";",
+    })  # fmt: skip
+
+    def judge(attempt: Attempt) -> Grade:
+        return Grade(value=None, failure="who knows") if attempt.answer == "?" else right(attempt)
+
+    player = Player(
+        sampler=Mixed(),
+        template=TEMPLATE,
+        environment=SingleTurn,
+        rubric=WeightedRubric([PlainReward(name="right", weight=1.0, judges=True, function=judge)]),
+        params=SamplingParams(max_tokens=30, stop_ids=TEMPLATE.stop_ids),
+        max_length=200,
+    )
+    task = Task(id="t", messages=(Message(role="user", content="go"),))
+    made = _Labels(cast(Any, SimpleNamespace(seed=0)), config, player).chunk(1, [task])
+    assert [(row["steps"], row["labels"]) for row in made.rows] == [(["x!"], [1.0])]
+    assert made.metrics["answers/left_out"] == 3
 
 
 def test_rows_teach_a_process_reward_model(tmp_path: Path) -> None:
