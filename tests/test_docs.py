@@ -267,11 +267,12 @@ stages:
     sampling: {max_tokens: 24}
   revise:
     kind: revise
-    tasks: {generate: arithmetic, count: 2}
+    model: whet:demo
+    tasks: {generate: arithmetic, count: 2, digits: 1}
     principles: [Show your work.]
     writer: {script: "whet.envs.judges.rules:tutor"}
     sees: everything
-    max_tokens: 8
+    max_tokens: 40
   ask:
     kind: questions
     data: {generate: arithmetic, count: 2}

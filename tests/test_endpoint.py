@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from whet.errors import ConfigError, SamplerError
-from whet.records import Ending, Message, ToolCall
+from whet.records import Ending, Message, Reply, ToolCall
 from whet.sampling.base import Request, SamplingParams
 from whet.sampling.endpoint import EndpointSampler
 from whet.sampling.scripted import ScriptedSampler
@@ -307,6 +307,14 @@ def test_replies_come_one_by_one_and_failures_are_among_them() -> None:
     assert sorted(found) == list(range(6))
     assert [found[n].message.content for n in (1, 3, 5)] == ["1", "3", "5"]  # type: ignore[union-attr]
     assert all(found[n].message is None and "404" in found[n].failure and not found[n].timed_out for n in (0, 2, 4))
+
+
+@pytest.mark.parametrize(("why", "cut_off"), [("length", True), ("stop", False), ("tool_calls", False), (None, False)])
+def test_a_reply_says_whether_it_was_cut_off(why: str | None, cut_off: bool) -> None:
+    choice = {"message": {"role": "assistant", "content": "4, beca"}, "finish_reason": why}
+    with serving(lambda handler: handler.reply(200, json.dumps({"choices": [choice]}))) as server:
+        ((_, reply),) = EndpointSampler(server.url, "m").replies(ASK, PARAMS)
+    assert reply == Reply(message=Message(role="assistant", content="4, beca"), cut_off=cut_off)
 
 
 @pytest.mark.parametrize("limits", [{"total_s": 0.3}, {"request_s": 0.1, "attempts": 1}])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,13 @@ STAGES = {
 """,
     "revise": """
     kind: revise
+    model: whet:demo
     tasks: {generate: arithmetic, count: 6, digits: 2}
     principles: [Show your work., Be right.]
     writer: {script: "whet.envs.judges.rules:tutor"}
     sees: everything
     chunk: 4
-    max_tokens: 6
+    max_tokens: 40
 """,
 }
 
@@ -214,8 +216,9 @@ def test_revisions_are_rows_to_imitate(tmp_path: Path) -> None:
     for row in rows:
         asked = row["prompt"][-1]["content"]
         assert rules.quality(asked, row["completion"]) == pytest.approx(1.0)
-        assert rules.quality(asked, row["draft"]) < 0.9
+        assert rules.quality(asked, row["draft"]) <= rules.quality(asked, row["completion"])
         assert row["principles"][0] in ("Show your work.", "Be right.")
+    assert min(rules.quality(row["prompt"][-1]["content"], row["draft"]) for row in rows) < 0.9
     read, _ = load_conversations(DataConfig(path=str(stage / "rows.jsonl")))
     assert [c.messages[-1].content for c in read] == [row["completion"] for row in rows]
     pairs = DataConfig(path=str(stage / "rows.jsonl"), columns={"chosen": "completion", "rejected": "draft"})
@@ -257,6 +260,37 @@ def test_a_revision_that_leaks_or_fails_is_no_row(rewrite: str | None, leaked: b
         principles=["Be long."], rounds=2, seeds=[0], max_tokens=9,
     )  # fmt: skip
     assert found.revised is None and found.leaked == leaked and failure in found.failure
+
+
+@pytest.mark.parametrize("which", ["draft", "critique", "revision"])
+def test_a_text_that_was_cut_off_is_in_no_row(which: str) -> None:
+    """It would look finished, and whoever imitates it would learn to stop in the middle of a sentence."""
+
+    class Breaks(Says):
+        def chat(self, conversations: Sequence[Sequence[Message]], *, max_tokens: int) -> list[Reply]:
+            turn = ["revision" if c[-1].content == REWRITE else "critique" for c in conversations]
+            replies = super().chat(conversations, max_tokens=max_tokens)
+            return [replace(reply, cut_off=now == which) for reply, now in zip(replies, turn, strict=True)]
+
+    seen: list[object] = []
+    draft = Reply(message=Message(role="assistant", content="a"), cut_off=which == "draft")
+    (found,) = revise(
+        Breaks(lambda c: seen.append(c) or "b"), [said("q")], [draft],  # type: ignore[func-returns-value]
+        principles=["Be long."], rounds=2, seeds=[0], max_tokens=9,
+    )  # fmt: skip
+    assert (found.draft, found.revised, found.cut_off, found.leaked) == ("a", None, True, False)
+    assert len(seen) == {"draft": 0, "critique": 1, "revision": 2}[which], "nobody is asked to go on from it"
+
+
+def test_revisions_of_what_was_cut_off_are_counted(tmp_path: Path) -> None:
+    """A model's answers, from its sampler to the row: with 17 tokens some are whole and others are not."""
+    stage = run(tmp_path, "revise", "stages.made.tasks.count=12", "stages.made.max_tokens=17")
+    counted = totals(stage)
+    assert counted["rows"] + counted["revisions/cut_off"] == 12 and counted["revisions/failed"] == 0
+    assert 0 < counted["rows"] < 12
+    answers = (tmp_path / "run" / "answers" / "answers.jsonl").read_text().splitlines()
+    cut = {entry["content"] for entry in map(json.loads, answers) if entry["cut_off"]}
+    assert cut and cut.isdisjoint(row["draft"] for row in rows_of(stage))
 
 
 def test_a_draft_that_never_came_is_not_criticised() -> None:

@@ -307,10 +307,12 @@ def test_an_answer_that_was_cut_off_in_writing_is_asked_again(tmp_path: Path) ->
 
 def test_damaged_lines_are_asked_again_and_lose_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
-    good = b'{"key": "k", "content": "x", "thinking": null}\n'
+    good = b'{"key": "k", "content": "x", "thinking": null, "cut_off": false}\n'
     bad = (
         b"\xff\xfe\x00\n", b'{"key": 3}\n', b"[1]\n", b"null\n", b"[" * 100_000 + b"\n",
-        b'{"key": "z", "content": null, "thinking": null}\n', b'{"key": ["l"], "content": "c", "thinking": null}\n',
+        b'{"key": "z", "content": null, "thinking": null, "cut_off": false}\n',
+        b'{"key": ["l"], "content": "c", "thinking": null, "cut_off": false}\n',
+        b'{"key": "m", "content": "c", "thinking": null}\n',
     )  # fmt: skip
     path.write_bytes(b"".join(bad) + good + b'{"key": "cut')
     assert list(read_answers(path)) == ["k"]
@@ -327,6 +329,14 @@ def test_a_local_model_goes_by_all_that_changes_its_words(tmp_path: Path) -> Non
     names.add(speaker_of(LocalChat(path="whet:tiny", dtype="float32")))
     names.add(speaker_of(LocalChat.model_validate({"path": "whet:tiny", "create": {"layers": 1}})))
     assert len(names) == 6
+
+
+def test_a_kept_answer_still_knows_that_it_was_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    rule = {"a": Reply(message=Message(role="assistant", content="Verdict: A, beca"), cut_off=True), "b": "whole"}
+    first = CachedChat(Scripted(lambda q: rule[q]), path).chat([said("a"), said("b")], max_tokens=5)
+    again = CachedChat(Scripted(lambda q: "never"), path).chat([said("a"), said("b")], max_tokens=5)
+    assert [reply.cut_off for reply in again] == [True, False] and again == first
 
 
 def test_failures_are_not_kept(tmp_path: Path) -> None:
@@ -436,7 +446,7 @@ def test_answers_are_one_line_of_json_each(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "answers.jsonl"
     CachedChat(Scripted(lambda q: "two\nlines"), path).chat([said("a")], max_tokens=5)
     (line,) = path.read_text().splitlines()
-    assert json.loads(line).keys() == {"key", "content", "thinking"}
+    assert json.loads(line).keys() == {"key", "content", "thinking", "cut_off"}
 
 
 # ------------------------------------------------------------------------------------------- rules that judge

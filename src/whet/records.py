@@ -47,6 +47,8 @@ class Reply:
     failure: str = ""
     timed_out: bool = False
     """Whether the failure was a deadline."""
+    cut_off: bool = False
+    """Whether the message ran out of its token budget: it ends where nobody chose to end it."""
 
 
 class Ending(StrEnum):

@@ -150,11 +150,12 @@ stages:
     sampling: {{max_tokens: 24}}
   revise:
     kind: revise
+    model: whet:demo
     tasks: {{generate: arithmetic, count: 8, digits: 1}}
     principles: [Be right., Be brief.]
-    writer: {{path: "@model", temperature: 1.0}}
+    writer: {{path: "whet:demo", temperature: 1.0}}
     chunk: 4
-    max_tokens: 8
+    max_tokens: 48
   questions:
     kind: questions
     data: {{path: "@compare"}}

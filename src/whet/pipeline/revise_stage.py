@@ -59,10 +59,11 @@ class _Revise:
         template = self.context.world.template(self.context.model)
         written = [(task, each) for task, each in zip(chosen, found, strict=True) if each.revised is not None]
         rows = [_row(task, each) for task, each in written if writable(template, task.messages, each.revised or "")]
-        failed = [each for each in found if each.revised is None and not each.leaked]
+        failed = [each for each in found if each.revised is None and not (each.leaked or each.cut_off)]
         metrics = {
             "revisions/failed": float(len(failed)),
             "revisions/leaked": float(sum(each.leaked for each in found)),
+            "revisions/cut_off": float(sum(each.cut_off for each in found)),
             "revisions/unusable": float(len(written) - len(rows)),
             "revisions/unchanged": float(sum(row["completion"] == row["draft"] for row in rows)),
             "revisions/characters": fmean(len(each.revised or "") for each in found),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from whet.errors import DataError, SamplerError
-from whet.records import Message, Reply, TokenRow
+from whet.records import Ending, Message, Reply, TokenRow
 from whet.sampling.base import Request, SamplingParams, TokenSampler
 from whet.templates.base import Template
 from whet.training.base import Trainer
@@ -56,7 +56,8 @@ class ModelAsker:
             if isinstance(completion, SamplerError):
                 yield number, Reply(message=None, failure=str(completion))
                 continue
-            yield number, Reply(message=speaker.template.parse(completion.tokens, completion.ending))
+            message = speaker.template.parse(completion.tokens, completion.ending)
+            yield number, Reply(message=message, cut_off=completion.ending is Ending.LENGTH)
 
     def probabilities(
         self, conversations: Sequence[Sequence[Message]], options: Sequence[str]

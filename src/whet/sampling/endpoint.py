@@ -89,7 +89,7 @@ class EndpointSampler:
         """
         if params.stop_ids:
             raise ValueError("stop_ids are tokens, and an endpoint ends its turns itself; leave them out")
-        read = partial(_to_message, who=self._who)
+        read = partial(_to_reply, who=self._who)
         calls = [
             Call(
                 self._url,
@@ -105,7 +105,7 @@ class EndpointSampler:
                 if isinstance(answer, Failure):
                     yield number, Reply(message=None, failure=str(answer.error), timed_out=answer.timed_out)
                 else:
-                    yield number, Reply(message=answer)
+                    yield number, answer
 
     def _headers(self) -> dict[str, str]:
         return {} if self._key_env is None else {"Authorization": f"Bearer {os.environ[self._key_env]}"}
@@ -149,11 +149,16 @@ def _from_message(message: Message) -> dict[str, Any]:
     return fields
 
 
-def _to_message(response: httpx.Response, who: str) -> Message:
-    """The first choice's message. Raises `SamplerError` where the answer has not the shape of one."""
+def _to_reply(response: httpx.Response, who: str) -> Reply:
+    """The first choice's message, and whether it was cut off.
+
+    Raises `SamplerError` where the answer has not the shape of one.
+    """
     answer = response.json()
     try:
-        given = answer["choices"][0]["message"]
+        choice = answer["choices"][0]
+        given = choice["message"]
+        cut_off = choice.get("finish_reason") == "length"
         content = given.get("content") or ""
         thinking = given.get("reasoning_content") or given.get("reasoning")
         calls = tuple(_to_call(call) for call in given.get("tool_calls") or ())
@@ -163,7 +168,8 @@ def _to_message(response: httpx.Response, who: str) -> Message:
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         said = f"{type(error).__name__}: {error}; it says {excerpt(answer)}"
         raise SamplerError(f"{who}: the answer is no chat completion ({said})") from error
-    return Message(role="assistant", content=content, thinking=thinking, tool_calls=calls)
+    message = Message(role="assistant", content=content, thinking=thinking, tool_calls=calls)
+    return Reply(message=message, cut_off=cut_off)
 
 
 def _to_call(call: Mapping[str, Any]) -> ToolCall:

@@ -68,7 +68,7 @@ class CachedChat:
 
     def __init__(self, asker: Asker, path: Path | None) -> None:
         self._asker, self._path = asker, path
-        self._kept: dict[str, Message] | None = None
+        self._kept: dict[str, Reply] | None = None
         self.asked = Asked()
 
     def chat(self, conversations: Sequence[Sequence[Message]], *, max_tokens: int) -> list[Reply]:
@@ -86,14 +86,13 @@ class CachedChat:
             if reply.message is None:
                 failures[index] = reply
             elif keys[index] not in self._kept:
-                self._keep(keys[index], reply.message)
-        known = [Reply(message=self._kept.get(key)) for key in keys]
+                self._keep(keys[index], reply, reply.message)
         self.asked = Asked(
             cached=self.asked.cached + len(keys) - len(missing),
             answered=self.asked.answered + len(missing) - len(failures),
             failed=self.asked.failed + len(failures),
         )
-        return [failures[i] if reply.message is None else reply for i, reply in enumerate(known)]
+        return [self._kept[key] if key in self._kept else failures[i] for i, key in enumerate(keys)]
 
     def probabilities(
         self, conversations: Sequence[Sequence[Message]], options: Sequence[str]
@@ -116,12 +115,12 @@ class CachedChat:
             keys.append(hashlib.sha256(whole).hexdigest()[:32])
         return keys
 
-    def _keep(self, key: str, message: Message) -> None:
+    def _keep(self, key: str, reply: Reply, message: Message) -> None:
         assert self._kept is not None
-        message = replace(message, tool_calls=())
-        self._kept[key] = message
+        self._kept[key] = replace(reply, message=replace(message, tool_calls=()))
         if self._path is not None:
-            append_line(self._path, {"key": key, "content": message.content, "thinking": message.thinking})
+            said = {"content": message.content, "thinking": message.thinking, "cut_off": reply.cut_off}
+            append_line(self._path, {"key": key, **said})
 
 
 def no_probabilities(who: str) -> ConfigError:
@@ -129,9 +128,9 @@ def no_probabilities(who: str) -> ConfigError:
     return ConfigError(f"{who} answers with text alone; read: probabilities needs a local model, by: {{path: ...}}")
 
 
-def read_answers(path: Path) -> dict[str, Message]:
+def read_answers(path: Path) -> dict[str, Reply]:
     """The answers in a file; a line that was cut off is removed from it, one that is damaged is passed over."""
-    kept: dict[str, Message] = {}
+    kept: dict[str, Reply] = {}
     if not path.exists():
         return kept
     with writing(path, 0), path.open("rb+") as file:
@@ -143,15 +142,17 @@ def read_answers(path: Path) -> dict[str, Message]:
     for line in data[:whole].splitlines():
         try:
             entry = json.loads(line)
-            key, content, thinking = entry["key"], entry["content"], entry["thinking"]
+            key, content, thinking, cut_off = (entry[name] for name in ("key", "content", "thinking", "cut_off"))
         except (ValueError, KeyError, TypeError, RecursionError):
             continue  # it is asked again
-        if isinstance(key, str) and isinstance(content, str) and isinstance(thinking, str | None):
-            kept[key] = Message(role="assistant", content=content, thinking=thinking)
+        texts = isinstance(key, str) and isinstance(content, str) and isinstance(thinking, str | None)
+        if texts and isinstance(cut_off, bool):
+            message = Message(role="assistant", content=content, thinking=thinking)
+            kept[key] = Reply(message=message, cut_off=cut_off)
     return kept
 
 
-def append_line(path: Path, value: dict[str, str | None]) -> None:
+def append_line(path: Path, value: dict[str, str | bool | None]) -> None:
     """One more line of JSON, in one write, so that processes that share the file do not mix theirs."""
     data = (json.dumps(value) + "\n").encode()
     with writing(path, len(data)):

@@ -1,7 +1,8 @@
 """Critique and revision under a principle, again and again (Constitutional AI, 2212.08073, section 3).
 
 The writer sees the conversation and the answer behind a fence, as a judge does, then is asked for a critique, and then
-for a better answer. What is written may not carry the principle or the fence along: that is a leak, and no row.
+for a better answer. What is written may not carry the principle or the fence along: that is a leak, and no row. Nor
+may anything have run out of its tokens: in a row it would look finished.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ class Revision:
     revised: str | None
     failure: str = ""
     leaked: bool = False
+    cut_off: bool = False
+    """Whether the draft, a critique or a revision ran out of its tokens; nobody was asked for more after that."""
     principles: tuple[str, ...] = ()
     critiques: tuple[str, ...] = ()
 
@@ -66,11 +69,20 @@ def revise(
 def _begun(draft: Reply) -> Revision:
     if draft.message is None:
         return Revision(draft="", revised=None, failure=draft.failure)
+    if draft.cut_off:
+        return _cut_off(draft.message.content)
     return Revision(draft=draft.message.content, revised=draft.message.content)
+
+
+def _cut_off(draft: str) -> Revision:
+    return Revision(draft=draft, revised=None, failure="a text ran out of its max_tokens", cut_off=True)
 
 
 def _keep(found: list[Revision], index: int, reply: Reply) -> bool:
     """Whether there is a reply to go on with; else the revision is over."""
+    if reply.cut_off:
+        found[index] = _cut_off(found[index].draft)
+        return False
     failure = reply.failure if reply.message is None else "" if reply.message.content.strip() else "an empty reply"
     if failure:
         found[index] = Revision(draft=found[index].draft, revised=None, failure=failure)
