@@ -20,7 +20,8 @@ from whet.pipeline.run import Run
 SHAPE = CreateConfig(hidden_size=256, layers=4, heads=4, kv_heads=2, intermediate_size=768)
 MODEL = ModelConfig(path="whet:tiny", create=SHAPE)
 MEASURE = """
-import json, resource, sys
+import json, re, sys
+from pathlib import Path
 from whet.config import ModelConfig, TrainConfig
 from whet.launch.memory import _full_microbatch, footprint
 from whet.models.load import load_model
@@ -37,7 +38,8 @@ batch = _full_microbatch(train.microbatch_tokens, with_entropy=False)
 for _ in range(2):
     batch.run(language)
     optimizers.step(lr=1e-4, muon_lr=1e-3)
-print(planned.peak, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+# Not getrusage: its maximum is the larger of ours and that of the process that started us.
+print(planned.peak, 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]))
 """
 
 
