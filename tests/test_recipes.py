@@ -200,6 +200,30 @@ def test_ai_feedback_needs_no_network(recipe: str, tmp_path: Path) -> None:
         assert {"rewards/worth", "rewards/verifier"} <= set(line) and (line["unscored"] or 0) < 4
 
 
+def test_process_supervision_needs_nobody_to_label_a_step(tmp_path: Path) -> None:
+    """`process.yaml` at a small size: step labels, a reward model of them, and its word on every step in RL."""
+    small = {
+        "sft": ["data.count=1024", "data.bare=0", "train.batch_size=32", "train.steps=24"],
+        "labels": ["tasks.count=16", "samples=2", "rollouts=2", "chunk=8"],
+        "prm": ["train.batch_size=4", "train.steps=2", "train.warmup=0"],
+        "rl": ["prompts_per_step=2", "rollouts_per_prompt=2", "train.steps=1"],
+        "eval": ["tasks.count=4", "samples=1"],
+    }
+    overrides = [f"stages.{name}.{word}" for name, words in small.items() for word in words]
+    overrides += ["stages.rl.algorithm.critic.pretrain_steps=0", "stages.rl.algorithm.minibatches=1"]
+    loaded = load_recipe(ROOT / "recipes" / "process.yaml", [*overrides, f"out={tmp_path / 'run'}"])
+    assert list(loaded.recipe.stages) == list(small)
+    run_recipe(loaded, quiet=True)
+    stages = tmp_path / "run" / "stages"
+    rows = [json.loads(line) for line in (stages / "02-labels" / "rows.jsonl").read_text().splitlines()]
+    assert rows and max(len(row["steps"]) for row in rows) > 1, "the separator is the one that the answers are cut at"
+    assert all(1 <= len(row["labels"]) <= len(row["steps"]) for row in rows)
+    (line,) = read_metrics(stages / "04-rl")
+    assert 0 < (line["rewards/process_model"] or 0) < 1 <= (line["rewards/process_model/steps"] or 0)
+    assert "rewards/verifier" in line
+    assert (stages / "05-eval" / "manifest.json").exists()
+
+
 def test_a_judge_in_training_sees_right_and_wrong_answers_in_equal_number(tmp_path: Path) -> None:
     """`genrm.yaml` at a small size: what is asked, what is imitated, and that agreement is what RL pays for."""
     easy = ["tasks.digits=1", "samples=4", "chunk=32"]
