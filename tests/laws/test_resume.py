@@ -165,6 +165,27 @@ stages:
     data: {{path: "@questions"}}
     train: {{lr: 0.02, batch_size: 4, steps: 2}}
 """,
+    "steps": f"""
+name: steps
+model: {MODEL}
+save: {{every: 2}}
+stages:
+  labels:
+    kind: step_labels
+    model: whet:demo
+    tasks: {{generate: arithmetic, count: 12, digits: 2}}
+    rewards: [{{kind: verifier}}]
+    samples: 2
+    rollouts: 2
+    separator: ";"
+    chunk: 3
+    sampling: {{max_tokens: 40}}
+  prm:
+    kind: reward_model
+    data: {{path: "@labels"}}
+    learn: steps
+    train: {{lr: 0.01, batch_size: 4, steps: 4}}
+""",
     "back": f"""
 name: back
 model: {MODEL}
@@ -256,6 +277,7 @@ def test_a_run_has_a_signal_that_a_wrong_resume_would_change(unstopped: dict[str
         ("judged", 4, 97),
         ("reward", 1, 23),
         ("feedback", 6, 43),
+        ("steps", 3, 37),
         ("back", 14, 53),
     ],
 )
