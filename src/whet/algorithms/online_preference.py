@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from whet.algorithms.measure import measure_groups, measure_taken
 from whet.algorithms.preference import check_start, objective_of, weigh_preferences
+from whet.algorithms.supervised import NOT_FINITE
 from whet.config import LossConfig, TrainConfig
 from whet.errors import TrainingError
 from whet.records import Atom, Episode, Group, Metric, Step, TokenRow, add_metrics
@@ -22,8 +23,6 @@ from whet.training.optim import learning_rate
 
 BARREN = 20
 """Steps in a row without a single pair, after which it gives up."""
-NOT_FINITE = 3
-"""Updates in a row that may be thrown away."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,14 +36,16 @@ def preference(
     seed: int,
     max_gap: float,
     start: int = 0,
+    state: Mapping[str, float] | None = None,
 ) -> Iterator[Step]:
     """One `Step` for each optimizer step from `start` on, of `batch_size` comparisons or judged answers.
 
-    Examples have the column `ref_logp` where the loss needs it. Raises `TrainingError` where the policy is further than
-    `max_gap` nats per token from its reference before the first update.
+    `state` is what the `Step` before `start` carried. Examples have the column `ref_logp` where the loss needs it.
+    Raises `TrainingError` where the policy is further than `max_gap` nats per token from its reference before the
+    first update.
     """
     weigh = partial(weigh_preferences, loss=loss, trainer=trainer)
-    for step in supervised(trainer, examples, weigh, objective_of(loss), train, seed=seed, start=start):
+    for step in supervised(trainer, examples, weigh, objective_of(loss), train, seed=seed, start=start, state=state):
         if step.index == 1:
             check_start(step.metrics, max_gap)
         yield step

@@ -31,11 +31,20 @@ Ranking = Literal["pairs", "plackett_luce"]
 
 
 def reward_model(
-    trainer: Trainer, examples: Sequence[Atom], config: RewardModelStage, *, seed: int, start: int = 0
+    trainer: Trainer,
+    examples: Sequence[Atom],
+    config: RewardModelStage,
+    *,
+    seed: int,
+    start: int = 0,
+    state: Mapping[str, float] | None = None,
 ) -> Iterator[Step]:
-    """One `Step` for each optimizer step from `start` on; the examples are what the functions below make."""
+    """One `Step` for each optimizer step from `start` on; the examples are what the functions below make.
+
+    `state` is what the `Step` before `start` carried.
+    """
     objective, weigh = objective_of(config), partial(weighed, config=config)
-    return supervised(trainer, examples, weigh, objective, config.train, seed=seed, start=start)
+    return supervised(trainer, examples, weigh, objective, config.train, seed=seed, start=start, state=state)
 
 
 def objective_of(config: RewardModelStage) -> Objective:

@@ -29,15 +29,24 @@ class Imitate:
 
 
 def sft(
-    trainer: Trainer, rows: Sequence[TokenRow], config: TrainConfig, *, seed: int, start: int = 0
+    trainer: Trainer,
+    rows: Sequence[TokenRow],
+    config: TrainConfig,
+    *,
+    seed: int,
+    start: int = 0,
+    state: Mapping[str, float] | None = None,
 ) -> Iterator[Step]:
-    """One `Step` for each optimizer step from `start` on, of `batch_size` rows."""
+    """One `Step` for each optimizer step from `start` on, of `batch_size` rows.
+
+    `state` is what the `Step` before `start` carried.
+    """
 
     def weigh_batch(batch: Sequence[Atom]) -> list[Atom]:
         return weigh([atom.rows[0] for atom in batch])
 
     atoms = [Atom(rows=(row,)) for row in rows]
-    return supervised(trainer, atoms, weigh_batch, Imitate(), config, seed=seed, start=start)
+    return supervised(trainer, atoms, weigh_batch, Imitate(), config, seed=seed, start=start, state=state)
 
 
 def weigh(rows: Sequence[TokenRow]) -> list[Atom]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 
 from whet.config import TrainConfig
@@ -18,6 +18,8 @@ from whet.training.optim import learning_rate
 
 Weigh = Callable[[Sequence[Atom]], list[Atom]]
 """Adds the column `weight` to the examples of one optimizer step."""
+NOT_FINITE = 3
+"""Updates in a row that may be thrown away."""
 
 
 def supervised(
@@ -29,13 +31,15 @@ def supervised(
     *,
     seed: int,
     start: int = 0,
+    state: Mapping[str, float] | None = None,
 ) -> Iterator[Step]:
     """One `Step` for each optimizer step from `start` on; `batch_size` examples a step, reshuffled every epoch.
 
-    Every metric of the objective is its mean over the step. Raises `TrainingError` where gradients stay not finite.
+    `state` is what the `Step` before `start` carried. Every metric of the objective is its mean over the step. Raises
+    `TrainingError` where gradients stay not finite.
     """
     steps = supervised_steps(len(examples), config)
-    skipped = 0
+    thrown_away = state["thrown_away"] if state else 0.0
     tokens = sum(examples[i].cost for step in range(start) for i in _batch(step, len(examples), config, seed))
     for step in range(start, steps):
         began = time.monotonic()
@@ -43,9 +47,11 @@ def supervised(
         found = trainer.forward_backward(weigh(batch), objective)
         rate = learning_rate(step + 1, steps, config)
         result = trainer.optim_step(config.lr * rate, muon_lr=config.muon_lr * rate)
-        skipped = 0 if result.applied else skipped + 1
-        if skipped >= 3:
-            raise TrainingError(f"step {step + 1}: the gradient was not finite three steps in a row; lower train.lr")
+        thrown_away = 0.0 if result.applied else thrown_away + 1
+        if thrown_away >= NOT_FINITE:
+            raise TrainingError(
+                f"step {step + 1}: the gradient was not finite {NOT_FINITE} steps in a row; lower train.lr"
+            )
         seconds = time.monotonic() - began
         seen = sum(atom.cost for atom in batch)
         tokens += seen
@@ -62,6 +68,7 @@ def supervised(
                 "tokens_per_second": seen / seconds,
                 "time/train": seconds,
             },
+            state={"thrown_away": thrown_away},
         )
 
 

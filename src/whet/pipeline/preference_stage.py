@@ -42,7 +42,7 @@ def run_preference(context: Context) -> None:
             weigh_preferences(examples["eval"], loss=config.loss, trainer=trainer), objective_of(config.loss)
         )
 
-    def begin(start: int, _: object) -> Iterator[Step]:
+    def begin(start: int, state: Mapping[str, float]) -> Iterator[Step]:
         steps_of = preference(
             trainer,
             examples["train"],
@@ -51,6 +51,7 @@ def run_preference(context: Context) -> None:
             seed=context.seed,
             max_gap=config.max_reference_gap,
             start=start,
+            state=state,
         )
         return with_evaluation(steps_of, measure, every=config.eval_every, last=steps)
 

@@ -6,7 +6,7 @@ STAGE/reward.json   how it judges what it has not seen
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean, pstdev
 
@@ -42,8 +42,8 @@ def run_reward_model(context: Context) -> None:
     atoms = [lesson.atom for lesson in taught]
     steps = supervised_steps(len(atoms), config.train)
 
-    def begin(start: int, _: object) -> Iterator[Step]:
-        steps_of = reward_model(trainer, atoms, config, seed=context.seed, start=start)
+    def begin(start: int, state: Mapping[str, float]) -> Iterator[Step]:
+        steps_of = reward_model(trainer, atoms, config, seed=context.seed, start=start, state=state)
         return with_evaluation(steps_of, trainer, [lesson.atom for lesson in held_out], config, last=steps)
 
     drive(context, trainer, RunLog(context.folder), begin, steps=steps)

@@ -32,8 +32,8 @@ def run_sft(context: Context) -> None:
     def measure() -> Mapping[str, Metric]:
         return policy.trainer.evaluate(weigh(held_out), Imitate()) if held_out else {}
 
-    def begin(start: int, _: object) -> Iterator[Step]:
-        steps_of = sft(policy.trainer, rows, config.train, seed=context.seed, start=start)
+    def begin(start: int, state: Mapping[str, float]) -> Iterator[Step]:
+        steps_of = sft(policy.trainer, rows, config.train, seed=context.seed, start=start, state=state)
         return with_evaluation(steps_of, measure, every=config.eval_every, last=steps)
 
     drive(context, policy.trainer, RunLog(context.folder), begin, steps=steps)

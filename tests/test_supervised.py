@@ -1,0 +1,41 @@
+"""The loop over examples: updates that were thrown away are counted in a row, stopped in between or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from math import nan
+
+import pytest
+import torch
+
+from tests.laws.support import random_atoms, tiny_trainer
+from whet.algorithms.answers import add_constant
+from whet.algorithms.sft import Imitate
+from whet.algorithms.supervised import supervised
+from whet.config import TrainConfig
+from whet.errors import TrainingError
+from whet.records import Atom, Step
+
+
+def steps(weights: Iterator[float], **resumed: object) -> Iterator[Step]:
+    """Six steps; each takes the next weight for all of its tokens."""
+
+    def weigh(batch: list[Atom]) -> list[Atom]:
+        return [add_constant(atom, "weight", weight) for weight in [next(weights)] for atom in batch]
+
+    loop = partial(supervised, tiny_trainer(dtype=torch.float32), random_atoms(), weigh, Imitate())
+    return loop(TrainConfig(batch_size=2, steps=6), seed=0, **resumed)  # type: ignore[arg-type]
+
+
+def test_three_in_a_row_end_it_and_a_good_one_between_begins_anew() -> None:
+    assert [s.metrics["skipped"] for s in steps(iter([nan, nan, 1.0, nan, nan, 1.0]))] == [1, 1, 0, 1, 1, 0]
+    with pytest.raises(TrainingError, match="step 4: the gradient was not finite 3 steps in a row"):
+        list(steps(iter([1.0, nan, nan, nan])))
+
+
+def test_a_run_that_goes_on_remembers_how_many_there_were() -> None:
+    loop = steps(iter([1.0, nan, nan]))
+    *_, last = (next(loop) for _ in range(3))
+    with pytest.raises(TrainingError, match="step 4"):
+        next(steps(iter([nan]), start=3, state=last.state))
