@@ -1,9 +1,10 @@
 """Data: sources (files, folders, the hub) give rows, formats make typed examples of them."""
 
-from whet.data.base import Comparison, Conversation, Judged, Origin, Prompt, Row
+from whet.data.base import Comparison, Conversation, Judged, Origin, Prompt, Rated, Row
 from whet.data.faults import BadRow, Dropped, Place, Rejects
 from whet.data.formats import Format, detect, load_conversations, load_prompts, to_conversation, to_prompt
 from whet.data.preferences import load_comparisons, load_judged, to_comparison, to_judged
+from whet.data.ratings import load_rated, to_rated
 from whet.data.sources import read_rows
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Origin",
     "Place",
     "Prompt",
+    "Rated",
     "Rejects",
     "Row",
     "detect",
@@ -23,9 +25,11 @@ __all__ = [
     "load_conversations",
     "load_judged",
     "load_prompts",
+    "load_rated",
     "read_rows",
     "to_comparison",
     "to_conversation",
     "to_judged",
     "to_prompt",
+    "to_rated",
 ]

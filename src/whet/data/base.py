@@ -68,6 +68,18 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rated:
+    """One answer with ratings by named objectives (HelpSteer, UltraFeedback)."""
+
+    origin: Origin
+    prompt: tuple[Message, ...]
+    answer: tuple[Message, ...]
+    ratings: Mapping[str, float]
+    """Finite, at least one; an objective that nobody rated is absent, which is not zero."""
+    tools: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stepwise:
     """One answer cut into steps, with how right each is (process supervision)."""
 

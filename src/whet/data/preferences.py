@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, Literal
 
 from whet.config import DataConfig
@@ -27,7 +26,7 @@ from whet.data.faults import Dropped, Place, kind_of, nearest
 from whet.data.formats import conversation_of
 from whet.data.messages import parse_message, parse_messages, parse_tools
 from whet.data.sources import read_examples
-from whet.data.turns import filled, instruction, turns, with_system
+from whet.data.turns import filled, instruction, turns, untrained, with_system
 from whet.errors import DataError
 from whet.records import Message
 
@@ -71,7 +70,7 @@ def to_comparison(row: Row, config: DataConfig) -> Comparison:
         raise place["confidence"].bad("not a probability", f"it is {kind_of(confidence)}; it lies between 0 and 1")
     return Comparison(
         origin=row.origin,
-        prompt=_untrained(with_system(prompt, columns, config, place)),
+        prompt=untrained(with_system(prompt, columns, config, place)),
         answers=answers,
         tools=parse_tools(columns.get("tools"), place["tools"]),
         margin=margin,
@@ -95,13 +94,8 @@ def to_judged(row: Row, config: DataConfig) -> Judged:
     if messages[-1].role != "assistant" or len(messages) < 2:
         raise place.bad("no answer to judge", "the last message must be the assistant's, after a prompt")
     tools = parse_tools(columns.get("tools"), place["tools"])
-    prompt = _untrained(messages[:-1])
+    prompt = untrained(messages[:-1])
     return Judged(origin=row.origin, prompt=prompt, answer=messages[-1:], tools=tools, good=bool(label))
-
-
-def _untrained(prompt: Turns) -> Turns:
-    """The same messages as context only, whatever they say of themselves."""
-    return tuple(replace(message, trained=False if message.role == "assistant" else None) for message in prompt)
 
 
 # ------------------------------------------------------------------------------------------- the formats

@@ -46,6 +46,11 @@ def as_context(messages: Collection[Message]) -> tuple[Message, ...]:
     )
 
 
+def untrained(messages: Collection[Message]) -> tuple[Message, ...]:
+    """The same messages as context only, whatever they say of themselves."""
+    return tuple(replace(message, trained=False if message.role == "assistant" else None) for message in messages)
+
+
 def with_system(
     messages: tuple[Message, ...], columns: Mapping[str, Any], config: DataConfig, place: Place
 ) -> tuple[Message, ...]:

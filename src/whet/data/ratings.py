@@ -1,0 +1,62 @@
+"""Rows that rate an answer by several objectives, each on its own: HelpSteer's attributes, UltraFeedback's aspects.
+
+| columns                                   | becomes                                                     |
+|-------------------------------------------|-------------------------------------------------------------|
+| ratings: {objective: number}, beside any  | its last turn, rated; null or an absent name: not rated, so |
+| conversation of `formats`                 | it counts for nothing (never a zero)                        |
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from whet.config import DataConfig
+from whet.data.base import Rated, Row
+from whet.data.columns import rename
+from whet.data.faults import Dropped, Place, kind_of, nearest
+from whet.data.formats import conversation_of
+from whet.data.messages import parse_tools
+from whet.data.sources import read_examples
+from whet.data.turns import untrained, with_system
+
+
+def load_rated(config: DataConfig, objectives: Sequence[str]) -> tuple[list[Rated], Dropped]:
+    """All rated answers of a source, up to `limit`, and what was left out. Raises `DataError` where none is left."""
+    return read_examples(config, partial(to_rated, objectives=objectives))
+
+
+def to_rated(row: Row, config: DataConfig, *, objectives: Sequence[str]) -> Rated:
+    """A row as one answer with its ratings. Raises `BadRow` naming file, line, field, fault and remedy."""
+    columns = rename(row, config)
+    place = Place(row.origin)
+    messages = with_system(conversation_of(columns, config, place), columns, config, place)
+    if messages[-1].role != "assistant" or len(messages) < 2:
+        raise place.bad("no answer to rate", "the last message must be the assistant's, after a prompt")
+    return Rated(
+        origin=row.origin,
+        prompt=untrained(messages[:-1]),
+        answer=messages[-1:],
+        ratings=_ratings(columns, objectives, place),
+        tools=parse_tools(columns.get("tools"), place["tools"]),
+    )
+
+
+def _ratings(columns: Mapping[str, Any], objectives: Sequence[str], place: Place) -> dict[str, float]:
+    """The ratings that are there, each a finite number for an objective of the recipe."""
+    listed, place = columns.get("ratings"), place["ratings"]
+    if listed is None:
+        raise place.bad("no ratings", f"there are: {', '.join(columns)}; name yours in data.columns.ratings")
+    if not isinstance(listed, dict):
+        raise place.bad("not an object", f"it is {kind_of(listed)}; write {{'{objectives[0]}': 3, ...}}")
+    given = {name: value for name, value in listed.items() if value is not None}
+    if not given:
+        raise place.bad("not one rating", "rate the answer by at least one objective, or leave the row out")
+    for name, value in given.items():
+        if name not in objectives:
+            raise place[name].bad("none of the stage's objectives", f"{nearest(name, objectives)}; or add it there")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise place[name].bad("not a finite number", f"it is {kind_of(value)}; null says that nobody rated it")
+    return {name: float(value) for name, value in given.items()}
