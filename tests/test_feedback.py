@@ -401,4 +401,4 @@ def test_what_cannot_be_is_refused_when_the_recipe_is_loaded_or_checked(
 def test_the_report_says_how_many_rows_were_made(tmp_path: Path) -> None:
     run(tmp_path, "revise")
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "6 rows from 2 chunks of tasks." in page and "Optimizer steps" not in page
+    assert "6 rows from 2 chunks of tasks." in page and "Training steps" not in page

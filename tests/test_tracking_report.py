@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from whet.config.loading import STAGES
 from whet.errors import RunError
 from whet.records import Completion, Ending, Episode, Group, Message, Outcome, Score, Turn
 from whet.tracking import RunLog, write_report
-from whet.tracking.story import EvalLine, StageView, verdict
+from whet.tracking.story import EvalLine, StageView, figures, stage_line, verdict
 from whet.tracking.svg import Axis, Series, line_chart, nice_ticks, stacked_chart
 from whet.tracking.text import THIN, number, percent, points, seconds, share
 
@@ -231,3 +232,12 @@ def test_the_verdict_never_claims_what_the_interval_does_not_show(gain: tuple[fl
     said = verdict((stage,))
     assert said.startswith("Held-out accuracy fell" if gain[2] < 0 else "No measurable change")
     assert said.endswith("answers kept their length of 10.2 tokens.")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in STAGES if kind != "eval"])
+def test_a_stage_that_makes_rows_is_not_said_to_have_trained(kind: str) -> None:
+    lines = tuple({"step": step, "rows": 3.0} for step in (1, 2))
+    stage = StageView(name="s", kind=kind, state="done", planned=None, lines=lines, rows=())
+    trains = kind in ("sft", "reward_model", "preference", "online_preference", "rl")
+    assert [tile.value for tile in figures((stage,))] == (["2"] if trains else [])
+    assert stage_line(stage) == ("" if trains else "6 rows from 2 chunks of tasks.")

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from whet.config.node import COMMAND_LINE, Key, KeyPath, Node, dotted, parse
 from whet.config.online_preference import OnlinePreferenceStage
@@ -24,9 +24,10 @@ from whet.config.preference import PREFERENCE_PRESETS, PreferenceStage
 from whet.config.presets import PRESETS
 from whet.config.problems import explain, nearest
 from whet.config.recipe import INHERITED, Recipe, RLStage, Stage
+from whet.config.stage import StageBase
 from whet.errors import ConfigError
 
-STAGES: Mapping[str, type[BaseModel]] = {
+STAGES: Mapping[str, type[StageBase]] = {
     get_args(model.model_fields["kind"].annotation)[0]: model for model in get_args(get_args(Stage)[0])
 }
 """Kind of stage: its model."""

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from whet.config.loading import STAGES
 from whet.tracking.charts import Lines, ends, points
 from whet.tracking.text import THIN, number, percent, seconds
 from whet.tracking.text import points as signed
 
-MAKES_ROWS = ("compare", "revise", "questions")
+MAKES_ROWS = {kind for kind, stage in STAGES.items() if stage.makes == "rows"}
 """Kinds of stages that train nothing: their steps are chunks of tasks."""
 
 
@@ -118,7 +119,7 @@ def figures(stages: tuple[StageView, ...]) -> list[Figure]:
     if trained:
         total = sum(stage.steps for stage in trained)
         split = " + ".join(f"{stage.steps:,} {stage.name}" for stage in trained)
-        tiles.append(Figure(name="Optimizer steps", value=f"{total:,}", note=split))
+        tiles.append(Figure(name="Training steps", value=f"{total:,}", note=split))
         spent = sum(duration_s(stage) for stage in trained)
         if spent:
             tiles.append(Figure(name="Time in steps", value=seconds(spent), note="without loading and evaluation"))
