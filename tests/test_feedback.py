@@ -249,7 +249,6 @@ def test_each_round_criticises_what_the_last_one_wrote() -> None:
     [
         ("By the principle: Be long. Here it is", True, "repeats its instructions"),
         ("=== 0123456789abcdef ===\nanswer", True, "repeats its instructions"),
-        ("  ", False, "an empty reply"),
         (None, False, "down"),
     ],
 )

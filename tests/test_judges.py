@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from whet.config import CreateConfig
-from whet.config.judge import LocalChat, ScriptedChat
+from whet.config.judge import EndpointChat, LocalChat, ScriptedChat
 from whet.config.rewards import JudgeReward
 from whet.envs.base import Attempt, Chat, Task
 from whet.envs.judges import rules
-from whet.envs.judges.ask import Question, TextReader, read_verdict
+from whet.envs.judges.ask import Question, Reader, read_reply, read_verdict
 from whet.envs.judges.cache import CachedChat, read_answers
 from whet.envs.judges.fence import defused, fenced, mark_of, opened, steering
 from whet.envs.judges.judge import Exchange, Judge, Wording, build_judge, verdicts_of
@@ -65,7 +66,7 @@ def chat(rule: Rule, path: Path | None = None) -> CachedChat:
 
 def judge(rule: Rule, *, ties: bool = False, clamp: tuple[float, float] = (0.0, 1.0), **more: object) -> Judge:
     settings: dict[str, object] = {"criteria": "Which is longer?", "verdicts": verdicts_of((1, 10)), **more}
-    reader = TextReader(chat=chat(rule), max_tokens=20)
+    reader = Reader(chat=chat(rule), max_tokens=20)
     wording = Wording(**settings)  # type: ignore[arg-type]
     return Judge(wording=wording, reader=reader, ties_on_disagreement=ties, clamp=clamp)
 
@@ -116,6 +117,15 @@ def test_only_the_last_line_is_a_verdict(text: str, word: str | None) -> None:
     assert read_verdict(text, list(verdicts_of((1, 10)))) == word
 
 
+def test_a_reply_that_was_cut_off_has_no_verdict() -> None:
+    """What reads "Verdict: 1" was going to be "Verdict: 10"."""
+    question = Question(text="?", verdicts=verdicts_of((1, 10)))
+    whole = Reply(message=Message(role="assistant", content="Verdict: 1"))
+    assert read_reply(whole, question).value == 0.0
+    cut = read_reply(replace(whole, cut_off=True), question)
+    assert cut.value is None and cut.unparsed and "max_tokens" in cut.failure
+
+
 def test_the_scale_goes_from_minus_one_to_one() -> None:
     reward = PointsReward(name="j", weight=1.0, judge=judge(lambda q: f"Verdict: {opened(q)[1]}"), probe=False)
     values = [grade.value for grade in reward.grade(attempts("1", "10", "4"), step=1)]
@@ -125,7 +135,7 @@ def test_the_scale_goes_from_minus_one_to_one() -> None:
 
 def test_votes_are_averaged_and_more_than_half_must_be_readable() -> None:
     answers = iter(["Verdict: 2", "Verdict: 8", "mumble", "Verdict: 10", "mumble", "mumble"])
-    reader = TextReader(chat=chat(lambda _: next(answers)), max_tokens=9, votes=3)
+    reader = Reader(chat=chat(lambda _: next(answers)), max_tokens=9, votes=3)
     questions = [Question(text=str(i), verdicts=verdicts_of((0, 10))) for i in range(2)]
     second, first = reader.read(questions[::-1])  # the double answers from the last to the first
     assert first.value == pytest.approx(0.5) and second.value is None
@@ -313,6 +323,7 @@ def test_damaged_lines_are_asked_again_and_lose_nothing_else(tmp_path: Path) -> 
         b'{"key": "z", "content": null, "thinking": null, "cut_off": false}\n',
         b'{"key": ["l"], "content": "c", "thinking": null, "cut_off": false}\n',
         b'{"key": "m", "content": "c", "thinking": null}\n',
+        b'{"key": "e", "content": " ", "thinking": "hm", "cut_off": false}\n',
     )  # fmt: skip
     path.write_bytes(b"".join(bad) + good + b'{"key": "cut')
     assert list(read_answers(path)) == ["k"]
@@ -347,6 +358,24 @@ def test_failures_are_not_kept(tmp_path: Path) -> None:
     assert down.asked.failed == 1
     (later,) = CachedChat(Scripted(lambda q: "up"), path).chat([said("b")], max_tokens=5)
     assert later.message is not None and later.message.content == "up"
+
+
+def test_a_reply_without_a_word_is_a_failure_and_not_kept(tmp_path: Path) -> None:
+    """A hurried endpoint says nothing now and then; kept, it would say nothing to this question for ever."""
+    path = tmp_path / "answers.jsonl"
+    empty = Reply(message=Message(role="assistant", content=" \n", thinking="hm"), cut_off=True)
+    (reply,) = CachedChat(Scripted(lambda q: empty), path).chat([said("a")], max_tokens=5)
+    assert reply == Reply(message=None, failure="an empty reply", cut_off=True)
+    (later,) = CachedChat(Scripted(lambda q: "well"), path).chat([said("a")], max_tokens=5)
+    assert later.message is not None and later.message.content == "well"
+
+
+def test_every_digit_of_a_temperature_is_part_of_who_answers() -> None:
+    close = (0.7, 0.70000001)
+    models = {LocalWorld().chat(LocalChat(path="whet:tiny", temperature=t))._asker.identity for t in close}
+    url = "http://127.0.0.1:1/v1"
+    hosts = {LocalWorld().chat(EndpointChat(base_url=url, model="m", temperature=t))._asker.identity for t in close}
+    assert len(models) == len(hosts) == 2
 
 
 SCRIPT = """

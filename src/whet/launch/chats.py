@@ -25,7 +25,7 @@ class EndpointAsker:
     alone = True
 
     def __init__(self, config: EndpointChat) -> None:
-        self.identity = f"endpoint {config.base_url} {config.model} at {config.temperature:g}"
+        self.identity = f"endpoint {config.base_url} {config.model} at {config.temperature}"
         self._temperature = config.temperature
         self._sampler = EndpointSampler(
             config.base_url,

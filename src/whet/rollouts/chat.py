@@ -34,7 +34,7 @@ class ModelAsker:
     """Products of larger matrices round differently, so an answer may depend on what is computed beside it."""
 
     def __init__(self, load: Callable[[], Speaker], *, identity: str, temperature: float) -> None:
-        self.identity = f"model {identity} at {temperature:g}"
+        self.identity = f"model {identity} at {temperature}"
         self._load, self._temperature = load, temperature
         self._speaker: Speaker | None = None
 

@@ -1,24 +1,26 @@
 """Asking a judge one question with a few possible verdicts, and reading what it says: strictly, or not at all.
 
-Two readers behind one door. The text reader takes the last line, which must be `Verdict: X` with one of the words
-that were offered; whatever else comes is no verdict, never a guess. The probability reader asks the model itself how
-likely each word is as the whole answer, and takes the mean (GenRM, 2408.15240; d-RLAIF, 2309.00267).
+What a judge writes must end with the line `Verdict: X`, X being one of the words that were offered; whatever else
+comes is no verdict, never a guess. Or a model is asked itself how likely each word is as its whole answer, and the mean
+counts (GenRM, 2408.15240; d-RLAIF, 2309.00267).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from statistics import fmean
-from typing import Protocol
 
 from whet.envs.base import Chat
 from whet.records import Message, Reply
 
 LAST_LINE = re.compile(r"[\s*_`]*verdict\s*:[\s*_`]*([^\s*_`.]+)[\s*_`.]*", re.IGNORECASE)
+VERDICT = "Answer with the one line `Verdict: X`, where X is one of: {words}."
 REASONS = "First give your reasons in a few sentences."
+REASONS_FIRST = f"{REASONS} Your last line must then be `Verdict: X`, where X is one of: {{words}}."
+REASONS_ALONE = f"{REASONS} You will be asked for a verdict (one of: {{words}}) after that."
 UNREAD = 120
 """Characters shown of words that are no verdict."""
 
@@ -45,79 +47,48 @@ class Opinion:
     """What it wrote, where it wrote anything."""
 
 
-class Reader(Protocol):
-    """Asks questions and reads the answers."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reader:
+    """Asks each question `votes` times; the mean verdict counts, where more than half of them could be had."""
+
+    chat: Chat
+    max_tokens: int
+    reasoning: bool = False
+    """Whether reasons come before the verdict."""
+    votes: int = 1
+    probabilities: bool = False
+    """Whether a verdict is the mean under the model's own probabilities; else it is what the judge writes."""
 
     def read(self, questions: Sequence[Question]) -> list[Opinion]:
         """One opinion on each question, in order."""
+        asked = [question for question in questions for _ in range(self.votes)]
+        opinions = self._expected(asked) if self.probabilities else self._written(asked)
+        return [_majority(opinions[first : first + self.votes]) for first in range(0, len(asked), self.votes)]
 
     def close(self) -> None:
-        """Let the judge go."""
+        """Let the chat go."""
+        self.chat.close()
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextReader:
-    """Verdicts from what the judge writes; the mean over `votes`, of which more than half must be readable."""
-
-    chat: Chat
-    max_tokens: int
-    reasoning: bool = False
-    votes: int = 1
-
-    def read(self, questions: Sequence[Question]) -> list[Opinion]:
-        """One opinion on each question."""
-        asked = [conversation(question, reasoning=self.reasoning) for question in questions for _ in range(self.votes)]
+    def _written(self, questions: Sequence[Question]) -> list[Opinion]:
+        asked = [conversation(question, reasoning=self.reasoning) for question in questions]
         replies = self.chat.chat(asked, max_tokens=self.max_tokens)
-        return [
-            _majority([read_reply(reply, question) for reply in replies[i * self.votes : (i + 1) * self.votes]])
-            for i, question in enumerate(questions)
-        ]
+        return [read_reply(reply, question) for reply, question in zip(replies, questions, strict=True)]
 
-    def close(self) -> None:
-        """Let the chat go."""
-        self.chat.close()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProbabilityReader:
-    """The expected verdict under the model's own probabilities, after its reasons where it is to give any."""
-
-    chat: Chat
-    max_tokens: int
-    reasoning: bool = False
-    votes: int = 1
-
-    def read(self, questions: Sequence[Question]) -> list[Opinion]:
-        """One opinion on each question. With reasons: the mean over `votes` of them (GenRM-CoT)."""
-        asked = [conversation(question, reasoning=False) for question in questions]
+    def _expected(self, questions: Sequence[Question]) -> list[Opinion]:
+        """Without reasons, or after them (GenRM-CoT): where they did not come there is no opinion."""
         if not self.reasoning:
-            return self._expected(asked, questions)
-        thinking = [_thinking(question) for question in questions for _ in range(self.votes)]
-        replies = self.chat.chat(thinking, max_tokens=self.max_tokens)
-        opinions = self._after(thinking, replies, [q for q in questions for _ in range(self.votes)])
-        return [_majority(opinions[i * self.votes : (i + 1) * self.votes]) for i in range(len(questions))]
+            return self._mean_verdicts([(_asked(question, VERDICT),) for question in questions], questions)
+        asked = [_asked(question, REASONS_ALONE) for question in questions]
+        replies = self.chat.chat([(message,) for message in asked], max_tokens=self.max_tokens)
+        opinions = [Opinion(value=None, failure=reply.failure, timed_out=reply.timed_out) for reply in replies]
+        reasons = {i: reply.message for i, reply in enumerate(replies) if reply.message is not None}
+        reasoned = [(asked[i], said, _user(_demand(questions[i], VERDICT))) for i, said in reasons.items()]
+        found = self._mean_verdicts(reasoned, [questions[i] for i in reasons])
+        for (i, said), opinion in zip(reasons.items(), found, strict=True):
+            opinions[i] = replace(opinion, reasons=said.content)
+        return opinions
 
-    def close(self) -> None:
-        """Let the chat go."""
-        self.chat.close()
-
-    def _after(
-        self, thinking: Sequence[Sequence[Message]], replies: Sequence[Reply], questions: Sequence[Question]
-    ) -> list[Opinion]:
-        """Opinions after the reasons in `replies`; where there are none, there is no opinion."""
-        there = [i for i, reply in enumerate(replies) if reply.message is not None]
-        reasoned = []
-        for i in there:
-            message = replies[i].message
-            assert message is not None
-            reasoned.append((*thinking[i], message, Message(role="user", content=demand(questions[i], reasons=False))))
-        found = dict(zip(there, self._expected(reasoned, [questions[i] for i in there]), strict=True))
-        return [
-            found[i] if i in found else Opinion(value=None, failure=reply.failure, timed_out=reply.timed_out)
-            for i, reply in enumerate(replies)
-        ]
-
-    def _expected(self, asked: Sequence[Sequence[Message]], questions: Sequence[Question]) -> list[Opinion]:
+    def _mean_verdicts(self, asked: Sequence[Sequence[Message]], questions: Sequence[Question]) -> list[Opinion]:
         """The mean verdict of each; questions with the same words go through the model together."""
         found: dict[int, Opinion] = {}
         for words in dict.fromkeys(tuple(question.verdicts) for question in questions):
@@ -129,16 +100,8 @@ class ProbabilityReader:
 
 
 def conversation(question: Question, *, reasoning: bool) -> tuple[Message, ...]:
-    """The question as the judge gets it: one user message, which every chat template can write."""
-    return (Message(role="user", content=f"{question.text}\n\n{demand(question, reasons=reasoning)}"),)
-
-
-def demand(question: Question, *, reasons: bool) -> str:
-    """What the judge is to write, and how."""
-    words = ", ".join(question.verdicts)
-    if reasons:
-        return f"{REASONS} Your last line must then be `Verdict: X`, where X is one of: {words}."
-    return f"Answer with the one line `Verdict: X`, where X is one of: {words}."
+    """The question as the judge gets it that is to write its verdict."""
+    return (_asked(question, REASONS_FIRST if reasoning else VERDICT),)
 
 
 def read_reply(reply: Reply, question: Question) -> Opinion:
@@ -146,6 +109,8 @@ def read_reply(reply: Reply, question: Question) -> Opinion:
     if reply.message is None:
         return Opinion(value=None, failure=reply.failure, timed_out=reply.timed_out)
     said = reply.message.content
+    if reply.cut_off:  # "Verdict: 1" may be the beginning of "Verdict: 10"
+        return Opinion(value=None, failure="cut off at max_tokens before its verdict was whole", unparsed=True)
     word = read_verdict(said, tuple(question.verdicts))
     if word is None:
         shown = " ".join(said.split())[-UNREAD:]
@@ -160,10 +125,17 @@ def read_verdict(text: str, words: Sequence[str]) -> str | None:
     return next((word for word in words if found is not None and word.lower() == found[1].lower()), None)
 
 
-def _thinking(question: Question) -> tuple[Message, ...]:
-    words = ", ".join(question.verdicts)
-    text = f"{question.text}\n\n{REASONS} You will be asked for a verdict (one of: {words}) after that."
-    return (Message(role="user", content=text),)
+def _asked(question: Question, how: str) -> Message:
+    """The question in one user message, which every chat template can write, with what is to be answered, and how."""
+    return _user(f"{question.text}\n\n{_demand(question, how)}")
+
+
+def _demand(question: Question, how: str) -> str:
+    return how.format(words=", ".join(question.verdicts))
+
+
+def _user(text: str) -> Message:
+    return Message(role="user", content=text)
 
 
 def _mean_verdict(chances: Sequence[float] | None, question: Question) -> Opinion:

@@ -3,7 +3,7 @@
 An answer is found again by who was asked (with its settings), the conversation, the token budget, and how many times
 the same question came before it in the same call: three votes on one question are three answers. Each is appended as
 soon as it is there, so a killed run loses none, and a resumed one reads what the unbroken one would have heard.
-Failures are not kept: the next time may be luckier.
+Failures are not kept, a reply without a word being one: the next time may be luckier.
 """
 
 from __future__ import annotations
@@ -85,6 +85,8 @@ class CachedChat:
             index = wanted[number]
             if reply.message is None:
                 failures[index] = reply
+            elif not reply.message.content.strip():
+                failures[index] = replace(reply, message=None, failure="an empty reply")
             elif keys[index] not in self._kept:
                 self._keep(keys[index], reply, reply.message)
         self.asked = Asked(
@@ -146,7 +148,7 @@ def read_answers(path: Path) -> dict[str, Reply]:
         except (ValueError, KeyError, TypeError, RecursionError):
             continue  # it is asked again
         texts = isinstance(key, str) and isinstance(content, str) and isinstance(thinking, str | None)
-        if texts and isinstance(cut_off, bool):
+        if texts and isinstance(cut_off, bool) and content.strip():
             message = Message(role="assistant", content=content, thinking=thinking)
             kept[key] = Reply(message=message, cut_off=cut_off)
     return kept

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from whet.config.judge import JudgeConfig, JudgeWording
 from whet.envs.base import Chat
-from whet.envs.judges.ask import Opinion, ProbabilityReader, Question, Reader, TextReader
+from whet.envs.judges.ask import Opinion, Question, Reader
 from whet.envs.judges.fence import DATA, fenced, mark_of, steering
 from whet.envs.judges.principles import read_principles
 from whet.envs.rewards.answers import after_thinking
@@ -137,10 +137,15 @@ class Judge:
 
 def build_judge(config: JudgeConfig, chat: Chat) -> Judge:
     """The judge that a recipe describes, asking `chat`. Raises `ConfigError` where its principles cannot be read."""
-    reader = ProbabilityReader if config.read == "probabilities" else TextReader
     return Judge(
         wording=build_wording(config),
-        reader=reader(chat=chat, max_tokens=config.max_tokens, reasoning=config.reasoning, votes=config.votes),
+        reader=Reader(
+            chat=chat,
+            max_tokens=config.max_tokens,
+            reasoning=config.reasoning,
+            votes=config.votes,
+            probabilities=config.read == "probabilities",
+        ),
         ties_on_disagreement=config.disagreement == "tie",
         clamp=config.clamp or (0.0, 1.0),
     )

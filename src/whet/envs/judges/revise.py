@@ -83,10 +83,9 @@ def _keep(found: list[Revision], index: int, reply: Reply) -> bool:
     if reply.cut_off:
         found[index] = _cut_off(found[index].draft)
         return False
-    failure = reply.failure if reply.message is None else "" if reply.message.content.strip() else "an empty reply"
-    if failure:
-        found[index] = Revision(draft=found[index].draft, revised=None, failure=failure)
-    return not failure
+    if reply.message is None:
+        found[index] = Revision(draft=found[index].draft, revised=None, failure=reply.failure)
+    return reply.message is not None
 
 
 def _next(before: Revision, principle: str, critique: str, revised: str) -> Revision:

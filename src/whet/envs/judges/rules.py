@@ -18,6 +18,8 @@ STEP = re.compile(r"(\d)\+(\d)\+(\d)=(\d+)")
 WORDS = re.compile(r"is one of: (.+)\.$", re.MULTILINE)
 LONGEST = 4
 """Characters of an answer that are compared; no sum of two numbers of up to three digits has more."""
+LONG = 100
+"""Characters of an answer that cannot be too long for `longer`."""
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -28,27 +30,16 @@ def sums(messages: Messages) -> str:
     Asked with `sees: everything`, it sees the work inside a thinking block, too.
     """
     question = messages[-1]["content"]
-    words = WORDS.findall(question)[-1].split(", ")
     asked, *answers = opened(question)
     marks = [quality(asked, answer) for answer in answers]
-    if len(marks) == 2:
-        verdict = words[2] if marks[0] == marks[1] else words[0] if marks[0] > marks[1] else words[1]
-    else:
-        verdict = words[round(marks[0] * (len(words) - 1))]
-    return f"Marks: {', '.join(f'{mark:g}' for mark in marks)}.\nVerdict: {verdict}"
+    return f"Marks: {', '.join(f'{mark:g}' for mark in marks)}.\n{verdict(question, marks)}"
 
 
 def longer(messages: Messages) -> str:
     """A judge with a well-known weakness: the longer answer is the better one. For finding out what that does."""
     question = messages[-1]["content"]
-    words = WORDS.findall(question)[-1].split(", ")
     _, *answers = opened(question)
-    lengths = [len(answer) for answer in answers]
-    if len(lengths) == 2:
-        verdict = words[2] if lengths[0] == lengths[1] else words[0] if lengths[0] > lengths[1] else words[1]
-    else:
-        verdict = words[min(lengths[0] * len(words) // 100, len(words) - 1)]
-    return f"Verdict: {verdict}"
+    return verdict(question, [len(answer) / LONG for answer in answers])
 
 
 def checker(messages: Messages) -> str:
@@ -57,14 +48,13 @@ def checker(messages: Messages) -> str:
     To look at two numbers and say whether they are equal is too much for a tiny model; two digits are not.
     """
     question = messages[-1]["content"]
-    words = WORDS.findall(question)[-1].split(", ")
     asked, answer = opened(question)
     left, right = terms(asked)
     total, given = str(left + right), final_answer(answer)[:LONGEST]
     pairs = list(zip_longest(total, given, fillvalue="-"))
     compared = ";".join(f"{first}/{second} {'yes' if first == second else 'no'}" for first, second in pairs)
-    verdict = words[-1] if total == given else words[0]
-    return f"{left}+{right}:{work(left, right)};{total} or {given}:{compared}\nVerdict: {verdict}"
+    worked = f"{left}+{right}:{work(left, right)};{total} or {given}:{compared}"
+    return f"{worked}\n{verdict(question, [float(total == given)])}"
 
 
 def tutor(messages: Messages) -> str:
@@ -74,6 +64,14 @@ def tutor(messages: Messages) -> str:
         return critique(asked, answer)
     left, right = terms(asked)
     return f"<think>{work(left, right)}</think><answer>{left + right}</answer>"
+
+
+def verdict(question: str, marks: Sequence[float]) -> str:
+    """The last line of a judge: of two answers the one with the higher mark, of one its place on the scale."""
+    words = WORDS.findall(question)[-1].split(", ")
+    if len(marks) == 2:
+        return f"Verdict: {words[2] if marks[0] == marks[1] else words[marks[0] < marks[1]]}"
+    return f"Verdict: {words[round(min(marks[0], 1) * (len(words) - 1))]}"
 
 
 def quality(asked: str, answer: str) -> float:
