@@ -78,6 +78,25 @@ def test_the_static_step_samples_the_same(
     assert len(steps) == 1
 
 
+def test_a_slot_without_a_row_keeps_no_nan_for_the_next_one(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third prompt's answers enter and leave at late columns; when all have left, columns begin again before them.
+
+    Then one slot is empty beside the fourth prompt's three answers, until the fifth's two enter.
+    """
+    budgets = {tuple(range(3, 23)): (20, 20), (30,): (10, 10), (31,): (3, 3), (32,): (5, 20, 20), (33,): (9, 9)}
+    asked = [
+        Request(prompt=prompt, seed=number, params=SamplingParams(max_tokens=tokens))
+        for prompt, each in budgets.items()
+        for number, tokens in enumerate(each)
+    ]
+    sampler = EmbeddedSampler(model, max_running=4)
+    expected = sampler.sample(asked)
+    step_with(monkeypatch, lambda eager, static: static)
+    assert_equal(sampler.sample(asked), expected)  # type: ignore[arg-type]
+
+
 def test_sliding_windows_too(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -79,6 +79,12 @@ class Cache:
             layer.keys[:rows, ..., to] = layer.keys[:rows, ..., seen].clone()
             layer.values[:rows, :, to] = layer.values[:rows, :, seen].clone()
 
+    def clear_what_is_no_number(self) -> None:
+        """A row sees nothing of who had its place before it, but -inf and 0 times NaN are NaN."""
+        for layer in self.layers:
+            for cache in (layer.keys, layer.values, layer.prompt_keys, layer.prompt_values):
+                cache.nan_to_num_(0.0, posinf=0.0, neginf=0.0)
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:

@@ -222,10 +222,13 @@ class _Batch:
             token_S[rows], logp_S[rows] = token, logp
             if len(kind.stops):
                 ended_S[rows] |= (token[:, None] == kind.stops).any(-1)
-        ended_S |= logp_S.isnan()
+        failed_S = logp_S.isnan()
+        ended_S |= failed_S
         self.answers.write(place_S, token_S, logp_S)
         if ended_S.any():
             self._leave([first + row for row in ended_S.nonzero()[:, 0].tolist()])
+            if failed_S.any():
+                self.cache.clear_what_is_no_number()
 
     def _leave(self, ended: Sequence[int]) -> None:
         """These rows are done; the last rows take their places."""

@@ -68,6 +68,7 @@ class StaticStep:
         self._column.fill_(column)
         if rows is not self._rows:
             self._rows = rows
+            self._first_S.zero_()  # a slot without a row: one that saw no column would write NaN, which stays
             self._first_S[: rows.count] = torch.tensor(rows.firsts, device=self._first_S.device)
 
     def bucket(self, column: int) -> int:
@@ -172,7 +173,7 @@ class _StaticDecode:
         hidden = (at < self.first_S[:, None]) | (at > self.column)
         if window is not None:
             hidden = hidden | (at <= self.column - window)
-        # A slot that never had a row begins at 0 and sees zeros; one whose row has left sees what that wrote.
+        # A slot without a row begins at 0 and sees zeros, or what a row that has left wrote.
         bias = torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill(hidden, float("-inf"))
         return bias[:, None].repeat_interleave(heads, 0)
 
