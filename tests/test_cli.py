@@ -12,7 +12,7 @@ import pytest
 
 from whet.cli.app import main
 from whet.cli.errors import exit_codes, guarded, one_line
-from whet.errors import DataError, TrainingError, UserError
+from whet.errors import DataError, SamplerError, TrainingError, UserError
 
 SOURCE = Path(__file__).resolve().parent.parent / "src"
 
@@ -133,6 +133,7 @@ def test_markup_in_a_recipe_is_shown_as_it_is(recipe: str, capsys: pytest.Captur
     [
         (DataError("rows.jsonl:3: no answer"), 3, "whet: rows.jsonl:3: no answer"),
         (TrainingError("not finite"), 8, "whet: not finite"),
+        (SamplerError("vLLM at http://x: refused"), 9, "whet: vLLM at http://x: refused"),
         (KeyboardInterrupt(), 130, "whet: interrupted"),
         (ZeroDivisionError("x"), 1, "whet: ZeroDivisionError: x (this is a bug in whet)"),
     ],
@@ -160,7 +161,7 @@ def test_a_reader_that_leaves_is_no_error(recipe: str) -> None:
 
 
 def test_exit_codes_are_distinct_and_documented(capsys: pytest.CaptureFixture[str]) -> None:
-    codes = [kind.exit_code for kind in UserError.__subclasses__()]
+    codes = [kind.exit_code for kind in (*UserError.__subclasses__(), SamplerError)]
     assert len(codes) == len(set(codes))
     assert whet("--help") == 0
     words = " ".join(capsys.readouterr().out.split())

@@ -231,6 +231,11 @@ def test_nobody_listens() -> None:
         sampler(f"http://127.0.0.1:{port}/v1", attempts=2).chat(ASK, PARAMS)
 
 
+def test_an_address_that_is_none_is_not_tried_again() -> None:
+    with pytest.raises(SamplerError, match=r"http://host:80a0/v1/chat/completions is no address: Invalid port"):
+        sampler("http://host:80a0/v1", first_wait_s=60).chat(ASK, PARAMS)
+
+
 @pytest.mark.parametrize("fault", [hangs, drips])
 def test_the_deadline_of_the_call_names_what_is_awaited(fault: Answer) -> None:
     with serving(fault) as server, pytest.raises(SamplerError) as caught:

@@ -279,6 +279,14 @@ def test_a_server_that_would_sample_wrongly_is_refused_before_weights_move(setti
         assert len(server.calls) == 1
 
 
+def test_a_server_of_another_kind_is_named() -> None:
+    with serving() as server:
+        server.settings = {}
+        with pytest.raises(SamplerError, match="does not describe itself as a vLLM server does: KeyError"):
+            connect(server)
+        assert len(server.calls) == 1
+
+
 @pytest.mark.parametrize(
     ("keys", "said"),
     [

@@ -1,7 +1,8 @@
 """One exception class per boundary, and `boundary()`, which attributes whatever crosses it.
 
-`UserError` and its children are the user's to mend: the command line prints them as one line and exits with
-`exit_code`. Anything else that reaches the top is our bug and shows its traceback.
+`UserError` and its children are the user's to mend, and so is a `SamplerError` that nobody could attribute to one
+answer: the command line prints them as one line and exits with `exit_code`. Anything else that reaches the top is our
+bug and shows its traceback.
 """
 
 from __future__ import annotations
@@ -72,6 +73,8 @@ class EnvironmentFailure(Exception):
 
 class SamplerError(Exception):
     """A sampler or an endpoint failed; says nothing about the policy."""
+
+    exit_code = 9
 
 
 INTERRUPTED = 130

@@ -10,22 +10,22 @@ from collections.abc import Callable, Mapping
 
 import typer
 
-from whet.errors import INTERRUPTED, UserError
+from whet.errors import INTERRUPTED, SamplerError, UserError
 
 BUG = 1
-"""Exit code of an exception that is no `UserError`: our fault, shown with its traceback."""
+"""Exit code of an exception that nobody outside can mend: our fault, shown with its traceback."""
 
 
 def guarded(command: Callable[[], int], *, as_json: bool, show_traceback: bool) -> int:
     """Run a command and return its exit code; whatever it raises is reported here.
 
-    A `UserError` is one line on stderr. With `as_json` the last line on stdout is
+    A `UserError` or a `SamplerError` is one line on stderr. With `as_json` the last line on stdout is
     `{"ok": false, "error": ..., "exit_code": ...}`.
     """
     try:
         code = command()
         sys.stdout.flush()
-    except UserError as error:
+    except (UserError, SamplerError) as error:
         return _report(str(error), error.exit_code, as_json=as_json, show_traceback=show_traceback)
     except typer.TyperException as error:
         message = error.format_message()
@@ -54,7 +54,7 @@ def print_json(result: Mapping[str, object]) -> None:
 def exit_codes() -> str:
     """What each exit code means, from the error classes themselves."""
     codes = {0: "done", BUG: "a bug in whet"}
-    kinds: list[type[UserError]] = [UserError, *UserError.__subclasses__()]
+    kinds: list[type[UserError | SamplerError]] = [UserError, *UserError.__subclasses__(), SamplerError]
     for kind in kinds:
         assert kind.__doc__ is not None, kind
         codes[kind.exit_code] = kind.__doc__.splitlines()[0].rstrip(".").lower()

@@ -143,6 +143,8 @@ class Caller:
                 asked_s = _retry_after_s(response)
                 if response.status_code == 429:
                     self._pace.hold(asked_s)
+            except httpx.InvalidURL as error:
+                raise SamplerError(f"{wait.who}: {call.url} is no address: {error}") from error
             except TimeoutError:
                 wait.note(attempt, f"no complete answer within {patience.request_s:g} s", timed_out=True)
             except (httpx.RequestError, json.JSONDecodeError, UnicodeDecodeError) as error:

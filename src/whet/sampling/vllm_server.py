@@ -24,7 +24,7 @@ from typing import Any, Literal
 import httpx
 from safetensors.torch import save_file
 
-from whet.errors import ConfigError, SamplerError
+from whet.errors import ConfigError, SamplerError, boundary
 from whet.models.language import LanguageModel
 from whet.records import Completion
 from whet.sampling.base import Request
@@ -67,7 +67,8 @@ class VllmServerSampler:
             f"vLLM at {self._server}", patience, concurrency=max_running, remedy=lambda code: REMEDY.get(code, "")
         )
         self._folder = tempfile.TemporaryDirectory(prefix="whet-vllm-", dir=folder)
-        self._check_settings(self._tell("/server_info?config_format=json", None, _json)["vllm_config"])
+        with boundary(SamplerError, f"vLLM at {self._server}: does not describe itself as a vLLM server does"):
+            self._check_settings(self._tell("/server_info?config_format=json", None, _json)["vllm_config"])
         if model.adapter is not None:
             self._load_weights("base")
         self.publish(0)
