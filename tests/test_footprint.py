@@ -170,7 +170,7 @@ stages:
     kind: rl
     tasks: {generate: arithmetic}
     rewards:
-      - {kind: judge, name: here, by: {path: "whet:demo", max_running: 4}, max_tokens: 16}
+      - {kind: judge, name: here, by: {path: "whet:tiny", create: {layers: 1}, max_running: 4}, max_tokens: 16}
       - {kind: judge, name: there, by: {base_url: "http://127.0.0.1:1/v1", model: m}}
     train: {steps: 1, microbatch_tokens: 256}
 """)
@@ -180,5 +180,5 @@ stages:
     assert roles == {
         "sft": ["policy"], "label": ["policy", "judge"], "revise": ["policy", "writer"], "rl": ["policy", "judge"],
     }  # fmt: skip
-    policy, judge = plan["rl"].roles[0], plan["rl"].roles[-1]
-    assert judge.weights == pytest.approx(policy.weights, rel=0.01) and judge.cache > 0 and not judge.optimizer
+    judge, small = plan["rl"].roles[-1], ModelConfig(path="whet:tiny", create=CreateConfig(layers=1))
+    assert judge.weights == footprint("", small, None, None).weights and judge.cache > 0 and not judge.optimizer

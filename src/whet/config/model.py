@@ -35,3 +35,7 @@ class ModelConfig(Strict):
     chat_template: Path | None = None
     """A Jinja file that replaces the tokenizer's own chat template."""
     create: CreateConfig = CreateConfig()
+
+    def alone(self) -> ModelConfig:
+        """The model without what a section that is more than a model says besides."""
+        return ModelConfig(**{key: getattr(self, key) for key in ModelConfig.model_fields})

@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 
-from whet.config import RLStage, SFTStage
 from whet.config.loading import Loaded
 from whet.files import read_json, writing
-from whet.launch.memory import frugal, require_offload
+from whet.launch.memory import frugal, require_offload, trainings
 from whet.launch.world import LocalWorld
 from whet.models.machine import give_memory_back, pick_threads
 from whet.models.products import library, use_library
@@ -38,7 +37,7 @@ def run_recipe(loaded: Loaded, *, quiet: bool = False) -> dict[str, Any]:
     # Sums in another order differ in the last bit, so a resumed run keeps the threads and the library of its beginning.
     use_library(before["products"] if before else None)
     torch.set_num_threads(before["threads"] if before else pick_threads(recipe.threads))
-    if any(isinstance(stage, SFTStage | RLStage) and frugal(stage.train) for stage in recipe.stages.values()):
+    if any(frugal(train) for train in trainings(run).values()):
         give_memory_back()
     with asked_to_stop(console) as stopped:
         try:

@@ -76,13 +76,17 @@ def footprints(run: Run) -> list[Footprint]:
 
 def require_offload(run: Run) -> None:
     """Raise `ModelError` where a stage would offload and computes on the CPU, which is the host already."""
-    for name, stage in run.recipe.stages.items():
-        train = getattr(stage, "train", None)
-        if train is not None and train.offload and pick_device(run.model_of(name).device).type == "cpu":
+    for name, train in trainings(run).items():
+        if train.offload and pick_device(run.model_of(name).device).type == "cpu":
             raise ModelError(
                 f"stages.{name}.train.offload: moves memory from a GPU to the host, and this stage computes on the "
                 "CPU; leave it out"
             )
+
+
+def trainings(run: Run) -> dict[str, TrainConfig]:
+    """How each stage trains, by its name; stages that train nothing are left out."""
+    return {name: stage.train for name, stage in run.recipe.stages.items() if hasattr(stage, "train")}
 
 
 def frugal(train: TrainConfig) -> bool:
@@ -219,13 +223,14 @@ def _scorers(
     run: Run, stage: RLStage | OnlinePreferenceStage | EvalStage | CompareStage | StepLabelsStage
 ) -> list[ModelConfig]:
     """The reward models of a stage; one that an earlier stage will make has the shapes of what that starts from."""
-    found: list[ModelConfig] = []
-    for reward in stage.rewards:
-        asked = reward.models if isinstance(reward, EnsembleReward) else [reward]
-        for scorer in (each for each in asked if isinstance(each, ScorerConfig)):
-            made = scorer.path.startswith("@")
-            found.append(run.recipe.model if made else ModelConfig(path=scorer.path, dtype=scorer.dtype))
-    return found
+    asked = [
+        each for reward in stage.rewards for each in (reward.models if isinstance(reward, EnsembleReward) else [reward])
+    ]
+    return [
+        run.recipe.model if scorer.path.startswith("@") else scorer.alone()
+        for scorer in asked
+        if isinstance(scorer, ScorerConfig)
+    ]
 
 
 def _speakers(
@@ -242,7 +247,7 @@ def _speakers(
     return [
         Speaks(
             role=role,
-            model=run.recipe.model if chat.path.startswith("@") else ModelConfig(path=chat.path, dtype=chat.dtype),
+            model=run.recipe.model if chat.path.startswith("@") else chat.alone(),
             sampling=SamplingConfig(max_tokens=max_tokens, max_running=chat.max_running),
         )
         for role, chat, max_tokens in asked

@@ -32,7 +32,7 @@ class LazyScorer:
         return self._loaded.read(passages)
 
     def _load(self) -> ModelScorer:
-        model = ModelConfig(**{key: getattr(self.config, key) for key in ModelConfig.model_fields})
+        model = self.config.alone()
         language = load_scalar_model(model, new_head=False)
         facts = reward_facts(language.module)
         if facts is None:  # somebody else's: what it was trained for is known to whoever names it

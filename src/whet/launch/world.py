@@ -107,8 +107,7 @@ class LocalWorld:
         return LazyScorer(config=config, steps=steps, template=self.template)
 
     def _speaker(self, config: LocalChat) -> Speaker:
-        model = ModelConfig(**{key: getattr(config, key) for key in ModelConfig.model_fields})
-        loaded = self.policy(model, TrainConfig(), SamplingConfig(max_running=config.max_running))
+        loaded = self.policy(config.alone(), TrainConfig(), SamplingConfig(max_running=config.max_running))
         return Speaker(
             template=loaded.template, sampler=loaded.sampler, trainer=loaded.trainer, max_length=loaded.max_length
         )
