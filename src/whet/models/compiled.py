@@ -15,14 +15,22 @@ from typing import Any
 import torch
 
 from whet.errors import ModelError
+from whet.models.attention import attend
+
+APART = "whet-apart"
+"""Attention that a compiler does not look into, under a name of its own: other models are loaded under theirs."""
 
 
 def compile_layers(module: Any, device: torch.device) -> None:
     """Compile the decoder's layers in place, at their first call. `ModelError` where there is no compiler to do it."""
+    from transformers import AttentionInterface
+
     compiler = os.environ.get("CXX") or {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")
     if device.type == "cpu" and shutil.which(compiler) is None:
         raise ModelError(
             f"train.compile: needs a C++ compiler on a CPU, and there is no {compiler}; install it, or leave it out"
         )
+    AttentionInterface.register(APART, torch.compiler.disable(attend))
+    module.config._attn_implementation = APART
     for layer in module.get_decoder().layers:
         layer.compile(dynamic=True)

@@ -219,8 +219,6 @@ def _language_model(
     probe: bool = True,
 ) -> LanguageModel:
     """The loaded module on its device, checked, with our attention and whatever was asked for inside."""
-    from transformers import AttentionInterface
-
     device = pick_device(config.device)
     if probe:  # a skeleton has nothing to move and nothing to check
         # Quantised weights are where they were read to already.
@@ -238,7 +236,6 @@ def _language_model(
         if checkpointing:
             module.gradient_checkpointing_enable({"use_reentrant": False})
     if compiled:
-        AttentionInterface.register(ATTENTION, torch.compiler.disable(attend))
         compile_layers(module, device)
     return LanguageModel(
         module=module,
