@@ -279,6 +279,11 @@ def test_a_server_that_would_sample_wrongly_is_refused_before_weights_move(setti
         assert len(server.calls) == 1
 
 
+def test_a_folder_for_weights_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"sampling.server_folder is .*/none, where nothing can be written \(No such"):
+        VllmServerSampler(tiny_model(), "http://127.0.0.1:9", folder=tmp_path / "none")
+
+
 def test_a_server_of_another_kind_is_named() -> None:
     with serving() as server:
         server.settings = {}

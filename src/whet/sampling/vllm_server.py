@@ -25,6 +25,7 @@ import httpx
 from safetensors.torch import save_file
 
 from whet.errors import ConfigError, SamplerError, boundary
+from whet.files import writing
 from whet.models.language import LanguageModel
 from whet.records import Completion
 from whet.sampling.base import Request
@@ -66,7 +67,13 @@ class VllmServerSampler:
         self._caller = Caller(
             f"vLLM at {self._server}", patience, concurrency=max_running, remedy=lambda code: REMEDY.get(code, "")
         )
-        self._folder = tempfile.TemporaryDirectory(prefix="whet-vllm-", dir=folder)
+        try:
+            self._folder = tempfile.TemporaryDirectory(prefix="whet-vllm-", dir=folder)
+        except OSError as error:
+            raise ConfigError(
+                f"sampling.server_folder is {folder}, where nothing can be written ({error.strerror}); name a folder "
+                "that exists here and where the server is"
+            ) from error
         with boundary(SamplerError, f"vLLM at {self._server}: does not describe itself as a vLLM server does"):
             self._check_settings(self._tell("/server_info?config_format=json", None, _json)["vllm_config"])
         if model.adapter is not None:
@@ -154,7 +161,8 @@ class VllmServerSampler:
         folder = Path(self._folder.name) / name
         folder.mkdir()
         weights = {name: p.to("cpu").contiguous() for name, p in base_weights(self.model)}
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        with writing(folder, sum(tensor.nbytes for tensor in weights.values())):
+            save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         self._tell("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}, _json)
         shutil.rmtree(folder)
         self._forget_cached()
