@@ -359,7 +359,7 @@ def _cache(model: LanguageModel, sampling: SamplingConfig) -> int:
     config = model.module.config
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     length = min(PROMPT_TOKENS + sampling.max_tokens, model.max_length)
-    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * size * 4
+    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * size * model.compute.itemsize
     choosing = model.vocabulary * (4 + 4 + 4)  # logits, the same by temperature, probabilities
     running = min(sampling.max_running, max(1, int(sampling.cache_gib * 2**30 / (length * per_token))))
     return int(running * (length * per_token + choosing))
