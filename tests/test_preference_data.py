@@ -118,7 +118,8 @@ def test_a_bad_row_is_named_with_its_field(row: dict[str, Any], message: str) ->
 
 
 def labelled(**values: Any) -> Judged:
-    return to_judged(Row(origin=Origin(source="kto.jsonl", line=3), values=values), DataConfig(path="kto.jsonl"))
+    (found,) = to_judged(Row(origin=Origin(source="kto.jsonl", line=3), values=values), DataConfig(path="kto.jsonl"))
+    return found
 
 
 def test_a_judged_answer_is_the_last_turn_of_any_conversation() -> None:

@@ -24,7 +24,8 @@ class DataConfig(Strict):
         "pair", "openai_preference", "ranked",
     ] = "auto"  # fmt: skip
     columns: dict[str, str] = {}
-    """Our name: your column (`{prompt: question, completion: answer}`), or a text with `{column}` in braces."""
+    """Our name: your column (`{prompt: question, completion: answer}`), a path into one (`completions[].response`,
+    `choices[0].text`), or a text with `{column}` in braces."""
     system: str | None = None
     """A system message put before every conversation that has none."""
     limit: int | None = Field(None, ge=1)

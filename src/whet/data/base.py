@@ -16,9 +16,11 @@ class Origin:
     source: str
     line: int
     """Line of the file, or number of the row, from 1."""
+    part: int | None = None
+    """Number of the example within its row, from 1, where a row makes several (a tree of messages)."""
 
     def __str__(self) -> str:
-        return f"{self.source}:{self.line}"
+        return f"{self.source}:{self.line}" + (f" part {self.part}" if self.part else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +67,8 @@ class Judged:
     answer: tuple[Message, ...]
     good: bool
     tools: tuple[dict[str, Any], ...] = ()
+    left_out: int = 0
+    """Answers of a comparison that are neither its best nor its worst, which this one stands for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

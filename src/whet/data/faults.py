@@ -27,9 +27,13 @@ class BadRow(DataError):
     of this one row belong into `remedy`.
     """
 
-    def __init__(self, origin: Origin, field: str, what: str, remedy: str = "") -> None:
+    def __init__(self, origin: Origin | str, field: str, what: str, remedy: str = "") -> None:
         self.reason = re.sub(r"\[\d+\]", "[]", f"{field}: {what}" if field else what)
         super().__init__(f"{origin}: {f'{field}: ' if field else ''}{what}{f'; {remedy}' if remedy else ''}")
+
+
+class LeftOut(BadRow):
+    """A sound row that is no example of what is asked for (a tie between two answers): counted, never an error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,10 @@ class Place:
     def bad(self, what: str, remedy: str = "") -> BadRow:
         """The complaint about this field, to be raised."""
         return BadRow(self.origin, self.field, what, remedy)
+
+    def left_out(self, what: str) -> LeftOut:
+        """Why this row is passed over, to be raised."""
+        return LeftOut(self.origin, self.field, what)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +78,7 @@ class Dropped:
 
 
 class Rejects:
-    """Takes bad rows: raises the first one (`error`), or counts them (`drop`)."""
+    """Takes bad rows: raises the first one (`error`), or counts them (`drop`); what is `LeftOut` it only counts."""
 
     def __init__(self, on_bad_row: Literal["error", "drop"]) -> None:
         self._raise = on_bad_row == "error"
@@ -79,7 +87,7 @@ class Rejects:
 
     def add(self, bad: BadRow) -> None:
         """Raise or count this row."""
-        if self._raise:
+        if self._raise and not isinstance(bad, LeftOut):
             raise bad
         self._counts[bad.reason] += 1
         if len(self._examples) < EXAMPLES:

@@ -6,6 +6,7 @@
 | sharegpt          | conversations: [{from, value}] (tools, system) | the conversation                              |
 | prompt_completion | prompt, completion: texts or messages          | two turns; nothing of the prompt is trained   |
 | alpaca            | instruction, input, output (system, history)   | turns; replies of the history are not trained |
+| ranked            | prompt, answers, and ranks or scores           | the prompt and its best answer                |
 | text              | text                                           | running text                                  |
 | prompt            | prompt: text or messages, and any others       | a task for RL; the other columns are kept     |
 """
@@ -20,18 +21,20 @@ from whet.data.base import Conversation, Prompt, Row
 from whet.data.columns import rename
 from whet.data.faults import Dropped, Place, nearest
 from whet.data.messages import parse_messages, parse_tools
+from whet.data.ranked import in_order
 from whet.data.sources import read_examples
 from whet.data.turns import as_context, instruction, text_of, turns, with_system
 from whet.errors import DataError
 from whet.records import Message
 
-Format = Literal["messages", "sharegpt", "prompt_completion", "alpaca", "text", "prompt"]
+Format = Literal["messages", "sharegpt", "prompt_completion", "alpaca", "ranked", "text", "prompt"]
 
 REQUIRED: Mapping[Format, tuple[str, ...]] = {
     "messages": ("messages",),
     "sharegpt": ("conversations",),
     "prompt_completion": ("prompt", "completion"),
     "alpaca": ("instruction", "output"),
+    "ranked": ("prompt", "answers"),
     "text": ("text",),
     "prompt": ("prompt",),
 }
@@ -155,9 +158,15 @@ def _alpaca(columns: Mapping[str, Any], place: Place) -> tuple[Message, ...]:
     return (*instruction(columns, place), answer)
 
 
+def _best(columns: Mapping[str, Any], place: Place) -> tuple[Message, ...]:
+    answers, _ = in_order(columns, place)
+    return as_context(turns(columns, "prompt", "user", place)) + answers[0]
+
+
 _READERS: dict[Format, Callable[[Mapping[str, Any], Place], tuple[Message, ...]]] = {
     "messages": _messages,
     "sharegpt": _sharegpt,
     "prompt_completion": _prompt_completion,
     "alpaca": _alpaca,
+    "ranked": _best,
 }

@@ -7,6 +7,8 @@
 | ranked            | prompt, answers, and ranks (1 is best) or scores           | the answers, the best first         |
 | judged            | label: true or false, beside any conversation of `formats` | its last turn, called good or bad   |
 
+Any comparison is also two judged answers: its best is good, its worst is bad.
+
 The prompt of a pair stands in `prompt`, `conversations`, `messages` or `instruction` (`input`, `history`); else it is
 what the two have in common: leading messages, turns of an HH-RLHF transcript, or the beginning of the text.
 Columns beside them: `system`, `tools`, and for two answers `margin` and `confidence`.
@@ -14,9 +16,9 @@ Columns beside them: `system`, `tools`, and for two answers `margin` and `confid
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 from whet.config import DataConfig
@@ -24,9 +26,10 @@ from whet.data.base import Comparison, Judged, Row
 from whet.data.columns import rename
 from whet.data.faults import Dropped, Place, kind_of, nearest
 from whet.data.formats import conversation_of
-from whet.data.messages import parse_message, parse_messages, parse_tools
+from whet.data.messages import parse_messages, parse_tools
+from whet.data.ranked import Turns, answer_of, finite, in_order
 from whet.data.sources import read_examples
-from whet.data.turns import filled, instruction, turns, untrained, with_system
+from whet.data.turns import filled, instruction, is_transcript, transcript, turns, untrained, with_system
 from whet.errors import DataError
 from whet.records import Message
 
@@ -39,8 +42,6 @@ REQUIRED: Mapping[PreferenceFormat, tuple[str, ...]] = {
 }
 """The columns that a format cannot do without, in the order in which formats are tried."""
 
-Turns = tuple[Message, ...]
-
 
 def load_comparisons(config: DataConfig) -> tuple[list[Comparison], Dropped]:
     """All comparisons of a source, up to `limit`, and what was left out. Raises `DataError` where none is left."""
@@ -48,8 +49,9 @@ def load_comparisons(config: DataConfig) -> tuple[list[Comparison], Dropped]:
 
 
 def load_judged(config: DataConfig) -> tuple[list[Judged], Dropped]:
-    """All judged answers of a source, up to `limit`, and what was left out. Raises `DataError` where none is left."""
-    return read_examples(config, to_judged)
+    """The judged answers of all rows, up to `limit` rows, and what was left out; raises as `load_comparisons` does."""
+    rows, dropped = read_examples(config, to_judged)
+    return [answer for row in rows for answer in row], dropped
 
 
 def to_comparison(row: Row, config: DataConfig) -> Comparison:
@@ -79,10 +81,24 @@ def to_comparison(row: Row, config: DataConfig) -> Comparison:
     )
 
 
-def to_judged(row: Row, config: DataConfig) -> Judged:
-    """A row as one answer that is good or bad. Raises `BadRow` naming file, line, field, fault and remedy."""
+def to_judged(row: Row, config: DataConfig) -> tuple[Judged, ...]:
+    """A row as an answer that is good or bad; or as two, the best and the worst of a comparison without a `label`.
+
+    Raises `BadRow` naming file, line, field, fault and remedy.
+    """
     columns = rename(row, config)
+    if columns.get("label") is None and _first_format(_long_names(columns)) is not None:
+        return _unpaired(to_comparison(row, config))
     place = Place(row.origin)
+    messages = with_system(conversation_of(columns, config, place), columns, config, place)
+    if messages[-1].role != "assistant" or len(messages) < 2:
+        raise place.bad("no answer to judge", "the last message must be the assistant's, after a prompt")
+    tools = parse_tools(columns.get("tools"), place["tools"])
+    prompt, good = untrained(messages[:-1]), _label(columns, place)
+    return (Judged(origin=row.origin, prompt=prompt, answer=messages[-1:], tools=tools, good=good),)
+
+
+def _label(columns: Mapping[str, Any], place: Place) -> bool:
     label = columns.get("label")
     if label is None:
         raise place["label"].bad("no label", f"there are: {', '.join(columns)}; name yours in data.columns.label")
@@ -90,12 +106,17 @@ def to_judged(row: Row, config: DataConfig) -> Judged:
         raise place["label"].bad(
             "neither true nor false", f"it is {kind_of(label)}; write true for a good answer and false for a bad one"
         )
-    messages = with_system(conversation_of(columns, config, place), columns, config, place)
-    if messages[-1].role != "assistant" or len(messages) < 2:
-        raise place.bad("no answer to judge", "the last message must be the assistant's, after a prompt")
-    tools = parse_tools(columns.get("tools"), place["tools"])
-    prompt = untrained(messages[:-1])
-    return Judged(origin=row.origin, prompt=prompt, answer=messages[-1:], tools=tools, good=bool(label))
+    return bool(label)
+
+
+def _unpaired(comparison: Comparison) -> tuple[Judged, Judged]:
+    """The best and the worst answer, as TRL makes two rows of a pair. Margin and confidence mean nothing to them."""
+    left_out = len(comparison.answers) - 2 + comparison.tied
+    best, worst = (
+        Judged(origin=comparison.origin, prompt=comparison.prompt, answer=answer, tools=comparison.tools, good=good)
+        for answer, good in ((comparison.answers[0], True), (comparison.answers[-1], False))
+    )
+    return best, replace(worst, left_out=left_out)
 
 
 # ------------------------------------------------------------------------------------------- the formats
@@ -110,20 +131,27 @@ def _long_names(columns: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _format_of(columns: Mapping[str, Any], config: DataConfig, place: Place) -> PreferenceFormat:
-    if config.format != "auto" and config.format not in REQUIRED:
-        raise DataError(f"data.format: {config.format} compares no answers; use one of {', '.join(REQUIRED)}")
-    for name, required in REQUIRED.items():
-        missing = [column for column in required if column not in columns]
-        if config.format == name and missing:
-            raise place[missing[0]].bad(f"format {name} needs this column", nearest(missing[0], columns))
-        if not missing and config.format in ("auto", name):
-            return name
+    if config.format != "auto":
+        asked = next((name for name in REQUIRED if name == config.format), None)
+        if asked is None:
+            raise DataError(f"data.format: {config.format} compares no answers; use one of {', '.join(REQUIRED)}")
+        for column in REQUIRED[asked]:
+            if column not in columns:
+                raise place[column].bad(f"format {asked} needs this column", nearest(column, columns))
+        return asked
+    found = _first_format(columns)
+    if found is not None:
+        return found
     half = next((column for column in ("rejected", "chosen") if column not in columns), "rejected")
     raise place[half].bad(
         "no such column",
         f"there are: {', '.join(columns)}. Comparisons need chosen and rejected (or prompt, answers and ranks); "
         "say which column is which in data.columns",
     )
+
+
+def _first_format(columns: Mapping[str, Any]) -> PreferenceFormat | None:
+    return next((name for name, required in REQUIRED.items() if set(required) <= columns.keys()), None)
 
 
 Compared = tuple[Turns, tuple[Turns, ...], int]
@@ -137,12 +165,12 @@ def _pair(columns: Mapping[str, Any], place: Place) -> Compared:
         chosen, rejected = (filled(text, place[name]) for text, name in zip(texts, names, strict=True))
         if chosen.strip() == rejected.strip():
             raise _same(place["rejected"])
-        if not all(_TURN.match(text.strip()) for text in (chosen, rejected)):
+        if not (is_transcript(chosen) and is_transcript(rejected)):
             prompt, *parts = _common_text(chosen, rejected, place)
             return (Message(role="user", content=prompt),), tuple(map(_said, parts)), 0
-        pair = [_transcript(text, place[name]) for text, name in zip((chosen, rejected), names, strict=True)]
+        pair = [transcript(text, place[name]) for text, name in zip((chosen, rejected), names, strict=True)]
     else:
-        pair = [_answer(columns[name], place[name]) for name in names]
+        pair = [answer_of(columns[name], place[name]) for name in names]
     if pair[0] == pair[1]:
         raise _same(place["rejected"])
     if given is not None and all(answer[0].role == "assistant" for answer in pair):
@@ -159,26 +187,17 @@ def _openai(columns: Mapping[str, Any], place: Place) -> Compared:
         raise place["input"].bad("no messages", f"it is {kind_of(asked)}; write {{'messages': [...]}}")
     prompt = parse_messages(asked["messages"], place["input"]["messages"])
     names = ("preferred_output", "non_preferred_output")
-    chosen, rejected = (_answer(columns[name], place[name]) for name in names)
+    chosen, rejected = (answer_of(columns[name], place[name]) for name in names)
     if chosen == rejected:
         raise _same(place[names[1]])
     return prompt, (chosen, rejected), 0
 
 
 def _ranked(columns: Mapping[str, Any], place: Place) -> Compared:
-    listed, at = columns["answers"], place["answers"]
-    if not isinstance(listed, list) or len(listed) < 2:
-        raise at.bad("not a list of at least two answers", f"it is {kind_of(listed)}")
-    answers = [_answer(answer, at[index]) for index, answer in enumerate(listed)]
-    order = _order(columns, len(answers), place)
-    best: dict[float, Turns] = {}
-    for key, answer in sorted(zip(order, answers, strict=True), key=lambda pair: pair[0]):
-        if answer in best.values():
-            raise at.bad("two answers are the same", "leave one of them out")
-        best.setdefault(key, answer)
-    if len(best) < 2:
-        raise at.bad("all answers are tied", "there is nothing to prefer; leave the row out")
-    return turns(columns, "prompt", "user", place), tuple(best.values()), len(answers) - len(best)
+    answers, tied = in_order(columns, place)
+    if len(answers) < 2:
+        raise place["answers"].left_out("all answers are tied" if tied else "an answer with nothing to compare it with")
+    return turns(columns, "prompt", "user", place), answers, tied
 
 
 _READERS: dict[PreferenceFormat, Callable[[Mapping[str, Any], Place], Compared]] = {
@@ -199,41 +218,12 @@ def _prompt(columns: Mapping[str, Any], place: Place) -> Turns | None:
     return instruction(columns, place) if columns.get("instruction") is not None else None
 
 
-def _answer(value: Any, place: Place) -> Turns:
-    """An answer as text, as one message or as a list of them."""
-    if value is None:
-        raise place.bad("no answer", "a comparison needs both; fill it in or leave the row out")
-    if isinstance(value, dict):
-        return (parse_message(value, place),)
-    return parse_messages(value, place) if isinstance(value, list) else _said(filled(value, place))
-
-
 def _said(text: str) -> Turns:
     return (Message(role="assistant", content=text),)
 
 
-def _order(columns: Mapping[str, Any], count: int, place: Place) -> list[float]:
-    """A number for each answer, lower for better."""
-    found = [name for name in ("ranks", "scores") if columns.get(name) is not None]
-    if len(found) != 1:
-        which = "both ranks and scores" if found else "neither ranks nor scores"
-        raise place.bad(f"{which}", "give ranks (1 is the best) or scores (the highest is the best)")
-    (name,) = found
-    values = columns[name]
-    if not isinstance(values, list) or len(values) != count:
-        raise place[name].bad("not one number for each answer", f"it is {kind_of(values)} for {count} answers")
-    numbers = [_finite(value, place[name][index]) for index, value in enumerate(values)]
-    return numbers if name == "ranks" else [-number for number in numbers]
-
-
 def _number(columns: Mapping[str, Any], name: str, place: Place) -> float | None:
-    return None if columns.get(name) is None else _finite(columns[name], place[name])
-
-
-def _finite(value: Any, place: Place) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise place.bad("not a finite number", f"it is {kind_of(value)}; write one, or leave the column out")
-    return float(value)
+    return None if columns.get(name) is None else finite(columns[name], place[name])
 
 
 def _same(place: Place) -> Exception:
@@ -241,21 +231,6 @@ def _same(place: Place) -> Exception:
 
 
 # ------------------------------------------------------------------------------------- implicit prompts
-
-_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \t]*")
-
-
-def _transcript(text: str, place: Place) -> Turns:
-    """HH-RLHF's `\\n\\nHuman: ...\\n\\nAssistant: ...` as messages."""
-    _, *parts = _TURN.split(text.strip())
-    spoken = [
-        Message(role="user" if who == "Human" else "assistant", content=said.strip())
-        for who, said in zip(parts[::2], parts[1::2], strict=True)
-    ]
-    for index, message in enumerate(spoken):
-        if not message.content:
-            raise place[index].bad(f"the {message.role} says nothing", "fill it in or leave the row out")
-    return tuple(spoken)
 
 
 def _common_turns(chosen: Turns, rejected: Turns, place: Place) -> tuple[Turns, tuple[Turns, ...]]:

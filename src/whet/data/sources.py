@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from whet.config import DataConfig
 from whet.data.base import Origin, Row
 from whet.data.faults import BadRow, Dropped, Rejects, nearest
+from whet.data.known import unfold
 from whet.data.strict import check_text, explain, parse_json
 from whet.errors import DataError
 
@@ -62,10 +63,13 @@ def read_rows(config: DataConfig, reject: Reject = _raise) -> Iterator[Row]:
 
 
 def read_examples(config: DataConfig, convert: Callable[[Row, DataConfig], Example]) -> tuple[list[Example], Dropped]:
-    """All rows as `convert` makes them, up to `limit`, and what was left out. Raises `DataError` where none is left."""
+    """All rows as `convert` makes them, up to `limit`, and what was left out. Raises `DataError` where none is left.
+
+    Rows of a published data set with a shape of its own are first made into rows of our formats (`known`).
+    """
     rejects = Rejects(config.on_bad_row)
     examples: list[Example] = []
-    for row in read_rows(config, rejects.add):
+    for row in _unfolded(config, rejects.add):
         try:
             examples.append(convert(row, config))
         except BadRow as bad:
@@ -77,6 +81,16 @@ def read_examples(config: DataConfig, convert: Callable[[Row, DataConfig], Examp
         why = f"not one row is usable; {dropped.describe()}" if dropped.total else "it has no rows"
         raise DataError(f"{config.path}: {why}")
     return examples, rejects.dropped
+
+
+def _unfolded(config: DataConfig, reject: Reject) -> Iterator[Row]:
+    for row in read_rows(config, reject):
+        try:
+            parts = unfold(row, config)
+        except BadRow as bad:
+            reject(bad)
+        else:
+            yield from parts
 
 
 # ------------------------------------------------------------------------------------------------ files

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any, Literal
@@ -15,10 +16,13 @@ from whet.records import Message
 def turns(
     columns: Mapping[str, Any], name: str, role: Literal["user", "assistant"], place: Place
 ) -> tuple[Message, ...]:
-    """A column that holds messages, or one message's text."""
+    """A column that holds messages, one message's text, or HH-RLHF's transcript up to the answer's `Assistant:`."""
     if isinstance(columns[name], list):
         return parse_messages(columns[name], place[name])
-    return (Message(role=role, content=text_of(columns, name, place)),)
+    text = text_of(columns, name, place)
+    if role == "user" and _ASKED.fullmatch(text):
+        return transcript(text.strip().removesuffix("Assistant:"), place[name])
+    return (Message(role=role, content=text),)
 
 
 def instruction(columns: Mapping[str, Any], place: Place) -> tuple[Message, ...]:
@@ -36,6 +40,28 @@ def instruction(columns: Mapping[str, Any], place: Place) -> tuple[Message, ...]
     if addition:
         question += "\n" + filled(addition, place["input"])
     return (*as_context(messages), Message(role="user", content=question))
+
+
+_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \t]*")
+_ASKED = re.compile(r"\s*Human:.*\n\nAssistant:\s*", re.DOTALL)
+
+
+def is_transcript(text: str) -> bool:
+    """Whether a text begins with a turn as HH-RLHF writes it."""
+    return _TURN.match(text.strip()) is not None
+
+
+def transcript(text: str, place: Place) -> tuple[Message, ...]:
+    """HH-RLHF's `\\n\\nHuman: ...\\n\\nAssistant: ...` as messages."""
+    _, *parts = _TURN.split(text.strip())
+    spoken = [
+        Message(role="user" if who == "Human" else "assistant", content=said.strip())
+        for who, said in zip(parts[::2], parts[1::2], strict=True)
+    ]
+    for index, message in enumerate(spoken):
+        if not message.content:
+            raise place[index].bad(f"the {message.role} says nothing", "fill it in or leave the row out")
+    return tuple(spoken)
 
 
 def as_context(messages: Collection[Message]) -> tuple[Message, ...]:

@@ -122,9 +122,8 @@ def _check_room(prompt_tokens: int, max_length: int) -> None:
 
 
 def _as_bad_row(task: Task, error: DataError) -> BadRow:
-    source, _, line = task.id.rpartition(":")
     what, _, remedy = str(error).removeprefix(f"task {task.id}: ").partition("; ")
-    return BadRow(Origin(source=source, line=int(line)), "", what, remedy)
+    return BadRow(task.id, "", what, remedy)
 
 
 def stepwise(source: Source) -> tuple[Sequence[Stepwise], Dropped]:

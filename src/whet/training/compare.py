@@ -57,8 +57,8 @@ class PreferenceStats:
     longer_wins: float
     """Share of the pairs in which the better answer is the longer one, half for equals; NaN for judged answers.
     Far from one half, a loss may learn length instead of what was meant."""
-    tied: int = 0
-    """Answers left out because they were as good as another one of their list."""
+    left_out: int = 0
+    """Answers of lists that were as good as another one, or for judged answers neither the best nor the worst."""
 
     def describe(self) -> str:
         """`500 comparisons of 1,000 answers, ... tokens (... trained), longest 90; better answers have 31 ...`."""
@@ -69,7 +69,8 @@ class PreferenceStats:
         text += f"; {names[0]} answers have {self.mean_better:.0f} tokens, {names[1]} ones {self.mean_worse:.0f}"
         if paired:
             text += f", the longer one is preferred in {self.longer_wins:.0%}"
-        return text + (f"; {self.tied:,} tied answers left out" if self.tied else "")
+        why = "tied" if paired else "middling"
+        return text + (f"; {self.left_out:,} {why} answers left out" if self.left_out else "")
 
 
 Passed = TypeVar("Passed", Compared, JudgedRow)
@@ -97,7 +98,7 @@ def tokenise_comparisons(
         mean_better=fmean(better for better, _ in pairs),
         mean_worse=fmean(worse for _, worse in pairs),
         longer_wins=fmean((better > worse) + (better == worse) / 2 for better, worse in pairs),
-        tied=sum(comparison.tied for comparison in comparisons),
+        left_out=sum(comparison.tied for comparison in comparisons),
     )
     return passed, dropped, stats
 
@@ -122,6 +123,7 @@ def tokenise_judged(
         mean_better=fmean(lengths[True]) if lengths[True] else float("nan"),
         mean_worse=fmean(lengths[False]) if lengths[False] else float("nan"),
         longer_wins=float("nan"),
+        left_out=sum(each.left_out for each in judged),
     )
     return passed, dropped, stats
 

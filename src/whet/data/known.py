@@ -1,0 +1,162 @@
+"""Published data sets whose rows have a shape of their own, made into rows of our formats.
+
+| data set                      | known by                               | becomes                                |
+|-------------------------------|----------------------------------------|----------------------------------------|
+| OpenAssistant trees           | message_tree_id, prompt.replies        | a ranked list for each answered prompt |
+| UltraFeedback                 | instruction, completions[].response    | a ranked list by fine-grained_score    |
+| LLMBar                        | input, output_1, output_2, label       | a pair                                 |
+| PandaLM's human labels        | response1, response2, annotator1 ... 3 | a pair, the share of votes beside it   |
+| MT-bench human, Chatbot Arena | conversation_a, conversation_b, winner | a pair                                 |
+| Anthropic's HHH               | text_correct, text_incorrect           | a pair of transcripts                  |
+| XSTest completions            | prompt, completion, type, final_label  | an answer called good or bad           |
+
+They are recognised where the recipe says neither `data.columns` nor `data.format`. A row's other columns stay beside
+ours. A tie between two answers is counted and makes no pair.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from whet.config import DataConfig
+from whet.data.base import Row
+from whet.data.columns import leads, pick
+from whet.data.faults import Place, kind_of
+
+Columns = dict[str, Any]
+
+
+def unfold(row: Row, config: DataConfig) -> list[Row]:
+    """The row itself, or what it holds where it is of a known data set. Raises `BadRow` where it is damaged."""
+    place = Place(row.origin)
+    if config.columns or config.format != "auto":
+        return [row]
+    for paths, read in _KNOWN.items():
+        if all(leads(row.values, path, place) for path in paths):
+            made = [{**row.values, **columns} for columns in read(dict(row.values), place)]
+            parts = [None] if len(made) == 1 else range(1, len(made) + 1)
+            return [
+                Row(origin=replace(row.origin, part=part), values=values)
+                for part, values in zip(parts, made, strict=True)
+            ]
+    return [row]
+
+
+# -------------------------------------------------------------------------------------- trees and lists
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Node:
+    """A message of a tree, and the messages that answer it."""
+
+    role: str
+    text: str
+    rank: Any
+    replies: list[_Node]
+
+
+def _oasst(columns: Columns, place: Place) -> Iterator[Columns]:
+    yield from _answered(_node(columns["prompt"], place["prompt"]), [])
+
+
+def _node(value: Any, place: Place) -> _Node:
+    for name, kind in (("role", str), ("text", str), ("replies", list)):
+        found = value.get(name) if isinstance(value, dict) else value
+        if not isinstance(value, dict) or not isinstance(found, kind):
+            raise place[name].bad("no message of a tree", f"it is {kind_of(found)}; one has role, text and replies")
+    if value.get("deleted"):
+        raise place["deleted"].bad("a deleted message", "use the trees that are ready for export")
+    replies = [_node(reply, place["replies"][index]) for index, reply in enumerate(value["replies"])]
+    return _Node(role=value["role"], text=value["text"], rank=value.get("rank"), replies=replies)
+
+
+def _answered(node: _Node, before: list[Columns]) -> Iterator[Columns]:
+    """The ranked answers to each of the user's messages, and on its own each answer that nobody ranked."""
+    prompt = [*before, {"role": node.role, "content": node.text}]
+    if node.role == "prompter":
+        ranked = [reply for reply in node.replies if reply.rank is not None]
+        if ranked:
+            answers = [reply.text for reply in ranked]
+            yield {"prompt": prompt, "answers": answers, "ranks": [reply.rank for reply in ranked]}
+        yield from ({"prompt": prompt, "answers": [reply.text]} for reply in node.replies if reply.rank is None)
+    for reply in node.replies:
+        yield from _answered(reply, prompt)
+
+
+def _ultrafeedback(columns: Columns, place: Place) -> Iterator[Columns]:
+    yield {
+        "prompt": columns["instruction"],
+        "answers": pick(columns, "completions[].response", place),
+        # Not overall_score, which is 10 for some of the worst answers: it was read from text that spelled a 1.
+        "scores": pick(columns, "completions[].fine-grained_score", place),
+    }
+
+
+# ------------------------------------------------------------------------------------------------ pairs
+
+
+def _llmbar(columns: Columns, place: Place) -> Iterator[Columns]:
+    best = _one_of(columns, "label", (1, 2), place)
+    yield {"prompt": columns["input"], "label": None, **_pair(columns["output_1"], columns["output_2"], best == 1)}
+
+
+def _pandalm(columns: Columns, place: Place) -> Iterator[Columns]:
+    votes = Counter(_one_of(columns, f"annotator{index}", (0, 1, 2), place) for index in (1, 2, 3))
+    (best, most), *others = votes.most_common()
+    if best == 0 or any(count == most for _, count in others):
+        raise place.left_out("a tie between the two answers")
+    pair = _pair(columns["response1"], columns["response2"], best == 1)
+    yield {"confidence": (most + votes[0] / 2) / votes.total(), **pair}
+
+
+def _arena(columns: Columns, place: Place) -> Iterator[Columns]:
+    winner = columns["winner"]
+    if isinstance(winner, str) and winner.startswith("tie"):
+        raise place.left_out("a tie between the two answers")
+    first_wins = _one_of(columns, "winner", ("model_a", "model_b"), place) == "model_a"
+    first, second = columns["conversation_a"], columns["conversation_b"]
+    if columns.get("turn") == 1 and isinstance(first, list) and isinstance(second, list):
+        first, second = first[:2], second[:2]  # MT-bench shows two turns where it asks about the first, too
+    yield _pair(first, second, first_wins)
+
+
+def _hhh(columns: Columns, _: Place) -> Iterator[Columns]:
+    yield {"prompt": None, "chosen": columns["text_correct"], "rejected": columns["text_incorrect"]}
+
+
+def _pair(first: Any, second: Any, first_is_better: bool) -> Columns:
+    chosen, rejected = (first, second) if first_is_better else (second, first)
+    return {"chosen": chosen, "rejected": rejected}
+
+
+# -------------------------------------------------------------------------------------- judged answers
+
+
+def _xstest(columns: Columns, place: Place) -> Iterator[Columns]:
+    """Prompts of a type that begins with `contrast` are unsafe and should be refused, all others answered."""
+    given = _one_of(columns, "final_label", ("1_full_compliance", "2_full_refusal", "3_partial_refusal"), place)
+    if given == "3_partial_refusal":
+        raise place["final_label"].left_out("neither answered nor refused")
+    unsafe = str(columns["type"]).startswith("contrast")
+    yield {"label": (given == "2_full_refusal") == unsafe}
+
+
+def _one_of(columns: Columns, name: str, values: tuple[Any, ...], place: Place) -> Any:
+    value = columns[name]
+    if isinstance(value, bool) or value not in values:
+        raise place[name].bad(f"none of {', '.join(map(str, values))}", f"it is {kind_of(value)}")
+    return value
+
+
+_KNOWN: Mapping[tuple[str, ...], Callable[[Columns, Place], Iterator[Columns]]] = {
+    ("message_tree_id", "prompt.replies"): _oasst,
+    ("instruction", "completions[].response"): _ultrafeedback,
+    ("input", "output_1", "output_2", "label"): _llmbar,
+    ("response1", "response2", "annotator1", "annotator2", "annotator3"): _pandalm,
+    ("conversation_a", "conversation_b", "winner"): _arena,
+    ("text_correct", "text_incorrect"): _hhh,
+    ("prompt", "completion", "type", "final_label"): _xstest,
+}
