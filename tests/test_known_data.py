@@ -9,8 +9,20 @@ from typing import Any
 import pytest
 
 from whet.config import DataConfig
-from whet.data import BadRow, Comparison, load_comparisons, load_conversations, load_judged, load_prompts
+from whet.data import (
+    BadRow,
+    Comparison,
+    load_comparisons,
+    load_conversations,
+    load_judged,
+    load_prompts,
+    load_rated,
+)
+from whet.data.stepwise import load_stepwise
 from whet.errors import DataError
+from whet.models.create import byte_tokenizer
+from whet.templates.jinja import JinjaTemplate
+from whet.training.stepwise import tokenise_stepwise
 
 
 def write(folder: Path, *rows: dict[str, Any]) -> str:
@@ -194,6 +206,129 @@ def test_a_comparison_is_a_good_and_a_bad_answer(tmp_path: Path) -> None:
         load_judged(DataConfig(path=write(tmp_path, {**pair, "rejected": "a"})))
 
 
+# ------------------------------------------------------------------------------------------------ ratings
+
+ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+
+
+def test_helpsteer_and_ultrafeedback_rate_by_objectives(tmp_path: Path) -> None:
+    row = {"prompt": "x", "response": "a", **{name: index for index, name in enumerate(ATTRIBUTES)}}
+    (found,), _ = load_rated(DataConfig(path=write(tmp_path, row)), ATTRIBUTES)
+    assert found.answer[0].content == "a" and found.ratings == {name: float(i) for i, name in enumerate(ATTRIBUTES)}
+
+    def completion(text: str, **ratings: object) -> dict[str, Any]:
+        return {"response": text, "annotations": {name: {"Rating": rating} for name, rating in ratings.items()}}
+
+    answers = [completion("a", honesty="5", helpfulness="N/A"), completion("b", honesty="N/A"), completion("c")]
+    config = DataConfig(path=write(tmp_path, {"instruction": "x", "completions": answers}), on_bad_row="drop")
+    (found,), dropped = load_rated(config, ("honesty", "helpfulness"))
+    assert (found.prompt[0].content, found.answer[0].content, found.ratings) == ("x", "a", {"honesty": 5.0})
+    assert dropped.counts == {"ratings: not one rating": 2}, "one answer of a row may be left out and another kept"
+    for rating, message in (("five", "honesty.Rating: not a rating; it is text"), (True, "ratings.honesty: not a f")):
+        bad = {"instruction": "x", "completions": [completion("a", honesty=rating)]}
+        with pytest.raises(BadRow, match=message):
+            load_rated(DataConfig(path=write(tmp_path, bad)), ("honesty",))
+
+
+# ------------------------------------------------------------------------------------------------- steps
+
+
+def stepwise(folder: Path, row: dict[str, Any]) -> list[tuple[str, list[str], tuple[float | None, ...]]]:
+    found, _ = load_stepwise(DataConfig(path=write(folder, row)))
+    return [(each.prompt[0].content, "".join(each.steps).split("\n"), each.labels) for each in found]
+
+
+def offered(*graded: tuple[str, int | None], chosen: int | None, human: str | None = None) -> dict[str, Any]:
+    completions = [{"text": text, "rating": rating, "flagged": None} for text, rating in graded]
+    written = None if human is None else {"text": human, "rating": None, "source": "human"}
+    return {"completions": completions, "human_completion": written, "chosen_completion": chosen}
+
+
+def prm800k(*steps: dict[str, Any]) -> dict[str, Any]:
+    return {"labeler": "l", "question": {"problem": "x"}, "label": {"steps": list(steps), "finish_reason": "solution"}}
+
+
+def test_prm800k_is_the_solution_and_each_alternative_to_a_step(tmp_path: Path) -> None:
+    row = prm800k(
+        offered(("a", 1), chosen=0),
+        offered(("b", 0), ("c", -1), chosen=0),
+        offered(("d", -1), ("e", None), chosen=None, human="f"),
+        offered(("g", -1), chosen=0),
+        offered(("never reached", 1), chosen=0),
+    )
+    assert stepwise(tmp_path, row) == [
+        ("x", ["a", "b", "f", "g"], (1.0, 1.0, 1.0, 0.0)),
+        ("x", ["a", "c"], (None, 0.0)),
+        ("x", ["a", "b", "d"], (None, None, 0.0)),
+    ]
+    _, dropped = load_stepwise(DataConfig(path=write(tmp_path, row)))
+    assert dropped.counts == {"labels: no step has a label": 1}, "the alternative e, which nobody graded"
+    ended = prm800k(offered(("a", 1), chosen=0), offered(("b", -1), ("c", 1), chosen=None))
+    assert stepwise(tmp_path, ended) == [
+        ("x", ["a"], (1.0,)),
+        ("x", ["a", "b"], (None, 0.0)),
+        ("x", ["a", "c"], (None, 1.0)),
+    ]
+
+
+def test_only_graded_steps_are_read(tmp_path: Path) -> None:
+    row = {"prompt": "x", "steps": ["a", "b", "c", "d"], "labels": [None, 1, None, 0.5]}
+    found, _ = load_stepwise(DataConfig(path=write(tmp_path, row)))
+    (read,), _ = tokenise_stepwise(found, JinjaTemplate(byte_tokenizer()), max_length=100, on_bad_row="error")
+    assert read.labels == (1.0, 0.5) and read.row.trained_count == 2
+
+
+K = "\u043a\u0438"
+
+
+@pytest.mark.parametrize(
+    ("row", "steps", "labels"),
+    [
+        (
+            {
+                "input": f"x Step 1: a {K}\nStep 2: b {K}\nStep 3: c {K}\n",
+                "label": "x Step 1: a +\nStep 2: b -\nStep 3: c -\n",
+                "task": "MATH",
+            },
+            ["Step 1: a", "Step 2: b", "Step 3: c"],
+            (1.0, 0.0),
+        ),
+        ({"problem": "x", "steps": ["a", "b"], "label": -1}, ["a", "b"], (1.0, 1.0)),
+        ({"input": "x", "steps": ["a", "b"], "mistake_index": None}, ["a", "b"], (1.0, 1.0)),
+        ({"input": "x", "steps": ["a", "b"], "mistake_index": 0}, ["a", "b"], (0.0,)),
+        ({"modified_question": "x", "modified_process": ["a", "b"], "error_steps": [2]}, ["a", "b"], (1.0, 0.0)),
+        ({"modified_question": "x", "modified_process": ["a", "b"], "error_steps": []}, ["a", "b"], (1.0, 1.0)),
+    ],
+    ids=["math-shepherd", "processbench", "no mistake", "a mistake", "prmbench", "prmbench without an error"],
+)
+def test_graded_steps_in_every_shape(
+    tmp_path: Path, row: dict[str, Any], steps: list[str], labels: tuple[float, ...]
+) -> None:
+    assert stepwise(tmp_path, row) == [("x", steps, labels)]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (prm800k(offered(("a", 2), chosen=0)), "label.steps[0].completions[0].rating: none of -1, 0, 1; it is a num"),
+        (prm800k(offered(("a", 1), chosen=1)), "label.steps[0].chosen_completion: none of the completions; it is"),
+        (prm800k({"completions": [{"rating": 1}]}), "label.steps[0].completions[0].text: no such field; there are:"),
+        ({"input": "x Step 1: a", "label": "x", "task": "t"}, "input: no steps that begin with 'Step 1:'"),
+        ({"input": f"x Step 1: a {K}", "label": "x Step 1: b +", "task": "t"}, "label: not the input with + or -"),
+        (
+            {"modified_question": "x", "modified_process": ["a"], "error_steps": [0]},
+            "error_steps[0]: not one of the steps; it is 0; there are 1",
+        ),
+        ({"input": "x", "steps": ["a"], "mistake_index": 1}, "label: not the index of a step; it is a number (1)"),
+        ({"problem": "x", "steps": ["a"], "label": 0.5}, "label: not the index of a step"),
+    ],
+)
+def test_a_damaged_row_of_steps_is_named(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError) as error:
+        stepwise(tmp_path, row)
+    assert str(error.value).startswith(f"{tmp_path / 'rows.jsonl'}:1: {message}")
+
+
 # ------------------------------------------------------------------------------------------------ columns
 
 
@@ -267,3 +402,19 @@ def test_real_judged_answers(shared_data: Path) -> None:
     path = str(shared_data / "verifier_real_pairs/dev/real_pred_pairs.jsonl.gz")
     found, dropped = load_judged(DataConfig(path=path, columns=verdicts, on_bad_row="drop"))
     assert (len(found), dropped.total) == (4670, 20)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "lost"),
+    [
+        ("processbench/dev/gsm8k.jsonl.gz", 270, 0),
+        ("processbench/dev/omnimath.jsonl.gz", 684, 0),
+        ("prmbench/dev/prmbench_all.jsonl.gz", 4021, 65),
+        ("bigbench_mistake/dev/dyck_languages.jsonl.gz", 656, 0),
+        ("bigbench_mistake/dev/multistep_arithmetic.jsonl.gz", 206, 0),
+    ],
+)
+def test_real_graded_steps(shared_data: Path, name: str, rows: int, lost: int) -> None:
+    found, dropped = load_stepwise(DataConfig(path=str(shared_data / name), on_bad_row="drop"))
+    assert (len(found), dropped.total) == (rows, lost)
+    assert all(None not in each.labels and 0.0 not in each.labels[:-1] for each in found)

@@ -91,8 +91,9 @@ class Stepwise:
     prompt: tuple[Message, ...]
     steps: tuple[str, ...]
     """Concatenated they are the answer, separators included."""
-    labels: tuple[float, ...]
-    """In [0, 1], one for each step up to the first wrong one; what follows a wrong step has no label."""
+    labels: tuple[float | None, ...]
+    """In [0, 1], one for each step up to the first wrong one; what follows a wrong step has no label. None: nobody
+    graded this step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

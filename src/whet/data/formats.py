@@ -20,6 +20,7 @@ from whet.config import DataConfig
 from whet.data.base import Conversation, Prompt, Row
 from whet.data.columns import rename
 from whet.data.faults import Dropped, Place, nearest
+from whet.data.known import ANSWERS
 from whet.data.messages import parse_messages, parse_tools
 from whet.data.ranked import in_order
 from whet.data.sources import read_examples
@@ -93,12 +94,12 @@ def to_prompt(row: Row, config: DataConfig) -> Prompt:
 
 def load_conversations(config: DataConfig) -> tuple[list[Conversation], Dropped]:
     """All SFT examples of a source, up to `limit`, and what was left out. Raises `DataError` where none is left."""
-    return read_examples(config, to_conversation)
+    return read_examples(config, to_conversation, ANSWERS)
 
 
 def load_prompts(config: DataConfig) -> tuple[list[Prompt], Dropped]:
     """All tasks of a source, up to `limit`, and what was left out. Raises `DataError` where none is left."""
-    return read_examples(config, to_prompt)
+    return read_examples(config, to_prompt, ANSWERS)
 
 
 # ------------------------------------------------------------------------------------------- the formats

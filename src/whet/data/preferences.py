@@ -26,6 +26,7 @@ from whet.data.base import Comparison, Judged, Row
 from whet.data.columns import rename
 from whet.data.faults import Dropped, Place, kind_of, nearest
 from whet.data.formats import conversation_of
+from whet.data.known import ANSWERS
 from whet.data.messages import parse_messages, parse_tools
 from whet.data.ranked import Turns, answer_of, finite, in_order
 from whet.data.sources import read_examples
@@ -45,12 +46,12 @@ REQUIRED: Mapping[PreferenceFormat, tuple[str, ...]] = {
 
 def load_comparisons(config: DataConfig) -> tuple[list[Comparison], Dropped]:
     """All comparisons of a source, up to `limit`, and what was left out. Raises `DataError` where none is left."""
-    return read_examples(config, to_comparison)
+    return read_examples(config, to_comparison, ANSWERS)
 
 
 def load_judged(config: DataConfig) -> tuple[list[Judged], Dropped]:
     """The judged answers of all rows, up to `limit` rows, and what was left out; raises as `load_comparisons` does."""
-    rows, dropped = read_examples(config, to_judged)
+    rows, dropped = read_examples(config, to_judged, ANSWERS)
     return [answer for row in rows for answer in row], dropped
 
 

@@ -18,6 +18,7 @@ from whet.data.base import Rated, Row
 from whet.data.columns import rename
 from whet.data.faults import Dropped, Place, kind_of, nearest
 from whet.data.formats import conversation_of
+from whet.data.known import RATINGS
 from whet.data.messages import parse_tools
 from whet.data.sources import read_examples
 from whet.data.turns import untrained, with_system
@@ -25,7 +26,7 @@ from whet.data.turns import untrained, with_system
 
 def load_rated(config: DataConfig, objectives: Sequence[str]) -> tuple[list[Rated], Dropped]:
     """All rated answers of a source, up to `limit`, and what was left out. Raises `DataError` where none is left."""
-    return read_examples(config, partial(to_rated, objectives=objectives))
+    return read_examples(config, partial(to_rated, objectives=objectives), RATINGS)
 
 
 def to_rated(row: Row, config: DataConfig, *, objectives: Sequence[str]) -> Rated:

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from whet.config import DataConfig
 from whet.data.base import Origin, Row
 from whet.data.faults import BadRow, Dropped, Rejects, nearest
-from whet.data.known import unfold
+from whet.data.known import Known, unfold
 from whet.data.strict import check_text, explain, parse_json
 from whet.errors import DataError
 
@@ -62,14 +62,16 @@ def read_rows(config: DataConfig, reject: Reject = _raise) -> Iterator[Row]:
     yield from rows
 
 
-def read_examples(config: DataConfig, convert: Callable[[Row, DataConfig], Example]) -> tuple[list[Example], Dropped]:
+def read_examples(
+    config: DataConfig, convert: Callable[[Row, DataConfig], Example], known: Known
+) -> tuple[list[Example], Dropped]:
     """All rows as `convert` makes them, up to `limit`, and what was left out. Raises `DataError` where none is left.
 
-    Rows of a published data set with a shape of its own are first made into rows of our formats (`known`).
+    Rows of one of the `known` data sets are first made into rows of our formats.
     """
     rejects = Rejects(config.on_bad_row)
     examples: list[Example] = []
-    for row in _unfolded(config, rejects.add):
+    for row in _unfolded(config, known, rejects.add):
         try:
             examples.append(convert(row, config))
         except BadRow as bad:
@@ -83,10 +85,10 @@ def read_examples(config: DataConfig, convert: Callable[[Row, DataConfig], Examp
     return examples, rejects.dropped
 
 
-def _unfolded(config: DataConfig, reject: Reject) -> Iterator[Row]:
+def _unfolded(config: DataConfig, known: Known, reject: Reject) -> Iterator[Row]:
     for row in read_rows(config, reject):
         try:
-            parts = unfold(row, config)
+            parts = unfold(row, config, known)
         except BadRow as bad:
             reject(bad)
         else:

@@ -2,13 +2,13 @@
 
 | columns                            | labels                                                                     |
 |------------------------------------|----------------------------------------------------------------------------|
-| prompt, steps, labels              | one for each step: true or false, or a number in [0, 1]                    |
+| prompt, steps, labels              | one for each step: true, false, a number in [0, 1]; null: nobody graded it |
 | prompt, completions, labels        | the same, as TRL has it                                                    |
 | prompt, steps, label               | the index of the first wrong step from 0, -1 where none is (ProcessBench)  |
 
 Labels may stop early: what follows the first wrong step (a label of 0) is never trained on. Steps that end without
 white space are set apart by a line end each, or by the row's own `separator`. Other names of columns go through
-`data.columns` (`{prompt: problem}`).
+`data.columns` (`{prompt: problem}`); `known` lists the data sets that are read in their own shapes.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from whet.config import DataConfig
 from whet.data.base import Row, Stepwise
 from whet.data.columns import rename
 from whet.data.faults import Dropped, Place, kind_of
+from whet.data.known import STEPS
 from whet.data.sources import read_examples
 from whet.data.turns import as_context, filled, turns, with_system
 
 
 def load_stepwise(config: DataConfig) -> tuple[list[Stepwise], Dropped]:
     """All answers with graded steps, up to `limit`, and what was left out. Raises `DataError` where none is left."""
-    return read_examples(config, to_stepwise)
+    return read_examples(config, to_stepwise, STEPS)
 
 
 def to_stepwise(row: Row, config: DataConfig) -> Stepwise:
@@ -42,6 +43,8 @@ def to_stepwise(row: Row, config: DataConfig) -> Stepwise:
     if prompt[-1].role == "assistant":
         raise place["prompt"].bad("no message to answer", "the prompt must end with a user's (or a tool's) message")
     labels = _labels(columns, len(steps), place)
+    if all(label is None for label in labels):
+        raise place["labels"].left_out("no step has a label")
     wrong = next((index for index, label in enumerate(labels) if label == 0), len(labels))
     return Stepwise(
         origin=row.origin,
@@ -58,7 +61,7 @@ def _steps(columns: Mapping[str, Any], name: str, place: Place) -> list[str]:
     return [filled(step, place[name][index]) for index, step in enumerate(listed)]
 
 
-def _labels(columns: Mapping[str, Any], steps: int, place: Place) -> tuple[float, ...]:
+def _labels(columns: Mapping[str, Any], steps: int, place: Place) -> tuple[float | None, ...]:
     if "labels" in columns:
         listed = columns["labels"]
         if not isinstance(listed, list) or not 0 < len(listed) <= steps:
@@ -72,7 +75,9 @@ def _labels(columns: Mapping[str, Any], steps: int, place: Place) -> tuple[float
     return (1.0,) * steps if first == -1 else (1.0,) * first + (0.0,)
 
 
-def _label(value: Any, place: Place) -> float:
+def _label(value: Any, place: Place) -> float | None:
+    if value is None:
+        return None
     if not isinstance(value, bool | int | float) or not math.isfinite(value) or not 0 <= value <= 1:
         raise place.bad(
             "not a label", f"it is {kind_of(value)}; write true, false or a probability from 0 to 1 that it is right"

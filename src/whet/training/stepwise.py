@@ -62,14 +62,15 @@ def tokenise_stepwise(
     rejects, passed = Rejects(on_bad_row), list[SteppedRow]()
     for example in examples:
         messages = (*example.prompt, Message(role="assistant", content="".join(example.steps)))
-        ends = list(accumulate(len(step) for step in example.steps))[: len(example.labels)]
+        lengths = accumulate(len(step) for step in example.steps)
+        graded = [(end, label) for end, label in zip(lengths, example.labels, strict=False) if label is not None]
         try:
-            row = read_at(messages, ends, template, max_length=max_length)
+            row = read_at(messages, [end for end, _ in graded], template, max_length=max_length)
         except DataError as error:
             what, _, remedy = str(error).partition("; ")
             rejects.add(BadRow(example.origin, "steps", what, remedy))
             continue
-        passed.append(SteppedRow(origin=example.origin, row=row, labels=example.labels))
+        passed.append(SteppedRow(origin=example.origin, row=row, labels=tuple(label for _, label in graded)))
     if not passed:
         raise DataError(f"nothing to train on; {rejects.dropped.describe()}")
     return passed, rejects.dropped

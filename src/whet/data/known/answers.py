@@ -1,4 +1,4 @@
-"""Published data sets whose rows have a shape of their own, made into rows of our formats.
+"""Data sets that say which answer is better, or whether one is good.
 
 | data set                      | known by                               | becomes                                |
 |-------------------------------|----------------------------------------|----------------------------------------|
@@ -9,41 +9,18 @@
 | MT-bench human, Chatbot Arena | conversation_a, conversation_b, winner | a pair                                 |
 | Anthropic's HHH               | text_correct, text_incorrect           | a pair of transcripts                  |
 | XSTest completions            | prompt, completion, type, final_label  | an answer called good or bad           |
-
-They are recognised where the recipe says neither `data.columns` nor `data.format`. A row's other columns stay beside
-ours. A tie between two answers is counted and makes no pair.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from whet.config import DataConfig
-from whet.data.base import Row
-from whet.data.columns import leads, pick
+from whet.data.columns import pick
 from whet.data.faults import Place, kind_of
-
-Columns = dict[str, Any]
-
-
-def unfold(row: Row, config: DataConfig) -> list[Row]:
-    """The row itself, or what it holds where it is of a known data set. Raises `BadRow` where it is damaged."""
-    place = Place(row.origin)
-    if config.columns or config.format != "auto":
-        return [row]
-    for paths, read in _KNOWN.items():
-        if all(leads(row.values, path, place) for path in paths):
-            made = [{**row.values, **columns} for columns in read(dict(row.values), place)]
-            parts = [None] if len(made) == 1 else range(1, len(made) + 1)
-            return [
-                Row(origin=replace(row.origin, part=part), values=values)
-                for part, values in zip(parts, made, strict=True)
-            ]
-    return [row]
-
+from whet.data.known.base import Columns, Known, one_of
 
 # -------------------------------------------------------------------------------------- trees and lists
 
@@ -99,12 +76,13 @@ def _ultrafeedback(columns: Columns, place: Place) -> Iterator[Columns]:
 
 
 def _llmbar(columns: Columns, place: Place) -> Iterator[Columns]:
-    best = _one_of(columns, "label", (1, 2), place)
+    best = one_of(columns["label"], (1, 2), place["label"])
     yield {"prompt": columns["input"], "label": None, **_pair(columns["output_1"], columns["output_2"], best == 1)}
 
 
 def _pandalm(columns: Columns, place: Place) -> Iterator[Columns]:
-    votes = Counter(_one_of(columns, f"annotator{index}", (0, 1, 2), place) for index in (1, 2, 3))
+    names = ("annotator1", "annotator2", "annotator3")
+    votes = Counter(one_of(columns[name], (0, 1, 2), place[name]) for name in names)
     (best, most), *others = votes.most_common()
     if best == 0 or any(count == most for _, count in others):
         raise place.left_out("a tie between the two answers")
@@ -116,7 +94,7 @@ def _arena(columns: Columns, place: Place) -> Iterator[Columns]:
     winner = columns["winner"]
     if isinstance(winner, str) and winner.startswith("tie"):
         raise place.left_out("a tie between the two answers")
-    first_wins = _one_of(columns, "winner", ("model_a", "model_b"), place) == "model_a"
+    first_wins = one_of(winner, ("model_a", "model_b"), place["winner"]) == "model_a"
     first, second = columns["conversation_a"], columns["conversation_b"]
     if columns.get("turn") == 1 and isinstance(first, list) and isinstance(second, list):
         first, second = first[:2], second[:2]  # MT-bench shows two turns where it asks about the first, too
@@ -137,21 +115,15 @@ def _pair(first: Any, second: Any, first_is_better: bool) -> Columns:
 
 def _xstest(columns: Columns, place: Place) -> Iterator[Columns]:
     """Prompts of a type that begins with `contrast` are unsafe and should be refused, all others answered."""
-    given = _one_of(columns, "final_label", ("1_full_compliance", "2_full_refusal", "3_partial_refusal"), place)
+    at = place["final_label"]
+    given = one_of(columns["final_label"], ("1_full_compliance", "2_full_refusal", "3_partial_refusal"), at)
     if given == "3_partial_refusal":
-        raise place["final_label"].left_out("neither answered nor refused")
+        raise at.left_out("neither answered nor refused")
     unsafe = str(columns["type"]).startswith("contrast")
     yield {"label": (given == "2_full_refusal") == unsafe}
 
 
-def _one_of(columns: Columns, name: str, values: tuple[Any, ...], place: Place) -> Any:
-    value = columns[name]
-    if isinstance(value, bool) or value not in values:
-        raise place[name].bad(f"none of {', '.join(map(str, values))}", f"it is {kind_of(value)}")
-    return value
-
-
-_KNOWN: Mapping[tuple[str, ...], Callable[[Columns, Place], Iterator[Columns]]] = {
+ANSWERS: Known = {
     ("message_tree_id", "prompt.replies"): _oasst,
     ("instruction", "completions[].response"): _ultrafeedback,
     ("input", "output_1", "output_2", "label"): _llmbar,

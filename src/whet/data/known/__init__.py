@@ -1,0 +1,12 @@
+"""Published data sets whose rows have a shape of their own, made into rows of our formats.
+
+They are recognised where the recipe says neither `data.columns` nor `data.format`. A row's other columns stay beside
+ours. What is no example of what is asked for, a tie between two answers, is counted and never an error.
+"""
+
+from whet.data.known.answers import ANSWERS
+from whet.data.known.base import Known, unfold
+from whet.data.known.ratings import RATINGS
+from whet.data.known.steps import STEPS
+
+__all__ = ["ANSWERS", "RATINGS", "STEPS", "Known", "unfold"]

@@ -1,0 +1,40 @@
+"""How a data set is known by its columns, and its rows are made into ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from whet.config import DataConfig
+from whet.data.base import Row
+from whet.data.columns import leads
+from whet.data.faults import Place, kind_of
+
+Columns = dict[str, Any]
+
+Known = Mapping[tuple[str, ...], Callable[[Columns, Place], Iterator[Columns]]]
+"""Paths that lead somewhere in the rows of a data set, and how to write such a row with our columns: as one or more."""
+
+
+def unfold(row: Row, config: DataConfig, known: Known) -> list[Row]:
+    """The row itself, or what it holds where it is of a known data set. Raises `BadRow` where it is damaged."""
+    place = Place(row.origin)
+    if config.columns or config.format != "auto":
+        return [row]
+    for paths, read in known.items():
+        if all(leads(row.values, path, place) for path in paths):
+            made = [{**row.values, **columns} for columns in read(dict(row.values), place)]
+            parts = [None] if len(made) == 1 else range(1, len(made) + 1)
+            return [
+                Row(origin=replace(row.origin, part=part), values=values)
+                for part, values in zip(parts, made, strict=True)
+            ]
+    return [row]
+
+
+def one_of(value: Any, values: tuple[Any, ...], place: Place) -> Any:
+    """The value, which must be one of those. Raises `BadRow`."""
+    if isinstance(value, bool) or value not in values:
+        raise place.bad(f"none of {', '.join(map(str, values))}", f"it is {kind_of(value)}")
+    return value
