@@ -138,6 +138,20 @@ def test_rewards_label_as_well(tmp_path: Path) -> None:
         assert row["chosen_score"] == len(row["chosen"][0]["content"])
 
 
+def test_an_unsure_judge_makes_soft_labels(tmp_path: Path) -> None:
+    """Sure where the longer answer stands first, undecided where it stands second: 3/4 for it."""
+    (tmp_path / "j.py").write_text(
+        "from whet.envs.judges.fence import opened\n"
+        "def j(messages):\n"
+        "    _, first, second = opened(messages[-1]['content'])\n"
+        "    return 'Verdict: A' if len(first) > len(second) else 'Verdict: tie'\n"
+    )
+    stage = run(tmp_path, "compare", judge=f"{tmp_path}/j.py:j")
+    assert {row["confidence"] for row in rows_of(stage)} == {0.75}
+    for row in rows_of(stage):
+        assert len(row["chosen"][0]["content"]) > len(row["rejected"][0]["content"])
+
+
 @pytest.mark.parametrize(("says", "metric"), [("Verdict: A", "pairs/ties"), ("Verdict: tie", "pairs/ties")])
 def test_a_judge_without_a_preference_makes_no_rows(says: str, metric: str, tmp_path: Path) -> None:
     (tmp_path / "j.py").write_text(f"def j(messages): return {says!r}\n")

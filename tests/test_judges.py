@@ -304,6 +304,29 @@ def test_what_was_asked_once_is_not_asked_again(tmp_path: Path) -> None:
     assert other.asked.answered == 1, "another budget is another question"
 
 
+def test_two_judges_share_a_file_and_not_their_answers(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    first, other = (CachedChat(Scripted(rule), path) for rule in (str.lower, str.upper))
+    other._asker.identity = "another"  # type: ignore[misc]
+    assert [chat.chat([said("Ab")], max_tokens=5)[0].message for chat in (first, other)] == [
+        Message(role="assistant", content=text) for text in ("ab", "AB")
+    ]
+
+
+def test_a_call_that_was_cut_off_is_asked_in_its_old_company_where_that_matters() -> None:
+    """A model that answers a whole batch rounds as its company has it; what is kept already stays as it was."""
+    for alone, asked in ((True, ["b"]), (False, ["b", "a"])):
+        numbers = iter(range(10))
+        local = Scripted(lambda q, numbers=numbers: f"{q}{next(numbers)}")  # type: ignore[misc]
+        local.alone = alone
+        kept = CachedChat(local, None)
+        kept.chat([said("a")], max_tokens=5)
+        local.asked.clear()
+        replies = kept.chat([said("a"), said("b")], max_tokens=5)
+        assert local.asked == asked
+        assert [reply.message.content for reply in replies if reply.message] == ["a0", "b1"]
+
+
 def test_an_answer_that_was_cut_off_in_writing_is_asked_again(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     CachedChat(Scripted(str.upper), path).chat([said("a"), said("b")], max_tokens=5)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
-from whet.algorithms.online_preference import ranked
+from tests.laws.support import tiny_trainer
+from tests.test_policy import FakeFeed
+from whet.algorithms.online_preference import BARREN, OnlineSetting, online_preference, ranked
+from whet.config import LossConfig, TrainConfig
 from whet.config.loading import load_recipe
-from whet.errors import ConfigError
+from whet.errors import ConfigError, TrainingError
 from whet.launch.main import run_recipe
-from whet.records import Completion, Ending, Episode, Group, Outcome, Score, Turn
+from whet.records import Completion, Ending, Episode, Group, Outcome, Score, Step, Turn
 from whet.tracking.log import read_metrics
 
 MODEL = {
@@ -90,6 +96,31 @@ def test_against_the_iterate_before_every_step_begins_at_log_two(tmp_path: Path,
     assert at_start == ([True, True, True] if renew else [True, False, False])
     for line in lines:
         assert line["pairs/prompts"] + line["pairs/tied"] + line["pairs/unscored"] == 4  # type: ignore[operator]
+
+
+def test_pairs_of_a_step_are_split_into_minibatches_and_each_is_an_update(tmp_path: Path) -> None:
+    run_recipe(load_recipe(stage(tmp_path, minibatches=3)), quiet=True)
+    lines = read_metrics(tmp_path / "run" / "stages" / "01-o")
+    # Four pairs are two updates of two, and three are three of one.
+    updates = {line["pairs/prompts"]: line["optimizer_steps"] for line in lines}
+    assert updates and updates.items() <= {1: 1, 2: 2, 3: 3, 4: 2}.items()
+
+
+def test_twenty_steps_without_a_pair_end_the_run_stopped_in_between_or_not() -> None:
+    trainer = tiny_trainer(dtype=torch.float32)
+    setting = OnlineSetting(
+        loss=LossConfig.model_validate("simpo"), train=TrainConfig(), steps=99, prompts_per_step=1, all_pairs=False,
+        minibatches=1, renew_every=None, max_gap=1e-3,
+    )  # fmt: skip
+
+    def steps(**resumed: Any) -> Iterator[Step]:
+        feed: Any = FakeFeed(trainer, lambda: (group(0.5, 0.5, None), group(None, 1.0)))
+        return online_preference(trainer, feed, setting, **resumed)
+
+    *_, last = islice(steps(), BARREN - 1)
+    assert (last.metrics["pairs/tied"], last.metrics["pairs/unscored"], last.metrics["optimizer_steps"]) == (1, 1, 0)
+    with pytest.raises(TrainingError, match=f"no prompt had two answers of different reward in {BARREN} steps"):
+        next(steps(start=BARREN - 1, state=last.state))
 
 
 @pytest.mark.parametrize(

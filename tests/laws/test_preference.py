@@ -153,6 +153,19 @@ def test_unpaired_aot_is_the_loss_of_both_sides_sorted() -> None:
     torch.testing.assert_close(ours, theirs)
 
 
+def test_statistics_of_the_step_by_hand() -> None:
+    """Better answers have log p 3, 1, 2 and 0 under the reference, worse ones 0, 0, 4 and 5, 0, -1."""
+    zero = vector(0, 0, 0)
+    pairs = Pairs(
+        chosen_P=vector(3, 1, 2), rejected_P=vector(0, 0, 4), ref_chosen_P=zero, ref_rejected_P=vector(5, 0, -1),
+        chosen_length_P=zero + 1, rejected_length_P=zero + 1, chosen_step_P=zero, rejected_step_P=zero,
+    )  # fmt: skip
+    found = {kind: [side.tolist() for side in of_step(pairs)] for kind, of_step in STATISTICS.items()}
+    assert found["aot"] == [[1, 0, -5], [-1, 0, 5]], "margins 3, 1, -2 meet the reference's -5, 0, 1 of their rank"
+    assert found["aot_unpaired"] == [[5, -5, 0], [1, 2, 3]], "l of 3, 1, 2 against -5, 0, 5"
+    assert found["bco"] == [[1, 1, 1], [1, 1, 1]], "of all six l"
+
+
 AT_REFERENCE = {
     "dpo": math.log(2), "robust": math.log(2), "ipo": 25.0, "hinge": 1.0, "dpo_norm": math.log(2),
     "exo": 0.5 * (math.log(0.5 / 0.999) + math.log(0.5 / 0.001)), "discopop": (math.log(2) + 1) / 2,
@@ -270,12 +283,14 @@ def test_four_ranked_answers_are_six_pairs_of_one_atom_and_weigh_as_one_comparis
     atoms = weigh_preferences(examples, loss=loss, trainer=trainer)
     assert {w for atom in atoms for row in atom.rows for w in row.columns["weight"]} == {1 / 12}
     found = trainer.evaluate(atoms, objective_of(loss))
-    by_hand = []
+    by_hand, better = list[float](), list[float]()
     for atom in examples:
         logps = trainer.logprobs(atom.rows, temperature=1.0)
         ratios = [sum(now) - sum(row.columns["ref_logp"]) for now, row in zip(logps, atom.rows, strict=True)]
         by_hand += [-log_sigma(0.1 * (ratios[i] - ratios[j])) for i in range(4) for j in range(i + 1, 4)]
+        better += [0.1 * ratios[i] for i in range(4) for _ in range(i + 1, 4)]
     assert found["loss"].mean == pytest.approx(sum(by_hand) / 12)
+    assert found["rewards/chosen"].mean == pytest.approx(sum(better) / 12)
     assert found["rewards/margins"].mean == pytest.approx(found["rewards/chosen"].mean - found["rewards/rejected"].mean)
 
 
@@ -322,6 +337,25 @@ def test_mismatched_answers_are_of_another_prompt_and_fit() -> None:
         assert foreign.tokens != own.tokens
     with pytest.raises(DataError, match="KTO measures its baseline on answers to other prompts"):
         beside_mismatched(gated[:1], 120)
+
+
+@pytest.mark.parametrize(("distances", "baseline"), [((2.0, -1.0, 0.5), 0.5), ((-2.0, 1.0, 0.5), 0.0)])
+def test_the_baseline_of_kto_is_the_mean_distance_of_mismatched_answers(
+    distances: tuple[float, ...], baseline: float
+) -> None:
+    """How far an answer of one's own is from the reference does not matter, and a negative mean counts as 0."""
+    loss, trainer = LossConfig.model_validate("kto"), tiny_trainer()
+    atoms = []
+    for atom, distance in zip(examples_of(loss, trainer, count=3), distances, strict=True):
+        own, foreign = atom.rows
+        first, *others = foreign.columns["ref_logp"]
+        atoms.append(Atom(rows=(own, foreign.with_columns(ref_logp=(first - distance, *others)))))
+    weighed = weigh_preferences(atoms, loss=loss, trainer=trainer)
+    assert [atom.rows[0].tokens for atom in weighed] == [atom.rows[0].tokens for atom in atoms]
+    for atom in weighed:
+        (row,) = atom.rows
+        assert row.columns["baseline"] == pytest.approx((baseline,) * row.trained_count)
+        assert row.columns["weight"] == (1 / 3,) * row.trained_count
 
 
 class Counting:

@@ -20,7 +20,7 @@ from whet.data.base import Origin
 from whet.formulas import reward
 from whet.formulas.aggregate import STEPS, pessimistic
 from whet.models.load import load_scalar_model
-from whet.records import Atom
+from whet.records import Atom, TokenRow
 from whet.training.compare import Compared
 from whet.training.engine import LocalTrainer
 
@@ -188,6 +188,30 @@ def test_one_forward_of_k_answers_has_the_gradient_of_all_their_pairs() -> None:
     assert len(pairs) == 6
     trainer.forward_backward(weighed(pairs, config=config), objective_of(config))
     assert largest_difference(gradients(trainer), together) < 1e-12
+
+
+def test_margins_and_soft_labels_of_the_rows_are_those_of_the_formula() -> None:
+    config, trainer = stage(), scalar_trainer()
+    row_margin, row_confidence = 0.75, 0.8
+    atom = Atom(rows=random_atoms(groups=1, rows=2)[0].rows)
+    where = Origin(source="test", line=1)
+    pair = comparison(Compared(origin=where, atom=atom, margin=row_margin, confidence=row_confidence))
+    (better,), (worse,) = trainer.scores(pair.rows)
+    d = better - worse - row_margin
+    found = trainer.evaluate(weighed([pair], config=config), objective_of(config))
+    assert found["loss"].mean == pytest.approx(-0.8 * log_sigmoid(d) - 0.2 * log_sigmoid(-d))
+    assert found["margin"].mean == pytest.approx(better - worse)
+
+
+def test_labelled_steps_count_the_same_and_so_do_judged_answers() -> None:
+    """Answers with 1 and 3 labels: 1/4 for each step; as outcomes 1/2 for each answer."""
+    examples = [
+        Atom(rows=(TokenRow(tokens=tuple(range(n + 1)), trained=(False, *[True] * n), columns={"label": (1.0,) * n}),))
+        for n in (1, 3)
+    ]
+    for learn, expected in (("steps", [(1 / 4,), (1 / 4,) * 3]), ("outcomes", [(1 / 2,), (1 / 6,) * 3])):
+        weights = [atom.rows[0].columns["weight"] for atom in weighed(examples, config=stage(learn=learn))]
+        assert weights == [pytest.approx(each) for each in expected]
 
 
 def test_before_it_has_learnt_every_pair_costs_log_two_and_is_a_tie() -> None:
