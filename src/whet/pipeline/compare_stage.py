@@ -7,6 +7,7 @@ row; each is counted.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -80,7 +81,9 @@ class _Compare:
             _different(group, task.messages, self.player.template, tally)
             for task, group in zip(chosen, played.groups, strict=True)
         ]
+        began = time.perf_counter()
         pairs = self._by_judge(chosen, candidates) if self.judge is not None else _by_score(candidates)
+        score_s = played.score_s + time.perf_counter() - began
         rows: list[Row] = []
         for task, found in zip(chosen, pairs, strict=True):
             rows += self._rows(task, found, tally)
@@ -88,7 +91,7 @@ class _Compare:
         groups = played.groups if self.judge is None else _with_win_rates(played.groups, flat)
         return Chunk(
             rows=rows,
-            metrics={**_metrics(flat, rows, tally), "time/rollout": played.rollout_s, "time/score": played.score_s},
+            metrics={**_metrics(flat, rows, tally), "time/rollout": played.rollout_s, "time/score": score_s},
             groups=groups,
             failures=[pair.found.failure for pair in flat if pair.found.chance is None],
             candidates=len(flat),

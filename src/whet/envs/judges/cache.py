@@ -14,7 +14,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -51,15 +51,6 @@ class Asker(Protocol):
         """As in `Chat`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What came of everything that a chat was asked so far."""
-
-    cached: int = 0
-    answered: int = 0
-    failed: int = 0
-
-
 class CachedChat:
     """`Chat` over an asker; answers are kept in `path`, or in memory alone where that is None.
 
@@ -69,7 +60,6 @@ class CachedChat:
     def __init__(self, asker: Asker, path: Path | None) -> None:
         self._asker, self._path = asker, path
         self._kept: dict[str, Reply] | None = None
-        self.asked = Asked()
 
     def chat(self, conversations: Sequence[Sequence[Message]], *, max_tokens: int) -> list[Reply]:
         """One reply to each conversation, in order; only those that are not kept yet are asked for."""
@@ -89,11 +79,6 @@ class CachedChat:
                 failures[index] = replace(reply, message=None, failure="an empty reply")
             elif keys[index] not in self._kept:
                 self._keep(keys[index], reply, reply.message)
-        self.asked = Asked(
-            cached=self.asked.cached + len(keys) - len(missing),
-            answered=self.asked.answered + len(missing) - len(failures),
-            failed=self.asked.failed + len(failures),
-        )
         return [self._kept[key] if key in self._kept else failures[i] for i, key in enumerate(keys)]
 
     def probabilities(
