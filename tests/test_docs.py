@@ -278,6 +278,10 @@ stages:
     data: {generate: arithmetic, count: 2}
     wording: {sees: everything, reasoning: true}
     teacher: {script: "whet.envs.judges.rules:longer"}
+  agreement:
+    kind: agreement
+    data: {generate: arithmetic, count: 2}
+    judge: {by: {script: "whet.envs.judges.rules:longer"}, sees: everything}
   steps:
     kind: step_labels
     model: whet:demo

@@ -50,6 +50,12 @@ STAGES = {
     chunk: 4
     max_tokens: 40
 """,
+    "agreement": """
+    kind: agreement
+    data: {generate: arithmetic, count: 10, digits: 2, answers: 3}
+    judge: {by: {script: "JUDGE"}, sees: everything}
+    chunk: 4
+""",
 }
 
 
@@ -385,6 +391,63 @@ stages:
     words = [read_verdict(row["completion"], ["A", "B"]) for row in map(json.loads, rows.read_text().splitlines())]
     assert words == ["A", "B"] * 3
     assert check_recipe(loaded)[1].summary.startswith("6 rows")
+
+
+# -------------------------------------------------------------------------------------------------- agreement
+
+
+def agreed(stage: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((stage / "reward.json").read_text())
+    return found
+
+
+def test_a_judge_is_held_against_what_is_known(tmp_path: Path) -> None:
+    """The rule that knows sums is never wrong; the rule that likes length is as good as "the longer one is better"."""
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    knows = agreed(run(tmp_path / "a", "agreement", judge="whet.envs.judges.rules:sums"))
+    likes = agreed(run(tmp_path / "b", "agreement"))
+    assert (knows["count"], knows["accuracy"]["questions"]) == (30, 10)
+    assert knows["accuracy"]["mean"] == pytest.approx(1 - knows["ties"] / 2), "what it does not decide is a tie"
+    assert knows["accuracy"]["mean"] > 0.9
+    assert likes["accuracy"] == likes["baseline"] == knows["baseline"] and 0 < likes["accuracy"]["mean"] < 1
+    page = (tmp_path / "a" / "run" / "report.html").read_text()
+    assert "30 pairs of 10 prompts." in page and "whose two orders disagree (0.0" in page
+
+
+def test_a_judge_of_places_is_a_coin_and_nonsense_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "j.py").write_text(
+        "def first(messages): return 'Verdict: A'\n"
+        "def unsure(messages): return 'hm' if messages[0]['content'].count('1') % 2 else 'Verdict: A'\n"
+        "def mute(messages): return 'hm'\n"
+    )
+    for name in ("first", "unsure", "mute"):
+        (tmp_path / name).mkdir()
+    first = agreed(run(tmp_path / "first", "agreement", judge=f"{tmp_path}/j.py:first"))
+    assert (first["accuracy"]["mean"], first["order_flips"], first["ties"], first["failed"]) == (0.5, 1.0, 1.0, 0.0)
+    stage = run(tmp_path / "unsure", "agreement", judge=f"{tmp_path}/j.py:unsure")
+    unsure, rows = agreed(stage), rows_of(stage)
+    unread = [row["verdict"]["unparsed"] for row in rows]
+    assert unsure["failed"] == unsure["unparsed"] == sum(unread) / 30 > 0 and unsure["count"] == 30 - sum(unread)
+    assert all((row["verdict"]["chance"] is None) == row["verdict"]["unparsed"] for row in rows)
+    mute = run(tmp_path / "mute", "agreement", judge=f"{tmp_path}/j.py:mute")
+    assert len(rows_of(mute)) == 30 and not (mute / "reward.json").exists()
+
+
+def test_a_judge_that_is_away_is_no_finding(tmp_path: Path) -> None:
+    (tmp_path / "j.py").write_text("def j(messages): raise ConnectionError('refused')\n")
+    with pytest.raises(RewardError, match="most of chunk 1 of 3 could not be judged"):
+        run(tmp_path, "agreement", judge=f"{tmp_path}/j.py:j")
+    assert not (tmp_path / "run" / "stages" / "01-made" / "reward.json").exists()
+
+
+def test_an_answer_of_several_turns_is_judged_as_a_whole(tmp_path: Path) -> None:
+    turns = ("assistant", "7+5?"), ("user", "yes"), ("assistant", "12")
+    long = [{"role": role, "content": content} for role, content in turns]
+    row = {"prompt": "add", "chosen": long, "rejected": [long[-1]]}
+    (tmp_path / "p.jsonl").write_text(json.dumps(row) + "\n")
+    (made,) = rows_of(run(tmp_path, "agreement", f"stages.made.data={{path: '{tmp_path}/p.jsonl'}}"))
+    assert made["better"] == "[assistant]\n7+5?\n\n[user]\nyes\n\n[assistant]\n12" and made["worse"] == "12"
+    assert made["verdict"]["chance"] == 1.0
 
 
 # ---------------------------------------------------------------------------------------------------- recipes

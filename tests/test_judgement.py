@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from whet.evals.judgement import Labelled, Ranked, judge_labels, judge_rankings, reliability
+from whet.evals.judgement import Decided, Labelled, Ranked, judge_labels, judge_pairs, judge_rankings, reliability
 from whet.evals.stats import wilson_interval
 
 
@@ -22,6 +22,19 @@ def test_a_tie_is_no_win_and_is_reported() -> None:
     assert (found.count, found.accuracy.mean, found.ties) == (4, 0.5, 0.25)
     assert found.baseline.mean == pytest.approx((0 + 1 + 0.5 + 1) / 4)
     assert found.accuracy == wilson_interval(right=2, questions=4)
+
+
+def test_a_judge_that_cannot_decide_is_half_right() -> None:
+    decided = [Decided(prompt=i, chance=chance, lengths=(2, 1)) for i, chance in enumerate((1.0, 0.5, 0.0, 0.5, 0.75))]
+    found = judge_pairs(decided, tie=0.5)
+    assert (found.count, found.accuracy.mean, found.ties, found.baseline.mean) == (5, 0.6, 0.4, 1.0)
+    assert judge_pairs(decided, tie=0.0).accuracy.mean == pytest.approx(0.4)
+    assert [(b.confidence, b.right) for b in found.bins] == [(0.5, 0.5), (0.75, 1.0), (1.0, 0.5)]
+
+
+def test_scores_far_apart_are_certain() -> None:
+    found = judge_rankings([Ranked(prompt="a", scores=(-2000.0, 2000.0), lengths=(1, 1))])
+    assert (found.accuracy.mean, found.calibration_error) == (0.0, 1.0)
 
 
 def test_pairs_of_one_prompt_are_one_question() -> None:

@@ -2,7 +2,7 @@
 
 from whet.config.curriculum import CurriculumConfig
 from whet.config.data import DataConfig, GeneratedConfig, Source
-from whet.config.feedback import CompareStage, QuestionsStage, ReviseStage, StepLabelsStage
+from whet.config.feedback import AgreementStage, CompareStage, QuestionsStage, ReviseStage, RowsBase, StepLabelsStage
 from whet.config.model import CreateConfig, ModelConfig
 from whet.config.online_preference import OnlinePreferenceStage
 from whet.config.policy import PolicyConfig
@@ -15,6 +15,7 @@ from whet.config.train import LoraConfig, SamplingConfig, SaveConfig, TrainConfi
 
 __all__ = [
     "PRESETS",
+    "AgreementStage",
     "CompareStage",
     "CreateConfig",
     "CurriculumConfig",
@@ -33,6 +34,7 @@ __all__ = [
     "ReviseStage",
     "RewardConfig",
     "RewardModelStage",
+    "RowsBase",
     "SFTStage",
     "SamplingConfig",
     "SaveConfig",

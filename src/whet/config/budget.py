@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from whet.config.data import DataConfig, GeneratedConfig
-from whet.config.feedback import CompareStage, QuestionsStage, ReviseStage, StepLabelsStage
+from whet.config.feedback import AgreementStage, CompareStage, QuestionsStage, ReviseStage, RowsBase, StepLabelsStage
 from whet.config.online_preference import OnlinePreferenceStage
 from whet.config.preference import PreferenceStage
 from whet.config.recipe import Recipe, RLStage, SFTStage, Stage
@@ -107,7 +107,7 @@ def _budget(name: str, stage: Stage) -> Budget:
             tokens_each=stage.sampling.max_tokens,
             rounds=dynamic.rounds if dynamic else 1,
         )
-    if isinstance(stage, CompareStage | ReviseStage | QuestionsStage | StepLabelsStage):
+    if isinstance(stage, RowsBase):
         return _making_rows(name, stage)
     rows = _rows(stage.tasks)
     return Budget(
@@ -121,9 +121,11 @@ def _budget(name: str, stage: Stage) -> Budget:
     )
 
 
-def _making_rows(name: str, stage: CompareStage | ReviseStage | QuestionsStage | StepLabelsStage) -> Budget:
+def _making_rows(
+    name: str, stage: CompareStage | ReviseStage | QuestionsStage | AgreementStage | StepLabelsStage
+) -> Budget:
     """A stage that makes rows: a step is a chunk of tasks. What a judge reads and writes elsewhere is not counted."""
-    rows = _rows(stage.data if isinstance(stage, QuestionsStage) else stage.tasks)
+    rows = _rows(stage.data if isinstance(stage, QuestionsStage | AgreementStage) else stage.tasks)
     each, tokens = 0, 0
     if isinstance(stage, CompareStage):
         each, tokens = stage.samples, stage.sampling.max_tokens

@@ -1,4 +1,4 @@
-"""Stages that make rows rather than models: comparisons, revisions, and questions for a judge in training."""
+"""Stages that make rows rather than models, chunk by chunk: comparisons, revisions, questions, labels, verdicts."""
 
 from __future__ import annotations
 
@@ -90,6 +90,19 @@ class QuestionsStage(RowsBase):
         if self.form == "points" and self.wording.scale != "yes_no":
             raise ValueError("wording.scale must be yes_no for form: points; comparisons say better or worse, no score")
         return self
+
+
+class AgreementStage(RowsBase):
+    """How often a judge says what is known: its verdicts on comparisons that people (or a rule) have decided.
+
+    Its rows are to be looked at, and no later stage reads them.
+    """
+
+    makes: ClassVar[Made | None] = None
+    kind: Literal["agreement"]
+    data: Source
+    """Comparisons."""
+    judge: JudgeConfig
 
 
 class StepLabelsStage(RowsBase):

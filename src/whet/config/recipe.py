@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from whet.config.constraint import ConstraintConfig
 from whet.config.curriculum import CurriculumConfig
 from whet.config.data import Source
-from whet.config.feedback import CompareStage, QuestionsStage, ReviseStage, StepLabelsStage
+from whet.config.feedback import AgreementStage, CompareStage, QuestionsStage, ReviseStage, StepLabelsStage
 from whet.config.health import HealthConfig
 from whet.config.model import ModelConfig
 from whet.config.online_preference import OnlinePreferenceStage
@@ -131,6 +131,7 @@ Stage = Annotated[
     | CompareStage
     | ReviseStage
     | QuestionsStage
+    | AgreementStage
     | StepLabelsStage,
     Field(discriminator="kind"),
 ]

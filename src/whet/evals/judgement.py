@@ -1,7 +1,8 @@
-"""How good a reward model is on what it has not seen: who wins, how surely, and against what it must be held.
+"""How good a reward model or a judge is on what it has not seen: who wins, how surely, and what it must beat.
 
 The unit is the prompt: pairs of one prompt resemble each other, so they are averaged before an interval is taken
-(`evals.stats`). A tie is no win. "The longer one is better" is the rule that a reward model must beat.
+(`evals.stats`). A reward model's tie is no win. A judge may call a tie, and does where its two orders disagree: that is
+half a win, so that every coin has one half. "The longer one is better" is the rule that both must beat.
 
 Legend: K answers to one prompt, the best first.
 """
@@ -32,6 +33,17 @@ class Ranked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Decided:
+    """Two answers of which the first is known to be the better one, as they were judged."""
+
+    prompt: Hashable
+    chance: float
+    """How likely it is, as was judged, that the first is the better one; one half is a tie."""
+    lengths: tuple[int, int]
+    """In any unit that is the same for both."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Labelled:
     """One labelled token as it was scored."""
 
@@ -56,14 +68,14 @@ class Bin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """What a reward model came to on held-out data."""
+    """What a reward model or a judge came to on data whose truth is known."""
 
     what: str
     """pairs or labels."""
     count: int
     accuracy: Interval
     ties: float
-    """Share of the pairs (labels) that the scores do not decide; they count as wrong."""
+    """Share of the pairs (labels) that are not decided; what each is worth, `judge_pairs` says."""
     baseline: Interval
     """Of "the longer answer is better" (equal lengths: half right), or of the more frequent label."""
     calibration_error: float
@@ -72,17 +84,25 @@ class Judgement:
 
 
 def judge_rankings(ranked: Sequence[Ranked]) -> Judgement:
-    """All pairs of all comparisons. Raises `ValueError` where there is none."""
+    """All pairs of all comparisons by their scores; a tie is wrong. Raises `ValueError` where there is none."""
+    pairs = [
+        Decided(prompt=each.prompt, chance=_sigmoid(better - worse), lengths=(length, other))
+        for each in ranked
+        for (better, length), (worse, other) in combinations(zip(each.scores, each.lengths, strict=True), 2)
+    ]
+    return judge_pairs(pairs, tie=0.0)
+
+
+def judge_pairs(pairs: Sequence[Decided], *, tie: float) -> Judgement:
+    """Pairs that were decided one by one; a tie is worth `tie`. Raises `ValueError` where there is none."""
     right: dict[Hashable, list[float]] = {}
     longer: dict[Hashable, list[float]] = {}
-    sure: list[tuple[float, float]] = []
-    ties = 0
-    for each in ranked:
-        for (better, length), (worse, other) in combinations(zip(each.scores, each.lengths, strict=True), 2):
-            right.setdefault(each.prompt, []).append(float(better > worse))
-            longer.setdefault(each.prompt, []).append((length > other) + (length == other) / 2)
-            sure.append((_sigmoid(abs(better - worse)), (better > worse) + (better == worse) / 2))
-            ties += better == worse
+    for pair in pairs:
+        length, other = pair.lengths
+        right.setdefault(pair.prompt, []).append(tie if pair.chance == 0.5 else float(pair.chance > 0.5))
+        longer.setdefault(pair.prompt, []).append((length > other) + (length == other) / 2)
+    sure = [(max(p.chance, 1 - p.chance), (p.chance > 0.5) + (p.chance == 0.5) / 2) for p in pairs]
+    ties = sum(pair.chance == 0.5 for pair in pairs)
     return _judgement("pairs", list(right.values()), list(longer.values()), sure, ties)
 
 
@@ -139,5 +159,5 @@ def reliability(sure: Sequence[tuple[float, float]]) -> tuple[Bin, ...]:
 
 
 def _sigmoid(x: float) -> float:
-    """For x >= 0."""
-    return 1 / (1 + math.exp(-x))
+    """1 / (1 + exp(-x)), without overflow."""
+    return 1 / (1 + math.exp(-x)) if x >= 0 else 1 - 1 / (1 + math.exp(x))

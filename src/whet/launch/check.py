@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from whet.config import (
+    AgreementStage,
     CompareStage,
     ModelConfig,
     PreferenceStage,
@@ -88,7 +89,7 @@ def _check_stage(run: Run, name: str, world: LocalWorld) -> StageCheck:
         rows = [row for atom in gated.atoms[:SHOWN] for row in atom.rows[:answers]]
         shown = tuple(segments(row, world.template(model)) for row in rows)
         return StageCheck(stage=name, kind=stage.kind, summary=summary, samples=shown)
-    if isinstance(stage, ReviseStage | QuestionsStage):
+    if isinstance(stage, ReviseStage | QuestionsStage | AgreementStage):
         return _check_rows(name, stage, world.template(model))
     if isinstance(stage, CompareStage) and stage.judge is not None:
         build_wording(stage.judge)
@@ -102,14 +103,15 @@ def _check_stage(run: Run, name: str, world: LocalWorld) -> StageCheck:
     return _prompts(name, stage, summary, found.tasks, world.template(model))
 
 
-def _check_rows(name: str, stage: ReviseStage | QuestionsStage, template: Template) -> StageCheck:
+def _check_rows(name: str, stage: ReviseStage | QuestionsStage | AgreementStage, template: Template) -> StageCheck:
     """Stages that make rows without a policy to play: what they will ask about, and that they know how."""
     if isinstance(stage, ReviseStage):
         listed, unread = tasks(stage.tasks)
         summary = f"{len(listed):,} tasks, {len(read_principles(stage.principles))} principles; {unread.describe()}"
         return _prompts(name, stage, summary, listed, template)
     compared, unread = comparisons(stage.data)
-    known = questions(compared[0], build_wording(stage.wording), form=stage.form, reasoning=stage.wording.reasoning)
+    wording, form = (stage.wording, stage.form) if isinstance(stage, QuestionsStage) else (stage.judge, "pairs")
+    known = questions(compared[0], build_wording(wording), form=form, reasoning=wording.reasoning)
     asked = [Task(id=each.origin, messages=each.prompt) for each in known]
     return _prompts(name, stage, f"{len(compared):,} comparisons; {unread.describe()}", asked, template)
 

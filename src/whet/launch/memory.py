@@ -18,6 +18,7 @@ import torch
 
 from whet.algorithms.sft import Imitate, weigh
 from whet.config import (
+    AgreementStage,
     CompareStage,
     EvalStage,
     ModelConfig,
@@ -70,7 +71,7 @@ def footprints(run: Run) -> list[Footprint]:
     return [
         _footprint(run, name, stage)
         for name, stage in run.recipe.stages.items()
-        if not isinstance(stage, QuestionsStage)  # loads no model
+        if not isinstance(stage, QuestionsStage | AgreementStage) or _speakers(run, stage)  # else it loads no model
     ]
 
 
@@ -98,6 +99,9 @@ def _footprint(run: Run, name: str, stage: Stage) -> Footprint:
     model = run.model_of(name)
     if model.path.startswith(str(run.folder)) and not Path(model.path).is_dir():
         model = run.recipe.model  # what an earlier stage will make has the shapes of what it started from
+    if isinstance(stage, QuestionsStage | AgreementStage):
+        (asked,) = _speakers(run, stage)
+        return footprint(name, asked.model, None, asked.sampling)
     if isinstance(stage, ReviseStage):
         sampling = SamplingConfig(max_tokens=stage.max_tokens, max_running=stage.chunk)
         return footprint(name, model, None, sampling, speakers=_speakers(run, stage))
@@ -125,7 +129,6 @@ def _footprint(run: Run, name: str, stage: Stage) -> Footprint:
             scorers=_scorers(run, stage),
             speakers=_speakers(run, stage),
         )
-    assert not isinstance(stage, QuestionsStage)
     return footprint(name, model, stage.train, None, scalar=isinstance(stage, RewardModelStage))
 
 
@@ -233,17 +236,17 @@ def _scorers(
     ]
 
 
-def _speakers(
-    run: Run, stage: RLStage | OnlinePreferenceStage | EvalStage | CompareStage | StepLabelsStage | ReviseStage
-) -> list[Speaks]:
+def _speakers(run: Run, stage: Stage) -> list[Speaks]:
     """The models on this machine that judge or write in a stage; others answer elsewhere and take no memory here."""
     asked: list[tuple[str, ChatConfig, int]] = []
-    if isinstance(stage, ReviseStage):
-        asked += [("writer", stage.writer, stage.max_tokens)] if stage.writer is not None else []
-    else:
-        asked += [("judge", r.by, r.max_tokens) for r in stage.rewards if isinstance(r, JudgeReward)]
-    if isinstance(stage, CompareStage) and stage.judge is not None:
+    if isinstance(stage, ReviseStage) and stage.writer is not None:
+        asked.append(("writer", stage.writer, stage.max_tokens))
+    if isinstance(stage, QuestionsStage) and stage.teacher is not None:
+        asked.append(("teacher", stage.teacher, stage.max_tokens))
+    if isinstance(stage, CompareStage | AgreementStage) and stage.judge is not None:
         asked.append(("judge", stage.judge.by, stage.judge.max_tokens))
+    if isinstance(stage, RLStage | OnlinePreferenceStage | EvalStage | CompareStage | StepLabelsStage):
+        asked += [("judge", r.by, r.max_tokens) for r in stage.rewards if isinstance(r, JudgeReward)]
     return [
         Speaks(
             role=role,

@@ -26,6 +26,7 @@ from whet.config.references import with_references
 from whet.config.strict import Strict
 from whet.errors import RunError
 from whet.files import is_sealed, read_json, seal, write_json, writing
+from whet.pipeline.agreement_stage import run_agreement
 from whet.pipeline.compare_stage import run_compare
 from whet.pipeline.eval_stage import run_eval
 from whet.pipeline.online_preference_stage import run_online_preference
@@ -53,6 +54,7 @@ RUNNERS: dict[str, Callable[[Context], object]] = {
     "step_labels": run_step_labels,
     "revise": run_revise,
     "questions": run_questions,
+    "agreement": run_agreement,
 }
 
 

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from whet.config import RowsBase
 from whet.config.loading import STAGES
 from whet.tracking.charts import Lines, ends, points
 from whet.tracking.text import THIN, number, percent, seconds
 from whet.tracking.text import points as signed
 
-MAKES_ROWS = {kind for kind, stage in STAGES.items() if stage.makes == "rows"}
+MAKES_ROWS = {kind for kind, stage in STAGES.items() if issubclass(stage, RowsBase)}
 """Kinds of stages that train nothing: their steps are chunks of tasks."""
 
 

@@ -170,7 +170,7 @@ def verdicts_of(scale: tuple[int, int] | str) -> dict[str, float]:
 
 
 def as_text(messages: Sequence[Message]) -> str:
-    """A conversation as plain text; a single user message stands for itself."""
-    if len(messages) == 1 and messages[0].role == "user":
+    """A conversation, or an answer, as plain text; a single message stands for itself."""
+    if len(messages) == 1:
         return messages[0].content
     return "\n\n".join(f"[{message.role}]\n{message.content}" for message in messages)

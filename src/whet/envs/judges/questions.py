@@ -15,7 +15,7 @@ from typing import Literal
 from whet.data.base import Comparison
 from whet.envs.base import Chat
 from whet.envs.judges.ask import Question, conversation, read_reply
-from whet.envs.judges.judge import FIRST, SECOND, Exchange, Wording
+from whet.envs.judges.judge import FIRST, SECOND, Exchange, Wording, as_text
 from whet.records import Message
 
 
@@ -46,7 +46,7 @@ def questions(
     asked = comparison.prompt
     # Without its folder: a run that was moved makes the same rows.
     origin = f"{Path(comparison.origin.source).name}:{comparison.origin.line}"
-    texts = [answer[-1].content for answer in comparison.answers]
+    texts = [as_text(answer) for answer in comparison.answers]
 
     def known(question: Question, verdict: str) -> Known:
         prompt = conversation(question, reasoning=reasoning)

@@ -35,7 +35,7 @@ class PointsReward:
             probes = [Exchange(asked=attempts[0].task.messages, answer=PROBES[step % len(PROBES)])]
         opinions = self.judge.points([*exchanges, *probes])
         given = opinions[: len(attempts)]
-        metrics = {**_failures(given), "steering": _share([self.judge.wording.steers(a.answer) for a in attempts])}
+        metrics = {**failures(given), "steering": _share([self.judge.wording.steers(a.answer) for a in attempts])}
         for opinion in opinions[len(attempts) :]:
             if opinion.value is not None:
                 metrics["probe"] = 2 * opinion.value - 1
@@ -81,7 +81,7 @@ class PairsReward:
                 wins[first].append(preference.chance)
                 wins[second].append(1 - preference.chance)
         metrics = {
-            **_failures(found),
+            **failures(found),
             **agreement(found),
             "steering": _share([self.judge.wording.steers(a.answer) for a in attempts]),
         }
@@ -125,7 +125,7 @@ def agreement(found: Sequence[Preference]) -> dict[str, float]:
     }
 
 
-def _failures(found: Sequence[Opinion] | Sequence[Preference]) -> dict[str, float]:
+def failures(found: Sequence[Opinion] | Sequence[Preference]) -> dict[str, float]:
     """How often there was no judgement, and how often because none could be read."""
     return {
         "failed": _share([bool(each.failure) for each in found]),
