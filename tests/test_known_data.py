@@ -118,6 +118,17 @@ def panda(*votes: object) -> dict[str, Any]:
         (panda(1, 1, 1), ["a", "b"], 1.0),
         (panda(2, 1, 2), ["b", "a"], 2 / 3),
         (panda(2, 0, 2), ["b", "a"], 2.5 / 3),
+        ({"prompt": "x", "response_1": "a", "response_2": "b", "preference_strength": -3}, ["a", "b"], 1.0),
+        (
+            {
+                "context": [{"role": "user", "content": "x"}],
+                "response1": "a",
+                "response2": "b",
+                "overall_preference": 1,
+            },
+            ["b", "a"],
+            1.0,
+        ),
         (arena("model_b", turn=1), ["b", "a"], 1.0),
         (arena("model_a"), ["aa", "bb"], 1.0),
         (
@@ -130,11 +141,22 @@ def panda(*votes: object) -> dict[str, Any]:
             1.0,
         ),
     ],
-    ids=["llmbar", "all agree", "two of three", "one undecided", "mt-bench", "arena", "hhh"],
+    ids=[
+        "llmbar",
+        "all agree",
+        "two of three",
+        "one undecided",
+        "helpsteer2",
+        "helpsteer3",
+        "mt-bench",
+        "arena",
+        "hhh",
+    ],
 )
 def test_verdicts_are_pairs(tmp_path: Path, row: dict[str, Any], answers: list[str], confidence: float) -> None:
     (found,) = compared(tmp_path, row)
     assert shape(found) == (["x"], answers) and found.confidence == pytest.approx(confidence)
+    assert found.margin == {"preference_strength": 3, "overall_preference": 1}.get(list(row)[-1])
     good, bad = load_judged(DataConfig(path=write(tmp_path, row)))[0]
     assert [(each.answer[-1].content, each.good) for each in (good, bad)] == [(answers[0], True), (answers[1], False)]
 

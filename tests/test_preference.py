@@ -133,6 +133,11 @@ REAL = [
     ("llamafactory/dev/dpo_en_demo.jsonl.gz", "ipo"),
     ("rasbt/dev/instruction-data-with-preference.jsonl", "orpo"),
     ("llamafactory/dev/kto_en_demo.jsonl.gz", "kto"),
+    ("oasst/dev/en_100_tree.jsonl.gz", "dpo"),
+    ("pandalm/dev/testset-v1.jsonl.gz", "dpo"),
+    ("llmbar/dev/Natural.jsonl", "simpo"),
+    ("constitution/dev/438HHHEvaluations.jsonl.gz", "kto"),
+    ("xstest/dev/completions_llama2orig.jsonl.gz", "kto"),
 ]
 
 

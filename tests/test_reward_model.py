@@ -192,20 +192,22 @@ def test_rows_without_an_answer_to_compare_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "stage"),
     [
-        ("hh_rlhf/dev/harmless-base_test.jsonl.gz", "{kind: reward_model, ranking: plackett_luce"),
-        (
-            "processbench/dev/gsm8k.jsonl.gz",
-            "{kind: reward_model, learn: steps",
-        ),
+        ("hh_rlhf/dev/harmless-base_test.jsonl.gz", "ranking: plackett_luce"),
+        ("oasst/dev/en_100_tree.jsonl.gz", "ranking: pairs"),
+        ("pandalm/dev/testset-v1.jsonl.gz", "ranking: pairs"),
+        ("xstest/dev/completions_llama2orig.jsonl.gz", "learn: outcomes"),
+        ("processbench/dev/gsm8k.jsonl.gz", "learn: steps"),
+        ("prmbench/dev/prmbench_all.jsonl.gz", "learn: steps"),
+        ("bigbench_mistake/dev/word_sorting.jsonl.gz", "learn: steps"),
     ],
 )
 def test_real_rows(tmp_path: Path, shared_data: Path, file: str, stage: str) -> None:
     """No crash, nothing silent: what is left out is counted, and what is held out is judged with an interval."""
-    columns = "{prompt: problem}" if "processbench" in file else "{}"
-    data = f"{{path: {shared_data / file}, limit: 60, on_bad_row: drop, columns: {columns}}}"
+    data = f"{{path: {shared_data / file}, limit: 60, on_bad_row: drop}}"
     train = "{steps: 3, batch_size: 8, max_length: 2000, lr: 0.001}"
     (tmp_path / "recipe.yaml").write_text(
-        f"name: real\nmodel: {MODEL}\nstages:\n  rm: {stage}, data: {data}, hold_out: 0.3, train: {train}}}\n"
+        f"name: real\nmodel: {MODEL}\nstages:\n"
+        f"  rm: {{kind: reward_model, {stage}, data: {data}, hold_out: 0.3, train: {train}}}\n"
     )
     run_recipe(load_recipe(tmp_path / "recipe.yaml", [f"out={tmp_path}/run"]), quiet=True)
     found = json.loads((tmp_path / "run" / "stages" / "01-rm" / "reward.json").read_text())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -44,43 +44,43 @@ def leads(values: Mapping[str, Any], path: str, place: Place) -> bool:
 def _value(row: Row, place: Place, entry: str) -> Any:
     if entry not in row.values and "{" in entry:
         return "".join(literal + _text(row, place, column) for literal, column in _pieces(entry))
-    return _column(row, place, entry, nearest)
+    return _column(row, place, entry)
 
 
 def _text(row: Row, place: Place, column: str | None) -> str:
     if column is None:
         return ""
-    value = _column(row, place, column, lambda *names: f"{nearest(*names)} Write {{{{ and }}}} for plain braces")
+    value = _column(row, place, column, hint=" Write {{ and }} for plain braces")
     if not isinstance(value, (str, int, float)):
         raise place.bad(f"column {column!r} cannot stand in a text", f"it is {kind_of(value)}")
     return str(value)
 
 
-def _column(row: Row, place: Place, name: str, remedy: Callable[[str, Iterable[str]], str]) -> Any:
+def _column(row: Row, place: Place, name: str, hint: str = "") -> Any:
     """A column, or what a path finds in one. A column may well have a dot in its name."""
     if name in row.values:
         return row.values[name]
     if re.split(r"[.[]", name)[0] not in row.values:
-        raise place.bad(f"no column {name!r}", remedy(name, row.values))
+        raise place.bad(f"no column {name!r}", nearest(name, row.values) + hint)
     return pick(row.values, name, Place(row.origin))
 
 
 def _walk(value: Any, steps: tuple[str | int | None, ...], place: Place) -> Any:
     if not steps:
         return value
-    step, *rest = steps
+    step, rest = steps[0], steps[1:]
     if isinstance(step, str):
         if not isinstance(value, Mapping) or step not in value:
             there = nearest(step, value) if isinstance(value, Mapping) else f"it stands in {kind_of(value)}"
             raise place[step].bad("no such field", there)
-        return _walk(value[step], tuple(rest), place[step])
+        return _walk(value[step], rest, place[step])
     if not isinstance(value, list):
         raise place.bad("not a list", f"it is {kind_of(value)}")
     if step is None:
-        return [_walk(item, tuple(rest), place[index]) for index, item in enumerate(value)]
+        return [_walk(item, rest, place[index]) for index, item in enumerate(value)]
     if step >= len(value):
         raise place[step].bad("no such item", f"there are {len(value)}, counted from 0")
-    return _walk(value[step], tuple(rest), place[step])
+    return _walk(value[step], rest, place[step])
 
 
 @lru_cache

@@ -6,6 +6,8 @@
 | UltraFeedback                 | instruction, completions[].response    | a ranked list by fine-grained_score    |
 | LLMBar                        | input, output_1, output_2, label       | a pair                                 |
 | PandaLM's human labels        | response1, response2, annotator1 ... 3 | a pair, the share of votes beside it   |
+| HelpSteer2 and 3, preferences | two responses, preference_strength or  | a pair with a margin of 1 to 3         |
+|                               | overall_preference                     |                                        |
 | MT-bench human, Chatbot Arena | conversation_a, conversation_b, winner | a pair                                 |
 | Anthropic's HHH               | text_correct, text_incorrect           | a pair of transcripts                  |
 | XSTest completions            | prompt, completion, type, final_label  | an answer called good or bad           |
@@ -67,12 +69,15 @@ def _ultrafeedback(columns: Columns, place: Place) -> Iterator[Columns]:
     yield {
         "prompt": columns["instruction"],
         "answers": pick(columns, "completions[].response", place),
-        # Not overall_score, which is 10 for some of the worst answers: it was read from text that spelled a 1.
+        # Not overall_score: it is 10 for some answers that are as bad as a 1.
         "scores": pick(columns, "completions[].fine-grained_score", place),
     }
 
 
 # ------------------------------------------------------------------------------------------------ pairs
+
+
+_TIE = "a tie between the two answers"
 
 
 def _llmbar(columns: Columns, place: Place) -> Iterator[Columns]:
@@ -85,15 +90,32 @@ def _pandalm(columns: Columns, place: Place) -> Iterator[Columns]:
     votes = Counter(one_of(columns[name], (0, 1, 2), place[name]) for name in names)
     (best, most), *others = votes.most_common()
     if best == 0 or any(count == most for _, count in others):
-        raise place.left_out("a tie between the two answers")
+        raise place.left_out(_TIE)
     pair = _pair(columns["response1"], columns["response2"], best == 1)
     yield {"confidence": (most + votes[0] / 2) / votes.total(), **pair}
+
+
+def _helpsteer2(columns: Columns, place: Place) -> Iterator[Columns]:
+    yield _by_strength(columns["response_1"], columns["response_2"], columns, "preference_strength", place)
+
+
+def _helpsteer3(columns: Columns, place: Place) -> Iterator[Columns]:
+    pair = _by_strength(columns["response1"], columns["response2"], columns, "overall_preference", place)
+    yield {"prompt": columns["context"], **pair}
+
+
+def _by_strength(first: Any, second: Any, columns: Columns, name: str, place: Place) -> Columns:
+    """From -3, the first is much better, to 3, the second is."""
+    strength = one_of(columns[name], (-3, -2, -1, 0, 1, 2, 3), place[name])
+    if strength == 0:
+        raise place.left_out(_TIE)
+    return {"margin": abs(strength), **_pair(first, second, strength < 0)}
 
 
 def _arena(columns: Columns, place: Place) -> Iterator[Columns]:
     winner = columns["winner"]
     if isinstance(winner, str) and winner.startswith("tie"):
-        raise place.left_out("a tie between the two answers")
+        raise place.left_out(_TIE)
     first_wins = one_of(winner, ("model_a", "model_b"), place["winner"]) == "model_a"
     first, second = columns["conversation_a"], columns["conversation_b"]
     if columns.get("turn") == 1 and isinstance(first, list) and isinstance(second, list):
@@ -128,6 +150,8 @@ ANSWERS: Known = {
     ("instruction", "completions[].response"): _ultrafeedback,
     ("input", "output_1", "output_2", "label"): _llmbar,
     ("response1", "response2", "annotator1", "annotator2", "annotator3"): _pandalm,
+    ("prompt", "response_1", "response_2", "preference_strength"): _helpsteer2,
+    ("context", "response1", "response2", "overall_preference"): _helpsteer3,
     ("conversation_a", "conversation_b", "winner"): _arena,
     ("text_correct", "text_incorrect"): _hhh,
     ("prompt", "completion", "type", "final_label"): _xstest,

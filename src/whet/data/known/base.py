@@ -11,7 +11,7 @@ from whet.data.base import Row
 from whet.data.columns import leads
 from whet.data.faults import Place, kind_of
 
-Columns = dict[str, Any]
+Columns = Mapping[str, Any]
 
 Known = Mapping[tuple[str, ...], Callable[[Columns, Place], Iterator[Columns]]]
 """Paths that lead somewhere in the rows of a data set, and how to write such a row with our columns: as one or more."""
@@ -24,12 +24,10 @@ def unfold(row: Row, config: DataConfig, known: Known) -> list[Row]:
         return [row]
     for paths, read in known.items():
         if all(leads(row.values, path, place) for path in paths):
-            made = [{**row.values, **columns} for columns in read(dict(row.values), place)]
-            parts = [None] if len(made) == 1 else range(1, len(made) + 1)
-            return [
-                Row(origin=replace(row.origin, part=part), values=values)
-                for part, values in zip(parts, made, strict=True)
-            ]
+            made = [replace(row, values={**row.values, **columns}) for columns in read(row.values, place)]
+            if len(made) == 1:
+                return made
+            return [replace(each, origin=replace(row.origin, part=part)) for part, each in enumerate(made, start=1)]
     return [row]
 
 

@@ -26,7 +26,8 @@ _MARK = "\u043a\u0438"
 
 def _prm800k(columns: Columns, place: Place) -> Iterator[Columns]:
     """The solution as it went on up to a wrong step; then each step that was not chosen, after those before it."""
-    problem, texts, labels, others = columns["question"]["problem"], list[str](), list[float | None](), list[Columns]()
+    problem = columns["question"]["problem"]
+    texts, labels, others = list[str](), list[float | None](), list[Columns]()
     for index, step in enumerate(pick(columns, "label.steps[]", place)):
         at = place["label"]["steps"][index]
         offered = pick(step, "completions[].text", at)

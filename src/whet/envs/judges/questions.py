@@ -7,7 +7,7 @@ good as bad.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Literal
@@ -45,7 +45,7 @@ def questions(
     """The questions about one comparison: every two of its answers in both orders, or its best and its worst alone."""
     asked = comparison.prompt
     # Without its folder: a run that was moved makes the same rows.
-    origin = f"{Path(comparison.origin.source).name}:{comparison.origin.line}"
+    origin = str(replace(comparison.origin, source=Path(comparison.origin.source).name))
     texts = [as_text(answer) for answer in comparison.answers]
 
     def known(question: Question, verdict: str) -> Known:
