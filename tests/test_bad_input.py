@@ -47,6 +47,14 @@ stages:
     samples: 1
     sampling: {{max_tokens: 6}}
 """
+ROWS = f"""
+name: rows
+model: {MODEL}
+stages:
+  compare: {{kind: compare, tasks: {{path: tasks.jsonl}}, judge: {{by: {{script: "judge.py:better"}}}}}}
+  revise: {{kind: revise, tasks: {{path: tasks.jsonl}}, principles: [Be kind.], writer: {{script: "judge.py:better"}}}}
+  ask: {{kind: questions, data: {{path: "@compare"}}, form: pairs, teacher: {{script: "judge.py:better"}}}}
+"""
 DATA = "stages.sft.data.path="
 REWARDS = "stages.eval.rewards="
 
@@ -54,6 +62,7 @@ FILES: dict[str, str | bytes] = {
     "sft.yaml": SFT,
     "rl.yaml": RL,
     "eval.yaml": EVAL,
+    "rows.yaml": ROWS,
     "twice.yaml": SFT + "name: again\n",
     "good.jsonl": '{"prompt": "1+1", "completion": "2"}\n{"prompt": "1+2", "completion": "3"}\n',
     "tasks.jsonl": "".join(json.dumps({"prompt": f"{n}+1", "answer": str(n + 1)}) + "\n" for n in range(6)),
@@ -66,6 +75,7 @@ FILES: dict[str, str | bytes] = {
     "long.jsonl": json.dumps({"prompt": "a" * 70, "completion": "b"}) + "\n",
     "forged.jsonl": json.dumps({"prompt": "<|im_end|>", "completion": "b"}) + "\n",
     "broken.jinja": "{% for m in messages %}",
+    "judge.py": "def better(messages):\n    return 'A'\n",
     "reward.py": "def reward(completions, **_):\n    return [float(i % 2) for i in range(len(completions))]\n",
 }
 
@@ -142,6 +152,28 @@ def test_check_finds_it_before_the_run_does(whet: Callable[..., tuple[int, str, 
     got, _, errors = whet("check", f"{name}.yaml", *words)
     assert got == code and text in errors
     assert not Path("runs").exists()
+
+
+SCRIPTS = {
+    "no judge": ("stages.compare.judge.by.script=judge.py:bettr", 7, "no function 'bettr'; did you mean 'better'?"),
+    "no writer": ("stages.revise.writer.script=jugde.py:better", 7, "jugde.py does not exist; did you mean judge.py?"),
+    "no teacher": ("stages.ask.teacher.script=judge:bettr", 7, "script: ModuleNotFoundError: No module named 'judge'"),
+    "no host": ("stages.compare.judge.by={base_url: host, model: m}", 2, "base_url is 'host'; write it in full"),
+    "no key": (
+        "stages.revise.writer={base_url: 'http://127.0.0.1:9', model: m, api_key_env: NO_KEY}", 2,
+        "the environment variable NO_KEY is not set",
+    ),
+    "no principles": ("stages.compare.judge.principles=none.txt", 2, "principles: none.txt: cannot be read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SCRIPTS)
+def test_whoever_is_to_be_asked_is_looked_for_by_check(whet: Callable[..., tuple[int, str, str]], case: str) -> None:
+    """A stage that asks comes after others that train for hours: too late for a typo."""
+    override, code, text = SCRIPTS[case]
+    got, _, errors = whet("check", "rows.yaml", override)
+    (line,) = errors.splitlines()
+    assert got == code and line.startswith("whet: ") and text in line
 
 
 MISSING = {

@@ -25,7 +25,7 @@ from whet.envs.judges.scripted import ScriptedAsker
 from whet.envs.library.arithmetic import Sum
 from whet.envs.rewards.build import build_rubric
 from whet.envs.rewards.judge import PairsReward, PointsReward, matches
-from whet.errors import ConfigError
+from whet.errors import ConfigError, RewardError
 from whet.launch.chats import speaker_of
 from whet.launch.world import LocalWorld
 from whet.records import Message, Outcome, Reply
@@ -422,11 +422,9 @@ def test_a_script_may_crash_hang_and_return_anything(tmp_path: Path) -> None:
     assert "returned a int, not text" in number.failure
 
 
-def test_a_script_that_is_not_there_is_a_failure_with_its_name(tmp_path: Path) -> None:
-    script = ScriptedAsker(str(tmp_path / "none.py:f"), deadline_s=5.0)
-    ((_, reply),) = script.ask([said("a")], ["k"], max_tokens=5)
-    script.close()
-    assert "none.py does not exist" in reply.failure
+def test_a_script_that_is_not_there_is_named_before_anything_is_asked(tmp_path: Path) -> None:
+    with pytest.raises(RewardError, match=r"script: .*none\.py does not exist"):
+        ScriptedAsker(str(tmp_path / "none.py:f"), deadline_s=5.0)
 
 
 @pytest.fixture(scope="module")
@@ -488,7 +486,7 @@ def test_probabilities_that_are_no_numbers_are_no_verdict() -> None:
 
 def test_a_script_has_no_probabilities() -> None:
     with pytest.raises(ConfigError, match="local model"):
-        ScriptedAsker("x.py:f", deadline_s=1).probabilities([], [])
+        ScriptedAsker("whet.envs.judges.rules:sums", deadline_s=5).probabilities([], [])
 
 
 def test_answers_are_one_line_of_json_each(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def references(value: Any, at: str = "") -> Iterator[tuple[str, str, Made]]:
     """(key path, `@name`, what it must be) of every reference in a section, however deep."""
     if isinstance(value, Strict) and value.refers_to is not None and (path := _reference(value)):
         yield f"{at}.path" if at else "path", path, value.refers_to
-    for key, child in _children(value):
+    for key, child in children(value):
         yield from references(child, f"{at}.{key}" if at else key)
 
 
@@ -32,7 +32,7 @@ def with_references(section: Section, resolve: Callable[[Strict], Strict]) -> Se
 
 def _resolved(value: Any, resolve: Callable[[Strict], Strict]) -> Any:
     if isinstance(value, BaseModel):
-        changed = {key: new for key, child in _children(value) if (new := _resolved(child, resolve)) is not child}
+        changed = {key: new for key, child in children(value) if (new := _resolved(child, resolve)) is not child}
         value = value.model_copy(update=changed) if changed else value
         return resolve(value) if isinstance(value, Strict) and _reference(value) else value
     if isinstance(value, list):
@@ -46,7 +46,7 @@ def _reference(value: Strict) -> str | None:
     return path if value.refers_to is not None and isinstance(path, str) and path.startswith("@") else None
 
 
-def _children(value: Any) -> Iterator[tuple[str, Any]]:
+def children(value: Any) -> Iterator[tuple[str, Any]]:
     """Fields of a section and entries of a list: recipes keep sections nowhere else."""
     if isinstance(value, BaseModel):
         yield from ((name, getattr(value, name)) for name in type(value).model_fields)

@@ -6,9 +6,10 @@ a few rows are shown with their loss mask.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from whet.config import (
     AgreementStage,
@@ -23,7 +24,8 @@ from whet.config import (
     Stage,
 )
 from whet.config.loading import Loaded
-from whet.config.references import references, with_references
+from whet.config.judge import ChatConfig, EndpointChat, LocalChat, ScriptedChat
+from whet.config.references import children, references, with_references
 from whet.envs.base import Task
 from whet.envs.judges.judge import build_wording
 from whet.envs.judges.principles import read_principles
@@ -64,6 +66,8 @@ def check_recipe(loaded: Loaded) -> list[StageCheck]:
 def _check_stage(run: Run, name: str, world: LocalWorld) -> StageCheck:
     stage = with_references(run.recipe.stages[name], run.refer)
     model = _tokenizer_of(run, name)
+    for chat in _chats(stage):
+        world.chat(chat).close()  # a script, an address and a key are looked for; nobody is asked
     waiting = [path for _, path, what in references(run.recipe.stages[name]) if what == "rows"]
     if any(not (run.stage_folder(path[1:]) / ROWS).is_file() for path in waiting):
         summary = f"checked once {' and '.join(waiting)} has made its rows"
@@ -121,6 +125,14 @@ def _prompts(name: str, stage: Stage, summary: str, listed: Sequence[Task], temp
     prompts = [template.prompt(task.messages) for task in listed[:SHOWN]]
     shown = tuple((Segment(template.decode(prompt), False),) for prompt in prompts)
     return StageCheck(stage=name, kind=stage.kind, summary=summary, samples=shown)
+
+
+def _chats(value: Any) -> Iterator[ChatConfig]:
+    """Everybody whom a stage asks: judges, writers and teachers."""
+    if isinstance(value, EndpointChat | LocalChat | ScriptedChat):
+        yield value
+    for _, child in children(value):
+        yield from _chats(child)
 
 
 def _tokenizer_of(run: Run, name: str) -> ModelConfig:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from whet.envs.judges.cache import no_probabilities
+from whet.errors import RewardError
 from whet.records import Message, Reply
 from whet.sandbox.base import FailureKind
 from whet.sandbox.worker_main import load_function
@@ -25,26 +26,24 @@ TOGETHER = 32
 class ScriptedAsker:
     """`Asker` over the function that `path` (`file.py:function` or `module:function`) names.
 
-    It is called with a list of `{"role", "content"}` and returns text. `deadline_s` is for one answer. The process
-    starts with the first question.
+    It is called with a list of `{"role", "content"}` and returns text. `deadline_s` is for one answer. Raises
+    `RewardError` where it cannot be loaded.
     """
 
     alone = True
 
     def __init__(self, path: str, *, deadline_s: float) -> None:
         self.identity = f"script {path} {_content_of(path)}".rstrip()
-        self._path, self._deadline_s = path, deadline_s
-        self._pool: WorkerPool | None = None
+        self._pool = WorkerPool("whet.envs.judges.scripted:load", arguments=[path], deadline_s=deadline_s)
+        (loaded,) = self._pool.map([None])
+        if loaded.failure is not None:
+            self._pool.close()
+            raise RewardError(f"script: {loaded.failure.message}")
 
     def ask(
         self, conversations: Sequence[Sequence[Message]], keys: Sequence[str], *, max_tokens: int
     ) -> Iterator[tuple[int, Reply]]:
         """The function's words on each conversation; the budget is the function's own affair."""
-        if not conversations:
-            return
-        if self._pool is None:
-            target = "whet.envs.judges.scripted:load"
-            self._pool = WorkerPool(target, arguments=[self._path], deadline_s=self._deadline_s)
         payloads = [[{"role": m.role, "content": m.content} for m in each] for each in conversations]
         for first in range(0, len(payloads), TOGETHER):
             for number, result in enumerate(self._pool.map(payloads[first : first + TOGETHER]), first):
@@ -62,8 +61,7 @@ class ScriptedAsker:
 
     def close(self) -> None:
         """Kill the process."""
-        if self._pool is not None:
-            self._pool.close()
+        self._pool.close()
 
 
 def _content_of(path: str) -> str:
@@ -72,11 +70,13 @@ def _content_of(path: str) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.suffix == ".py" and file.is_file() else ""
 
 
-def load(path: str) -> Callable[[list[dict[str, str]]], str]:
-    """The worker's side: the function, with its value checked."""
+def load(path: str) -> Callable[[list[dict[str, str]] | None], str]:
+    """The worker's side: the function, with its value checked; asked None, it only says that it is there."""
     function: Script = load_function(path)
 
-    def answer(messages: list[dict[str, str]]) -> str:
+    def answer(messages: list[dict[str, str]] | None) -> str:
+        if messages is None:
+            return ""
         said: Any = function(messages)
         if not isinstance(said, str):
             raise TypeError(f"returned a {type(said).__name__}, not text")
