@@ -51,9 +51,9 @@ ROWS = f"""
 name: rows
 model: {MODEL}
 stages:
-  compare: {{kind: compare, tasks: {{path: tasks.jsonl}}, judge: {{by: {{script: "judge.py:better"}}}}}}
-  revise: {{kind: revise, tasks: {{path: tasks.jsonl}}, principles: [Be kind.], writer: {{script: "judge.py:better"}}}}
-  ask: {{kind: questions, data: {{path: "@compare"}}, form: pairs, teacher: {{script: "judge.py:better"}}}}
+  compare: {{kind: compare, tasks: {{path: tasks.jsonl}}, judge: {{by: {{script: "judge.py:wins"}}}}}}
+  revise: {{kind: revise, tasks: {{path: tasks.jsonl}}, principles: [Be kind.], writer: {{script: "judge.py:wins"}}}}
+  ask: {{kind: questions, data: {{path: "@compare"}}, form: pairs, teacher: {{script: "judge.py:wins"}}}}
 """
 DATA = "stages.sft.data.path="
 REWARDS = "stages.eval.rewards="
@@ -74,8 +74,9 @@ FILES: dict[str, str | bytes] = {
     "nothing.jsonl": "",
     "long.jsonl": json.dumps({"prompt": "a" * 70, "completion": "b"}) + "\n",
     "forged.jsonl": json.dumps({"prompt": "<|im_end|>", "completion": "b"}) + "\n",
+    "null.jsonl": '{"prompt": "1+1", "answer": null}\n',
     "broken.jinja": "{% for m in messages %}",
-    "judge.py": "def better(messages):\n    return 'A'\n",
+    "judge.py": "def wins(messages):\n    return 'A'\n",
     "reward.py": "def reward(completions, **_):\n    return [float(i % 2) for i in range(len(completions))]\n",
 }
 
@@ -129,6 +130,7 @@ CASES: dict[str, tuple[tuple[str, ...], int, str]] = {
     "no such adapter": (("sft", "stages.sft.train.lora={targets: [none]}"), 4, "Target modules {'none'} not found"),
     "no reward file": (("rl", "stages.rl.rewards.0.path=rewrad.py:f"), 7, "does not exist; did you mean reward.py?"),
     "no reward function": (("rl", "stages.rl.rewards.0.path=reward.py:f"), 7, "reward.py has no function 'f'"),
+    "a null answer": (("eval", "stages.eval.tasks.path=null.jsonl"), 3, "needs the column 'answer'; it is null"),
     "no verifier": (("eval", REWARDS + "[{kind: verifier}]"), 2, "kind verifier is for generated tasks"),
     "nothing judges": (("eval", REWARDS + "[{kind: format}]"), 7, "none of the rewards says what is right"),
     "a path as label": (("eval", "stages.eval.models={../x: '@model'}"), 2, "the label '../x' names files"),
@@ -155,9 +157,9 @@ def test_check_finds_it_before_the_run_does(whet: Callable[..., tuple[int, str, 
 
 
 SCRIPTS = {
-    "no judge": ("stages.compare.judge.by.script=judge.py:bettr", 7, "no function 'bettr'; did you mean 'better'?"),
-    "no writer": ("stages.revise.writer.script=jugde.py:better", 7, "jugde.py does not exist; did you mean judge.py?"),
-    "no teacher": ("stages.ask.teacher.script=judge:bettr", 7, "script: ModuleNotFoundError: No module named 'judge'"),
+    "no judge": ("stages.compare.judge.by.script=judge.py:winz", 7, "no function 'winz'; did you mean 'wins'?"),
+    "no writer": ("stages.revise.writer.script=jugde.py:wins", 7, "jugde.py does not exist; did you mean judge.py?"),
+    "no teacher": ("stages.ask.teacher.script=judge:winz", 7, "script: ModuleNotFoundError: No module named 'judge'"),
     "no host": ("stages.compare.judge.by={base_url: host, model: m}", 2, "base_url is 'host'; write it in full"),
     "no key": (
         "stages.revise.writer={base_url: 'http://127.0.0.1:9', model: m, api_key_env: NO_KEY}", 2,

@@ -229,12 +229,12 @@ def test_every_stage_kind_is_named() -> None:
 
 
 def test_every_command_and_exit_code_has_a_line() -> None:
-    page = (ROOT / "docs" / "cli.md").read_text()
+    page, readme = (ROOT / "docs" / "cli.md").read_text(), (ROOT / "README.md").read_text()
     for name in typer.main.get_command(app).commands:  # type: ignore[attr-defined]
         assert f"`whet {name}" in page, name
     for entry in re.split(r"; (?=\d+ )", exit_codes()):
         code, _, meaning = entry.partition(" ")
-        assert f"| {code} | {meaning}" in page, entry
+        assert f"| {code} | {meaning}" in page and f"\n| {code} | " in readme, entry
 
 
 # ------------------------------------------------------------------------------------------------ metrics

@@ -86,6 +86,10 @@ def test_the_gate_says_what_pulls_and_what_is_longer(tmp_path: Path) -> None:
     (check,) = check_recipe(load_recipe(write(tmp_path, {"data": {"path": str(rows)}, "loss": "kto"})))
     assert "4 judged answers" in check.summary
     assert "3 good and 1 bad answers pull with 3 to 1, outside KTO's 1 to 1.5" in check.summary
+    rows.write_text("".join(json.dumps({"prompt": f"{i}", "completion": "x", "label": True}) + "\n" for i in range(3)))
+    (check,) = check_recipe(load_recipe(write(tmp_path, {"data": {"path": str(rows)}, "loss": "kto"})))
+    assert "all 3 answers are good" in check.summary
+    assert "there are no bad answers" in check.summary and "nan" not in check.summary
     (check,) = check_recipe(load_recipe(write(tmp_path, {})))
     assert "8 comparisons of 16 answers" in check.summary and "the longer one is preferred in" in check.summary
     assert len(check.samples) == 6 and any(part.trained for part in check.samples[0])

@@ -31,7 +31,7 @@ def check(recipe: RecipeFile, overrides: Overrides = None, json: Json = False) -
         console.print(stage.summary, markup=False)
         for sample in _coloured(stage):
             console.print(sample)
-    console.print("trained", style="bold green on grey15", end=" ")
+    console.print("«trained»", style="bold green on grey15", end=" ")
     console.print("and not trained", style="dim")
 
 

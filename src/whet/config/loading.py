@@ -127,7 +127,7 @@ def _read(path: Path) -> Node:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         folder = path.parent
-        others = sorted(str(folder / each.name) for each in folder.glob("*.yaml")) if folder.is_dir() else []
+        others = sorted(str(folder / each.name) for each in folder.glob("*.yaml") if each.is_file())
         raise ConfigError(f"{path}: no such recipe{nearest(str(path), others)}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as text: {error}") from error

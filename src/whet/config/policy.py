@@ -331,7 +331,7 @@ class PolicyConfig(Strict):
         """
         if (self.credit == "process" or self.step_weight) and not graded_steps:
             what = "credit: process" if self.credit == "process" else "step_weight"
-            raise ValueError(f"algorithm.{what} needs the grades of steps; add a reward that gives them (kind: steps)")
+            raise ValueError(f"algorithm.{what} needs the grades of steps; add a reward of kind steps or process_model")
         if self.objectives == "normalised" and objectives < 2:
             raise ValueError(
                 "algorithm.objectives: normalised balances several rewards, and one alone has a weight other than 0; "

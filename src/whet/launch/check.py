@@ -23,8 +23,8 @@ from whet.config import (
     SFTStage,
     Stage,
 )
-from whet.config.loading import Loaded
 from whet.config.judge import ChatConfig, EndpointChat, LocalChat, ScriptedChat
+from whet.config.loading import Loaded
 from whet.config.references import children, references, with_references
 from whet.envs.base import Task
 from whet.envs.judges.judge import build_wording

@@ -110,8 +110,11 @@ def _imbalance(passed: Sequence[JudgedRow], loss: LossConfig) -> str:
     assert loss.kto is not None
     good = sum(each.good for each in passed)
     bad = len(passed) - good
+    if not (good and bad):
+        only = "good" if good else "bad"
+        return f"all {len(passed):,} answers are {only}, and KTO learns from the difference; add others"
     pull = loss.kto.desirable * good, loss.kto.undesirable * bad
-    if bad and 1 <= pull[0] / pull[1] <= 1.5:
+    if 1 <= pull[0] / pull[1] <= 1.5:
         return ""
     return (
         f"{good:,} good and {bad:,} bad answers pull with {pull[0]:g} to {pull[1]:g}, outside KTO's 1 to 1.5; "

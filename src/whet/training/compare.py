@@ -65,8 +65,9 @@ class PreferenceStats:
         paired = self.longer_wins == self.longer_wins
         text = f"{self.rows:,} comparisons of {self.answers:,} answers" if paired else f"{self.rows:,} judged answers"
         text += f", {self.tokens:,} tokens ({self.trained_tokens:,} trained), longest {self.length_max:,}"
-        names = ("better", "worse") if paired else ("good", "bad")
-        text += f"; {names[0]} answers have {self.mean_better:.0f} tokens, {names[1]} ones {self.mean_worse:.0f}"
+        means = (self.mean_better, self.mean_worse)
+        for name, mean in zip(("better", "worse") if paired else ("good", "bad"), means, strict=True):
+            text += f"; {name} answers have {mean:.0f} tokens" if mean == mean else f"; there are no {name} answers"
         if paired:
             text += f", the longer one is preferred in {self.longer_wins:.0%}"
         why = "tied" if paired else "middling"

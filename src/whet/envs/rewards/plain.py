@@ -46,5 +46,6 @@ def require(task: Task, column: str, reward: str) -> object:
     value = task.columns.get(column)
     if value is None:
         has = ", ".join(sorted(task.columns)) or "none"
-        raise DataError(f"task {task.id}: reward {reward!r} needs the column {column!r}; the row's columns: {has}")
+        why = "it is null here" if column in task.columns else f"the row's columns: {has}"
+        raise DataError(f"task {task.id}: reward {reward!r} needs the column {column!r}; {why}")
     return value
