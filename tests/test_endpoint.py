@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import struct
 import threading
@@ -20,6 +21,7 @@ import pytest
 from whet.errors import ConfigError, SamplerError
 from whet.records import Ending, Message, Reply, ToolCall
 from whet.sampling.base import Request, SamplingParams
+from whet.sampling.calls import SILENT
 from whet.sampling.endpoint import EndpointSampler
 from whet.sampling.scripted import ScriptedSampler
 
@@ -177,6 +179,28 @@ def test_tool_calls_come_with_their_arguments() -> None:
         (message,) = sampler(server.url).chat(ASK, PARAMS)
     assert message.content == ""
     assert message.tool_calls == (ToolCall(name="add", arguments={"a": 1}, id="x"),)
+
+
+def test_a_server_that_fell_silent_is_not_asked_by_every_call() -> None:
+    """A judge that was killed used to be found dead by each of thousands of questions, one wait after the other."""
+    asked = [[Message(role="user", content=str(i))] for i in range(60)]
+
+    def given(*script: Answer, attempts: int = 1) -> tuple[int, list[str]]:
+        with serving(*script) as server:
+            found = dict(sampler(server.url, concurrency=4, attempts=attempts).replies(asked, PARAMS))
+        assert sorted(found) == list(range(60)) and all(reply.message is None for reply in found.values())
+        return len(server.bodies), [found[number].failure for number in range(60)]
+
+    made, said = given(status(503), attempts=2)
+    assert 2 * SILENT <= made <= 2 * (SILENT + 3), "those that were under way, and no more"
+    assert "attempt 2: 503" in said[0] and "no attempt is left" in said[0]
+    assert re.search(
+        r"conversation 60 of 60 was not asked for, because 1\d calls in a row had no answer.*503", said[-1]
+    )
+    made, said = given(status(400))
+    assert made == 60, "a refusal is an answer: it is about one conversation, and says nothing of the others"
+    made, _ = given(*[status(400) if i % 4 == 0 else status(503) for i in range(60)])
+    assert made == 60, "not in a row"
 
 
 def test_every_conversation_gets_its_own_answer_and_few_are_under_way() -> None:

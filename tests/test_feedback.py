@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.test_endpoint import says, serving, status
 from whet.config import DataConfig, GeneratedConfig
 from whet.config.loading import load_recipe
 from whet.data.formats import load_conversations, load_prompts
@@ -199,6 +200,34 @@ def test_a_judge_that_breaks_stops_the_stage_and_nothing_is_lost(how: str, tmp_p
     whole = run(tmp_path / "whole", "compare", *words)
     assert [{**row, "reasons": ""} for row in rows_of(stage)] == [{**row, "reasons": ""} for row in rows_of(whole)]
     assert asked_again < 2 * totals(whole)["pairs/judged"], "what it had answered was not asked again"
+
+
+def test_an_endpoint_that_dies_and_comes_back_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over HTTP: what was answered is not asked again, what was not is, and the rows are those of an unbroken run."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    alive = 10**6
+
+    def answers(handler: Any) -> None:
+        down = len(handler.server.bodies) > alive
+        (status(503) if down else says(rules.longer(handler.body["messages"])))(handler)
+
+    with serving(answers) as server:
+
+        def label(name: str, *more: str) -> Path:
+            by = f"{{base_url: '{server.url}', model: m, attempts: 1, concurrency: 1, cache: {tmp_path}/{name}.jsonl}}"
+            (tmp_path / name / "again").mkdir(parents=True, exist_ok=True)
+            return run(tmp_path / name / "again" if more else tmp_path / name, "compare", f"stages.made.judge.by={by}")
+
+        whole = label("whole")
+        asked = len(server.bodies)
+        assert rows_of(label("whole", "again")) == rows_of(whole) and len(server.bodies) == asked, "not one request"
+        alive = asked + 15
+        with pytest.raises(RewardError, match=r"most of chunk 2 of 3 could not be judged.*503 Service Unavailable"):
+            label("broken")
+        kept = len((tmp_path / "broken.jsonl").read_text().splitlines())
+        before, alive = len(server.bodies), 10**6
+        assert kept == 15 and rows_of(label("broken")) == rows_of(whole)
+        assert len(server.bodies) - before == asked - kept
 
 
 def test_single_failures_are_counted_and_make_no_label(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from whet.data.strict import check_text
@@ -34,8 +35,8 @@ class Chunk:
     failures: Sequence[str] = ()
     """Why candidates could not be judged or written, one entry each."""
     candidates: int = 0
-    """How many there were. Where most of them failed the stage stops, and keeps nothing of the chunk: it is tried again
-    when the stage goes on, and what was answered meanwhile is not asked again."""
+    """How many there were. Where most of them failed the stage stops, and keeps nothing of the chunk, nor of those just
+    before it in which anything failed: they are tried again when the stage goes on."""
 
 
 @dataclass(slots=True)
@@ -73,6 +74,7 @@ def make_rows(
         context.world.reseed(context.seed)
         made = make(number, chunk)
         if 2 * len(made.failures) > made.candidates:
+            _take_back(parts[: number - 1])
             raise RewardError(
                 f"{context.name}: most of chunk {number} of {len(chunks)} could not be judged; {made.failures[0]}; "
                 "what was made before is kept, and the same command goes on"
@@ -82,7 +84,7 @@ def make_rows(
         metrics = {"rows": float(len(rows)), "rows/unreadable": lost, **made.metrics}
         log.write(number, metrics, made.groups)
         log.sync()
-        write_json(parts[number - 1], {"rows": rows})
+        write_json(parts[number - 1], {"rows": rows, "failed": len(made.failures)})
         context.console.log(context.name, number, metrics, made.groups)
         if context.stopped() and number < len(chunks):
             raise Interrupted
@@ -93,6 +95,17 @@ def make_rows(
         raise DataError(f"{context.name}: not one row came of {len(items):,} tasks; see {context.folder}/metrics.jsonl")
     write_atomic(context.folder / ROWS, "".join(json.dumps(row) + "\n" for row in rows).encode())
     context.console.say(f"{context.name}: {len(rows):,} rows of {len(items):,} tasks in {context.folder / ROWS}")
+
+
+def _take_back(parts: Sequence[Path]) -> None:
+    """Remove the last chunks in which anything failed: a judge that is gone by now may have gone while they were made.
+
+    They are made again when the stage goes on, as they would have been; what was answered is not asked again.
+    """
+    for part in reversed(parts):
+        if not read_json(part)["failed"]:
+            return
+        part.unlink()
 
 
 def writable(template: Template, asked: Sequence[Message], answer: str) -> bool:

@@ -3,7 +3,8 @@
 What a busy or restarting server does (429, 5xx, refused and broken connections, half an answer, silence) is tried
 again, each time later, with jitter so that many clients do not come back together. What will not get better (a wrong
 key, an unknown model, an answer of the wrong shape) ends a call at once. Two deadlines bound every wait: one for each
-attempt, one for all calls that were asked for together.
+attempt, one for all calls that were asked for together. Not every call has to find out for itself that a server has
+fallen silent: after `SILENT` in a row without an answer the others are given up.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ LONGEST_WAIT_S = 30.0
 """The wait between two attempts doubles up to this; a server's Retry-After may ask for more."""
 LOOK_S = 1.0
 """How often somebody who waits for answers looks whether they can still come."""
+SILENT = 16
+"""Calls in a row that had no answer in all their attempts, after which those that wait are not made."""
 EXCERPT_CHARACTERS = 300
 """How much of a server's own words a message quotes."""
 
@@ -111,18 +114,27 @@ class Caller:
         gate = asyncio.Semaphore(self._concurrency)
         limits = httpx.Limits(max_connections=self._concurrency)
         began = time.monotonic()
+        silent: list[Failure] = []  # the calls that had no answer since the last one that had
         async with httpx.AsyncClient(headers=self._headers(), timeout=None, limits=limits) as client:
 
             async def one(number: int, call: Call[T]) -> None:
                 wait = _Wait(self._who, call.what, began, self._patience.total_s)
                 try:
                     async with asyncio.timeout(wait.left_s()), gate:
+                        if len(silent) >= SILENT:
+                            tell(number, _given_up(call.what, silent))
+                            return
                         answer = await self._answer(client, call, wait)
+                    silent.clear()
                     tell(number, answer)
                 except TimeoutError:
                     tell(number, Failure(wait.over(), timed_out=True))
-                except SamplerError as error:
-                    tell(number, Failure(error, timed_out=wait.timed_out))
+                except _Silence as error:
+                    silent.append(Failure(error, timed_out=wait.timed_out))
+                    tell(number, silent[-1])
+                except SamplerError as error:  # an answer all the same, and the last one
+                    silent.clear()
+                    tell(number, Failure(error, timed_out=False))
 
             await asyncio.gather(*(one(number, call) for number, call in enumerate(calls)))
 
@@ -163,6 +175,16 @@ def excerpt(answer: Any) -> str:
     return json.dumps(answer)[:EXCERPT_CHARACTERS]
 
 
+class _Silence(SamplerError):
+    """No attempt at a call brought an answer."""
+
+
+def _given_up(what: str, silent: Sequence[Failure]) -> Failure:
+    last = silent[-1]
+    said = f"{what} was not asked for, because {len(silent)} calls in a row had no answer; the last: {last.error}"
+    return Failure(SamplerError(said), timed_out=last.timed_out)
+
+
 class _Pace:
     """Requests that begin evenly spread over time, and not at all while the server asks everybody to wait."""
 
@@ -200,10 +222,10 @@ class _Wait:
         self.timed_out = timed_out
         self._last = f"attempt {attempt}: {happened}"
 
-    def over(self, why: str = "the deadline is over") -> SamplerError:
+    def over(self, why: str = "the deadline is over") -> _Silence:
         """The error that says all of it."""
         waited_s = time.monotonic() - self._began
-        return SamplerError(
+        return _Silence(
             f"{self.who}: {self._what} has been awaited for {waited_s:.1f} s (deadline {self._total_s:g} s); "
             f"{self._last}; {why}"
         )
