@@ -26,6 +26,7 @@ MODEL = '{path: "whet:tiny", create: {hidden_size: 16, layers: 1, heads: 2, kv_h
 
 def run(tmp_path: Path, stage: str, rows: list[dict[str, Any]]) -> Path:
     """The stage's folder after a run on these rows."""
+    tmp_path.mkdir(exist_ok=True)
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "recipe.yaml").write_text(
         f"name: rm\nmodel: {MODEL}\nstages:\n  rm:\n    kind: reward_model\n    data: {{path: {tmp_path}/rows.jsonl}}\n"
@@ -166,7 +167,7 @@ def test_what_cannot_be_read_is_dropped_and_counted() -> None:
         ("learn: steps\n    centring: 0.1", "ranking, centring and normalise are for comparisons"),
         ("every_token: true", "every_token is for outcomes"),
         ("ranking: plackett_luce\n    centring: 0.1", "centring is a term of pairs"),
-        ("learn: pairs", "must be 'comparisons', 'outcomes' or 'steps'"),
+        ("learn: pairs", "must be 'comparisons', 'ratings', 'outcomes' or 'steps'"),
     ],
 )
 def test_what_has_no_effect_is_refused(tmp_path: Path, stage: str, message: str) -> None:

@@ -116,8 +116,8 @@ class Says:
     def __init__(self, *raw: float) -> None:
         self.raw = raw
 
-    def scores(self, rows: Sequence[TokenRow]) -> list[tuple[float, ...]]:
-        return [(score,) for score, _ in zip(self.raw, rows, strict=True)]
+    def scores(self, rows: Sequence[TokenRow]) -> list[tuple[tuple[float, ...], ...]]:
+        return [((score,),) for score, _ in zip(self.raw, rows, strict=True)]
 
 
 @pytest.mark.parametrize("facts", [RewardFacts(mean=1.0, std=2.0), RewardFacts(reads="steps", link="sigmoid")])

@@ -136,6 +136,27 @@ stages:
     eval_every: 2
     train: {{lr: 0.01, batch_size: 4, steps: 8}}
 """,
+    "gate": f"""
+name: gate
+model: {MODEL}
+save: {{every: 2}}
+stages:
+  ratings:
+    kind: reward_model
+    learn: ratings
+    objectives: [right, worked, brief]
+    data: {{generate: arithmetic, count: 40, digits: 1, answers: 4, wishes: true}}
+    hold_out: 0.3
+    eval_every: 2
+    train: {{lr: 0.01, batch_size: 4, steps: 4}}
+  gate:
+    kind: reward_model
+    gate: {{path: "@ratings", hidden: 8, temperature: 1, debias: length}}
+    data: {{generate: arithmetic, count: 24, digits: 1, answers: 3, wishes: true}}
+    hold_out: 0.3
+    eval_every: 2
+    train: {{lr: 0.03, batch_size: 4, steps: 6}}
+""",
     "feedback": f"""
 name: feedback
 model: {MODEL}
@@ -276,6 +297,7 @@ def test_a_run_has_a_signal_that_a_wrong_resume_would_change(unstopped: dict[str
         ("critic", 3, 41),
         ("judged", 4, 97),
         ("reward", 1, 23),
+        ("gate", 2, 29),
         ("feedback", 6, 43),
         ("steps", 3, 37),
         ("back", 14, 53),

@@ -6,23 +6,28 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 from random import Random
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.laws.support import SHAPE, _widen_norms, gradients, largest_difference, random_atoms
 from whet.algorithms.answers import pairs_of
-from whet.algorithms.reward_model import comparison, objective_of, weighed
+from whet.algorithms.reward_model import comparison, objective_of, rated, scaled, weighed
 from whet.config import ModelConfig, RewardModelStage, TrainConfig
 from whet.data.base import Origin
 from whet.formulas import reward
 from whet.formulas.aggregate import STEPS, pessimistic
+from whet.models.gating import Gate, GateFacts
+from whet.models.heads import Scale
 from whet.models.load import load_scalar_model
 from whet.records import Atom, TokenRow
-from whet.training.compare import Compared
+from whet.training.compare import Compared, RatedRow
 from whet.training.engine import LocalTrainer
+from whet.training.gating import GateTrainer
 
 
 def vector(*numbers: float) -> Tensor:
@@ -83,11 +88,21 @@ def test_pairs_are_of_one_prompt_and_the_better_one_stands_first() -> None:
     assert list(zip(better.tolist(), worse.tolist(), strict=True)) == [(0, 1), (0, 2), (1, 2), (4, 5)]
 
 
+def test_what_nobody_rated_costs_nothing_and_teaches_nothing() -> None:
+    score = vector(1, 2, 3).requires_grad_()
+    loss = reward.rating_loss(score, vector(0.5, math.nan, 5))
+    torch.testing.assert_close(loss.detach(), vector(0.25, 0, 4))
+    loss.sum().backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(score.grad, vector(1, 0, -4))
+    assert reward.rating_loss(vector(math.nan), vector(1.0)).isnan(), "a broken score is no missing rating"
+
+
 LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
     "pairs": lambda x: reward.bradley_terry(x[:3], x[3:], margin_P=vector(0, 0.5, 1), confidence_P=vector(1, 0.9, 0.4)),
     "centring": lambda x: reward.centring(x[:3], x[3:]),
     "ranking": reward.plackett_luce,
     "labels": lambda x: reward.label_loss(x, vector(0, 1, 0.3, 1, 0, 0.5)),
+    "ratings": lambda x: reward.rating_loss(x.view(2, 3), vector(0, math.nan, 0.3, math.nan, math.nan, 2).view(2, 3)),
 }
 
 
@@ -111,9 +126,9 @@ def test_models_that_disagree_are_trusted_less() -> None:
 # ------------------------------------------------------------------------------------------------ the engine
 
 
-def scalar_trainer(**train: object) -> LocalTrainer:
+def scalar_trainer(objectives: Sequence[str] = (), **train: object) -> LocalTrainer:
     """A reward model in float64, with a head that is not zero."""
-    model = load_scalar_model(ModelConfig(path="whet:tiny", create=SHAPE))
+    model = load_scalar_model(ModelConfig(path="whet:tiny", create=SHAPE), objectives=objectives)
     _widen_norms(model.module)
     torch.manual_seed(1)
     torch.nn.init.normal_(model.module.score.weight, std=0.1)
@@ -144,6 +159,20 @@ def labelled() -> list[Atom]:
     ]
 
 
+OBJECTIVES = ("right", "kind", "brief")
+SCALES = {"right": Scale(3.0, 0.5), "kind": Scale(0.0, 1.0), "brief": Scale(-2.0, 4.0)}
+
+
+def answers_rated() -> list[Atom]:
+    """Each answer by one to three objectives; none has `brief` alone."""
+    draw, found = Random(5), []
+    for place, row in enumerate(row for atom in random_atoms() for row in atom.rows):
+        ratings = {name: draw.uniform(0, 5) for name in OBJECTIVES[: 1 + place % 3]}
+        told = RatedRow(origin=Origin(source="test", line=1), row=row, ratings=ratings)
+        found.append(scaled(rated(told, OBJECTIVES), SCALES))
+    return found
+
+
 def stage(**changes: object) -> RewardModelStage:
     source = {"path": "rows.jsonl"}
     return RewardModelStage.model_validate({"kind": "reward_model", "data": source, **changes})
@@ -154,28 +183,52 @@ STAGES = {
     "ranking": stage(ranking="plackett_luce"),
     "outcomes": stage(learn="outcomes", every_token=True),
     "steps": stage(learn="steps"),
+    "ratings": stage(learn="ratings", objectives=list(OBJECTIVES)),
 }
+
+
+def examples_of(config: RewardModelStage) -> list[Atom]:
+    if config.learn == "ratings":
+        return answers_rated()
+    return rankings() if config.learn == "comparisons" else labelled()
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_no_cut_changes_the_gradient_or_the_metrics(name: str) -> None:
     config = STAGES[name]
-    examples = rankings() if config.learn == "comparisons" else labelled()
-    atoms, objective, whole = weighed(examples, config=config), objective_of(config), scalar_trainer()
+    atoms, objective = weighed(examples_of(config), config=config), objective_of(config)
+    whole = scalar_trainer(config.objectives)
     metrics = whole.forward_backward(atoms, objective)
     expected = gradients(whole)
     assert all(bool(gradient.abs().max() > 0) for gradient in expected.values())
     for budget in (1, 60, 150):
-        cut = scalar_trainer(microbatch_tokens=budget)
+        cut = scalar_trainer(config.objectives, microbatch_tokens=budget)
         again = cut.forward_backward(atoms, objective)
         assert largest_difference(gradients(cut), expected) < 1e-12
-        for metric in ("loss", "accuracy", "score"):
+        assert again.keys() == metrics.keys()
+        for metric in metrics.keys() - {"oom_retries"}:
             assert again[metric].mean == pytest.approx(metrics[metric].mean, abs=1e-10)
     rows = [row for atom in atoms for row in atom.rows]
     twice = iter([row.with_columns(weight=tuple(2 * w for w in row.columns["weight"])) for row in rows])
     double = [Atom(rows=tuple(next(twice) for _ in atom.rows)) for atom in atoms]
     whole.forward_backward(double, objective)
     assert largest_difference(gradients(whole), {name: 2 * g for name, g in expected.items()}) < 1e-12
+
+
+def test_every_rating_counts_the_same_and_the_loss_of_the_mean_is_its_variance() -> None:
+    """A head of zeros says the mean: its loss is the mean of all squared ratings, in units of their scale."""
+    config = STAGES["ratings"]
+    atoms = answers_rated()
+    trainer = LocalTrainer(
+        load_scalar_model(ModelConfig(path="whet:tiny", create=SHAPE), objectives=OBJECTIVES), TrainConfig()
+    )
+    found = trainer.evaluate(weighed(atoms, config=config), objective_of(config))
+    for name in OBJECTIVES:
+        ratings = [x for atom in atoms if math.isfinite(x := atom.rows[0].columns[f"rating/{name}"][0])]
+        assert found[f"loss/{name}"].mean == pytest.approx(sum(x * x for x in ratings) / len(ratings), rel=1e-5)
+    every = [x for atom in atoms for (x,) in atom.rows[0].columns.values() if math.isfinite(x)]
+    assert found["loss"].mean == pytest.approx(sum(x * x for x in every) / len(every), rel=1e-5)
+    assert found["loss"].weight == pytest.approx(1)
 
 
 def test_one_forward_of_k_answers_has_the_gradient_of_all_their_pairs() -> None:
@@ -196,7 +249,7 @@ def test_margins_and_soft_labels_of_the_rows_are_those_of_the_formula() -> None:
     atom = Atom(rows=random_atoms(groups=1, rows=2)[0].rows)
     where = Origin(source="test", line=1)
     pair = comparison(Compared(origin=where, atom=atom, margin=row_margin, confidence=row_confidence))
-    (better,), (worse,) = trainer.scores(pair.rows)
+    ((better,),), ((worse,),) = trainer.scores(pair.rows)
     d = better - worse - row_margin
     found = trainer.evaluate(weighed([pair], config=config), objective_of(config))
     assert found["loss"].mean == pytest.approx(-0.8 * log_sigmoid(d) - 0.2 * log_sigmoid(-d))
@@ -230,8 +283,85 @@ def test_a_score_has_read_its_token_and_nothing_after_it() -> None:
     module = trainer.model.module
     together = trainer.scores(rows)
     module.config._attn_implementation = "sdpa"
-    for row, (score,) in zip(rows, together, strict=True):
+    for row, ((score,),) in zip(rows, together, strict=True):
         assert row.trained.index(True) == len(row.tokens) - 1
         with torch.no_grad():
             logits = module(input_ids=torch.tensor([row.tokens])).logits
         assert score == pytest.approx(float(logits), abs=1e-12)
+
+
+# -------------------------------------------------------------------------------------------------- a gate
+
+
+def test_what_is_debiased_goes_with_nothing_any_more() -> None:
+    torch.manual_seed(3)
+    length_N = torch.randn(200, dtype=torch.float64) * 9 + 30
+    score_NK = torch.randn(200, 3, dtype=torch.float64) + length_N[:, None] * vector(0.1, 0, -2)
+    found_K = reward.slopes(score_NK, length_N)
+    kept_NK = reward.debiased(score_NK, length_N - length_N.mean(), slope_K=found_K)
+    for k in range(3):
+        assert abs(float(torch.corrcoef(torch.stack([kept_NK[:, k], length_N]))[0, 1])) < 1e-12
+    assert reward.slopes(score_NK, score_NK[:, 1])[1] == pytest.approx(1), "of the objective itself nothing is left"
+    assert not reward.slopes(score_NK, torch.ones(200, dtype=torch.float64)).any()
+
+
+def test_a_gate_by_hand() -> None:
+    scores, gates = vector(1, 3, -1, 2).view(2, 2), vector(0.25, 0.75, 1, 0).view(2, 2)
+    torch.testing.assert_close(reward.gated(scores, gates, scale=2.0), vector(5, -2))
+
+
+def gate_trainer(rows: Sequence[TokenRow], debias: str | None = None, **train: object) -> GateTrainer:
+    """A gate in float64 over a frozen model of three objectives, which knows these answers."""
+    frozen = scalar_trainer(OBJECTIVES, **train).model
+    frozen.module.requires_grad_(False)
+    torch.manual_seed(2)
+    gate = Gate(GateFacts(hidden=5, temperature=2.0, debias=debias), OBJECTIVES, frozen.module.score.weight.shape[1])
+    torch.nn.init.normal_(gate.last.weight)
+    trainer = GateTrainer(
+        replace(frozen, gate=gate.double()), gate, TrainConfig.model_validate({"clip_norm": None, **train})
+    )
+    trainer.learn_from(rows, trainer.features(rows))
+    trainer.debias(rows)
+    return trainer
+
+
+@pytest.mark.parametrize("debias", [None, "length", "brief"])
+def test_a_gate_is_trained_on_what_it_says_in_use(debias: str | None) -> None:
+    """From features computed once, and from the whole model as a reward reads it: the same numbers, and gradients."""
+    config, atoms = stage(), rankings()
+    rows = [row for atom in atoms for row in atom.rows]
+    once = gate_trainer(rows, debias)
+    again = LocalTrainer(once.model, once.config)
+    for (known,), (read,) in zip(once.scores(rows), again.scores(rows), strict=True):
+        assert known == pytest.approx(read, abs=1e-10) and len(read) == 1 + 2 * len(OBJECTIVES)
+        assert sum(read[4:]) == pytest.approx(1)
+    assert set(once.model.parameters) == {f"gate.{name}" for name, _ in once.gate.named_parameters()}
+    weighed_atoms, objective = weighed(atoms, config=config), objective_of(config)
+    first = once.forward_backward(weighed_atoms, objective)
+    expected = gradients(once)
+    assert all(bool(gradient.abs().max() > 0) for gradient in expected.values())
+    once.optimizers.zero_grad()
+    second = again.forward_backward(weighed_atoms, objective)
+    assert second["loss"].mean == pytest.approx(first["loss"].mean, abs=1e-12)
+    assert largest_difference(gradients(again), expected) < 1e-10
+
+
+def test_what_a_gate_reads_does_not_depend_on_what_stands_beside() -> None:
+    rows = [row for atom in rankings() for row in atom.rows]
+    together, alone = gate_trainer(rows), gate_trainer(rows, microbatch_tokens=1)
+    torch.testing.assert_close(together.features(rows), alone.features(rows), atol=1e-12, rtol=0)
+    lengths = together.features(rows)[:, -1].tolist()
+    assert lengths == [float(len(row.tokens) - row.shared) for row in rows]
+
+
+def test_a_new_gate_weighs_all_alike_and_survives_its_file(tmp_path: Path) -> None:
+    facts = GateFacts(hidden=4, temperature=10.0, debias=None)
+    gate = Gate(facts, OBJECTIVES, 8)
+    state, score = torch.randn(6, 8), torch.randn(6, 3)
+    said = gate(state, score, torch.ones(6))
+    torch.testing.assert_close(said[:, 4:], torch.full((6, 3), 1 / 3))
+    torch.testing.assert_close(said[:, 0], score.mean(1))
+    gate.export(tmp_path)
+    other = Gate(facts, OBJECTIVES, 8)
+    other.load_state_dict(load_file(tmp_path / "gate.safetensors"))
+    torch.testing.assert_close(other(state, score, torch.ones(6)), said, rtol=0, atol=0)

@@ -2,9 +2,10 @@
 
 A comparison is an atom of K rows, the best answer first, each with its last token alone trained: the score is read
 there, and one forward pass serves all C(K, 2) pairs (InstructGPT 2203.02155, section 3.5). A judged answer is a row
-with a column `label` at the tokens where it holds: the last, every one, or those that end a step.
+with a column `label` at the tokens where it holds: the last, every one, or those that end a step. A rated answer is
+read at its end and has a column for each objective.
 
-Legend: R rows of a micro-batch, P pairs of all its rankings, T labelled tokens.
+Legend: R rows of a micro-batch, P pairs of all its rankings, T labelled tokens, K objectives.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from math import isfinite, nan
 from typing import Literal
 
 import torch
@@ -22,9 +24,10 @@ from whet.algorithms.supervised import supervised
 from whet.config.reward_model import RewardModelStage
 from whet.formulas import reward as formulas
 from whet.formulas.reduce import sequence_mean, token_mean
+from whet.models.heads import Scale
 from whet.records import Atom, Step
 from whet.training.base import Batch, Need, Objective, Outputs, Tally, Trainer
-from whet.training.compare import Compared, JudgedRow, ends_only
+from whet.training.compare import Compared, JudgedRow, RatedRow, ends_only
 from whet.training.stepwise import SteppedRow
 
 Ranking = Literal["pairs", "plackett_luce"]
@@ -51,7 +54,7 @@ def objective_of(config: RewardModelStage) -> Objective:
     """What a stage teaches, as a value."""
     if config.learn == "comparisons":
         return Rank(ranking=config.ranking, centring=config.centring)
-    return Label()
+    return Rate(objectives=tuple(config.objectives)) if config.learn == "ratings" else Label()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +69,8 @@ class Rank:
 
     def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Mapping[str, Tally]]:
         """The weighted loss; as metrics the means over pairs of the loss, of who won and of by how much."""
-        score_R = outputs.score_T
-        assert score_R is not None and len(score_R) == batch.rows, "one score for each answer"
+        assert outputs.score_TK is not None and len(outputs.score_TK) == batch.rows, "one score for each answer"
+        score_R = outputs.score_TK[:, 0]
         better_P, worse_P = pairs_of(batch.atom_R)
         difference_P = (score_R[better_P] - score_R[worse_P]).detach()
         weight_P = batch.weight_T[better_P]
@@ -104,8 +107,8 @@ class Label:
 
     def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Mapping[str, Tally]]:
         """The weighted loss, its mean, and how many labels the score is on the right side of."""
-        score_T, label_T, weight_T = outputs.score_T, batch.columns["label"], batch.weight_T
-        assert score_T is not None, "the engine gives what is needed"
+        assert outputs.score_TK is not None, "the engine gives what is needed"
+        score_T, label_T, weight_T = outputs.score_TK[:, 0], batch.columns["label"], batch.weight_T
         loss_T = formulas.label_loss(score_T, label_T)
         right_T = (score_T.detach() > 0) == (label_T > 0.5)
         return (weight_T * loss_T).sum(), {
@@ -113,6 +116,26 @@ class Label:
             "accuracy": Tally(total=(weight_T * right_T).sum(), weight=weight_T.sum()),
             "score": Tally(total=(weight_T * score_T.detach()).sum(), weight=weight_T.sum()),
         }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """Each output is the rating by its objective. Columns `rating/NAME`: NaN where nobody rated."""
+
+    objectives: tuple[str, ...]
+    needs: frozenset[Need] = field(default_factory=lambda: frozenset({"score"}))
+    temperature: float = 1.0
+
+    def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Mapping[str, Tally]]:
+        """The weighted squared errors; as metrics their mean over all ratings, and over those of each objective."""
+        assert outputs.score_TK is not None, "the engine gives what is needed"
+        rating_TK = torch.stack([batch.columns[f"rating/{name}"] for name in self.objectives], dim=1)
+        loss_TK = formulas.rating_loss(outputs.score_TK, rating_TK)
+        loss_K = (batch.weight_T[:, None] * loss_TK).sum(0)
+        weight_K = (batch.weight_T[:, None] * rating_TK.isfinite()).sum(0)
+        named = zip(self.objectives, loss_K.detach(), weight_K, strict=True)
+        tallies = {f"loss/{name}": Tally(total=loss, weight=weight) for name, loss, weight in named}
+        return loss_K.sum(), {"loss": Tally(total=loss_K.detach().sum(), weight=weight_K.sum()), **tallies}
 
 
 # ----------------------------------------------------------------------------------------------- examples
@@ -135,14 +158,35 @@ def stepped(answer: SteppedRow) -> Atom:
     return Atom(rows=(answer.row.with_columns(label=answer.labels),))
 
 
+def rated(answer: RatedRow, objectives: Sequence[str]) -> Atom:
+    """The answer, read at its end, with its rating by each objective, NaN where nobody gave one."""
+    atom = ends_only(Atom(rows=(answer.row,)))
+    for name in objectives:
+        atom = add_constant(atom, f"rating/{name}", answer.ratings.get(name, nan))
+    return atom
+
+
+def scaled(atom: Atom, scales: Mapping[str, Scale]) -> Atom:
+    """A rated answer with its ratings in standard deviations from their mean."""
+    for name, scale in scales.items():
+        (rating,) = atom.rows[0].columns[f"rating/{name}"]
+        atom = add_constant(atom, f"rating/{name}", (rating - scale.mean) / scale.std)
+    return atom
+
+
 def weighed(examples: Sequence[Atom], *, config: RewardModelStage) -> list[Atom]:
     """The examples of one optimizer step, their weights written over all of it.
 
-    Every ranking counts the same, its pairs share its weight; so does every judged answer, and every labelled step.
+    Every ranking counts the same, its pairs share its weight; so does every judged answer, every labelled step, and
+    every rating, whichever objective it is by.
     """
     if config.learn == "comparisons":
         pairs = config.ranking == "pairs"
         return [add_constant(atom, "weight", _share(len(atom.rows), pairs=pairs) / len(examples)) for atom in examples]
+    if config.learn == "ratings":
+        columns = [atom.rows[0].columns[f"rating/{name}"] for atom in examples for name in config.objectives]
+        ratings = sum(isfinite(rating) for (rating,) in columns)
+        return [add_constant(atom, "weight", 1 / ratings) for atom in examples]
     lengths = [atom.rows[0].trained_count for atom in examples]
     weights = token_mean(lengths) if config.learn == "steps" else sequence_mean(lengths)
     return [add_constant(atom, "weight", weight) for atom, weight in zip(examples, weights, strict=True)]

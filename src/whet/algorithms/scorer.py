@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from whet.envs.base import Passage, Reading
 from whet.errors import DataError
@@ -24,6 +24,10 @@ class ModelScorer:
     """The reward model's own."""
     max_length: int
     facts: RewardFacts
+    objectives: tuple[str, ...] = ()
+    """The names of the head's outputs where there are several."""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """What each objective counts for, where no gate decides."""
 
     def read(self, passages: Sequence[Passage]) -> list[Reading]:
         """One reading of each passage; what cannot be written, is too long or has no number is a failure."""
@@ -34,12 +38,20 @@ class ModelScorer:
             for row in rows
         ]
 
-    def _reading(self, raw: Sequence[float]) -> Reading:
+    def _reading(self, read: Sequence[Sequence[float]]) -> Reading:
         """What the raw scores mean. A NaN is said here: `min` passes it over, and a comparison makes it a number."""
-        wrong = next((score for score in raw if not math.isfinite(score)), None)
+        wrong = next((score for outputs in read for score in outputs if not math.isfinite(score)), None)
         if wrong is not None:
             return Reading(scores=(), failure=f"the reward model says {wrong}")
-        return Reading(scores=tuple(map(self._meant, raw)))
+        if not self.objectives:
+            return Reading(scores=tuple(self._meant(score) for (score,) in read))
+        if self.facts.gate is None:
+            said = [dict(zip(self.objectives, outputs, strict=True)) for outputs in read]
+            scores = (sum(weight * each[name] for name, weight in self.weights.items()) for each in said)
+            return Reading(scores=tuple(scores), parts=said[-1])
+        names = (*self.objectives, *(f"gate/{name}" for name in self.objectives))
+        parts = dict(zip(names, read[-1][1:], strict=True))
+        return Reading(scores=tuple(self._meant(score) for score, *_ in read), parts=parts)
 
     def _row(self, passage: Passage) -> TokenRow | str:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from whet.config.strict import Made, Strict
 
@@ -49,8 +49,17 @@ class GeneratedConfig(Strict):
     """arithmetic demonstrations: running text for pre-training, without chat turns."""
     answers: int = Field(2, ge=2, le=4)
     """comparisons: ranked answers to each problem, of four kinds: right with steps, right, wrong with steps, wrong."""
+    wishes: bool = False
+    """arithmetic: every prompt asks for the columns (`show`) or to do without (`brief`), half of them each; what an
+    answer is worth, and the order of comparisons, depend on it."""
     numbers: int = Field(3, ge=2, le=6)
     """countdown: how many numbers may be used."""
+
+    @model_validator(mode="after")
+    def _check(self) -> GeneratedConfig:
+        if self.wishes and self.generate != "arithmetic":
+            raise ValueError(f"wishes is of arithmetic, and generate is {self.generate}; leave it out")
+        return self
 
 
 def _source(value: Any) -> str:

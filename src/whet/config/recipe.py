@@ -8,6 +8,7 @@ Defaults are published settings, named in `docs/`. Units are in the names: `_s` 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -24,7 +25,16 @@ from whet.config.policy import PolicyConfig
 from whet.config.preference import PreferenceStage
 from whet.config.references import references
 from whet.config.reward_model import RewardModelStage
-from whet.config.rewards import JudgeReward, RewardConfig, check_cost, check_rewards, judged, weights
+from whet.config.rewards import (
+    JudgeReward,
+    RewardConfig,
+    check_cost,
+    check_normalised,
+    check_rewards,
+    judged,
+    scorers,
+    weights,
+)
 from whet.config.stage import StageBase
 from whet.config.strict import Made, Strict
 from whet.config.train import RLTrainConfig, SamplingConfig, SaveConfig, TrainConfig
@@ -77,6 +87,8 @@ class RLStage(StageBase):
             graded_steps=any(r.grades_steps for r in self.rewards),
             lora=self.train.lora is not None,
         )
+        if self.algorithm.objectives == "normalised":
+            check_normalised(self.rewards)
         if self.constraint is not None:
             check_cost(self.constraint.cost, self.rewards)
             self.algorithm.check_constrained()
@@ -173,6 +185,30 @@ class Recipe(Strict):
                 if path[1:] not in made[what]:
                     earlier = ", ".join(f"@{other}" for other in made[what] if other != "model") or "none"
                     raise ValueError(f"stages.{name}.{key} is {path}, which is no earlier {NOUNS[what]} ({earlier})")
+            for problem in self._unfit(stage):
+                raise ValueError(f"stages.{name}.{problem}")
             if stage.makes is not None:
                 made[stage.makes].append(name)
         return self
+
+    def _unfit(self, stage: Stage) -> Iterator[str]:
+        """What is wrong with the reward models of this recipe that the stage uses, each found to exist before."""
+        for scorer in scorers(getattr(stage, "rewards", [])):
+            if (made := self._reward_model(scorer.path)) is not None:
+                yield from (f"rewards: {problem}" for problem in made.unfit(scorer.path, scorer.objectives))
+        critic = stage.algorithm.critic if isinstance(stage, RLStage) else None
+        if critic is not None and critic.model is not None:
+            made = self._reward_model(critic.model.path)
+            if made is not None and (made.several or made.gate is not None):
+                yield f"algorithm.critic.model is {critic.model.path}, which has several objectives and not one number"
+        if isinstance(stage, RewardModelStage) and stage.gate is not None:
+            made, against = self._reward_model(stage.gate.path), stage.gate.debias
+            if made is not None and not made.several:
+                yield f"gate.path is {stage.gate.path}, which is not rated by several objectives (learn: ratings)"
+            elif made is not None and against not in (None, "length", *made.objectives):
+                yield f"gate.debias is {against!r}: neither length nor one of {', '.join(made.objectives)}"
+
+    def _reward_model(self, path: str) -> RewardModelStage | None:
+        """The stage of this recipe that makes the reward model at a path."""
+        stage = self.stages.get(path[1:]) if path.startswith("@") else None
+        return stage if isinstance(stage, RewardModelStage) else None

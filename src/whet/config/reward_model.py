@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from whet.config.data import GeneratedConfig, Source
+from whet.config.model import ModelConfig
 from whet.config.stage import StageBase
 from whet.config.strict import Made
 from whet.config.train import TrainConfig
 
+Objective = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+"""What answers are rated by; it is part of the names of metrics."""
+
+
+class GateConfig(ModelConfig):
+    """A gate over the objectives of a reward model that is there: the prompt decides what each counts for (ArmoRM)."""
+
+    refers_to: ClassVar[Made | None] = "reward"
+    hidden: int = Field(1024, ge=0)
+    """Width of the one hidden layer between the prompt's last hidden state and the weights; 0: none."""
+    temperature: float = Field(10.0, gt=0)
+    """What the gate's logits are divided by."""
+    debias: str | None = None
+    """What is taken off every objective so that none goes with it any more: `length` (tokens of the answer), or an
+    objective (verbosity). It is taken off in training, evaluation and use alike."""
+
 
 class RewardModelStage(StageBase):
-    """A scalar head on a language model learns which answers, or which steps of an answer, are good."""
+    """A head on a language model learns which answers, or which steps of an answer, are good, or how good in what."""
 
     makes: ClassVar[Made | None] = "reward"
     kind: Literal["reward_model"]
@@ -24,9 +42,14 @@ class RewardModelStage(StageBase):
     """Share of the prompts in `data` that is held out where `eval_data` is not given; a hash of the prompt decides."""
     eval_every: int = Field(50, ge=1)
     """Steps between evaluations on what is held out."""
-    learn: Literal["comparisons", "outcomes", "steps"] = "comparisons"
-    """comparisons: which of two or more answers is better. outcomes: whether an answer is good (`label`). steps:
-    whether each of its steps is (a process reward model)."""
+    learn: Literal["comparisons", "ratings", "outcomes", "steps"] = "comparisons"
+    """comparisons: which of two or more answers is better. ratings: how good an answer is by each of several
+    `objectives`. outcomes: whether an answer is good (`label`). steps: whether each of its steps is (a process reward
+    model)."""
+    objectives: list[Objective] = []
+    """ratings: what the rows rate, in the order of the head's outputs."""
+    gate: GateConfig | None = None
+    """comparisons: what learns from them is a gate over the objectives of this model, whose own weights stay."""
     ranking: Literal["pairs", "plackett_luce"] = "pairs"
     """comparisons: Bradley-Terry over all pairs of a prompt's answers (InstructGPT), or the ranking as one choice."""
     centring: float = Field(0.0, ge=0)
@@ -38,14 +61,46 @@ class RewardModelStage(StageBase):
     standard deviation of 1. Written into the model's config; whoever reads the raw head does not see it."""
     train: TrainConfig = TrainConfig()
 
+    @property
+    def several(self) -> bool:
+        """Whether its model has more than one number, so that whoever uses it must say what each counts for."""
+        return len(self.objectives) > 1
+
+    def unfit(self, path: str, weights: Mapping[str, float]) -> Iterator[str]:
+        """What is wrong with a reward by this stage's model under these weights of its objectives."""
+        unknown = next((name for name in weights if name not in self.objectives), None)
+        if weights and not self.several:
+            yield f"objectives weighs those of a model of several, and {path} has one score; leave it out"
+        elif unknown is not None:
+            yield f"objectives.{unknown} is none of those of {path}: {', '.join(self.objectives)}"
+        elif self.several and not weights:
+            example = ", ".join(f"{name}: 1" for name in self.objectives)
+            yield f"{path} has several objectives and no gate; say what each counts for (objectives: {{{example}}})"
+
     @model_validator(mode="after")
     def _check(self) -> RewardModelStage:
         if self.learn != "comparisons" and (self.ranking != "pairs" or self.centring or self.normalise != "mean"):
             raise ValueError(f"ranking, centring and normalise are for comparisons, and learn is {self.learn}")
         if self.learn != "outcomes" and self.every_token:
             raise ValueError(f"every_token is for outcomes, and learn is {self.learn}")
+        if self.learn == "ratings" and not self.objectives:
+            raise ValueError("learn: ratings needs the names of what is rated; add objectives: [helpfulness, ...]")
+        if self.learn != "ratings" and self.objectives:
+            raise ValueError(f"objectives is for ratings, and learn is {self.learn}")
+        if self.gate is not None:
+            self._check_gate()
+        if len(set(self.objectives)) < len(self.objectives):
+            raise ValueError("objectives: one of them is named twice")
         if self.ranking == "plackett_luce" and self.centring:
             raise ValueError("centring is a term of pairs; leave it out with ranking: plackett_luce")
         if self.learn == "steps" and isinstance(self.data, GeneratedConfig):
             raise ValueError("learn: steps needs rows with graded steps; a stage of kind step_labels makes them")
         return self
+
+    def _check_gate(self) -> None:
+        if self.learn != "comparisons":
+            raise ValueError(f"gate learns from comparisons, and learn is {self.learn}")
+        if self.model is not None:
+            raise ValueError("gate.path is the model that it weighs the objectives of; leave model out")
+        if self.train.lora is not None or self.train.quantize is not None:
+            raise ValueError("gate leaves the model as it is, so train.lora and train.quantize would change nothing")

@@ -151,9 +151,12 @@ class WorthReward(RewardBase):
 
 
 class ScorerConfig(ModelConfig):
-    """A reward model: `path` is a sequence classifier with one label, or `@stage` for what a stage made."""
+    """A reward model: `path` is a sequence classifier, or `@stage` for what a stage made."""
 
     refers_to: ClassVar[Made | None] = "reward"
+    objectives: dict[str, float] = {}
+    """Of a model of several objectives without a gate: what a standard deviation of each counts for; 0 and what is left
+    out is only watched. Empty: the model has one score, or a gate that weighs."""
 
 
 class ScoredReward(RewardBase):
@@ -196,6 +199,12 @@ class ProcessModelReward(ScoredReward, ScorerConfig):
         """Each of them."""
         return True
 
+    @model_validator(mode="after")
+    def _check_scorer(self) -> ProcessModelReward:
+        if self.objectives:
+            raise ValueError("objectives are of whole answers; use kind: model")
+        return self
+
 
 RewardConfig = Annotated[
     VerifierReward
@@ -226,19 +235,37 @@ def name_of(reward: RewardConfig) -> str:
 
 
 def weights(rewards: Sequence[RewardConfig]) -> dict[str, float]:
-    """The weights of the rewards that count for something in the score, by name."""
-    # StepsReward gives grades of steps alone: it is no part of the score.
-    return {name_of(r): r.weight for r in rewards if r.weight and not isinstance(r, StepsReward)}
+    """The weights of what counts for something in the score, by name; objectives (`model/NAME`) one by one."""
+    found: dict[str, float] = {}
+    for reward in rewards:
+        if isinstance(reward, ModelReward) and reward.objectives:
+            found |= _objectives(reward)
+        elif not isinstance(reward, StepsReward):  # which gives grades of steps alone: it is no part of the score
+            found[name_of(reward)] = reward.weight
+    return {name: weight for name, weight in found.items() if weight}
+
+
+def _objectives(reward: ModelReward) -> dict[str, float]:
+    """What each objective counts for in the score, by its name among the rewards."""
+    return {f"{name_of(reward)}/{name}": reward.weight * weight for name, weight in reward.objectives.items()}
+
+
+def scorers(rewards: Sequence[RewardConfig]) -> list[ScorerConfig]:
+    """The reward models that are asked; each mention is a copy."""
+    asked = [each for r in rewards for each in (r.models if isinstance(r, EnsembleReward) else [r])]
+    return [each for each in asked if isinstance(each, ScorerConfig)]
 
 
 def check_cost(cost: str, rewards: Sequence[RewardConfig]) -> None:
-    """Raise `ValueError` where a constraint's cost is no reward, or counts in the score as well."""
-    found = {name_of(reward): reward for reward in rewards}
+    """Raise `ValueError` where a constraint's cost is no reward and no objective, or counts in the score as well."""
+    found = {name_of(reward): reward.weight for reward in rewards if not isinstance(reward, StepsReward)}
+    for reward in rewards:
+        found |= _objectives(reward) if isinstance(reward, ModelReward) else {}
+    if cost in [name_of(reward) for reward in rewards if isinstance(reward, StepsReward)]:
+        raise ValueError(f"constraint.cost is {cost!r}, which grades steps and no answers")
     if cost not in found:
         raise ValueError(f"constraint.cost is {cost!r}, which is none of the rewards: {', '.join(found)}")
-    if isinstance(found[cost], StepsReward):
-        raise ValueError(f"constraint.cost is {cost!r}, which grades steps and no answers")
-    if found[cost].weight:
+    if found[cost]:
         raise ValueError(f"constraint.cost is {cost!r}, whose weight counts it in the score too; give it weight: 0")
 
 
@@ -246,6 +273,15 @@ def judged(rewards: Sequence[RewardConfig]) -> bool:
     """Whether some reward says which answers are right."""
     judging = ("verifier", "math", "exact", "verdict")
     return any(r.judges if isinstance(r, FunctionReward) else r.kind in judging for r in rewards)
+
+
+def check_normalised(rewards: Sequence[RewardConfig]) -> None:
+    """Raise `ValueError` where rewards that are normalised one by one would pass over one of their settings."""
+    if any(isinstance(r, ModelReward) and r.objectives and r.truncated is not None for r in rewards):
+        raise ValueError(
+            "rewards: truncated is a value of the sum, and algorithm.objectives: normalised takes the objectives of a "
+            "reward model one by one; leave truncated out"
+        )
 
 
 def check_rewards(rewards: Sequence[RewardConfig]) -> None:

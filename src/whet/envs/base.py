@@ -120,6 +120,9 @@ class Reading:
 
     scores: tuple[float, ...]
     failure: str = ""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Of a model of several objectives: what each of them says at the last end (in standard deviations of its ratings),
+    and under `gate/NAME` what it counts for where a gate decides."""
 
 
 class Scorer(Protocol):

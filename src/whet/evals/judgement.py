@@ -10,12 +10,12 @@ Legend: K answers to one prompt, the best first.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from statistics import fmean
 
-from whet.evals.stats import Interval, mean_interval
+from whet.evals.stats import Interval, mean_interval, paired_interval
 
 BINS = 10
 
@@ -67,6 +67,15 @@ class Bin:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rival:
+    """Another way to decide the same pairs."""
+
+    accuracy: Interval
+    gain: Interval
+    """Of the model over it, prompt by prompt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
     """What a reward model or a judge came to on data whose truth is known."""
 
@@ -81,6 +90,8 @@ class Judgement:
     calibration_error: float
     """Expected calibration error: mean |confidence - share right| over bins, weighed by their counts."""
     bins: tuple[Bin, ...]
+    rivals: Mapping[str, Rival] = field(default_factory=dict)
+    """What a gate must beat: its objectives without it."""
 
 
 def judge_rankings(ranked: Sequence[Ranked]) -> Judgement:
@@ -104,6 +115,25 @@ def judge_pairs(pairs: Sequence[Decided], *, tie: float) -> Judgement:
     sure = [(max(p.chance, 1 - p.chance), (p.chance > 0.5) + (p.chance == 0.5) / 2) for p in pairs]
     ties = sum(pair.chance == 0.5 for pair in pairs)
     return _judgement("pairs", list(right.values()), list(longer.values()), sure, ties)
+
+
+def judge_rivals(ranked: Sequence[Ranked], others: Mapping[str, Sequence[tuple[float, ...]]]) -> Mapping[str, Rival]:
+    """Other scores of the same answers, by name, and what the model's own gain over them."""
+
+    def right(each: Sequence[Ranked]) -> list[list[float]]:
+        found: dict[Hashable, list[float]] = {}
+        for one in each:
+            found.setdefault(one.prompt, []).extend(float(a > b) for a, b in combinations(one.scores, 2))
+        return list(found.values())
+
+    theirs = {
+        name: right([replace(each, scores=other) for each, other in zip(ranked, scores, strict=True)])
+        for name, scores in others.items()
+    }
+    return {
+        name: Rival(accuracy=mean_interval(won), gain=paired_interval(won, right(ranked)))
+        for name, won in theirs.items()
+    }
 
 
 def judge_labels(labelled: Sequence[Labelled]) -> Judgement:

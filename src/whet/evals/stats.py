@@ -109,6 +109,17 @@ def paired_interval(
     return _t_interval(differences(first_QS, second_QS), level=level, floor=-1.0)
 
 
+def explained_variance(errors_Q: Sequence[float], totals_Q: Sequence[float], *, level: float = 0.95) -> Interval:
+    """Interval of 1 - sum(errors) / sum(totals): squared errors of a model and of a constant, summed by question.
+
+    A ratio of two sums that vary from question to question has Student's t interval of its linearised residuals
+    (Cochran, Sampling Techniques, section 6.4). Raises `ZeroDivisionError` where there is nothing to explain.
+    """
+    errors, totals = np.array(errors_Q), np.array(totals_Q)
+    ratio = float(errors.sum()) / float(totals.sum())
+    return _t_interval(1 - ratio - (errors - ratio * totals) / totals.mean(), level=level, floor=-math.inf)
+
+
 def sign_flip_p(differences_Q: Sequence[float] | np.ndarray) -> float:
     """Two-sided p-value of "there is no difference": how often random signs give a sum this far from zero.
 

@@ -1,11 +1,13 @@
 """Reward models: what comparisons, labels and steps teach a scalar, one number for each pair, place or label.
 
-Legend: P pairs, K answers to one prompt (the best first), T labelled tokens. Scores are raw outputs of a scalar head:
-their differences are log-odds of being preferred, and `sigmoid` makes a step's score the probability of being right.
+Legend: P pairs, K answers to one prompt (the best first) or K objectives, T labelled tokens, N answers. Scores are raw
+outputs of a scalar head: their differences are log-odds of being preferred, and `sigmoid` makes a step's score the
+probability of being right.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -42,3 +44,27 @@ def label_loss(score_T: Tensor, label_T: Tensor) -> Tensor:
     the answer's own label: an outcome verifier (Cobbe et al. 2110.14168).
     """
     return softplus(score_T) - label_T * score_T
+
+
+def rating_loss(score_TK: Tensor, rating_TK: Tensor) -> Tensor:
+    """(r - y)^2 for each objective, 0 where its rating y is NaN: nobody rated it (ArmoRM 2406.12845, section 3.1)."""
+    rated_TK = rating_TK.isfinite()
+    return (score_TK - rating_TK.where(rated_TK, 0.0)).square() * rated_TK
+
+
+def slopes(score_NK: Tensor, against_N: Tensor) -> Tensor:
+    """lambda_k = cov(r_k, v) / var(v): the most of v that r_k predicts; 0 where v is the same for all."""
+    centred_N = against_N - against_N.mean()
+    variance = centred_N.square().mean()
+    covariance_K = (centred_N[:, None] * score_NK).mean(0)
+    return covariance_K / variance if variance > 0 else torch.zeros_like(covariance_K)
+
+
+def debiased(score_TK: Tensor, against_T: Tensor, *, slope_K: Tensor) -> Tensor:
+    """r_k - lambda_k v: with lambda from `slopes` no objective goes with v (ArmoRM 2406.12845, section 3.3)."""
+    return score_TK - slope_K * against_T[:, None]
+
+
+def gated(score_TK: Tensor, gate_TK: Tensor, *, scale: Tensor | float) -> Tensor:
+    """s sum_k g_k r_k: the weights g are of the prompt and sum to 1; s makes differences log-odds (ArmoRM)."""
+    return scale * (gate_TK * score_TK).sum(-1)

@@ -31,8 +31,8 @@ from whet.envs.judges.judge import build_wording
 from whet.envs.judges.principles import read_principles
 from whet.envs.judges.questions import questions
 from whet.launch.world import LocalWorld
+from whet.pipeline.lessons import lessons
 from whet.pipeline.preference_stage import gate_preferences
-from whet.pipeline.reward_stage import lessons
 from whet.pipeline.rl_stage import playable, pretraining_rows
 from whet.pipeline.run import Run
 from whet.pipeline.sft_stage import gate
@@ -80,10 +80,10 @@ def _check_stage(run: Run, name: str, world: LocalWorld) -> StageCheck:
         shown = tuple(segments(row, world.template(model)) for row in data.gated.rows[:SHOWN])
         return StageCheck(stage=name, kind=stage.kind, summary=summary, samples=shown)
     if isinstance(stage, RewardModelStage):
-        taught, _, summary = lessons(world, model, stage)
-        rows = [row for lesson in taught[:SHOWN] for row in lesson.atom.rows]
+        given = lessons(world, model, stage)
+        rows = [row for lesson in given.taught[:SHOWN] for row in lesson.atom.rows]
         shown = tuple(segments(row, world.template(model)) for row in rows)
-        return StageCheck(stage=name, kind=stage.kind, summary=summary, samples=shown)
+        return StageCheck(stage=name, kind=stage.kind, summary=given.described, samples=shown)
     if isinstance(stage, PreferenceStage):
         gated = gate_preferences(world, model, stage, stage.data)
         summary = gated.describe()
@@ -137,5 +137,7 @@ def _chats(value: Any) -> Iterator[ChatConfig]:
 
 def _tokenizer_of(run: Run, name: str) -> ModelConfig:
     """A model with the stage's tokenizer: an earlier stage's does not exist yet, but it is the recipe's."""
-    model = run.model_of(name)
+    stage = run.recipe.stages[name]
+    gate = stage.gate if isinstance(stage, RewardModelStage) else None
+    model = run.model_of(name) if gate is None else run.resolve(gate.alone())
     return model if not model.path.startswith(str(run.folder)) or Path(model.path).is_dir() else run.recipe.model

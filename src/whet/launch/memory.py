@@ -34,7 +34,7 @@ from whet.config import (
 )
 from whet.config.critic import CriticConfig
 from whet.config.judge import ChatConfig, LocalChat
-from whet.config.rewards import EnsembleReward, JudgeReward, ScorerConfig
+from whet.config.rewards import JudgeReward, scorers
 from whet.errors import ModelError
 from whet.launch.needs import Footprint, Role, fitting_tokens
 from whet.models.footprint import Ledger, rehearsal
@@ -129,6 +129,9 @@ def _footprint(run: Run, name: str, stage: Stage) -> Footprint:
             scorers=_scorers(run, stage),
             speakers=_speakers(run, stage),
         )
+    if isinstance(stage, RewardModelStage) and stage.gate is not None:
+        named = run.recipe.model if stage.gate.path.startswith("@") else stage.gate.alone()
+        return footprint(name, named, None, None, scalar=True)
     return footprint(name, model, stage.train, None, scalar=isinstance(stage, RewardModelStage))
 
 
@@ -159,13 +162,16 @@ def footprint(
 ) -> Footprint:
     """Rehearse a full micro-batch of each model that is trained, and add what sampling and a reference need.
 
-    `scalar`: the model that is trained gives numbers, not tokens. `scorers`: the reward models that rewards ask.
-    `speakers`: the models on this machine that judge or write.
+    `scalar`: the model that is trained gives numbers, not tokens; without `train` it is frozen. `scorers`: the reward
+    models that rewards ask. `speakers`: the models on this machine that judge or write.
     """
     plan = train or TrainConfig()
     tokens = CACHED_TOKENS if plan.microbatch_tokens == "auto" else plan.microbatch_tokens
     batch = _full_microbatch(min(tokens, 65536), with_entropy=sampling is not None)
-    roles = [_scalar("reward", model, plan, batch) if scalar else _policy(model, train, sampling, batch)]
+    if scalar and train is None:
+        roles = [replace(_scorer(model), note="frozen under the gate, which is small")]
+    else:
+        roles = [_scalar("reward", model, plan, batch) if scalar else _policy(model, train, sampling, batch)]
     if reference:
         roles.append(_reference(roles[0], model, plan, batch))
     if critic is not None:
@@ -226,14 +232,7 @@ def _scorers(
     run: Run, stage: RLStage | OnlinePreferenceStage | EvalStage | CompareStage | StepLabelsStage
 ) -> list[ModelConfig]:
     """The reward models of a stage; one that an earlier stage will make has the shapes of what that starts from."""
-    asked = [
-        each for reward in stage.rewards for each in (reward.models if isinstance(reward, EnsembleReward) else [reward])
-    ]
-    return [
-        run.recipe.model if scorer.path.startswith("@") else scorer.alone()
-        for scorer in asked
-        if isinstance(scorer, ScorerConfig)
-    ]
+    return [run.recipe.model if scorer.path.startswith("@") else scorer.alone() for scorer in scorers(stage.rewards)]
 
 
 def _speakers(run: Run, stage: Stage) -> list[Speaks]:

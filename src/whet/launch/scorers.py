@@ -10,7 +10,7 @@ from whet.config import ModelConfig, TrainConfig
 from whet.config.rewards import ScorerConfig
 from whet.envs.base import Passage, Reading
 from whet.errors import ModelError
-from whet.models.heads import RewardFacts, reward_facts
+from whet.models.heads import RewardFacts, objectives_of, reward_facts
 from whet.models.load import load_scalar_model
 from whet.templates.base import Template
 from whet.training.engine import LocalTrainer
@@ -40,9 +40,23 @@ class LazyScorer:
         if (facts.reads == "steps") != self.steps:
             kind = "model" if self.steps else "process_model"
             raise ModelError(f"{model.path}: is a reward model of {facts.reads}; use kind: {kind} for it")
+        objectives, weights = objectives_of(language.module), self.config.objectives
+        weighed = bool(objectives) and facts.gate is None
+        if weighed and not weights:
+            raise ModelError(
+                f"{model.path}: has several objectives and no gate; say in objectives what each of them counts for "
+                f"({', '.join(objectives)})"
+            )
+        if weights and not weighed:
+            has = "a gate that weighs its objectives" if objectives else "one score"
+            raise ModelError(f"{model.path}: has {has}; leave objectives out")
+        if unknown := [name for name in weights if name not in objectives]:
+            raise ModelError(f"{model.path}: has no objective {unknown[0]!r}; it has {', '.join(objectives)}")
         return ModelScorer(
             trainer=LocalTrainer(language, TrainConfig()),
             template=self.template(model),
             max_length=language.max_length,
             facts=facts,
+            objectives=objectives,
+            weights=weights,
         )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TypedDict
@@ -12,11 +12,15 @@ import torch
 
 from whet.config import LoraConfig, ModelConfig, SamplingConfig, TrainConfig
 from whet.config.judge import ChatConfig, LocalChat
+from whet.config.reward_model import GateConfig
 from whet.config.rewards import ScorerConfig
 from whet.envs.judges.cache import CachedChat
+from whet.errors import ModelError
 from whet.launch.chats import build_chat
 from whet.launch.memory import settle
 from whet.launch.scorers import LazyScorer
+from whet.models.gating import LENGTH, Gate, GateFacts
+from whet.models.heads import objectives_of
 from whet.models.language import LanguageModel
 from whet.models.load import (
     load_model,
@@ -34,6 +38,7 @@ from whet.sampling.vllm_server import VllmServerSampler
 from whet.templates.jinja import JinjaTemplate
 from whet.training.base import Trainer
 from whet.training.engine import LocalTrainer
+from whet.training.gating import GateTrainer
 
 PolicySampler = EmbeddedSampler | VllmSampler | VllmServerSampler
 
@@ -91,12 +96,37 @@ class LocalWorld:
             about=_about(language, train),
         )
 
-    def scalar_model(self, model: ModelConfig, train: TrainConfig, *, reads: ModelConfig | None = None) -> Trainer:
+    def scalar_model(
+        self,
+        model: ModelConfig,
+        train: TrainConfig,
+        *,
+        reads: ModelConfig | None = None,
+        objectives: Sequence[str] = (),
+    ) -> Trainer:
         """A trainer over a model with a scalar head, which must know the tokens of the model that it `reads`."""
         if reads is not None and model.path != reads.path:
             require_same_tokens(model, reads)
-        language = load_scalar_model(model, **_how(train))
+        language = load_scalar_model(model, **_how(train), objectives=objectives)
+        if not objectives and (several := objectives_of(language.module)):
+            raise ModelError(
+                f"{model.path}: rates {', '.join(several)}, and one number is needed here; begin with a model of one"
+            )
         return LocalTrainer(language, train)
+
+    def gate(self, config: GateConfig, train: TrainConfig) -> GateTrainer:
+        """A gate over a frozen model's objectives; it begins with all of them alike."""
+        language = load_scalar_model(config.alone(), new_head=False)
+        names = objectives_of(language.module)
+        if not names or language.gate is not None:
+            has = "has a gate already" if names else "has one score"
+            raise ModelError(f"{config.path}: {has}, and a gate weighs several objectives (learn: ratings)")
+        if config.debias not in (None, LENGTH, *names):
+            raise ModelError(f"gate.debias is {config.debias!r}: neither length nor one of {', '.join(names)}")
+        language.module.requires_grad_(False)
+        facts = GateFacts(hidden=config.hidden, temperature=config.temperature, debias=config.debias)
+        gate = Gate(facts, names, language.module.score.weight.shape[1]).to(language.device)
+        return GateTrainer(replace(language, gate=gate), gate, train)
 
     def chat(self, config: ChatConfig) -> CachedChat:
         """Who the recipe names; a model on this machine is loaded at its first question and never trained."""

@@ -1,27 +1,37 @@
-"""Scalar heads: one number for a state, read off its last hidden state by a linear map without a bias.
+"""Scalar heads: numbers for a state, read off its last hidden state by a linear map without a bias.
 
-Read before an action it is the value of the state (PPO's critic); read at the last token of an answer it is a reward.
-Both are the same module, `score`, where transformers' sequence classifiers with one label have it, so a directory
-that we write loads there, and a reward model from there loads here. A model may be a trunk with `score` alone, or a
-causal LM with `score` beside its vocabulary (policy and critic on one trunk).
+Read before an action it is the value of the state (PPO's critic); read at the last token of an answer it is a reward,
+or one for each of several objectives. All are the same module, `score`, where transformers' sequence classifiers have
+it with a label for each output, so a directory that we write loads there, and a reward model from there loads here. A
+model may be a trunk with `score` alone, or a causal LM with `score` beside its vocabulary (policy and critic on one
+trunk).
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
 
 from whet.errors import ModelError
 from whet.files import read_json, write_atomic
+from whet.models.gating import GateFacts
 
 SCORE = "score"
 FACTS = "whet_reward"
 """Key of a model's config under which `RewardFacts` travel with it."""
+
+
+class Scale(NamedTuple):
+    """What ratings by one objective are like."""
+
+    mean: float
+    std: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,12 +46,20 @@ class RewardFacts:
     """Subtracted from the raw score (identity)."""
     std: float = 1.0
     """What the difference is divided by."""
+    ratings: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """For each objective the `Scale` of the ratings that it was taught: an output of 0 is their mean, and of 1 is one
+    standard deviation above it."""
+    gate: GateFacts | None = None
+    """The gate that weighs the objectives, where there is one: the score is what it makes of them."""
 
 
 def reward_facts(module: Any) -> RewardFacts | None:
     """What a scalar model says of itself; None where it says nothing."""
     noted = getattr(module.config, FACTS, None)  # transformers keeps unknown keys of a config as attributes
-    return None if noted is None else RewardFacts(**noted)
+    if noted is None:
+        return None
+    gate = GateFacts(**noted["gate"]) if noted.get("gate") else None
+    return RewardFacts(**{**noted, "gate": gate})
 
 
 def note_reward_facts(folder: Path, facts: RewardFacts) -> None:
@@ -50,16 +68,29 @@ def note_reward_facts(folder: Path, facts: RewardFacts) -> None:
     write_atomic(folder / "config.json", json.dumps({**config, FACTS: asdict(facts)}, indent=2).encode())
 
 
-def load_scalar(where: str, **options: Any) -> Any:
-    """A transformers sequence classifier with one label from a directory or hub id.
+def objectives_of(module: Any) -> tuple[str, ...]:
+    """The names of a head's outputs, in order; none where it has one output, which is the score."""
+    outputs = module.score.weight.shape[0]
+    return tuple(module.config.id2label[place] for place in range(outputs)) if outputs > 1 else ()
 
-    Where the weights are a causal LM's, its trunk is taken and `score` starts at zero: every value is 0, so the first
-    advantages are plain returns. Raises `ModelError` if the trunk is incomplete, and whatever transformers raises.
+
+def load_scalar(where: str, objectives: Sequence[str] = (), **options: Any) -> Any:
+    """A transformers sequence classifier from a directory or hub id, with an output for each of the objectives.
+
+    Without `objectives` it has the outputs that its own head has, or one. Where the weights are a causal LM's, its
+    trunk is taken and `score` starts at zero: every value is 0, so the first advantages are plain returns. Raises
+    `ModelError` if the trunk is incomplete, and whatever transformers raises.
     """
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoConfig, AutoModelForSequenceClassification
 
+    shape = _labels(objectives)
+    if not objectives:
+        revision = options.get("revision")
+        found = AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False)
+        classifies = any(name.endswith("ForSequenceClassification") for name in found.architectures or ())
+        shape = {} if classifies else {"num_labels": 1}
     module, found = AutoModelForSequenceClassification.from_pretrained(
-        where, num_labels=1, output_loading_info=True, **options
+        where, output_loading_info=True, **shape, **options
     )
     missing = set(found["missing_keys"])
     if missing == {f"{SCORE}.weight"}:
@@ -71,11 +102,22 @@ def load_scalar(where: str, **options: Any) -> Any:
     return module
 
 
-def scalar_from_causal(module: Any) -> Any:
-    """A sequence classifier with one label over the trunk of a causal LM in memory (copied); `score` is 0."""
+def _labels(objectives: Sequence[str]) -> dict[str, Any]:
+    """What a classifier's config says of its outputs."""
+    if not objectives:
+        return {"num_labels": 1}
+    return {
+        "id2label": dict(enumerate(objectives)),
+        "label2id": {name: place for place, name in enumerate(objectives)},
+        "problem_type": "regression",
+    }
+
+
+def scalar_from_causal(module: Any, objectives: Sequence[str] = ()) -> Any:
+    """A sequence classifier over the trunk of a causal LM in memory (copied), its outputs as above; `score` is 0."""
     from transformers import AutoModelForSequenceClassification
 
-    config = type(module.config).from_dict({**module.config.to_dict(), "num_labels": 1})
+    config = type(module.config).from_dict({**module.config.to_dict(), **_labels(objectives)})
     scalar = AutoModelForSequenceClassification.from_config(config)
     scalar.base_model.load_state_dict(module.base_model.state_dict())
     nn.init.zeros_(scalar.score.weight)

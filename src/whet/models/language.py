@@ -3,7 +3,7 @@
 The module is a Hugging Face causal LM whose attention is ours (`models.attention`); the head sees only the
 positions that it is asked about. Weights stay in float32; with `compute` bfloat16 the forward pass is autocast.
 
-Legend: N tokens of a packed stream, T trained tokens, D hidden size, V vocabulary.
+Legend: N tokens of a packed stream, T trained tokens, D hidden size, V vocabulary, K outputs of a head.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from whet.formulas.logprobs import Linear, chunked_logp
 from whet.models.attention import Layout, pick_backend
+from whet.models.gating import Gate
 from whet.models.heads import SCORE, is_scalar
-from whet.models.pack import Packed
+from whet.models.pack import Packed, prompt_ends
 from whet.models.products import linear
 from whet.models.quantize import is_quantised, save_dequantised
 
@@ -39,6 +40,8 @@ class LanguageModel:
     compute: torch.dtype
     adapter: Any = None
     """The peft model around `module`, where there is one."""
+    gate: Gate | None = None
+    """What weighs the outputs of a head of several objectives, where something does."""
 
     @property
     def vocabulary(self) -> int:
@@ -48,7 +51,8 @@ class LanguageModel:
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
         """Trainable parameters by name; tied ones once."""
-        return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+        parts = [("", self.module)] if self.gate is None else [("", self.module), ("gate.", self.gate)]
+        return {prefix + name: p for prefix, part in parts for name, p in part.named_parameters() if p.requires_grad}
 
     @property
     def backend(self) -> str:
@@ -96,11 +100,15 @@ class LanguageModel:
                 entropy_gradient=entropy_gradient,
             )
 
-    def value_at(self, states_TD: Tensor) -> Tensor:
-        """What the scalar head (`models.heads`) says of these states, (T,), float32 or wider."""
+    def head_at(self, states_TD: Tensor) -> Tensor:
+        """What the head (`models.heads`) says of these states, (T, K), float32 or wider."""
         score = self.module.score
-        values: Tensor = score(states_TD.to(score.weight.dtype)).squeeze(-1)
-        return values
+        said_TK: Tensor = score(states_TD.to(score.weight.dtype))
+        return said_TK
+
+    def value_at(self, states_TD: Tensor) -> Tensor:
+        """The same of a head with one output, (T,)."""
+        return self.head_at(states_TD).squeeze(-1)
 
     def logp(self, packed: Packed, *, temperature: float, with_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
         """(log p, entropy or None) of the trained tokens of a micro-batch."""
@@ -111,9 +119,29 @@ class LanguageModel:
         """Value of the state before each trained token of a micro-batch."""
         return self.value_at(self.stream(packed)[packed.source_T])
 
+    def scores_in(self, stream_ND: Tensor, packed: Packed) -> Tensor:
+        """What the head says having read each trained token of a micro-batch, (T, K), from its hidden states.
+
+        With a gate what that makes of it, too: (T, 1 + 2K), see `Gate.forward`.
+        """
+        return (
+            self.head_at(stream_ND[packed.place_T]) if self.gate is None else self.gate(*self._gated(stream_ND, packed))
+        )
+
     def scores(self, packed: Packed) -> Tensor:
-        """What the scalar head says having read each trained token of a micro-batch."""
-        return self.value_at(self.stream(packed)[packed.place_T])
+        """The same from the start."""
+        return self.scores_in(self.stream(packed), packed)
+
+    def features(self, packed: Packed) -> Tensor:
+        """All that a gate reads at each trained token, (T, D + K + 1): the prompt's last state, scores, length."""
+        state_TD, score_TK, length_T = self._gated(self.stream(packed), packed)
+        return torch.cat([state_TD, score_TK, length_T[:, None]], dim=1)
+
+    def _gated(self, stream_ND: Tensor, packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
+        prompt_T, positions_N = prompt_ends(packed), packed.layout.positions_N
+        score_TK = self.head_at(stream_ND[packed.place_T])
+        length_T = (positions_N[packed.place_T] - positions_N[prompt_T]).to(score_TK.dtype)
+        return stream_ND[prompt_T].to(score_TK.dtype), score_TK, length_T
 
     @contextmanager
     def as_reference(self) -> Iterator[LanguageModel]:
@@ -126,7 +154,7 @@ class LanguageModel:
         """Write the Hugging Face layout: config, safetensors, tokenizer and chat template.
 
         With an adapter, `folder` gets the merged weights and `folder/adapter` peft's own files. A scalar model is
-        written as a sequence classifier with one label; a causal LM leaves its critic's head behind.
+        written as a sequence classifier; a causal LM leaves its critic's head behind.
         """
         if self.adapter is None:
             self.module.save_pretrained(folder, state_dict=_published(self.module, self.module.state_dict()))
@@ -134,6 +162,8 @@ class LanguageModel:
             self.adapter.save_pretrained(folder / "adapter")
             (save_dequantised if is_quantised(self.module) else _save_merged)(self.adapter, folder)
         self.tokenizer.save_pretrained(folder)
+        if self.gate is not None:
+            self.gate.export(folder)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of the forward pass, as a context."""

@@ -10,17 +10,30 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from whet.config import LoraConfig, ModelConfig
 from whet.errors import ModelError
 from whet.models.attention import Tree, TreeLayout, attend, pick_backend
 from whet.models.compiled import compile_layers
 from whet.models.create import byte_tokenizer, create_model
-from whet.models.heads import SCORE, add_score, is_scalar, load_scalar, scalar_from_causal
+from whet.models.gating import load_gate
+from whet.models.heads import (
+    SCORE,
+    add_score,
+    is_scalar,
+    load_scalar,
+    objectives_of,
+    reward_facts,
+    scalar_from_causal,
+)
 from whet.models.language import LanguageModel
 from whet.models.machine import pick_compute, pick_device
 from whet.models.products import adopt
@@ -67,20 +80,30 @@ def load_scalar_model(
     quantised: bool = False,
     new_head: bool = True,
     compiled: bool = False,
+    objectives: Sequence[str] = (),
 ) -> LanguageModel:
     """A model that gives numbers, not tokens (a critic, a reward model), from a policy's weights or its own kind's.
 
-    A policy's weights get a head that says 0; where `new_head` is False they are refused.
+    A policy's weights get a head that says 0, with an output for each of `objectives` (none: one); where `new_head` is
+    False they are refused.
     """
     tokenizer = load_tokenizer(config)
-    module = _load_module(config, tokenizer, scalar=True, quantised=quantised)
+    module = _load_module(config, tokenizer, scalar=True, quantised=quantised, objectives=objectives)
     if not new_head and not module.score.weight.any():
         raise ModelError(f"{config.path}: has no scalar head that was trained; make one in a reward_model stage")
     if module.config.pad_token_id is None:  # transformers reads a score at the last token that is not padding
         module.config.pad_token_id = (
             tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         )
-    return _language_model(config, module, tokenizer, lora=lora, checkpointing=checkpointing, compiled=compiled)
+    language = _language_model(config, module, tokenizer, lora=lora, checkpointing=checkpointing, compiled=compiled)
+    facts = reward_facts(module)
+    if facts is None or facts.gate is None:
+        return language
+    try:
+        gate = load_gate(facts.gate, objectives_of(module), module, *_locate(config.path))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{config.path}: its gate could not be loaded ({_first_line(error)})") from error
+    return replace(language, gate=gate)
 
 
 def load_skeleton(
@@ -170,7 +193,14 @@ def read_eos_ids(config: ModelConfig) -> tuple[int, ...]:
     return () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
 
 
-def _load_module(config: ModelConfig, tokenizer: Any, *, scalar: bool = False, quantised: bool = False) -> Any:
+def _load_module(
+    config: ModelConfig,
+    tokenizer: Any,
+    *,
+    scalar: bool = False,
+    quantised: bool = False,
+    objectives: Sequence[str] = (),
+) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
@@ -180,11 +210,11 @@ def _load_module(config: ModelConfig, tokenizer: Any, *, scalar: bool = False, q
         if quantised:
             raise ModelError("whet:tiny is made, not loaded, so it has nothing to quantise; leave train.quantize out")
         created = create_model(config.create, tokenizer)
-        return scalar_from_causal(created) if scalar else created
+        return scalar_from_causal(created, objectives) if scalar else created
     where, revision = _locate(config.path)
     device = pick_device(config.device)
     options = nf4_options(device, pick_compute(config.dtype, device)) if quantised else {}
-    load = load_scalar if scalar else AutoModelForCausalLM.from_pretrained
+    load = partial(load_scalar, objectives=objectives) if scalar else AutoModelForCausalLM.from_pretrained
     try:
         module: Any = load(
             where,

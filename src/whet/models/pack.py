@@ -31,6 +31,15 @@ class Packed:
     target_T: Tensor
 
 
+def prompt_ends(packed: Packed) -> Tensor:
+    """(T,): where the prompt ends that each trained token's row shares; the rows must share one."""
+    trees, device = packed.layout.trees, packed.place_T.device
+    ends = torch.tensor([tree.size for tree in trees], device=device).cumsum(0)
+    own = torch.tensor([tree.size - tree.prefix for tree in trees], device=device)
+    prompt_ends: Tensor = ends - own - 1
+    return prompt_ends[torch.bucketize(packed.place_T, ends, right=True)]
+
+
 def pack(atoms: Sequence[Atom], device: torch.device, backend: str = "flash") -> Packed:
     """The atoms one after another, each as its shared prompt and then every row's own tokens."""
     stream: list[int] = []

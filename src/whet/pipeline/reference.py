@@ -1,35 +1,21 @@
-"""The reference's log-probabilities of a data set: computed once, kept as files, gone on with where they stopped.
+"""The reference's log-probabilities of a data set: computed once, before the first update.
 
-A preference stage's reference is the model that it starts from, so its log-probabilities are taken before the first
-update, and no second model is ever in memory (nor an adapter switched off and on). They are an artifact of the stage:
-
-    STAGE/reference/NAME/key.json              which rows they are of; the model is that of the recipe
-    STAGE/reference/NAME/00000.safetensors     log p of the trained tokens of so many rows, one after another
+A preference stage's reference is the model that it starts from, so no second model is ever in memory (nor an adapter
+switched off and on). They are an artifact of the stage, in `STAGE/reference/NAME`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import overload
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from whet.errors import RunError
-from whet.files import read_json, write_atomic, write_json
-from whet.pipeline.stage import Context, Interrupted
+from whet.pipeline.passes import kept_pass
+from whet.pipeline.stage import Context
 from whet.records import Atom, TokenRow
 from whet.training.base import Trainer
-from whet.training.checkpoint import newest_generation
-
-CHUNK_ROWS = 512
-"""Rows of a file: what is lost, at most, when the pass is killed."""
 
 
 class Referred(Sequence[Atom]):
@@ -65,55 +51,12 @@ class Referred(Sequence[Atom]):
 def with_reference(context: Context, trainer: Trainer, atoms: Sequence[Atom], name: str) -> Referred:
     """The atoms with the log-probabilities of their rows under the trainer's weights, which must be untouched yet.
 
-    What is on disk for these rows, and as it was written, is taken from there (the model cannot have changed: a run has
-    one recipe). Raises `Interrupted` where the run was asked to stop, with everything so far on disk; `RunError` where
-    the rows are no longer those that a checkpoint was made with.
+    Raises what `kept_pass` raises.
     """
-    folder, rows = context.folder / "reference" / name, [row for atom in atoms for row in atom.rows]
-    key = {"rows": _digest(rows)}
-    if folder.is_dir() and (not (folder / "key.json").exists() or read_json(folder / "key.json") != key):
-        if newest_generation(context.checkpoints) is not None:
-            raise RunError(
-                f"{folder}: the {name} rows are not those that this run began with; put the data back, or remove "
-                "the run folder to start over"
-            )
-        shutil.rmtree(folder)
-    write_json(folder / "key.json", key)
-    return Referred(atoms, list(_chunks(context, trainer, rows, folder)))
 
+    def read(rows: Sequence[TokenRow]) -> Tensor:
+        logps = trainer.logprobs(rows, temperature=1.0)
+        return torch.tensor([x for row in logps for x in row], dtype=torch.float32)
 
-def _chunks(context: Context, trainer: Trainer, rows: Sequence[TokenRow], folder: Path) -> Iterator[Tensor]:
-    for number, start in enumerate(range(0, len(rows), CHUNK_ROWS)):
-        file, chunk = folder / f"{number:05d}.safetensors", rows[start : start + CHUNK_ROWS]
-        logp_T = _read(file)
-        if logp_T is None:
-            if context.stopped():
-                raise Interrupted
-            logps = trainer.logprobs(chunk, temperature=1.0)
-            logp_T = torch.tensor([x for row in logps for x in row], dtype=torch.float32)
-            write_atomic(file, save({"logp": logp_T}, {"sha256": _sha256(logp_T)}))
-        yield logp_T
-
-
-def _read(file: Path) -> Tensor | None:
-    """What a file holds; None where it is missing or damaged, so that it is computed (again)."""
-    if not file.exists():
-        return None
-    try:
-        with safe_open(file, "pt") as opened:
-            logp_T, noted = opened.get_tensor("logp"), opened.metadata()
-    except SafetensorError:
-        return None
-    return logp_T if noted == {"sha256": _sha256(logp_T)} else None
-
-
-def _sha256(logp_T: Tensor) -> str:
-    return hashlib.sha256(logp_T.numpy().tobytes()).hexdigest()
-
-
-def _digest(rows: Iterable[TokenRow]) -> str:
-    """SHA-256 of the tokens and their masks: it changes with the data, the template and the tokenizer."""
-    found = hashlib.sha256()
-    for row in rows:
-        found.update(json.dumps([row.tokens, row.trained_count, row.shared]).encode())
-    return found.hexdigest()
+    rows = [row for atom in atoms for row in atom.rows]
+    return Referred(atoms, list(kept_pass(context, context.folder / "reference" / name, rows, read)))

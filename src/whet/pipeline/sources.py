@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from typing import overload
 
 from whet.config import GeneratedConfig, RewardConfig, Source
-from whet.data.base import Comparison, Conversation, Judged, Origin, Stepwise
+from whet.data.base import Comparison, Conversation, Judged, Origin, Rated, Stepwise
 from whet.data.faults import BadRow, Dropped, Rejects
 from whet.data.formats import load_conversations, load_prompts
 from whet.data.preferences import load_comparisons, load_judged
+from whet.data.ratings import load_rated
 from whet.data.stepwise import load_stepwise
-from whet.envs.base import Grade, Models, Task
+from whet.envs.base import Attempt, Grade, Models, Task
 from whet.envs.library import ChecksSteps, Family, family
+from whet.envs.library.ranking import OBJECTIVES
 from whet.envs.rewards.build import build_rubric
 from whet.envs.rubric import WeightedRubric
 from whet.errors import DataError
@@ -70,6 +72,21 @@ def judged(source: Source) -> tuple[Sequence[Judged], Dropped]:
     ], Dropped()
 
 
+def rated(source: Source, objectives: Sequence[str]) -> tuple[Sequence[Rated], Dropped]:
+    """Answers with ratings by these objectives, and which rows could not be used.
+
+    Of each generated comparison one answer, its places in turn.
+    """
+    if not isinstance(source, GeneratedConfig):
+        return load_rated(source, objectives)
+    if unknown := [name for name in objectives if name not in OBJECTIVES]:
+        raise DataError(
+            f"objectives: generated answers are not rated by {unknown[0]}; they are by {', '.join(OBJECTIVES)}"
+        )
+    generator = family(source)
+    return [_rated(generator, source, index, objectives) for index in range(source.count)], Dropped()
+
+
 def tasks(source: Source) -> tuple[Sequence[Task], Dropped]:
     """What to play, and which rows could not be used."""
     if isinstance(source, GeneratedConfig):
@@ -88,7 +105,11 @@ def rubric(source: Source, rewards: Sequence[RewardConfig], models: Models) -> W
     generator = family(source)
     check_steps = generator.check_steps if isinstance(generator, ChecksSteps) else None
     return build_rubric(
-        rewards, generator.verify, check_steps, models, lambda attempt: Grade(value=generator.worth(attempt))
+        rewards,
+        generator.verify,
+        check_steps,
+        models,
+        lambda attempt: Grade(value=generator.worth(attempt), metrics=generator.ratings(attempt)),
     )
 
 
@@ -137,6 +158,19 @@ def _ranked(generator: Family, source: GeneratedConfig, index: int) -> Compariso
     answers = tuple((Message(role="assistant", content=text),) for text in generator.ranking(index))
     origin = Origin(source=source.generate, line=index + 1)
     return Comparison(origin=origin, prompt=generator.task(index).messages, answers=answers)
+
+
+def _rated(generator: Family, source: GeneratedConfig, index: int, objectives: Sequence[str]) -> Rated:
+    compared = _ranked(generator, source, index)
+    answer = compared.answers[index % source.answers]
+    written = Attempt(task=generator.task(index), messages=answer, completion_tokens=(), truncated=False, max_tokens=0)
+    ratings = generator.ratings(written)
+    return Rated(
+        origin=compared.origin,
+        prompt=compared.prompt,
+        answer=answer,
+        ratings={name: ratings[name] for name in objectives},
+    )
 
 
 def _demonstration(generator: Family, source: GeneratedConfig, index: int) -> Conversation:

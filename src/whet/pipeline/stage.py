@@ -7,19 +7,21 @@ business, which `launch` builds and hands in: a pipeline never knows whether it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from whet.config import ModelConfig, SamplingConfig, SaveConfig, Stage, TrainConfig
 from whet.config.judge import ChatConfig
+from whet.config.reward_model import GateConfig
 from whet.config.rewards import ScorerConfig
 from whet.envs.base import Chat, Scorer
 from whet.sampling.base import TokenSampler
 from whet.templates.base import Template
 from whet.tracking.console import Console
 from whet.training.base import Trainer
+from whet.training.gating import GateTrainer
 
 ROWS = "rows.jsonl"
 """The rows that a stage made, in its folder."""
@@ -63,11 +65,22 @@ class World(Protocol):
         With `reference` its starting weights stay at hand, frozen; `with_value` gives it a critic's head as well.
         """
 
-    def scalar_model(self, model: ModelConfig, train: TrainConfig, *, reads: ModelConfig | None = None) -> Trainer:
+    def scalar_model(
+        self,
+        model: ModelConfig,
+        train: TrainConfig,
+        *,
+        reads: ModelConfig | None = None,
+        objectives: Sequence[str] = (),
+    ) -> Trainer:
         """A model that gives numbers (a critic, a reward model) with a trainer of its own, from any model's weights.
 
-        `reads`: the policy whose tokens it is given. Raises `ModelError` where its tokenizer is another one.
+        It gives one, or one for each of the `objectives`. `reads`: the policy whose tokens it is given. Raises
+        `ModelError` where its tokenizer is another one, or the weights have a head of other outputs.
         """
+
+    def gate(self, config: GateConfig, train: TrainConfig) -> GateTrainer:
+        """A new gate over a reward model of several objectives. Raises `ModelError` where it is none."""
 
     def chat(self, config: ChatConfig) -> Chat:
         """Somebody who answers conversations: an endpoint, a local model or a script. Asks nobody until it is asked."""

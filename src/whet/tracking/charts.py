@@ -75,9 +75,17 @@ CATALOGUE: Mapping[str, tuple[Chart, ...]] = {
         ),
         Chart(
             title="Loss",
-            caption="Mean over comparisons or labels. A pair that is not told apart costs log 2 = 0.693.",
-            axis=_amount("nats", floor=None),
+            caption="Mean over comparisons, labels or ratings. A pair that is not told apart costs log 2 = 0.693; a "
+            "rating that is taken for the mean costs 1 on average.",
+            axis=_amount("loss", floor=None),
             curves=(Curve(metric="loss", label="training"), Curve(metric="eval_loss", label="held out", tone="orange")),
+            kinds=("reward_model",),
+        ),
+        Chart(
+            title="Objectives",
+            caption="Squared error of held-out ratings: 1 is what their mean has.",
+            axis=_amount("squared error"),
+            curves=(Curve(metric="eval_loss/*"),),
             kinds=("reward_model",),
         ),
         Chart(

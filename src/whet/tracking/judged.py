@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from whet.tracking.svg import interval
-from whet.tracking.text import percent
+from whet.tracking.text import number, percent, points
 
 RULES = {"pairs": "the longer one is better", "labels": "always the more frequent label"}
 """What a reward model must beat, by what it was judged on."""
@@ -21,38 +21,64 @@ class Judged:
     who: str
     """reward model or judge."""
     what: str
-    count: int
-    questions: int
+    lead: str
+    measure: str
+    """What the share of a row is a share of."""
+    rows: list[tuple[str, float, float, float, str]]
+    """(label, share, low, high, drawing) of the model and of what it must beat, or of each objective."""
+    bins: Sequence[Mapping[str, float]]
     note: str
     """What else is to be known of it."""
-    calibration_error: float
-    rows: list[tuple[str, float, float, float, str]]
-    """(label, share right, low, high, drawing) of the model and of the rule."""
-    bins: Sequence[Mapping[str, float]]
 
 
 def judged(stage: str, found: Mapping[str, Any]) -> Judged | None:
     """The section for what a stage's `reward.json` says; None where it says nothing."""
     if not found:
         return None
-    drawn = []
+    if found["what"] == "ratings":
+        return _ratings(stage, found)
     who = "judge" if "order_flips" in found else "reward model"
-    named = ((who, found["accuracy"], "blue"), (RULES[found["what"]], found["baseline"], "grey"))
-    for label, share, tone in named:
-        low, mean, high = share["low"], share["mean"], share["high"]
-        plot = interval(low, mean, high, start=0.0, stop=1.0, zero=None, tone=tone)
-        drawn.append((label, mean, low, high, plot))
+    held_out = "" if who == "judge" else "held-out "
+    named = [(who, found["accuracy"], "blue"), (RULES[found["what"]], found["baseline"], "grey")]
+    for name, rival in found.get("rivals", {}).items():
+        low, high = points(rival["gain"]["low"]), points(rival["gain"]["high"])
+        named.append((f"{name} (gain over it {low} to {high})", rival["accuracy"], "grey"))
     return Judged(
         stage=stage,
         who=who,
         what=found["what"],
-        count=found["count"],
-        questions=found["accuracy"]["questions"],
-        note=_note(found),
-        calibration_error=found["calibration_error"],
-        rows=drawn,
+        lead=f"{found['count']:,} {held_out}{found['what']} of {found['accuracy']['questions']:,} prompts.",
+        measure="right",
+        rows=[_row(label, share, tone) for label, share, tone in named],
         bins=found["bins"],
+        note=f"{_note(found)} Intervals treat the prompt as the unit. Expected calibration error "
+        f"{number(found['calibration_error'])}: the mean distance of the last two columns, weighed by counts.",
     )
+
+
+def _ratings(stage: str, found: Mapping[str, Any]) -> Judged:
+    """Of a model of several objectives."""
+    with_length = (
+        f"{each['name']} {number(each['length'])} ({number(each['length_of_ratings'])})"
+        for each in found["objectives"]
+        if each["length"] is not None and each["length_of_ratings"] is not None
+    )
+    return Judged(
+        stage=stage,
+        who="reward model",
+        what="ratings",
+        lead=f"{found['count']:,} held-out ratings.",
+        measure="of the variance explained",
+        rows=[_row(each["name"], each["explained"], "blue") for each in found["objectives"]],
+        bins=(),
+        note="The mean rating of the training data explains 0 %. Intervals treat the prompt as the unit. "
+        f"Correlation of scores (of the ratings themselves) with the answer's length: {', '.join(with_length)}.",
+    )
+
+
+def _row(label: str, share: Mapping[str, float], tone: str) -> tuple[str, float, float, float, str]:
+    low, mean, high = share["low"], share["mean"], share["high"]
+    return label, mean, low, high, interval(low, mean, high, start=0.0, stop=1.0, zero=None, tone=tone)
 
 
 def _note(found: Mapping[str, Any]) -> str:

@@ -155,6 +155,8 @@ def _change(stage: StageView) -> str:
     shown["reward_model"] = (
         ("eval_accuracy", "the accuracy on held-out data", percent),
         ("accuracy", "the accuracy", percent),
+        ("eval_loss", "the squared error of held-out ratings", number),
+        ("loss", "the squared error of ratings", number),
     )
     shown["preference"] = (
         ("eval_rewards/accuracies", "the share of held-out pairs in the right order", percent),

@@ -22,7 +22,7 @@ a scalar model has no vocabulary to have them over."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outputs:
-    """What the model says of the trained tokens of a micro-batch. Legend: T trained tokens."""
+    """What the model says of the trained tokens of a micro-batch. Legend: T trained tokens, K outputs of a head."""
 
     logp_T: Tensor
     """log p(token | past), float32 or wider, with gradient; NaN for an objective that asks for scalars alone."""
@@ -31,9 +31,9 @@ class Outputs:
     unless the objective needs it."""
     value_T: Tensor | None = None
     """Value of the state that the token is chosen in, with gradient; None unless the objective needs it."""
-    score_T: Tensor | None = None
-    """What the scalar head says having read the token (a reward at the end of an answer or of a step), with gradient;
-    None unless the objective needs it."""
+    score_TK: Tensor | None = None
+    """What the head says having read the token (a reward at the end of an answer or of a step), with gradient; None
+    unless the objective needs it. K is 1 but for models of several objectives."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,8 +110,8 @@ class Trainer(Protocol):
     def values(self, rows: Sequence[TokenRow]) -> list[tuple[float, ...]]:
         """The value of the state before each of a row's trained tokens; for a model with a scalar head."""
 
-    def scores(self, rows: Sequence[TokenRow]) -> list[tuple[float, ...]]:
-        """What the scalar head says having read each of a row's trained tokens; for a model with a scalar head."""
+    def scores(self, rows: Sequence[TokenRow]) -> list[tuple[tuple[float, ...], ...]]:
+        """All that the head says having read each of a row's trained tokens, K numbers each; for a model with one."""
 
     def save(self, folder: Path) -> None:
         """Weights, optimizer state and whatever else `load` needs for a bit-exact continuation."""

@@ -1,4 +1,4 @@
-"""Comparisons and judged answers through the data gate: answers to one prompt become rows that share its tokens.
+"""Comparisons, judged and rated answers through the data gate: answers to one prompt become rows that share its tokens.
 
 The gate of `training.gate` holds for every answer: it has a trained stop token, is not longer than allowed and is never
 cut. Here it is checked as well that the prompt is tokenised the same under all of them, since it is computed once.
@@ -6,13 +6,13 @@ cut. Here it is checked as well that the prompt is tokenised the same under all 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import fmean
 from typing import Literal, TypeVar
 
-from whet.data.base import Comparison, Conversation, Judged, Origin
+from whet.data.base import Comparison, Conversation, Judged, Origin, Rated
 from whet.data.faults import BadRow, Dropped, Rejects
 from whet.errors import DataError
 from whet.records import Atom, Message, TokenRow
@@ -38,6 +38,15 @@ class JudgedRow:
     origin: Origin
     row: TokenRow
     good: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RatedRow:
+    """An answer with its ratings, as tokens; the prompt is what it has to share."""
+
+    origin: Origin
+    row: TokenRow
+    ratings: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,8 +83,8 @@ class PreferenceStats:
         return text + (f"; {self.left_out:,} {why} answers left out" if self.left_out else "")
 
 
-Passed = TypeVar("Passed", Compared, JudgedRow)
-Read = TypeVar("Read", Comparison, Judged)
+Passed = TypeVar("Passed", Compared, JudgedRow, RatedRow)
+Read = TypeVar("Read", Comparison, Judged, Rated)
 OnBadRow = Literal["error", "drop"]
 
 
@@ -110,8 +119,7 @@ def tokenise_judged(
     """All judged answers as rows, in order, what was left out, and how long things are; raises as comparisons do."""
 
     def row_of(each: Judged) -> JudgedRow:
-        row = _answer_row(each.origin, each.prompt, each.answer, each.tools, template, max_length, "")
-        return JudgedRow(origin=each.origin, row=_sharing(row, _prompt_length(row)), good=each.good)
+        return JudgedRow(origin=each.origin, row=_single(each, template, max_length), good=each.good)
 
     passed, dropped = _all(judged, row_of, on_bad_row)
     lengths = {good: [each.row.trained_count for each in passed if each.good is good] for good in (True, False)}
@@ -127,6 +135,17 @@ def tokenise_judged(
         left_out=sum(each.left_out for each in judged),
     )
     return passed, dropped, stats
+
+
+def tokenise_rated(
+    rated: Sequence[Rated], template: Template, *, max_length: int, on_bad_row: OnBadRow
+) -> tuple[list[RatedRow], Dropped]:
+    """All rated answers as rows, in order, and what was left out; raises as comparisons do."""
+
+    def row_of(each: Rated) -> RatedRow:
+        return RatedRow(origin=each.origin, row=_single(each, template, max_length), ratings=each.ratings)
+
+    return _all(rated, row_of, on_bad_row)
 
 
 def ends_only(atom: Atom) -> Atom:
@@ -181,6 +200,12 @@ def _compared(comparison: Comparison, template: Template, max_length: int) -> Co
             raise BadRow(origin, f"answers[{index}]", "has the same tokens as another answer", "leave it out")
     atom = Atom(rows=tuple(_sharing(row, shared) for row in rows))
     return Compared(origin=origin, atom=atom, margin=comparison.margin, confidence=comparison.confidence)
+
+
+def _single(each: Judged | Rated, template: Template, max_length: int) -> TokenRow:
+    """One answer that is compared with no other."""
+    row = _answer_row(each.origin, each.prompt, each.answer, each.tools, template, max_length, "")
+    return _sharing(row, _prompt_length(row))
 
 
 def _answer_row(

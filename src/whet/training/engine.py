@@ -75,7 +75,7 @@ class LocalTrainer:
         """log p of each row's trained tokens; with `reference` under the weights that the stage started from."""
 
         def under(model: LanguageModel) -> list[tuple[float, ...]]:
-            return self._read(model, rows, lambda packed: model.logp(packed, temperature=temperature)[0])
+            return _flat(self._read(model, rows, lambda packed: model.logp(packed, temperature=temperature)[0]))
 
         if not reference:
             return under(self.model)
@@ -94,7 +94,7 @@ class LocalTrainer:
             assert entropy_T is not None
             return entropy_T
 
-        return self._read(self.model, rows, read)
+        return _flat(self._read(self.model, rows, read))
 
     def renew_reference(self, keep: float) -> None:
         """The reference becomes `keep` of itself plus the rest of the weights; not for adapters, which have no copy."""
@@ -108,11 +108,11 @@ class LocalTrainer:
 
     def values(self, rows: Sequence[TokenRow]) -> list[tuple[float, ...]]:
         """The value of the state before each of a row's trained tokens; the model must have a scalar head."""
-        return self._read(self.model, rows, self.model.values)
+        return _flat(self._read(self.model, rows, self.model.values))
 
-    def scores(self, rows: Sequence[TokenRow]) -> list[tuple[float, ...]]:
-        """What the scalar head says having read each of a row's trained tokens; the model must have one."""
-        return self._read(self.model, rows, self.model.scores)
+    def scores(self, rows: Sequence[TokenRow]) -> list[tuple[tuple[float, ...], ...]]:
+        """All that the head says having read each of a row's trained tokens; the model must have one."""
+        return [tuple(map(tuple, read_TK.tolist())) for read_TK in self._read(self.model, rows, self.model.scores)]
 
     def save(self, folder: Path) -> None:
         """Trainable weights and optimizer state, as safetensors."""
@@ -180,8 +180,8 @@ class LocalTrainer:
         stream_ND = self.model.stream(packed)
         states_TD = stream_ND[packed.source_T]
         value_T = self.model.value_at(states_TD) if "value" in needs else None
-        score_T = self.model.value_at(stream_ND[packed.place_T]) if "score" in needs else None
-        scalar_T = score_T if value_T is None else value_T
+        score_TK = self.model.scores_in(stream_ND, packed) if "score" in needs else None
+        scalar_T = score_TK[:, 0] if value_T is None and score_TK is not None else value_T
         if scalar_T is None or "logp" in needs:
             logp_T, entropy_T = self.model.logp_at(
                 states_TD,
@@ -192,15 +192,13 @@ class LocalTrainer:
             )
         else:
             logp_T, entropy_T = torch.full_like(scalar_T, math.nan), None
-        outputs = Outputs(logp_T=logp_T, entropy_T=entropy_T, value_T=value_T, score_T=score_T)
+        outputs = Outputs(logp_T=logp_T, entropy_T=entropy_T, value_T=value_T, score_TK=score_TK)
         return objective(outputs, as_batch(atoms, logp_T))
 
     @torch.no_grad()
-    def _read(
-        self, model: LanguageModel, rows: Sequence[TokenRow], read: Callable[[Packed], Tensor]
-    ) -> list[tuple[float, ...]]:
-        """One number for each trained token of each row, from passes in which rows share their prompt."""
-        found: dict[int, tuple[float, ...]] = {}
+    def _read(self, model: LanguageModel, rows: Sequence[TokenRow], read: Callable[[Packed], Tensor]) -> list[Tensor]:
+        """What `read` says of each row's trained tokens (its first axis), from passes in which rows share prompts."""
+        found: dict[int, Tensor] = {}
         groups = share_prompts(rows, self.budget.tokens)
         atoms = [Atom(rows=tuple(rows[i] for i in group)) for group in groups]
         for chosen in self.budget.fill([atom.cost for atom in atoms]):
@@ -211,9 +209,13 @@ class LocalTrainer:
                 pieces = self._read(model, [rows[i] for i in indices], read)
             else:
                 counts = [rows[i].trained_count for i in indices]
-                pieces = [tuple(piece.tolist()) for piece in torch.split(read_T, counts)]
+                pieces = list(torch.split(read_T, counts))
             found |= dict(zip(indices, pieces, strict=True))
         return [found[i] for i in range(len(rows))]
+
+
+def _flat(read: Sequence[Tensor]) -> list[tuple[float, ...]]:
+    return [tuple(value_T.tolist()) for value_T in read]
 
 
 def _read_once(model: LanguageModel, atoms: Sequence[Atom], read: Callable[[Packed], Tensor]) -> Tensor:

@@ -26,6 +26,9 @@ class Family(Protocol):
     def worth(self, attempt: Attempt) -> float:
         """What an answer is truly worth, from 0 to 1: (2 if right + 1 if it shows its work) / 3."""
 
+    def ratings(self, attempt: Attempt) -> dict[str, float]:
+        """The answer by each of `ranking.OBJECTIVES`, from 0 to 1: right, worked (it shows its work), brief."""
+
     def verify(self, attempt: Attempt) -> Grade:
         """1 for a right answer to one of its tasks, 0 for any other."""
 

@@ -13,7 +13,7 @@ from statistics import fmean
 
 from whet.config import GeneratedConfig
 from whet.envs.base import Attempt, Grade, Task
-from whet.envs.library.ranking import as_written, pick, worth
+from whet.envs.library.ranking import as_written, pick, rate, worth
 from whet.envs.library.split import draw_problem
 from whet.envs.rewards.answers import as_number, final_answer
 from whet.records import Message, StepScore
@@ -22,6 +22,8 @@ GAPS = (":", ": ", " -> ", "\n", "\n\n", "?\nA: ", " is ... ", "\nsteps:\n", "  
 ENDS = (";", "; ", "\n", " > ", ". So ")
 """How running text may go on after a sum and after its steps: a base model should not depend on one layout."""
 
+BRIEF = "brief"
+WISHES = ("show", BRIEF)
 _STEP = re.compile(r"\d\+\d\+\d=\d+")
 
 
@@ -68,12 +70,16 @@ class Arithmetic:
     config: GeneratedConfig
 
     def task(self, index: int) -> Task:
-        """The sum as a user message; the column `answer` has the total, `difficulty` the number of its columns."""
-        problem = self._problem(index)
+        """The sum as a user message; the column `answer` has the total, `difficulty` the number of its columns.
+
+        Where prompts have wishes the message ends with one, and the column `wish` has it.
+        """
+        problem, wish = self._problem(index), self._wish(index)
+        asked = f"{problem} {wish}" if wish else str(problem)
         return Task(
             id=f"arithmetic:{index}:{problem}",
-            messages=(Message(role="user", content=str(problem)),),
-            columns={"answer": str(problem.total), "difficulty": problem.columns},
+            messages=(Message(role="user", content=asked),),
+            columns={"answer": str(problem.total), "difficulty": problem.columns, **({"wish": wish} if wish else {})},
         )
 
     def demonstration(self, index: int) -> tuple[Message, ...] | str:
@@ -85,7 +91,7 @@ class Arithmetic:
             gap, end = style.choice(GAPS), style.choice(ENDS)
             return f"{problem}{gap}={problem.total}" if bare else f"{problem}{gap}{problem.steps}{end}{problem.total}"
         solved = as_written("" if bare else problem.steps, problem.total)
-        return Message(role="user", content=str(problem)), Message(role="assistant", content=solved)
+        return *self.task(index).messages, Message(role="assistant", content=solved)
 
     def ranking(self, index: int) -> tuple[str, ...]:
         """Right or wrong, with its columns or without; a wrong one slips by one in some column."""
@@ -93,20 +99,24 @@ class Arithmetic:
         random = Random(f"arithmetic slips/{self.config.seed}/{index}")
         at, bare_at = random.randrange(problem.columns), random.randrange(problem.columns)
         slip = random.choice([-1, 1] if problem.total >= 10**bare_at else [1])
-        kinds = (
-            as_written(problem.steps, problem.total),
-            as_written("", problem.total),
+        right = (as_written(problem.steps, problem.total), as_written("", problem.total))
+        wrong = (
             as_written(problem.steps_with(slip=1, at=at), problem.total + 10**at),
             as_written("", problem.total + slip * 10**bare_at),
         )
+        kinds = (*right[::-1], *wrong[::-1]) if self._wish(index) == BRIEF else (*right, *wrong)
         return pick(self.config, index, kinds)
 
     def worth(self, attempt: Attempt) -> float:
-        """Whether it is right, and whether it goes through every column."""
-        left, _, right = attempt.task.messages[-1].content.partition("+")
-        shown = len(_STEP.findall(attempt.answer.partition("</think>")[0]))
-        worked = shown >= Sum(int(left), int(right)).columns
-        return worth(right=self.verify(attempt).value == 1, worked=worked)
+        """Whether it is right, and whether it goes through every column, or through none where it is to be brief."""
+        shown, columns = _shown(attempt), _sum_of(attempt.task).columns
+        brief = attempt.task.columns.get("wish") == BRIEF
+        return worth(right=self.verify(attempt).value == 1, worked=not shown if brief else shown >= columns)
+
+    def ratings(self, attempt: Attempt) -> dict[str, float]:
+        """Right, worked and brief, each on its own, whatever the prompt wishes."""
+        worked = _shown(attempt) >= _sum_of(attempt.task).columns
+        return rate(right=self.verify(attempt).value == 1, worked=worked, answer=attempt.answer)
 
     def verify(self, attempt: Attempt) -> Grade:
         """1 if the final answer is the total."""
@@ -118,8 +128,7 @@ class Arithmetic:
         text = attempt.answer
         if not text:
             return Grade(value=None)
-        left, right = map(int, attempt.task.messages[0].content.split("+"))
-        expected = Sum(left, right).steps.split(";")
+        expected = _sum_of(attempt.task).steps.split(";")
         opened, closed = text.find("<think>"), text.find("</think>")
         begin, end = 0 if opened < 0 else opened + len("<think>"), len(text) if closed < 0 else closed
         graded: list[StepScore] = []
@@ -137,8 +146,22 @@ class Arithmetic:
     def _problem(self, index: int) -> Sum:
         return draw_problem(self.config, index, self._draw, _identity)
 
+    def _wish(self, index: int) -> str:
+        """What the prompt asks for beside the sum; nothing where prompts have no wishes."""
+        return Random(f"arithmetic wish/{self.config.seed}/{index}").choice(WISHES) if self.config.wishes else ""
+
     def _draw(self, random: Random) -> Sum:
         return Sum(_number(random, self.config.digits), _number(random, self.config.digits))
+
+
+def _sum_of(task: Task) -> Sum:
+    left, right = task.messages[-1].content.split()[0].split("+")
+    return Sum(int(left), int(right))
+
+
+def _shown(attempt: Attempt) -> int:
+    """Columns that the answer goes through."""
+    return len(_STEP.findall(attempt.answer.partition("</think>")[0]))
 
 
 def _number(random: Random, digits: int) -> int:

@@ -14,7 +14,7 @@ from random import Random
 
 from whet.config import GeneratedConfig
 from whet.envs.base import Attempt, Grade, Task
-from whet.envs.library.ranking import as_written, pick, worth
+from whet.envs.library.ranking import as_written, pick, rate, worth
 from whet.envs.library.split import draw_problem
 from whet.envs.rewards.answers import marked_answer
 from whet.records import Message
@@ -82,8 +82,11 @@ class Countdown:
 
     def worth(self, attempt: Attempt) -> float:
         """Whether it is right, and whether it shows what an expression comes to."""
-        worked = _TRY.search(attempt.answer.partition("</think>")[0]) is not None
-        return worth(right=self.verify(attempt).value == 1, worked=worked)
+        return worth(right=self.verify(attempt).value == 1, worked=_worked(attempt))
+
+    def ratings(self, attempt: Attempt) -> dict[str, float]:
+        """The same one by one, and how short it is."""
+        return rate(right=self.verify(attempt).value == 1, worked=_worked(attempt), answer=attempt.answer)
 
     def verify(self, attempt: Attempt) -> Grade:
         """1 if the marked answer is an expression of exactly the given numbers with the target as its value."""
@@ -109,6 +112,10 @@ class Countdown:
             text, value = _expression(random, numbers)
             if 1 <= value <= LARGEST_TARGET:
                 return Puzzle(numbers, value, text)
+
+
+def _worked(attempt: Attempt) -> bool:
+    return _TRY.search(attempt.answer.partition("</think>")[0]) is not None
 
 
 def _identity(puzzle: Puzzle) -> str:

@@ -11,6 +11,16 @@ from random import Random
 
 from whet.config import GeneratedConfig
 
+OBJECTIVES = ("right", "worked", "brief")
+"""What generated answers are rated by."""
+LONG = 100
+"""Characters of an answer that is not brief at all."""
+
+
+def rate(*, right: bool, worked: bool, answer: str) -> dict[str, float]:
+    """An answer by each of the `OBJECTIVES`, from 0 to 1."""
+    return {"right": float(right), "worked": float(worked), "brief": max(0.0, 1 - len(answer) / LONG)}
+
 
 def worth(*, right: bool, worked: bool) -> float:
     """(2 right + worked) / 3: being right counts for more than showing the work."""

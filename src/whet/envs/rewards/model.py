@@ -54,10 +54,10 @@ class ModelReward:
         failed = next((reading.failure for reading in read if reading.failure), "")
         if failed:
             return Grade(value=None, failure=failed)
-        if attempt.truncated and self.truncated is not None:
-            return Grade(value=self.truncated)
         scores = [reading.scores[0] for reading in read]
-        metrics: Mapping[str, float] = {"spread": pstdev(scores)} if len(scores) > 1 else {}
+        metrics: Mapping[str, float] = {"spread": pstdev(scores)} if len(scores) > 1 else read[0].parts
+        if attempt.truncated and self.truncated is not None:
+            return Grade(value=self.truncated, metrics=metrics)
         return Grade(value=self.combine(scores), metrics=metrics)
 
 

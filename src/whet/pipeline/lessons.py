@@ -1,0 +1,138 @@
+"""What a reward model is taught and judged on: rows of any kind through the gate, one `Lesson` for each.
+
+Prompts are held out whole, by a hash of their tokens, so that no answer to a held-out prompt is ever trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import isfinite
+from statistics import fmean, pstdev
+
+from whet.algorithms.reward_model import comparison, judged, rated, scaled, stepped
+from whet.config import GeneratedConfig, ModelConfig, RewardModelStage, Source
+from whet.data.faults import Dropped
+from whet.errors import DataError
+from whet.models.heads import Scale
+from whet.pipeline import sources
+from whet.pipeline.stage import World
+from whet.records import Atom, seed_of
+from whet.training.compare import Compared, tokenise_comparisons, tokenise_judged, tokenise_rated
+from whet.training.stepwise import tokenise_stepwise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lesson:
+    """One example, and what is known of it beside its tokens."""
+
+    atom: Atom
+    lengths: tuple[int, ...]
+    """Tokens of each of its answers."""
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """The tokens that its answers share."""
+        return self.atom.rows[0].tokens[: self.atom.rows[0].shared]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lessons:
+    """All rows of a stage."""
+
+    taught: Sequence[Lesson]
+    held_out: Sequence[Lesson]
+    described: str
+    """Both in words."""
+    scales: Mapping[str, Scale] = field(default_factory=dict)
+    """What the ratings that are taught are like, by objective; those of all atoms are in these units."""
+
+
+def lessons(world: World, model: ModelConfig, config: RewardModelStage) -> Lessons:
+    """Everything through the gate; nothing but the tokenizer is loaded for it. Raises `DataError`."""
+    taught, described = _read(world, model, config, config.data)
+    if config.eval_data is not None:
+        held_out, other = _read(world, model, config, config.eval_data)
+        described += f"; held out: {other}"
+    else:
+        held_out = [lesson for lesson in taught if _share(lesson.prompt) < config.hold_out]
+        taught = [lesson for lesson in taught if _share(lesson.prompt) >= config.hold_out]
+        described += f"; {len(held_out):,} of them held out"
+    if not taught:
+        raise DataError("hold_out leaves nothing to train on; lower it, or give eval_data")
+    scales = {name: _scale(taught, name) for name in config.objectives}
+    if scales:
+        taught, held_out = (
+            [replace(lesson, atom=scaled(lesson.atom, scales)) for lesson in given] for given in (taught, held_out)
+        )
+    return Lessons(taught=taught, held_out=held_out, described=described, scales=scales)
+
+
+def ratings_of(lesson: Lesson, name: str) -> float:
+    """What its answer was rated by this objective, NaN where nobody did."""
+    (rating,) = lesson.atom.rows[0].columns[f"rating/{name}"]
+    return rating
+
+
+def _scale(taught: Sequence[Lesson], name: str) -> Scale:
+    ratings = [rating for lesson in taught if isfinite(rating := ratings_of(lesson, name))]
+    if not ratings:
+        raise DataError(f"objectives: no row that is trained on is rated by {name}; leave it out")
+    if not (spread := pstdev(ratings)):
+        raise DataError(f"objectives: every row is rated {ratings[0]:g} by {name}, which teaches nothing; leave it out")
+    return Scale(fmean(ratings), spread)
+
+
+def _share(prompt: Sequence[int]) -> float:
+    """A number in [0, 1) that a prompt always has."""
+    return seed_of("hold out", *prompt) / 2**63
+
+
+def _read(world: World, model: ModelConfig, config: RewardModelStage, source: Source) -> tuple[list[Lesson], str]:
+    template, limit = world.template(model), world.max_length(model)
+    max_length = min(config.train.max_length or limit, limit)
+    on_bad_row = "error" if isinstance(source, GeneratedConfig) else source.on_bad_row
+    if config.learn == "steps":
+        graded, unread = sources.stepwise(source)
+        rows, dropped = tokenise_stepwise(graded, template, max_length=max_length, on_bad_row=on_bad_row)
+        labels = sum(len(row.labels) for row in rows)
+        described = f"{len(rows):,} answers, {labels:,} graded steps"
+        found = [Lesson(atom=stepped(row), lengths=(len(row.row.tokens) - row.row.shared,)) for row in rows]
+    elif config.learn == "ratings":
+        scored, unread = sources.rated(source, config.objectives)
+        told, dropped = tokenise_rated(scored, template, max_length=max_length, on_bad_row=on_bad_row)
+        described = f"{len(told):,} answers, {sum(len(each.ratings) for each in told):,} ratings"
+        found = [Lesson(atom=rated(each, config.objectives), lengths=(each.row.trained_count,)) for each in told]
+    elif config.learn == "outcomes":
+        answers, unread = sources.judged(source)
+        passed, dropped, stats = tokenise_judged(answers, template, max_length=max_length, on_bad_row=on_bad_row)
+        described = stats.describe()
+        found = [
+            Lesson(atom=judged(each, every_token=config.every_token), lengths=(each.row.trained_count,))
+            for each in passed
+        ]
+    else:
+        listed, unread = sources.comparisons(source)
+        compared, dropped, stats = tokenise_comparisons(listed, template, max_length=max_length, on_bad_row=on_bad_row)
+        described = stats.describe()
+        if config.ranking == "plackett_luce":
+            _refuse_shades(compared)
+        found = [
+            Lesson(atom=comparison(each), lengths=tuple(row.trained_count for row in each.atom.rows))
+            for each in compared
+        ]
+    return found, "; ".join([described, *_lost(unread, dropped)])
+
+
+def _refuse_shades(compared: Sequence[Compared]) -> None:
+    """A ranking as one choice knows only the order."""
+    shaded = next((each for each in compared if each.margin is not None or each.confidence < 1), None)
+    if shaded is not None:
+        raise DataError(
+            f"{shaded.origin}: has a margin or a confidence, of which ranking: plackett_luce knows nothing; "
+            "use ranking: pairs, or leave the columns out"
+        )
+
+
+def _lost(*dropped: Dropped) -> list[str]:
+    return [each.describe() for each in dropped if each.total]

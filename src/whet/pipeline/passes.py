@@ -1,0 +1,79 @@
+"""A pass of a frozen model over all rows of a stage: computed once, kept as files, gone on with where it stopped.
+
+FOLDER/key.json              which rows it is over; the model is that of the recipe
+FOLDER/00000.safetensors     what it said of so many rows, one after another
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from whet.errors import RunError
+from whet.files import read_json, write_atomic, write_json
+from whet.pipeline.stage import Context, Interrupted
+from whet.records import TokenRow
+from whet.training.checkpoint import newest_generation
+
+CHUNK_ROWS = 512
+"""Rows of a file: what is lost, at most, when the pass is killed."""
+
+
+def kept_pass(
+    context: Context, folder: Path, rows: Sequence[TokenRow], read: Callable[[Sequence[TokenRow]], Tensor]
+) -> Iterator[Tensor]:
+    """What `read` says of the rows, one tensor for each `CHUNK_ROWS` of them, in order.
+
+    What is on disk for these rows, and as it was written, is taken from there (the model cannot have changed: a run has
+    one recipe). Raises `Interrupted` where the run was asked to stop, with everything so far on disk; `RunError` where
+    the rows are no longer those that a checkpoint was made with.
+    """
+    key = {"rows": _digest(rows)}
+    if folder.is_dir() and (not (folder / "key.json").exists() or read_json(folder / "key.json") != key):
+        if newest_generation(context.checkpoints) is not None:
+            raise RunError(
+                f"{folder}: the {folder.name} rows are not those that this run began with; put the data back, or "
+                "remove the run folder to start over"
+            )
+        shutil.rmtree(folder)
+    write_json(folder / "key.json", key)
+    for number, start in enumerate(range(0, len(rows), CHUNK_ROWS)):
+        file = folder / f"{number:05d}.safetensors"
+        said = _saved(file)
+        if said is None:
+            if context.stopped():
+                raise Interrupted
+            said = read(rows[start : start + CHUNK_ROWS]).cpu()
+            write_atomic(file, save({"said": said}, {"sha256": _sha256(said)}))
+        yield said
+
+
+def _saved(file: Path) -> Tensor | None:
+    """What a file holds; None where it is missing or damaged, so that it is computed (again)."""
+    if not file.exists():
+        return None
+    try:
+        with safe_open(file, "pt") as opened:
+            said, noted = opened.get_tensor("said"), opened.metadata()
+    except SafetensorError:
+        return None
+    return said if noted == {"sha256": _sha256(said)} else None
+
+
+def _sha256(said: Tensor) -> str:
+    return hashlib.sha256(said.numpy().tobytes()).hexdigest()
+
+
+def _digest(rows: Iterable[TokenRow]) -> str:
+    """SHA-256 of the tokens and their masks: it changes with the data, the template and the tokenizer."""
+    found = hashlib.sha256()
+    for row in rows:
+        found.update(json.dumps([row.tokens, row.trained_count, row.shared]).encode())
+    return found.hexdigest()
