@@ -238,6 +238,10 @@ def test_helpsteer_and_ultrafeedback_rate_by_objectives(tmp_path: Path) -> None:
     (found,), _ = load_rated(DataConfig(path=write(tmp_path, row)), ATTRIBUTES)
     assert found.answer[0].content == "a" and found.ratings == {name: float(i) for i, name in enumerate(ATTRIBUTES)}
 
+    several = "x\n<extra_id_1>Assistant\ny\n<extra_id_1>User\nz"
+    (found,), _ = load_rated(DataConfig(path=write(tmp_path, {**row, "prompt": several})), ATTRIBUTES)
+    assert [(m.role, m.content) for m in found.prompt] == [("user", "x"), ("assistant", "y"), ("user", "z")]
+
     def completion(text: str, **ratings: object) -> dict[str, Any]:
         return {"response": text, "annotations": {name: {"Rating": rating} for name, rating in ratings.items()}}
 
@@ -420,6 +424,10 @@ def test_real_judged_answers(shared_data: Path) -> None:
     for name, expected in good.items():
         found, _ = load_judged(DataConfig(path=str(shared_data / f"xstest/dev/completions_{name}.jsonl.gz")))
         assert (len(found), sum(each.good for each in found)) == expected
+    samples = {"prompt": "question", "completion": "6b_finetuning.solution", "label": "6b_finetuning.is_correct"}
+    path = str(next((shared_data / "gsm8k/dev").glob("example_model_solutions.jsonl*")))
+    found, _ = load_judged(DataConfig(path=path, columns=samples))
+    assert (len(found), sum(each.good for each in found)) == (872, 193)
     verdicts = {"prompt": "question", "completion": "pred"}
     path = str(shared_data / "verifier_real_pairs/dev/real_pred_pairs.jsonl.gz")
     found, dropped = load_judged(DataConfig(path=path, columns=verdicts, on_bad_row="drop"))

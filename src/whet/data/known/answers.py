@@ -22,7 +22,7 @@ from typing import Any
 
 from whet.data.columns import pick
 from whet.data.faults import Place, kind_of
-from whet.data.known.base import Columns, Known, one_of
+from whet.data.known.base import Columns, Known, helpsteer_prompt, one_of
 
 # -------------------------------------------------------------------------------------- trees and lists
 
@@ -96,7 +96,8 @@ def _pandalm(columns: Columns, place: Place) -> Iterator[Columns]:
 
 
 def _helpsteer2(columns: Columns, place: Place) -> Iterator[Columns]:
-    yield _by_strength(columns["response_1"], columns["response_2"], columns, "preference_strength", place)
+    pair = _by_strength(columns["response_1"], columns["response_2"], columns, "preference_strength", place)
+    yield {"prompt": helpsteer_prompt(columns, place), **pair}
 
 
 def _helpsteer3(columns: Columns, place: Place) -> Iterator[Columns]:

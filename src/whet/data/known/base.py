@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ from whet.config import DataConfig
 from whet.data.base import Row
 from whet.data.columns import leads
 from whet.data.faults import Place, kind_of
+from whet.data.turns import text_of
 
 Columns = Mapping[str, Any]
 
@@ -29,6 +31,13 @@ def unfold(row: Row, config: DataConfig, known: Known) -> list[Row]:
                 return made
             return [replace(each, origin=replace(row.origin, part=part)) for part, each in enumerate(made, start=1)]
     return [row]
+
+
+def helpsteer_prompt(columns: Columns, place: Place) -> list[Columns]:
+    """HelpSteer's prompt as messages: each but the first begins with `<extra_id_1>User` or `<extra_id_1>Assistant`."""
+    first, *others = re.split(r"\n<extra_id_1>(Assistant|User)\n", text_of(columns, "prompt", place))
+    spoken = [("User", first), *zip(others[::2], others[1::2], strict=True)]
+    return [{"role": who.lower(), "content": text} for who, text in spoken]
 
 
 def one_of(value: Any, values: tuple[Any, ...], place: Place) -> Any:

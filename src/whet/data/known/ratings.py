@@ -15,13 +15,14 @@ from typing import Any
 
 from whet.data.columns import pick
 from whet.data.faults import Place, kind_of
-from whet.data.known.base import Columns, Known
+from whet.data.known.base import Columns, Known, helpsteer_prompt
 
 _ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 
 
-def _helpsteer(columns: Columns, _: Place) -> Iterator[Columns]:
-    yield {"completion": columns["response"], "ratings": {name: columns[name] for name in _ATTRIBUTES}}
+def _helpsteer(columns: Columns, place: Place) -> Iterator[Columns]:
+    ratings = {name: columns[name] for name in _ATTRIBUTES}
+    yield {"prompt": helpsteer_prompt(columns, place), "completion": columns["response"], "ratings": ratings}
 
 
 def _ultrafeedback(columns: Columns, place: Place) -> Iterator[Columns]:
