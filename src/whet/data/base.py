@@ -68,7 +68,7 @@ class Judged:
     good: bool
     tools: tuple[dict[str, Any], ...] = ()
     left_out: int = 0
-    """Answers of a comparison that are neither its best nor its worst, which this one stands for."""
+    """Answers of the same comparison that are neither good nor bad: tied, or between the best and the worst."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
