@@ -144,9 +144,8 @@ def attention(bench: Bench) -> Iterator[Line]:
 
         seen = 2 * (size.prompt**2 / 2 + size.group * (size.answer * size.prompt + size.answer**2 / 2))
         took = bench.seconds(work)
-        rate = (
-            3.5 * 4 * seen * heads * head / took
-        )  # four operations forward for each pair seen, 2.5 times that backward
+        # Four operations forward for each pair seen, and 2.5 times that backward.
+        rate = 3.5 * 4 * seen * heads * head / took
         yield Line(
             name=f"attention, {backend}", seconds=took, rate=rate / 1e12, unit="TFLOP/s", share=rate / bench.flops,
             peak_gib=bench.peak_gib(), note=f"{layout.tokens:,} tokens",

@@ -24,7 +24,7 @@ Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 def products_cpu_s(model: LanguageModel, tokens: int, trained: int) -> float:
     """CPU seconds of the products that training cannot avoid: three for each linear layer, over `tokens` of the stream.
 
-    The head sees the `trained` tokens only; at most 16384 rows of it are measured at once to bound memory.
+    The head sees the `trained` tokens only; so many of them are measured that their logits fill 128 MiB at most.
     """
     head = model.module.get_output_embeddings() or model.module.score
     linears = [m for m in model.module.modules() if isinstance(m, torch.nn.Linear) and m is not head]

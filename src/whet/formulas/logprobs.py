@@ -41,10 +41,6 @@ class Linear:
     multiply: Multiply = F.linear
     """What multiplies; torch's own, or what is faster on this machine."""
 
-    def __call__(self, hidden_TD: Tensor) -> Tensor:
-        """Logits (T, V)."""
-        return F.linear(hidden_TD, self.weight_VD, self.bias_V)
-
 
 def token_logp(logits_TV: Tensor, target_T: Tensor, *, temperature: float = 1.0) -> Tensor:
     """log softmax(logits / temperature)[target], computed in float32 or wider."""

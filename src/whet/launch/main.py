@@ -34,9 +34,10 @@ def run_recipe(loaded: Loaded, *, quiet: bool = False) -> dict[str, Any]:
     console = Console(quiet=quiet)
     require_offload(run)
     before = _about_before(run.folder)
-    # Sums in another order differ in the last bit, so a resumed run keeps the threads and the library of its beginning.
-    use_library(before["products"] if before else None)
+    # Sums in another order differ in the last bit, so a resumed run keeps the threads of its beginning, and the
+    # library, which is chosen for that many.
     torch.set_num_threads(before["threads"] if before else pick_threads(recipe.threads))
+    use_library(before["products"] if before else None)
     if any(frugal(train) for train in trainings(run).values()):
         give_memory_back()
     with asked_to_stop(console) as stopped:
