@@ -13,8 +13,10 @@ from whet.cli.app import main
 from whet.formulas import logprobs
 from whet.models import products
 
+needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
+
+@needs_onednn
 @pytest.mark.parametrize("shape", [(1,), (7,), (3, 33), (2, 1, 5)])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_onednn_s_products_are_torch_s(
@@ -38,7 +40,7 @@ def test_onednn_s_products_are_torch_s(
         torch.testing.assert_close(ours.double(), exact, rtol=0, atol=2e-5)
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
+@needs_onednn
 @pytest.mark.parametrize("wide", [0, 1000])
 def test_a_head_says_the_same_by_either_library(wide: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "_in_use", "onednn")
@@ -83,6 +85,7 @@ def test_small_products_and_slower_libraries_stay_with_torch(monkeypatch: pytest
     assert len(called) == 1
 
 
+@needs_onednn
 def test_an_adopted_model_is_the_same_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "LEAST", 0)
     model = torch.nn.Sequential(torch.nn.Linear(16, 24), torch.nn.Tanh(), torch.nn.Linear(24, 4, bias=False))
