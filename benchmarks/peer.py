@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 from zlib import crc32
 
@@ -60,50 +61,25 @@ def trl(work: Work, folder: str, session: Session, *, continuous: bool = False) 
         "logging_strategy": "no", "save_strategy": "no", "report_to": "none", "disable_tqdm": True,
         "train_sampling_strategy": "sequential",
     }  # fmt: skip
-    questions = [q for step in range(work.steps + 2) for q in work.questions(step)]
-    asked = [[{"role": "user", "content": q}] for q in questions]
-    if work.kind == "sft":
-        answers = [a for step in range(work.steps + 2) for a in work.answers(step)]
-        rows = [{"messages": [*q, {"role": "assistant", "content": a}]} for q, a in zip(asked, answers, strict=True)]
-        trainer = library.SFTTrainer(
-            model,
-            library.SFTConfig(**usual, max_length=4096),
-            train_dataset=Dataset.from_list(rows),
-            processing_class=tokenizer,
-        )
-    elif work.kind == "reward":
-        said = iter([a for step in range(work.steps + 2) for a in work.answers(step)])
-        rows = [
-            {name: [*q, {"role": "assistant", "content": next(said)}] for name in ("chosen", "rejected")} for q in asked
-        ]
-        trainer = library.RewardTrainer(
-            model,
-            library.RewardConfig(**usual, max_length=4096),
-            train_dataset=Dataset.from_list(rows),
-            processing_class=tokenizer,
-        )
-    elif work.kind == "dpo":
-        said = iter([a for step in range(work.steps + 2) for a in work.answers(step)])
-        rows = [
-            {"prompt": q, **{name: [{"role": "assistant", "content": next(said)}] for name in ("chosen", "rejected")}}
-            for q in asked
-        ]
-        trainer = library.DPOTrainer(
-            model,
-            args=library.DPOConfig(**usual, max_length=4096, beta=0.1, precompute_ref_log_probs=True),
-            train_dataset=Dataset.from_list(rows),
-            processing_class=tokenizer,
-        )
-    else:
-        config = library.GRPOConfig(
-            **usual, num_generations=work.group, max_completion_length=max(work.lengths(0)), temperature=1.0, top_p=1.0,
-            top_k=0, beta=0.0, num_iterations=1, steps_per_generation=1, shuffle_dataset=False,
-            use_transformers_continuous_batching=continuous,
-        )  # fmt: skip
-        trainer = library.GRPOTrainer(
-            model, reward_funcs=_mean_id, args=config, processing_class=tokenizer,
-            train_dataset=Dataset.from_list([{"prompt": q} for q in asked]),
-        )  # fmt: skip
+    whole = {"max_length": 4096}
+    kinds = {
+        "sft": (library.SFTTrainer, library.SFTConfig, whole),
+        "reward": (library.RewardTrainer, library.RewardConfig, whole),
+        "dpo": (library.DPOTrainer, library.DPOConfig, {**whole, "beta": 0.1, "precompute_ref_log_probs": True}),
+        "grpo": (partial(library.GRPOTrainer, reward_funcs=_mean_id), library.GRPOConfig, {
+            "num_generations": work.group, "max_completion_length": max(work.lengths(0)), "temperature": 1.0,
+            "top_p": 1.0, "top_k": 0, "beta": 0.0, "num_iterations": 1, "steps_per_generation": 1,
+            "shuffle_dataset": False, "use_transformers_continuous_batching": continuous,
+        }),
+    }  # fmt: skip
+    make, configure, settings = kinds[work.kind]
+    trainer = make(
+        model,
+        args=configure(**usual, **settings),
+        train_dataset=Dataset.from_list(_rows(work)),
+        processing_class=tokenizer,
+    )
+    if work.kind == "grpo":
         _force_lengths(model, work, tokenizer.eos_token_id)
     tokens = _count_tokens(trainer, work)
     trainer.add_callback(_pauses(session, tokens))
@@ -155,6 +131,21 @@ def _batched(
 
 
 # --------------------------------------------------------------------------------------------- inside TRL
+
+
+def _rows(work: Work) -> list[dict[str, Any]]:
+    """The texts of all steps, as TRL reads them for this kind of work."""
+    steps = range(work.steps + 2)
+    asked = [[{"role": "user", "content": question}] for step in steps for question in work.questions(step)]
+    said = iter([[{"role": "assistant", "content": answer}] for step in steps for answer in work.answers(step)])
+    pair = ("chosen", "rejected")
+    if work.kind == "sft":
+        return [{"messages": prompt + next(said)} for prompt in asked]
+    if work.kind == "reward":
+        return [{name: prompt + next(said) for name in pair} for prompt in asked]
+    if work.kind == "dpo":
+        return [{"prompt": prompt, **{name: next(said) for name in pair}} for prompt in asked]
+    return [{"prompt": prompt} for prompt in asked]
 
 
 def _mean_id(completion_ids: list[list[int]], **_: Any) -> list[float]:
