@@ -115,6 +115,18 @@ def is_sealed(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
+def weights_of(path: str) -> str:
+    """A name that changes when the weights do: what a stage made goes by its manifest, other folders by their files."""
+    folder = Path(path)
+    if is_sealed(folder.parent):
+        files = read_json(folder.parent / "manifest.json")["files"]
+        return " ".join(sorted(known["sha256"][:16] for name, known in files.items() if name.startswith("model/")))
+    if not folder.is_dir():
+        return path
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    return " ".join([path, *(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)])
+
+
 def unseal(folder: Path) -> dict[str, Any]:
     """The facts of a complete folder whose files are as they were; `RunError` names the first that is not."""
     manifest = read_json(folder / MANIFEST)

@@ -27,6 +27,7 @@ from whet.launch.world import LocalWorld
 from whet.pipeline.reference import with_reference
 from whet.pipeline.sources import comparisons, judged
 from whet.records import Atom, TokenRow
+from whet.training.checkpoint import save_generation
 from whet.training.compare import tokenise_comparisons, tokenise_judged
 from whet.training.engine import LocalTrainer
 
@@ -368,11 +369,20 @@ class Counting:
         return [tuple(-1 / place for place, flag in enumerate(row.trained) if flag) for row in rows]
 
 
+def referring(folder: Path) -> tuple[Any, Any, list[Atom]]:
+    """A stage that begins with the model in `folder/model`, a trainer over it, and atoms to refer."""
+    context = SimpleNamespace(
+        folder=folder,
+        checkpoints=folder / "checkpoints",
+        model=ModelConfig(path=str(folder / "model")),
+        stopped=lambda: False,
+    )
+    return context, Counting(), [Atom(rows=(TokenRow(tokens=(1, 2, 3), trained=(False, True, True)),))] * 3
+
+
 @pytest.mark.parametrize("damage", ["flipped", "cut", "none"])
 def test_a_damaged_file_of_the_reference_is_computed_again(tmp_path: Path, damage: str) -> None:
-    context: Any = SimpleNamespace(folder=tmp_path, checkpoints=tmp_path / "checkpoints", stopped=lambda: False)
-    atoms = [Atom(rows=(TokenRow(tokens=(1, 2, 3), trained=(False, True, True)),))] * 3
-    trainer: Any = Counting()
+    context, trainer, atoms = referring(tmp_path)
     before = list(with_reference(context, trainer, atoms, "train"))
     (file,) = (tmp_path / "reference" / "train").glob("*.safetensors")
     data = bytearray(file.read_bytes())
@@ -381,6 +391,22 @@ def test_a_damaged_file_of_the_reference_is_computed_again(tmp_path: Path, damag
     file.write_bytes(data[:-4] if damage == "cut" else data)
     assert list(with_reference(context, trainer, atoms, "train")) == before
     assert trainer.asked == (1 if damage == "none" else 2)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_the_reference_is_the_model_that_the_run_began_with(tmp_path: Path, begun: bool) -> None:
+    context, trainer, atoms = referring(tmp_path)
+    (tmp_path / "model").mkdir()
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_text("old")
+    with_reference(context, trainer, atoms, "train")
+    if begun:
+        save_generation(context.checkpoints, 1, {}, lambda folder: None, keep=1)
+    with_reference(context, trainer, atoms, "train")
+    assert trainer.asked == 1
+    weights.write_text("other")
+    with_reference(context, trainer, atoms, "train")
+    assert trainer.asked == (1 if begun else 2)  # a checkpoint holds the old weights, so their reference is right
 
 
 # ------------------------------------------------------------------------------------- names and values

@@ -10,7 +10,7 @@ from pathlib import Path
 from whet.config.judge import ChatConfig, EndpointChat, LocalChat
 from whet.envs.judges.cache import Asker, CachedChat, no_probabilities
 from whet.envs.judges.scripted import ScriptedAsker
-from whet.files import is_sealed, read_json
+from whet.files import weights_of
 from whet.records import Message, Reply
 from whet.rollouts.chat import ModelAsker, Speaker
 from whet.sampling.base import SamplingParams
@@ -78,15 +78,3 @@ def speaker_of(config: LocalChat) -> str:
         template = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
     shape = config.create.model_dump_json() if config.path == "whet:tiny" else ""
     return " ".join(part for part in (weights_of(config.path), shape, config.dtype, template) if part)
-
-
-def weights_of(path: str) -> str:
-    """A name that changes when the weights do: what a stage made goes by its manifest, other folders by their files."""
-    folder = Path(path)
-    if is_sealed(folder.parent):
-        files = read_json(folder.parent / "manifest.json")["files"]
-        return " ".join(sorted(known["sha256"][:16] for name, known in files.items() if name.startswith("model/")))
-    if not folder.is_dir():
-        return path
-    files = sorted(file for file in folder.iterdir() if file.is_file())
-    return " ".join([path, *(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)])

@@ -1,6 +1,6 @@
 """A pass of a frozen model over all rows of a stage: computed once, kept as files, gone on with where it stopped.
 
-FOLDER/key.json              which rows it is over; the model is that of the recipe
+FOLDER/key.json              which rows it is over, and which model reads them
 FOLDER/00000.safetensors     what it said of so many rows, one after another
 """
 
@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from whet.errors import RunError
-from whet.files import read_json, write_atomic, write_json
+from whet.files import read_json, weights_of, write_atomic, write_json
 from whet.pipeline.stage import Context, Interrupted
 from whet.records import TokenRow
 from whet.training.checkpoint import newest_generation
@@ -31,19 +31,23 @@ def kept_pass(
 ) -> Iterator[Tensor]:
     """What `read` says of the rows, one tensor for each `CHUNK_ROWS` of them, in order.
 
-    What is on disk for these rows, and as it was written, is taken from there (the model cannot have changed: a run has
-    one recipe). Raises `Interrupted` where the run was asked to stop, with everything so far on disk; `RunError` where
-    the rows are no longer those that a checkpoint was made with.
+    What is on disk for these rows and the stage's model, and as it was written, is taken from there. Once there is a
+    checkpoint the model is the one that the run began with, whatever became of its folder. Raises `Interrupted` where
+    the run was asked to stop, with everything so far on disk; `RunError` where the rows are no longer those that a
+    checkpoint was made with.
     """
-    key = {"rows": _digest(rows)}
-    if folder.is_dir() and (not (folder / "key.json").exists() or read_json(folder / "key.json") != key):
-        if newest_generation(context.checkpoints) is not None:
+    key, noted = {"rows": _digest(rows), "model": weights_of(context.model.path)}, folder / "key.json"
+    before = read_json(noted) if noted.exists() else {"rows": ""}
+    if before != key and folder.is_dir():
+        if newest_generation(context.checkpoints) is None:
+            shutil.rmtree(folder)
+        elif before["rows"] != key["rows"]:
             raise RunError(
                 f"{folder}: the {folder.name} rows are not those that this run began with; put the data back, or "
                 "remove the run folder to start over"
             )
-        shutil.rmtree(folder)
-    write_json(folder / "key.json", key)
+    if not noted.exists():
+        write_json(noted, key)
     for number, start in enumerate(range(0, len(rows), CHUNK_ROWS)):
         file = folder / f"{number:05d}.safetensors"
         said = _saved(file)
