@@ -99,6 +99,7 @@ def test_the_gate_says_what_pulls_and_what_is_longer(tmp_path: Path) -> None:
     ("stage", "message"),
     [
         ({"loss": "dpoo"}, "did you mean 'dpo'"),
+        ({"loss": {"preset": ["dpo"]}}, r"loss.preset: must be .*, got \['dpo'\]"),
         ({"loss": {"dpo": {"bta": 1}}}, "did you mean 'beta'"),
         ({"loss": {"preset": "dpo", "dpo": None}}, "no loss is left"),
         ({"loss": {"kto": {}, "nll": {}}}, "kto is of single answers"),

@@ -123,16 +123,7 @@ def update(
     While the critic is pretrained the policy stands still. `rate` is the share of the peak learning rates. Returned
     are the metrics, and a line for each update that was skipped because its gradient was not finite.
     """
-    config, train = setting.config, setting.train
-    objective: Objective = PolicyObjective(
-        config=config,
-        temperature=setting.temperature,
-        kl_coefficient=standing.coefficients.kl,
-        entropy_coefficient=standing.coefficients.entropy,
-    )
-    if critic is not None and critic.config.share_trunk:
-        value = RegressValue(clip=critic.config.clip)
-        objective = WithValue(policy=objective, value=value, coefficient=critic.config.coefficient)
+    config, train, objective = setting.config, setting.train, objective_of(critic, setting, standing)
     tallies: dict[str, Metric] = {}
     norms: list[float] = []
     faults: list[str] = []
@@ -156,22 +147,26 @@ def update(
                 alone = blame(trainer, [(answer, weigh([answer], setting)) for answer in minibatch], objective)
                 who = f"of {listed(alone, step + 1)}" if alone else "though each answer's own loss is"
                 faults.append(f"an update was skipped, its gradient was not finite: the loss {who}")
-    updates = {
-        **{name: metric.mean for name, metric in tallies.items()},
-        # Sums over micro-batches, whose number means nothing: by update, and in all.
-        **{name: tallies[name].total / passes for name in ("loss", "value/loss") if name in tallies},
-        **{name: tallies[name].total for name in ("oom_retries",) if name in tallies},
-        "grad_norm": largest(norms),
-        "optimizer_steps": float(len(norms) - len(faults)),
-        "value/optimizer_steps": 0.0,
-        "skipped": float(len(faults)),
-    }
+    updates = _measure_updates(tallies, norms, passes=passes, skipped=len(faults))
     if critic is None or critic.config.share_trunk or not answers:
         return updates, faults
     rows = [row for answer in answers for row in answer.rows]
     seed = seed_of(setting.seed, "critic", step)
     lr, muon_lr = critic.config.lr * rate, critic.config.muon_lr * rate
     return updates | critic.update(rows, lr=lr, muon_lr=muon_lr, seed=seed), faults
+
+
+def objective_of(critic: Critic | None, setting: Setting, standing: Standing) -> Objective:
+    """What the policy learns by now, and with a shared trunk its critic in the same pass."""
+    policy = PolicyObjective(
+        config=setting.config,
+        temperature=setting.temperature,
+        kl_coefficient=standing.coefficients.kl,
+        entropy_coefficient=standing.coefficients.entropy,
+    )
+    if critic is None or not critic.config.share_trunk:
+        return policy
+    return WithValue(policy=policy, value=RegressValue(clip=critic.config.clip), coefficient=critic.config.coefficient)
 
 
 def pretraining(config: PolicyConfig, step: int) -> bool:
@@ -275,6 +270,22 @@ def _split(answers: Sequence[Answer], parts: int) -> list[list[Answer]]:
     bounds = [len(listed) * i // parts for i in range(parts + 1)]
     pieces = [listed[low:high] for low, high in pairwise(bounds)]
     return [[answer for group in piece for answer in group] for piece in pieces if piece]
+
+
+def _measure_updates(
+    tallies: Mapping[str, Metric], norms: Sequence[float], *, passes: int, skipped: int
+) -> dict[str, float]:
+    """What the updates of one step came to: `tallies` of all their `passes`, a gradient norm of each that moved."""
+    return {
+        **{name: metric.mean for name, metric in tallies.items()},
+        # Sums over micro-batches, whose number means nothing: by update, and in all.
+        **{name: tallies[name].total / passes for name in ("loss", "value/loss") if name in tallies},
+        **{name: tallies[name].total for name in ("oom_retries",) if name in tallies},
+        "grad_norm": largest(norms),
+        "optimizer_steps": float(len(norms) - skipped),
+        "value/optimizer_steps": 0.0,
+        "skipped": float(skipped),
+    }
 
 
 def _measure_control(config: PolicyConfig, now: Standing, answers: Sequence[Answer]) -> dict[str, float]:

@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from whet.config.clip import TOKEN_CLIPS, Clip, PPOClip, RatioConfig, kind_of
+from whet.config.clip import TOKEN_CLIPS, Clip, PPOClip, RatioConfig
 from whet.config.critic import CriticConfig
 from whet.config.data import Source
-from whet.config.presets import PRESETS, Preset
+from whet.config.presets import PRESETS, Preset, with_preset
 from whet.config.strict import Strict
 
 # ------------------------------------------------------------------------------------- KL and other terms
@@ -187,23 +187,8 @@ class PolicyConfig(Strict):
     @model_validator(mode="before")
     @classmethod
     def _from_preset(cls, data: Any) -> Any:
-        """`algorithm: dapo` is short for `{preset: dapo}`; keys beside a preset replace its own, axis by axis.
-
-        Another `kind` of an axis begins from that kind's own defaults.
-        """
-        if isinstance(data, str):
-            data = {"preset": data}
-        if not isinstance(data, dict) or data.get("preset") not in PRESETS:
-            return data
-        merged: dict[str, Any] = dict(data)
-        for axis, value in PRESETS[data["preset"]].items():
-            given = data.get(axis)
-            if axis not in data:
-                merged[axis] = value
-            elif isinstance(value, dict) and isinstance(given, dict):
-                same_kind = "kind" not in given or given["kind"] == kind_of(value)
-                merged[axis] = {**value, **given} if same_kind else given
-        return merged
+        """`algorithm: dapo` is short for `{preset: dapo}`; keys beside a preset replace its own, axis by axis."""
+        return with_preset(data, PRESETS)
 
     @model_validator(mode="after")
     def _check(self) -> PolicyConfig:
@@ -213,8 +198,12 @@ class PolicyConfig(Strict):
         return self
 
     def _contradictions(self) -> Iterator[tuple[bool, str]]:
-        level, kind = self.ratio.level, self.clip.kind
-        sequence = level in ("sequence_mean", "sequence_product") or kind == "geometric"
+        """(whether it is so, the complaint), axis by axis."""
+        yield from self._about_advantages()
+        yield from self._about_updates()
+
+    def _about_advantages(self) -> Iterator[tuple[bool, str]]:
+        """Of what a token is credited with, against what, and on which scale."""
         by_group = self.baseline in ("group_mean", "leave_one_out", "length_weighted_mean")
         normalised = self.objectives == "normalised"
         yield (
@@ -257,6 +246,11 @@ class PolicyConfig(Strict):
             self.scale in ("group_std", "informative_share") and not by_group,
             f"scale: {self.scale} needs a group's baseline, and baseline is {self.baseline}; use batch_std or none",
         )
+
+    def _about_updates(self) -> Iterator[tuple[bool, str]]:
+        """Of ratio, clip, reduction and correction: what becomes of advantages in the loss."""
+        level, kind = self.ratio.level, self.clip.kind
+        sequence = level in ("sequence_mean", "sequence_product") or kind == "geometric"
         yield (
             sequence and (self.credit != "outcome" or self.token_filter is not None),
             "a ratio of whole sequences needs one advantage for all tokens; use ratio: {level: sequence_mean_token}",

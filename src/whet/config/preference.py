@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from whet.config.data import GeneratedConfig, Source
+from whet.config.presets import with_preset
 from whet.config.stage import StageBase
 from whet.config.strict import Made, Strict
 from whet.config.train import TrainConfig
@@ -173,18 +174,7 @@ class LossConfig(Strict):
     @classmethod
     def _from_preset(cls, data: Any) -> Any:
         """Keys beside a preset replace its own, number by number; `null` takes a loss out of it."""
-        if isinstance(data, str):
-            data = {"preset": data}
-        if not isinstance(data, dict) or data.get("preset") not in PREFERENCE_PRESETS:
-            return data
-        merged: dict[str, Any] = dict(data)
-        for kind, numbers in PREFERENCE_PRESETS[data["preset"]].items():
-            given = data.get(kind)
-            if kind not in data:
-                merged[kind] = numbers
-            elif isinstance(given, dict):
-                merged[kind] = {**numbers, **given}
-        return merged
+        return with_preset(data, PREFERENCE_PRESETS)
 
     @model_validator(mode="after")
     def _check(self) -> LossConfig:
