@@ -9,11 +9,16 @@ import math
 import os
 import sys
 import types
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from whet.config import Recipe
+from whet.config.loading import load_recipe
 from whet.errors import ConfigError, MissingExtra, RunError
+from whet.launch.main import run_recipe
 from whet.records import Completion, Ending, Episode, Group, Message, Outcome, Score, ToolCall, Turn
 from whet.tracking import (
     Console,
@@ -25,6 +30,7 @@ from whet.tracking import (
     rollout_steps,
 )
 from whet.tracking.console import duration, line
+from whet.tracking.sinks import SINKS
 
 
 def decode(tokens: tuple[int, ...] | list[int]) -> str:
@@ -273,3 +279,53 @@ def test_a_tracker_gets_finite_numbers_stage_by_stage(
     assert [run.logged for run in runs] == [[(1, {"loss": 2.0})], [(1, {"reward": 0.5})]]
     assert all(run.finished and run.settings["group"] == "demo" for run in runs)
     assert kind == "wandb" or capsys.readouterr().out == ""  # wandb itself writes to standard error
+
+
+RECIPE = """
+name: told
+model: {path: "whet:tiny", create: {hidden_size: 16, layers: 1, heads: 2, kv_heads: 1, intermediate_size: 16}}
+trackers: [wandb, wandb]
+stages:
+  sft: {kind: sft, data: {generate: arithmetic, count: 8, digits: 1}, train: {steps: 2, batch_size: 2}}
+"""
+
+
+class Told:
+    def __init__(self, breaks_at: int | None) -> None:
+        self.runs: list[RunInfo] = []
+        self.steps: list[object] = []
+        self.breaks_at = breaks_at
+
+    def about(self, run: RunInfo) -> Told:
+        self.runs.append(run)
+        return self
+
+    def log(self, stage: str, step: int, metrics: Mapping[str, float], groups: Sequence[Group]) -> None:
+        if step == self.breaks_at:
+            raise OSError("no route to host")
+        self.steps.append((stage, step, metrics["loss"]))
+
+    def close(self) -> None:
+        self.steps.append("closed")
+
+
+@pytest.mark.parametrize("breaks_at", [None, 1])
+def test_a_recipe_s_tracker_hears_of_every_step_and_harms_no_run(
+    breaks_at: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = Told(breaks_at)
+    monkeypatch.setitem(SINKS, "wandb", told.about)
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    run_recipe(load_recipe(tmp_path / "r.yaml", [f"out={tmp_path}/run"]))
+    lines = read_metrics(tmp_path / "run" / "stages" / "01-sft")
+    assert [line["step"] for line in lines] == [1, 2]
+    assert [(run.name, run.recipe["seed"]) for run in told.runs] == [("told", 0)]  # opened once
+    if breaks_at is None:
+        assert told.steps == [("sft", line["step"], line["loss"]) for line in lines] + ["closed"]
+    else:
+        assert told.steps == []
+        assert capsys.readouterr().err.count("wandb: OSError: no route to host; it hears no more of this run") == 1
+
+
+def test_a_recipe_names_the_trackers_that_there_are() -> None:
+    assert set(get_args(get_args(Recipe.model_fields["trackers"].annotation)[0])) == set(SINKS)

@@ -32,7 +32,7 @@ STAGES: Mapping[str, type[StageBase]] = {
 }
 """Kind of stage: its model."""
 
-NOT_MATHEMATICS = frozenset({"description", "out", "threads", "save"})
+NOT_MATHEMATICS = frozenset({"description", "out", "threads", "save", "trackers"})
 """Keys that a run may change when it resumes: they say where and how fast, not what."""
 
 

@@ -166,6 +166,8 @@ class Recipe(Strict):
     """Run folder; None: `runs/NAME`."""
     threads: int | Literal["auto"] = "auto"
     """CPU threads; auto: whichever of one and all cores is faster on the run's own shapes at this moment."""
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = []
+    """Who hears the numbers of every step beside the log files: tensorboard (`RUN/tensorboard`), W&B or trackio."""
     model: ModelConfig
     save: SaveConfig = SaveConfig()
     stages: dict[str, Stage] = Field(min_length=1)

@@ -98,7 +98,8 @@ def drive(
             break
         done, state = step.index, dict(step.state)
         log.write(step.index, step.metrics, step.groups)
-        context.console.log(context.name, step.index, step.metrics, step.groups)
+        for sink in context.sinks:
+            sink.log(context.name, step.index, step.metrics, step.groups)
         for note in step.notes:
             context.console.say(f"{context.name}  step {step.index}: {note}")
         if step.ill:

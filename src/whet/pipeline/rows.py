@@ -85,7 +85,8 @@ def make_rows(
         log.write(number, metrics, made.groups)
         log.sync()
         write_json(parts[number - 1], {"rows": rows, "failed": len(made.failures)})
-        context.console.log(context.name, number, metrics, made.groups)
+        for sink in context.sinks:
+            sink.log(context.name, number, metrics, made.groups)
         if context.stopped() and number < len(chunks):
             raise Interrupted
     log.close()

@@ -14,7 +14,7 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +39,10 @@ from whet.pipeline.sft_stage import run_sft
 from whet.pipeline.stage import ROWS, Context, Interrupted, World
 from whet.pipeline.step_labels_stage import run_step_labels
 from whet.records import seed_of
+from whet.tracking.base import Sink
 from whet.tracking.console import Console
 from whet.tracking.report import write_report
+from whet.tracking.sinks import RunInfo, trackers
 
 Stopped = Callable[[], bool]
 RUNNERS: dict[str, Callable[[Context], object]] = {
@@ -109,7 +111,8 @@ class Run:
 
 def run_recipe(run: Run, world: World, console: Console, stopped: Stopped, *, about: Mapping[str, Any]) -> None:
     """Run every stage that is not done, and draw the report. `about` goes to `run.json` when the run is new."""
-    with claimed(run):
+    told = RunInfo(name=run.recipe.name, folder=run.folder, recipe=resolved(run.recipe))
+    with claimed(run), trackers(run.recipe.trackers, told, console.say) as others:
         if not (run.folder / "run.json").exists():
             write_json(run.folder / "run.json", {"name": run.recipe.name, "seed": run.recipe.seed, **about})
         try:
@@ -119,7 +122,7 @@ def run_recipe(run: Run, world: World, console: Console, stopped: Stopped, *, ab
                 if is_sealed(run.stage_folder(name)):
                     console.say(f"{name}: done before")
                 else:
-                    _run_stage(run, name, world, console, stopped)
+                    _run_stage(run, name, world, console, others, stopped)
                 # Here, so that a run killed between the manifest and this line loses them the next time.
                 shutil.rmtree(run.checkpoints(name), ignore_errors=True)
         except BaseException:
@@ -185,9 +188,10 @@ def context_of(
     console: Console,
     stopped: Stopped,
     *,
+    others: Sequence[Sink] = (),
     models: Mapping[str, str] | None = None,
 ) -> Context:
-    """What a stage of this run is given; `models` replaces what an evaluation evaluates."""
+    """What a stage of this run is given; `others` hear of its steps, `models` replaces what an evaluation evaluates."""
     folder, model = run.stage_folder(name), run.model_of(name)
     stage = with_references(run.recipe.stages[name], run.refer)
     paths = models or (stage.models if isinstance(stage, EvalStage) else {}) or {"model": model.path}
@@ -203,12 +207,13 @@ def context_of(
         save=run.recipe.save,
         world=world,
         console=console,
+        sinks=(console, *others),
         stopped=stopped,
     )
 
 
-def _run_stage(run: Run, name: str, world: World, console: Console, stopped: Stopped) -> None:
-    context = context_of(run, name, world, console, stopped)
+def _run_stage(run: Run, name: str, world: World, console: Console, others: Sequence[Sink], stopped: Stopped) -> None:
+    context = context_of(run, name, world, console, stopped, others=others)
     kind = context.config.kind
     write_json(context.folder / "stage.json", {"name": name, "kind": kind})
     world.reseed(context.seed)

@@ -19,6 +19,7 @@ from whet.config.rewards import ScorerConfig
 from whet.envs.base import Chat, Scorer
 from whet.sampling.base import TokenSampler
 from whet.templates.base import Template
+from whet.tracking.base import Sink
 from whet.tracking.console import Console
 from whet.training.base import Trainer
 from whet.training.gating import GateTrainer
@@ -110,6 +111,8 @@ class Context:
     save: SaveConfig
     world: World
     console: Console
+    sinks: Sequence[Sink]
+    """Who hears of every step: the console, and the recipe's trackers."""
     stopped: Callable[[], bool]
     """Whether somebody asked to stop; looked at between steps and between batches of an evaluation."""
 

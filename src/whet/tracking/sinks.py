@@ -11,14 +11,14 @@ import hashlib
 import importlib
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from whet.errors import ConfigError, MissingExtra
+from whet.errors import ConfigError, MissingExtra, RunError, boundary
 from whet.records import Group
 from whet.tracking.base import Sink
 
@@ -48,6 +48,43 @@ def open_sink(kind: str, run: RunInfo) -> Sink:
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ConfigError(f"tracker {kind!r} is unknown, there are {', '.join(SINKS)}{hint}")
     return SINKS[kind](run)
+
+
+@contextmanager
+def trackers(kinds: Sequence[str], run: RunInfo, say: Callable[[str], None]) -> Iterator[list[Spared]]:
+    """The trackers of these kinds, opened (`open_sink` says what it raises) and closed at the end, however it comes."""
+    opened = [Spared(kind, open_sink(kind, run), say) for kind in dict.fromkeys(kinds)]
+    try:
+        yield opened
+    finally:
+        for tracker in opened:
+            tracker.close()
+
+
+class Spared:
+    """A tracker that harms no run: its first failure is said, and it hears no more. The log files have everything."""
+
+    def __init__(self, kind: str, sink: Sink, say: Callable[[str], None]) -> None:
+        self._kind, self._sink, self._say = kind, sink, say
+        self._failed = False
+
+    def log(self, stage: str, step: int, metrics: Mapping[str, float], groups: Sequence[Group]) -> None:
+        """Pass the step on."""
+        self._spare(lambda: self._sink.log(stage, step, metrics, groups))
+
+    def close(self) -> None:
+        """Pass the end on."""
+        self._spare(self._sink.close)
+
+    def _spare(self, act: Callable[[], None]) -> None:
+        if self._failed:
+            return
+        try:
+            with boundary(RunError, self._kind):
+                act()
+        except RunError as error:
+            self._failed = True
+            self._say(f"{error}; it hears no more of this run, whose log files have everything")
 
 
 class TensorBoard:
