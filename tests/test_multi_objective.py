@@ -171,7 +171,7 @@ def test_what_does_not_go_together_is_refused(stages: str, message: str, tmp_pat
 @pytest.mark.parametrize(
     ("stage", "objectives", "message"),
     [
-        ("01-ratings", {}, "has several objectives and no gate; say in objectives what each of them counts for"),
+        ("01-ratings", {}, "has several objectives and no gate; say in objectives what counts how much"),
         ("01-ratings", {"kind": 1.0}, "has no objective 'kind'; it has polite, brief"),
         ("02-gate", {"polite": 1.0}, "has a gate that weighs its objectives; leave objectives out"),
     ],

@@ -15,12 +15,15 @@ from tests.laws.support import SHAPE, _widen_norms, gradients, largest_differenc
 from whet.algorithms.critic import RegressValue, WithValue
 from whet.algorithms.sft import Imitate
 from whet.config import LoraConfig, ModelConfig, TrainConfig
+from whet.config.rewards import ScorerConfig
+from whet.envs.base import Passage
 from whet.errors import ModelError
 from whet.formulas import value
+from whet.launch.world import LocalWorld
 from whet.models.heads import add_score
 from whet.models.language import LanguageModel
 from whet.models.load import load_model, load_scalar_model
-from whet.records import Atom, TokenRow
+from whet.records import Atom, Message, TokenRow
 from whet.training.base import Objective
 from whet.training.engine import LocalTrainer, share_prompts
 
@@ -256,13 +259,21 @@ def test_a_policy_leaves_its_critic_behind(tmp_path: Path) -> None:
     assert not found["unexpected_keys"] and not found["missing_keys"]
 
 
-def test_a_classifier_of_many_labels_is_refused(tmp_path: Path) -> None:
-    model = load_scalar_model(TINY)
-    model.module.score = torch.nn.Linear(SHAPE.hidden_size, 3, bias=False)
-    model.module.config.num_labels = 3
+def test_a_classifier_of_many_labels_is_no_critic_and_a_reward_by_its_weights_alone(tmp_path: Path) -> None:
+    model = load_scalar_model(TINY, objectives=("a", "b", "c"))
+    torch.nn.init.normal_(model.module.score.weight)
     model.export(tmp_path)
-    with pytest.raises(ModelError, match="could not be loaded"):
-        load_scalar_model(ModelConfig(path=str(tmp_path)))
+    world, where = LocalWorld(), ModelConfig(path=str(tmp_path))
+    with pytest.raises(ModelError, match="rates a, b, c, and one number is needed here"):
+        world.scalar_model(where, TrainConfig())
+    passage = Passage(messages=(Message(role="user", content="p"), Message(role="assistant", content="q")), ends=(1,))
+    with pytest.raises(ModelError, match="has several objectives and no gate"):
+        world.scorer(ScorerConfig(path=str(tmp_path)), steps=False).read([passage])
+    with pytest.raises(ModelError, match="has several outputs, and a process reward model has one"):
+        world.scorer(ScorerConfig(path=str(tmp_path)), steps=True).read([passage])
+    weighed = ScorerConfig(path=str(tmp_path), objectives={"a": 1, "c": -2})
+    (read,) = world.scorer(weighed, steps=False).read([passage])
+    assert read.scores[0] == pytest.approx(read.parts["a"] - 2 * read.parts["c"])
 
 
 def _ending(row: TokenRow) -> TokenRow:

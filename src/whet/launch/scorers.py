@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from whet.algorithms.scorer import ModelScorer
@@ -40,23 +40,27 @@ class LazyScorer:
         if (facts.reads == "steps") != self.steps:
             kind = "model" if self.steps else "process_model"
             raise ModelError(f"{model.path}: is a reward model of {facts.reads}; use kind: {kind} for it")
-        objectives, weights = objectives_of(language.module), self.config.objectives
-        weighed = bool(objectives) and facts.gate is None
-        if weighed and not weights:
-            raise ModelError(
-                f"{model.path}: has several objectives and no gate; say in objectives what each of them counts for "
-                f"({', '.join(objectives)})"
-            )
-        if weights and not weighed:
-            has = "a gate that weighs its objectives" if objectives else "one score"
-            raise ModelError(f"{model.path}: has {has}; leave objectives out")
-        if unknown := [name for name in weights if name not in objectives]:
-            raise ModelError(f"{model.path}: has no objective {unknown[0]!r}; it has {', '.join(objectives)}")
+        objectives = objectives_of(language.module)
+        for problem in self._problems(objectives, gated=facts.gate is not None):
+            raise ModelError(f"{model.path}: {problem}")
         return ModelScorer(
             trainer=LocalTrainer(language, TrainConfig()),
             template=self.template(model),
             max_length=language.max_length,
             facts=facts,
             objectives=objectives,
-            weights=weights,
+            weights=self.config.objectives,
         )
+
+    def _problems(self, objectives: Sequence[str], *, gated: bool) -> Iterator[str]:
+        """What is wrong with the weights that the recipe has, or has not, for these objectives of the model."""
+        weights, named = self.config.objectives, ", ".join(objectives)
+        if self.steps and objectives:
+            yield "has several outputs, and a process reward model has one"
+        if objectives and not gated and not weights:
+            yield f"has several objectives and no gate; say in objectives what counts how much: {named}"
+        if weights and (gated or not objectives):
+            has = "a gate that weighs its objectives" if gated else "one score"
+            yield f"has {has}; leave objectives out"
+        if unknown := [name for name in weights if name not in objectives]:
+            yield f"has no objective {unknown[0]!r}; it has {named}"

@@ -85,10 +85,9 @@ def load_scalar(where: str, objectives: Sequence[str] = (), **options: Any) -> A
 
     shape = _labels(objectives)
     if not objectives:
-        revision = options.get("revision")
-        found = AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False)
-        classifies = any(name.endswith("ForSequenceClassification") for name in found.architectures or ())
-        shape = {} if classifies else {"num_labels": 1}
+        saved = AutoConfig.from_pretrained(where, revision=options.get("revision"), trust_remote_code=False)
+        if any(name.endswith("ForSequenceClassification") for name in saved.architectures or ()):
+            shape = {}
     module, found = AutoModelForSequenceClassification.from_pretrained(
         where, output_loading_info=True, **shape, **options
     )
@@ -103,14 +102,9 @@ def load_scalar(where: str, objectives: Sequence[str] = (), **options: Any) -> A
 
 
 def _labels(objectives: Sequence[str]) -> dict[str, Any]:
-    """What a classifier's config says of its outputs."""
-    if not objectives:
-        return {"num_labels": 1}
-    return {
-        "id2label": dict(enumerate(objectives)),
-        "label2id": {name: place for place, name in enumerate(objectives)},
-        "problem_type": "regression",
-    }
+    """What a classifier's config says of its outputs: one without a name of its own where there are no objectives."""
+    names = list(objectives) or ["LABEL_0"]
+    return {"id2label": dict(enumerate(names)), "label2id": {name: place for place, name in enumerate(names)}}
 
 
 def scalar_from_causal(module: Any, objectives: Sequence[str] = ()) -> Any:
