@@ -1,4 +1,4 @@
-# whet: `make demo` trains a model in about two minutes; `make check test` is what a change must pass.
+# whet: `make demo` trains a model (about a minute, after two for its .venv); `make check test` is what a change must pass.
 
 PYTHON ?= python3
 VENV := .venv
