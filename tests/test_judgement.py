@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
-from whet.evals.judgement import Decided, Labelled, Ranked, judge_labels, judge_pairs, judge_rankings, reliability
+from whet.evals.judgement import (
+    Decided,
+    Labelled,
+    Ranked,
+    judge_labels,
+    judge_pairs,
+    judge_rankings,
+    judge_rivals,
+    reliability,
+)
+from whet.evals.mixture import fixed_mixtures
 from whet.evals.stats import wilson_interval
 
 
@@ -72,3 +83,33 @@ def test_labels_are_judged_against_the_more_frequent_one() -> None:
     # Where bad ones are as frequent or more, always-bad is the rule to beat.
     bad = judge_labels([Labelled(prompt=i, score=-1.0, label=float(i == 0)) for i in range(3)])
     assert bad.baseline.mean == bad.accuracy.mean == pytest.approx(2 / 3)
+
+
+# ------------------------------------------------------------------------------------- what needs no gate
+
+
+def test_the_best_fixed_mixture_is_the_one_that_made_the_data() -> None:
+    """Pairs decided by a Bradley-Terry model with weights (2, -1, 0) over three objectives."""
+    random = np.random.default_rng(5)
+    said = []
+    for _ in range(4000):
+        pair = random.normal(size=(2, 3))
+        log_odds = float((pair[0] - pair[1]) @ [2.0, -1.0, 0.0])
+        said.append(pair if random.random() < 1 / (1 + math.exp(-log_odds)) else pair[::-1])
+    found = fixed_mixtures(said, ("a", "b", "c"))
+    assert list(found) == ["all objectives alike", "a alone", "the best fixed mixture"]
+    np.testing.assert_allclose(found["the best fixed mixture"], [2.0, -1.0, 0.0], atol=0.15)
+    separable = fixed_mixtures([np.array([[1.0, 0.0], [0.0, 0.0]])], ("a", "b"))
+    assert np.isfinite(separable["the best fixed mixture"]).all(), "all pairs right, and no weight without end"
+
+
+def test_rivals_by_hand() -> None:
+    """Two prompts; the model is right in all three pairs, the other in one of the first prompt's two and in none."""
+    ranked = [
+        Ranked(prompt="p", scores=(2.0, 1.0), lengths=(1, 1)),
+        Ranked(prompt="p", scores=(3.0, 1.0), lengths=(1, 1)),
+        Ranked(prompt="q", scores=(0.0, -1.0), lengths=(1, 1)),
+    ]
+    other = judge_rivals(ranked, {"other": [(1.0, 0.0), (0.0, 1.0), (5.0, 5.0)]})["other"]
+    assert other.accuracy.mean == pytest.approx(0.25), "the prompt is the unit, and a tie is wrong"
+    assert other.gain.mean == pytest.approx(0.75) and other.gain.low < 0.75 < other.gain.high

@@ -5,6 +5,7 @@ The catalogue below is the report's table of contents; a chart without data is l
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ TONES = ("blue", "orange", "green", "violet", "teal", "gold", "red", "grey")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """A metric in a chart. `rewards/*` stands for every metric that begins so, each named by the rest."""
+    """A metric in a chart. `rewards/*` stands for every metric of that form, each named by what `*` stands for."""
 
     metric: str
     label: str = ""
@@ -150,6 +151,20 @@ CATALOGUE: Mapping[str, tuple[Chart, ...]] = {
             caption="Mean over the step's scored answers, with the parts that it is made of.",
             axis=_amount("reward", floor=None),
             curves=(Curve(metric="reward", label="reward"), Curve(metric="rewards/*")),
+        ),
+        Chart(
+            title="Parts of rewards",
+            caption="What rewards say beside their value: single objectives, the spread of an ensemble.",
+            axis=_amount("value", floor=None),
+            curves=(Curve(metric="rewards/*/*"),),
+            kinds=("online_preference", "rl"),
+        ),
+        Chart(
+            title="Gate",
+            caption="What each objective counts for by the prompt, mean over answers.",
+            axis=_share("weight", ceiling=1.0),
+            curves=(Curve(metric="rewards/*/gate/*"),),
+            kinds=("online_preference", "rl"),
         ),
         Chart(
             title="Solved",
@@ -307,9 +322,8 @@ def _names(lines: Lines) -> set[str]:
 
 
 def _matching(metric: str, names: Iterable[str]) -> list[str]:
-    if metric.endswith("*"):
-        return sorted(name for name in names if name.startswith(metric[:-1]))
-    return [metric] if metric in names else []
+    form = re.compile(re.escape(metric).replace(r"\*", "[^/]+"))
+    return sorted(name for name in names if form.fullmatch(name))
 
 
 def _used(chart: Chart, names: set[str]) -> set[str]:
@@ -349,8 +363,8 @@ def _series(chart: Chart, lines: Lines, names: set[str]) -> list[Series]:
     for curve in chart.curves:
         spare = [tone for tone in TONES if tone not in {s.tone for s in series}]
         for index, name in enumerate(_matching(curve.metric, names)):
-            several = curve.metric.endswith("*")
-            label = name[len(curve.metric) - 1 :].replace("_", " ") if several else curve.label
+            several = "*" in curve.metric
+            label = name[curve.metric.index("*") :].replace("_", " ") if several else curve.label
             tone = spare[index % len(spare)] if several else curve.tone
             series.append(Series(name=label, points=points(lines, name), tone=tone))
     return [s for s in series if s.points]
