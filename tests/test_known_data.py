@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -346,7 +348,7 @@ def test_graded_steps_in_every_shape(
         ({"input": f"x Step 1: a {K}", "label": "x Step 1: b +", "task": "t"}, "label: not the input with + or -"),
         (
             {"modified_question": "x", "modified_process": ["a"], "error_steps": [0]},
-            "error_steps[0]: not one of the steps; it is 0; there are 1",
+            "error_steps[0]: not one of the steps; it is a number (0) of 1",
         ),
         ({"input": "x", "steps": ["a"], "mistake_index": 1}, "label: not the index of a step; it is a number (1)"),
         ({"problem": "x", "steps": ["a"], "label": 0.5}, "label: not the index of a step"),
@@ -356,6 +358,49 @@ def test_a_damaged_row_of_steps_is_named(tmp_path: Path, row: dict[str, Any], me
     with pytest.raises(DataError) as error:
         stepwise(tmp_path, row)
     assert str(error.value).startswith(f"{tmp_path / 'rows.jsonl'}:1: {message}")
+
+
+# ------------------------------------------------------------------------------------------------- damage
+
+
+UNHARMED = [
+    TREE,
+    {
+        "instruction": "x",
+        "completions": [{"response": "a", "fine-grained_score": 1, "annotations": {"b": {"Rating": "5"}}}],
+    },
+    arena("model_a", turn=1),
+    panda(1, 2, 1),
+    {"prompt": "x\n<extra_id_1>Assistant\ny", "response_1": "a", "response_2": "b", "preference_strength": 2},
+    {"prompt": "x", "completion": "a", "type": "contrast", "final_label": "2_full_refusal"},
+    prm800k(offered(("a", 1), ("b", -1), chosen=0), offered(("c", -1), chosen=None, human="d")),
+    {"input": f"x Step 1: a {K}", "label": "x Step 1: a +", "task": "t"},
+    {"modified_question": "x", "modified_process": ["a"], "error_steps": [1]},
+    {"input": "x", "steps": ["a"], "mistake_index": 0},
+]
+
+
+def damaged(value: Any) -> Iterator[Any]:
+    """The value with one thing in it, at any depth, taken away or replaced by something of another kind."""
+    for key in list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        without = dict(value) if isinstance(value, dict) else list(value)
+        del without[key]
+        yield without
+        for other in (None, True, 7, "", [], {}, [None], *damaged(value[key])):
+            changed = dict(value) if isinstance(value, dict) else list(value)
+            changed[key] = other
+            yield changed
+
+
+@pytest.mark.parametrize("row", UNHARMED, ids=lambda row: next(iter(row)))
+def test_whatever_is_wrong_with_a_row_is_a_data_error(tmp_path: Path, row: dict[str, Any]) -> None:
+    for changed in damaged(row):
+        config = DataConfig(path=write(tmp_path, changed))
+        for load in (load_comparisons, load_judged, load_conversations, load_prompts, load_stepwise):
+            with suppress(DataError):
+                load(config)
+        with suppress(DataError):
+            load_rated(config, ("b",))
 
 
 # ------------------------------------------------------------------------------------------------ columns

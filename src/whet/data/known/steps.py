@@ -40,7 +40,7 @@ def _prm800k(columns: Columns, place: Place) -> Iterator[Columns]:
             for i, (text, label) in enumerate(zip(offered, graded, strict=True))
             if i != chosen
         ]
-        if chosen is not None and (not isinstance(chosen, int) or not 0 <= chosen < len(offered)):
+        if chosen is not None and (type(chosen) is not int or not 0 <= chosen < len(offered)):
             raise at["chosen_completion"].bad("none of the completions", f"it is {kind_of(chosen)} of {len(offered)}")
         if chosen is not None:
             texts.append(offered[chosen])
@@ -88,8 +88,8 @@ def _prmbench(columns: Columns, place: Place) -> Iterator[Columns]:
         if not isinstance(listed, list):
             raise place[name].bad("not a list", f"it is {kind_of(listed)}")
     for index, number in enumerate(wrong):
-        if number not in range(1, len(steps) + 1):
-            raise place["error_steps"][index].bad("not one of the steps", f"it is {number!r}; there are {len(steps)}")
+        if type(number) is not int or not 1 <= number <= len(steps):
+            raise place["error_steps"][index].bad("not one of the steps", f"it is {kind_of(number)} of {len(steps)}")
     yield {"prompt": columns["modified_question"], "steps": steps, "label": min(wrong, default=0) - 1}
 
 
