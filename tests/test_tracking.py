@@ -31,6 +31,7 @@ from whet.tracking import (
 )
 from whet.tracking.console import duration, line
 from whet.tracking.sinks import SINKS
+from whet.training.checkpoint import save_generation
 
 
 def decode(tokens: tuple[int, ...] | list[int]) -> str:
@@ -182,6 +183,14 @@ def test_a_full_disk_is_said_with_bytes_and_leaves_the_old_state(
         log.write(2, {}, [group("a", 1.0)])
     assert rollout_steps(tmp_path) == [1] and len(read_metrics(tmp_path)) == 1
     assert list(tmp_path.rglob("*.part")) == []
+
+
+def test_a_first_checkpoint_that_finds_no_room_does_not_say_that_it_needs_none(tmp_path: Path) -> None:
+    def write(part: Path) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    with pytest.raises(RunError, match=r"the disk is full: more bytes are needed and [\d,]+ are free"):
+        save_generation(tmp_path, 1, {}, write, keep=1)
 
 
 def test_a_short_write_of_a_line_is_a_full_disk_too(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from whet.config.loading import STAGES
 from whet.errors import RunError
 from whet.records import Completion, Ending, Episode, Group, Message, Outcome, Score, Turn
 from whet.tracking import RunLog, write_report
+from whet.tracking.charts import panels
 from whet.tracking.story import EvalLine, StageView, figures, stage_line, verdict
 from whet.tracking.svg import Axis, Series, line_chart, nice_ticks, stacked_chart
 from whet.tracking.text import THIN, number, percent, points, seconds, share
@@ -206,6 +207,14 @@ def test_the_page_says_what_happened(tmp_path: Path) -> None:
     assert "<h4>Entropy</h4>" not in text  # no such metric in this run
     assert "1 min 00 s" in text  # 20 steps of 3 seconds
     assert "the same task early" in text.lower()
+
+
+def test_failures_of_one_step_are_not_drawn_as_if_every_step_had_them(tmp_path: Path) -> None:
+    """Outcomes are logged where there are any: a step that finished all its episodes has no failures, not the last."""
+    lines: list[dict[str, float | None]] = [{"step": float(n), "outcomes/finished": 8.0} for n in range(1, 21)]
+    lines[9] |= {"outcomes/finished": 7.0, "outcomes/truncated": 1.0}
+    (card,) = [card for card in panels(lines, "rl")[""] if card.title == "Outcomes other than finished"]
+    assert (card.before, card.now) == ("0", "0")
 
 
 def test_a_run_at_work_and_one_without_anything_have_pages(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from whet.errors import RunError, UserError
 
 @contextmanager
 def writing(path: Path, size: int) -> Iterator[None]:
-    """Turn the ways in which a disk refuses `size` bytes at `path` into a `RunError` with a remedy."""
+    """Turn the ways in which a disk refuses `size` bytes (0: not known) at `path` into a `RunError` with a remedy."""
     try:
         yield
     except UserError:
@@ -34,8 +34,9 @@ def writing(path: Path, size: int) -> Iterator[None]:
         if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             there = next(parent for parent in path.absolute().parents if parent.exists())
             free = shutil.disk_usage(there).free
+            needed = f"{size:,}" if size else "more"  # before the first checkpoint nobody knows how large it will be
             raise RunError(
-                f"{path}: the disk is full: {size:,} bytes are needed and {free:,} are free (or a quota or limit is "
+                f"{path}: the disk is full: {needed} bytes are needed and {free:,} are free (or a quota or limit is "
                 "reached); make room and give the same command again, it resumes"
             ) from error
         raise RunError(

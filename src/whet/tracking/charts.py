@@ -336,7 +336,9 @@ def _draw(chart: Chart, lines: Lines, names: set[str]) -> Panel | None:
     if not series:
         return None
     if chart.stacked:
-        series = _filled(series)
+        # Hidden metrics count here: at a step where all episodes finished, none failed.
+        steps = {line["step"] for line in lines if _used(chart, _names([line]))}
+        series = _filled(series, sorted(float(step) for step in steps if step is not None))
         if not any(y for s in series for _, y in s.points):
             return None
         svg = stacked_chart(series, chart.axis)
@@ -370,10 +372,9 @@ def _series(chart: Chart, lines: Lines, names: set[str]) -> list[Series]:
     return [s for s in series if s.points]
 
 
-def _filled(series: list[Series]) -> list[Series]:
-    """The same series, the largest first, with 0 at steps that only others have: what did not happen took nothing."""
+def _filled(series: list[Series], steps: Sequence[float]) -> list[Series]:
+    """The same series, the largest first, with 0 at the other `steps`: what did not happen took nothing."""
     series = sorted(series, key=lambda s: -sum(y for _, y in s.points))
-    steps = sorted({x for s in series for x, _ in s.points})
     filled = []
     for s in series:
         value = dict(s.points)
