@@ -20,7 +20,7 @@ from whet.envs.base import Passage
 from whet.errors import ModelError
 from whet.formulas import value
 from whet.launch.world import LocalWorld
-from whet.models.heads import add_score
+from whet.models.heads import RewardFacts, add_score, note_reward_facts
 from whet.models.language import LanguageModel
 from whet.models.load import load_model, load_scalar_model
 from whet.records import Atom, Message, TokenRow
@@ -251,6 +251,20 @@ def test_what_is_exported_gives_the_same_score_in_transformers(tmp_path: Path, l
             score = float(theirs(torch.tensor([row.tokens[:-1]])).logits)
         assert before == pytest.approx(score, abs=1e-4)
         assert after == pytest.approx(score, abs=1e-4)
+
+
+def test_a_critic_that_begins_as_a_reward_model_has_its_zero_and_unit(tmp_path: Path) -> None:
+    _trainer(load_scalar_model(TINY)).export(tmp_path)
+    rows = [row for atom in random_atoms() for row in atom.rows]
+    raw = LocalTrainer(load_scalar_model(ModelConfig(path=str(tmp_path))), TrainConfig())
+    note_reward_facts(tmp_path, RewardFacts(mean=0.5, std=4.0))
+    critic = LocalTrainer(load_scalar_model(ModelConfig(path=str(tmp_path))), TrainConfig())
+    expected = [tuple((v - 0.5) / 4 for v in values) for values in raw.values(rows)]
+    for values, wanted in zip(critic.values(rows), expected, strict=True):
+        assert values == pytest.approx(wanted, abs=1e-6)
+    taught = [row.with_columns(**{"return": v, "value": v}, weight=v) for row, v in zip(rows, expected, strict=True)]
+    assert critic.evaluate([Atom(rows=(row,)) for row in taught], REGRESS)["value/loss"].total < 1e-10
+    assert critic.scores(rows) == raw.scores(rows)  # a reward model is still read, and taught, as it is
 
 
 def test_a_policy_leaves_its_critic_behind(tmp_path: Path) -> None:

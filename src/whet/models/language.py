@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from whet.formulas.logprobs import Linear, chunked_logp
 from whet.models.attention import Layout, pick_backend
 from whet.models.gating import Gate
-from whet.models.heads import SCORE, is_scalar
+from whet.models.heads import SCORE, is_scalar, reward_facts
 from whet.models.pack import Packed, prompt_ends
 from whet.models.products import linear
 from whet.models.quantize import is_quantised, save_dequantised
@@ -107,8 +107,13 @@ class LanguageModel:
         return said_TK
 
     def value_at(self, states_TD: Tensor) -> Tensor:
-        """The same of a head with one output, (T,)."""
-        return self.head_at(states_TD).squeeze(-1)
+        """The same as a value, (T,), of a head with one output: what began as a reward model keeps its zero and unit.
+
+        Its rewards are what the config makes of the raw numbers, so its values must be, too. A probability is not made:
+        returns are not held to lie between 0 and 1.
+        """
+        value_T, facts = self.head_at(states_TD).squeeze(-1), reward_facts(self.module)
+        return value_T if facts is None else (value_T - facts.mean) / facts.std
 
     def logp(self, packed: Packed, *, temperature: float, with_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
         """(log p, entropy or None) of the trained tokens of a micro-batch."""
