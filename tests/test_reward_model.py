@@ -19,6 +19,7 @@ from whet.launch.main import run_recipe
 from whet.models.create import byte_tokenizer
 from whet.records import Message
 from whet.templates.jinja import JinjaTemplate
+from whet.tracking.log import read_metrics
 from whet.training.stepwise import read_at, tokenise_stepwise
 
 MODEL = '{path: "whet:tiny", create: {hidden_size: 16, layers: 1, heads: 2, kv_heads: 1, intermediate_size: 32}}'
@@ -41,7 +42,10 @@ def test_it_learns_what_is_plain_and_transformers_loads_it(tmp_path: Path) -> No
     rows = [
         {"prompt": f"Say {i}", "chosen": f"please {i}", "rejected": f"no {i % 7} {'x' * (i % 9)}"} for i in range(200)
     ]
-    stage = run(tmp_path, "train: {lr: 0.01, batch_size: 20, steps: 30}", rows)
+    stage = run(tmp_path, "eval_every: 20\n    train: {lr: 0.01, batch_size: 20, steps: 30}", rows)
+    lines = read_metrics(stage)
+    assert [line["step"] for line in lines if "eval_accuracy" in line and "eval_loss" in line] == [20, 30]
+    assert lines[-1]["eval_accuracy"] == 1.0 and "eval_margin" not in lines[-1]
     found = json.loads((stage / "reward.json").read_text())
     assert found["accuracy"]["mean"] == 1.0 and found["ties"] == 0.0
     assert found["accuracy"]["questions"] == found["count"] > 8

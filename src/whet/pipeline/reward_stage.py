@@ -26,8 +26,10 @@ from whet.models.heads import RewardFacts, note_reward_facts
 from whet.pipeline.lessons import Lesson, Lessons, lessons, ratings_of
 from whet.pipeline.loop import drive
 from whet.pipeline.passes import kept_pass
+from whet.pipeline.sft_stage import with_evaluation
 from whet.pipeline.stage import Context
-from whet.records import Atom, Step
+from whet.records import Metric, Step
+from whet.tracking.judged import RULES
 from whet.tracking.log import RunLog
 from whet.training.base import Trainer
 from whet.training.gating import GateTrainer
@@ -51,10 +53,15 @@ def run_reward_model(context: Context) -> None:
     )
     atoms = [lesson.atom for lesson in given.taught]
     steps = supervised_steps(len(atoms), config.train)
+    unseen = [lesson.atom for lesson in given.held_out]
+
+    def measure() -> Mapping[str, Metric]:
+        found = trainer.evaluate(weighed(unseen, config=config), objective_of(config)) if unseen else {}
+        return {name: metric for name, metric in found.items() if name.startswith(EVALUATED)}
 
     def begin(start: int, state: Mapping[str, float]) -> Iterator[Step]:
         steps_of = reward_model(trainer, atoms, config, seed=context.seed, start=start, state=state)
-        return with_evaluation(steps_of, trainer, [lesson.atom for lesson in given.held_out], config, last=steps)
+        return with_evaluation(steps_of, measure, every=config.eval_every, last=steps)
 
     drive(context, trainer, RunLog(context.folder), begin, steps=steps)
     note_reward_facts(context.folder / "model", _facts(trainer, given, config))
@@ -79,18 +86,6 @@ def _gate(context: Context, gate: GateConfig, config: RewardModelStage, given: L
 
 
 # --------------------------------------------------------------------------------------------- measuring
-
-
-def with_evaluation(
-    steps: Iterator[Step], trainer: Trainer, atoms: Sequence[Atom], config: RewardModelStage, *, last: int
-) -> Iterator[Step]:
-    """The same steps, with the losses and the accuracy on held-out data every so often and at the last one."""
-    for step in steps:
-        if atoms and (step.index % config.eval_every == 0 or step.index == last):
-            found = trainer.evaluate(weighed(atoms, config=config), objective_of(config))
-            held_out = {f"eval_{name}": metric.mean for name, metric in found.items() if name.startswith(EVALUATED)}
-            step = replace(step, metrics={**step.metrics, **held_out})
-        yield step
 
 
 def judgement(trainer: Trainer, given: Lessons, config: RewardModelStage) -> Judgement | Ratings:
@@ -139,9 +134,9 @@ def describe(found: Judgement | Ratings) -> str:
             for each in found.objectives
         )
         return f"explains of the variance of {found.count:,} held-out ratings (95 % interval): {', '.join(explained)}"
-    rule = "the longer one is better" if found.what == "pairs" else "always the more frequent label"
     at = found.accuracy
     rivals = "".join(f", {name!r} {rival.accuracy.mean:.1%}" for name, rival in found.rivals.items())
+    rule = RULES[found.what]
     return (
         f"{at.mean:.1%} of {found.count:,} held-out {found.what} right (95 % interval {at.low:.1%} to {at.high:.1%}, "
         f"{at.questions:,} prompts), ties {found.ties:.1%}; {rule!r} has {found.baseline.mean:.1%}{rivals}; "
