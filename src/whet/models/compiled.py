@@ -1,8 +1,8 @@
 """Decoder layers compiled by torch: norms, rotary embeddings and gates become one kernel each.
 
 What attention does depends on the lengths in a micro-batch (how many buckets, of what shapes), which a compiler would
-have to follow anew each time. So a layer is compiled in two pieces around it, for any number of tokens, and attention
-is called between them as it is.
+have to follow anew each time. So a layer is compiled in pieces around it (its own frame and that of its attention
+module are each cut in two), for any number of tokens, and attention is called between them as it is.
 """
 
 from __future__ import annotations
