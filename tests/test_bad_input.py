@@ -55,6 +55,14 @@ stages:
   revise: {{kind: revise, tasks: {{path: tasks.jsonl}}, principles: [Be kind.], writer: {{script: "judge.py:wins"}}}}
   ask: {{kind: questions, data: {{path: "@compare"}}, form: pairs, teacher: {{script: "judge.py:wins"}}}}
 """
+SCORED = f"""
+name: scored
+model: {MODEL}
+stages:
+  rm: {{kind: reward_model, data: {{path: pairs.jsonl}}}}
+  prm: {{kind: reward_model, data: {{path: steps.jsonl}}, learn: steps}}
+  rl: {{kind: rl, tasks: {{path: tasks.jsonl}}, rewards: [{{kind: model, path: "@rm"}}], train: {{steps: 1}}}}
+"""
 DATA = "stages.sft.data.path="
 REWARDS = "stages.eval.rewards="
 
@@ -63,6 +71,7 @@ FILES: dict[str, str | bytes] = {
     "rl.yaml": RL,
     "eval.yaml": EVAL,
     "rows.yaml": ROWS,
+    "scored.yaml": SCORED,
     "twice.yaml": SFT + "name: again\n",
     "good.jsonl": '{"prompt": "1+1", "completion": "2"}\n{"prompt": "1+2", "completion": "3"}\n',
     "tasks.jsonl": "".join(json.dumps({"prompt": f"{n}+1", "answer": str(n + 1)}) + "\n" for n in range(6)),
@@ -131,6 +140,12 @@ CASES: dict[str, tuple[tuple[str, ...], int, str]] = {
     "no reward file": (("rl", "stages.rl.rewards.0.path=rewrad.py:f"), 7, "does not exist; did you mean reward.py?"),
     "no reward function": (("rl", "stages.rl.rewards.0.path=reward.py:f"), 7, "reward.py has no function 'f'"),
     "a null answer": (("eval", "stages.eval.tasks.path=null.jsonl"), 3, "needs the column 'answer'; it is null"),
+    "steps by a model of answers": (
+        ("scored", "stages.rl.rewards.0.kind=process_model"), 2, "@rm learns comparisons; use kind: model for it",
+    ),
+    "an answer by a model of steps": (
+        ("scored", "stages.rl.rewards.0.path=@prm"), 2, "@prm learns steps; use kind: process_model for it",
+    ),
     "no verifier": (("eval", REWARDS + "[{kind: verifier}]"), 2, "kind verifier is for generated tasks"),
     "nothing judges": (("eval", REWARDS + "[{kind: format}]"), 7, "none of the rewards says what is right"),
     "a path as label": (("eval", "stages.eval.models={../x: '@model'}"), 2, "the label '../x' names files"),

@@ -27,6 +27,7 @@ from whet.config.references import references
 from whet.config.reward_model import RewardModelStage
 from whet.config.rewards import (
     JudgeReward,
+    ProcessModelReward,
     RewardConfig,
     check_cost,
     check_normalised,
@@ -197,6 +198,10 @@ class Recipe(Strict):
         """What is wrong with the reward models of this recipe that the stage uses, each found to exist before."""
         for scorer in scorers(getattr(stage, "rewards", [])):
             if (made := self._reward_model(scorer.path)) is not None:
+                of_steps = made.learn == "steps"
+                if of_steps is not isinstance(scorer, ProcessModelReward):
+                    kind = "process_model" if of_steps else "model"
+                    yield f"rewards: {scorer.path} learns {made.learn}; use kind: {kind} for it"
                 yield from (f"rewards: {problem}" for problem in made.unfit(scorer.path, scorer.objectives))
         critic = stage.algorithm.critic if isinstance(stage, RLStage) else None
         if critic is not None and critic.model is not None:
