@@ -1,10 +1,21 @@
-"""One vLLM engine for the tests of a file: it takes seconds to start, and a process has one at a time."""
+"""One vLLM engine for the tests of a file: it takes seconds to start, and a process has one at a time.
+
+A server is a process of its own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 
+import httpx
 import pytest
 import torch
 
@@ -17,6 +28,8 @@ from whet.sampling.vllm import VllmSampler
 from whet.training.engine import LocalTrainer
 
 CACHE_GIB = 0.25
+START_S = 300
+FLAGS = "--dtype float32 --enforce-eager --kv-cache-memory-bytes 100000000"
 
 
 @pytest.fixture(scope="session")
@@ -63,3 +76,38 @@ def largest_gap(
     trained = LocalTrainer(model, TrainConfig()).logprobs(rows, temperature=temperature)
     pairs = [(a.logprobs, logps) for a, logps in zip(answers, trained, strict=True)]
     return max(abs(ours - theirs) for pair in pairs for ours, theirs in zip(*pair, strict=True))
+
+
+@contextmanager
+def serving(folder: Path, flags: str = "", **settings: str) -> Iterator[str]:
+    """The address of a vLLM server of the model in `folder`; `settings` are environment variables."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # `vllm serve` is this module; its own command asks for a package of the name vllm, and the CPU build has another.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
+    address = ["--host", "127.0.0.1", "--port", str(port)]
+    known = os.environ | {"VLLM_NO_USAGE_STATS": "1"} | settings
+    log = folder / "server.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [*command, *FLAGS.split(), *flags.split(), *address], env=known, stdout=out, stderr=out
+        )
+    try:
+        _await(f"http://127.0.0.1:{port}/health", process, log)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def _await(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(2 * START_S):
+        assert process.poll() is None, log.read_text()[-3000:]
+        try:
+            if httpx.get(url, trust_env=False).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.5)
+    raise AssertionError(log.read_text()[-3000:])

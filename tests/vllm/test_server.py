@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
-from tests.vllm.conftest import disturb, largest_gap
+from tests.vllm.conftest import disturb, largest_gap, serving
 from tests.vllm.test_hand_over import ASKED, TOLERANCE, WRONG
 from whet.config import LoraConfig, ModelConfig
 from whet.errors import ConfigError
@@ -24,10 +18,9 @@ from whet.sampling.vllm_server import VllmServerSampler
 
 pytestmark = pytest.mark.usefixtures("vllm")
 
-START_S = 300
 FLAGS = (
-    "--tokens-only --logprobs-mode processed_logprobs --dtype float32 --enforce-eager --no-enable-chunked-prefill "
-    "--max-num-batched-tokens 8192 --max-num-seqs 32 --kv-cache-memory-bytes 100000000 --enable-lora --max-lora-rank 8"
+    "--tokens-only --logprobs-mode processed_logprobs --no-enable-chunked-prefill "
+    "--max-num-batched-tokens 8192 --max-num-seqs 32 --enable-lora --max-lora-rank 8"
 )
 
 
@@ -49,35 +42,8 @@ def folder(vllm: object, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    settings = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_NO_USAGE_STATS": "1"}
-    # `vllm serve` is this module; its own command asks for a package of the name vllm, and the CPU build has another.
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), *FLAGS.split()]
-    log = folder / "server.log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", str(port)], env=os.environ | settings, stdout=out, stderr=out
-        )
-    try:
-        _await(f"http://127.0.0.1:{port}/health", process, log)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-def _await(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(2 * START_S):
-        assert process.poll() is None, log.read_text()[-3000:]
-        try:
-            if httpx.get(url, trust_env=False).status_code == 200:
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.5)
-    raise AssertionError(log.read_text()[-3000:])
+    with serving(folder, FLAGS, VLLM_SERVER_DEV_MODE="1", VLLM_ALLOW_RUNTIME_LORA_UPDATING="1") as url:
+        yield url
 
 
 @pytest.fixture(autouse=True)
