@@ -65,13 +65,15 @@ def _amount(label: str, *, floor: float | None = 0.0, log: bool = False) -> Axis
     return Axis(label=label, show=number, floor=floor, log=log)
 
 
+LOSSES = (Curve(metric="loss", label="training"), Curve(metric="eval_loss", label="held out", tone="orange"))
+
 CATALOGUE: Mapping[str, tuple[Chart, ...]] = {
     "Learning": (
         Chart(
             title="Loss",
             caption="Mean over trained tokens. Held-out loss that turns up while training loss falls is overfitting.",
             axis=_amount("nats per token", floor=None),
-            curves=(Curve(metric="loss", label="training"), Curve(metric="eval_loss", label="held out", tone="orange")),
+            curves=LOSSES,
             kinds=("sft",),
         ),
         Chart(
@@ -79,7 +81,7 @@ CATALOGUE: Mapping[str, tuple[Chart, ...]] = {
             caption="Mean over comparisons, labels or ratings. A pair that is not told apart costs log 2 = 0.693; a "
             "rating that is taken for the mean costs 1 on average.",
             axis=_amount("loss", floor=None),
-            curves=(Curve(metric="loss", label="training"), Curve(metric="eval_loss", label="held out", tone="orange")),
+            curves=LOSSES,
             kinds=("reward_model",),
         ),
         Chart(
@@ -111,7 +113,7 @@ CATALOGUE: Mapping[str, tuple[Chart, ...]] = {
             title="Loss",
             caption="Mean over pairs or judged answers. DPO begins at log 2 = 0.693.",
             axis=_amount("loss", floor=None),
-            curves=(Curve(metric="loss", label="training"), Curve(metric="eval_loss", label="held out", tone="orange")),
+            curves=LOSSES,
             kinds=("preference", "online_preference"),
         ),
         Chart(
