@@ -14,10 +14,14 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.test_reward_model import run
 from whet.config.loading import load_recipe
+from whet.config.rewards import ScorerConfig
+from whet.envs.base import Passage
 from whet.errors import ConfigError, DataError, ModelError
 from whet.evals.ratings import Rating, judge_ratings
 from whet.evals.stats import explained_variance
 from whet.launch.main import run_recipe
+from whet.launch.world import LocalWorld
+from whet.records import Message
 
 NAMES = ("polite", "long")
 STAGE = f"learn: ratings\n    objectives: [{', '.join(NAMES)}]\n    hold_out: 0.2\n    "
@@ -105,6 +109,23 @@ def test_an_objective_that_says_nothing_is_refused(tmp_path: Path) -> None:
 def test_what_does_not_go_together_is_refused(tmp_path: Path, stage: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         run(tmp_path, stage, [])
+
+
+def test_one_objective_makes_a_plain_reward_model(tmp_path: Path) -> None:
+    """Absolute ratings of quality, with no comparison in sight: one output, which any reward reads as it is."""
+    polite = [
+        {**row, "ratings": {"polite": row["ratings"]["polite"]}}
+        for row in rows()
+        if row["ratings"]["polite"] is not None
+    ]
+    stage = run(tmp_path, "learn: ratings\n    objectives: [polite]\n    " + TRAIN, polite)
+    turns = [
+        (Message(role="user", content="Say 300"), Message(role="assistant", content=text))
+        for text in ("please xx", "no xx")
+    ]
+    scorer = LocalWorld().scorer(ScorerConfig(path=str(stage / "model")), steps=False)
+    good, bad = scorer.read([Passage(messages=each, ends=(len(each[1].content),)) for each in turns])
+    assert good.scores[0] > bad.scores[0] + 0.5 and not good.parts
 
 
 def test_generated_answers_have_ratings_of_their_own(tmp_path: Path) -> None:

@@ -224,6 +224,28 @@ def test_process_supervision_needs_nobody_to_label_a_step(tmp_path: Path) -> Non
     assert (stages / "05-eval" / "manifest.json").exists()
 
 
+def test_a_gate_over_objectives_needs_no_file(tmp_path: Path) -> None:
+    """`multi_objective.yaml` at a small size: ratings, a gate, and two policies that are told every objective."""
+    small = {
+        "sft": ["data.count=256", "train.batch_size=32", "train.steps=20"],
+        "ratings": ["data.count=64", "eval_data.count=16", "train.batch_size=8", "train.steps=4", "train.warmup=0"],
+        "gate": ["data.count=16", "eval_data.count=8", "train.batch_size=8", "train.steps=2"],
+        "gated": ["prompts_per_step=2", "rollouts_per_prompt=2", "train.steps=1"],
+        "fixed": ["prompts_per_step=2", "rollouts_per_prompt=2", "train.steps=1"],
+        "eval": ["tasks.count=4", "samples=1"],
+    }
+    overrides = [f"stages.{name}.{word}" for name, words in small.items() for word in words]
+    loaded = load_recipe(ROOT / "recipes" / "multi_objective.yaml", [*overrides, f"out={tmp_path / 'run'}"])
+    assert list(loaded.recipe.stages) == list(small)
+    run_recipe(loaded, quiet=True)
+    stages = tmp_path / "run" / "stages"
+    (line,) = read_metrics(stages / "04-gated")
+    assert {f"rewards/model/{name}" for name in ("right", "worked", "brief", "gate/brief")} <= set(line)
+    prompts = {read_rollouts(stages / "04-gated", 1)[i].messages[0].content.split()[1] for i in range(4)}
+    assert prompts <= {"show", "brief"}
+    assert (stages / "06-eval" / "manifest.json").exists()
+
+
 def test_a_judge_in_training_sees_right_and_wrong_answers_in_equal_number(tmp_path: Path) -> None:
     """`genrm.yaml` at a small size: what is asked, what is imitated, and that agreement is what RL pays for."""
     easy = ["tasks.digits=1", "samples=4", "chunk=32"]
