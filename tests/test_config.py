@@ -222,6 +222,25 @@ def test_a_mistake_on_the_command_line_says_so(write, words: list[str], expected
     assert message(write(), *words).startswith(expected)
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            [
+                "rl.train.lora=null",
+                "rl.health.collapse=back",
+                "rl.algorithm.kl={place: loss, estimator: k3, coefficient: 0.1, renew_every: 9}",
+            ],
+            "back cannot undo a renewed reference",
+        ),
+        (["rl.train.quantize=nf4", "rl.sampling={engine: vllm}"], "vLLM is handed whole weights"),
+        (["rl.sampling.top_p=0.9"], "truncates the distribution"),
+    ],
+)
+def test_sections_that_contradict_one_another_are_refused(write, words: list[str], expected: str) -> None:
+    assert expected in message(write(), *(f"stages.{word}" for word in words))
+
+
 def test_a_default_that_reaches_no_stage_is_refused(write) -> None:
     everywhere = RECIPE.replace("count: 100}", "count: 100}\n    train: {lr: 1e-3}")
     expected = "train.lr: has no effect, every stage sets its own; set stages.sft.train.lr or stages.rl.train.lr"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from whet.errors import ConfigError, TrainingError
 from whet.launch.main import run_recipe
 from whet.records import Completion, Ending, Episode, Group, Outcome, Score, Step, Turn
 from whet.tracking.log import read_metrics
+from whet.training.base import OptimResult
+from whet.training.engine import LocalTrainer
 
 MODEL = {
     "path": "whet:tiny",
@@ -106,21 +108,39 @@ def test_pairs_of_a_step_are_split_into_minibatches_and_each_is_an_update(tmp_pa
     assert updates and updates.items() <= {1: 1, 2: 2, 3: 3, 4: 2}.items()
 
 
-def test_twenty_steps_without_a_pair_end_the_run_stopped_in_between_or_not() -> None:
+def online(made: Callable[[], tuple[Group, ...]], **resumed: Any) -> Iterator[Step]:
+    """Steps on these groups, one update each."""
     trainer = tiny_trainer(dtype=torch.float32)
+    feed: Any = FakeFeed(trainer, made)
     setting = OnlineSetting(
         loss=LossConfig.model_validate("simpo"), train=TrainConfig(), steps=99, prompts_per_step=1, all_pairs=False,
         minibatches=1, renew_every=None, max_gap=1e-3,
     )  # fmt: skip
+    return online_preference(trainer, feed, setting, **resumed)
 
-    def steps(**resumed: Any) -> Iterator[Step]:
-        feed: Any = FakeFeed(trainer, lambda: (group(0.5, 0.5, None), group(None, 1.0)))
-        return online_preference(trainer, feed, setting, **resumed)
 
-    *_, last = islice(steps(), BARREN - 1)
+def test_twenty_steps_without_a_pair_end_the_run_stopped_in_between_or_not() -> None:
+    def equal() -> tuple[Group, ...]:
+        return group(0.5, 0.5, None), group(None, 1.0)
+
+    *_, last = islice(online(equal), BARREN - 1)
     assert (last.metrics["pairs/tied"], last.metrics["pairs/unscored"], last.metrics["optimizer_steps"]) == (1, 1, 0)
     with pytest.raises(TrainingError, match=f"no prompt had two answers of different reward in {BARREN} steps"):
-        next(steps(start=BARREN - 1, state=last.state))
+        next(online(equal, start=BARREN - 1, state=last.state))
+
+
+def test_three_updates_in_a_row_that_are_not_finite_end_the_run_stopped_in_between_or_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def different() -> tuple[Group, ...]:
+        return (group(1.0, 0.0),)
+
+    lost = OptimResult(applied=False, grad_norm=math.inf)
+    monkeypatch.setattr(LocalTrainer, "optim_step", lambda *_, **__: lost)
+    *_, last = islice(online(different), 2)
+    assert (last.metrics["skipped"], last.metrics["optimizer_steps"]) == (1, 0)
+    with pytest.raises(TrainingError, match="not finite in 3 updates in a row"):
+        next(online(different, start=2, state=last.state))
 
 
 @pytest.mark.parametrize(

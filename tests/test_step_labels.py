@@ -37,9 +37,11 @@ class Script:
 
     def __init__(self) -> None:
         self.prompts: list[str] = []
+        self.seeds: list[int] = []
 
     def sample(self, requests: Sequence[Request]) -> list[Completion]:
         texts = []
+        self.seeds += [request.seed for request in requests]
         for index, request in enumerate(requests):
             said = TEMPLATE.decode(request.prompt).rpartition("assistant\n")[2]
             self.prompts.append(said)
@@ -75,6 +77,7 @@ def test_a_step_is_worth_what_comes_of_it(kind: str, labels: list[float]) -> Non
     assert [row["labels"] for row in made.rows] == [labels, labels]
     assert made.rows[0]["steps"] == ["a;", "b;", "c"] and made.rows[0]["right"] is False
     assert script.prompts.count("a;") == ROLLOUTS, "two answers share their prefix, which is gone on from once"
+    assert len(set(script.seeds)) == len(script.seeds) == 2 + 2 * ROLLOUTS, "each is a draw of its own"
 
 
 class Mixed(Script):
