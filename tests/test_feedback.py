@@ -441,6 +441,7 @@ def test_a_judge_is_held_against_what_is_known(tmp_path: Path) -> None:
     assert likes["accuracy"] == likes["baseline"] == knows["baseline"] and 0 < likes["accuracy"]["mean"] < 1
     page = (tmp_path / "a" / "run" / "report.html").read_text()
     assert "30 pairs of 10 prompts." in page and "whose two orders disagree (0.0" in page
+    assert "30 rows from 3 chunks of tasks." in page and "Optimizer steps" not in page
 
 
 def test_a_judge_of_places_is_a_coin_and_nonsense_is_counted(tmp_path: Path) -> None:

@@ -181,6 +181,11 @@ stages:
     kind: questions
     data: {{path: "@compare"}}
     chunk: 4
+  agreement:
+    kind: agreement
+    data: {{path: "@compare"}}
+    judge: {{by: {{script: "whet.envs.judges.rules:longer"}}}}
+    chunk: 4
   sft:
     kind: sft
     data: {{path: "@questions"}}
