@@ -471,6 +471,36 @@ def test_expected_scores_come_from_probabilities(local: CachedChat) -> None:
     assert pair.chance == pytest.approx(0.5), "equal answers are a tie, whatever the position is worth"
 
 
+def test_a_verdict_after_reasons_is_the_mean_over_those_that_came() -> None:
+    """GenRM-CoT by hand: of three votes one brings no reasons; what the others make likely is averaged."""
+
+    class Thinks(Scripted):
+        def probabilities(
+            self, conversations: Sequence[Sequence[Message]], options: Sequence[str]
+        ) -> list[tuple[float, ...] | None]:
+            assert list(options) == ["Verdict: No", "Verdict: Yes"]
+            assert all([m.role for m in c] == ["user", "assistant", "user"] for c in conversations)
+            assert all("First give your reasons" in c[0].content for c in conversations)
+            assert all(
+                c[2].content == "Answer with the one line `Verdict: X`, where X is one of: No, Yes."
+                for c in conversations
+            )
+            return [(0.2, 0.8) if c[1].content == "good" else (0.6, 0.4) for c in conversations]
+
+    replies = iter(
+        [Reply(message=None, failure="down"), "bad", "good"]
+    )  # the double answers from the last to the first
+    reader = Reader(
+        chat=CachedChat(Thinks(lambda _: next(replies)), None),
+        max_tokens=9,
+        reasoning=True,
+        votes=3,
+        probabilities=True,
+    )
+    (opinion,) = reader.read([Question(text="?", verdicts=verdicts_of("yes_no"))])
+    assert opinion.value == pytest.approx((0.8 + 0.4) / 2) and opinion.reasons == "good"
+
+
 def test_probabilities_that_are_no_numbers_are_no_verdict() -> None:
     class Broken(Scripted):
         def probabilities(self, conversations: Any, options: Any) -> list[tuple[float, ...] | None]:
