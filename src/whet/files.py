@@ -121,7 +121,9 @@ def weights_of(path: str) -> str:
     folder = Path(path)
     if is_sealed(folder.parent):
         files = read_json(folder.parent / "manifest.json")["files"]
-        return " ".join(sorted(known["sha256"][:16] for name, known in files.items() if name.startswith("model/")))
+        # The configuration and peft's own files say where the model came from, which is no part of what it is.
+        own = {name: known for name, known in files.items() if name.startswith("model/") and "/adapter/" not in name}
+        return " ".join(sorted(known["sha256"][:16] for name, known in own.items() if name != "model/config.json"))
     if not folder.is_dir():
         return path
     files = sorted(file for file in folder.iterdir() if file.is_file())
