@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import exp, inf, nan, sqrt
+from math import exp, inf, nan
 
 import pytest
 import torch
@@ -15,40 +15,63 @@ from whet.algorithms.policy import policy_gradient
 from whet.algorithms.standing import Charge, Standing
 from whet.config import RLStage
 from whet.config.constraint import ConstraintConfig
-from whet.formulas.constraint import charged, next_multiplier
+from whet.formulas.constraint import charged, controlled
 from whet.records import Group, Score
 
-LIMIT = ConstraintConfig(cost="cost", limit=0.25, rate=2.0, start=0.5)
+LIMIT = ConstraintConfig(cost="cost", limit=0.25, proportional=2.0, integral=0.5, start=0.5)
 
 
 def test_by_hand() -> None:
     assert charged(1.0, 0.5, multiplier=3.0) == -0.125
-    assert next_multiplier(0.5, 0.75, limit=0.25, rate=2.0, most=9.0) == 0.5 * exp(0.5)
-    assert next_multiplier(0.5, 0.0, limit=0.25, rate=2.0, most=9.0) == 0.5 * exp(-0.25)
-    assert next_multiplier(8.0, 1e9, limit=0.25, rate=2.0, most=9.0) == 9.0
+    assert controlled(0.5, 0.75, limit=0.25, gain=2.0, most=9.0) == 1.5
+    assert controlled(0.5, 0.0, limit=0.25, gain=4.0, most=9.0) == 0.0
+    assert controlled(0.5, 1e9, limit=0.25, gain=4.0, most=9.0) == 9.0
 
 
-def test_the_cost_ends_at_its_limit_while_the_reward_grows() -> None:
-    """Reward sqrt(x), cost x, at most 1/4: where the multiplier is the reward's slope there, 1."""
-    x, multiplier = 0.01, 0.5
-    for _ in range(4000):
-        x += 0.02 * (0.5 / sqrt(x) - multiplier) / (1 + multiplier)
-        multiplier = next_multiplier(multiplier, x, limit=0.25, rate=0.1, most=100.0)
-    assert (x, multiplier) == (pytest.approx(0.25, abs=1e-3), pytest.approx(1.0, abs=1e-2))
+def costs(limit: ConstraintConfig, *, steps: int) -> list[float]:
+    """Of a policy whose log-odds of the costly answer move by 0.3 (0.7 - multiplier): it gains 0.7, and may generalise.
+
+    Under the integral alone one sum drives the other, like a pendulum.
+    """
+    charge = Charge(config=limit, integral=0.0, multiplier=0.0)
+    x, found = 0.0, []
+    for _ in range(steps):
+        found.append(1 / (1 + exp(-x)))
+        charge = charge.seeing({"rewards/cost": found[-1]}, still=False)
+        x += 0.3 * (0.7 - charge.multiplier)
+    return found
+
+
+def test_the_proportional_part_is_what_makes_a_cost_rest_at_its_limit() -> None:
+    limit = ConstraintConfig(cost="cost", limit=0.6, integral=0.5)
+    swings, rests = (costs(limit.model_copy(update={"proportional": gain}), steps=80)[40:] for gain in (0.0, 5.0))
+    assert max(swings) - min(swings) > 0.4
+    assert all(abs(cost - 0.6) < 0.01 for cost in rests)
 
 
 def test_what_a_cost_takes_off() -> None:
-    charge = Charge(config=LIMIT, multiplier=3.0)
+    charge = Charge(config=LIMIT, integral=0.0, multiplier=3.0)
     assert charge.reward(Score(value=1.0, parts={"cost": 0.5})) == -0.125
     assert charge.reward(Score(value=1.0, parts={"cost": None})) == 0.25, "it does not apply"
     assert charge.weights({"right": 2.0}) == {"right": 0.5, "cost": -0.75}
 
 
-def test_the_multiplier_stands_still_where_nothing_was_measured_or_learnt() -> None:
-    charge = Charge(config=LIMIT, multiplier=0.5)
-    for metrics in ({"rewards/cost": nan, "optimizer_steps": 1.0}, {"rewards/cost": 1.0, "optimizer_steps": 0.0}):
-        assert charge.after(metrics) == charge
-    assert charge.after({"optimizer_steps": 1.0}) == charge
+def test_a_step_is_charged_by_its_own_cost() -> None:
+    first = Charge.start(LIMIT, {})
+    assert first is not None and first.multiplier == 0.5
+    second = first.seeing({"rewards/cost": 0.75}, still=False)
+    assert (second.integral, second.multiplier) == (0.75, 0.75 + 1.0)
+    third = second.seeing({"rewards/cost": 0.0}, still=False)
+    assert (third.integral, third.multiplier) == (0.625, 0.625 - 0.5)
+
+
+def test_nothing_is_added_up_where_nothing_was_measured_or_can_be_learnt() -> None:
+    charge = Charge(config=LIMIT, integral=0.5, multiplier=1.0)
+    for metrics in ({"rewards/cost": nan}, {}):
+        unknown = charge.seeing(metrics, still=False)
+        assert (unknown.integral, unknown.multiplier) == (0.5, 0.5)
+    still = charge.seeing({"rewards/cost": 0.5}, still=True)
+    assert (still.integral, still.multiplier) == (0.5, 0.5 + 0.5)
 
 
 def test_a_run_charges_and_goes_on_from_a_steps_state() -> None:
@@ -56,12 +79,12 @@ def test_a_run_charges_and_goes_on_from_a_steps_state() -> None:
     trainer = tiny_trainer(dtype=torch.float32)
     chosen = replace(setting(config(preset="lite_ppo")), constraint=LIMIT)
     first, second = policy_gradient(trainer, FakeFeed(trainer, costly), chosen)  # type: ignore[arg-type]
-    assert first.metrics["constraint/multiplier"] == 0.5
-    assert second.metrics["constraint/multiplier"] == pytest.approx(0.5 * exp(0.25))
-    gone_on = Standing.start(chosen, first.state)
+    assert first.metrics["constraint/multiplier"] == 0.5 + 0.125 + 0.5
+    assert second.metrics["constraint/multiplier"] == 0.5 + 0.25 + 0.5
+    gone_on = Standing.start(chosen, first.state).seeing(second.metrics, still=False)
     assert gone_on.charge is not None
     assert gone_on.charge.multiplier == second.metrics["constraint/multiplier"]
-    assert gone_on.reward(Score(value=1.0, parts={"cost": 1.0})) < 0.5
+    assert gone_on.reward(Score(value=1.0, parts={"cost": 1.0})) < 0.0
 
 
 def costly() -> tuple[Group, ...]:

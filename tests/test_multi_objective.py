@@ -80,7 +80,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
         GATE
         + RL.replace("REWARDS", GATED)
         + fixed
-        + "    algorithm: gdpo\n    constraint: {cost: fixed/brief, limit: 0}\n",
+        + "    algorithm: gdpo\n    constraint: {cost: fixed/brief, limit: 0, start: 1}\n",
     )
     run_recipe(load_recipe(path, [f"out={folder}/run"]), quiet=True)
     return folder / "run" / "stages"
@@ -137,7 +137,7 @@ def test_every_objective_and_every_weight_is_logged_on_its_own(stages: Path) -> 
     assert {"rewards/worth/right", "rewards/worth/worked", "rewards/worth/brief"} <= set(gated)
     first, last = (json.loads(x) for x in (stages / "04-gdpo" / "metrics.jsonl").read_text().splitlines())
     assert last["rewards/fixed"] == pytest.approx(0.5 * last["rewards/fixed/polite"], abs=1e-6)
-    assert (last["constraint/multiplier"] > 1) == (first["rewards/fixed/brief"] > 0), "the cost is the objective"
+    assert (first["constraint/multiplier"] > 1) == (first["rewards/fixed/brief"] > 0), "the cost is the objective"
 
 
 def test_each_objective_is_a_reward_of_its_own_where_rewards_are_normalised() -> None:

@@ -20,7 +20,7 @@ MODEL = '{path: "whet:tiny", create: {hidden_size: 16, layers: 1, heads: 2, kv_h
 RL = """
     kind: rl
     tasks: {generate: arithmetic, count: 24, digits: 1}
-    rewards: [{kind: verifier}, {kind: overlong, cache_tokens: 10}]
+    rewards: [{kind: verifier}, {kind: overlong, cache_tokens: 10}, {kind: length, above_tokens: 8, weight: 0}]
     prompts_per_step: 4
     rollouts_per_prompt: 4
     sampling: {max_tokens: 12, max_running: 10}
@@ -104,6 +104,7 @@ stages:
   rl: {RL}
     curriculum: {{by: difficulty, pools: 2, rest_below: 0.0, rest_steps: 2, replay: 0.3}}
     algorithm: {{preset: vc_ppo, critic: {{lam_value: 1.0, pretrain_steps: 2}}, minibatches: 2}}
+    constraint: {{cost: length, limit: 0.3}}
     train: {{lr: 0.003, steps: 4}}
 """,
     "judged": f"""
@@ -211,6 +212,15 @@ stages:
     data: {{path: "@labels"}}
     learn: steps
     train: {{lr: 0.01, batch_size: 4, steps: 4}}
+  rl:
+    kind: rl
+    tasks: {{generate: arithmetic, count: 24, digits: 1}}
+    rewards: [{{kind: verifier}}, {{kind: process_model, path: "@prm", separator: "+"}}]
+    algorithm: {{preset: ppo, step_weight: 0.3, minibatches: 2}}
+    prompts_per_step: 4
+    rollouts_per_prompt: 2
+    sampling: {{max_tokens: 12, max_running: 10}}
+    train: {{lr: 0.003, steps: 2}}
 """,
     "back": f"""
 name: back

@@ -73,6 +73,8 @@ def policy_gradient(
             rounds=dynamic.rounds if dynamic else 1,
         )
         began = time.monotonic()
+        played = measure_groups(taken.played)
+        standing = standing.seeing(played, still=pretraining(setting.config, step))
         answers = to_answers(taken.groups, standing.reward)
         standing = replace(standing, spread=standing.spread.merge([answer.reward for answer in answers]))
         ready = prepare(trainer, critic, answers, setting, standing, step=step)
@@ -84,7 +86,7 @@ def policy_gradient(
             trainer.renew_reference(kl.keep)
         feed.publish(step + 1)
         metrics = {
-            **measure_groups(taken.played),
+            **played,
             **ready.metrics,
             **updates,
             **_measure_control(setting.config, standing, ready.answers),

@@ -15,7 +15,7 @@ from whet.algorithms.ptx import PretrainingMix
 from whet.config import PolicyConfig, TrainConfig
 from whet.config.constraint import ConstraintConfig
 from whet.config.health import HealthConfig
-from whet.formulas.constraint import charged, next_multiplier
+from whet.formulas.constraint import charged, controlled
 from whet.formulas.kl import adapt
 from whet.formulas.policy import steer
 from whet.records import Score
@@ -78,6 +78,7 @@ class Charge:
     """What a constraint takes off rewards: the Lagrange multiplier as it stands."""
 
     config: ConstraintConfig
+    integral: float
     multiplier: float
 
     @classmethod
@@ -85,7 +86,8 @@ class Charge:
         """At the recipe's `start`, or from what an earlier step had saved."""
         if config is None:
             return None
-        return cls(config=config, multiplier=saved["multiplier"] if saved else config.start)
+        integral = saved["constraint_integral"] if saved else config.start
+        return cls(config=config, integral=integral, multiplier=integral)
 
     def reward(self, score: Score) -> float:
         """A scored answer's reward after its cost; one to which the cost does not apply has none."""
@@ -98,15 +100,17 @@ class Charge:
         others = {name: weight * share for name, weight in weights.items()}
         return {**others, self.config.cost: -self.multiplier * share}
 
-    def after(self, metrics: Mapping[str, float]) -> Charge:
-        """Having seen another step; without a cost, or where the policy stood still, so does the multiplier."""
-        name = f"rewards/{self.config.cost}"
-        cost = metrics[name] if name in metrics and metrics["optimizer_steps"] else nan
-        if isnan(cost):
-            return self
+    def seeing(self, metrics: Mapping[str, float], *, still: bool) -> Charge:
+        """Having seen what the step's answers cost, before they are charged; where nothing did, as at the limit.
+
+        While the policy stands `still` it cannot answer, so nothing is added up.
+        """
         c = self.config
-        moved = next_multiplier(self.multiplier, cost, limit=c.limit, rate=c.rate, most=c.most)
-        return replace(self, multiplier=moved)
+        cost = metrics.get(f"rewards/{c.cost}", nan)
+        cost = c.limit if isnan(cost) else cost
+        integral = controlled(self.integral, cost, limit=c.limit, gain=0.0 if still else c.integral, most=c.most)
+        multiplier = controlled(integral, cost, limit=c.limit, gain=c.proportional, most=c.most)
+        return replace(self, integral=integral, multiplier=multiplier)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +142,7 @@ class Standing:
     def saved(self) -> dict[str, float]:
         """What `start` goes on from."""
         counts = {"updates": self.updates, "barren": self.barren}
-        charge = {} if self.charge is None else {"multiplier": self.charge.multiplier}
+        charge = {} if self.charge is None else {"constraint_integral": self.charge.integral}
         return {**self.coefficients.state, **charge, **self.spread.saved, **self.health.saved, **counts}
 
     def reward(self, score: Score) -> float:
@@ -152,6 +156,10 @@ class Standing:
         """What each reward counts for now."""
         return setting.weights if self.charge is None else self.charge.weights(setting.weights)
 
+    def seeing(self, metrics: Mapping[str, float], *, still: bool) -> Standing:
+        """Having seen a step's answers, before they are rewarded; `still`: the policy will not learn from them."""
+        return self if self.charge is None else replace(self, charge=self.charge.seeing(metrics, still=still))
+
     def after(self, metrics: Mapping[str, float], setting: Setting, *, answers: int) -> Standing:
         """Having seen another step."""
         coefficients = self.coefficients.after(setting.config, metrics, answers=answers)
@@ -159,7 +167,6 @@ class Standing:
         return replace(
             self,
             coefficients=coefficients,
-            charge=None if self.charge is None else self.charge.after(metrics),
             health=self.health.after(metrics),
             updates=self.updates + metrics["optimizer_steps"],
             barren=0.0 if learnt else self.barren + 1,

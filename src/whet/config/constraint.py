@@ -13,10 +13,12 @@ class ConstraintConfig(Strict):
     cost: str
     """Name of the reward: the more of it the worse. It has weight 0, for it is counted here."""
     limit: float
-    rate: float = Field(0.5, gt=0)
-    """alpha: in each step ln multiplier moves by alpha x multiplier x (mean cost - limit)."""
-    start: float = Field(1.0, gt=0)
-    """The multiplier of the first step: what one unit of cost is worth in units of reward."""
+    proportional: float = Field(10.0, ge=0)
+    """K_P: what each unit of mean cost - limit adds to the multiplier in its own step; it keeps it from swinging."""
+    integral: float = Field(0.2, ge=0)
+    """K_I: what each unit adds for good, step after step. Alone it is the textbook's multiplier, which swings."""
+    start: float = Field(0.0, ge=0)
+    """Where the integral begins: what one unit of cost is worth in units of reward, if that is known."""
     most: float = Field(100.0, gt=0)
     """The multiplier's bound, for a limit that cannot be kept."""
 

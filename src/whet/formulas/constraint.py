@@ -1,11 +1,10 @@
 """Reward under a constraint: max over policies, min over l >= 0 of J_R - l (J_C - d) (Safe RLHF 2310.12773).
 
-Plain numbers, no tensors: J are means over the answers of a step, l is the Lagrange multiplier, d the limit.
+The multiplier l is a controller's word (Stooke, Achiam, Abbeel 2020, 2007.03964, without the derivative). Plain
+numbers, no tensors: J are means over the answers of a step, d is the limit, I the integral in units of l.
 """
 
 from __future__ import annotations
-
-from math import exp
 
 
 def charged(reward: float, cost: float, *, multiplier: float) -> float:
@@ -13,7 +12,6 @@ def charged(reward: float, cost: float, *, multiplier: float) -> float:
     return (reward - multiplier * cost) / (1 + multiplier)
 
 
-def next_multiplier(multiplier: float, cost: float, *, limit: float, rate: float, most: float) -> float:
-    """exp(ln l + rate l (J_C - d)), at most `most` (Safe RLHF 2310.12773, section 3.3)."""
-    # The exponent is held where the result is beyond any bound anyway, so that exp does not overflow.
-    return min(multiplier * exp(min(rate * multiplier * (cost - limit), 50.0)), most)
+def controlled(integral: float, cost: float, *, limit: float, gain: float, most: float) -> float:
+    """I + K (J_C - d), held between 0 and `most`: with K_I the next integral, with K_P on top of that l."""
+    return min(max(integral + gain * (cost - limit), 0.0), most)
