@@ -12,7 +12,7 @@ import pytest
 
 from tests.test_endpoint import says, serving, status
 from whet.config import DataConfig, GeneratedConfig
-from whet.config.loading import load_recipe
+from whet.config.loading import Loaded, load_recipe
 from whet.data.formats import load_conversations, load_prompts
 from whet.data.preferences import load_comparisons
 from whet.envs.base import Attempt, Task
@@ -60,11 +60,14 @@ STAGES = {
 }
 
 
-def run(folder: Path, kind: str, *words: str, judge: str = "whet.envs.judges.rules:longer") -> Path:
+def load(folder: Path, kind: str, *words: str, judge: str = "whet.envs.judges.rules:longer") -> Loaded:
     stages = STAGES[kind].replace("JUDGE", judge)
     (folder / "r.yaml").write_text(f"name: r\nmodel: {MODEL}\nstages:\n  made:{stages}")
-    loaded = load_recipe(folder / "r.yaml", [f"out={folder / 'run'}", *words])
-    run_recipe(loaded, quiet=True)
+    return load_recipe(folder / "r.yaml", [f"out={folder / 'run'}", *words])
+
+
+def run(folder: Path, kind: str, *words: str, judge: str = "whet.envs.judges.rules:longer") -> Path:
+    run_recipe(load(folder, kind, *words, judge=judge), quiet=True)
     return folder / "run" / "stages" / "01-made"
 
 
@@ -499,9 +502,8 @@ def test_an_answer_of_several_turns_is_judged_as_a_whole(tmp_path: Path) -> None
 def test_what_cannot_be_is_refused_when_the_recipe_is_loaded_or_checked(
     words: list[str], expected: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "r.yaml").write_text(f"name: r\nmodel: {MODEL}\nstages:\n  made:{STAGES['compare']}")
     with pytest.raises(ConfigError, match=expected):
-        check_recipe(load_recipe(tmp_path / "r.yaml", words))
+        check_recipe(load(tmp_path, "compare", *words))
 
 
 def test_the_report_says_how_many_rows_were_made(tmp_path: Path) -> None:
