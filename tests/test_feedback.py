@@ -141,11 +141,17 @@ def test_all_pairs_or_the_furthest(tmp_path: Path) -> None:
 
 def test_rewards_label_as_well(tmp_path: Path) -> None:
     (tmp_path / "f.py").write_text("def f(completions, **_): return [float(len(c[0]['content'])) for c in completions]")
-    reward = f"stages.made.rewards=[{{kind: function, path: '{tmp_path}/f.py:f'}}]"
-    stage = run(tmp_path, "compare", "stages.made.judge=null", reward)
-    for row in rows_of(stage):
+    words = ("stages.made.judge=null", f"stages.made.rewards=[{{kind: function, path: '{tmp_path}/f.py:f'}}]")
+    (tmp_path / "all").mkdir()
+    scores: dict[str, set[float]] = {}
+    for row in rows_of(run(tmp_path / "all", "compare", *words, "stages.made.pairs=all")):
         assert row["chosen_score"] > row["rejected_score"] and row["confidence"] == 1.0
         assert row["chosen_score"] == len(row["chosen"][0]["content"])
+        scores.setdefault(row["task"], set()).update((row["chosen_score"], row["rejected_score"]))
+    furthest = rows_of(run(tmp_path, "compare", *words, "stages.made.pairs=best_worst"))
+    assert max(map(len, scores.values())) > 2 and len(furthest) == len(scores)
+    for row in furthest:
+        assert (row["chosen_score"], row["rejected_score"]) == (max(scores[row["task"]]), min(scores[row["task"]]))
 
 
 def test_an_unsure_judge_makes_soft_labels(tmp_path: Path) -> None:
