@@ -162,13 +162,20 @@ def test_sign_flip_with_thousands_of_questions_matches_the_normal_law() -> None:
 
 
 def answers(*marks: bool | None, tokens: int = 10) -> list[Answer]:
-    return [Answer(correct=mark, tokens=tokens, truncated=mark is False) for mark in marks]
+    """Right ones have shown their working; `other` never applies."""
+    return [
+        Answer(
+            correct=mark, tokens=tokens, truncated=mark is False, rewards={"worked": float(bool(mark)), "other": None}
+        )
+        for mark in marks
+    ]
 
 
 def test_unscored_answers_are_left_out_and_counted() -> None:
     row = summarise("base", {"a": answers(True, None), "b": answers(False, True), "c": answers(None, None)})
     assert (row.tasks, row.unscored, row.samples) == (2, 3, 2)
     assert row.accuracy == 0.75 and row.truncated == pytest.approx(1 / 3)
+    assert row.rewards == {"worked": 2 / 3}, "over the three graded answers, and not where it does not apply"
     assert dict(row.pass_at_k) == {1: 0.75, 2: 1.0}  # pass@2 from the one task with two scored answers
     with pytest.raises(ValueError, match="no answer of 'base' could be graded"):
         summarise("base", {"a": answers(None)})

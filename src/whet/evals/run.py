@@ -23,6 +23,8 @@ class Answer:
     tokens: int
     truncated: bool
     """The budget ended before the answer did."""
+    rewards: Mapping[str, float | None]
+    """What each reward gave it, by name; None where one does not apply."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +39,8 @@ class EvalRow:
     mean_length: float
     """Tokens of an answer."""
     truncated: float
+    rewards: Mapping[str, float]
+    """The mean of each reward over the answers that it applies to: what a policy costs beside what it gets right."""
     samples: int
     """Most scored answers of a task."""
     tasks: int
@@ -74,6 +78,7 @@ def summarise(label: str, answers: Mapping[str, Sequence[Answer]]) -> EvalRow:
         pass_at_k={k: _mean_pass_at_k(scores, k) for k in _powers_up_to(samples)},
         mean_length=float(np.mean([answer.tokens for answer in kept])),
         truncated=float(np.mean([answer.truncated for answer in kept])),
+        rewards=_mean_rewards(kept),
         samples=samples,
         tasks=len(scores),
         unscored=sum(answer.correct is None for given in answers.values() for answer in given),
@@ -113,6 +118,15 @@ def _with_gain(first: EvalRow, row: EvalRow) -> EvalRow:
     gain = paired_interval(before, after)
     p = sign_flip_p(differences(before, after))
     return replace(row, gain=gain.mean, gain_low=gain.low, gain_high=gain.high, gain_p=p)
+
+
+def _mean_rewards(answers: Sequence[Answer]) -> dict[str, float]:
+    given: dict[str, list[float]] = {}
+    for answer in answers:
+        for name, value in answer.rewards.items():
+            if value is not None:
+                given.setdefault(name, []).append(value)
+    return {name: float(np.mean(values)) for name, values in given.items()}
 
 
 def _mean_pass_at_k(scores: Mapping[str, Sequence[float]], k: int) -> float:

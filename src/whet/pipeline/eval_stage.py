@@ -99,6 +99,7 @@ def _judge(group: Group) -> list[Answer]:
             correct=episode.score.correct,
             tokens=episode.sampled_tokens,
             truncated=episode.outcome is Outcome.TRUNCATED,
+            rewards=episode.score.parts,
         )
         for episode in group.episodes
     ]
