@@ -107,13 +107,8 @@ def judgement(trainer: Trainer, given: Lessons, config: RewardModelStage) -> Jud
             Ranked(prompt=lesson.prompt, scores=tuple(end[0] for (end,) in scores), lengths=lesson.lengths)
             for lesson, scores in zip(held_out, scored, strict=True)
         ]
-        found = judge_rankings(ranked)
-        if not isinstance(trainer, GateTrainer):
-            return found
-        names = trainer.objectives
-        known, unseen = (_said(read, len(names)) for read in (_scores(trainer, given.taught), scored))
-        others = {name: mixed(unseen, weights) for name, weights in fixed_mixtures(known, names).items()}
-        return replace(found, rivals=judge_rivals(ranked, others))
+        rivals = judge_rivals(ranked, _without_gate(trainer, given)) if isinstance(trainer, GateTrainer) else {}
+        return replace(judge_rankings(ranked), rivals=rivals)
     ends = config.learn == "outcomes"  # an outcome is judged at the answer's end, however many tokens were taught
     return judge_labels(
         [
@@ -124,6 +119,16 @@ def judgement(trainer: Trainer, given: Lessons, config: RewardModelStage) -> Jud
             ]
         ]
     )
+
+
+def _without_gate(trainer: GateTrainer, given: Lessons) -> Mapping[str, Sequence[tuple[float, ...]]]:
+    """The scores of held-out answers by what needs no gate, chosen on the answers that were taught."""
+    names = trainer.objectives
+    taught, held_out = (
+        [np.array([end[1 : 1 + len(names)] for (end,) in answers]) for answers in _scores(trainer, part)]
+        for part in (given.taught, given.held_out)
+    )
+    return {name: mixed(held_out, weights) for name, weights in fixed_mixtures(taught, names).items()}
 
 
 def describe(found: Judgement | Ratings) -> str:
@@ -153,14 +158,7 @@ def _facts(trainer: Trainer, given: Lessons, config: RewardModelStage) -> Reward
     scored = [[end[0] for (end,) in scores] for scores in _scores(trainer, given.taught[:REFERENCES])]
     spread = pstdev([score for scores in scored for score in scores]) if config.normalise == "unit" else 1.0
     found = RewardFacts(mean=fmean(scores[0] for scores in scored), std=spread or 1.0)
-    return (
-        replace(found, gate=trainer.gate.facts, ratings=trainer.scales) if isinstance(trainer, GateTrainer) else found
-    )
-
-
-def _said(scored: Sequence[Sequence[Sequence[Sequence[float]]]], objectives: int) -> list[np.ndarray]:
-    """For each comparison what each objective says of each answer, (A, K)."""
-    return [np.array([end[1 : 1 + objectives] for (end,) in answers]) for answers in scored]
+    return trainer.described(found) if isinstance(trainer, GateTrainer) else found
 
 
 def _scores(trainer: Trainer, given: Sequence[Lesson]) -> list[list[tuple[tuple[float, ...], ...]]]:

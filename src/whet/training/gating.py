@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from whet.config import TrainConfig
 from whet.models.gating import Gate
-from whet.models.heads import objectives_of, reward_facts
+from whet.models.heads import RewardFacts, objectives_of, reward_facts
 from whet.models.language import LanguageModel
 from whet.records import Atom, TokenRow
 from whet.training.base import Objective, Outputs, Tally
@@ -34,11 +35,10 @@ class GateTrainer(LocalTrainer):
         """What the gate weighs, in order."""
         return objectives_of(self.model.module)
 
-    @property
-    def scales(self) -> Mapping[str, Sequence[float]]:
-        """What the ratings by each objective were like, where the model says so."""
-        facts = reward_facts(self.model.module)
-        return {} if facts is None else facts.ratings
+    def described(self, facts: RewardFacts) -> RewardFacts:
+        """The facts with what the gate is, and what the model below it says of its ratings."""
+        below = reward_facts(self.model.module) or RewardFacts()
+        return replace(facts, gate=self.gate.facts, ratings=below.ratings)
 
     def features(self, rows: Sequence[TokenRow]) -> Tensor:
         """All that the gate reads of these answers, (R, D + K + 1), by the frozen model."""
