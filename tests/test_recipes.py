@@ -227,12 +227,12 @@ def test_process_supervision_needs_nobody_to_label_a_step(tmp_path: Path) -> Non
 def test_a_gate_over_objectives_needs_no_file(tmp_path: Path) -> None:
     """`multi_objective.yaml` at a small size: ratings, a gate, and two policies that are told every objective."""
     small = {
-        "sft": ["data.count=256", "train.batch_size=32", "train.steps=20"],
+        "sft": ["data.count=64", "train.batch_size=16", "train.steps=8"],
         "ratings": ["data.count=64", "eval_data.count=16", "train.batch_size=8", "train.steps=4", "train.warmup=0"],
         "gate": ["data.count=16", "eval_data.count=8", "train.batch_size=8", "train.steps=2"],
         "gated": ["prompts_per_step=2", "rollouts_per_prompt=2", "train.steps=1"],
         "fixed": ["prompts_per_step=2", "rollouts_per_prompt=2", "train.steps=1"],
-        "eval": ["tasks.count=4", "samples=1"],
+        "eval": ["tasks.count=2", "samples=1"],
     }
     overrides = [f"stages.{name}.{word}" for name, words in small.items() for word in words]
     loaded = load_recipe(ROOT / "recipes" / "multi_objective.yaml", [*overrides, f"out={tmp_path / 'run'}"])
