@@ -17,7 +17,7 @@ from whet.evals.judgement import (
     judge_rivals,
     reliability,
 )
-from whet.evals.mixture import fixed_mixtures
+from whet.evals.mixture import fixed_mixtures, mixed
 from whet.evals.stats import wilson_interval
 
 
@@ -70,6 +70,8 @@ def test_calibration_by_hand() -> None:
     assert found.calibration_error == pytest.approx(0.9 / 5)
     assert [(b.count, b.right) for b in found.bins] == [(4, 0.75), (1, 0.0)]
     assert all(b.low <= b.confidence <= b.high + 1e-12 for b in found.bins)
+    # Too modest by a quarter is as far off as too sure by a quarter.
+    assert judge_rankings(sure[:3]).calibration_error == pytest.approx(0.25)
 
 
 def test_bins_cover_one_half_to_one() -> None:
@@ -80,6 +82,8 @@ def test_labels_are_judged_against_the_more_frequent_one() -> None:
     given = [(2.0, 1.0), (1.0, 1.0), (-1.0, 1.0), (-1.0, 0.0), (0.0, 0.0)]
     found = judge_labels([Labelled(prompt=i, score=score, label=label) for i, (score, label) in enumerate(given)])
     assert (found.accuracy.mean, found.baseline.mean, found.ties) == (0.6, 0.6, 0.2)
+    # How sure it is has no sign: those with 1 and -1 stand in one bin, two of three right; undecided is half right.
+    assert [(b.count, b.right) for b in found.bins] == [(1, 0.5), (3, pytest.approx(2 / 3)), (1, 1.0)]
     # Where bad ones are as frequent or more, always-bad is the rule to beat.
     bad = judge_labels([Labelled(prompt=i, score=-1.0, label=float(i == 0)) for i in range(3)])
     assert bad.baseline.mean == bad.accuracy.mean == pytest.approx(2 / 3)
@@ -101,6 +105,14 @@ def test_the_best_fixed_mixture_is_the_one_that_made_the_data() -> None:
     np.testing.assert_allclose(found["the best fixed mixture"], [2.0, -1.0, 0.0], atol=0.15)
     separable = fixed_mixtures([np.array([[1.0, 0.0], [0.0, 0.0]])], ("a", "b"))
     assert np.isfinite(separable["the best fixed mixture"]).all(), "all pairs right, and no weight without end"
+
+
+def test_the_one_objective_is_the_one_that_is_right_most_often() -> None:
+    """Differences (5, 1), (-1, 1), (-1, -1): the first has the larger mean, the second is right in two of three."""
+    said = [np.array([[5.0, 1.0], [0.0, 0.0]]), np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([[0.0, 0.0], [1.0, 1.0]])]
+    found = fixed_mixtures(said, ("a", "b"))
+    assert found["b alone"].tolist() == [0.0, 1.0] and found["all objectives alike"].tolist() == [1.0, 1.0]
+    assert mixed(said, np.array([2.0, -1.0])) == [(9.0, 0.0), (-1.0, 2.0), (0.0, 1.0)]
 
 
 def test_rivals_by_hand() -> None:

@@ -17,7 +17,7 @@ from whet.config.loading import load_recipe
 from whet.config.rewards import ScorerConfig
 from whet.envs.base import Passage
 from whet.errors import ConfigError, DataError, ModelError
-from whet.evals.ratings import Rating, judge_ratings
+from whet.evals.ratings import Rating, correlation, judge_ratings
 from whet.evals.stats import explained_variance
 from whet.launch.main import run_recipe
 from whet.launch.world import LocalWorld
@@ -183,3 +183,8 @@ def test_the_constant_explains_nothing_and_what_does_not_vary_has_no_correlation
     assert only.name == "quality" and only.explained.mean == 0 and only.correlation is None and only.length is None
     assert only.length_of_ratings is not None and not math.isnan(only.length_of_ratings)
     assert found.count == 11
+
+
+def test_correlation_by_hand() -> None:
+    assert correlation([1, 2, 3], [6, 4, 2]) == pytest.approx(-1)
+    assert correlation([0, 0, 1], [0, 1, 1]) == pytest.approx(0.5)  # (1/3) / sqrt(2/3 * 2/3)
