@@ -44,8 +44,9 @@ def test_any_conversation_may_be_rated() -> None:
         ({"ratings": {"helpfulness": None}}, "ratings: not one rating"),
         ({"ratings": {"helpfulness": "4"}}, r"r.jsonl:4: ratings.helpfulness: not a finite number; it is text \('4'\)"),
         ({"ratings": {"helpfulness": True}}, "ratings.helpfulness: not a finite number"),
+        ({"ratings": {"helpfulness": 10**400}}, "ratings.helpfulness: not a finite number"),
         ({"ratings": {"helpfulness": float("nan")}}, "ratings.helpfulness: not a finite number"),
-        ({"ratings": {"helpfulnes": 1}}, "ratings.helpfulnes: none of the .* objectives; did you mean 'helpfulness'?"),
+        ({"ratings": {"helpfulnes": 1}}, "none of the .* objectives; add it to them, or rename it: .* 'helpfulness'?"),
         ({"completion": [{"role": "user", "content": "?"}], "ratings": {"verbosity": 1}}, "no answer to rate"),
     ],
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -104,6 +105,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     names = list(known)
     close = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(names)}"
+
+
+def finite(value: Any, place: Place, remedy: str = "write one, or leave the column out") -> float:
+    """A number that 64 bits hold, and no other thing that could be made one. Raises `BadRow`."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+        raise place.bad("not a finite number", f"it is {kind_of(value)}; {remedy}")
+    return float(value)
 
 
 def kind_of(value: Any) -> str:

@@ -24,11 +24,11 @@ from typing import Any, Literal
 from whet.config import DataConfig
 from whet.data.base import Comparison, Judged, Row
 from whet.data.columns import rename
-from whet.data.faults import Dropped, Place, kind_of, nearest
+from whet.data.faults import Dropped, Place, finite, kind_of, nearest
 from whet.data.formats import conversation_of
 from whet.data.known import ANSWERS
 from whet.data.messages import parse_messages, parse_tools
-from whet.data.ranked import Turns, answer_of, finite, in_order
+from whet.data.ranked import Turns, answer_of, in_order
 from whet.data.sources import read_examples
 from whet.data.turns import filled, instruction, is_transcript, transcript, turns, untrained, with_system
 from whet.errors import DataError

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from whet.data.faults import Place, kind_of
+from whet.data.faults import Place, finite, kind_of
 from whet.data.messages import parse_message, parse_messages
 from whet.data.turns import filled
 from whet.records import Message
@@ -39,13 +38,6 @@ def answer_of(value: Any, place: Place) -> Turns:
     if isinstance(value, list):
         return parse_messages(value, place)
     return (Message(role="assistant", content=filled(value, place)),)
-
-
-def finite(value: Any, place: Place) -> float:
-    """A number, and no other thing that could be made one."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise place.bad("not a finite number", f"it is {kind_of(value)}; write one, or leave the column out")
-    return float(value)
 
 
 def _order(columns: Mapping[str, Any], count: int, place: Place) -> list[float]:

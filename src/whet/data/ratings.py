@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 from whet.config import DataConfig
 from whet.data.base import Rated, Row
 from whet.data.columns import rename
-from whet.data.faults import Dropped, Place, kind_of, nearest
+from whet.data.faults import Dropped, Place, finite, kind_of, nearest
 from whet.data.formats import conversation_of
 from whet.data.known import RATINGS
 from whet.data.messages import parse_tools
@@ -55,9 +54,8 @@ def _ratings(columns: Mapping[str, Any], objectives: Sequence[str], place: Place
     given = {name: value for name, value in listed.items() if value is not None}
     if not given:
         raise place.bad("not one rating", "rate the answer by at least one objective, or leave the row out")
-    for name, value in given.items():
+    for name in given:
         if name not in objectives:
-            raise place[name].bad("none of the stage's objectives", f"{nearest(name, objectives)}; or add it there")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise place[name].bad("not a finite number", f"it is {kind_of(value)}; null says that nobody rated it")
-    return {name: float(value) for name, value in given.items()}
+            there = nearest(name, objectives)
+            raise place[name].bad("none of the stage's objectives", f"add it to them, or rename it: {there}")
+    return {name: finite(value, place[name], "null says that nobody rated it") for name, value in given.items()}

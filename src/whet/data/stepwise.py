@@ -13,7 +13,6 @@ white space are set apart by a line end each, or by the row's own `separator`. O
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -78,7 +77,7 @@ def _labels(columns: Mapping[str, Any], steps: int, place: Place) -> tuple[float
 def _label(value: Any, place: Place) -> float | None:
     if value is None:
         return None
-    if not isinstance(value, bool | int | float) or not math.isfinite(value) or not 0 <= value <= 1:
+    if not isinstance(value, bool | int | float) or not 0 <= value <= 1:
         raise place.bad(
             "not a label", f"it is {kind_of(value)}; write true, false or a probability from 0 to 1 that it is right"
         )
