@@ -104,6 +104,7 @@ def costly() -> tuple[Group, ...]:
         ({"constraint": {"cost": "tokens", "limit": 1}}, "none of the rewards: verifier, length"),
         ({"constraint": {"cost": "verifier", "limit": 1}}, "give it weight: 0"),
         ({"constraint": {"cost": "length", "limit": 1, "start": 200}}, "above most"),
+        ({"constraint": {"cost": "length", "limit": 1, "proportional": 0, "integral": 0}}, "never moves"),
         ({"constraint": {"cost": "length", "limit": inf, "most": nan}}, "greater than 0|finite"),
         ({"algorithm": "dr_grpo", "rollouts_per_prompt": 1}, "a group of one"),
         ({"algorithm": "grpo"}, "whatever the multiplier"),

@@ -26,4 +26,9 @@ class ConstraintConfig(Strict):
     def _check(self) -> ConstraintConfig:
         if self.start > self.most:
             raise ValueError(f"start is {self.start}, above most ({self.most})")
+        if not self.proportional and not self.integral:
+            raise ValueError(
+                "proportional and integral are both 0, so the price never moves; for a fixed price give the reward a "
+                "weight below 0 and leave constraint out"
+            )
         return self
