@@ -256,9 +256,12 @@ def test_a_judge_in_training_sees_right_and_wrong_answers_in_equal_number(tmp_pa
         "judge": ["train.batch_size=2", "train.steps=1"],
         "rl": ["prompts_per_step=1", "rollouts_per_prompt=2", "sampling.max_tokens=8", "train.steps=1"],
         "eval": ["samples=1", "sampling.max_tokens=8"],
+        "student": ["prompts_per_step=2", "rollouts_per_prompt=2", "train.steps=1"],
+        "student_eval": ["tasks.count=2", "samples=1"],
     }
     overrides = [f"stages.{name}.{word}" for name, words in small.items() for word in words]
-    loaded = load_recipe(ROOT / "recipes" / "genrm.yaml", [*overrides, f"out={tmp_path / 'run'}"])
+    untaught = "stages.student.rewards.0.by={script: 'whet.envs.judges.rules:checker'}"
+    loaded = load_recipe(ROOT / "recipes" / "genrm.yaml", [*overrides, untaught, f"out={tmp_path / 'run'}"])
     run_recipe(loaded, quiet=True)
     stages = tmp_path / "run" / "stages"
     asked = [json.loads(line) for line in (stages / "04-ask" / "rows.jsonl").read_text().splitlines()]
@@ -268,3 +271,6 @@ def test_a_judge_in_training_sees_right_and_wrong_answers_in_equal_number(tmp_pa
     (line,) = read_metrics(stages / "07-rl")
     assert "rewards/verdict" in line
     assert (stages / "08-eval" / "manifest.json").exists()
+    (line,) = read_metrics(stages / "09-student")
+    assert (line["reward"] + 1) / 2 == line["rewards/verifier"], "a judge that adds agrees with the verifier"
+    assert (stages / "10-student_eval" / "manifest.json").exists()
