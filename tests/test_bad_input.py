@@ -269,6 +269,16 @@ def test_a_reward_that_always_fails_stops_the_run_with_its_reason(
     assert [line["step"] for line in read_metrics(Path("runs", "rl", "stages", "01-rl"))] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize(("steps", "said"), [(1, "the last step"), (2, "the last 2 steps")])
+def test_a_short_stage_in_which_nothing_was_scored_is_not_done(
+    whet: Callable[..., tuple[int, str, str]], steps: int, said: str
+) -> None:
+    reward("raise KeyError('gone')")
+    code, _, errors = whet("run", "rl.yaml", f"stages.rl.train.steps={steps}", "--quiet")
+    assert code == 7 and f"whet: no answer of {said} could be scored; the last one: grader_error: reward: " in errors
+    assert not Path("runs", "rl", "stages", "01-rl", "manifest.json").exists()
+
+
 def test_one_bad_value_is_one_answer_left_out(whet: Callable[..., tuple[int, str, str]]) -> None:
     reward("return [float('nan'), 1.0, 0.0, None][: len(completions)]")
     assert whet("run", "rl.yaml")[0] == 0

@@ -155,7 +155,8 @@ def test_a_line_too_long_to_hold_is_skipped_in_pieces(tmp_path: Path, monkeypatc
         ("a.jsonl.gz", gzip.compress(GOOD * 1000)[:-20], r"damaged or cut short after line"),
         ("a.jsonl.gz", b"not gzip", "damaged or cut short"),
         ("a.parquet", b"PAR1 and then nothing", "damaged or cut short"),
-        ("a.csv", b"text\nfine\n", r"is no data file.*\.jsonl, \.json, \.parquet"),
+        ("a.csv", b"text\nfine\n", r"a\.csv: is a \.csv file; whet reads one of \.jsonl, \.json, \.parquet"),
+        ("README", b"text\nfine\n", r"README: is no data file; whet reads one of"),
     ],
 )
 def test_a_source_that_cannot_be_read_is_an_error_in_any_case(
@@ -164,6 +165,15 @@ def test_a_source_that_cannot_be_read_is_an_error_in_any_case(
     (tmp_path / name).write_bytes(data)
     with pytest.raises(DataError, match=message):
         load_conversations(config(path=str(tmp_path / name), on_bad_row=on_bad_row))
+
+
+def test_a_folder_without_data_files_says_what_it_holds(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no data files; whet reads one of"):
+        list(read_rows(config(path=str(tmp_path))))
+    for name in ("a.csv", "b.csv", "notes.txt"):
+        (tmp_path / name).write_text("text\n")
+    with pytest.raises(DataError, match=r"holds no data files, only \.csv and \.txt; whet reads one of"):
+        list(read_rows(config(path=str(tmp_path))))
 
 
 def test_where_every_row_is_bad_the_reasons_are_told(tmp_path: Path) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
+from whet.cli.plan import memory_table
 from whet.config import CreateConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
 from whet.config.critic import CriticConfig
 from whet.config.loading import load_recipe
@@ -165,6 +169,16 @@ def test_whoever_trains_says_how_whatever_the_kind_of_stage(tmp_path: Path) -> N
     found = trainings(Run(recipe=recipe, folder=tmp_path))
     assert {recipe.stages[name].kind for name in found} == {"sft", "reward_model", "rl"}
     assert all(frugal(train) for train in found.values())
+
+
+def test_a_terminal_of_80_columns_shows_every_role_whole() -> None:
+    role = partial(Role, weights=9 * 2**30, optimizer=99 * 2**30, work=9 * 2**30, cache=9 * 2**30)
+    roles = tuple(role(role=name) for name in ("policy", "reference", "critic", "reward model"))
+    need = Footprint(stage="ppo", microbatch_tokens=1, process=2**30, roles=roles, available=999 * 2**30)
+    console = Console(file=io.StringIO(), width=80)
+    console.print(memory_table([need]))
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in said and all(f" {each.role} " in said for each in roles)
 
 
 def test_a_critic_that_begins_as_a_stages_reward_model_is_planned_before_that_is_made() -> None:

@@ -135,7 +135,7 @@ def test_a_judged_answer_is_the_last_turn_of_any_conversation() -> None:
         ("true", "label: neither true nor false; it is text ('true'); write true for a good answer"),
         (2, "label: neither true nor false; it is a number (2)"),
         (0.0, "label: neither true nor false"),
-        (None, "label: no label"),
+        (None, "label: is null; write true for a good answer and false for a bad one"),
     ],
 )
 def test_a_label_is_true_or_false(label: object, message: str) -> None:

@@ -8,6 +8,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from whet.config import RewardConfig, RLStage
+from whet.config.rewards import judged
 from whet.envs.base import Attempt, Grade, Reward, Task
 from whet.envs.rewards.answers import after_thinking, as_number, final_answer, gold_answer, last_boxed, tidy
 from whet.envs.rewards.build import build_rubric
@@ -116,6 +118,23 @@ def test_what_plain_code_raises_is_that_attempts_failure_alone() -> None:
 def test_where_nothing_applies_nothing_is_scored() -> None:
     only = WeightedRubric([constant("a", None)]).score([attempt("")], step=0)[0]
     assert only.value is None and only.note
+
+
+def test_the_recipe_and_the_rubric_agree_on_who_says_what_is_right(functions: Path) -> None:
+    """`config.rewards.judged` refuses recipes by the section; the rubric asks the reward that is built from it."""
+    adapter: TypeAdapter[Any] = TypeAdapter(RewardConfig)
+    path = f"{functions}:plain"
+    judging = [
+        {"kind": "math"},
+        {"kind": "exact"},
+        {"kind": "verdict"},
+        {"kind": "function", "path": path, "judges": 1},
+    ]
+    shaping = [{"kind": kind} for kind in ("format", "cosine", "group_length", "repetition")]
+    for expected, listed in ((True, judging), (False, [*shaping, {"kind": "function", "path": path}])):
+        for config in map(adapter.validate_python, listed):
+            with closing(build_rubric([config])) as made:
+                assert (judged([config]), made._judge is not None) == (expected, expected)
 
 
 def test_names_default_to_the_kind_and_must_differ() -> None:

@@ -271,7 +271,7 @@ def feed(script: Callable[[Request], str] | str = "right", *, position: int = 0,
     def hand_over(version: int) -> None:
         table.sampler.version = version  # type: ignore[misc]
 
-    return Feed(player=table, tasks=listed, samples=2, seed=3, hand_over=hand_over, position=position)
+    return Feed(player=table, tasks=listed, samples=2, steps=100, seed=3, hand_over=hand_over, position=position)
 
 
 def names(groups: Sequence[Group]) -> list[str]:

@@ -23,8 +23,22 @@ class RewardBase(Strict):
         """Whether it may grade the steps of an answer, which `credit: process` and `step_weight` need."""
         return False
 
+    @property
+    def says_right(self) -> bool:
+        """Whether its value says which answers are right: 1 is right."""
+        return False
 
-class VerifierReward(RewardBase):
+
+class RightReward(RewardBase):
+    """A reward whose value of 1 means that the answer is right."""
+
+    @property
+    def says_right(self) -> bool:
+        """Always."""
+        return True
+
+
+class VerifierReward(RightReward):
     """The task family's own checker (generated tasks)."""
 
     kind: Literal["verifier"]
@@ -41,7 +55,7 @@ class StepsReward(RewardBase):
         return True
 
 
-class MathReward(RewardBase):
+class MathReward(RightReward):
     """1 if the final answer equals the gold one mathematically (math-verify, in a process with a deadline)."""
 
     kind: Literal["math"]
@@ -50,7 +64,7 @@ class MathReward(RewardBase):
     deadline_s: float = Field(5.0, gt=0)
 
 
-class ExactReward(RewardBase):
+class ExactReward(RightReward):
     """1 if the final answer equals the gold one as text, spaces and case aside."""
 
     kind: Literal["exact"]
@@ -117,6 +131,11 @@ class FunctionReward(RewardBase):
     judges: bool = False
     """Whether a value of 1 means that the answer is right, or the function only shapes."""
 
+    @property
+    def says_right(self) -> bool:
+        """As the recipe says."""
+        return self.judges
+
 
 class JudgeReward(RewardBase, JudgeConfig):
     """What a judge thinks of the answer, from -1 (worst) to 1 (best): AI feedback without a reward model (d-RLAIF)."""
@@ -136,7 +155,7 @@ class JudgeReward(RewardBase, JudgeConfig):
         return self
 
 
-class VerdictReward(RewardBase):
+class VerdictReward(RightReward):
     """1 if the answer ends with the right verdict: training a judge on questions of a `questions` stage."""
 
     kind: Literal["verdict"]
@@ -271,8 +290,7 @@ def check_cost(cost: str, rewards: Sequence[RewardConfig]) -> None:
 
 def judged(rewards: Sequence[RewardConfig]) -> bool:
     """Whether some reward says which answers are right."""
-    judging = ("verifier", "math", "exact", "verdict")
-    return any(r.judges if isinstance(r, FunctionReward) else r.kind in judging for r in rewards)
+    return any(reward.says_right for reward in rewards)
 
 
 def check_normalised(rewards: Sequence[RewardConfig]) -> None:

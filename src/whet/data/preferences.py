@@ -100,9 +100,11 @@ def to_judged(row: Row, config: DataConfig) -> tuple[Judged, ...]:
 
 
 def _label(columns: Mapping[str, Any], place: Place) -> bool:
-    label = columns.get("label")
-    if label is None:
+    if "label" not in columns:
         raise place["label"].bad("no label", f"there are: {', '.join(columns)}; name yours in data.columns.label")
+    label = columns["label"]
+    if label is None:
+        raise place["label"].bad("is null", "write true for a good answer and false for a bad one")
     if label not in (0, 1) or isinstance(label, float):
         raise place["label"].bad(
             "neither true nor false", f"it is {kind_of(label)}; write true for a good answer and false for a bad one"

@@ -103,11 +103,19 @@ def _files(path: Path, reject: Reject) -> Iterator[Row]:
     files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file() and _kind(file))
     kinds = sorted({_kind(file) or file.suffix for file in files})
     if len(kinds) != 1 or kinds[0] not in _READERS:
-        found = f"holds {' and '.join(kinds)} files" if len(kinds) > 1 else f"is no data file {kinds or ''}".rstrip()
+        found = f"holds {' and '.join(kinds)} files" if kinds and path.is_dir() else _no_data(path)
         raise DataError(f"{path}: {found}; whet reads one of {', '.join(_READERS)} (each also .gz)")
     for file in files:
         with _opened(file) as stream:
             yield from _READERS[kinds[0]](stream, str(file), reject)
+
+
+def _no_data(path: Path) -> str:
+    """What a path is instead of a data file: `is a .csv file`, `holds no data files, only .csv and .txt`."""
+    if path.is_file():
+        return f"is a {path.suffix} file" if path.suffix else "is no data file"
+    there = sorted({file.suffix for file in path.iterdir() if file.is_file() and file.suffix})
+    return f"holds no data files, only {' and '.join(there)}" if there else "holds no data files"
 
 
 def _opened(file: Path) -> Stream:

@@ -31,6 +31,7 @@ def run_online_preference(context: Context) -> None:
             player=player(policy, grading, config.sampling),
             tasks=problems.tasks,
             samples=config.rollouts_per_prompt,
+            steps=config.train.steps,
             seed=context.seed,
             hand_over=policy.hand_over,
         )

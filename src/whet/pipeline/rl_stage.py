@@ -60,6 +60,7 @@ def run_rl(context: Context) -> None:
             player=player(policy, grading, config.sampling),
             tasks=problems.tasks,
             samples=config.rollouts_per_prompt,
+            steps=config.train.steps,
             seed=context.seed,
             hand_over=policy.hand_over,
             greedy=greedy if config.algorithm.baseline == "greedy" else None,

@@ -20,7 +20,7 @@ from whet.rollouts.play import Played, Player
 Keep = Callable[[Group], bool]
 
 PATIENCE = 3
-"""Takes in a row without a single score, after which the feed gives up."""
+"""Takes in a row without a single score, after which the feed gives up; a stage of fewer steps ends before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +50,8 @@ class Feed:
     player: Player
     tasks: Sequence[Task]
     samples: int
+    steps: int
+    """Takes of the whole stage: one that ends without a single score has not done its work."""
     seed: int
     hand_over: Callable[[int], None]
     """Brings the trainer's weights to the sampler under this version."""
@@ -67,7 +69,7 @@ class Feed:
 
         Fewer than `count` may come back when the rounds are used up. Each round asks for no more than is missing,
         so nothing that was played is thrown away unseen. Raises `RewardError` where nothing was scored for the third
-        time in a row.
+        time in a row, or in the whole stage.
         """
         groups: list[Group] = []
         left_out: list[Group] = []
@@ -126,10 +128,11 @@ class Feed:
     def _refuse_unscored(self, groups: Sequence[Group]) -> None:
         """One bad step is counted and gone; a grader that never answers would burn the machine for nothing."""
         self._unscored = 0 if any(group.scored for group in groups) else self._unscored + 1
-        if self._unscored >= PATIENCE:
+        if self._unscored >= min(PATIENCE, self.steps):
             last = groups[-1].episodes[-1]
             why = f"{last.outcome}: {last.score.note}"
-            raise RewardError(f"no answer of the last {PATIENCE} steps could be scored; the last one: {why}")
+            steps = "step" if self._unscored == 1 else f"{self._unscored} steps"
+            raise RewardError(f"no answer of the last {steps} could be scored; the last one: {why}")
 
     def _next(self, step: int) -> int:
         """The number of the next task; where all of them rest, one is woken."""

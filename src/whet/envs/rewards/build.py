@@ -59,7 +59,7 @@ def _build(
     models: Models | None,
     worth: Verify | None,
 ) -> Reward:
-    name, weight = kinds.name_of(config), config.weight
+    name, weight, judges = kinds.name_of(config), config.weight, config.says_right
     match config:
         case kinds.MathReward():
             return MathReward(name=name, weight=weight, gold=config.gold, deadline_s=config.deadline_s)
@@ -71,26 +71,26 @@ def _build(
                 weight=weight,
                 path=config.path,
                 deadline_s=config.deadline_s,
-                judges=config.judges,
+                judges=judges,
             )
         case kinds.ExactReward():
             grade = partial(exact, gold=config.gold)
-            return PlainReward(name=name, weight=weight, judges=True, function=grade, columns=(config.gold,))
+            return PlainReward(name=name, weight=weight, judges=judges, function=grade, columns=(config.gold,))
         case kinds.VerifierReward():
             checker = _checker(verify, "kind verifier is for generated tasks (generate: ...); use math or exact")
-            return PlainReward(name=name, weight=weight, judges=True, function=checker)
+            return PlainReward(name=name, weight=weight, judges=judges, function=checker)
         case kinds.VerdictReward():
             agree = partial(right_verdict, gold=config.gold)
-            return PlainReward(name=name, weight=weight, judges=True, function=agree, columns=(config.gold,))
+            return PlainReward(name=name, weight=weight, judges=judges, function=agree, columns=(config.gold,))
         case kinds.JudgeReward():
             return _judge(config, models)
         case kinds.ModelReward() | kinds.EnsembleReward() | kinds.ProcessModelReward():
             return _scored(config, models)
         case kinds.WorthReward():
             known = _checker(worth, "kind worth is for generated tasks (generate: ...), whose worth is known")
-            return PlainReward(name=name, weight=weight, judges=False, function=known)
+            return PlainReward(name=name, weight=weight, judges=judges, function=known)
         case _:
-            return PlainReward(name=name, weight=weight, judges=False, function=_shaping(config, check_steps))
+            return PlainReward(name=name, weight=weight, judges=judges, function=_shaping(config, check_steps))
 
 
 Shaping = (
