@@ -177,7 +177,10 @@ def fake_run(folder: Path, *, finished: bool = True) -> Path:
                 log.write(step, {**metrics, "time/rollout": 2.0, "time/train": 1.0}, [played])
         log.close()
         if name == "check":
-            rows = [eval_row("base", 0.36, 13), eval_row(f"RL{ATTACK}", 0.91, 24, (0.55, 0.51, 0.59))]
+            rows = [
+                {**eval_row("base", 0.36, 13), "rewards": {"verifier": 0.36}},
+                {**eval_row(f"RL{ATTACK}", 0.91, 24, (0.55, 0.51, 0.59)), "rewards": {"verifier": 0.91, ATTACK: 0.25}},
+            ]
             (stage / "eval.json").write_text(json.dumps({"rows": rows, "k": 4}))
         if finished or name == "warm":
             (stage / "manifest.json").write_text("{}")
@@ -206,6 +209,8 @@ def test_the_page_says_what_happened(tmp_path: Path) -> None:
         assert f"<h4>{title}</h4>" in text
     assert "<h4>Entropy</h4>" not in text  # no such metric in this run
     assert "1 min 00 s" in text  # 20 steps of 3 seconds
+    assert "<th>verifier</th><th>&lt;/pre&gt;&lt;script&gt;" in text and "<td>0.36</td><td></td>" in text
+    assert "<td>0.91</td><td>0.25</td>" in text  # the means of several rewards beside the accuracy
     assert "the same task early" in text.lower()
 
 

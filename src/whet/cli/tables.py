@@ -17,7 +17,7 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1))
     table.add_column("model", no_wrap=True)
-    rewards = list(evaluation["rows"][0]["rewards"])
+    rewards = list(dict.fromkeys(name for row in evaluation["rows"] for name in row["rewards"]))
     rewards = rewards if len(rewards) > 1 else []  # one alone is the accuracy
     for heading in ("accuracy", "95 %", "gain", "95 %", "tokens", *rewards):
         table.add_column(Text(heading), justify="right", no_wrap=True)

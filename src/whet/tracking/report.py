@@ -72,6 +72,8 @@ class Table:
     baseline: str
     rows: list[tuple[EvalLine, str, str]]
     ks: list[str]
+    rewards: list[str]
+    """Those whose means say more than the accuracy does."""
     scale: tuple[float, float]
     gain_scale: tuple[float, float] | None
 
@@ -202,7 +204,16 @@ def _table(stage: StageView) -> Table:
             )
         drawn.append((row, plot, gain))
     ks = sorted({k for row in rows for k in row.pass_at_k if k != "1"}, key=int)
-    return Table(stage=stage.name, baseline=stage.baseline.label, rows=drawn, ks=ks, scale=scale, gain_scale=gain_scale)
+    rewards = list(dict.fromkeys(name for row in rows for name in row.rewards))
+    return Table(
+        stage=stage.name,
+        baseline=stage.baseline.label,
+        rows=drawn,
+        ks=ks,
+        rewards=rewards if len(rewards) > 1 else [],  # one alone is the accuracy
+        scale=scale,
+        gain_scale=gain_scale,
+    )
 
 
 def _examples(folder: Path, stage: StageView) -> Examples | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from whet.config import RowsBase
@@ -33,6 +33,8 @@ class EvalLine:
     gain_low: float | None
     gain_high: float | None
     unscored: int = 0
+    rewards: Mapping[str, float] = field(default_factory=dict)
+    """The mean of each."""
 
     @property
     def gain_text(self) -> str:
