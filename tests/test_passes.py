@@ -34,7 +34,7 @@ class Pass:
     def retrain(self, weights: str) -> None:
         (self.root / "model" / "weights").write_text(weights)
 
-    def read(self, rows: Sequence[TokenRow] = ROWS) -> list[int]:
+    def read(self, rows: Sequence[TokenRow] = ROWS, *, trained: bool = True) -> list[int]:
         """Do it; the sizes of the chunks that the model had to read. What comes of it is right in any case."""
         asked: list[int] = []
 
@@ -42,12 +42,9 @@ class Pass:
             asked.append(len(chunk))
             return torch.tensor([float(sum(row.tokens)) for row in chunk])
 
-        context: Any = SimpleNamespace(
-            model=SimpleNamespace(path=str(self.root / "model")),
-            checkpoints=self.root / "checkpoints",
-            stopped=lambda: self.stopped,
-        )
-        found = torch.cat(list(passes.kept_pass(context, self.folder, rows, model)))
+        context: Any = SimpleNamespace(checkpoints=self.root / "checkpoints", stopped=lambda: self.stopped)
+        where = str(self.root / "model")
+        found = torch.cat(list(passes.kept_pass(context, self.folder, rows, model, model=where, trained=trained)))
         assert found.tolist() == [float(sum(row.tokens)) for row in rows]
         return asked
 
@@ -91,6 +88,15 @@ def test_once_there_is_a_checkpoint_the_model_is_the_one_that_the_run_began_with
     with pytest.raises(RunError, match=r"the pass rows are not those that this run began with; put the data back"):
         kept.read(ROWS[:4])
     assert kept.read() == [], "and nothing is lost by it"
+
+
+def test_a_model_that_no_checkpoint_has_must_stay_what_it_was(kept: Pass) -> None:
+    kept.read(trained=False)
+    kept.save_a_checkpoint()
+    assert kept.read(trained=False) == []
+    kept.retrain("second one")
+    with pytest.raises(RunError, match=r"model: is not the model that this run began with; put it back"):
+        kept.read(trained=False)
 
 
 def test_asked_to_stop_it_keeps_what_it_has(kept: Pass) -> None:

@@ -27,16 +27,22 @@ CHUNK_ROWS = 512
 
 
 def kept_pass(
-    context: Context, folder: Path, rows: Sequence[TokenRow], read: Callable[[Sequence[TokenRow]], Tensor]
+    context: Context,
+    folder: Path,
+    rows: Sequence[TokenRow],
+    read: Callable[[Sequence[TokenRow]], Tensor],
+    *,
+    model: str,
+    trained: bool,
 ) -> Iterator[Tensor]:
-    """What `read` says of the rows, one tensor for each `CHUNK_ROWS` of them, in order.
+    """What `read` says of the rows, one tensor for each `CHUNK_ROWS` of them, in order; `model` is where it comes from.
 
-    What is on disk for these rows and the stage's model, and as it was written, is taken from there. Once there is a
-    checkpoint the model is the one that the run began with, whatever became of its folder. Raises `Interrupted` where
-    the run was asked to stop, with everything so far on disk; `RunError` where the rows are no longer those that a
-    checkpoint was made with.
+    What is on disk for these rows and this model, and as it was written, is taken from there. Of a model that is
+    `trained` afterwards the checkpoints have the weights: once there is one, it does not matter what became of its
+    folder. Raises `Interrupted` where the run was asked to stop, with everything so far on disk; `RunError` where the
+    rows (the model) are no longer those that a checkpoint was made with.
     """
-    key, noted = {"rows": _digest(rows), "model": weights_of(context.model.path)}, folder / "key.json"
+    key, noted = {"rows": _digest(rows), "model": weights_of(model)}, folder / "key.json"
     before = read_json(noted) if noted.exists() else {"rows": ""}
     if before != key and folder.is_dir():
         if newest_generation(context.checkpoints) is None:
@@ -45,6 +51,11 @@ def kept_pass(
             raise RunError(
                 f"{folder}: the {folder.name} rows are not those that this run began with; put the data back, or "
                 "remove the run folder to start over"
+            )
+        elif not trained:
+            raise RunError(
+                f"{model}: is not the model that this run began with; put it back, or remove the run folder to start "
+                "over"
             )
     if not noted.exists():
         write_json(noted, key)

@@ -59,4 +59,5 @@ def with_reference(context: Context, trainer: Trainer, atoms: Sequence[Atom], na
         return torch.tensor([x for row in logps for x in row], dtype=torch.float32)
 
     rows = [row for atom in atoms for row in atom.rows]
-    return Referred(atoms, list(kept_pass(context, context.folder / "reference" / name, rows, read)))
+    folder, model = context.folder / "reference" / name, context.model.path
+    return Referred(atoms, list(kept_pass(context, folder, rows, read, model=model, trained=True)))

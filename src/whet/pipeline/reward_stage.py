@@ -75,12 +75,11 @@ def _gate(context: Context, gate: GateConfig, config: RewardModelStage, given: L
     """A new gate that knows all answers of the stage: what the frozen model says of them is computed once."""
     trainer = context.world.gate(gate, config.train)
     taught, held_out = ([row for lesson in part for row in lesson.atom.rows] for part in (given.taught, given.held_out))
-    read = {
-        name: torch.cat(list(kept_pass(context, context.checkpoints / "features" / name, rows, trainer.features)))
-        for name, rows in (("taught", taught), ("held_out", held_out))
-        if rows
-    }
-    trainer.learn_from([*taught, *held_out], torch.cat(list(read.values())))
+    for name, rows in (("taught", taught), ("held_out", held_out)):
+        folder = context.checkpoints / "features" / name
+        read = list(kept_pass(context, folder, rows, trainer.features, model=gate.path, trained=False))
+        if read:
+            trainer.learn_from(rows, torch.cat(read))
     trainer.debias(taught)
     return trainer
 
