@@ -58,7 +58,9 @@ def test_what_is_solved_or_hopeless_rests_for_a_while() -> None:
     assert [[made.rests(number, step) for number in range(4)] for step in (5, 6, 7)] == [
         [True, True, False, False], [True, True, False, False], [False] * 4,
     ]  # fmt: skip
-    assert made.resting(5) == 2
+    assert [made.resting(step) for step in (5, 6, 7)] == [2, 2, 0]
+    made.observe(2, result(True, None), step=5)
+    assert made.rate[2] == 1.0, "of what was judged"
     made.observe(0, result(True, False), step=5)
     assert not made.rests(0, 6)
 
@@ -72,6 +74,10 @@ def test_past_prompts_come_again_only_while_they_teach() -> None:
     assert sorted(made.again(8, step=1, seed=0)) == [1, 3]  # four are wanted, two are there
     assert len(made.again(2, step=1, seed=0)) == 1
     assert {made.again(2, step=step, seed=0)[0] for step in range(20)} == {1, 3}
+    made = curriculum(replay=0.9, rest_above=0.5, rest_steps=2)
+    made.observe(0, result(True, False), step=0)
+    made.observe(1, result(True, False, False), step=0)
+    assert [sorted(made.again(2, step=step, seed=0)) for step in (2, 3)] == [[1], [0, 1]], "the first one rests"
 
 
 def learner(keys: Mapping[str, Any], state: Mapping[str, float] | None = None) -> Feed:
@@ -105,6 +111,10 @@ def test_a_feed_restored_from_a_steps_state_goes_on_as_if_it_had_never_stopped(k
         )
         assert resumed.state == whole.state
     assert whole.curriculum is not None and len(whole.curriculum.rate) > 3
+    early = learner(keys)
+    early.take(3, step=0)
+    whole.restore(early.state)  # a run that goes back: of what came later nothing is known any more
+    assert whole.state == early.state
 
 
 def test_a_feed_passes_over_what_rests_and_wakes_one_where_all_do() -> None:
@@ -144,6 +154,8 @@ def test_a_column_must_hold_numbers() -> None:
     listed = [replace(task("a"), columns={"level": 2}), replace(task("b"), columns={"level": "hard"})]
     with pytest.raises(DataError, match=r"task b: curriculum\.by is 'level', and the row has no number there"):
         hardness_of(listed, config)
+    with pytest.raises(DataError, match="no number there"):
+        hardness_of([replace(task("c"), columns={"level": True})], config)
     assert hardness_of(listed[:1], config) == [2.0] and hardness_of(listed, CurriculumConfig(by="solved")) == []
 
 

@@ -60,6 +60,8 @@ def test_the_rows_of_an_update_follow_from_its_number() -> None:
     added = mix(6)
     drawn = [atom.rows[0].tokens[1] for update in range(3) for atom in added.atoms(update)]
     assert sorted(drawn[:6]) == sorted(drawn[6:]) == [2, 3, 4, 5, 6, 7]
+    first, second = drawn[:6], drawn[6:]
+    assert sorted(first) != first != second != sorted(second), "shuffled, each epoch in its own way"
     assert [atom.rows[0].tokens[1] for atom in mix(6).atoms(2)] == drawn[8:]
 
 

@@ -24,6 +24,7 @@ from whet.launch.main import run_recipe
 from whet.launch.memory import footprints
 from whet.launch.world import LocalWorld
 from whet.models.create import byte_tokenizer
+from whet.models.gating import GateFacts
 from whet.models.heads import RewardFacts
 from whet.pipeline.run import Run
 from whet.records import Message, TokenRow
@@ -111,20 +112,35 @@ def test_steps_joined_are_the_answer(answer: str, steps: list[str]) -> None:
 
 
 class Says:
-    """A trainer of which only these raw scores are known, one for each row."""
+    """A trainer of which only these raw scores are known, one or all outputs of the head for each row."""
 
-    def __init__(self, *raw: float) -> None:
+    def __init__(self, *raw: float | tuple[float, ...]) -> None:
         self.raw = raw
 
     def scores(self, rows: Sequence[TokenRow]) -> list[tuple[tuple[float, ...], ...]]:
-        return [((score,),) for score, _ in zip(self.raw, rows, strict=True)]
+        return [(said if isinstance(said, tuple) else (said,),) for said, _ in zip(self.raw, rows, strict=True)]
+
+
+def scorer_of(trainer: Any, facts: RewardFacts, **fields: Any) -> ModelScorer:
+    return ModelScorer(trainer=trainer, template=JinjaTemplate(byte_tokenizer()), max_length=99, facts=facts, **fields)
+
+
+def test_several_objectives_and_a_gate_by_hand() -> None:
+    asked = [Passage(messages=(*attempt("a").task.messages, *attempt("a").messages), ends=(1,))]
+    gate = GateFacts(hidden=0, temperature=1.0, debias=None)
+    facts, names = RewardFacts(mean=1.0, std=2.0, gate=gate), ("kind", "brief")
+    (gated,) = scorer_of(Says((5.0, 1.0, 10.0, 0.25, 0.75)), facts, objectives=names).read(asked)
+    assert gated.scores == (2.0,), "the gate's score in its unit, what objectives say as they say it"
+    assert gated.parts == {"kind": 1.0, "brief": 10.0, "gate/kind": 0.25, "gate/brief": 0.75}
+    weights = {"kind": 2.0, "brief": -1.0}
+    (fixed,) = scorer_of(Says((1.0, 10.0)), RewardFacts(), objectives=names, weights=weights).read(asked)
+    assert (fixed.scores, fixed.parts) == ((-8.0,), {"kind": 1.0, "brief": 10.0})
 
 
 @pytest.mark.parametrize("facts", [RewardFacts(mean=1.0, std=2.0), RewardFacts(reads="steps", link="sigmoid")])
 def test_a_score_that_is_no_number_is_a_failure_and_never_a_probability(facts: RewardFacts) -> None:
     raw = (0.5, math.nan, -math.inf, -800.0)
-    trainer: Any = Says(*raw)
-    scorer = ModelScorer(trainer=trainer, template=JinjaTemplate(byte_tokenizer()), max_length=99, facts=facts)
+    scorer = scorer_of(Says(*raw), facts)
     asked = [Passage(messages=(*attempt("a").task.messages, *attempt("a").messages), ends=(1,))] * len(raw)
     good, nan, infinite, small = scorer.read(asked)
     meant = [1 / (1 + math.exp(-0.5)), 0.0] if facts.link == "sigmoid" else [-0.25, -400.5]

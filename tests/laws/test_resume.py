@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load
 
 from tests.laws.nursery import Done, Nursery
 from whet.files import MANIFEST
@@ -299,6 +300,8 @@ def test_a_run_has_a_signal_that_a_wrong_resume_would_change(unstopped: dict[str
         for lines in (left[path] for path in trained if "grad_norm" in left[path][0]):
             moved = [line["grad_norm"] for line in lines if line["grad_norm"] > 0]
             assert len(set(moved)) == len(moved) >= len(lines) // 2
+    gate = load(unstopped["gate"][0]["stages/02-gate/model/gate.safetensors"])
+    assert gate["slope_K"].any() and gate["centre"] > 0, "the gate takes off what goes with length"
     rates = [line["lr"] for line in unstopped["back"][0]["stages/01-rl/metrics.jsonl"]]
     assert rates[0] == 0.03 and rates[-1] < 0.01, "the run went back twice"
 

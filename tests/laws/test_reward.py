@@ -310,6 +310,39 @@ def test_a_gate_by_hand() -> None:
     torch.testing.assert_close(reward.gated(scores, gates, scale=2.0), vector(5, -2))
 
 
+@pytest.mark.parametrize(
+    ("debias", "kept"),
+    [
+        (None, (1.0, 10.0)),
+        ("length", (1 - 2 * (4 - 2), 10.0)),  # the first score is twice the length, whose mean is 2; the other is not
+        ("brief", (1 - 1 * (10 - 4), 10.0 - 1 * (10 - 4))),  # the first goes with the second, whose mean is 4
+    ],
+)
+def test_what_a_gate_says_by_hand(debias: str | None, kept: tuple[float, float]) -> None:
+    gate = Gate(GateFacts(hidden=2, temperature=2.0, debias=debias), ("right", "brief"), 2).double()
+    assert gate.first is not None
+    gate.load_state_dict(
+        gate.state_dict()
+        | {
+            "first.weight": vector(1, 0, 0, -1).view(2, 2),
+            "first.bias": vector(0, 0),
+            "last.weight": torch.eye(2, dtype=torch.float64),
+            "log_scale": vector(math.log(3)),
+        }
+    )
+    fitted = vector(2, 4, 6, 4) if debias == "length" else vector(2, 2, 6, 6)
+    gate.debias(fitted.view(2, 2), vector(1, 3))
+    # The state (3, 4) has the root mean square sqrt(12.5), whatever its length; gelu(x) is x times the normal's
+    # distribution function at x.
+    seen = [x / math.sqrt(12.5) for x in (3, -4)]
+    first, second = (math.exp(x * (1 + math.erf(x / math.sqrt(2))) / 2 / 2) for x in seen)
+    weights = first / (first + second), second / (first + second)
+    said = gate(vector(3, 4, 30, 40).view(2, 2), vector(1, 10, 1, 10).view(2, 2), vector(4, 4))
+    expected = 3 * (weights[0] * kept[0] + weights[1] * kept[1])
+    for each in said.tolist():
+        assert each == pytest.approx([expected, 1, 10, *weights], rel=1e-5)
+
+
 def gate_trainer(rows: Sequence[TokenRow], debias: str | None = None, **train: object) -> GateTrainer:
     """A gate in float64 over a frozen model of three objectives, which knows these answers."""
     frozen = scalar_trainer(OBJECTIVES, **train).model
@@ -335,6 +368,7 @@ def test_a_gate_is_trained_on_what_it_says_in_use(debias: str | None) -> None:
     for (known,), (read,) in zip(once.scores(rows), again.scores(rows), strict=True):
         assert known == pytest.approx(read, abs=1e-10) and len(read) == 1 + 2 * len(OBJECTIVES)
         assert sum(read[4:]) == pytest.approx(1)
+    assert bool(once.gate.slope_K.any()) == (debias is not None)
     assert set(once.model.parameters) == {f"gate.{name}" for name, _ in once.gate.named_parameters()}
     weighed_atoms, objective = weighed(atoms, config=config), objective_of(config)
     first = once.forward_backward(weighed_atoms, objective)
@@ -352,6 +386,16 @@ def test_what_a_gate_reads_does_not_depend_on_what_stands_beside() -> None:
     torch.testing.assert_close(together.features(rows), alone.features(rows), atol=1e-12, rtol=0)
     lengths = together.features(rows)[:, -1].tolist()
     assert lengths == [float(len(row.tokens) - row.shared) for row in rows]
+
+
+def test_the_same_answer_to_another_prompt_and_the_same_text_cut_elsewhere_are_other_answers() -> None:
+    row = rankings()[0].rows[0]
+    other = replace(row, tokens=(row.tokens[0] + 1, *row.tokens[1:]))
+    longer = replace(row, shared=row.shared + 1)
+    gate = gate_trainer([row, other, longer], "length")
+    whole = LocalTrainer(gate.model, gate.config)
+    for (known,), (read,) in zip(gate.scores([row, other, longer]), whole.scores([row, other, longer]), strict=True):
+        assert known == pytest.approx(read, abs=1e-10)
 
 
 def test_a_new_gate_weighs_all_alike_and_survives_its_file(tmp_path: Path) -> None:
