@@ -24,7 +24,7 @@ from whet.config.online_preference import OnlinePreferenceStage
 from whet.config.policy import PolicyConfig
 from whet.config.preference import PreferenceStage
 from whet.config.references import references
-from whet.config.reward_model import RewardModelStage
+from whet.config.reward_model import RewardModelStage, misweighed
 from whet.config.rewards import (
     JudgeReward,
     ProcessModelReward,
@@ -202,7 +202,9 @@ class Recipe(Strict):
                 if of_steps is not isinstance(scorer, ProcessModelReward):
                     kind = "process_model" if of_steps else "model"
                     yield f"rewards: {scorer.path} learns {made.learn}; use kind: {kind} for it"
-                yield from (f"rewards: {problem}" for problem in made.unfit(scorer.path, scorer.objectives))
+                objectives = made.objectives if made.several else ()
+                if problem := misweighed(objectives, scorer.objectives, gated=made.gate is not None):
+                    yield f"rewards: {scorer.path} {problem}"
         critic = stage.algorithm.critic if isinstance(stage, RLStage) else None
         if critic is not None and critic.model is not None:
             made = self._reward_model(critic.model.path)

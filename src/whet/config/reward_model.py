@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -66,17 +66,6 @@ class RewardModelStage(StageBase):
         """Whether its model has more than one number, so that whoever uses it must say what each counts for."""
         return len(self.objectives) > 1
 
-    def unfit(self, path: str, weights: Mapping[str, float]) -> Iterator[str]:
-        """What is wrong with a reward by this stage's model under these weights of its objectives."""
-        unknown = next((name for name in weights if name not in self.objectives), None)
-        if weights and not self.several:
-            yield f"objectives weighs those of a model of several, and {path} has one score; leave it out"
-        elif unknown is not None:
-            yield f"objectives.{unknown} is none of those of {path}: {', '.join(self.objectives)}"
-        elif self.several and not weights:
-            example = ", ".join(f"{name}: 1" for name in self.objectives)
-            yield f"{path} has several objectives and no gate; say what each counts for (objectives: {{{example}}})"
-
     @model_validator(mode="after")
     def _check(self) -> RewardModelStage:
         if self.learn != "comparisons" and (self.ranking != "pairs" or self.centring or self.normalise != "mean"):
@@ -104,3 +93,14 @@ class RewardModelStage(StageBase):
             raise ValueError("gate.path is the model that it weighs the objectives of; leave model out")
         if self.train.lora is not None or self.train.quantize is not None:
             raise ValueError("gate leaves the model as it is, so train.lora and train.quantize would change nothing")
+
+
+def misweighed(objectives: Sequence[str], weights: Mapping[str, float], *, gated: bool) -> str | None:
+    """What is wrong with these weights for a reward model of these objectives (none: it has one score)."""
+    named = ", ".join(objectives)
+    if weights and (gated or not objectives):
+        return f"has {'a gate that weighs its objectives' if gated else 'one score'}; leave objectives out"
+    if objectives and not gated and not weights:
+        return f"has several objectives and no gate; say in objectives what counts how much: {named}"
+    unknown = next((name for name in weights if name not in objectives), None)
+    return None if unknown is None else f"has no objective {unknown!r}; it has {named}"

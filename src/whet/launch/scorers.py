@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from whet.algorithms.scorer import ModelScorer
 from whet.config import ModelConfig, TrainConfig
+from whet.config.reward_model import misweighed
 from whet.config.rewards import ScorerConfig
 from whet.envs.base import Passage, Reading
 from whet.errors import ModelError
@@ -41,7 +42,9 @@ class LazyScorer:
             kind = "model" if self.steps else "process_model"
             raise ModelError(f"{model.path}: is a reward model of {facts.reads}; use kind: {kind} for it")
         objectives = objectives_of(language.module)
-        for problem in self._problems(objectives, gated=facts.gate is not None):
+        if self.steps and objectives:
+            raise ModelError(f"{model.path}: has several outputs, and a process reward model has one")
+        if problem := misweighed(objectives, self.config.objectives, gated=facts.gate is not None):
             raise ModelError(f"{model.path}: {problem}")
         return ModelScorer(
             trainer=LocalTrainer(language, TrainConfig()),
@@ -51,16 +54,3 @@ class LazyScorer:
             objectives=objectives,
             weights=self.config.objectives,
         )
-
-    def _problems(self, objectives: Sequence[str], *, gated: bool) -> Iterator[str]:
-        """What is wrong with the weights that the recipe has, or has not, for these objectives of the model."""
-        weights, named = self.config.objectives, ", ".join(objectives)
-        if self.steps and objectives:
-            yield "has several outputs, and a process reward model has one"
-        if objectives and not gated and not weights:
-            yield f"has several objectives and no gate; say in objectives what counts how much: {named}"
-        if weights and (gated or not objectives):
-            has = "a gate that weighs its objectives" if gated else "one score"
-            yield f"has {has}; leave objectives out"
-        if unknown := [name for name in weights if name not in objectives]:
-            yield f"has no objective {unknown[0]!r}; it has {named}"
