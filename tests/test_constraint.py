@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from tests.laws.support import tiny_trainer
 from tests.test_policy import FakeFeed, config, group, setting
-from whet.algorithms.policy import policy_gradient
+from whet.algorithms.columns import to_answers
+from whet.algorithms.policy import policy_gradient, prepare
 from whet.algorithms.standing import Charge, Standing
 from whet.config import RLStage
 from whet.config.constraint import ConstraintConfig
@@ -85,6 +86,22 @@ def test_a_run_charges_and_goes_on_from_a_steps_state() -> None:
     assert gone_on.charge is not None
     assert gone_on.charge.multiplier == second.metrics["constraint/multiplier"]
     assert gone_on.reward(Score(value=1.0, parts={"cost": 1.0})) < 0.0
+
+
+def test_where_rewards_are_normalised_one_by_one_the_cost_is_one_of_them() -> None:
+    """Right answers cost what they are worth: at a multiplier of 1 nothing is left, at 3 wrong ones are better."""
+    chosen, trainer = replace(setting(config(preset="gdpo")), constraint=LIMIT), tiny_trainer(dtype=torch.float32)
+
+    def advantages(multiplier: float) -> list[float]:
+        charge = Charge(config=LIMIT, integral=0.0, multiplier=multiplier)
+        standing = replace(Standing.start(chosen, {}), charge=charge)
+        given = prepare(trainer, None, to_answers(costly(), standing.reward), chosen, standing, step=0).answers
+        return [answer.rows[0].columns["advantage"][-1] for answer in given]
+
+    free = advantages(0.0)
+    assert [a > 0.5 for a in free] == [True, False, False, True] and min(free) < -0.5
+    assert advantages(1.0) == pytest.approx([0] * 4, abs=1e-4)
+    assert advantages(3.0) == pytest.approx([-a for a in free], rel=1e-2)
 
 
 def costly() -> tuple[Group, ...]:

@@ -346,6 +346,23 @@ def test_a_corrections_bounds_are_those_of_its_kind() -> None:
     assert PolicyConfig.model_validate(masked.model_dump()) == masked
 
 
+def test_counts_go_on_from_a_steps_state() -> None:
+    chosen, idle = setting(config()), {"optimizer_steps": 0.0, "value/optimizer_steps": 0.0}
+
+    def after(standing: Standing, **learnt: float) -> tuple[Standing, tuple[float, float]]:
+        """The next one, begun again from what it saves."""
+        made = standing.after(idle | learnt, chosen, answers=4)
+        assert Standing.start(chosen, made.saved) == made
+        return made, (made.updates, made.barren)
+
+    standing, _ = after(Standing.start(chosen, {}))
+    standing, counts = after(standing)
+    assert counts == (0, 2), "steps from which nobody learnt"
+    assert after(standing, **{"value/optimizer_steps": 1.0})[1] == (0, 0), "the critic did"
+    standing, _ = after(standing, optimizer_steps=3.0)
+    assert after(standing, optimizer_steps=2.0)[1] == (5, 0)
+
+
 def test_controllers_go_on_from_a_steps_state() -> None:
     policy = config(preset="grpo", kl={"target": 0.5, "horizon": 10}, entropy={"target": 9.0})
     trainer = _with_reference(tiny_trainer(dtype=torch.float32))
