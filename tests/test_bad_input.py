@@ -146,6 +146,10 @@ CASES: dict[str, tuple[tuple[str, ...], int, str]] = {
     "an answer by a model of steps": (
         ("scored", "stages.rl.rewards.0.path=@prm"), 2, "@prm learns steps; use kind: process_model for it",
     ),
+    "steps cut elsewhere than they were labelled": (
+        (str(Path(__file__).parents[1] / "recipes" / "process"), "stages.rl.rewards.0.separator=+"), 2,
+        """rewards: @prm learns steps that end with ';'; give separator: ';'""",
+    ),
     "no verifier": (("eval", REWARDS + "[{kind: verifier}]"), 2, "kind verifier is for generated tasks"),
     "nothing judges": (("eval", REWARDS + "[{kind: format}]"), 7, "none of the rewards says what is right"),
     "a path as label": (("eval", "stages.eval.models={../x: '@model'}"), 2, "the label '../x' names files"),

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.test_reward_model import run
+from whet.config import CreateConfig, ModelConfig, RewardModelStage
 from whet.config.loading import load_recipe
 from whet.config.rewards import ScorerConfig
 from whet.envs.base import Passage
@@ -21,10 +22,12 @@ from whet.evals.ratings import Rating, correlation, judge_ratings
 from whet.evals.stats import explained_variance
 from whet.launch.main import run_recipe
 from whet.launch.world import LocalWorld
+from whet.pipeline.lessons import lessons
 from whet.records import Message
 
 NAMES = ("polite", "long")
 STAGE = f"learn: ratings\n    objectives: [{', '.join(NAMES)}]\n    hold_out: 0.2\n    "
+MODEL = ModelConfig(path="whet:tiny", create=CreateConfig(hidden_size=16, layers=1, heads=2, kv_heads=1))
 TRAIN = "train: {lr: 0.02, batch_size: 20, steps: 30}"
 
 
@@ -72,7 +75,10 @@ def test_it_learns_each_objective_and_transformers_loads_it_with_their_names(tmp
     ("change", "message"),
     [
         (lambda row: row["ratings"].update(polite="9"), r"rows.jsonl:3: ratings.polite: not a finite number"),
-        (lambda row: row["ratings"].update(rude=1), r"rows.jsonl:3: ratings.rude: none of the stage's objectives"),
+        (
+            lambda row: row.update(ratings={"rude": 1}),
+            r"rows.jsonl:3: ratings: not one rating by the stage's objectives",
+        ),
         (lambda row: row.pop("ratings"), r"rows.jsonl:3: ratings: no ratings"),
     ],
 )
@@ -82,6 +88,25 @@ def test_a_bad_row_stops_the_run_and_is_named(tmp_path: Path, change: Any, messa
     with pytest.raises(DataError, match=message) as raised:
         run(tmp_path, STAGE + TRAIN, bad)
     assert raised.value.exit_code == 3
+
+
+def test_a_subset_of_the_ratings_is_enough_and_a_misspelled_one_is_none(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(20)))
+
+    def given(*objectives: str) -> str:
+        config = RewardModelStage.model_validate(
+            {"kind": "reward_model", "data": {"path": str(tmp_path / "rows.jsonl")}, "learn": "ratings",
+             "objectives": objectives}
+        )  # fmt: skip
+        return lessons(LocalWorld(), MODEL, config).described
+
+    assert given("long").startswith("20 answers, 20 ratings, those by polite left unread;")
+    assert given("long", "polite").startswith("20 answers, 35 ratings;")
+    for objectives in (("long", "polit"), ("polit", "long")):
+        with pytest.raises(DataError, match=r"objectives: no row is rated by 'polit'; did you mean 'polite'\?"):
+            given(*objectives)
+    with pytest.raises(DataError, match=r"not one rating by .* objectives; it is rated by others, .* 'polite'"):
+        given("polit")
 
 
 def test_an_objective_that_says_nothing_is_refused(tmp_path: Path) -> None:

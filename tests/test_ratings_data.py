@@ -28,6 +28,11 @@ def test_what_nobody_rated_is_absent_and_no_zero() -> None:
     assert rated({"columns": {"ratings": "scores"}}, scores={"helpfulness": 2}).ratings == {"helpfulness": 2.0}
 
 
+def test_ratings_by_what_is_not_asked_for_are_left_unread() -> None:
+    found = rated(ratings={"verbosity": 2, "coherence": "not even a number", "complexity": None})
+    assert (found.ratings, found.unread) == ({"verbosity": 2.0}, ("coherence",))
+
+
 def test_any_conversation_may_be_rated() -> None:
     messages = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
     row = Row(origin=Origin(source="r.jsonl", line=1), values={"messages": messages, "ratings": {"verbosity": 1}})
@@ -46,7 +51,7 @@ def test_any_conversation_may_be_rated() -> None:
         ({"ratings": {"helpfulness": True}}, "ratings.helpfulness: not a finite number"),
         ({"ratings": {"helpfulness": 10**400}}, "ratings.helpfulness: not a finite number"),
         ({"ratings": {"helpfulness": float("nan")}}, "ratings.helpfulness: not a finite number"),
-        ({"ratings": {"helpfulnes": 1}}, "none of the .* objectives; add it to them, or rename it: .* 'helpfulness'?"),
+        ({"ratings": {"helpfulnes": 1}}, "not one rating by .* objectives; it is rated by others, .* 'helpfulnes'?"),
         ({"completion": [{"role": "user", "content": "?"}], "ratings": {"verbosity": 1}}, "no answer to rate"),
     ],
 )

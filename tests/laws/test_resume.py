@@ -205,7 +205,7 @@ stages:
     rewards: [{{kind: verifier}}]
     samples: 2
     rollouts: 2
-    separator: ";"
+    separator: "+"
     chunk: 3
     sampling: {{max_tokens: 40}}
   prm:

@@ -205,6 +205,9 @@ class Recipe(Strict):
                 objectives = made.objectives if made.several else ()
                 if problem := misweighed(objectives, scorer.objectives, gated=made.gate is not None):
                     yield f"rewards: {scorer.path} {problem}"
+                cut = self._cut_at(made)
+                if isinstance(scorer, ProcessModelReward) and cut not in (None, scorer.separator):
+                    yield f"rewards: {scorer.path} learns steps that end with {cut!r}; give separator: {cut!r}"
         critic = stage.algorithm.critic if isinstance(stage, RLStage) else None
         if critic is not None and critic.model is not None:
             made = self._reward_model(critic.model.path)
@@ -216,6 +219,12 @@ class Recipe(Strict):
                 yield f"gate.path is {stage.gate.path}, which is not rated by several objectives (learn: ratings)"
             elif made is not None and against not in (None, "length", *made.objectives):
                 yield f"gate.debias is {against!r}: neither length nor one of {', '.join(made.objectives)}"
+
+    def _cut_at(self, made: RewardModelStage) -> str | None:
+        """The separator of the step labels that a process reward model learns from, where this recipe makes them."""
+        path = getattr(made.data, "path", "")
+        labels = self.stages.get(path[1:]) if path.startswith("@") else None
+        return labels.separator if isinstance(labels, StepLabelsStage) else None
 
     def _reward_model(self, path: str) -> RewardModelStage | None:
         """The stage of this recipe that makes the reward model at a path."""

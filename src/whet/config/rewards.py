@@ -210,7 +210,7 @@ class ProcessModelReward(ScoredReward, ScorerConfig):
 
     kind: Literal["process_model"]
     separator: str = Field("\n", min_length=1)
-    """Ends a step; white space alone is no step."""
+    """Ends a step, as in what the model learned from; white space alone is no step."""
     aggregate: Literal["min", "product", "last", "mean"] = "min"
 
     @property

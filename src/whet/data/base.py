@@ -80,6 +80,8 @@ class Rated:
     answer: tuple[Message, ...]
     ratings: Mapping[str, float]
     """Finite, at least one; an objective that nobody rated is absent, which is not zero."""
+    unread: tuple[str, ...] = ()
+    """What else it is rated by, which nobody asked for."""
     tools: tuple[dict[str, Any], ...] = ()
 
 

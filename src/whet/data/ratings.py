@@ -3,7 +3,8 @@
 | columns                                   | becomes                                                     |
 |-------------------------------------------|-------------------------------------------------------------|
 | ratings: {objective: number}, beside any  | its last turn, rated; null or an absent name: not rated, so |
-| conversation of `formats`                 | it counts for nothing (never a zero)                        |
+| conversation of `formats`                 | it counts for nothing (never a zero); ratings by what is no |
+|                                           | objective of the stage are left unread, and named           |
 """
 
 from __future__ import annotations
@@ -40,22 +41,26 @@ def to_rated(row: Row, config: DataConfig, *, objectives: Sequence[str]) -> Rate
         prompt=untrained(messages[:-1]),
         answer=messages[-1:],
         ratings=_ratings(columns, objectives, place),
+        unread=_others(columns["ratings"], objectives),
         tools=parse_tools(columns.get("tools"), place["tools"]),
     )
 
 
 def _ratings(columns: Mapping[str, Any], objectives: Sequence[str], place: Place) -> dict[str, float]:
-    """The ratings that are there, each a finite number for an objective of the recipe."""
+    """The ratings by objectives of the recipe, each a finite number; others are left unread."""
     listed, place = columns.get("ratings"), place["ratings"]
     if listed is None:
         raise place.bad("no ratings", f"there are: {', '.join(columns)}; name yours in data.columns.ratings")
     if not isinstance(listed, dict):
         raise place.bad("not an object", f"it is {kind_of(listed)}; write {{'{objectives[0]}': 3, ...}}")
-    given = {name: value for name, value in listed.items() if value is not None}
+    given = {name: listed[name] for name in objectives if listed.get(name) is not None}
     if not given:
-        raise place.bad("not one rating", "rate the answer by at least one objective, or leave the row out")
-    for name in given:
-        if name not in objectives:
-            there = nearest(name, objectives)
-            raise place[name].bad("none of the stage's objectives", f"add it to them, or rename it: {there}")
+        others = _others(listed, objectives)
+        remedy = f"it is rated by others, {nearest(objectives[0], others)}" if others else "give one, or leave it out"
+        raise place.bad("not one rating by the stage's objectives", remedy)
     return {name: finite(value, place[name], "null says that nobody rated it") for name, value in given.items()}
+
+
+def _others(listed: Mapping[str, Any], objectives: Sequence[str]) -> tuple[str, ...]:
+    """What else the answer is rated by."""
+    return tuple(name for name, value in listed.items() if value is not None and name not in objectives)

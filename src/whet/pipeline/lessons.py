@@ -12,7 +12,8 @@ from statistics import fmean, pstdev
 
 from whet.algorithms.reward_model import comparison, judged, rated, scaled, stepped
 from whet.config import GeneratedConfig, ModelConfig, RewardModelStage, Source
-from whet.data.faults import Dropped
+from whet.data.base import Rated
+from whet.data.faults import Dropped, nearest
 from whet.errors import DataError
 from whet.models.heads import Scale
 from whet.pipeline import sources
@@ -102,6 +103,9 @@ def _read(world: World, model: ModelConfig, config: RewardModelStage, source: So
         scored, unread = sources.rated(source, config.objectives)
         told, dropped = tokenise_rated(scored, template, max_length=max_length, on_bad_row=on_bad_row)
         described = f"{len(told):,} answers, {sum(len(each.ratings) for each in told):,} ratings"
+        if others := dict.fromkeys(name for each in scored for name in each.unread):
+            _refuse_unknown(config.objectives, scored, list(others))
+            described += f", those by {', '.join(others)} left unread"
         found = [Lesson(atom=rated(each, config.objectives), lengths=(each.row.trained_count,)) for each in told]
     elif config.learn == "outcomes":
         answers, unread = sources.judged(source)
@@ -122,6 +126,13 @@ def _read(world: World, model: ModelConfig, config: RewardModelStage, source: So
             for each in compared
         ]
     return found, "; ".join([described, *_lost(unread, dropped)])
+
+
+def _refuse_unknown(objectives: Sequence[str], scored: Sequence[Rated], others: Sequence[str]) -> None:
+    """An objective that no row has, where rows have others, is a misspelled one."""
+    known = {name for each in scored for name in each.ratings}
+    if unknown := next((name for name in objectives if name not in known), None):
+        raise DataError(f"objectives: no row is rated by {unknown!r}; {nearest(unknown, others)}")
 
 
 def _refuse_shades(compared: Sequence[Compared]) -> None:
