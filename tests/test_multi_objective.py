@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from tests.test_ratings import STAGE, TRAIN, rows
 from tests.test_reward_model import MODEL
+from whet.config import RewardModelStage
 from whet.config.loading import load_recipe
 from whet.config.rewards import ModelReward, ScorerConfig, weights
 from whet.envs.base import Passage, Reading
 from whet.errors import ConfigError, ModelError
 from whet.launch.main import run_recipe
 from whet.launch.world import LocalWorld
+from whet.pipeline import passes
+from whet.pipeline.lessons import lessons
 from whet.records import Message
 
 RL = """
@@ -128,6 +133,30 @@ def test_it_is_saved_without_pickle_and_the_head_loads_elsewhere(stages: Path) -
             read(stages / "02-gate", "p", "a")
     finally:
         (folder / "away").rename(folder / "gate.safetensors")
+
+
+def test_what_is_debiased_is_chosen_on_taught_answers_by_what_the_gate_s_own_model_says(
+    stages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(passes, "weights_of", lambda path: asked.append(path) or path)
+    model = str(stages / "01-ratings" / "model")
+    gate = GATE.replace("@ratings", model).replace("temperature: 1", "debias: length").replace("60}", "1}")
+    (tmp_path / "r.yaml").write_text(
+        f"name: r\nmodel: {MODEL}\nstages:\n{gate.replace('DATA', str(stages.parents[1]))}"
+    )
+    loaded = load_recipe(tmp_path / "r.yaml", [f"out={tmp_path}/run"])
+    run_recipe(loaded, quiet=True)
+    config = loaded.recipe.stages["gate"]
+    assert isinstance(config, RewardModelStage) and config.gate is not None
+    given = lessons(LocalWorld(), config.gate.alone(), config)
+    taught, all_of_them = (
+        fmean(length for lesson in part for length in lesson.lengths)
+        for part in (given.taught, [*given.taught, *given.held_out])
+    )
+    saved = load_file(tmp_path / "run" / "stages" / "01-gate" / "model" / "gate.safetensors")
+    assert saved["centre"].item() == pytest.approx(taught, abs=1e-3) and abs(taught - all_of_them) > 0.01
+    assert set(asked) == {model}
 
 
 def test_every_objective_and_every_weight_is_logged_on_its_own(stages: Path) -> None:
