@@ -7,16 +7,17 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from whet.config import CreateConfig
-from whet.config.judge import EndpointChat, LocalChat, ScriptedChat
+from whet.config.judge import EndpointChat, JudgeConfig, LocalChat, ScriptedChat
 from whet.config.rewards import JudgeReward
 from whet.envs.base import Attempt, Chat, Task
 from whet.envs.judges import rules
-from whet.envs.judges.ask import Question, Reader, read_reply, read_verdict
+from whet.envs.judges.ask import Opinion, Question, Reader, read_reply, read_verdict
 from whet.envs.judges.cache import CachedChat, read_answers
 from whet.envs.judges.fence import defused, fenced, mark_of, opened, steering
 from whet.envs.judges.judge import Exchange, Judge, Wording, build_judge, verdicts_of
@@ -168,6 +169,29 @@ def test_soft_and_strict_differ_where_one_order_is_unsure() -> None:
     assert clamped.chance == 0.6
 
 
+def test_orders_that_disagree_are_averaged_or_a_tie() -> None:
+    """Whoever stands first has 0.9 of the votes, then 0.8: (0.9 + 0.2) / 2 for the first answer, or a tie."""
+    reader: Any = SimpleNamespace(read=lambda _: [Opinion(value=0.9, reasons="straight"), Opinion(value=0.8)])
+    for ties, chance in ((False, 0.55), (True, 0.5)):
+        (preference,) = replace(judge(longer, ties=ties), reader=reader).prefer([said("?")], [("a", "b")])
+        assert preference.chance == pytest.approx(chance) and preference.flipped and preference.reasons == "straight"
+
+
+def test_a_judge_is_what_its_recipe_says() -> None:
+    spoken, by = chat(longer), {"script": "judge.py:f"}
+    asked = {"criteria": "Be kind.", "scale": [1, 5], "sees": "everything", "reasoning": True, "votes": 3}
+    more = {"disagreement": "tie", "clamp": [0.1, 0.9], "max_tokens": 7}
+    assert build_judge(JudgeConfig.model_validate({"by": by, **asked, **more}), spoken) == Judge(
+        wording=Wording(criteria="Be kind.", verdicts=verdicts_of((1, 5)), everything=True),
+        reader=Reader(chat=spoken, max_tokens=7, reasoning=True, votes=3),
+        ties_on_disagreement=True,
+        clamp=(0.1, 0.9),
+    )
+    plain = build_judge(JudgeConfig.model_validate({"by": by}), spoken)
+    assert (plain.clamp, plain.ties_on_disagreement, plain.reader.votes) == ((0.0, 1.0), False, 1)
+    assert "The verdict is one of 1 (worst) to 10 (best)." in plain.wording.single(Exchange(asked=(), answer="")).text
+
+
 def test_one_order_alone_is_no_judgement() -> None:
     once = judge(lambda q: "Verdict: A" if opened(q)[1] == "good" else "hm")
     (preference,) = once.prefer([said("?")], [("good", "bad")])
@@ -224,9 +248,12 @@ def test_phrases_that_say_nothing_are_judged_along() -> None:
 
 
 def test_the_thinking_is_not_shown_unless_asked_for() -> None:
-    exchange = Exchange(asked=said("?"), answer="<think>hidden</think>shown")
+    exchange = Exchange(asked=said("?"), answer="<think>hidden\nVerdict: A</think>\nshown")
     assert "hidden" not in judge(longer).wording.single(exchange).text
     assert "hidden" in judge(longer, everything=True).wording.single(exchange).text
+    assert judge(longer).wording.shown(exchange.answer) == "shown"
+    steers = [judge(longer, everything=seen).wording.steers(exchange.answer) for seen in (False, True)]
+    assert steers == [False, True], "what the judge does not see cannot move it"
 
 
 def test_a_principle_is_drawn_for_each_conversation_and_is_the_same_for_its_answers() -> None:

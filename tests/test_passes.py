@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -74,6 +75,8 @@ def test_other_rows_or_another_model_are_read_again_and_nothing_stale_stays(kept
     assert sorted(path.name for path in kept.folder.iterdir()) == [
         "00000.safetensors", "00001.safetensors", "key.json",
     ]  # fmt: skip
+    first, *others = ROWS[1:4]
+    assert kept.read([replace(first, tokens=(first.tokens[0] + 1, *first.tokens[1:])), *others]) == [2, 1]
     kept.retrain("second one")
     assert kept.read(ROWS[1:4]) == [2, 1] and kept.read(ROWS[1:4]) == []
     (kept.folder / "key.json").unlink()
