@@ -297,6 +297,39 @@ def test_what_a_reward_prints_goes_nowhere(whet: Callable[..., tuple[int, str, s
     assert output.count("\n") == 1 and json.loads(output)["ok"]
 
 
+@pytest.mark.parametrize(
+    ("word", "code", "text"),
+    [
+        ("tasks.path=task.jsonl", 3, "task.jsonl: no such file or folder; did you mean 'tasks.jsonl'?"),
+        ("tasks.path=null.jsonl", 3, "needs the column 'answer'; it is null"),
+        ("rewards=[{kind: function, path: 'rewrad.py:f'}]", 7, "does not exist; did you mean reward.py?"),
+        ("rewards=[{kind: judge, by: {script: 'juge.py:wins'}}]", 7, "did you mean judge.py?"),
+    ],
+)
+def test_what_a_later_stage_lacks_is_said_before_the_first_one_trains(
+    whet: Callable[..., tuple[int, str, str]], word: str, code: int, text: str
+) -> None:
+    Path("both.yaml").write_text(SFT + EVAL[EVAL.index("  eval:") :])
+    got, _, errors = whet("run", "both.yaml", "out=both", f"stages.eval.{word}")
+    assert (got, text in errors, Path("both").exists()) == (code, True, False), errors
+
+
+def test_a_finished_stage_is_not_looked_at_again(whet: Callable[..., tuple[int, str, str]]) -> None:
+    Path("both.yaml").write_text(SFT + EVAL[EVAL.index("  eval:") :])
+    assert whet("run", "both.yaml", "-q")[0] == 0
+    for name in ("good.jsonl", "tasks.jsonl"):
+        Path(name).unlink()
+    assert whet("run", "both.yaml", "-q")[0] == 0
+
+
+def test_what_a_killed_stage_left_half_made_is_no_mistake(whet: Callable[..., tuple[int, str, str]]) -> None:
+    Path("both.yaml").write_text(SFT + EVAL[EVAL.index("  eval:") :].replace("@model", "@sft"))
+    model = Path("runs", "sft", "stages", "01-sft", "model")
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{")
+    assert whet("run", "both.yaml", "-q")[0] == 0
+
+
 def test_an_evaluation_that_cannot_be_graded_says_why(whet: Callable[..., tuple[int, str, str]]) -> None:
     reward("raise KeyError('gone')")
     rewards = REWARDS + "[{kind: function, path: 'reward.py:reward', judges: true}]"

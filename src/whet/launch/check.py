@@ -1,4 +1,4 @@
-"""`whet check`: everything that can be wrong with the data, before a model is loaded.
+"""`whet check`: everything that can be wrong with the data, before a model is loaded; a run looks ahead with the same.
 
 Rows go through the same gate as in a run, gold answers through the same rewards, prompts through the same template;
 a few rows are shown with their loss mask.
@@ -6,7 +6,7 @@ a few rows are shown with their loss mask.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from whet.config import (
     AgreementStage,
     CompareStage,
+    GeneratedConfig,
     ModelConfig,
     PreferenceStage,
     QuestionsStage,
@@ -30,6 +31,7 @@ from whet.envs.base import Task
 from whet.envs.judges.judge import build_wording
 from whet.envs.judges.principles import read_principles
 from whet.envs.judges.questions import questions
+from whet.files import is_sealed
 from whet.launch.world import LocalWorld
 from whet.pipeline.lessons import lessons
 from whet.pipeline.preference_stage import gate_preferences
@@ -37,7 +39,6 @@ from whet.pipeline.rl_stage import playable, pretraining_rows
 from whet.pipeline.run import Run
 from whet.pipeline.sft_stage import gate
 from whet.pipeline.sources import comparisons, rubric, tasks
-from whet.pipeline.stage import ROWS
 from whet.templates.base import Template
 from whet.training.gate import Segment, segments
 
@@ -63,13 +64,29 @@ def check_recipe(loaded: Loaded) -> list[StageCheck]:
     return [_check_stage(run, name, world) for name in loaded.recipe.stages]
 
 
+def check_ahead(run: Run, say: Callable[[str], None]) -> None:
+    """The checks of all unfinished stages but the first, which makes its own at once: a mistake costs no training.
+
+    Rows of a task family cannot be wrong, and are made when the stage comes. Raises as `check_recipe` does.
+    """
+    world = LocalWorld()
+    unfinished = [name for name in run.recipe.stages if not is_sealed(run.stage_folder(name))]
+    if unfinished[1:]:
+        say(f"looking ahead at {', '.join(unfinished[1:])}")
+    for name in unfinished[1:]:
+        stage = with_references(run.recipe.stages[name], run.refer)
+        if isinstance(getattr(stage, "data", None), GeneratedConfig):
+            _find_chats(stage, world)
+        else:
+            _check_stage(run, name, world)
+
+
 def _check_stage(run: Run, name: str, world: LocalWorld) -> StageCheck:
     stage = with_references(run.recipe.stages[name], run.refer)
     model = _tokenizer_of(run, name)
-    for chat in _chats(stage):
-        world.chat(chat).close()  # a script, an address and a key are looked for; nobody is asked
+    _find_chats(stage, world)
     waiting = [path for _, path, what in references(run.recipe.stages[name]) if what == "rows"]
-    if any(not (run.stage_folder(path[1:]) / ROWS).is_file() for path in waiting):
+    if any(not is_sealed(run.stage_folder(path[1:])) for path in waiting):
         summary = f"checked once {' and '.join(waiting)} has made its rows"
         return StageCheck(stage=name, kind=stage.kind, summary=summary, samples=())
     if isinstance(stage, SFTStage):
@@ -127,6 +144,12 @@ def _prompts(name: str, stage: Stage, summary: str, listed: Sequence[Task], temp
     return StageCheck(stage=name, kind=stage.kind, summary=summary, samples=shown)
 
 
+def _find_chats(stage: Stage, world: LocalWorld) -> None:
+    """A script, an address and a key are looked for; nobody is asked."""
+    for chat in _chats(stage):
+        world.chat(chat).close()
+
+
 def _chats(value: Any) -> Iterator[ChatConfig]:
     """Everybody whom a stage asks: judges, writers and teachers."""
     if isinstance(value, EndpointChat | LocalChat | ScriptedChat):
@@ -140,4 +163,5 @@ def _tokenizer_of(run: Run, name: str) -> ModelConfig:
     stage = run.recipe.stages[name]
     gate = stage.gate if isinstance(stage, RewardModelStage) else None
     model = run.model_of(name) if gate is None else run.resolve(gate.alone())
-    return model if not model.path.startswith(str(run.folder)) or Path(model.path).is_dir() else run.recipe.model
+    made_here = model.path.startswith(str(run.folder))
+    return model if not made_here or is_sealed(Path(model.path).parent) else run.recipe.model

@@ -15,6 +15,7 @@ import torch
 
 from whet.config.loading import Loaded
 from whet.files import read_json, writing
+from whet.launch.check import check_ahead
 from whet.launch.memory import frugal, require_offload, trainings
 from whet.launch.world import LocalWorld
 from whet.models.machine import give_memory_back, pick_threads
@@ -33,6 +34,7 @@ def run_recipe(loaded: Loaded, *, quiet: bool = False) -> dict[str, Any]:
     run = Run(recipe=recipe, folder=recipe.out or Path("runs") / recipe.name)
     console = Console(quiet=quiet)
     require_offload(run)
+    check_ahead(run, console.say)
     before = _about_before(run.folder)
     # Sums in another order differ in the last bit, so a resumed run keeps the threads of its beginning, and the
     # library, which is chosen for that many.
