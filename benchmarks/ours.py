@@ -188,6 +188,7 @@ def grpo(work: Work, model: LanguageModel, session: Session) -> dict[str, float]
         player=player,
         tasks=[Task(id=str(i), messages=(Message(role="user", content=q),)) for i, q in enumerate(questions)],
         samples=work.group,
+        steps=work.steps + 1,
         seed=0,
         hand_over=sampler.inner.publish,
     )

@@ -152,6 +152,7 @@ def train(preset: str, seed: int, model: Path, budget: int, before: float | None
             player=player(policy, grading, config.sampling),
             tasks=playable(config, start, world, grading).tasks,
             samples=config.rollouts_per_prompt,
+            steps=10_000,
             seed=seed,
             hand_over=policy.hand_over,
             greedy=greedy if config.algorithm.baseline == "greedy" else None,
