@@ -20,7 +20,7 @@ from whet.envs.judges import rules
 from whet.envs.judges.ask import Opinion, Question, Reader, read_reply, read_verdict
 from whet.envs.judges.cache import CachedChat, read_answers
 from whet.envs.judges.fence import defused, fenced, mark_of, opened, steering
-from whet.envs.judges.judge import Exchange, Judge, Wording, build_judge, verdicts_of
+from whet.envs.judges.judge import PAIR, Exchange, Judge, Wording, build_judge, verdicts_of
 from whet.envs.judges.principles import read_principles
 from whet.envs.judges.scripted import ScriptedAsker
 from whet.envs.library.arithmetic import Sum
@@ -132,6 +132,7 @@ def test_the_scale_goes_from_minus_one_to_one() -> None:
     values = [grade.value for grade in reward.grade(attempts("1", "10", "4"), step=1)]
     assert values == [-1.0, 1.0, pytest.approx(-1 / 3)]
     assert verdicts_of("yes_no") == {"No": 0.0, "Yes": 1.0}
+    assert read_verdict("verdict: YES", tuple(verdicts_of("yes_no"))) == "Yes", "case aside"
 
 
 def test_votes_are_averaged_and_more_than_half_must_be_readable() -> None:
@@ -141,6 +142,9 @@ def test_votes_are_averaged_and_more_than_half_must_be_readable() -> None:
     second, first = reader.read(questions[::-1])  # the double answers from the last to the first
     assert first.value == pytest.approx(0.5) and second.value is None
     assert second.unparsed and "no verdict could be read from 'mumble'" in second.failure
+    given = iter(["Verdict: 3", "mumble"])
+    (half,) = Reader(chat=chat(lambda _: next(given)), max_tokens=20, votes=2).read(questions[:1])
+    assert half.value is None and half.unparsed, "a half is not more than half"
 
 
 # ------------------------------------------------------------------------------------- order and persuasion
@@ -526,6 +530,21 @@ def test_a_verdict_after_reasons_is_the_mean_over_those_that_came() -> None:
     )
     (opinion,) = reader.read([Question(text="?", verdicts=verdicts_of("yes_no"))])
     assert opinion.value == pytest.approx((0.8 + 0.4) / 2) and opinion.reasons == "good"
+
+
+def test_each_question_is_read_in_its_own_words() -> None:
+    """Whatever is asked, the first word is certain: No, then A."""
+    asked: list[list[str]] = []
+
+    class Certain(Scripted):
+        def probabilities(self, conversations: Any, options: Any) -> list[tuple[float, ...] | None]:
+            asked.append([conversation[0].content[0] for conversation in conversations])
+            return [(1.0, *[0.0] * (len(options) - 1)) for _ in conversations]
+
+    reader = Reader(chat=CachedChat(Certain(lambda q: ""), None), max_tokens=9, probabilities=True)
+    scales = [verdicts_of("yes_no"), PAIR, verdicts_of("yes_no")]
+    found = reader.read([Question(text=str(i), verdicts=scale) for i, scale in enumerate(scales)])
+    assert [opinion.value for opinion in found] == [0.0, 1.0, 0.0] and asked == [["0", "2"], ["1"]]
 
 
 def test_probabilities_that_are_no_numbers_are_no_verdict() -> None:
