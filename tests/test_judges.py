@@ -15,7 +15,8 @@ import pytest
 from whet.config import CreateConfig
 from whet.config.judge import EndpointChat, JudgeConfig, LocalChat, ScriptedChat
 from whet.config.rewards import JudgeReward
-from whet.envs.base import Attempt, Chat, Task
+from whet.envs.asked import Chat
+from whet.envs.base import Attempt, Task
 from whet.envs.judges import rules
 from whet.envs.judges.ask import Opinion, Question, Reader, read_reply, read_verdict
 from whet.envs.judges.cache import CachedChat, read_answers

@@ -17,7 +17,7 @@ from tests.test_reward_model import MODEL
 from whet.config import RewardModelStage
 from whet.config.loading import load_recipe
 from whet.config.rewards import ModelReward, ScorerConfig, weights
-from whet.envs.base import Passage, Reading
+from whet.envs.asked import Passage, Reading
 from whet.errors import ConfigError, ModelError
 from whet.launch.main import run_recipe
 from whet.launch.world import LocalWorld

@@ -16,7 +16,7 @@ from tests.test_reward_model import run
 from whet.config import CreateConfig, ModelConfig, RewardModelStage
 from whet.config.loading import load_recipe
 from whet.config.rewards import ScorerConfig
-from whet.envs.base import Passage
+from whet.envs.asked import Passage
 from whet.errors import ConfigError, DataError, ModelError
 from whet.evals.ratings import Rating, correlation, judge_ratings
 from whet.evals.stats import explained_variance

@@ -16,7 +16,8 @@ from transformers import AutoModelForSequenceClassification
 from whet.algorithms.scorer import ModelScorer
 from whet.config.loading import load_recipe
 from whet.config.rewards import ScorerConfig
-from whet.envs.base import Attempt, Passage, Reading, Task
+from whet.envs.asked import Passage, Reading
+from whet.envs.base import Attempt, Task
 from whet.envs.rewards.model import ModelReward, ProcessReward, split_steps
 from whet.errors import ConfigError, ModelError
 from whet.formulas.aggregate import pessimistic

@@ -16,7 +16,7 @@ from whet.algorithms.critic import RegressValue, WithValue
 from whet.algorithms.sft import Imitate
 from whet.config import LoraConfig, ModelConfig, TrainConfig
 from whet.config.rewards import ScorerConfig
-from whet.envs.base import Passage
+from whet.envs.asked import Passage
 from whet.errors import ModelError
 from whet.formulas import value
 from whet.launch.world import LocalWorld

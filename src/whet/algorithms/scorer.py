@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from whet.envs.base import Passage, Reading
+from whet.envs.asked import Passage, Reading
 from whet.errors import DataError
 from whet.models.heads import RewardFacts
 from whet.records import TokenRow

@@ -9,7 +9,7 @@ from whet.algorithms.scorer import ModelScorer
 from whet.config import ModelConfig, TrainConfig
 from whet.config.reward_model import misweighed
 from whet.config.rewards import ScorerConfig
-from whet.envs.base import Passage, Reading
+from whet.envs.asked import Passage, Reading
 from whet.errors import ModelError
 from whet.models.heads import RewardFacts, objectives_of, reward_facts
 from whet.models.load import load_scalar_model

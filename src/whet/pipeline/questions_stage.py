@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from whet.config.feedback import QuestionsStage
 from whet.data.base import Comparison
-from whet.envs.base import Chat
+from whet.envs.asked import Chat
 from whet.envs.judges.judge import Wording, build_wording
 from whet.envs.judges.questions import Known, questions, teach
 from whet.pipeline.rows import Chunk, Row, make_rows

@@ -9,7 +9,8 @@ from statistics import fmean
 from whet.config import ModelConfig
 from whet.config.feedback import ReviseStage
 from whet.config.judge import LocalChat
-from whet.envs.base import Chat, Task
+from whet.envs.asked import Chat
+from whet.envs.base import Task
 from whet.envs.judges.principles import read_principles
 from whet.envs.judges.revise import Revision, revise
 from whet.pipeline.rows import Chunk, Row, make_rows, writable

@@ -16,7 +16,7 @@ from whet.config import ModelConfig, SamplingConfig, SaveConfig, Stage, TrainCon
 from whet.config.judge import ChatConfig
 from whet.config.reward_model import GateConfig
 from whet.config.rewards import ScorerConfig
-from whet.envs.base import Chat, Scorer
+from whet.envs.asked import Chat, Scorer
 from whet.sampling.base import TokenSampler
 from whet.templates.base import Template
 from whet.tracking.base import Sink

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from statistics import fmean
 
-from whet.envs.base import Chat
+from whet.envs.asked import Chat
 from whet.records import Message, Reply
 
 LAST_LINE = re.compile(r"[\s*_`]*verdict\s*:[\s*_`]*([^\s*_`.]+)[\s*_`.]*", re.IGNORECASE)

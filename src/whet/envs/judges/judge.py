@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from whet.config.judge import JudgeConfig, JudgeWording
-from whet.envs.base import Chat
+from whet.envs.asked import Chat
 from whet.envs.judges.ask import Opinion, Question, Reader
 from whet.envs.judges.fence import DATA, fenced, mark_of, steering
 from whet.envs.judges.principles import read_principles

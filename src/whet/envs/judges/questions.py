@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from whet.data.base import Comparison
-from whet.envs.base import Chat
+from whet.envs.asked import Chat
 from whet.envs.judges.ask import Question, conversation, read_reply
 from whet.envs.judges.judge import FIRST, SECOND, Exchange, Wording, as_text
 from whet.records import Message

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from whet.envs.base import Chat
+from whet.envs.asked import Chat
 from whet.envs.judges.fence import DATA, MARK, fenced, mark_of
 from whet.envs.judges.judge import as_text
 from whet.envs.rewards.answers import after_thinking

@@ -7,7 +7,8 @@ from functools import partial
 from statistics import fmean
 
 from whet.config import rewards as kinds
-from whet.envs.base import Attempt, Grade, Models, Reward
+from whet.envs.asked import Models
+from whet.envs.base import Attempt, Grade, Reward
 from whet.envs.judges.judge import build_judge
 from whet.envs.rewards.exact import exact
 from whet.envs.rewards.format import well_formed

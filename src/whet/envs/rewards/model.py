@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from statistics import pstdev
 
-from whet.envs.base import Attempt, Grade, Passage, Reading, Scorer, Task
+from whet.envs.asked import Passage, Reading, Scorer
+from whet.envs.base import Attempt, Grade, Task
 from whet.formulas.aggregate import STEPS
 from whet.records import Message, StepScore
 

@@ -1,0 +1,69 @@
+"""The door to models that are asked: judges and writers answer in text, reward models in numbers.
+
+What is behind it is another process, a machine far away or a model beside the policy; here nobody can tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from whet.config.judge import ChatConfig
+from whet.config.rewards import ScorerConfig
+from whet.records import Message, Reply
+
+
+class Chat(Protocol):
+    """Somebody who answers conversations with text: a judge, a critic, a writer."""
+
+    def chat(self, conversations: Sequence[Sequence[Message]], *, max_tokens: int) -> list[Reply]:
+        """One reply to each conversation, in order. A failure is a reply without a message, never invented text."""
+
+    def probabilities(
+        self, conversations: Sequence[Sequence[Message]], options: Sequence[str]
+    ) -> list[tuple[float, ...] | None]:
+        """How likely each option is as the whole next message, of those alone (they sum to 1); None on failure.
+
+        Raises `ConfigError` where whoever answers has no log-probabilities to tell.
+        """
+
+    def close(self) -> None:
+        """End its processes, if any."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passage:
+    """What a reward model is to read: a conversation, and where in its last message a score is wanted."""
+
+    messages: tuple[Message, ...]
+    ends: tuple[int, ...]
+    """Characters of the last message, ascending; its whole length for the message as such."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """The scores at a passage's ends, or why there are none."""
+
+    scores: tuple[float, ...]
+    failure: str = ""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Of a model of several objectives: what each of them says at the last end (in standard deviations of its ratings),
+    and under `gate/NAME` what it counts for where a gate decides."""
+
+
+class Scorer(Protocol):
+    """A model that reads whole conversations and says numbers: a reward model, of answers or of their steps."""
+
+    def read(self, passages: Sequence[Passage]) -> list[Reading]:
+        """One reading of each passage, in order: a reward, or the probability that what was read so far is right."""
+
+
+class Models(Protocol):
+    """Brings to life the models that rewards ask."""
+
+    def chat(self, config: ChatConfig) -> Chat:
+        """Who answers, as the recipe says."""
+
+    def scorer(self, config: ScorerConfig, *, steps: bool) -> Scorer:
+        """A reward model, of answers or of `steps`; nothing is loaded until it is asked."""
