@@ -164,7 +164,7 @@ def test_verdicts_are_pairs(tmp_path: Path, row: dict[str, Any], answers: list[s
     assert [(each.answer[-1].content, each.good) for each in (good, bad)] == [(answers[0], True), (answers[1], False)]
 
 
-@pytest.mark.parametrize("row", [panda(0, 0, 1), panda(0, 1, 2), arena("tie"), arena("tie (bothbad)")], ids=str)
+@pytest.mark.parametrize("row", [panda(0, 0, 1), panda(1, 2, 0), arena("tie"), arena("tie (bothbad)")], ids=str)
 def test_a_tie_is_counted_and_makes_no_pair(tmp_path: Path, row: dict[str, Any]) -> None:
     pair = {"prompt": "x", "chosen": "a", "rejected": "b"}
     found, dropped = load_comparisons(DataConfig(path=write(tmp_path, row, pair)))
@@ -251,10 +251,13 @@ def test_helpsteer_and_ultrafeedback_rate_by_objectives(tmp_path: Path) -> None:
         return {"response": text, "annotations": {name: {"Rating": rating} for name, rating in ratings.items()}}
 
     answers = [completion("a", honesty="5", helpfulness="N/A"), completion("b", honesty="N/A"), completion("c")]
+    answers.append(completion("d", honesty="3"))
     config = DataConfig(path=write(tmp_path, {"instruction": "x", "completions": answers}), on_bad_row="drop")
-    (found,), dropped = load_rated(config, ("honesty", "helpfulness"))
+    (found, last), dropped = load_rated(config, ("honesty", "helpfulness"))
+    assert (last.answer[0].content, last.ratings) == ("d", {"honesty": 3.0})
     assert (found.prompt[0].content, found.answer[0].content, found.ratings) == ("x", "a", {"honesty": 5.0})
-    assert dropped.counts == {"ratings: not one rating": 2}, "one answer of a row may be left out and another kept"
+    lost = {"ratings: not one rating by the stage's objectives": 2}
+    assert dropped.counts == lost, "one answer of a row may be left out and another kept"
     for rating, message in (("five", "honesty.Rating: not a rating; it is text"), (True, "ratings.honesty: not a f")):
         bad = {"instruction": "x", "completions": [completion("a", honesty=rating)]}
         with pytest.raises(BadRow, match=message):
@@ -342,6 +345,7 @@ def test_graded_steps_in_every_shape(
     ("row", "message"),
     [
         (prm800k(offered(("a", 2), chosen=0)), "label.steps[0].completions[0].rating: none of -1, 0, 1; it is a num"),
+        (prm800k(offered(("a", 1), chosen=-1)), "label.steps[0].chosen_completion: none of the completions; it is"),
         (prm800k(offered(("a", 1), chosen=1)), "label.steps[0].chosen_completion: none of the completions; it is"),
         (prm800k({"completions": [{"rating": 1}]}), "label.steps[0].completions[0].text: no such field; there are:"),
         ({"input": "x Step 1: a", "label": "x", "task": "t"}, "input: no steps that begin with 'Step 1:'"),

@@ -14,7 +14,9 @@ from transformers import AutoTokenizer
 from tests.laws.support import tiny_trainer
 from tests.test_policy import FakeFeed, config, episode, group, setting
 from tests.test_ppo import TINY, recipe, run
+from whet.algorithms.columns import to_answers
 from whet.algorithms.policy import informative, policy_gradient
+from whet.algorithms.sound import listed, sound
 from whet.config import CreateConfig, ModelConfig, TrainConfig
 from whet.envs.base import Attempt, Grade, Task
 from whet.envs.rewards.plain import PlainReward
@@ -71,6 +73,15 @@ def test_an_answer_with_a_nan_is_left_out_and_named(name: str) -> None:
     assert step.metrics["not_finite"] == 1 and step.metrics["optimizer_steps"] >= 1
     assert step.notes == ("left out: task t sample 0 (sampler_logp is nan) (rollouts/step-000001.parquet)",)
     assert all(math.isfinite(step.metrics[key]) for key in ("loss", "grad_norm", "entropy", "reward"))
+
+
+def test_infinity_is_left_out_too_and_a_line_names_three() -> None:
+    good, bad = to_answers([group(1, 0)], lambda score: score.value or 0.0)
+    count = bad.rows[0].trained_count
+    bad = replace(bad, rows=(bad.rows[0].with_columns(ratio=(-math.inf,) * count),))
+    assert sound([good, bad]) == ([good], ["task t sample 0 (ratio is -inf)"])
+    assert listed(list("abcde"), 7) == "a, b, c and 2 more (rollouts/step-000007.parquet)"
+    assert listed(list("abc"), 7) == "a, b, c (rollouts/step-000007.parquet)"
 
 
 def test_a_gradient_that_is_not_finite_is_skipped_counted_and_traced_to_its_rollouts() -> None:
