@@ -311,7 +311,15 @@ def test_what_a_later_stage_lacks_is_said_before_the_first_one_trains(
 ) -> None:
     Path("both.yaml").write_text(SFT + EVAL[EVAL.index("  eval:") :])
     got, _, errors = whet("run", "both.yaml", "out=both", f"stages.eval.{word}")
-    assert (got, text in errors, Path("both").exists()) == (code, True, False), errors
+    assert (got, text in errors, Path("both", "recipe.json").exists()) == (code, True, False), errors
+
+
+def test_a_folder_that_was_refused_beforehand_takes_the_recipe_once_it_is_mended(
+    whet: Callable[..., tuple[int, str, str]],
+) -> None:
+    Path("both.yaml").write_text(SFT + EVAL[EVAL.index("  eval:") :])
+    assert whet("run", "both.yaml", "-q", "stages.eval.tasks.path=task.jsonl")[0] == 3
+    assert whet("run", "both.yaml", "-q")[0] == 0
 
 
 def test_a_finished_stage_is_not_looked_at_again(whet: Callable[..., tuple[int, str, str]]) -> None:

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,6 @@ def run_recipe(loaded: Loaded, *, quiet: bool = False) -> dict[str, Any]:
     run = Run(recipe=recipe, folder=recipe.out or Path("runs") / recipe.name)
     console = Console(quiet=quiet)
     require_offload(run)
-    check_ahead(run, console.say)
     before = _about_before(run.folder)
     # Sums in another order differ in the last bit, so a resumed run keeps the threads of its beginning, and the
     # library, which is chosen for that many.
@@ -44,7 +44,9 @@ def run_recipe(loaded: Loaded, *, quiet: bool = False) -> dict[str, Any]:
         give_memory_back()
     with asked_to_stop(console) as stopped:
         try:
-            run_pipeline(run, LocalWorld(answers=run.folder / "answers"), console, stopped, about=_about())
+            world = LocalWorld(answers=run.folder / "answers")
+            ahead = partial(check_ahead, run, console.say)
+            run_pipeline(run, world, console, stopped, about=_about(), ahead=ahead)
         except Interrupted:
             console.say(f"stopped; everything is saved in {run.folder}, and the same command goes on")
             raise KeyboardInterrupt from None

@@ -109,12 +109,34 @@ class Run:
         return section.model_copy(update={"path": str(folder / (ROWS if section.refers_to == "rows" else "model"))})
 
 
-def run_recipe(run: Run, world: World, console: Console, stopped: Stopped, *, about: Mapping[str, Any]) -> None:
-    """Run every stage that is not done, and draw the report. `about` goes to `run.json` when the run is new."""
+def run_recipe(
+    run: Run,
+    world: World,
+    console: Console,
+    stopped: Stopped,
+    *,
+    about: Mapping[str, Any],
+    ahead: Callable[[], None] = lambda: None,
+) -> None:
+    """Run every stage that is not done, and draw the report. `about` goes to `run.json` when the run is new.
+
+    `ahead` looks at what is to come once the folder is ours, and may refuse it: the folder then belongs to no recipe
+    that it did not belong to before.
+    """
+    with claimed(run):
+        ahead()
+        for name, value in (
+            ("recipe.json", resolved(run.recipe)),
+            ("run.json", {"name": run.recipe.name, "seed": run.recipe.seed, **about}),
+        ):
+            if not (run.folder / name).exists():
+                write_json(run.folder / name, value)
+        _run_stages(run, world, console, stopped)
+
+
+def _run_stages(run: Run, world: World, console: Console, stopped: Stopped) -> None:
     told = RunInfo(name=run.recipe.name, folder=run.folder, recipe=resolved(run.recipe))
-    with claimed(run), trackers(run.recipe.trackers, told, console.say) as others:
-        if not (run.folder / "run.json").exists():
-            write_json(run.folder / "run.json", {"name": run.recipe.name, "seed": run.recipe.seed, **about})
+    with trackers(run.recipe.trackers, told, console.say) as others:
         try:
             for name in run.recipe.stages:
                 if stopped():
@@ -159,11 +181,9 @@ def claimed(run: Run) -> Iterator[None]:
 def _check_recipe(run: Run) -> None:
     """A folder belongs to one recipe: what would change the mathematics is refused, by name."""
     path = run.folder / "recipe.json"
-    now = resolved(run.recipe)
     if not path.exists():
-        write_json(path, now)
         return
-    before = read_json(path)
+    before, now = read_json(path), resolved(run.recipe)
     changed = [key for key in sorted(_differences(before, now)) if key.partition(".")[0] not in NOT_MATHEMATICS]
     if changed or list(before["stages"]) != list(now["stages"]):
         what = ", ".join(changed[:4]) or "the order of stages"
