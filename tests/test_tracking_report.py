@@ -18,7 +18,7 @@ from whet.tracking import RunLog, write_report
 from whet.tracking.charts import panels
 from whet.tracking.story import EvalLine, StageView, figures, stage_line, verdict
 from whet.tracking.svg import Axis, Series, line_chart, nice_ticks, stacked_chart
-from whet.tracking.text import THIN, number, percent, points, seconds, share
+from whet.tracking.text import THIN, counted, number, percent, points, seconds, share
 
 ATTACK = '</pre><script>alert("x")</script><img src=x onerror=alert(1)>'
 
@@ -62,6 +62,7 @@ def test_numbers_read_well() -> None:
         "3 min 20 s",
         "2 h 05 min",
     ]
+    assert [counted(1, "step"), counted(1200, "step")] == ["1 step", "1,200 steps"]
 
 
 @pytest.mark.parametrize(

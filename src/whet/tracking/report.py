@@ -27,7 +27,7 @@ from whet.tracking.judged import judged
 from whet.tracking.log import Rollout, read_metrics, read_rollouts, rollout_steps, rollout_tasks
 from whet.tracking.story import EvalLine, StageView, duration_s, figures, stage_line, verdict
 from whet.tracking.svg import interval, nice_ticks
-from whet.tracking.text import number, percent, points, seconds
+from whet.tracking.text import counted, number, percent, points, seconds
 
 SHOWN = 3
 """Best rollouts and worst, each."""
@@ -107,7 +107,7 @@ def render(run_folder: Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, number=number, points=points, seconds=seconds)
+    environment.filters.update(counted=counted, percent=percent, number=number, points=points, seconds=seconds)
     charts: dict[str, dict[str, list[Panel]]] = {s.name: panels(s.lines, s.kind) for s in begun if s.kind != "eval"}
     return environment.get_template("report.html.jinja").render(
         name=info["name"] if "name" in info else run_folder.resolve().name,

@@ -9,7 +9,7 @@ from typing import Any
 from whet.config import RowsBase
 from whet.config.loading import STAGES
 from whet.tracking.charts import Lines, ends, points
-from whet.tracking.text import THIN, number, percent, seconds
+from whet.tracking.text import THIN, counted, number, percent, seconds
 from whet.tracking.text import points as signed
 
 MAKES_ROWS = {kind for kind, stage in STAGES.items() if issubclass(stage, RowsBase)}
@@ -89,7 +89,7 @@ def verdict(stages: tuple[StageView, ...]) -> str:
     stage, change = told[-1]
     alone = [s.rows[0] for s in stages if s.rows]
     held_out = f"held-out accuracy is {percent(alone[-1].accuracy)}" if alone else "nothing was evaluated yet"
-    return f"{change[0].upper()}{change[1:]} over {stage.steps:,} steps of {stage.name}; {held_out}."
+    return f"{change[0].upper()}{change[1:]} over {counted(stage.steps, 'step')} of {stage.name}; {held_out}."
 
 
 def stage_line(stage: StageView) -> str:
@@ -99,7 +99,7 @@ def stage_line(stage: StageView) -> str:
         return f"{tasks:,} held-out tasks, {stage.rows[0].samples} sampled answers each." if tasks else ""
     if stage.kind in MAKES_ROWS:
         rows = sum(int(line.get("rows") or 0) for line in stage.lines)
-        return f"{rows:,} rows from {stage.steps:,} chunks of tasks." if stage.steps else ""
+        return f"{counted(rows, 'row')} from {counted(stage.steps, 'chunk')} of tasks." if stage.steps else ""
     parts = [part for part in (_change(stage), _signal(stage)) if part]
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}." if text else ""

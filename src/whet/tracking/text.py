@@ -8,6 +8,11 @@ THIN = "\N{NARROW NO-BREAK SPACE}"
 MINUS = "\N{MINUS SIGN}"
 
 
+def counted(count: int, thing: str) -> str:
+    """`1 step`, `1,200 steps`."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+
+
 def percent(value: float, digits: int | None = None) -> str:
     """0.364 as `36 %`; without `digits` one decimal only below 1 % and above 99 %, where a whole one would hide all."""
     shown = 100 * value
