@@ -334,6 +334,8 @@ def test_what_was_asked_once_is_not_asked_again(tmp_path: Path) -> None:
     assert (len(script.asked), len(other.asked), len(path.read_text().splitlines())) == (3, 0, 3)
     again.chat(asked[:1], max_tokens=6)
     assert other.asked == ["a"], "another budget is another question"
+    again.chat([(Message(role="system", content="a"),)], max_tokens=5)
+    assert other.asked == ["a", "a"], "so is the same text from another speaker"
 
 
 def test_two_judges_share_a_file_and_not_their_answers(tmp_path: Path) -> None:

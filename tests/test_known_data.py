@@ -164,6 +164,13 @@ def test_verdicts_are_pairs(tmp_path: Path, row: dict[str, Any], answers: list[s
     assert [(each.answer[-1].content, each.good) for each in (good, bad)] == [(answers[0], True), (answers[1], False)]
 
 
+@pytest.mark.parametrize("said", [{"columns": {"chosen": "worse", "rejected": "better"}}, {"format": "pair"}])
+def test_what_the_recipe_says_of_the_columns_goes_before_a_known_shape(tmp_path: Path, said: dict[str, Any]) -> None:
+    known = {"input": "q", "output_1": "a", "output_2": "b", "label": 1, "prompt": "2+2?"}
+    own = {"worse": "5", "better": "4"} if "columns" in said else {"chosen": "5", "rejected": "4"}
+    assert [shape(found) for found in compared(tmp_path, known | own, **said)] == [(["2+2?"], ["5", "4"])]
+
+
 @pytest.mark.parametrize("row", [panda(0, 0, 1), panda(1, 2, 0), arena("tie"), arena("tie (bothbad)")], ids=str)
 def test_a_tie_is_counted_and_makes_no_pair(tmp_path: Path, row: dict[str, Any]) -> None:
     pair = {"prompt": "x", "chosen": "a", "rejected": "b"}

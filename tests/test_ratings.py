@@ -210,6 +210,15 @@ def test_the_constant_explains_nothing_and_what_does_not_vary_has_no_correlation
     assert found.count == 11
 
 
+def test_each_correlation_is_of_what_it_says() -> None:
+    """Scores rise with the ratings and fall with the length; ratings and lengths go their own ways."""
+    told = zip((1.0, 2.0, 3.0), (1.0, 2.0, 9.0), (3, 2, 1), strict=True)
+    given = [Rating(prompt=score, score=score, rating=rating, length=length) for score, rating, length in told]
+    (only,) = judge_ratings({"quality": given}).objectives
+    expected = (correlation([1, 2, 3], [1, 2, 9]), -1, correlation([1, 2, 9], [3, 2, 1]))
+    assert (only.correlation, only.length, only.length_of_ratings) == pytest.approx(expected)
+
+
 def test_correlation_by_hand() -> None:
     assert correlation([1, 2, 3], [6, 4, 2]) == pytest.approx(-1)
     assert correlation([0, 0, 1], [0, 1, 1]) == pytest.approx(0.5)  # (1/3) / sqrt(2/3 * 2/3)
