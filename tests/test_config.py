@@ -268,6 +268,8 @@ def test_an_alias_bomb_is_refused_before_it_grows(write) -> None:
 def test_a_recipe_that_is_not_there_names_its_neighbour(write) -> None:
     write()
     assert message(Path("rr.yaml")) == "rr.yaml: no such recipe; did you mean 'r.yaml'?"
+    Path("folder").mkdir()
+    assert message(Path("folder")) == "folder: a folder, and no recipe; give a .yaml file"
 
 
 # ------------------------------------------------------------------------------------------- identity

@@ -129,6 +129,8 @@ def _read(path: Path) -> Node:
         folder = path.parent
         others = sorted(str(folder / each.name) for each in folder.glob("*.yaml") if each.is_file())
         raise ConfigError(f"{path}: no such recipe{nearest(str(path), others)}") from error
+    except IsADirectoryError as error:
+        raise ConfigError(f"{path}: a folder, and no recipe; give a .yaml file") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as text: {error}") from error
     root = parse(text, str(path))
