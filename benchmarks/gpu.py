@@ -168,7 +168,7 @@ def training(bench: Bench, config: ModelConfig, model: LanguageModel) -> Iterato
 
         def step(atoms: list[Atom] = atoms, objective: Objective = objective) -> None:
             trainer.forward_backward(atoms, objective)
-            trainer.optim_step(1e-6)
+            trainer.optim_step(1.0)
 
         took = bench.seconds(step)
         tokens, trained = sum(a.cost for a in atoms), sum(row.trained_count for a in atoms for row in a.rows)

@@ -76,10 +76,10 @@ class TimedTrainer(LocalTrainer):
         self._cpu_s += time.process_time() - began
         return metrics
 
-    def optim_step(self, lr: float, *, muon_lr: float = 0.0) -> OptimResult:
+    def optim_step(self, lr_factor: float) -> OptimResult:
         """As it is, timed."""
         began = time.process_time()
-        result = super().optim_step(lr, muon_lr=muon_lr)
+        result = super().optim_step(lr_factor)
         self._cpu_s += time.process_time() - began
         return result
 
@@ -108,7 +108,7 @@ def sft(work: Work, model: LanguageModel, session: Session) -> dict[str, float]:
         if not session.wait():
             break
         trainer.forward_backward(weigh(rows), Imitate())
-        trainer.optim_step(TRAIN.lr)
+        trainer.optim_step(1.0)
         session.done(tokens=sum(len(row.tokens) for row in rows), train_cpu_s=trainer.take_cpu_s())
     session.worked()
     return _products(model, sum(len(row.tokens) for row in rows), sum(row.trained_count for row in rows))
@@ -123,7 +123,7 @@ def reward(work: Work, model: LanguageModel, session: Session) -> dict[str, floa
         if not session.wait():
             break
         trainer.forward_backward(weighed(pairs, config=config), objective_of(config))
-        trainer.optim_step(TRAIN.lr)
+        trainer.optim_step(1.0)
         read = sum(len(row.tokens) for atom in pairs for row in atom.rows)
         session.done(tokens=read, train_cpu_s=trainer.take_cpu_s())
     session.worked()
@@ -139,7 +139,7 @@ def dpo(work: Work, model: LanguageModel, session: Session) -> dict[str, float]:
         if not session.wait():
             break
         trainer.forward_backward(weigh_preferences(pairs, loss=loss, trainer=trainer), preference_objective(loss))
-        trainer.optim_step(TRAIN.lr)
+        trainer.optim_step(1.0)
         read = sum(len(row.tokens) for atom in pairs for row in atom.rows)
         session.done(tokens=read, train_cpu_s=trainer.take_cpu_s())
     session.worked()
@@ -148,7 +148,7 @@ def dpo(work: Work, model: LanguageModel, session: Session) -> dict[str, float]:
 
 
 def _referred(pairs: Sequence[Compared], trainer: LocalTrainer) -> list[Atom]:
-    logps = iter(trainer.logprobs([row for each in pairs for row in each.atom.rows], temperature=1.0))
+    logps = iter(trainer.forward([row for each in pairs for row in each.atom.rows], "logp")["logp"])
     return [Atom(rows=tuple(row.with_columns(ref_logp=next(logps)) for row in each.atom.rows)) for each in pairs]
 
 

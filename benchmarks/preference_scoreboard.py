@@ -149,7 +149,8 @@ class Bench:
         after = self._sample(policy, seed)
         wins = [(a > b) + (a == b) / 2 for a, b in zip(after.worths, before.worths, strict=True)]
         now, then = (
-            [sum(logp) for logp in of.trainer.logprobs(after.rows, temperature=1.0)] for of in (policy, self.reference)
+            [float(x.sum(dtype=float)) for x in of.trainer.forward(after.rows, "logp")["logp"]]
+            for of in (policy, self.reference)
         )
         nothing = math.nan
         return Result(
@@ -176,7 +177,7 @@ class Bench:
         if not config.loss.needs_reference:
             return atoms
         rows = [row for atom in atoms for row in atom.rows]
-        logps = iter(self.reference.trainer.logprobs(rows, temperature=1.0))
+        logps = iter(self.reference.trainer.forward(rows, "logp")["logp"])
         return [Atom(rows=tuple(row.with_columns(ref_logp=next(logps)) for row in atom.rows)) for atom in atoms]
 
     def _before(self, seed: int) -> Sampled:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.laws.support import logps_of
 from whet.algorithms.sft import Imitate, weigh
 from whet.config import CreateConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
 from whet.config.loading import load_recipe
@@ -78,7 +79,7 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
 def logps(model: LanguageModel) -> torch.Tensor:
     """log p of the probe's tokens, by whet's own forward."""
     model.module.eval()
-    (values,) = LocalTrainer(model, TrainConfig()).logprobs([ROW], temperature=1.0)
+    (values,) = logps_of(LocalTrainer(model, TrainConfig()), [ROW])
     return torch.tensor(values)
 
 
@@ -123,14 +124,14 @@ def test_the_reference_is_where_training_started(base: str, lora: LoraConfig | N
     """Exactly so, before any step; after steps it still is, and the policy is elsewhere."""
     train = TrainConfig(lora=lora, lr=0.05)
     policy = LocalWorld().policy(ModelConfig(path=base), train, SamplingConfig(), reference=True)
-    (own,) = policy.trainer.logprobs([ROW], temperature=0.8)
-    (reference,) = policy.trainer.logprobs([ROW], temperature=0.8, reference=True)
+    (own,) = logps_of(policy.trainer, [ROW], temperature=0.8)
+    (reference,) = logps_of(policy.trainer, [ROW], temperature=0.8, frozen="reference")
     assert own == reference
     for _ in range(2):
         policy.trainer.forward_backward(weigh([ROW]), Imitate())
-        policy.trainer.optim_step(0.05)
-    assert policy.trainer.logprobs([ROW], temperature=0.8, reference=True) == [reference]
-    (moved,) = policy.trainer.logprobs([ROW], temperature=0.8)
+        policy.trainer.optim_step(1.0)
+    assert logps_of(policy.trainer, [ROW], temperature=0.8, frozen="reference") == [reference]
+    (moved,) = logps_of(policy.trainer, [ROW], temperature=0.8)
     assert max(abs(a - b) for a, b in zip(moved, reference, strict=True)) > 0.1
 
 

@@ -35,7 +35,7 @@ def learn(trainer: LocalTrainer, steps: range) -> list[float]:
     losses = []
     for step in steps:
         losses.append(trainer.forward_backward(random_atoms(seed=step), Imitate())["loss"].total)
-        trainer.optim_step(1e-2)
+        trainer.optim_step(1.0)
     return losses
 
 

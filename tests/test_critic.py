@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from tests.laws.support import values_of
 from whet.algorithms.critic import Critic, RunningScale, Trajectory, turns, weigh
 from whet.config import CreateConfig, GeneratedConfig, ModelConfig, TrainConfig
 from whet.config.critic import CriticConfig
@@ -25,8 +27,8 @@ PLAIN = CriticConfig(lam_policy=1.0, lam_value=1.0)
 class Scripted:
     """A trainer whose value of a state is the token that is chosen there, over ten."""
 
-    def values(self, rows: Sequence[TokenRow]) -> list[tuple[float, ...]]:
-        return [tuple(t / 10 for t, trained in zip(r.tokens, r.trained, strict=True) if trained) for r in rows]
+    def forward(self, rows: Sequence[TokenRow], want: str) -> dict[str, list[np.ndarray]]:
+        return {want: [row.tokens[row.trained] / 10 for row in rows]}
 
 
 def critic(**setting: Any) -> Critic:
@@ -109,9 +111,9 @@ def test_turns_are_runs_of_sampled_tokens() -> None:
     assert column(judged, "advantage") == pytest.approx([0.84 + 0.45 * 0.4] * 2 + [0.4] * 2)
     assert column(judged, "return") == pytest.approx([0.5 + 0.9] * 2 + [1.0] * 2)
     (weighed,) = weigh([Atom(rows=judged.rows)], level="turn")
-    assert weighed.rows[0].columns["weight"] == (0.5, 0, 0.5, 0)
+    assert weighed.rows[0].columns["weight"].tolist() == [0.5, 0, 0.5, 0]
     (weighed,) = weigh([Atom(rows=judged.rows)], level="token")
-    assert weighed.rows[0].columns["weight"] == (0.25,) * 4
+    assert weighed.rows[0].columns["weight"].tolist() == [0.25] * 4
 
 
 # ------------------------------------------------------------------------------------------------ state
@@ -136,7 +138,7 @@ def test_the_running_scale_is_that_of_everything_seen() -> None:
 def small_critic() -> Critic:
     create = CreateConfig(hidden_size=32, layers=2, heads=2, kv_heads=2, intermediate_size=64, max_length=64)
     model = load_scalar_model(ModelConfig(path="whet:tiny", create=create))
-    return Critic(trainer=LocalTrainer(model, TrainConfig()), config=CriticConfig(epochs=2, minibatches=2))
+    return Critic(trainer=LocalTrainer(model, TrainConfig(lr=3e-3)), config=CriticConfig(epochs=2, minibatches=2))
 
 
 def rollouts(step: int) -> list[Trajectory]:
@@ -167,10 +169,10 @@ def test_values_come_to_explain_the_returns() -> None:
     for step in range(25):
         provided = replace(learner, config=learner.config.monte_carlo).provide(rollouts(step))
         rows = [r for trajectory in provided.trajectories for r in trajectory.rows]
-        measured.append({**provided.metrics, **learner.update(rows, lr=3e-3, seed=step)})
+        measured.append({**provided.metrics, **learner.update(rows, lr_factor=1.0, seed=step)})
     explained = [m["value/explained_variance"] for m in measured]
     assert explained[0] == 0  # a new head says 0 everywhere
     assert explained[-1] > 0.5
     assert measured[-1]["value/loss"] < measured[0]["value/loss"] / 2
-    first = [values[0] for values in learner.trainer.values([t.rows[0] for t in rollouts(30)])]
+    first = [values[0] for values in values_of(learner.trainer, [t.rows[0] for t in rollouts(30)])]
     assert sum(first) / len(first) == pytest.approx(0.5, abs=0.15)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.test_rollouts import SingleTurn, feed, names, player, task
@@ -18,7 +19,12 @@ from whet.sampling.base import Request
 
 
 def curriculum(hardness: list[float] | None = None, **keys: Any) -> Curriculum:
-    return Curriculum(config=CurriculumConfig.model_validate(keys), hardness=hardness or [])
+    return Curriculum(config=CurriculumConfig.model_validate(keys), tasks=7, hardness=hardness or [])
+
+
+def plain(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A step's state with its arrays as text, which says NaN where `==` would not."""
+    return {name: str(value) for name, value in state.items()}
 
 
 def result(*right: bool | None) -> Group:
@@ -109,12 +115,12 @@ def test_a_feed_restored_from_a_steps_state_goes_on_as_if_it_had_never_stopped(k
         assert resumed.take(3, step=step) == replace(
             taken, rollout_s=pytest.approx(0, abs=9), score_s=pytest.approx(0, abs=9)
         )
-        assert resumed.state == whole.state
-    assert whole.curriculum is not None and len(whole.curriculum.rate) > 3
+        assert plain(resumed.state) == plain(whole.state)
+    assert whole.curriculum is not None and np.isfinite(whole.curriculum.rate).sum() > 3
     early = learner(keys)
     early.take(3, step=0)
     whole.restore(early.state)  # a run that goes back: of what came later nothing is known any more
-    assert whole.state == early.state
+    assert plain(whole.state) == plain(early.state)
 
 
 def test_a_feed_passes_over_what_rests_and_wakes_one_where_all_do() -> None:

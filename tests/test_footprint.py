@@ -43,7 +43,7 @@ def measure(model, train):
     optimizers = Optimizers(language.parameters, train)
     for tokens in (256, train.microbatch_tokens):  # the first makes the optimizer's state
         _full_microbatch(tokens, with_entropy=False).run(language)
-        optimizers.step(lr=1e-4, muon_lr=1e-3)
+        optimizers.step(1.0)
     # Not getrusage: its maximum is the larger of ours and that of the process that started us.
     peak = re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]
     print(planned.peak, 1024 * int(peak), flush=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from tests.laws.support import random_atoms, tiny_model
+from tests.laws.support import logps_of, random_atoms, tiny_model
 from whet.algorithms.sft import Imitate
 from whet.cli.app import app
 from whet.config import CreateConfig, ModelConfig, SamplingConfig, TrainConfig
@@ -23,18 +23,20 @@ BOTH = ["optimizer", "reference"]
 
 
 def trainer(optimizer: str, offloaded: list[str]) -> LocalTrainer:
-    config = TrainConfig.model_validate({"optimizer": optimizer, "offload": offloaded, "weight_decay": 0.1})
-    return LocalTrainer(tiny_model(dtype=torch.float32), config, tiny_model(dtype=torch.float32))
+    config = TrainConfig.model_validate(
+        {"optimizer": optimizer, "offload": offloaded, "weight_decay": 0.1, "lr": 1e-2, "muon_lr": 1e-2}
+    )
+    return LocalTrainer(tiny_model(dtype=torch.float32), config, {"reference": tiny_model(dtype=torch.float32)})
 
 
 def learn(trainer: LocalTrainer, steps: range) -> list[Any]:
     seen = []
     for step in steps:
         seen.append(trainer.forward_backward(random_atoms(seed=step), Imitate())["loss"])
-        trainer.optim_step(1e-2, muon_lr=1e-2)
+        trainer.optim_step(1.0)
         if step == 1:
-            trainer.renew_reference(0.5)
-        seen.append(trainer.logprobs(ROWS, temperature=1.0, reference=True))
+            trainer.update_frozen("reference", 0.5)
+        seen.append(logps_of(trainer, ROWS, frozen="reference"))
     return seen
 
 
@@ -75,7 +77,7 @@ def test_one_part_visits_at_a_time_and_everything_goes_home(monkeypatch: pytest.
 
     monkeypatch.setattr(torch.optim.AdamW, "step", counted)
     away.forward_backward(random_atoms(), Imitate())
-    away.optim_step(1e-2)
+    away.optim_step(1.0)
     everything = sum(tensor.nbytes for tensor in away.optimizers.state().values())
     assert sum(visits) == everything and max(visits) == away.optimizers.largest_visit() < everything / 2
     assert {name: tensor.data_ptr() for name, tensor in away.optimizers.state().items()} == homes

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from tests.laws.support import gradients, tiny_trainer
+from tests.laws.support import gradients, logps_of, tiny_trainer
 from whet.algorithms.columns import Answer, sequence_kl, to_answers, with_filters, with_rewards
 from whet.algorithms.columns import with_advantages as from_rewards
 from whet.algorithms.critic import RunningScale
@@ -92,7 +92,7 @@ class FakeFeed:
 
     def _sampled(self, group: Group) -> Group:
         rows = [row for answer in to_answers([replace(group, greedy=None)], own) for row in answer.rows]
-        logps = iter(self.trainer.logprobs(rows, temperature=1.0))
+        logps = iter(logps_of(self.trainer, rows))
         return replace(
             group,
             episodes=tuple(
@@ -187,7 +187,7 @@ def test_keys_beside_a_preset_replace_its_own_axis_by_axis() -> None:
 
 def advantages(groups: Sequence[Group], policy: PolicyConfig, kl: float = 0.0) -> list[tuple[float, ...]]:
     answers = with_advantages(to_answers(groups, own), policy, kl_coefficient=kl)
-    return [row.columns["advantage"] for answer in answers for row in answer.rows]
+    return [tuple(row.columns["advantage"].tolist()) for answer in answers for row in answer.rows]
 
 
 def test_the_greedy_answer_is_remaxs_baseline() -> None:
@@ -231,7 +231,7 @@ def test_a_masked_token_counts_in_the_denominator_and_a_filtered_answer_does_not
     assert {w for row in rows for w in row.columns["weight"]} == {1 / 6}
     over = config(overlong_filter=True)
     atoms = weigh(prepared(trainer, [cut], setting(over)), setting(over))
-    assert [row.columns["weight"] for atom in atoms for row in atom.rows] == [(1 / 3,) * 3]
+    assert [row.columns["weight"].tolist() for atom in atoms for row in atom.rows] == [[1 / 3] * 3]
 
 
 def test_covariance_brakes_choose_few_tokens() -> None:
@@ -268,7 +268,7 @@ def test_every_preset_learns_the_better_answer(name: str) -> None:
     rows = [answer.rows[0] for answer in to_answers([make()[0]], own)]
 
     def lead() -> float:
-        good, bad = (sum(logp) for logp in trainer.logprobs(rows, temperature=1.0))
+        good, bad = (sum(logp) for logp in logps_of(trainer, rows))
         return good - bad
 
     before = lead()
@@ -331,7 +331,7 @@ def test_the_first_ratio_must_be_one() -> None:
 def test_the_first_kl_must_be_zero() -> None:
     trainer = _with_reference(tiny_trainer(dtype=torch.float32))
     with torch.no_grad():
-        for p in trainer.reference.module.parameters():
+        for p in trainer.frozen["reference"].module.parameters():
             p.mul_(1.5)
     loop = policy_gradient(trainer, FakeFeed(trainer, _two_groups), setting(config(preset="grpo")))  # type: ignore[arg-type]
     with pytest.raises(TrainingError, match="its own reference"):
@@ -378,12 +378,12 @@ def test_the_reference_is_renewed_and_survives_a_checkpoint(tmp_path) -> None:
     rows = [answer.rows[0] for answer in to_answers(_two_groups(), own)]
     policy = config(preset="grpo", kl={"renew_every": 2})
     list(policy_gradient(trainer, FakeFeed(trainer, _two_groups), setting(policy)))  # type: ignore[arg-type]
-    now = trainer.logprobs(rows, temperature=1.0)
-    assert trainer.logprobs(rows, temperature=1.0, reference=True) == now
+    now = logps_of(trainer, rows)
+    assert logps_of(trainer, rows, frozen="reference") == now
     trainer.save(tmp_path)
     resumed = _with_reference(tiny_trainer(dtype=torch.float32))
     resumed.load(tmp_path)
-    assert resumed.logprobs(rows, temperature=1.0, reference=True) == now
+    assert logps_of(resumed, rows, frozen="reference") == now
 
 
 def test_an_entropy_bonus_keeps_more_entropy() -> None:
@@ -415,5 +415,5 @@ def _two_groups() -> tuple[Group, ...]:
 
 
 def _with_reference(trainer: LocalTrainer) -> LocalTrainer:
-    trainer.reference = tiny_trainer(dtype=torch.float32).model
+    trainer.frozen["reference"] = tiny_trainer(dtype=torch.float32).model
     return trainer

@@ -31,7 +31,7 @@ from whet.training.engine import LocalTrainer
 def steps_of(groups: Sequence[Group], *, spoil: int | None = None, steps: int = 1, **axes: object) -> list[Step]:
     """Steps on these groups with a tiny model. `spoil`: the first log-probability of this answer is NaN."""
     trainer = tiny_trainer(dtype=torch.float32)
-    trainer.reference = tiny_trainer(dtype=torch.float32).model
+    trainer.frozen["reference"] = tiny_trainer(dtype=torch.float32).model
     before = {name: p.clone() for name, p in trainer.model.parameters.items()}
     feed = FakeFeed(trainer, lambda: tuple(groups))
     if spoil is not None:

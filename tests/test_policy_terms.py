@@ -82,13 +82,13 @@ def test_a_run_with_ptx_says_its_loss_and_resumes_bit_for_bit(tmp_path: Path) ->
 def test_a_renewed_reference_is_the_average_that_was_asked_for() -> None:
     """keep 3/4: three quarters of what it was and one quarter of the weights as they are."""
     trainer = _with_reference(tiny_trainer(dtype=torch.float32))
-    assert trainer.reference is not None
+    frozen = trainer.frozen["reference"].module
     with torch.no_grad():
         for p in trainer.model.parameters.values():
             p.add_(1.0)
-    old = {name: p.clone() for name, p in trainer.reference.module.named_parameters()}
-    trainer.renew_reference(0.75)
-    for name, p in trainer.reference.module.named_parameters():
+    old = {name: p.clone() for name, p in frozen.named_parameters()}
+    trainer.update_frozen("reference", 0.75)
+    for name, p in frozen.named_parameters():
         torch.testing.assert_close(p, old[name] + 0.25)
 
 

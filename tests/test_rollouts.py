@@ -108,8 +108,8 @@ def test_a_turn_goes_on_from_the_tokens_of_the_one_before() -> None:
     (episode,) = play(player(), "a")
     assert (episode.outcome, len(episode.turns)) == (Outcome.FINISHED, 3)
     for earlier, later in zip(episode.turns, episode.turns[1:], strict=False):
-        so_far = earlier.prompt + earlier.completion.tokens
-        assert later.prompt[: len(so_far)] == so_far
+        so_far = [*earlier.prompt, *earlier.completion.tokens]
+        assert later.prompt[: len(so_far)].tolist() == so_far
         between = TEMPLATE.decode(later.prompt[len(so_far) :])
         assert between == "\n<|im_start|>user\nNot no.<|im_end|>\n<|im_start|>assistant\n"
     said = [(message.role, message.content) for message in episode.messages]
@@ -120,12 +120,12 @@ def test_the_row_trains_what_was_sampled_and_nothing_else() -> None:
     (episode,) = play(player(), "a")
     (row,) = to_rows(episode)
     last = episode.turns[-1]
-    assert row.tokens == last.prompt + last.completion.tokens
+    assert row.tokens.tolist() == [*last.prompt, *last.completion.tokens]
     assert row.shared == len(episode.turns[0].prompt)
     trained = [token for token, flag in zip(row.tokens, row.trained, strict=True) if flag]
     assert TEMPLATE.decode(trained) == "no<|im_end|>" * 3
     sampled = [logp for turn in episode.turns for logp in turn.completion.logprobs]
-    assert row.columns["sampler_logp"] == tuple(sampled)
+    assert row.columns["sampler_logp"].tolist() == sampled
     assert sampled == [-float(at) for at, flag in enumerate(row.trained) if flag]
 
 
@@ -154,7 +154,7 @@ def test_a_cut_answer_ends_the_episode_and_is_still_graded() -> None:
     assert STOP not in episode.turns[0].completion.tokens
     assert [m.role for m in episode.messages] == ["user", "assistant"]
     (attempt,) = table.rubric.seen  # type: ignore[attr-defined]
-    assert attempt.truncated and attempt.completion_tokens == episode.turns[0].completion.tokens
+    assert attempt.truncated and list(attempt.completion_tokens) == episode.turns[0].completion.tokens.tolist()
 
 
 def test_no_request_goes_beyond_what_the_model_attends_to() -> None:

@@ -1,20 +1,62 @@
 """The records that cross doors: messages, completions, episodes, token rows, steps.
 
-Everything here is frozen and standard library only. A record is what two rooms have in common, so whoever
-has read this page can read any room. Per-token numbers travel inside the row that they describe, never beside it.
+Everything here is frozen and free of torch. A record is what two rooms have in common, so a reader of this page can
+read any room. Per-token numbers travel inside the row that they describe, never beside it: as NumPy arrays, which
+cost 4 to 8 bytes a number and no work in Python per token. Log-probabilities are natural logarithms.
 
-Sequences of tokens are tuples of int; log-probabilities are natural logarithms.
+Legend: N tokens, T trained tokens, K numbers of each token.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 Role = Literal["system", "developer", "user", "assistant", "tool"]
+TokenIds = npt.NDArray[np.int32]
+Flags = npt.NDArray[np.bool_]
+Column = npt.NDArray[Any]
+"""Numbers of a row's trained tokens, (T,) or (T, K)."""
+
+
+def token_ids(ids: npt.ArrayLike) -> TokenIds:
+    """Token ids as the records hold them: a read-only int32 array, a view where they are one already."""
+    return _frozen(ids, np.int32)
+
+
+def _frozen(values: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> npt.NDArray[Any]:
+    found = np.asarray(values, dtype=dtype)
+    if found.flags.writeable:  # a view: the caller's own array stays as it is
+        found = found.view()
+        found.flags.writeable = False
+    return found
+
+
+class _ByContent:
+    """Equality for records that hold arrays: equal when every array has the same type, shape and bytes."""
+
+    __slots__ = ()
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        if type(self) is not type(other):
+            return NotImplemented
+        pairs = ((getattr(self, each.name), getattr(other, each.name)) for each in fields(self))  # type: ignore[arg-type]
+        return all(_same(left, right) for left, right in pairs)
+
+
+def _same(left: Any, right: Any) -> bool:
+    if isinstance(left, np.ndarray) and isinstance(right, np.ndarray):
+        return left.dtype == right.dtype and left.shape == right.shape and left.tobytes() == right.tobytes()
+    if isinstance(left, Mapping) and isinstance(right, Mapping):
+        return left.keys() == right.keys() and all(_same(left[name], right[name]) for name in left)
+    return bool(left == right)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,29 +113,34 @@ class Outcome(StrEnum):
     ENGINE_ERROR = "engine_error"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Completion:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Completion(_ByContent):
     """What a token sampler wrote, with what it knew about it.
 
     `logprobs[t]` is log p(tokens[t] | everything before) under the distribution that was sampled from,
     i.e. after temperature. `version` counts the weight hand-overs that the sampler had seen.
     """
 
-    tokens: tuple[int, ...]
-    logprobs: tuple[float, ...]
+    tokens: TokenIds
+    logprobs: npt.NDArray[np.float32]
     version: int
     ending: Ending
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "tokens", token_ids(self.tokens))
+        object.__setattr__(self, "logprobs", _frozen(self.logprobs, np.float32))
         assert len(self.tokens) == len(self.logprobs), "one log-probability per sampled token"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Turn(_ByContent):
     """One exchange with the sampler: the tokens that it was shown and those that it wrote."""
 
-    prompt: tuple[int, ...]
+    prompt: TokenIds
     completion: Completion
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompt", token_ids(self.prompt))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +191,8 @@ class Episode:
     outcome: Outcome
     steps: tuple[TokenStep, ...] = ()
     """`score.steps`, placed on the tokens of the last turn."""
+    advantage: float | None = None
+    """Mean advantage of its trained tokens, once an algorithm has given them one."""
 
     @property
     def sampled_tokens(self) -> int:
@@ -166,24 +215,27 @@ class Group:
         return tuple(episode for episode in self.episodes if episode.score.value is not None)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenRow:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TokenRow(_ByContent):
     """One training sequence: its tokens, which of them are trained, and numbers for the trained ones.
 
     `trained[t]` says that token t is a target (its log-probability given tokens[:t] enters the loss).
-    Every column has one number per *trained* token, in order: `weight`, `old_logp`, `advantage`, `ref_logp` ...
-    The first token has no past and is never trained.
+    Every column has one entry per *trained* token, in order: `weight`, `old_logp`, `advantage`, `ref_logp` (T,), or
+    a teacher's top-k (T, K). The first token has no past and is never trained.
     """
 
-    tokens: tuple[int, ...]
-    trained: tuple[bool, ...]
-    columns: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    tokens: TokenIds
+    trained: Flags
+    columns: Mapping[str, Column] = field(default_factory=dict)
     shared: int = 0
     """How many leading tokens (the prompt) this row has in common with the other rows of its atom."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "tokens", token_ids(self.tokens))
+        object.__setattr__(self, "trained", _frozen(self.trained, np.bool_))
+        object.__setattr__(self, "columns", {name: _frozen(values) for name, values in self.columns.items()})
         assert len(self.tokens) == len(self.trained), "one flag per token"
-        assert self.tokens and not self.trained[0], "the first token cannot be trained"
+        assert len(self.tokens) and not self.trained[0], "the first token cannot be trained"
         count = self.trained_count
         for name, values in self.columns.items():
             assert len(values) == count, f"column {name} has {len(values)} values for {count} trained tokens"
@@ -191,23 +243,26 @@ class TokenRow:
     @property
     def trained_count(self) -> int:
         """Number of trained tokens, the length of every column."""
-        return sum(self.trained)
+        return int(np.count_nonzero(self.trained))
 
-    def with_columns(self, **columns: tuple[float, ...]) -> TokenRow:
-        """The same row with these columns added or replaced."""
-        return TokenRow(
-            tokens=self.tokens,
-            trained=self.trained,
-            columns={**self.columns, **columns},
-            shared=self.shared,
-        )
+    @property
+    def prompt(self) -> bytes:
+        """The shared tokens as a key: equal for rows that begin with the same prompt."""
+        return self.tokens[: self.shared].tobytes()
+
+    def with_columns(self, **columns: npt.ArrayLike) -> TokenRow:
+        """The same row with these columns added or replaced; a number stands for the same one at every token."""
+        count = self.trained_count
+        given = {name: np.full(count, v) if np.ndim(v) == 0 else np.asarray(v) for name, v in columns.items()}
+        return replace(self, columns={**self.columns, **given})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Atom:
-    """Rows that must share a micro-batch: one for SFT, a pair for DPO, a group for GRPO.
+    """Rows that belong together: one for SFT, a pair for DPO, a group for GRPO.
 
-    Where `shared > 0` all rows begin with the same `shared` tokens, and the engine computes those once.
+    Where `shared > 0` all rows begin with the same `shared` tokens, and the engine computes those once for all rows
+    that it computes together: all of them for an objective that compares rows, else as many as its budget allows.
     """
 
     rows: tuple[TokenRow, ...]
@@ -217,8 +272,8 @@ class Atom:
         first = self.rows[0]
         for row in self.rows:
             assert row.shared == first.shared, "rows of an atom share the same prompt"
-            assert row.tokens[: row.shared] == first.tokens[: first.shared], "shared tokens must be equal"
-            assert not any(row.trained[: row.shared]), "shared tokens are context, never targets"
+            assert row.prompt == first.prompt, "shared tokens must be equal"
+            assert not row.trained[: row.shared].any(), "shared tokens are context, never targets"
 
     @property
     def cost(self) -> int:
@@ -251,6 +306,10 @@ def add_metrics(left: Mapping[str, Metric], right: Mapping[str, Metric]) -> dict
     return merged
 
 
+State = Mapping[str, Any]
+"""Floats by name, and a NumPy array where there is one number for each of many tasks: a copy, not an entry each."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """What an algorithm yields after each optimizer step; the runner logs, evaluates and checkpoints it."""
@@ -260,10 +319,10 @@ class Step:
     metrics: Mapping[str, float]
     groups: tuple[Group, ...] = ()
     """The episodes of this step, for the rollout files; empty for supervised stages."""
-    state: Mapping[str, float] = field(default_factory=dict)
+    state: State = field(default_factory=dict)
     """What the algorithm needs, besides weights and optimizer, to go on after this step as if never stopped."""
     notes: tuple[str, ...] = ()
-    """What a person should hear about this step, one line each."""
+    """Findings of this step for a person to read, one line each; they are in the stage's log files."""
     ill: bool = False
     """Whether the algorithm will end after it: nothing is to be built on such a step, and it is not checkpointed."""
 

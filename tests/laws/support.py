@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -29,7 +30,7 @@ def tiny_trainer(
     *, microbatch_tokens: int = 10_000, dtype: torch.dtype = torch.float64, **train: object
 ) -> LocalTrainer:
     """A trainer of the tiny model without gradient clipping."""
-    config = TrainConfig.model_validate({"microbatch_tokens": microbatch_tokens, "clip_norm": None, **train})
+    config = TrainConfig.model_validate({"microbatch_tokens": microbatch_tokens, "clip_norm": None, "lr": 1e-3, **train})
     return LocalTrainer(tiny_model(dtype=dtype, lora=config.lora), config)
 
 
@@ -41,6 +42,23 @@ def random_atoms(groups: int = 4, rows: int = 3, *, seed: int = 0) -> list[Atom]
         prompt = tuple(draw.randrange(200) for _ in range(draw.randrange(1, 9)))
         atoms.append(Atom(rows=tuple(_row(prompt, draw) for _ in range(rows))))
     return atoms
+
+
+def logps_of(
+    trainer: LocalTrainer, rows: Sequence[TokenRow], *, temperature: float = 1.0, frozen: str | None = None
+) -> list[tuple[float, ...]]:
+    """log p of each row's trained tokens, as plain numbers."""
+    return [tuple(x.tolist()) for x in trainer.forward(rows, "logp", temperature=temperature, frozen=frozen)["logp"]]
+
+
+def values_of(trainer: LocalTrainer, rows: Sequence[TokenRow]) -> list[tuple[float, ...]]:
+    """The value before each of a row's trained tokens, as plain numbers."""
+    return [tuple(x.tolist()) for x in trainer.forward(rows, "value")["value"]]
+
+
+def scores_of(trainer: LocalTrainer, rows: Sequence[TokenRow]) -> list[tuple[tuple[float, ...], ...]]:
+    """All outputs of the head at each of a row's trained tokens, as plain numbers."""
+    return [tuple(map(tuple, x.tolist())) for x in trainer.forward(rows, "score")["score"]]
 
 
 def gradients(trainer: LocalTrainer) -> dict[str, torch.Tensor]:

@@ -18,6 +18,7 @@ from whet.config import PRESETS, PolicyConfig, TrainConfig
 from whet.formulas.reduce import REDUCTIONS
 from whet.models.attention import AGREEMENT, Call, Tree, TreeLayout, largest_gap
 from whet.models.flex import Labels
+from whet.models.language import Ask
 from whet.models.pack import pack
 from whet.records import Atom, Episode, Outcome, Score, TokenRow
 from whet.training.base import Objective
@@ -118,11 +119,11 @@ def test_sharing_the_prompt_changes_nothing() -> None:
 def test_packed_logprobs_are_those_of_transformers() -> None:
     model, atoms = tiny_model(), random_atoms()
     with torch.no_grad():
-        packed_T, _ = model.logp(pack(atoms, model.device), temperature=0.9)
+        packed_T = model.read(pack(atoms, model.device), Ask(frozenset({"logp"}), temperature=0.9))["logp"]
         model.module.config._attn_implementation = "sdpa"
         alone = []
         for row in (row for atom in atoms for row in atom.rows):
-            logits = model.module(input_ids=torch.tensor([row.tokens])).logits[0]
+            logits = model.module(input_ids=torch.tensor([row.tokens.tolist()])).logits[0]
             logp_TV = (logits / 0.9).log_softmax(-1)
             alone += [logp_TV[t - 1, row.tokens[t]] for t, trained in enumerate(row.trained) if trained]
     torch.testing.assert_close(packed_T, torch.stack(alone), atol=1e-12, rtol=0)

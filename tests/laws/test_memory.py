@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.laws.support import gradients, largest_difference, random_atoms, tiny_trainer
+from tests.laws.support import gradients, largest_difference, logps_of, random_atoms, tiny_trainer
 from whet.algorithms.sft import Imitate
 from whet.errors import TrainingError
 from whet.records import Atom, add_metrics
@@ -95,9 +95,9 @@ def test_reading_survives_too(trainer: LocalTrainer) -> None:
     atoms = random_atoms()
     rows = [row for atom in atoms for row in atom.rows]
     trainer.budget = Budget(10_000)
-    expected, loss = trainer.logprobs(rows, temperature=1.0), trainer.evaluate(atoms, Imitate())["loss"].mean
+    expected, loss = logps_of(trainer, rows), trainer.evaluate(atoms, Imitate())["loss"].mean
     with failing(trainer, "forward", {1, 3}, ERRORS["cpu"]):
-        found = trainer.logprobs(rows, temperature=1.0)
+        found = logps_of(trainer, rows)
     assert trainer.budget.retries == 2
     for left, right in zip(found, expected, strict=True):
         assert left == pytest.approx(right, abs=1e-12)

@@ -11,12 +11,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from tests.laws.support import gradients, largest_difference, tiny_trainer
+from tests.laws.support import gradients, largest_difference, logps_of, tiny_trainer
 from whet.algorithms.preference import beside_mismatched, check_start, objective_of, preference, weigh_preferences
 from whet.config import GeneratedConfig, ModelConfig, TrainConfig
 from whet.config.preference import PREFERENCE_PRESETS, REFERENCE_FREE, STEP_WIDE, LossConfig
@@ -191,7 +192,7 @@ def examples_of(loss: LossConfig, trainer: LocalTrainer, *, answers: int = 2, co
         atoms = beside_mismatched(rows, 120)
     if not loss.needs_reference:
         return atoms
-    logps = iter(trainer.logprobs([row for atom in atoms for row in atom.rows], temperature=1.0))
+    logps = iter(logps_of(trainer, [row for atom in atoms for row in atom.rows]))
     return [Atom(rows=tuple(row.with_columns(ref_logp=next(logps)) for row in atom.rows)) for atom in atoms]
 
 
@@ -286,7 +287,7 @@ def test_four_ranked_answers_are_six_pairs_of_one_atom_and_weigh_as_one_comparis
     found = trainer.evaluate(atoms, objective_of(loss))
     by_hand, better = list[float](), list[float]()
     for atom in examples:
-        logps = trainer.logprobs(atom.rows, temperature=1.0)
+        logps = logps_of(trainer, atom.rows)
         ratios = [sum(now) - sum(row.columns["ref_logp"]) for now, row in zip(logps, atom.rows, strict=True)]
         by_hand += [-log_sigma(0.1 * (ratios[i] - ratios[j])) for i in range(4) for j in range(i + 1, 4)]
         better += [0.1 * ratios[i] for i in range(4) for _ in range(i + 1, 4)]
@@ -333,9 +334,10 @@ def test_mismatched_answers_are_of_another_prompt_and_fit() -> None:
     gated = tokenise_judged(rows, template, max_length=120, on_bad_row="error")[0]
     for each, atom in zip(gated, beside_mismatched(gated, 120), strict=True):
         own, foreign = atom.rows
-        assert own.tokens == each.row.tokens and foreign.tokens[: foreign.shared] == own.tokens[: own.shared]
-        assert foreign.tokens[foreign.shared :] in [other.row.tokens[other.row.shared :] for other in gated]
-        assert foreign.tokens != own.tokens
+        assert own.tokens.tolist() == each.row.tokens.tolist() and foreign.prompt == own.prompt
+        answers = [other.row.tokens[other.row.shared :].tolist() for other in gated]
+        assert foreign.tokens[foreign.shared :].tolist() in answers
+        assert foreign.tokens.tolist() != own.tokens.tolist()
     with pytest.raises(DataError, match="KTO measures its baseline on answers to other prompts"):
         beside_mismatched(gated[:1], 120)
 
@@ -352,11 +354,11 @@ def test_the_baseline_of_kto_is_the_mean_distance_of_mismatched_answers(
         first, *others = foreign.columns["ref_logp"]
         atoms.append(Atom(rows=(own, foreign.with_columns(ref_logp=(first - distance, *others)))))
     weighed = weigh_preferences(atoms, loss=loss, trainer=trainer)
-    assert [atom.rows[0].tokens for atom in weighed] == [atom.rows[0].tokens for atom in atoms]
+    assert [atom.rows[0].tokens.tolist() for atom in weighed] == [atom.rows[0].tokens.tolist() for atom in atoms]
     for atom in weighed:
         (row,) = atom.rows
-        assert row.columns["baseline"] == pytest.approx((baseline,) * row.trained_count)
-        assert row.columns["weight"] == (1 / 3,) * row.trained_count
+        assert row.columns["baseline"].tolist() == pytest.approx([baseline] * row.trained_count)
+        assert row.columns["weight"].tolist() == [1 / 3] * row.trained_count
 
 
 class Counting:
@@ -364,9 +366,9 @@ class Counting:
 
     asked = 0
 
-    def logprobs(self, rows: Sequence[TokenRow], *, temperature: float) -> list[tuple[float, ...]]:
+    def forward(self, rows: Sequence[TokenRow], want: str) -> dict[str, list[np.ndarray]]:
         self.asked += 1
-        return [tuple(-1 / place for place, flag in enumerate(row.trained) if flag) for row in rows]
+        return {want: [-1 / np.flatnonzero(row.trained) for row in rows]}
 
 
 def referring(folder: Path) -> tuple[Any, Any, list[Atom]]:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.laws.support import SHAPE, _widen_norms, gradients, largest_difference, random_atoms
+from tests.laws.support import SHAPE, _widen_norms, gradients, largest_difference, random_atoms, scores_of
 from whet.algorithms.answers import pairs_of
 from whet.algorithms.reward_model import comparison, objective_of, rated, scaled, weighed
 from whet.config import ModelConfig, RewardModelStage, TrainConfig
@@ -27,7 +27,6 @@ from whet.models.load import load_scalar_model
 from whet.records import Atom, TokenRow
 from whet.training.compare import Compared, RatedRow
 from whet.training.engine import LocalTrainer
-from whet.training.gating import GateTrainer
 
 
 def vector(*numbers: float) -> Tensor:
@@ -249,7 +248,7 @@ def test_margins_and_soft_labels_of_the_rows_are_those_of_the_formula() -> None:
     atom = Atom(rows=random_atoms(groups=1, rows=2)[0].rows)
     where = Origin(source="test", line=1)
     pair = comparison(Compared(origin=where, atom=atom, margin=row_margin, confidence=row_confidence))
-    ((better,),), ((worse,),) = trainer.scores(pair.rows)
+    ((better,),), ((worse,),) = scores_of(trainer, pair.rows)
     d = better - worse - row_margin
     found = trainer.evaluate(weighed([pair], config=config), objective_of(config))
     assert found["loss"].mean == pytest.approx(-0.8 * log_sigmoid(d) - 0.2 * log_sigmoid(-d))
@@ -281,12 +280,12 @@ def test_before_it_has_learnt_every_pair_costs_log_two_and_is_a_tie() -> None:
 def test_a_score_has_read_its_token_and_nothing_after_it() -> None:
     trainer, rows = scalar_trainer(), [row for atom in rankings() for row in atom.rows]
     module = trainer.model.module
-    together = trainer.scores(rows)
+    together = scores_of(trainer, rows)
     module.config._attn_implementation = "sdpa"
     for row, ((score,),) in zip(rows, together, strict=True):
-        assert row.trained.index(True) == len(row.tokens) - 1
+        assert row.trained.argmax() == len(row.tokens) - 1
         with torch.no_grad():
-            logits = module(input_ids=torch.tensor([row.tokens])).logits
+            logits = module(input_ids=torch.tensor([row.tokens.tolist()])).logits
         assert score == pytest.approx(float(logits), abs=1e-12)
 
 
@@ -343,59 +342,40 @@ def test_what_a_gate_says_by_hand(debias: str | None, kept: tuple[float, float])
         assert each == pytest.approx([expected, 1, 10, *weights], rel=1e-5)
 
 
-def gate_trainer(rows: Sequence[TokenRow], debias: str | None = None, **train: object) -> GateTrainer:
-    """A gate in float64 over a frozen model of three objectives, which knows these answers."""
+def gate_trainer(debias: str | None = None, **train: object) -> LocalTrainer:
+    """A gate in float64 over a frozen model of three objectives."""
     frozen = scalar_trainer(OBJECTIVES, **train).model
     frozen.module.requires_grad_(False)
     torch.manual_seed(2)
     gate = Gate(GateFacts(hidden=5, temperature=2.0, debias=debias), OBJECTIVES, frozen.module.score.weight.shape[1])
     torch.nn.init.normal_(gate.last.weight)
-    trainer = GateTrainer(
-        replace(frozen, gate=gate.double()), gate, TrainConfig.model_validate({"clip_norm": None, **train})
-    )
-    trainer.learn_from(rows, trainer.features(rows))
-    trainer.debias(rows)
-    return trainer
+    model = replace(frozen, gate=gate.double())
+    return LocalTrainer(model, TrainConfig.model_validate({"clip_norm": None, **train}))
 
 
-@pytest.mark.parametrize("debias", [None, "length", "brief"])
-def test_a_gate_is_trained_on_what_it_says_in_use(debias: str | None) -> None:
-    """From features computed once, and from the whole model as a reward reads it: the same numbers, and gradients."""
-    config, atoms = stage(), rankings()
-    rows = [row for atom in atoms for row in atom.rows]
-    once = gate_trainer(rows, debias)
-    again = LocalTrainer(once.model, once.config)
-    for (known,), (read,) in zip(once.scores(rows), again.scores(rows), strict=True):
-        assert known == pytest.approx(read, abs=1e-10) and len(read) == 1 + 2 * len(OBJECTIVES)
-        assert sum(read[4:]) == pytest.approx(1)
-    assert bool(once.gate.slope_K.any()) == (debias is not None)
-    assert set(once.model.parameters) == {f"gate.{name}" for name, _ in once.gate.named_parameters()}
-    weighed_atoms, objective = weighed(atoms, config=config), objective_of(config)
-    first = once.forward_backward(weighed_atoms, objective)
-    expected = gradients(once)
-    assert all(bool(gradient.abs().max() > 0) for gradient in expected.values())
-    once.optimizers.zero_grad()
-    second = again.forward_backward(weighed_atoms, objective)
-    assert second["loss"].mean == pytest.approx(first["loss"].mean, abs=1e-12)
-    assert largest_difference(gradients(again), expected) < 1e-10
+def test_only_a_gate_is_trained_and_every_part_of_it() -> None:
+    config, trainer, atoms = stage(), gate_trainer("length"), rankings()
+    for said in trainer.forward([row for atom in atoms for row in atom.rows], "score")["score"]:
+        assert said.shape == (1, 1 + 2 * len(OBJECTIVES)) and said[0, 4:].sum() == pytest.approx(1)
+    assert set(trainer.model.parameters) == {f"gate.{name}" for name, _ in trainer.model.gate.named_parameters()}
+    trainer.forward_backward(weighed(atoms, config=config), objective_of(config))
+    assert all(bool(gradient.abs().max() > 0) for gradient in gradients(trainer).values())
+    assert all(p.grad is None for p in trainer.model.module.parameters())
 
 
 def test_what_a_gate_reads_does_not_depend_on_what_stands_beside() -> None:
-    rows = [row for atom in rankings() for row in atom.rows]
-    together, alone = gate_trainer(rows), gate_trainer(rows, microbatch_tokens=1)
-    torch.testing.assert_close(together.features(rows), alone.features(rows), atol=1e-12, rtol=0)
-    lengths = together.features(rows)[:, -1].tolist()
-    assert lengths == [float(len(row.tokens) - row.shared) for row in rows]
-
-
-def test_the_same_answer_to_another_prompt_and_the_same_text_cut_elsewhere_are_other_answers() -> None:
+    """Nor on where the row is cut: the prompt is what the row says, the length what follows it."""
     row = rankings()[0].rows[0]
-    other = replace(row, tokens=(row.tokens[0] + 1, *row.tokens[1:]))
+    other = replace(row, tokens=[row.tokens[0] + 1, *row.tokens[1:]])
     longer = replace(row, shared=row.shared + 1)
-    gate = gate_trainer([row, other, longer], "length")
-    whole = LocalTrainer(gate.model, gate.config)
-    for (known,), (read,) in zip(gate.scores([row, other, longer]), whole.scores([row, other, longer]), strict=True):
-        assert known == pytest.approx(read, abs=1e-10)
+    rows = [row, other, longer, *(row for atom in rankings() for row in atom.rows)]
+    together, alone = (
+        scores_of(gate_trainer("brief"), rows),
+        scores_of(gate_trainer("brief", microbatch_tokens=1), rows),
+    )
+    assert len({said for said, *_ in together[:3]}) == 3
+    for (first,), (second,) in zip(together, alone, strict=True):
+        assert first == pytest.approx(second, abs=1e-12)
 
 
 def test_a_new_gate_weighs_all_alike_and_survives_its_file(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import whet.sampling.embedded
-from tests.laws.support import tiny_model
+from tests.laws.support import logps_of, tiny_model
 from whet.config import LoraConfig, ModelConfig, TrainConfig
 from whet.errors import SamplerError
 from whet.models.attention import Tree, TreeLayout
@@ -80,7 +80,7 @@ def prompts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def test_sampler_and_trainer_agree(model: LanguageModel, temperature: float, max_running: int) -> None:
     asked = requests(SamplingParams(max_tokens=24, temperature=temperature, stop_ids=STOP))
     answers = EmbeddedSampler(model, max_running=max_running).sample(asked)
-    trained = LocalTrainer(model, TrainConfig()).logprobs(rows(asked, answers), temperature=temperature)
+    trained = logps_of(LocalTrainer(model, TrainConfig()), rows(asked, answers), temperature=temperature)
     for answer, logps in zip(answers, trained, strict=True):
         assert answer.logprobs == pytest.approx(logps, abs=1e-5)
 
@@ -232,7 +232,7 @@ def test_weights_and_adapters_are_the_trainer_s(tmp_path: Path) -> None:
                 p.add_(torch.randn_like(p) * 0.1)
         asked = requests(params, each=1)
         answers = sampler.sample(asked)
-        trained = LocalTrainer(model, TrainConfig()).logprobs(rows(asked, answers), temperature=1.0)
+        trained = logps_of(LocalTrainer(model, TrainConfig()), rows(asked, answers))
         for answer, logps in zip(answers, trained, strict=True):
             assert answer.logprobs == pytest.approx(logps, abs=1e-5)
 
@@ -339,7 +339,7 @@ def test_other_architectures_agree_too(kind: str, tmp_path: Path) -> None:
     sampler = EmbeddedSampler(loaded, max_running=5)
     assert sampler.plan.plain is PLAIN[kind]
     answers = sampler.sample(asked)
-    trained = LocalTrainer(loaded, TrainConfig()).logprobs(rows(asked, answers), temperature=1.0)
+    trained = logps_of(LocalTrainer(loaded, TrainConfig()), rows(asked, answers))
     for request, answer, logps in zip(asked, answers, trained, strict=True):
         assert answer.logprobs == pytest.approx(logps, abs=2e-5)
         logp = logits_of(loaded, request.prompt + answer.tokens)[len(request.prompt) - 1 : -1].log_softmax(-1)

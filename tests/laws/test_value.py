@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from tests.laws.support import SHAPE, _widen_norms, gradients, largest_difference, random_atoms, tiny_trainer
+from tests.laws.support import (
+    SHAPE,
+    _widen_norms,
+    gradients,
+    largest_difference,
+    random_atoms,
+    scores_of,
+    tiny_trainer,
+    values_of,
+)
 from whet.algorithms.critic import RegressValue, WithValue
 from whet.algorithms.sft import Imitate
 from whet.config import LoraConfig, ModelConfig, TrainConfig
@@ -184,9 +193,9 @@ def test_no_cut_changes_the_gradient(kind: str) -> None:
 @pytest.mark.parametrize("make", [separate, shared])
 def test_values_are_those_of_the_state_before_each_token(make: Callable[..., LocalTrainer]) -> None:
     trainer, rows = make(), [row for atom in random_atoms() for row in atom.rows]
-    packed = trainer.values(rows)
+    packed = values_of(trainer, rows)
     trainer.budget.tokens = 1
-    alone = trainer.values(rows)
+    alone = values_of(trainer, rows)
     module = trainer.model.module
     module.config._attn_implementation = "sdpa"
     for row, together, single in zip(rows, packed, alone, strict=True):
@@ -210,7 +219,7 @@ def test_rows_that_share_a_prompt_are_read_together() -> None:
 def test_a_new_head_says_nothing_and_learns_first() -> None:
     trainer = LocalTrainer(load_scalar_model(TINY), TrainConfig())
     rows = [row for atom in judged_atoms() for row in atom.rows]
-    assert {v for values in trainer.values(rows) for v in values} == {0.0}
+    assert {v for values in values_of(trainer, rows) for v in values} == {0.0}
     trainer.forward_backward(judged_atoms(), REGRESS)
     found = gradients(trainer)
     assert {name for name, gradient in found.items() if gradient.abs().max() > 0} == {"score.weight"}
@@ -227,12 +236,12 @@ def test_resume_equals_never_stopped(tmp_path: Path) -> None:
     atoms, first, second = judged_atoms(), separate(), separate()
     for trainer in (first, first):
         trainer.forward_backward(atoms, REGRESS)
-        trainer.optim_step(1e-2)
+        trainer.optim_step(1.0)
     first.save(tmp_path)
     second.load(tmp_path)
     for trainer in (first, second):
         trainer.forward_backward(atoms, REGRESS)
-        trainer.optim_step(1e-2)
+        trainer.optim_step(1.0)
     for name, p in first.model.parameters.items():
         assert torch.equal(p, second.model.parameters[name])
 
@@ -241,12 +250,12 @@ def test_resume_equals_never_stopped(tmp_path: Path) -> None:
 def test_what_is_exported_gives_the_same_score_in_transformers(tmp_path: Path, lora: LoraConfig | None) -> None:
     trainer = _trainer(load_scalar_model(TINY, lora=lora))
     trainer.forward_backward(judged_atoms(), REGRESS)
-    trainer.optim_step(1e-2)
+    trainer.optim_step(1.0)
     trainer.export(tmp_path)
     rows = [_ending(row) for atom in random_atoms() for row in atom.rows]
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float32)
     ours = LocalTrainer(load_scalar_model(ModelConfig(path=str(tmp_path))), TrainConfig())
-    for row, (before,), (after,) in zip(rows, trainer.values(rows), ours.values(rows), strict=True):
+    for row, (before,), (after,) in zip(rows, values_of(trainer, rows), values_of(ours, rows), strict=True):
         with torch.no_grad():
             score = float(theirs(torch.tensor([row.tokens[:-1]])).logits)
         assert before == pytest.approx(score, abs=1e-4)
@@ -259,12 +268,12 @@ def test_a_critic_that_begins_as_a_reward_model_has_its_zero_and_unit(tmp_path: 
     raw = LocalTrainer(load_scalar_model(ModelConfig(path=str(tmp_path))), TrainConfig())
     note_reward_facts(tmp_path, RewardFacts(mean=0.5, std=4.0))
     critic = LocalTrainer(load_scalar_model(ModelConfig(path=str(tmp_path))), TrainConfig())
-    expected = [tuple((v - 0.5) / 4 for v in values) for values in raw.values(rows)]
-    for values, wanted in zip(critic.values(rows), expected, strict=True):
+    expected = [tuple((v - 0.5) / 4 for v in values) for values in values_of(raw, rows)]
+    for values, wanted in zip(values_of(critic, rows), expected, strict=True):
         assert values == pytest.approx(wanted, abs=1e-6)
     taught = [row.with_columns(**{"return": v, "value": v}, weight=v) for row, v in zip(rows, expected, strict=True)]
     assert critic.evaluate([Atom(rows=(row,)) for row in taught], REGRESS)["value/loss"].total < 1e-10
-    assert critic.scores(rows) == raw.scores(rows)  # a reward model is still read, and taught, as it is
+    assert scores_of(critic, rows) == scores_of(raw, rows)  # a reward model is still read, and taught, as it is
 
 
 def test_a_policy_leaves_its_critic_behind(tmp_path: Path) -> None:

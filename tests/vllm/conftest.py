@@ -19,6 +19,7 @@ import httpx
 import pytest
 import torch
 
+from tests.laws.support import logps_of
 from whet.config import ModelConfig, TrainConfig
 from whet.models.language import LanguageModel
 from whet.models.load import load_model
@@ -73,7 +74,7 @@ def largest_gap(
         TokenRow(tokens=r.prompt + a.tokens, trained=(False,) * len(r.prompt) + (True,) * len(a.tokens))
         for r, a in zip(asked, answers, strict=True)
     ]
-    trained = LocalTrainer(model, TrainConfig()).logprobs(rows, temperature=temperature)
+    trained = logps_of(LocalTrainer(model, TrainConfig()), rows, temperature=temperature)
     pairs = [(a.logprobs, logps) for a, logps in zip(answers, trained, strict=True)]
     return max(abs(ours - theirs) for pair in pairs for ours, theirs in zip(*pair, strict=True))
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from whet.formulas.preference import Pairs
-from whet.records import Atom, TokenRow
+from whet.records import Atom
 from whet.training.base import Batch, Tally
 
 
@@ -76,9 +76,4 @@ def pairs_of(atom_R: Tensor) -> tuple[Tensor, Tensor]:
 
 def add_constant(atom: Atom, name: str, value: float) -> Atom:
     """The atom with a column that is the same for all of its tokens."""
-    return Atom(rows=tuple(row_constant(row, name, value) for row in atom.rows))
-
-
-def row_constant(row: TokenRow, name: str, value: float) -> TokenRow:
-    """The row with a column that is the same for all of its tokens."""
-    return row.with_columns(**{name: (value,) * row.trained_count})
+    return Atom(rows=tuple(row.with_columns(**{name: value}) for row in atom.rows))

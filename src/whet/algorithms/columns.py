@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import nan
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,9 +23,9 @@ from whet.config.policy import CovarianceFilter, HighEntropyFilter, TokenFilter
 from whet.formulas.advantages import BASELINES, CREDITS, SCALES, Answers, normalised_sum, steps_to_go
 from whet.formulas.kl import k1
 from whet.formulas.policy import covariance
-from whet.records import Episode, Group, Outcome, Score, TokenRow
+from whet.records import Column, Episode, Group, Outcome, Score, TokenRow
 from whet.rollouts.assemble import to_rows
-from whet.training.base import Trainer
+from whet.training.base import REFERENCE, Trainer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,9 +78,11 @@ def with_logps(
     """Add `ref_logp` where a KL is asked for, and `old_logp` where several updates follow one rollout."""
     rows = [row for answer in answers for row in answer.rows]
     if config.kl.place != "none":
-        answers = _put(answers, "ref_logp", trainer.logprobs(rows, temperature=temperature, reference=True))
+        answers = _put(
+            answers, "ref_logp", trainer.forward(rows, "logp", temperature=temperature, frozen=REFERENCE)["logp"]
+        )
     if config.minibatches > 1 and config.ratio.denominator == "old":
-        answers = _put(answers, "old_logp", trainer.logprobs(rows, temperature=temperature))
+        answers = _put(answers, "old_logp", trainer.forward(rows, "logp", temperature=temperature)["logp"])
     return list(answers)
 
 
@@ -205,8 +208,9 @@ def _keep(
     """1 for the tokens whose gradient stays, else 0."""
     match filtering:
         case HighEntropyFilter():
-            entropies = trainer.entropies([row for a in answers for row in a.rows], temperature=temperature)
-            return _top(torch.tensor([x for row in entropies for x in row], dtype=torch.float64), filtering.share)
+            rows = [row for answer in answers for row in answer.rows]
+            entropies = trainer.forward(rows, "entropy", temperature=temperature)["entropy"]
+            return _top(torch.from_numpy(np.concatenate(entropies, dtype=np.float64)), filtering.share)
         case CovarianceFilter():
             cov_T = covariance(_old_logp(answers), _get(answers, "advantage"))
             between = ((cov_T > filtering.low) & (cov_T < filtering.high)).nonzero().squeeze(-1)
@@ -230,13 +234,12 @@ def _old_logp(answers: Sequence[Answer]) -> Tensor:
 
 def _get(answers: Sequence[Answer], name: str) -> Tensor:
     """A column of all rows, (T,)."""
-    return torch.tensor(
-        [value for answer in answers for row in answer.rows for value in row.columns[name]], dtype=torch.float64
-    )
+    columns = [row.columns[name] for answer in answers for row in answer.rows]
+    return torch.from_numpy(np.concatenate([*columns, ()], dtype=np.float64))
 
 
-def _put(answers: Sequence[Answer], name: str, columns: Iterable[tuple[float, ...]]) -> list[Answer]:
-    """The answers with one column more: one tuple for each row."""
+def _put(answers: Sequence[Answer], name: str, columns: Iterable[Column]) -> list[Answer]:
+    """The answers with one column more: one array for each row."""
     given = iter(columns)
     return [
         replace(answer, rows=tuple(row.with_columns(**{name: next(given)}) for row in answer.rows))
@@ -246,4 +249,4 @@ def _put(answers: Sequence[Answer], name: str, columns: Iterable[tuple[float, ..
 
 def _put_flat(answers: Sequence[Answer], name: str, value_T: Tensor) -> list[Answer]:
     counts = [row.trained_count for answer in answers for row in answer.rows]
-    return _put(answers, name, (tuple(piece.tolist()) for piece in torch.split(value_T, counts)))
+    return _put(answers, name, (piece.numpy() for piece in torch.split(value_T, counts)))

@@ -19,13 +19,14 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from whet.config.critic import CriticConfig
 from whet.formulas import value as formulas
 from whet.formulas.reduce import token_mean
-from whet.records import Atom, Metric, TokenRow, add_metrics, seed_of
+from whet.records import Atom, Column, Flags, Metric, TokenRow, add_metrics, seed_of
 from whet.rollouts.assemble import to_atoms
 from whet.training.base import Batch, Need, Objective, Outputs, Tally, Trainer
 
@@ -46,6 +47,7 @@ class RegressValue:
     clip: float | None
     needs: frozenset[Need] = field(default_factory=lambda: frozenset({"value"}))
     temperature: float = 1.0
+    compares: bool = False
 
     def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Mapping[str, Tally]]:
         """The weighted loss, and the share of tokens at which the clip stops the gradient."""
@@ -81,6 +83,11 @@ class WithValue:
     def temperature(self) -> float:
         """The policy's."""
         return self.policy.temperature
+
+    @property
+    def compares(self) -> bool:
+        """As the policy does."""
+        return self.policy.compares
 
     def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Mapping[str, Tally]]:
         """The sum of both losses, and both sets of metrics."""
@@ -131,10 +138,10 @@ class Critic:
         )
         return Provided(trajectories=provided, metrics=metrics)
 
-    def update(self, rows: Sequence[TokenRow], *, lr: float, muon_lr: float = 0.0, seed: int) -> dict[str, float]:
+    def update(self, rows: Sequence[TokenRow], *, lr_factor: float, seed: int) -> dict[str, float]:
         """Regress the values on the column `return`: `epochs` times over all rows, in `minibatches` steps each.
 
-        Rows of one prompt stay together. `seed` draws the order of the epochs.
+        Rows of one prompt stay together. `lr_factor` is the share of the peak rate, `seed` draws the epochs' orders.
         """
         atoms, objective = to_atoms(rows), RegressValue(clip=self.config.clip)
         metrics: dict[str, Metric] = {}
@@ -145,7 +152,7 @@ class Critic:
             for minibatch in _split(order, self.config.minibatches):
                 weighed = weigh(minibatch, level=self.config.level)
                 metrics = add_metrics(metrics, self.trainer.forward_backward(weighed, objective))
-                result = self.trainer.optim_step(lr, muon_lr=muon_lr)
+                result = self.trainer.optim_step(lr_factor)
                 norms.append(result.grad_norm)
                 skipped += not result.applied
         return {
@@ -160,15 +167,16 @@ class Critic:
         """For each trajectory its values, and the value after its end (0 where it is over), from one pass."""
         rows = [row for trajectory in trajectories for row in trajectory.rows]
         cut = [i for i, t in enumerate(trajectories) if t.truncated and self.config.bootstrap_truncated]
-        found = self.trainer.values([*rows, *(_one_further(trajectories[i].rows[-1]) for i in cut)])
-        after = dict(zip(cut, (last for (last,) in found[len(rows) :]), strict=True))
+        asked = [*rows, *(_one_further(trajectories[i].rows[-1]) for i in cut)]
+        found = self.trainer.forward(asked, "value")["value"]
+        after = dict(zip(cut, (float(last.item()) for last in found[len(rows) :]), strict=True))
         ahead = iter(found)
-        values = [_double([v for _ in trajectory.rows for v in next(ahead)]) for trajectory in trajectories]
+        values = [_chain([next(ahead) for _ in trajectory.rows]) for trajectory in trajectories]
         return values, [after[i] if i in after else 0.0 for i in range(len(trajectories))]
 
     def _judge(self, trajectory: Trajectory, values_T: Tensor, bootstrap: float) -> tuple[Tensor, Tensor]:
         """(raw advantages, returns) of one trajectory."""
-        config, rewards_T = self.config, _double([r for row in trajectory.rows for r in row.columns["reward"]])
+        config, rewards_T = self.config, _chain([row.columns["reward"] for row in trajectory.rows])
         if not len(values_T):
             return values_T, values_T
         lam = config.lam_policy
@@ -246,21 +254,21 @@ def turns(rows: Sequence[TokenRow]) -> tuple[int, ...]:
     found: list[int] = []
     turn = -1
     for row in rows:
-        for before, trained in zip((False, *row.trained), row.trained, strict=False):
-            turn += trained and not before
-            if trained:
-                found.append(turn)
+        begins = row.trained & ~np.concatenate([[False], row.trained[:-1]])
+        turn_N = turn + np.cumsum(begins)
+        found += turn_N[row.trained].tolist()
+        turn = int(turn_N[-1])
     return tuple(found)
 
 
 def weigh(atoms: Sequence[Atom], *, level: Literal["token", "turn"]) -> list[Atom]:
     """The atoms of one optimizer step, all their trained tokens (or first tokens of turns) weighing the same."""
     marks = [[_marks(row, level) for row in atom.rows] for atom in atoms]
-    (weight,) = token_mean([sum(sum(row_marks) for atom_marks in marks for row_marks in atom_marks)])
+    (weight,) = token_mean([sum(int(row_marks.sum()) for atom_marks in marks for row_marks in atom_marks)])
     return [
         Atom(
             rows=tuple(
-                row.with_columns(weight=tuple(weight * mark for mark in row_marks))
+                row.with_columns(weight=weight * row_marks.astype(np.float64))
                 for row, row_marks in zip(atom.rows, atom_marks, strict=True)
             )
         )
@@ -273,25 +281,24 @@ def largest(norms: Sequence[float]) -> float:
     return math.nan if any(map(math.isnan, norms)) else max(norms, default=0.0)
 
 
-def _marks(row: TokenRow, level: Literal["token", "turn"]) -> list[bool]:
+def _marks(row: TokenRow, level: Literal["token", "turn"]) -> Flags:
     """For each trained token of a row whether the critic is trained there."""
     if level == "token":
-        return [True] * row.trained_count
-    turn_T = turns([row])
-    return [turn != before for before, turn in zip((-1, *turn_T), turn_T, strict=False)]
+        return np.ones(row.trained_count, np.bool_)
+    return np.diff(np.array(turns([row]), np.int64), prepend=-1) > 0
 
 
 def _one_further(row: TokenRow) -> TokenRow:
     """The row with one more token, trained alone: the state in which it is chosen is the one after the row."""
-    return TokenRow(
-        tokens=(*row.tokens, row.tokens[-1]), trained=(*([False] * len(row.tokens)), True), shared=row.shared
-    )
+    length = len(row.tokens)
+    tokens = np.append(row.tokens, row.tokens[-1:])
+    return TokenRow(tokens=tokens, trained=np.arange(length + 1) == length, shared=row.shared)
 
 
 def _spread(rows: Sequence[TokenRow], columns: Mapping[str, Tensor]) -> tuple[TokenRow, ...]:
     """The rows with these numbers of the whole chain, each row its own."""
     counts = [row.trained_count for row in rows]
-    pieces = {name: [tuple(piece.tolist()) for piece in chain_T.split(counts)] for name, chain_T in columns.items()}
+    pieces = {name: [piece.numpy() for piece in chain_T.split(counts)] for name, chain_T in columns.items()}
     return tuple(row.with_columns(**{name: pieces[name][i] for name in columns}) for i, row in enumerate(rows))
 
 
@@ -301,5 +308,6 @@ def _split(atoms: Sequence[Atom], parts: int) -> list[Sequence[Atom]]:
     return [atoms[low:high] for low, high in pairwise(bounds) if high > low]
 
 
-def _double(numbers: Sequence[float]) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.float64)
+def _chain(columns: Sequence[Column]) -> Tensor:
+    """An episode's rows as one chain of numbers, in double precision."""
+    return torch.from_numpy(np.concatenate(columns, dtype=np.float64))

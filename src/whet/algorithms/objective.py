@@ -30,6 +30,7 @@ class PolicyObjective:
     temperature: float
     kl_coefficient: float
     entropy_coefficient: float = 0.0
+    compares: bool = False
 
     @property
     def needs(self) -> frozenset[Need]:

@@ -18,7 +18,7 @@ from whet.errors import TrainingError
 from whet.records import Atom, Episode, Group, Metric, Step, TokenRow, add_metrics
 from whet.rollouts.assemble import to_rows
 from whet.rollouts.feed import Feed
-from whet.training.base import Trainer
+from whet.training.base import REFERENCE, Trainer
 from whet.training.optim import learning_rate
 
 BARREN = 20
@@ -73,7 +73,7 @@ def online_preference(
         rate = learning_rate(step + 1, setting.steps, setting.train)
         metrics, counts = _update(trainer, atoms, setting, counts, rate=rate)
         if setting.renew_every is not None and (step + 1) % setting.renew_every == 0:
-            trainer.renew_reference(0.0)
+            trainer.update_frozen(REFERENCE, 0.0)
         feed.publish(step + 1)
         yield Step(
             index=step + 1,
@@ -112,7 +112,7 @@ def with_reference(atoms: Sequence[Atom], trainer: Trainer, loss: LossConfig) ->
     if not loss.needs_reference:
         return list(atoms)
     rows = [row for atom in atoms for row in atom.rows]
-    logps = iter(trainer.logprobs(rows, temperature=1.0, reference=True))
+    logps = iter(trainer.forward(rows, "logp", frozen=REFERENCE)["logp"])
     return [Atom(rows=tuple(row.with_columns(ref_logp=next(logps)) for row in atom.rows)) for atom in atoms]
 
 
@@ -135,7 +135,7 @@ def _update(
         if not counts.updates:
             check_start({name: metric.mean for name, metric in found.items()}, setting.max_gap)
         tallies = add_metrics(tallies, found)
-        result = trainer.optim_step(setting.train.lr * rate, muon_lr=setting.train.muon_lr * rate)
+        result = trainer.optim_step(rate)
         norms.append(result.grad_norm)
         skipped += not result.applied
         thrown_away = 0.0 if result.applied else counts.thrown_away + 1

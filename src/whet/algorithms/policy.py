@@ -34,7 +34,7 @@ from whet.formulas.reduce import REDUCTIONS
 from whet.records import Atom, Group, Metric, Step, add_metrics, seed_of
 from whet.rollouts.assemble import to_atoms
 from whet.rollouts.feed import Feed
-from whet.training.base import Objective, Trainer
+from whet.training.base import REFERENCE, Objective, Trainer
 from whet.training.optim import learning_rate
 
 GAP = "sampling/logp_gap_mean"
@@ -83,7 +83,7 @@ def policy_gradient(
         faults += [f"left out: {listed(ready.left_out, step + 1)}"] if ready.left_out else []
         kl = setting.config.kl
         if kl.renew_every and (step + 1) % kl.renew_every == 0:
-            trainer.renew_reference(kl.keep)
+            trainer.update_frozen(REFERENCE, kl.keep)
         feed.publish(step + 1)
         metrics = {
             **played,
@@ -125,7 +125,7 @@ def update(
     While the critic is pretrained the policy stands still. `rate` is the share of the peak learning rates. Returned
     are the metrics, and a line for each update that was skipped because its gradient was not finite.
     """
-    config, train, objective = setting.config, setting.train, objective_of(critic, setting, standing)
+    config, objective = setting.config, objective_of(critic, setting, standing)
     tallies: dict[str, Metric] = {}
     norms: list[float] = []
     faults: list[str] = []
@@ -143,7 +143,7 @@ def update(
         if not still:
             if setting.mix is not None:
                 tallies = add_metrics(tallies, setting.mix.add(trainer, step * config.minibatches + place))
-            result = trainer.optim_step(train.lr * rate, muon_lr=train.muon_lr * rate)
+            result = trainer.optim_step(rate)
             norms.append(result.grad_norm)
             if not result.applied:
                 alone = blame(trainer, [(answer, weigh([answer], setting)) for answer in minibatch], objective)
@@ -154,8 +154,7 @@ def update(
         return updates, faults
     rows = [row for answer in answers for row in answer.rows]
     seed = seed_of(setting.seed, "critic", step)
-    lr, muon_lr = critic.config.lr * rate, critic.config.muon_lr * rate
-    return updates | critic.update(rows, lr=lr, muon_lr=muon_lr, seed=seed), faults
+    return updates | critic.update(rows, lr_factor=rate, seed=seed), faults
 
 
 def objective_of(critic: Critic | None, setting: Setting, standing: Standing) -> Objective:
@@ -231,9 +230,9 @@ def weigh(answers: Sequence[Answer], setting: Setting) -> list[Atom]:
     weights = reduce([row.trained_count for _, row in rows], [group for group, _ in rows], setting.max_tokens)
     return to_atoms(
         [
-            row.with_columns(weight=(weight,) * row.trained_count)
+            row.with_columns(weight=weight)
             for (_, row), weight in zip(rows, weights, strict=True)
-            if any(row.columns["advantage"]) or (row.trained_count and setting.config.needs_gradient_everywhere)
+            if row.columns["advantage"].any() or (row.trained_count and setting.config.needs_gradient_everywhere)
         ]
     )
 

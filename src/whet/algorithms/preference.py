@@ -13,16 +13,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from whet.algorithms.answers import Answers, add_constant, answers_of, pairs_of, row_constant
+from whet.algorithms.answers import Answers, add_constant, answers_of, pairs_of
 from whet.algorithms.supervised import supervised
 from whet.config import TrainConfig
 from whet.config.preference import BetaTerm, IPOTerm, KTOTerm, LossConfig, Term
 from whet.errors import DataError, TrainingError
 from whet.formulas.preference import LOSSES, MEANS, REFERENCE_FREE, STATISTICS, kto
-from whet.records import Atom, Step, TokenRow
+from whet.records import Atom, Column, Step, TokenRow
 from whet.training.base import Batch, Need, Objective, Outputs, Tally, Trainer
 from whet.training.compare import JudgedRow
 
@@ -96,6 +97,7 @@ class Prefer:
     config: LossConfig
     needs: frozenset[Need] = field(default_factory=frozenset)
     temperature: float = 1.0
+    compares: bool = True
 
     def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Mapping[str, Tally]]:
         """The weighted loss, and metrics under TRL's names, as means over pairs."""
@@ -144,8 +146,8 @@ def _with_statistics(atoms: Sequence[Atom], config: LossConfig, trainer: Trainer
     """The atoms (of two rows each) with the statistics of the step that their losses look at."""
     assert all(len(atom.rows) == 2 for atom in atoms), "statistics are of pairs"
     rows = [row for atom in atoms for row in atom.rows]
-    logp_R = torch.tensor([sum(logp) for logp in trainer.logprobs(rows, temperature=1.0)], dtype=torch.float64)
-    ref_R = torch.tensor([sum(row.columns["ref_logp"]) for row in rows], dtype=torch.float64)
+    logp_R = torch.tensor(_sums(trainer.forward(rows, "logp")["logp"]), dtype=torch.float64)
+    ref_R = torch.tensor(_sums([row.columns["ref_logp"] for row in rows]), dtype=torch.float64)
     length_R = torch.tensor([row.trained_count for row in rows], dtype=torch.float64)
     known = Answers(logp_R=logp_R, ref_R=ref_R, length_R=length_R, constants={}, distance={})
     first_P = torch.arange(0, len(rows), 2)
@@ -153,10 +155,17 @@ def _with_statistics(atoms: Sequence[Atom], config: LossConfig, trainer: Trainer
         if kind in STATISTICS:
             chosen_P, rejected_P = STATISTICS[kind](known.pairs(first_P, first_P + 1, kind))
             atoms = [
-                Atom(rows=tuple(row_constant(row, f"step/{kind}", x) for row, x in zip(atom.rows, pair, strict=True)))
+                Atom(
+                    rows=tuple(row.with_columns(**{f"step/{kind}": x}) for row, x in zip(atom.rows, pair, strict=True))
+                )
                 for atom, *pair in zip(atoms, chosen_P.tolist(), rejected_P.tolist(), strict=True)
             ]
     return list(atoms)
+
+
+def _sums(columns: Sequence[Column]) -> list[float]:
+    """The sum over each answer's tokens, in double precision."""
+    return [float(each.sum(dtype=np.float64)) for each in columns]
 
 
 # -------------------------------------------------------------------------------------- single answers
@@ -169,6 +178,7 @@ class Judge:
     term: KTOTerm
     needs: frozenset[Need] = field(default_factory=frozenset)
     temperature: float = 1.0
+    compares: bool = False
 
     def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Mapping[str, Tally]]:
         """The weighted loss, and metrics under TRL's names, as means over good or bad answers."""
@@ -196,12 +206,11 @@ def beside_mismatched(judged: Sequence[JudgedRow], max_length: int) -> list[Atom
     """
     rows, found = [each.row for each in judged], []
     for i, row in enumerate(rows):
-        prompt = row.tokens[: row.shared]
         others = (rows[(i + k) % len(rows)] for k in range(1, len(rows)))
         fits = (
             other
             for other in others
-            if other.tokens[: other.shared] != prompt and row.shared + len(other.tokens) - other.shared <= max_length
+            if other.prompt != row.prompt and row.shared + len(other.tokens) - other.shared <= max_length
         )
         other = next(fits, None)
         if other is None:
@@ -209,8 +218,9 @@ def beside_mismatched(judged: Sequence[JudgedRow], max_length: int) -> list[Atom
                 f"{judged[i].origin}: KTO measures its baseline on answers to other prompts, and none fits after this "
                 "one; add rows with other prompts, or raise train.max_length"
             )
-        trained = row.trained[: row.shared] + other.trained[other.shared :]
-        foreign = TokenRow(tokens=prompt + other.tokens[other.shared :], trained=trained, shared=row.shared)
+        trained = np.concatenate([row.trained[: row.shared], other.trained[other.shared :]])
+        tokens = np.concatenate([row.tokens[: row.shared], other.tokens[other.shared :]])
+        foreign = TokenRow(tokens=tokens, trained=trained, shared=row.shared)
         found.append(add_constant(Atom(rows=(row, foreign)), "good", float(judged[i].good)))
     return found
 
@@ -221,8 +231,7 @@ def _with_baseline(batch: Sequence[Atom], trainer: Trainer) -> list[Atom]:
     That distance, z = max(0, mean of l), is taken over the whole step without gradient, so no split changes it.
     """
     foreign = [atom.rows[1] for atom in batch]
-    now = trainer.logprobs(foreign, temperature=1.0)
-    distances = [sum(logp) - sum(row.columns["ref_logp"]) for logp, row in zip(now, foreign, strict=True)]
-    baseline = max(0.0, sum(distances) / len(distances))
+    now, before = trainer.forward(foreign, "logp")["logp"], [row.columns["ref_logp"] for row in foreign]
+    baseline = max(0.0, (sum(_sums(now)) - sum(_sums(before))) / len(foreign))
     alone = [Atom(rows=atom.rows[:1]) for atom in batch]
     return [add_constant(add_constant(atom, "baseline", baseline), "weight", 1 / len(alone)) for atom in alone]

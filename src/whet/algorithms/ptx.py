@@ -38,8 +38,7 @@ class PretrainingMix:
         return [
             Atom(
                 rows=tuple(
-                    row.with_columns(weight=tuple(self.config.coefficient * weight for weight in row.columns["weight"]))
-                    for row in atom.rows
+                    row.with_columns(weight=self.config.coefficient * row.columns["weight"]) for row in atom.rows
                 )
             )
             for atom in weighed

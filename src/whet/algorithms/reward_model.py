@@ -66,6 +66,7 @@ class Rank:
     """Weight of (r_w + r_l)^2 of each pair."""
     needs: frozenset[Need] = field(default_factory=lambda: frozenset({"score"}))
     temperature: float = 1.0
+    compares: bool = True
 
     def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Mapping[str, Tally]]:
         """The weighted loss; as metrics the means over pairs of the loss, of who won and of by how much."""
@@ -104,6 +105,7 @@ class Label:
 
     needs: frozenset[Need] = field(default_factory=lambda: frozenset({"score"}))
     temperature: float = 1.0
+    compares: bool = False
 
     def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Mapping[str, Tally]]:
         """The weighted loss, its mean, and how many labels the score is on the right side of."""
@@ -125,6 +127,7 @@ class Rate:
     objectives: tuple[str, ...]
     needs: frozenset[Need] = field(default_factory=lambda: frozenset({"score"}))
     temperature: float = 1.0
+    compares: bool = False
 
     def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Mapping[str, Tally]]:
         """The weighted squared errors; as metrics their mean over all ratings, and over those of each objective."""
@@ -169,7 +172,7 @@ def rated(answer: RatedRow, objectives: Sequence[str]) -> Atom:
 def scaled(atom: Atom, scales: Mapping[str, Scale]) -> Atom:
     """A rated answer with its ratings in standard deviations from their mean."""
     for name, scale in scales.items():
-        (rating,) = atom.rows[0].columns[f"rating/{name}"]
+        rating = atom.rows[0].columns[f"rating/{name}"].item()
         atom = add_constant(atom, f"rating/{name}", (rating - scale.mean) / scale.std)
     return atom
 
@@ -185,7 +188,7 @@ def weighed(examples: Sequence[Atom], *, config: RewardModelStage) -> list[Atom]
         return [add_constant(atom, "weight", _share(len(atom.rows), pairs=pairs) / len(examples)) for atom in examples]
     if config.learn == "ratings":
         columns = [atom.rows[0].columns[f"rating/{name}"] for atom in examples for name in config.objectives]
-        ratings = sum(isfinite(rating) for (rating,) in columns)
+        ratings = sum(isfinite(rating.item()) for rating in columns)
         return [add_constant(atom, "weight", 1 / ratings) for atom in examples]
     lengths = [atom.rows[0].trained_count for atom in examples]
     weights = token_mean(lengths) if config.learn == "steps" else sequence_mean(lengths)

@@ -32,9 +32,10 @@ class ModelScorer:
     def read(self, passages: Sequence[Passage]) -> list[Reading]:
         """One reading of each passage; what cannot be written, is too long or has no number is a failure."""
         rows = [self._row(passage) for passage in passages]
-        scored = iter(self.trainer.scores([row for row in rows if isinstance(row, TokenRow)]))
+        writable = [row for row in rows if isinstance(row, TokenRow)]
+        scored = iter(self.trainer.forward(writable, "score")["score"])
         return [
-            self._reading(next(scored)) if isinstance(row, TokenRow) else Reading(scores=(), failure=row)
+            self._reading(next(scored).tolist()) if isinstance(row, TokenRow) else Reading(scores=(), failure=row)
             for row in rows
         ]
 

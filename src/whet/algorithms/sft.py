@@ -20,6 +20,7 @@ class Imitate:
 
     needs: frozenset[Need] = field(default_factory=frozenset)
     temperature: float = 1.0
+    compares: bool = False
 
     def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Mapping[str, Tally]]:
         """The weighted loss, and its plain mean over tokens as a metric."""
@@ -52,7 +53,4 @@ def sft(
 def weigh(rows: Sequence[TokenRow]) -> list[Atom]:
     """Each row an atom of its own, its tokens weighted by the token mean over all the rows."""
     weights = token_mean([row.trained_count for row in rows])
-    return [
-        Atom(rows=(row.with_columns(weight=(weight,) * row.trained_count),))
-        for row, weight in zip(rows, weights, strict=True)
-    ]
+    return [Atom(rows=(row.with_columns(weight=weight),)) for row, weight in zip(rows, weights, strict=True)]

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import isfinite
 
+import numpy as np
+
 from whet.algorithms.columns import Answer
 from whet.records import Atom
 from whet.training.base import Objective, Trainer
@@ -47,7 +49,7 @@ def listed(names: Sequence[str], step: int) -> str:
 def _fault(answer: Answer) -> str | None:
     for row in answer.rows:
         for name, values in row.columns.items():
-            wrong = next((value for value in values if not isfinite(value)), None)
-            if wrong is not None:
-                return f"{name} is {wrong}"
+            wrong = values[~np.isfinite(values)]
+            if len(wrong):
+                return f"{name} is {wrong[0]}"
     return None

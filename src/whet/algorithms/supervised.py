@@ -40,13 +40,13 @@ def supervised(
     """
     steps = supervised_steps(len(examples), config)
     thrown_away = state["thrown_away"] if state else 0.0
-    tokens = sum(examples[i].cost for step in range(start) for i in _batch(step, len(examples), config, seed))
+    tokens = state["num_tokens"] if state else 0.0
     for step in range(start, steps):
         began = time.monotonic()
         batch = [examples[i] for i in _batch(step, len(examples), config, seed)]
         found = trainer.forward_backward(weigh(batch), objective)
         rate = learning_rate(step + 1, steps, config)
-        result = trainer.optim_step(config.lr * rate, muon_lr=config.muon_lr * rate)
+        result = trainer.optim_step(rate)
         thrown_away = 0.0 if result.applied else thrown_away + 1
         if thrown_away >= NOT_FINITE:
             raise TrainingError(
@@ -68,7 +68,7 @@ def supervised(
                 "tokens_per_second": seen / seconds,
                 "time/train": seconds,
             },
-            state={"thrown_away": thrown_away},
+            state={"thrown_away": thrown_away, "num_tokens": float(tokens)},
         )
 
 

@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from whet.algorithms.sft import Imitate, weigh
 from whet.config import (
@@ -46,7 +48,7 @@ from whet.models.quantize import NF4_BYTES, quantisable
 from whet.pipeline.run import Run
 from whet.records import TokenRow
 from whet.training.base import Batch, Outputs
-from whet.training.engine import as_batch
+from whet.training.batch import as_batch
 from whet.training.memory import CACHED_TOKENS
 from whet.training.optim import Optimizers, eight_bit_state
 
@@ -294,7 +296,7 @@ def _trained(role: str, language: LanguageModel, ledger: Ledger, train: TrainCon
     else:
         optimizers = Optimizers(language.parameters, train)
         batch.run(language)
-        optimizers.step(lr=train.lr, muon_lr=train.muon_lr)
+        optimizers.step(1.0)
         optimizer = sum(p.nbytes for p in learning) + sum(value.nbytes for value in optimizers.state().values())
         held = weights + optimizer
     ledger.peak = 0
@@ -334,21 +336,25 @@ class _Microbatch:
 
     def run(self, model: LanguageModel) -> None:
         if is_scalar(model.module):
-            model.values(self.packed).sum().backward()
+            model.value_at(model.stream(self.packed)[self.packed.source_T]).sum().backward()
             return
-        logp_T, entropy_T = model.logp(self.packed, temperature=1.0, with_entropy=self.with_entropy)
+        logp_T, entropy_T = self._logp(model)
         loss, _ = Imitate()(Outputs(logp_T=logp_T, entropy_T=entropy_T), self.batch)
         loss.backward()
 
     def read(self, model: LanguageModel) -> None:
         """A pass without a gradient."""
-        model.logp(self.packed, temperature=1.0, with_entropy=self.with_entropy)
+        self._logp(model)
+
+    def _logp(self, model: LanguageModel) -> tuple[Tensor, Tensor | None]:
+        states_TD = model.stream(self.packed)[self.packed.source_T]
+        return model.logp_at(states_TD, self.packed.target_T, temperature=1.0, with_entropy=self.with_entropy)
 
 
 def _full_microbatch(tokens: int, *, with_entropy: bool) -> _Microbatch:
     """Sequences of 256 tokens, all trained; attention's work memory does not depend on how they are cut."""
     length = min(256, tokens)
-    row = TokenRow(tokens=(0,) * length, trained=(False,) + (True,) * (length - 1))
+    row = TokenRow(tokens=np.zeros(length, np.int32), trained=np.arange(length) > 0)
     atoms = weigh([row] * (tokens // length))
     packed = pack(atoms, torch.device("cpu"))
     assert packed.layout.buckets  # computed here, where numbers are numbers

@@ -37,7 +37,7 @@ class Conversation:
         (completion,) = self.policy.sampler.sample([request])
         if isinstance(completion, SamplerError):
             raise completion
-        answer = self.policy.template.parse(completion.tokens, completion.ending)
+        answer = self.policy.template.parse(completion.tokens.tolist(), completion.ending)
         self.messages.append(answer)
         return answer.content
 

@@ -8,11 +8,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypedDict
 
+import numpy as np
 import torch
 
 from whet.config import LoraConfig, ModelConfig, SamplingConfig, TrainConfig
 from whet.config.judge import ChatConfig, LocalChat
-from whet.config.reward_model import GateConfig
 from whet.config.rewards import ScorerConfig
 from whet.envs.judges.cache import CachedChat
 from whet.errors import ModelError
@@ -20,7 +20,7 @@ from whet.launch.chats import build_chat
 from whet.launch.memory import settle
 from whet.launch.scorers import LazyScorer
 from whet.models.gating import LENGTH, Gate, GateFacts
-from whet.models.heads import objectives_of
+from whet.models.heads import RewardFacts, objectives_of, reward_facts, set_reward_facts
 from whet.models.language import LanguageModel
 from whet.models.load import (
     load_model,
@@ -30,15 +30,14 @@ from whet.models.load import (
     read_max_length,
     require_same_tokens,
 )
-from whet.pipeline.stage import Policy
+from whet.pipeline.stage import NewGate, Policy
 from whet.rollouts.chat import Speaker
 from whet.sampling.embedded import EmbeddedSampler
 from whet.sampling.vllm import VllmSampler
 from whet.sampling.vllm_server import VllmServerSampler
 from whet.templates.jinja import JinjaTemplate
-from whet.training.base import Trainer
+from whet.training.base import REFERENCE, Trainer
 from whet.training.engine import LocalTrainer
-from whet.training.gating import GateTrainer
 
 PolicySampler = EmbeddedSampler | VllmSampler | VllmServerSampler
 
@@ -89,7 +88,7 @@ class LocalWorld:
         sampler = SAMPLERS[sampling.engine](language, sampling)
         return Policy(
             template=self.template(model),
-            trainer=LocalTrainer(language, train, reference=frozen),
+            trainer=LocalTrainer(language, train, {} if frozen is None else {REFERENCE: frozen}),
             sampler=sampler,
             hand_over=sampler.publish,
             max_length=language.max_length,
@@ -103,8 +102,11 @@ class LocalWorld:
         *,
         reads: ModelConfig | None = None,
         objectives: Sequence[str] = (),
+        gate: NewGate | None = None,
     ) -> Trainer:
         """A trainer over a model with a scalar head, which must know the tokens of the model that it `reads`."""
+        if gate is not None:
+            return _gated(gate, train)
         if reads is not None and model.path != reads.path:
             require_same_tokens(model, reads)
         language = load_scalar_model(model, **_how(train), objectives=objectives)
@@ -113,20 +115,6 @@ class LocalWorld:
                 f"{model.path}: rates {', '.join(several)}, and one number is needed here; begin with a model of one"
             )
         return LocalTrainer(language, train)
-
-    def gate(self, config: GateConfig, train: TrainConfig) -> GateTrainer:
-        """A gate over a frozen model's objectives; it begins with all of them alike."""
-        language = load_scalar_model(config.alone(), new_head=False)
-        names = objectives_of(language.module)
-        if not names or language.gate is not None:
-            has = "has a gate already" if names else "has one score"
-            raise ModelError(f"{config.path}: {has}, and a gate weighs several objectives (learn: ratings)")
-        if config.debias not in (None, LENGTH, *names):
-            raise ModelError(f"gate.debias is {config.debias!r}: neither length nor one of {', '.join(names)}")
-        language.module.requires_grad_(False)
-        facts = GateFacts(hidden=config.hidden, temperature=config.temperature, debias=config.debias)
-        gate = Gate(facts, names, language.module.score.weight.shape[1]).to(language.device)
-        return GateTrainer(replace(language, gate=gate), gate, train)
 
     def chat(self, config: ChatConfig) -> CachedChat:
         """Who the recipe names; a model on this machine is loaded at its first question and never trained."""
@@ -145,6 +133,29 @@ class LocalWorld:
     def reseed(self, seed: int) -> None:
         """Seed torch's global generators, which dropout and new adapters draw from."""
         torch.manual_seed(seed)
+
+
+def _gated(new: NewGate, train: TrainConfig) -> LocalTrainer:
+    """A frozen model with a new gate over its objectives; it begins with all of them alike."""
+    config = new.config
+    language = load_scalar_model(config.alone(), new_head=False)
+    names = objectives_of(language.module)
+    if not names or language.gate is not None:
+        has = "has a gate already" if names else "has one score"
+        raise ModelError(f"{config.path}: {has}, and a gate weighs several objectives (learn: ratings)")
+    if config.debias not in (None, LENGTH, *names):
+        raise ModelError(f"gate.debias is {config.debias!r}: neither length nor one of {', '.join(names)}")
+    language.module.requires_grad_(False)
+    facts = GateFacts(hidden=config.hidden, temperature=config.temperature, debias=config.debias)
+    gate = Gate(facts, names, language.module.score.weight.shape[1]).to(language.device)
+    set_reward_facts(language.module, replace(reward_facts(language.module) or RewardFacts(), gate=facts))
+    trainer = LocalTrainer(replace(language, gate=gate), train)
+    if config.debias is not None:
+        read = trainer.forward(new.taught, "score")["score"]
+        score_NK = torch.from_numpy(np.stack([end[0, 1 : 1 + len(names)] for end in read]))
+        length_N = torch.tensor([float(len(row.tokens) - row.shared) for row in new.taught])
+        gate.debias(score_NK.to(language.device), length_N.to(language.device))
+    return trainer
 
 
 class _How(TypedDict):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -62,9 +62,17 @@ def reward_facts(module: Any) -> RewardFacts | None:
     return RewardFacts(**{**noted, "gate": gate})
 
 
+def set_reward_facts(module: Any, facts: RewardFacts) -> None:
+    """Note the facts in the config of a model in memory: its export then has them."""
+    setattr(module.config, FACTS, asdict(facts))
+
+
 def note_reward_facts(folder: Path, facts: RewardFacts) -> None:
-    """Write the facts into the config of an exported model."""
+    """Write the facts into the config of an exported model; a gate and the ratings below it are kept."""
     config = read_json(folder / "config.json")
+    before = config.get(FACTS, {})
+    if before.get("gate"):
+        facts = replace(facts, gate=GateFacts(**before["gate"]), ratings=before["ratings"])
     write_atomic(folder / "config.json", json.dumps({**config, FACTS: asdict(facts)}, indent=2).encode())
 
 
@@ -72,6 +80,12 @@ def objectives_of(module: Any) -> tuple[str, ...]:
     """The names of a head's outputs, in order; none where it has one output, which is the score."""
     outputs = module.score.weight.shape[0]
     return tuple(module.config.id2label[place] for place in range(outputs)) if outputs > 1 else ()
+
+
+def objectives_in(folder: Path) -> tuple[str, ...]:
+    """The same of an exported model, from its config alone."""
+    labels = read_json(folder / "config.json")["id2label"]
+    return tuple(labels[str(place)] for place in range(len(labels))) if len(labels) > 1 else ()
 
 
 def load_scalar(where: str, objectives: Sequence[str] = (), **options: Any) -> Any:

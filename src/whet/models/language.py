@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,26 @@ from whet.models.heads import SCORE, is_scalar, reward_facts
 from whet.models.pack import Packed, prompt_ends
 from whet.models.products import linear
 from whet.models.quantize import is_quantised, save_dequantised
+
+Want = Literal["logp", "entropy", "value", "score", "top_k"]
+"""What may be read of a row's trained tokens without a gradient."""
+TOP_K_ROWS = 256
+"""Positions whose logits over the whole vocabulary are held at once to find the most likely tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What to read of each trained token."""
+
+    want: frozenset[Want]
+    temperature: float = 1.0
+    top_k: int = 0
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of what comes back."""
+        names = (("top_k/ids", "top_k/logp") if name == "top_k" else (name,) for name in sorted(self.want))
+        return tuple(column for each in names for column in each)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,14 +135,34 @@ class LanguageModel:
         value_T, facts = self.head_at(states_TD).squeeze(-1), reward_facts(self.module)
         return value_T if facts is None else (value_T - facts.mean) / facts.std
 
-    def logp(self, packed: Packed, *, temperature: float, with_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
-        """(log p, entropy or None) of the trained tokens of a micro-batch."""
-        states_TD = self.stream(packed)[packed.source_T]
-        return self.logp_at(states_TD, packed.target_T, temperature=temperature, with_entropy=with_entropy)
+    def read(self, packed: Packed, ask: Ask) -> dict[str, Tensor]:
+        """The asked columns of a micro-batch's trained tokens, from one pass."""
+        stream_ND = self.stream(packed)
+        states_TD = stream_ND[packed.source_T]
+        found = {}
+        if ask.want & {"logp", "entropy"}:
+            with_entropy = "entropy" in ask.want
+            logp_T, entropy_T = self.logp_at(
+                states_TD, packed.target_T, temperature=ask.temperature, with_entropy=with_entropy
+            )
+            found = {"logp": logp_T} | ({} if entropy_T is None else {"entropy": entropy_T})
+        if "value" in ask.want:
+            found["value"] = self.value_at(states_TD)
+        if "score" in ask.want:
+            found["score"] = self.scores_in(stream_ND, packed)
+        if "top_k" in ask.want:
+            found["top_k/logp"], found["top_k/ids"] = self.top_k_at(states_TD, ask.top_k, temperature=ask.temperature)
+        return {name: found[name] for name in ask.columns}
 
-    def values(self, packed: Packed) -> Tensor:
-        """Value of the state before each trained token of a micro-batch."""
-        return self.value_at(self.stream(packed)[packed.source_T])
+    def top_k_at(self, states_TD: Tensor, k: int, *, temperature: float) -> tuple[Tensor, Tensor]:
+        """(log p, ids) of the k most likely tokens at these states, each (T, k), the likeliest first."""
+        pieces = []
+        for piece_TD in states_TD.split(TOP_K_ROWS):
+            logp_TV = self.logits(piece_TD).to(torch.promote_types(piece_TD.dtype, torch.float32)) / temperature
+            top = logp_TV.log_softmax(-1).topk(k, dim=-1)
+            pieces.append((top.values, top.indices.to(torch.int32)))
+        logps, ids = zip(*pieces, strict=True)
+        return torch.cat(logps), torch.cat(ids)
 
     def scores_in(self, stream_ND: Tensor, packed: Packed) -> Tensor:
         """What the head says having read each trained token of a micro-batch, (T, K), from its hidden states.
@@ -132,15 +172,6 @@ class LanguageModel:
         return (
             self.head_at(stream_ND[packed.place_T]) if self.gate is None else self.gate(*self._gated(stream_ND, packed))
         )
-
-    def scores(self, packed: Packed) -> Tensor:
-        """The same from the start."""
-        return self.scores_in(self.stream(packed), packed)
-
-    def features(self, packed: Packed) -> Tensor:
-        """All that a gate reads at each trained token, (T, D + K + 1): the prompt's last state, scores, length."""
-        state_TD, score_TK, length_T = self._gated(self.stream(packed), packed)
-        return torch.cat([state_TD, score_TK, length_T[:, None]], dim=1)
 
     def _gated(self, stream_ND: Tensor, packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
         prompt_T, positions_N = prompt_ends(packed), packed.layout.positions_N

@@ -13,11 +13,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from whet.models.attention import Tree, TreeLayout
-from whet.records import Atom
+from whet.records import Atom, TokenIds
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,27 +44,31 @@ def prompt_ends(packed: Packed) -> Tensor:
 
 def pack(atoms: Sequence[Atom], device: torch.device, backend: str = "flash") -> Packed:
     """The atoms one after another, each as its shared prompt and then every row's own tokens."""
-    stream: list[int] = []
-    source: list[int] = []
-    place: list[int] = []
-    target: list[int] = []
+    stream: list[TokenIds] = []
+    sources: list[npt.NDArray[np.int64]] = []
+    places: list[npt.NDArray[np.int64]] = []
+    targets: list[TokenIds] = []
     trees: list[Tree] = []
+    end = 0
     for atom in atoms:
-        shared, start = atom.rows[0].shared, len(stream)
-        stream += atom.rows[0].tokens[:shared]
+        shared = atom.rows[0].shared
+        stream.append(atom.rows[0].tokens[:shared])
+        end += shared
+        prompt_end = end - 1
         for row in atom.rows:
-            base = len(stream) - shared  # position t >= shared of this row stands at base + t
-            for t in range(shared, len(row.tokens)):
-                if row.trained[t]:
-                    source.append(base + t - 1 if t > shared else start + shared - 1)
-                    place.append(base + t)
-                    target.append(row.tokens[t])
-            stream += row.tokens[shared:]
+            own, own_T = row.tokens[shared:], np.flatnonzero(row.trained[shared:])
+            place_T = own_T + end
+            # A row's first own token is predicted where its prompt ends; without a prompt it is never trained.
+            sources.append(np.where(own_T == 0, prompt_end, place_T - 1))
+            places.append(place_T)
+            targets.append(own[own_T])
+            stream.append(own)
+            end += len(own)
         trees.append(Tree(shared, tuple(len(row.tokens) - shared for row in atom.rows)))
     return Packed(
-        input_N=torch.tensor(stream, device=device),
+        input_N=torch.from_numpy(np.concatenate(stream, dtype=np.int64)).to(device),
         layout=TreeLayout(tuple(trees), device, backend),
-        source_T=torch.tensor(source, dtype=torch.long, device=device),
-        place_T=torch.tensor(place, dtype=torch.long, device=device),
-        target_T=torch.tensor(target, dtype=torch.long, device=device),
+        source_T=torch.from_numpy(np.concatenate(sources)).to(device),
+        place_T=torch.from_numpy(np.concatenate(places)).to(device),
+        target_T=torch.from_numpy(np.concatenate(targets, dtype=np.int64)).to(device),
     )

@@ -34,7 +34,7 @@ class Lesson:
     @property
     def prompt(self) -> tuple[int, ...]:
         """The tokens that its answers share."""
-        return self.atom.rows[0].tokens[: self.atom.rows[0].shared]
+        return tuple(self.atom.rows[0].tokens[: self.atom.rows[0].shared].tolist())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,8 +71,7 @@ def lessons(world: World, model: ModelConfig, config: RewardModelStage) -> Lesso
 
 def ratings_of(lesson: Lesson, name: str) -> float:
     """What its answer was rated by this objective, NaN where nobody did."""
-    (rating,) = lesson.atom.rows[0].columns[f"rating/{name}"]
-    return rating
+    return float(lesson.atom.rows[0].columns[f"rating/{name}"].item())
 
 
 def _scale(taught: Sequence[Lesson], name: str) -> Scale:

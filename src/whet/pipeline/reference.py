@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,9 +44,7 @@ class Referred(Sequence[Atom]):
             return [self[i] for i in range(*index.indices(len(self)))]
         rows, first = self._atoms[index].rows, self._first[index]
         logps = self._logps[first : first + len(rows)]
-        return Atom(
-            rows=tuple(row.with_columns(ref_logp=tuple(x.tolist())) for row, x in zip(rows, logps, strict=True))
-        )
+        return Atom(rows=tuple(row.with_columns(ref_logp=x.numpy()) for row, x in zip(rows, logps, strict=True)))
 
 
 def with_reference(context: Context, trainer: Trainer, atoms: Sequence[Atom], name: str) -> Referred:
@@ -55,8 +54,7 @@ def with_reference(context: Context, trainer: Trainer, atoms: Sequence[Atom], na
     """
 
     def read(rows: Sequence[TokenRow]) -> Tensor:
-        logps = trainer.logprobs(rows, temperature=1.0)
-        return torch.tensor([x for row in logps for x in row], dtype=torch.float32)
+        return torch.from_numpy(np.concatenate(trainer.forward(rows, "logp")["logp"])).float()
 
     rows = [row for atom in atoms for row in atom.rows]
     folder, model = context.folder / "reference" / name, context.model.path

@@ -12,27 +12,23 @@ from math import isfinite
 from statistics import fmean, pstdev
 
 import numpy as np
-import torch
 
 from whet.algorithms.reward_model import objective_of, reward_model, weighed
 from whet.algorithms.supervised import supervised_steps
 from whet.config import RewardModelStage
-from whet.config.reward_model import GateConfig
 from whet.evals.judgement import Judgement, Labelled, Ranked, judge_labels, judge_rankings, judge_rivals
 from whet.evals.mixture import fixed_mixtures, mixed
 from whet.evals.ratings import Rating, Ratings, judge_ratings
 from whet.files import write_json
-from whet.models.heads import RewardFacts, note_reward_facts
+from whet.models.heads import RewardFacts, note_reward_facts, objectives_in
 from whet.pipeline.lessons import Lesson, Lessons, lessons, ratings_of
 from whet.pipeline.loop import drive
-from whet.pipeline.passes import kept_pass
 from whet.pipeline.sft_stage import with_evaluation
-from whet.pipeline.stage import Context
-from whet.records import Metric, Step
+from whet.pipeline.stage import Context, NewGate
+from whet.records import Column, Metric, Step, TokenRow
 from whet.tracking.judged import RULES
 from whet.tracking.log import RunLog
 from whet.training.base import Trainer
-from whet.training.gating import GateTrainer
 
 REFERENCES = 512
 """Comparisons whose answers say where zero is, and one."""
@@ -46,10 +42,11 @@ def run_reward_model(context: Context) -> None:
     assert isinstance(config, RewardModelStage)
     given = lessons(context.world, config.gate or context.model, config)
     context.console.say(f"{context.name}: {given.described}")
-    trainer = (
-        context.world.scalar_model(context.model, config.train, objectives=config.objectives)
-        if config.gate is None
-        else _gate(context, config.gate, config, given)
+    trainer = context.world.scalar_model(
+        context.model,
+        config.train,
+        objectives=config.objectives,
+        gate=None if config.gate is None else NewGate(config=config.gate, taught=_rows(given.taught)),
     )
     atoms = [lesson.atom for lesson in given.taught]
     steps = supervised_steps(len(atoms), config.train)
@@ -66,36 +63,25 @@ def run_reward_model(context: Context) -> None:
     drive(context, trainer, RunLog(context.folder), begin, steps=steps)
     note_reward_facts(context.folder / "model", _facts(trainer, given, config))
     if given.held_out:
-        found = judgement(trainer, given, config)
+        found = judgement(trainer, given, config, names=objectives_in(context.folder / "model"))
         write_json(context.folder / "reward.json", asdict(found))
         context.console.say(f"{context.name}: {describe(found)}")
-
-
-def _gate(context: Context, gate: GateConfig, config: RewardModelStage, given: Lessons) -> GateTrainer:
-    """A new gate that knows all answers of the stage: what the frozen model says of them is computed once."""
-    trainer = context.world.gate(gate, config.train)
-    taught, held_out = ([row for lesson in part for row in lesson.atom.rows] for part in (given.taught, given.held_out))
-    for name, rows in (("taught", taught), ("held_out", held_out)):
-        folder = context.checkpoints / "features" / name
-        read = list(kept_pass(context, folder, rows, trainer.features, model=gate.path, trained=False))
-        if read:
-            trainer.learn_from(rows, torch.cat(read))
-    trainer.debias(taught)
-    return trainer
 
 
 # --------------------------------------------------------------------------------------------- measuring
 
 
-def judgement(trainer: Trainer, given: Lessons, config: RewardModelStage) -> Judgement | Ratings:
-    """How the trained model judges what it has not seen."""
+def judgement(
+    trainer: Trainer, given: Lessons, config: RewardModelStage, *, names: Sequence[str] = ()
+) -> Judgement | Ratings:
+    """How the trained model judges what it has not seen; `names` are the outputs of its head, where it has several."""
     held_out, scored = given.held_out, _scores(trainer, given.held_out)
     if config.learn == "ratings":
         return judge_ratings(
             {
                 name: [
-                    Rating(prompt=lesson.prompt, score=end[place], rating=rating, length=lesson.lengths[0])
-                    for lesson, ((end,),) in zip(held_out, scored, strict=True)
+                    Rating(prompt=lesson.prompt, score=float(end[0, place]), rating=rating, length=lesson.lengths[0])
+                    for lesson, (end,) in zip(held_out, scored, strict=True)
                     if isfinite(rating := ratings_of(lesson, name))
                 ]
                 for place, name in enumerate(config.objectives)
@@ -103,28 +89,27 @@ def judgement(trainer: Trainer, given: Lessons, config: RewardModelStage) -> Jud
         )
     if config.learn == "comparisons":
         ranked = [
-            Ranked(prompt=lesson.prompt, scores=tuple(end[0] for (end,) in scores), lengths=lesson.lengths)
+            Ranked(prompt=lesson.prompt, scores=tuple(float(end[0, 0]) for end in scores), lengths=lesson.lengths)
             for lesson, scores in zip(held_out, scored, strict=True)
         ]
-        rivals = judge_rivals(ranked, _without_gate(trainer, given)) if isinstance(trainer, GateTrainer) else {}
+        rivals = {} if config.gate is None else judge_rivals(ranked, _without_gate(trainer, given, names))
         return replace(judge_rankings(ranked), rivals=rivals)
     ends = config.learn == "outcomes"  # an outcome is judged at the answer's end, however many tokens were taught
     return judge_labels(
         [
             Labelled(prompt=lesson.prompt, score=score, label=label)
-            for lesson, (scores,) in zip(held_out, scored, strict=True)
-            for (score,), label in list(zip(scores, lesson.atom.rows[0].columns["label"], strict=True))[
-                -1 if ends else 0 :
-            ]
+            for lesson, (score_TK,) in zip(held_out, scored, strict=True)
+            for score, label in list(
+                zip(score_TK[:, 0].tolist(), lesson.atom.rows[0].columns["label"].tolist(), strict=True)
+            )[-1 if ends else 0 :]
         ]
     )
 
 
-def _without_gate(trainer: GateTrainer, given: Lessons) -> Mapping[str, Sequence[tuple[float, ...]]]:
-    """The scores of held-out answers by what needs no gate, chosen on the answers that were taught."""
-    names = trainer.objectives
+def _without_gate(trainer: Trainer, given: Lessons, names: Sequence[str]) -> Mapping[str, Sequence[tuple[float, ...]]]:
+    """The scores of held-out answers by fixed weights over the objectives, chosen on the answers that were taught."""
     taught, held_out = (
-        [np.array([end[1 : 1 + len(names)] for (end,) in answers]) for answers in _scores(trainer, part)]
+        [np.stack([end[0, 1 : 1 + end.shape[1] // 2] for end in answers]) for answers in _scores(trainer, part)]
         for part in (given.taught, given.held_out)
     )
     return {name: mixed(held_out, weights) for name, weights in fixed_mixtures(taught, names).items()}
@@ -154,13 +139,16 @@ def _facts(trainer: Trainer, given: Lessons, config: RewardModelStage) -> Reward
         return RewardFacts(ratings=given.scales)
     if config.learn != "comparisons":
         return RewardFacts(reads="steps" if config.learn == "steps" else "answers", link="sigmoid")
-    scored = [[end[0] for (end,) in scores] for scores in _scores(trainer, given.taught[:REFERENCES])]
+    scored = [[float(end[0, 0]) for end in scores] for scores in _scores(trainer, given.taught[:REFERENCES])]
     spread = pstdev([score for scores in scored for score in scores]) if config.normalise == "unit" else 1.0
-    found = RewardFacts(mean=fmean(scores[0] for scores in scored), std=spread or 1.0)
-    return trainer.described(found) if isinstance(trainer, GateTrainer) else found
+    return RewardFacts(mean=fmean(scores[0] for scores in scored), std=spread or 1.0)
 
 
-def _scores(trainer: Trainer, given: Sequence[Lesson]) -> list[list[tuple[tuple[float, ...], ...]]]:
-    """For each lesson, for each of its rows, for each place that is read there, all outputs of the head."""
-    found = iter(trainer.scores([row for lesson in given for row in lesson.atom.rows]))
+def _rows(given: Sequence[Lesson]) -> list[TokenRow]:
+    return [row for lesson in given for row in lesson.atom.rows]
+
+
+def _scores(trainer: Trainer, given: Sequence[Lesson]) -> list[list[Column]]:
+    """For each lesson and each of its rows all outputs of the head, (places read, K)."""
+    found = iter(trainer.forward(_rows(given), "score")["score"])
     return [[next(found) for _ in lesson.atom.rows] for lesson in given]

@@ -99,7 +99,9 @@ def run_rl(context: Context) -> None:
 
 
 def _curriculum(config: CurriculumConfig | None, listed: Sequence[Task]) -> Curriculum | None:
-    return None if config is None else Curriculum(config=config, hardness=hardness_of(listed, config))
+    if config is None:
+        return None
+    return Curriculum(config=config, tasks=len(listed), hardness=hardness_of(listed, config))
 
 
 def _critic(context: Context, config: RLStage, policy: Policy) -> Critic | None:
@@ -111,7 +113,8 @@ def _critic(context: Context, config: RLStage, policy: Policy) -> Critic | None:
         return Critic(trainer=policy.trainer, config=asked)
     start = context.model
     model = start if asked.model is None else start.model_copy(update={"path": asked.model.path})
-    return Critic(trainer=context.world.scalar_model(model, config.train, reads=start), config=asked)
+    train = config.train.model_copy(update={"lr": asked.lr, "muon_lr": asked.muon_lr})
+    return Critic(trainer=context.world.scalar_model(model, train, reads=start), config=asked)
 
 
 def pretraining_rows(config: RLStage, model: ModelConfig, world: World) -> Checked | None:

@@ -17,12 +17,12 @@ from whet.config.judge import ChatConfig
 from whet.config.reward_model import GateConfig
 from whet.config.rewards import ScorerConfig
 from whet.envs.asked import Chat, Scorer
+from whet.records import TokenRow
 from whet.sampling.base import TokenSampler
 from whet.templates.base import Template
 from whet.tracking.base import Sink
 from whet.tracking.console import Console
 from whet.training.base import Trainer
-from whet.training.gating import GateTrainer
 
 ROWS = "rows.jsonl"
 """The rows that a stage made, in its folder."""
@@ -41,6 +41,14 @@ class Policy:
     """Most tokens that the model attends to."""
     about: str
     """How it computes: what was chosen for this machine, for people to read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewGate:
+    """A gate to train over a frozen model's objectives, debiased over the rows that it is taught."""
+
+    config: GateConfig
+    taught: Sequence[TokenRow]
 
 
 class World(Protocol):
@@ -73,15 +81,14 @@ class World(Protocol):
         *,
         reads: ModelConfig | None = None,
         objectives: Sequence[str] = (),
+        gate: NewGate | None = None,
     ) -> Trainer:
         """A model that gives numbers (a critic, a reward model) with a trainer of its own, from any model's weights.
 
-        It gives one, or one for each of the `objectives`. `reads`: the policy whose tokens it is given. Raises
-        `ModelError` where its tokenizer is another one, or the weights have a head of other outputs.
+        It gives one, or one for each of the `objectives`. `reads`: the policy whose tokens it is given. With a `gate`
+        the model stays as it is, and the gate over its objectives is trained. Raises `ModelError` where its tokenizer
+        is another one, or the weights have a head of other outputs.
         """
-
-    def gate(self, config: GateConfig, train: TrainConfig) -> GateTrainer:
-        """A new gate over a reward model of several objectives. Raises `ModelError` where it is none."""
 
     def chat(self, config: ChatConfig) -> Chat:
         """Somebody who answers conversations: an endpoint, a local model or a script. Asks nobody until it is asked."""

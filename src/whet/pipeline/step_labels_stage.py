@@ -90,8 +90,8 @@ class _Labels:
         answer = episode.messages[-1].content
         text = split_steps(answer, self.config.separator)
         ends = list(accumulate(map(len, text)))[:-1]
-        places = completing_tokens(turn.completion.tokens, answer, ends, self.player.template.decode)
-        prefixes = tuple(turn.completion.tokens[: place + 1] for place in places)
+        places = completing_tokens(turn.completion.tokens.tolist(), answer, ends, self.player.template.decode)
+        prefixes = tuple(tuple(turn.completion.tokens[: place + 1].tolist()) for place in places)
         return _Steps(task=task, text=tuple(text), prefixes=prefixes, right=episode.score.correct)
 
     def _values(self, answers: Sequence[_Steps], number: int, seed: int) -> dict[tuple[str, Tokens], float]:
@@ -112,7 +112,7 @@ class _Labels:
                 continue  # says nothing about the step
             place = index // self.config.rollouts
             (_, prefix), task = asked[place]
-            tokens = prefix + completion.tokens
+            tokens = prefix + tuple(completion.tokens.tolist())
             attempt = Attempt(
                 task=task,
                 messages=(self.player.template.parse(tokens, completion.ending),),

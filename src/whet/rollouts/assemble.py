@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from whet.records import Atom, Episode, StepScore, TokenRow, TokenStep, Turn
 from whet.templates.places import completing_tokens
 
@@ -15,27 +17,37 @@ def to_rows(episode: Episode) -> list[TokenRow]:
     template rewrites history, a new row begins.
     """
     rows: list[TokenRow] = []
-    tokens: list[int] = []
-    trained: list[bool] = []
-    logps: list[float] = []
+    turns: list[Turn] = []
 
     def close() -> None:
-        if tokens:
-            columns = {"sampler_logp": tuple(logps)}
-            shared = len(episode.turns[0].prompt) if not rows else 0
-            rows.append(TokenRow(tokens=tuple(tokens), trained=tuple(trained), columns=columns, shared=shared))
+        if turns:
+            rows.append(_row(turns, shared=len(episode.turns[0].prompt) if not rows else 0))
+            turns.clear()
 
     for turn in episode.turns:
-        if list(turn.prompt[: len(tokens)]) != tokens:
+        if turns and not _continues(turns[-1], turn):
             close()
-            tokens, trained, logps = [], [], []
-        tokens += turn.prompt[len(tokens) :]
-        trained += [False] * (len(tokens) - len(trained))
-        tokens += turn.completion.tokens
-        trained += [True] * len(turn.completion.tokens)
-        logps += turn.completion.logprobs
+        turns.append(turn)
     close()
     return rows
+
+
+def _continues(before: Turn, turn: Turn) -> bool:
+    """Whether the prompt begins with all tokens of the turn before it."""
+    start, written = len(before.prompt), before.completion.tokens
+    end = start + len(written)
+    return np.array_equal(turn.prompt[:start], before.prompt) and np.array_equal(turn.prompt[start:end], written)
+
+
+def _row(turns: Sequence[Turn], *, shared: int) -> TokenRow:
+    """Turns that continue one another: the last one has all tokens of those before it."""
+    last = turns[-1]
+    tokens = np.concatenate([last.prompt, last.completion.tokens])
+    trained = np.zeros(len(tokens), np.bool_)
+    for turn in turns:
+        trained[len(turn.prompt) : len(turn.prompt) + len(turn.completion.tokens)] = True
+    logps = np.concatenate([turn.completion.logprobs for turn in turns])
+    return TokenRow(tokens=tokens, trained=trained, columns={"sampler_logp": logps}, shared=shared)
 
 
 def to_token_steps(
@@ -45,14 +57,14 @@ def to_token_steps(
 
     `answer` is what the turn's tokens spell, or a part of that.
     """
-    lasts = completing_tokens(turn.completion.tokens, answer, [step.end for step in steps], decode)
+    lasts = completing_tokens(turn.completion.tokens.tolist(), answer, [step.end for step in steps], decode)
     return tuple(TokenStep(last=last, value=step.value) for last, step in zip(lasts, steps, strict=True))
 
 
 def to_atoms(rows: Sequence[TokenRow]) -> list[Atom]:
     """Rows that begin with the same shared prompt become one atom, whose prompt is computed once."""
-    groups: dict[tuple[int, ...], list[TokenRow]] = {}
+    groups: dict[bytes, list[TokenRow]] = {}
     for row in rows:
-        groups.setdefault(row.tokens[: row.shared], []).append(row)
-    alone = [Atom(rows=(row,)) for row in groups.pop((), [])]
+        groups.setdefault(row.prompt, []).append(row)
+    alone = [Atom(rows=(row,)) for row in groups.pop(b"", [])]
     return [Atom(rows=tuple(group)) for group in groups.values()] + alone

@@ -6,8 +6,10 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from whet.errors import DataError, SamplerError
-from whet.records import Ending, Message, Reply, TokenRow
+from whet.records import Ending, Message, Reply, TokenRow, token_ids
 from whet.sampling.base import Request, SamplingParams, TokenSampler
 from whet.templates.base import Template
 from whet.training.base import Trainer
@@ -56,7 +58,7 @@ class ModelAsker:
             if isinstance(completion, SamplerError):
                 yield number, Reply(message=None, failure=str(completion))
                 continue
-            message = speaker.template.parse(completion.tokens, completion.ending)
+            message = speaker.template.parse(completion.tokens.tolist(), completion.ending)
             yield number, Reply(message=message, cut_off=completion.ending is Ending.LENGTH)
 
     def probabilities(
@@ -74,10 +76,10 @@ class ModelAsker:
                 places.append(place)
             except DataError:
                 del rows[len(places) * len(options) :]
-        logps = iter(self._speaking().trainer.logprobs(rows, temperature=1.0))
+        logps = iter(self._speaking().trainer.forward(rows, "logp")["logp"])
         found: list[tuple[float, ...] | None] = [None] * len(conversations)
         for place in places:
-            found[place] = _normalised([sum(next(logps)) for _ in options])
+            found[place] = _normalised([float(next(logps).sum(dtype=float)) for _ in options])
         return found
 
     def close(self) -> None:
@@ -105,7 +107,7 @@ class ModelAsker:
             raise DataError("the template writes a turn differently once it is answered")
         if len(whole.tokens) > speaker.max_length:
             raise DataError(f"the conversation has {len(whole.tokens)} tokens, more than the judge attends to")
-        return TokenRow(tokens=whole.tokens, trained=whole.trained, shared=len(prompt))
+        return TokenRow(tokens=token_ids(whole.tokens), trained=np.array(whole.trained), shared=len(prompt))
 
     def _speaking(self) -> Speaker:
         if self._speaker is None:

@@ -1,8 +1,10 @@
 """Which tasks come next: pools of difficulty, rests for what is solved or hopeless, past prompts that still teach.
 
-A curriculum knows tasks by their numbers. Everything that it does is derived from the seed, the step and three small
-tables: the share of right answers when a task was last played, that share when the epoch began, and until when a task
-rests. The tables are its whole state, as numbers under names of their own in a step's state.
+A curriculum knows tasks by their numbers. Everything that it does is derived from the seed, the step and three arrays
+of one number per task: the share of right answers when it was last played, that share when the epoch began, and until
+when it rests. The arrays are its whole state.
+
+Legend: N tasks.
 """
 
 from __future__ import annotations
@@ -10,6 +12,9 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
 
 from whet.config.curriculum import SOLVED, CurriculumConfig
 from whet.envs.base import Task
@@ -17,48 +22,62 @@ from whet.errors import DataError
 from whet.records import Group, seed_of
 
 UNKNOWN = 0.5
-"""What a task that was never measured counts for in the order by `solved`."""
+"""The share of right answers that a task which was never measured is ordered by (`by: solved`)."""
+TABLES = ("rate", "rate_before", "rest_until")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Curriculum:
-    """The tables of one run."""
+    """The arrays of one run."""
 
     config: CurriculumConfig
+    tasks: int
+    """N."""
     hardness: Sequence[float] = ()
     """By a column: one number for each task (`hardness_of`)."""
-    rate: dict[int, float] = field(default_factory=dict)
-    """Share of right answers when the task was last played."""
-    rate_before: dict[int, float] = field(default_factory=dict)
+    rate: np.ndarray = field(init=False)
+    """Share of right answers when the task was last played; NaN: never."""
+    rate_before: np.ndarray = field(init=False)
     """The same when this epoch began: what its order is made of."""
-    rest_until: dict[int, int] = field(default_factory=dict)
+    rest_until: np.ndarray = field(init=False)
     """First step in which the task may come again."""
+
+    def __post_init__(self) -> None:
+        self.rate, self.rate_before = np.full(self.tasks, np.nan), np.full(self.tasks, np.nan)
+        self.rest_until = np.zeros(self.tasks, np.int64)
 
     def begin_epoch(self) -> None:
         """Order the next epoch by what is known now."""
-        self.rate_before.update(self.rate)
+        self.rate_before = self.rate.copy()
 
     def order(self, shuffled: Sequence[int]) -> list[int]:
         """These tasks with the easiest pool first; inside a pool in the order given."""
         if self.config.by is None:
             return list(shuffled)
-        ranked = sorted(shuffled, key=self._hardness)
-        pool = {task: place * self.config.pools // len(ranked) for place, task in enumerate(ranked)}
-        return sorted(shuffled, key=lambda task: pool[task])
+        order = np.asarray(shuffled)
+        known_N = self.rate_before if self.config.by == SOLVED else np.asarray(self.hardness)
+        hardness = 1 - np.nan_to_num(known_N, nan=UNKNOWN) if self.config.by == SOLVED else known_N
+        place = np.empty(len(order), np.int64)
+        place[np.argsort(hardness[order], kind="stable")] = np.arange(len(order))
+        pool = place * self.config.pools // len(order)
+        return [int(task) for task in order[np.argsort(pool, kind="stable")]]
 
     def rests(self, task: int, step: int) -> bool:
         """Whether the task is left out of this step."""
-        return task in self.rest_until and step < self.rest_until[task]
+        return bool(step < self.rest_until[task])
 
     def resting(self, step: int) -> int:
         """How many tasks are left out of this step."""
-        return sum(step < until for until in self.rest_until.values())
+        return int((step < self.rest_until).sum())
 
     def again(self, count: int, *, step: int, seed: int) -> list[int]:
         """Past tasks for this step: at most the configured share of `count`, drawn from those that still teach."""
-        some_right = sorted(t for t, rate in self.rate.items() if 0 < rate < 1 and not self.rests(t, step))
+        if not self.config.replay:
+            return []
+        some_right = np.flatnonzero((self.rate > 0) & (self.rate < 1) & (self.rest_until <= step))
         wanted = min(round(self.config.replay * count), len(some_right))
-        return random.Random(seed_of(seed, "again", step)).sample(some_right, wanted)
+        drawn = random.Random(seed_of(seed, "again", step)).sample(range(len(some_right)), wanted)
+        return [int(some_right[place]) for place in drawn]
 
     def observe(self, task: int, group: Group, step: int) -> None:
         """Note what became of a task; a group in which nothing was judged says nothing."""
@@ -67,30 +86,20 @@ class Curriculum:
             return
         rate = self.rate[task] = sum(right) / len(right)
         low, high = self.config.rest_below, self.config.rest_above
-        self.rest_until.pop(task, None)
-        if (high is not None and rate >= high) or (low is not None and rate <= low):
-            self.rest_until[task] = step + 1 + self.config.rest_steps
+        rests = (high is not None and rate >= high) or (low is not None and rate <= low)
+        self.rest_until[task] = step + 1 + self.config.rest_steps if rests else 0
 
     @property
-    def state(self) -> dict[str, float]:
-        """The tables as numbers for a step's state."""
-        return {f"{name}/{task}": float(value) for name, table in self._tables for task, value in table.items()}
+    def state(self) -> dict[str, np.ndarray]:
+        """Copies of the arrays, for a step's state."""
+        return {name: getattr(self, name).copy() for name in TABLES}
 
-    def restore(self, state: Mapping[str, float]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`, which may hold other numbers too."""
-        for name, table in self._tables:
-            table.clear()
-            found = {int(key.removeprefix(f"{name}/")): v for key, v in state.items() if key.startswith(f"{name}/")}
-            table.update(found)  # type: ignore[arg-type]
-
-    @property
-    def _tables(self) -> tuple[tuple[str, dict[int, float] | dict[int, int]], ...]:
-        return (("rate", self.rate), ("rate_before", self.rate_before), ("rest_until", self.rest_until))
-
-    def _hardness(self, task: int) -> float:
-        if self.config.by == SOLVED:
-            return 1 - (self.rate_before[task] if task in self.rate_before else UNKNOWN)
-        return self.hardness[task]
+        self.__post_init__()
+        for name in TABLES:
+            if name in state:
+                getattr(self, name)[:] = state[name]
 
 
 def hardness_of(tasks: Sequence[Task], config: CurriculumConfig | None) -> list[float]:

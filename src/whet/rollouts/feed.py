@@ -8,12 +8,12 @@ and tables are the whole state, and they are in the checkpoint.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from whet.envs.base import Task
 from whet.errors import RewardError, TrainingError
-from whet.records import Group, seed_of
+from whet.records import Group, State, seed_of
 from whet.rollouts.curriculum import Curriculum
 from whet.rollouts.play import Played, Player
 
@@ -93,12 +93,12 @@ class Feed:
         return taken
 
     @property
-    def state(self) -> dict[str, float]:
-        """What `restore` goes on from, as numbers for a step's state."""
+    def state(self) -> State:
+        """What `restore` goes on from, for a step's state."""
         tables = self.curriculum.state if self.curriculum is not None else {}
         return {"position": float(self.position), "unscored_takes": float(self._unscored), **tables}
 
-    def restore(self, state: Mapping[str, float]) -> None:
+    def restore(self, state: State) -> None:
         """Stand where the feed stood that gave `state`."""
         self.position, self._unscored = int(state["position"]), int(state["unscored_takes"])
         self._orders.clear()

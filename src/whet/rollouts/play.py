@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from whet.envs.base import Attempt, Environment, Rubric, Task
 from whet.errors import DataError, EnvironmentFailure, GraderError, SamplerError, boundary
-from whet.records import Completion, Ending, Episode, Group, Message, Outcome, Score, Turn, seed_of
+from whet.records import Completion, Ending, Episode, Group, Message, Outcome, Score, Turn, seed_of, token_ids
 from whet.rollouts.assemble import to_token_steps
 from whet.sampling.base import Request, SamplingParams, TokenSampler
 from whet.templates.base import Template
@@ -94,8 +94,8 @@ class Player:
         if isinstance(completion, SamplerError):
             game.failure, game.blamed, game.over = str(completion), Outcome.ENGINE_ERROR, True
             return
-        message = self.template.parse(completion.tokens, completion.ending)
-        game.turns.append(Turn(prompt=game.prompt, completion=completion))
+        message = self.template.parse(completion.tokens.tolist(), completion.ending)
+        game.turns.append(Turn(prompt=token_ids(game.prompt), completion=completion))
         game.messages.append(message)
         if completion.ending is Ending.LENGTH:
             game.truncated = game.over = True
@@ -104,7 +104,7 @@ class Player:
             observations, game.over = await game.environment.step(message)
             game.messages += observations
             if not game.over:
-                game.prompt = self.template.extend((*game.prompt, *completion.tokens), observations)
+                game.prompt = self.template.extend((*game.prompt, *completion.tokens.tolist()), observations)
                 game.truncated = game.over = len(game.prompt) >= self.max_length
 
     def _grade(self, games: Sequence[_Game], step: int) -> list[Score]:
@@ -152,7 +152,7 @@ class _Game:
         return Attempt(
             task=self.task,
             messages=tuple(self.messages),
-            completion_tokens=tuple(token for turn in self.turns for token in turn.completion.tokens),
+            completion_tokens=tuple(token for turn in self.turns for token in turn.completion.tokens.tolist()),
             truncated=self.truncated,
             max_tokens=max_tokens,
         )

@@ -24,7 +24,7 @@ from torch import Tensor
 from whet.errors import SamplerError
 from whet.models.attention import Tree, TreeLayout
 from whet.models.language import LanguageModel
-from whet.records import Completion, Ending
+from whet.records import Completion, Ending, token_ids
 from whet.sampling.base import Request, SamplingParams
 from whet.sampling.cache import Cache, Entry, Prefill, Rows
 from whet.sampling.choose import choose
@@ -93,11 +93,11 @@ class _Answers:
 
     def completion(self, number: int, version: int) -> Completion | SamplerError:
         written = slice(number * self.size, number * self.size + self.counts[number])
-        tokens, logps = tuple(self.tokens[written].tolist()), tuple(self.logps[written].tolist())
+        tokens, logps = self.tokens[written].cpu().numpy(), self.logps[written].cpu().numpy()
         if logps[-1] != logps[-1]:
             return SamplerError(f"the model's logits are not finite at token {len(tokens)} of the answer")
-        ending = Ending.STOP if tokens[-1] in self.requests[number].params.stop_ids else Ending.LENGTH
-        return Completion(tokens=tokens, logprobs=logps, version=version, ending=ending)
+        ending = Ending.STOP if int(tokens[-1]) in self.requests[number].params.stop_ids else Ending.LENGTH
+        return Completion(tokens=token_ids(tokens), logprobs=logps.copy(), version=version, ending=ending)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from whet.errors import ConfigError, SamplerError
 from whet.models.attention import Tree, TreeLayout
 from whet.models.heads import SCORE
 from whet.models.language import LanguageModel
-from whet.records import Completion, Ending
+from whet.records import Completion, Ending, token_ids
 from whet.sampling.base import Request, SamplingParams, TokenSampler
 
 PROBE_TOKENS = 8
@@ -38,7 +39,7 @@ def check_probe(sampler: TokenSampler, model: LanguageModel) -> None:
     (written,) = sampler.sample([Request(prompt=prompt, seed=0, params=params)])
     if isinstance(written, SamplerError):
         raise written
-    gap = (_logp(model, prompt, written.tokens) - torch.tensor(written.logprobs)).abs().max().item()
+    gap = (_logp(model, prompt, written.tokens.tolist()) - torch.tensor(written.logprobs)).abs().max().item()
     if not gap <= PROBE_TOLERANCE[model.compute]:
         raise SamplerError(
             f"{model.name}: weights were handed over, but vLLM's log-probabilities differ by {gap:.3g} on a "
@@ -63,8 +64,8 @@ def complete(
     if not stopped and len(tokens) != params.max_tokens:
         return SamplerError(f"vLLM ended a completion after {len(tokens)} of {params.max_tokens} tokens: {why}")
     return Completion(
-        tokens=tuple(tokens),
-        logprobs=tuple(logprobs),
+        tokens=token_ids(tokens),
+        logprobs=np.array(logprobs, np.float32),
         version=version,
         ending=Ending.STOP if stopped else Ending.LENGTH,
     )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from whet.errors import SamplerError
-from whet.records import Completion, Ending, Message
+from whet.records import Completion, Ending, Message, token_ids
 from whet.sampling.base import Request, SamplingParams
 
 Script = Callable[[Sequence[Message]], str]
@@ -52,8 +54,8 @@ class ScriptedSampler:
         tokens = whole[: request.params.max_tokens]
         stopped = bool(tokens) and tokens[-1] in request.params.stop_ids
         return Completion(
-            tokens=tokens,
-            logprobs=(self._logprob,) * len(tokens),
+            tokens=token_ids(tokens),
+            logprobs=np.full(len(tokens), self._logprob, np.float32),
             version=self.version,
             ending=Ending.STOP if stopped else Ending.LENGTH,
         )

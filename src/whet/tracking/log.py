@@ -209,17 +209,17 @@ def _rollout_files(folder: Path) -> list[tuple[int, Path]]:
 
 def _row(step: int, episode: Episode, decode: Decode, advantage: float | None) -> dict[str, Any]:
     """An episode as one row. A turn's prompt begins with the turn before it, so the last turn has all tokens."""
-    prompt: tuple[int, ...] = ()
-    completion: tuple[int, ...] = ()
+    prompt: list[int] = []
+    completion: list[int] = []
     logprobs: list[float | None] = []
     if episode.turns:
-        prompt = episode.turns[0].prompt
+        prompt = episode.turns[0].prompt.tolist()
         last = episode.turns[-1]
-        completion = (last.prompt + last.completion.tokens)[len(prompt) :]
+        completion = [*last.prompt.tolist(), *last.completion.tokens.tolist()][len(prompt) :]
         logprobs = [None] * len(completion)
         for turn in episode.turns:
             start = len(turn.prompt) - len(prompt)
-            logprobs[start : start + len(turn.completion.logprobs)] = turn.completion.logprobs
+            logprobs[start : start + len(turn.completion.logprobs)] = turn.completion.logprobs.tolist()
     return {
         "step": step,
         "task": episode.task,

@@ -1,4 +1,4 @@
-"""The training door: four verbs, and objectives that are values.
+"""The training door: few verbs, and objectives that are values.
 
 `forward_backward(atoms, objective)` adds the gradient of `sum over rows of sum(weight * loss)`. Nobody divides:
 the `weight` column was written over the whole step by `formulas.reduce`, before anything was split.
@@ -13,7 +13,11 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from whet.records import Atom, Metric, TokenRow
+from whet.models.language import Want
+from whet.records import Atom, Column, Metric, TokenRow
+
+REFERENCE = "reference"
+"""The frozen model that a KL or a preference is measured from: a copy, or an adapter's base."""
 
 Need = Literal["logp", "entropy", "entropy_grad", "value", "score"]
 """What an objective may ask of the forward pass. Log-probabilities are implied, unless values or scores are asked for:
@@ -69,6 +73,10 @@ class Objective(Protocol):
     def temperature(self) -> float:
         """What the logits are divided by before log-softmax; the sampler's own for RL."""
 
+    @property
+    def compares(self) -> bool:
+        """Whether it compares the rows of an atom, which must then be in one micro-batch; any other may be cut."""
+
     def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Mapping[str, Tally]]:
         """The weighted sum of losses of a micro-batch, and its metrics."""
 
@@ -85,33 +93,34 @@ class OptimResult:
 
 
 class Trainer(Protocol):
-    """Weights and optimizer behind four verbs. Local, FSDP or remote: the loop cannot tell."""
+    """Weights and optimizer behind few verbs. Local, FSDP or remote: the loop cannot tell."""
 
     def forward_backward(self, atoms: Sequence[Atom], objective: Objective) -> dict[str, Metric]:
         """Add the gradient of the objective over all rows; may be called several times before a step."""
 
-    def optim_step(self, lr: float, *, muon_lr: float = 0.0) -> OptimResult:
-        """Clip, step, clear the gradients."""
+    def optim_step(self, lr_factor: float) -> OptimResult:
+        """Clip, step at this share of the peak learning rates, clear the gradients."""
 
     def evaluate(self, atoms: Sequence[Atom], objective: Objective) -> dict[str, Metric]:
-        """The metrics without a gradient."""
+        """The metrics of `forward_backward`, without a gradient."""
 
-    def logprobs(
-        self, rows: Sequence[TokenRow], *, temperature: float, reference: bool = False
-    ) -> list[tuple[float, ...]]:
-        """log p of each row's trained tokens, under the weights as they are or under the frozen reference."""
+    def forward(
+        self,
+        rows: Sequence[TokenRow],
+        *want: Want,
+        temperature: float = 1.0,
+        frozen: str | None = None,
+        top_k: int = 0,
+    ) -> dict[str, list[Column]]:
+        """Columns of the trained tokens, one array per row, without a gradient.
 
-    def entropies(self, rows: Sequence[TokenRow], *, temperature: float) -> list[tuple[float, ...]]:
-        """The entropy (nats) of the distribution that predicts each of a row's trained tokens."""
+        `logp`, `entropy` (nats) and `value` (of the state before the token) are (T,); `score` (the head's outputs
+        having read the token) is (T, K); `top_k` gives `top_k/ids` and `top_k/logp`, (T, top_k). Under the weights as
+        they are, or under the `frozen` model of that name.
+        """
 
-    def renew_reference(self, keep: float) -> None:
-        """Move the frozen reference: `keep` of itself and the rest of the weights as they are (0: a copy of them)."""
-
-    def values(self, rows: Sequence[TokenRow]) -> list[tuple[float, ...]]:
-        """The value of the state before each of a row's trained tokens; for a model with a scalar head."""
-
-    def scores(self, rows: Sequence[TokenRow]) -> list[tuple[tuple[float, ...], ...]]:
-        """All that the head says having read each of a row's trained tokens, K numbers each; for a model with one."""
+    def update_frozen(self, name: str, decay: float) -> None:
+        """Move the frozen copy `name` by an EMA: `decay` of itself, the rest the weights as they are (0: a copy)."""
 
     def save(self, folder: Path) -> None:
         """Weights, optimizer state and whatever else `load` needs for a bit-exact continuation."""

@@ -9,13 +9,20 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
 from whet.errors import RunError
 from whet.files import folder_size, seal, sync_folder, unseal, writing
+from whet.records import State
+
+TABLES = "tables.safetensors"
+"""The arrays of a step's state; its numbers stand in the manifest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,14 +31,12 @@ class Generation:
 
     folder: Path
     step: int
-    state: Mapping[str, float]
+    state: State
     passed_over: tuple[str, ...] = ()
     """Newer generations that are damaged, one line each."""
 
 
-def save_generation(
-    root: Path, step: int, state: Mapping[str, float], write: Callable[[Path], None], *, keep: int
-) -> Path:
+def save_generation(root: Path, step: int, state: State, write: Callable[[Path], None], *, keep: int) -> Path:
     """Write, seal and rename a generation; then prune to `keep`. Raises `RunError` where the disk refuses."""
     final, part = root / f"step-{step:08d}", root / f".part-{step:08d}-{os.getpid()}"
     newest = _generations(root)[:1]
@@ -42,7 +47,11 @@ def save_generation(
         try:
             part.mkdir()
             write(part)
-            seal(part, {"format": 1, "step": step, "state": dict(state)})
+            tables = {name: value for name, value in state.items() if isinstance(value, np.ndarray)}
+            if tables:
+                save_file(tables, part / TABLES)
+            numbers = {name: value for name, value in state.items() if name not in tables}
+            seal(part, {"format": 1, "step": step, "state": numbers})
             if final.exists():
                 shutil.rmtree(final)
             os.replace(part, final)
@@ -70,7 +79,9 @@ def newest_generation(root: Path, *, up_to: int | None = None) -> Generation | N
             continue
         if facts["format"] != 1:
             raise RunError(f"{folder}: written by a newer whet (format {facts['format']}); use that version")
-        return Generation(folder=folder, step=step, state=facts["state"], passed_over=tuple(passed_over))
+        tables = load_file(folder / TABLES) if (folder / TABLES).exists() else {}
+        state = {**facts["state"], **tables}
+        return Generation(folder=folder, step=step, state=state, passed_over=tuple(passed_over))
     if found:
         raise RunError(f"{root}: no checkpoint can be used ({'; '.join(passed_over)}); remove the folder to start over")
     return None

@@ -12,10 +12,12 @@ from itertools import combinations
 from statistics import fmean
 from typing import Literal, TypeVar
 
+import numpy as np
+
 from whet.data.base import Comparison, Conversation, Judged, Origin, Rated
 from whet.data.faults import BadRow, Dropped, Rejects
 from whet.errors import DataError
-from whet.records import Atom, Message, TokenRow
+from whet.records import Atom, Flags, Message, TokenRow
 from whet.templates.base import Template
 from whet.training.gate import render_row
 
@@ -156,7 +158,7 @@ def ends_only(atom: Atom) -> Atom:
     ends = [_last(row.trained) for row in atom.rows]
     return Atom(
         rows=tuple(
-            replace(row, tokens=row.tokens[: end + 1], trained=(False,) * end + (True,), columns={})
+            replace(row, tokens=row.tokens[: end + 1], trained=np.arange(end + 1) == end, columns={})
             for row, end in zip(atom.rows, ends, strict=True)
         )
     )
@@ -189,14 +191,14 @@ def _compared(comparison: Comparison, template: Template, max_length: int) -> Co
     ]
     shared = _prompt_length(rows[0])
     for index, row in enumerate(rows):
-        if _prompt_length(row) != shared or row.tokens[:shared] != rows[0].tokens[:shared]:
+        if _prompt_length(row) != shared or not np.array_equal(row.tokens[:shared], rows[0].tokens[:shared]):
             raise BadRow(
                 origin,
                 f"answers[{index}]",
                 "the chat template writes the prompt differently before this answer than before the first",
                 "answers of one row are compared after the same prompt; see model.chat_template",
             )
-        if row.tokens in [other.tokens for other in rows[:index]]:
+        if any(np.array_equal(row.tokens, other.tokens) for other in rows[:index]):
             raise BadRow(origin, f"answers[{index}]", "has the same tokens as another answer", "leave it out")
     atom = Atom(rows=tuple(_sharing(row, shared) for row in rows))
     return Compared(origin=origin, atom=atom, margin=comparison.margin, confidence=comparison.confidence)
@@ -222,7 +224,7 @@ def _answer_row(
 
 
 def _prompt_length(row: TokenRow) -> int:
-    return row.trained.index(True)
+    return int(row.trained.argmax())
 
 
 def _sharing(row: TokenRow, shared: int) -> TokenRow:
@@ -231,5 +233,5 @@ def _sharing(row: TokenRow, shared: int) -> TokenRow:
     return TokenRow(tokens=row.tokens[:end], trained=row.trained[:end], shared=shared)
 
 
-def _last(trained: tuple[bool, ...]) -> int:
-    return max(place for place, flag in enumerate(trained) if flag)
+def _last(trained: Flags) -> int:
+    return int(np.flatnonzero(trained)[-1])

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -18,10 +18,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from whet.config import TrainConfig
-from whet.models.language import LanguageModel
-from whet.models.pack import Packed, pack
-from whet.records import Atom, Metric, TokenRow, add_metrics
-from whet.training.base import Batch, Objective, OptimResult, Outputs, Tally
+from whet.models.language import Ask, LanguageModel, Want
+from whet.models.pack import pack
+from whet.records import Atom, Column, Metric, TokenRow, add_metrics
+from whet.training.base import REFERENCE, Objective, OptimResult, Outputs, Tally
+from whet.training.batch import as_batch, microbatches, parts, share_prompts
 from whet.training.memory import CACHED_TOKENS, Budget, attempt
 from whet.training.offload import lay_down, visiting
 from whet.training.optim import Optimizers
@@ -30,16 +31,19 @@ from whet.training.optim import Optimizers
 class LocalTrainer:
     """`Trainer` over a model in this process."""
 
-    def __init__(self, model: LanguageModel, config: TrainConfig, reference: LanguageModel | None = None) -> None:
+    def __init__(
+        self, model: LanguageModel, config: TrainConfig, frozen: Mapping[str, LanguageModel] | None = None
+    ) -> None:
+        """`frozen` models are read and never trained, by name; an adapter's base is its own `reference`."""
         self.model = model
         self.config = config
-        self.reference = reference
-        self.renewed = False  # whether the reference still is what the stage started from
+        self.frozen = dict(frozen or {})
+        self.moved: set[str] = set()  # frozen models that no longer are what the stage started from
         self.budget = Budget(CACHED_TOKENS if config.microbatch_tokens == "auto" else config.microbatch_tokens)
         self.optimizers = Optimizers(model.parameters, config)
-        self.reference_away = reference is not None and "reference" in config.offload
-        if reference is not None and self.reference_away:
-            lay_down(reference.module)
+        self.offloaded = set(self.frozen) & set(config.offload)
+        for name in self.offloaded:
+            lay_down(self.frozen[name].module)
 
     def forward_backward(self, atoms: Sequence[Atom], objective: Objective) -> dict[str, Metric]:
         """Add the gradient of the weighted sum of losses; returns the objective's metrics over all rows.
@@ -57,7 +61,7 @@ class LocalTrainer:
         with torch.no_grad():
             return self._accumulate(atoms, objective, [])
 
-    def optim_step(self, lr: float, *, muon_lr: float = 0.0) -> OptimResult:
+    def optim_step(self, lr_factor: float) -> OptimResult:
         """Clip and apply the summed gradient; a gradient that is not finite is thrown away instead."""
         grads = [p.grad for p in self.model.parameters.values() if p.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
@@ -66,61 +70,40 @@ class LocalTrainer:
             return OptimResult(applied=False, grad_norm=norm)
         if self.config.clip_norm is not None and norm > self.config.clip_norm:
             torch._foreach_mul_(grads, self.config.clip_norm / norm)
-        self.optimizers.step(lr=lr, muon_lr=muon_lr)
+        self.optimizers.step(lr_factor)
         return OptimResult(applied=True, grad_norm=norm)
 
-    def logprobs(
-        self, rows: Sequence[TokenRow], *, temperature: float, reference: bool = False
-    ) -> list[tuple[float, ...]]:
-        """log p of each row's trained tokens; with `reference` under the weights that the stage started from."""
+    def forward(
+        self,
+        rows: Sequence[TokenRow],
+        *want: Want,
+        temperature: float = 1.0,
+        frozen: str | None = None,
+        top_k: int = 0,
+    ) -> dict[str, list[Column]]:
+        """The wanted columns of each row from one pass, under the weights as they are or those of a frozen model."""
+        ask = Ask(frozenset(want), temperature=temperature, top_k=top_k)
+        with self._under(frozen) as model:
+            read = self._read(model, rows, ask)
+        return {name: [row[name].numpy() for row in read] for name in (read[0] if read else ask.columns)}
 
-        def under(model: LanguageModel) -> list[tuple[float, ...]]:
-            return _flat(self._read(model, rows, lambda packed: model.logp(packed, temperature=temperature)[0]))
-
-        if not reference:
-            return under(self.model)
-        if self.reference is not None:
-            there = visiting(self.reference.module, self.reference.device) if self.reference_away else nullcontext()
-            with there:
-                return under(self.reference)
-        with self.model.as_reference() as frozen:
-            return under(frozen)
-
-    def entropies(self, rows: Sequence[TokenRow], *, temperature: float) -> list[tuple[float, ...]]:
-        """Entropy of the distribution that predicts each of a row's trained tokens."""
-
-        def read(packed: Packed) -> Tensor:
-            _, entropy_T = self.model.logp(packed, temperature=temperature, with_entropy=True)
-            assert entropy_T is not None
-            return entropy_T
-
-        return _flat(self._read(self.model, rows, read))
-
-    def renew_reference(self, keep: float) -> None:
-        """The reference becomes `keep` of itself plus the rest of the weights; not for adapters, which have no copy."""
-        assert self.reference is not None, "the reference of a LoRA run is the model with its adapter off"
-        frozen = dict(self.reference.module.named_parameters())
+    def update_frozen(self, name: str, decay: float) -> None:
+        """Move a frozen copy by an EMA: `decay` of itself plus the rest of the weights; an adapter has no copy."""
+        assert name in self.frozen, "the reference of a LoRA run is the model with its adapter off"
+        copies = dict(self.frozen[name].module.named_parameters())
         with torch.no_grad():
-            for name, p in self.model.parameters.items():
-                if name in frozen:
-                    frozen[name].lerp_(p.to(frozen[name].device), 1 - keep)
-        self.renewed = True
-
-    def values(self, rows: Sequence[TokenRow]) -> list[tuple[float, ...]]:
-        """The value of the state before each of a row's trained tokens; the model must have a scalar head."""
-        return _flat(self._read(self.model, rows, self.model.values))
-
-    def scores(self, rows: Sequence[TokenRow]) -> list[tuple[tuple[float, ...], ...]]:
-        """All that the head says having read each of a row's trained tokens; the model must have one."""
-        return [tuple(map(tuple, read_TK.tolist())) for read_TK in self._read(self.model, rows, self.model.scores)]
+            for key, p in self.model.parameters.items():
+                if key in copies:
+                    copies[key].lerp_(p.to(copies[key].device), 1 - decay)
+        self.moved.add(name)
 
     def save(self, folder: Path) -> None:
         """Trainable weights and optimizer state, as safetensors."""
         save_file({name: p.detach() for name, p in self.model.parameters.items()}, folder / "weights.safetensors")
         save_file(self.optimizers.state(), folder / "optimizer.safetensors")
-        if self.renewed and self.reference is not None:
-            moved = {name: p.detach() for name, p in self.reference.module.named_parameters()}
-            save_file(moved, folder / "reference.safetensors")
+        for name in self.moved:
+            moved = {key: p.detach() for key, p in self.frozen[name].module.named_parameters()}
+            save_file(moved, folder / f"{name}.safetensors")
         (folder / "trainer.json").write_text(
             json.dumps({"model": self.model.name, "microbatch_tokens": self.budget.tokens})
         )
@@ -132,9 +115,10 @@ class LocalTrainer:
             for name, p in self.model.parameters.items():
                 p.copy_(weights[name])
         self.optimizers.load_state(load_file(folder / "optimizer.safetensors"))
-        if (folder / "reference.safetensors").exists() and self.reference is not None:
-            self.reference.module.load_state_dict(load_file(folder / "reference.safetensors"), strict=False)
-            self.renewed = True
+        for name, model in self.frozen.items():
+            if (folder / f"{name}.safetensors").exists():
+                model.module.load_state_dict(load_file(folder / f"{name}.safetensors"), strict=False)
+                self.moved.add(name)
         # Another cut rounds differently, so what was chosen or found out when the stage began holds to its end.
         self.budget.tokens = json.loads((folder / "trainer.json").read_text())["microbatch_tokens"]
 
@@ -151,11 +135,11 @@ class LocalTrainer:
         the micro-batch in smaller ones for the parameters that were not reached completes it exactly.
         """
         metrics: dict[str, Metric] = {}
-        for micro in microbatches(atoms, self.budget):
+        for micro in microbatches(atoms, self.budget, together=objective.compares):
             reached: set[int] = set()
             found = attempt(partial(self._backward, micro, objective, owed, reached))
             if found is None:
-                self.budget.shrink(sum(atom.cost for atom in micro), len(micro))
+                self.budget.shrink(sum(atom.cost for atom in micro), parts(micro, together=objective.compares))
                 found = self._accumulate(micro, objective, [p for p in owed if id(p) not in reached])
             metrics = add_metrics(metrics, found)
         return metrics
@@ -175,7 +159,7 @@ class LocalTrainer:
                 hook.remove()
 
     def _run(self, atoms: Sequence[Atom], objective: Objective) -> tuple[Tensor, Mapping[str, Tally]]:
-        """The objective over what one forward pass says of these atoms, and nothing that it does not ask for."""
+        """The objective over one forward pass of these atoms, which computes only what it needs."""
         packed, needs = pack(atoms, self.model.device, self.model.backend), objective.needs
         stream_ND = self.model.stream(packed)
         states_TD = stream_ND[packed.source_T]
@@ -195,73 +179,39 @@ class LocalTrainer:
         outputs = Outputs(logp_T=logp_T, entropy_T=entropy_T, value_T=value_T, score_TK=score_TK)
         return objective(outputs, as_batch(atoms, logp_T))
 
+    @contextmanager
+    def _under(self, name: str | None) -> Iterator[LanguageModel]:
+        """The model to read: the trained one, a frozen one by name, or an adapter's base as the `reference`."""
+        if name is None:
+            yield self.model
+        elif name in self.frozen:
+            model = self.frozen[name]
+            with visiting(model.module, model.device) if name in self.offloaded else nullcontext():
+                yield model
+        else:
+            assert name == REFERENCE, f"no frozen model is named {name}"
+            with self.model.as_reference() as base:
+                yield base
+
     @torch.no_grad()
-    def _read(self, model: LanguageModel, rows: Sequence[TokenRow], read: Callable[[Packed], Tensor]) -> list[Tensor]:
-        """What `read` says of each row's trained tokens (its first axis), from passes in which rows share prompts."""
-        found: dict[int, Tensor] = {}
+    def _read(self, model: LanguageModel, rows: Sequence[TokenRow], ask: Ask) -> list[dict[str, Tensor]]:
+        """The asked columns of each row, from passes in which rows share prompts."""
+        found: dict[int, dict[str, Tensor]] = {}
         groups = share_prompts(rows, self.budget.tokens)
         atoms = [Atom(rows=tuple(rows[i] for i in group)) for group in groups]
         for chosen in self.budget.fill([atom.cost for atom in atoms]):
             micro, indices = [atoms[a] for a in chosen], [i for a in chosen for i in groups[a]]
-            read_T = attempt(partial(_read_once, model, micro, read))
-            if read_T is None:
+            read = attempt(partial(_read_once, model, micro, ask))
+            if read is None:
                 self.budget.shrink(sum(atom.cost for atom in micro), len(indices))
-                pieces = self._read(model, [rows[i] for i in indices], read)
+                pieces = self._read(model, [rows[i] for i in indices], ask)
             else:
                 counts = [rows[i].trained_count for i in indices]
-                pieces = list(torch.split(read_T, counts))
+                split = {name: value_T.split(counts) for name, value_T in read.items()}
+                pieces = [{name: split[name][k] for name in split} for k in range(len(indices))]
             found |= dict(zip(indices, pieces, strict=True))
         return [found[i] for i in range(len(rows))]
 
 
-def _flat(read: Sequence[Tensor]) -> list[tuple[float, ...]]:
-    return [tuple(value_T.tolist()) for value_T in read]
-
-
-def _read_once(model: LanguageModel, atoms: Sequence[Atom], read: Callable[[Packed], Tensor]) -> Tensor:
-    return read(pack(atoms, model.device, model.backend)).cpu()
-
-
-def microbatches(atoms: Sequence[Atom], budget: Budget) -> Iterator[list[Atom]]:
-    """The atoms that weigh anything, cut into micro-batches within the budget (an atom is never split).
-
-    Similar lengths go together, which saves padding in attention; ties keep their order, so it is deterministic.
-    """
-    heavy = [atom for atom in atoms if any(weight for row in atom.rows for weight in row.columns["weight"])]
-    heavy.sort(key=lambda atom: max(len(row.tokens) for row in atom.rows))
-    for chosen in budget.fill([atom.cost for atom in heavy]):
-        yield [heavy[i] for i in chosen]
-
-
-def share_prompts(rows: Sequence[TokenRow], budget_tokens: int) -> list[list[int]]:
-    """Indices of rows that begin with the same shared prompt, in groups that cost at most `budget_tokens` if they can.
-
-    Groups of similar length stand next to one another; the order depends on the rows alone.
-    """
-    by_prompt: dict[tuple[int, ...], list[int]] = {}
-    for i, row in enumerate(rows):
-        by_prompt.setdefault(row.tokens[: row.shared], []).append(i)
-    groups = []
-    for prompt, indices in by_prompt.items():
-        budget = Budget(budget_tokens - len(prompt) if prompt else 1)
-        groups += [
-            [indices[k] for k in run] for run in budget.fill([len(rows[i].tokens) - len(prompt) for i in indices])
-        ]
-    return sorted(groups, key=lambda group: max(len(rows[i].tokens) for i in group))
-
-
-def as_batch(atoms: Sequence[Atom], like: Tensor) -> Batch:
-    """The rows' columns as tensors of the precision of `like`."""
-    rows = [row for atom in atoms for row in atom.rows]
-    counts = torch.tensor([row.trained_count for row in rows])
-    columns = {
-        name: torch.tensor([value for row in rows for value in row.columns[name]], dtype=like.dtype, device=like.device)
-        for name in rows[0].columns
-    }
-    return Batch(
-        weight_T=columns.pop("weight"),
-        row_T=torch.repeat_interleave(torch.arange(len(rows)), counts).to(like.device),
-        rows=len(rows),
-        atom_R=torch.tensor([i for i, atom in enumerate(atoms) for _ in atom.rows]).to(like.device),
-        columns=columns,
-    )
+def _read_once(model: LanguageModel, atoms: Sequence[Atom], ask: Ask) -> dict[str, Tensor]:
+    return {name: value_T.cpu() for name, value_T in model.read(pack(atoms, model.device, model.backend), ask).items()}

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
+import numpy as np
+
 from whet.data.base import Conversation, Origin
 from whet.data.faults import BadRow, Dropped, Rejects
 from whet.errors import DataError
-from whet.records import TokenRow
+from whet.records import TokenRow, token_ids
 from whet.templates.base import LossOn, Rendered, Template
 
 
@@ -111,12 +113,12 @@ def render_row(
             "raise train.max_length, or set data.on_bad_row: drop",
         )
     _refuse_unended(rendered, template, origin)
-    return TokenRow(tokens=rendered.tokens, trained=rendered.trained)
+    return TokenRow(tokens=token_ids(rendered.tokens), trained=np.array(rendered.trained))
 
 
 def segments(row: TokenRow, template: Template) -> tuple[Segment, ...]:
     """The row's text, cut where training starts and stops, special tokens included."""
-    runs = groupby(zip(row.tokens, row.trained, strict=True), key=lambda pair: pair[1])
+    runs = groupby(zip(row.tokens.tolist(), row.trained.tolist(), strict=True), key=lambda pair: pair[1])
     return tuple(Segment(template.decode([token for token, _ in run]), trained) for trained, run in runs)
 
 
@@ -160,7 +162,7 @@ def _stats(rows: Sequence[TokenRow]) -> Stats:
         length_p90=p90,
         length_p99=p99,
         length_max=lengths[-1],
-        duplicates=len(rows) - len({row.tokens for row in rows}),
+        duplicates=len(rows) - len({row.tokens.tobytes() for row in rows}),
     )
 
 

@@ -70,7 +70,7 @@ class Optimizers:
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], config: TrainConfig) -> None:
-        self.parameters = dict(parameters)
+        self.parameters, self.config = dict(parameters), config
         self.away = "optimizer" in config.offload
         matrices = {
             name for name, p in self.parameters.items() if p.ndim == 2 and not any(part in name for part in NOT_LAYERS)
@@ -83,12 +83,12 @@ class Optimizers:
         self.adamw = [_adamw(part, config) for part in self._parts(groups)]
         self.muon = [Muon(group["params"], lr=config.muon_lr) for part in self._parts(muon) for group in part]
 
-    def step(self, *, lr: float, muon_lr: float) -> None:
-        """Apply the gradients at these rates and clear them."""
-        for optimizers, rate in ((self.adamw, lr), (self.muon, muon_lr)):
+    def step(self, lr_factor: float) -> None:
+        """Apply the gradients at this share of the peak rates and clear them."""
+        for optimizers, peak in ((self.adamw, self.config.lr), (self.muon, self.config.muon_lr)):
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
-                    group["lr"] = rate
+                    group["lr"] = peak * lr_factor
                 with state_visiting(optimizer.state) if self.away else nullcontext():
                     optimizer.step()
         self.zero_grad()

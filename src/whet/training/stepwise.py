@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
 
+import numpy as np
+
 from whet.data.base import Origin, Stepwise
 from whet.data.faults import BadRow, Dropped, Rejects
 from whet.errors import DataError
-from whet.records import Message, TokenRow
+from whet.records import Message, TokenRow, token_ids
 from whet.templates.base import Template
 from whet.templates.places import completing_tokens
 
@@ -47,8 +49,8 @@ def read_at(messages: Sequence[Message], ends: Sequence[int], template: Template
     length = places[-1] + 1
     if length > max_length:
         raise DataError(f"longer than {max_length} tokens, which is what the model attends to; it has {length}")
-    trained = tuple(place in places for place in range(length))
-    return TokenRow(tokens=rendered.tokens[:length], trained=trained, shared=first)
+    trained = np.isin(np.arange(length), places)
+    return TokenRow(tokens=token_ids(rendered.tokens[:length]), trained=trained, shared=first)
 
 
 def tokenise_stepwise(

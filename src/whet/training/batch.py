@@ -1,0 +1,84 @@
+"""Rows as micro-batches: which are computed together, and their numbers as tensors.
+
+How a step is cut is a matter of memory and speed and never changes the gradient, because weights were written over
+the whole step. So it is a pure function of the rows and the budget, which several processes can evaluate alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from whet.records import Atom, Column, TokenRow
+from whet.training.base import Batch
+from whet.training.memory import Budget
+
+
+def microbatches(atoms: Sequence[Atom], budget: Budget, *, together: bool) -> Iterator[list[Atom]]:
+    """The rows that weigh anything, in micro-batches within the budget; a row is never cut.
+
+    Rows that an objective compares stay `together`; any other atom is cut where it exceeds the budget, and the prompt
+    that its rows share is computed once for each cut. Similar lengths go together, which saves padding in attention;
+    ties keep their order, so the cut is deterministic.
+    """
+    heavy = [atom for atom in atoms if any(row.columns["weight"].any() for row in atom.rows)]
+    pieces = heavy if together else [piece for atom in heavy for piece in _cut(atom, budget.tokens)]
+    pieces.sort(key=lambda atom: max(len(row.tokens) for row in atom.rows))
+    for chosen in budget.fill([atom.cost for atom in pieces]):
+        yield [pieces[i] for i in chosen]
+
+
+def parts(atoms: Sequence[Atom], *, together: bool) -> int:
+    """Into how many micro-batches these could be cut at most."""
+    return len(atoms) if together else sum(len(atom.rows) for atom in atoms)
+
+
+def share_prompts(rows: Sequence[TokenRow], budget_tokens: int) -> list[list[int]]:
+    """Indices of rows that begin with the same shared prompt, in groups that cost at most `budget_tokens` if they can.
+
+    Groups of similar length stand next to one another; the order depends on the rows alone.
+    """
+    by_prompt: dict[bytes, list[int]] = {}
+    for i, row in enumerate(rows):
+        by_prompt.setdefault(row.prompt, []).append(i)
+    groups = []
+    for prompt, indices in by_prompt.items():
+        runs = _fill([rows[i] for i in indices], budget_tokens if prompt else 1)
+        groups += [[indices[k] for k in run] for run in runs]
+    return sorted(groups, key=lambda group: max(len(rows[i].tokens) for i in group))
+
+
+def as_batch(atoms: Sequence[Atom], like: Tensor) -> Batch:
+    """The rows' columns as tensors: numbers in the precision of `like`, whole numbers as they are."""
+    rows = [row for atom in atoms for row in atom.rows]
+    counts_R = np.array([row.trained_count for row in rows])
+    columns = {name: _tensor([row.columns[name] for row in rows], like) for name in rows[0].columns}
+    row_T = torch.from_numpy(np.repeat(np.arange(len(rows)), counts_R))
+    atom_R = torch.from_numpy(np.repeat(np.arange(len(atoms)), [len(atom.rows) for atom in atoms]))
+    return Batch(
+        weight_T=columns.pop("weight"),
+        row_T=row_T.to(like.device),
+        rows=len(rows),
+        atom_R=atom_R.to(like.device),
+        columns=columns,
+    )
+
+
+def _tensor(columns: Sequence[Column], like: Tensor) -> Tensor:
+    values = torch.from_numpy(np.concatenate(columns))
+    return values.to(like.device, like.dtype if values.is_floating_point() else torch.long)
+
+
+def _cut(atom: Atom, budget_tokens: int) -> list[Atom]:
+    if atom.cost <= budget_tokens:
+        return [atom]
+    return [Atom(rows=tuple(atom.rows[k] for k in run)) for run in _fill(atom.rows, budget_tokens)]
+
+
+def _fill(rows: Sequence[TokenRow], budget_tokens: int) -> Iterator[list[int]]:
+    """Runs of rows of one prompt that cost at most the budget with it; at least one row is in each."""
+    budget = Budget(budget_tokens - rows[0].shared)
+    return budget.fill([len(row.tokens) - row.shared for row in rows])
