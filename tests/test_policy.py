@@ -417,3 +417,14 @@ def _two_groups() -> tuple[Group, ...]:
 def _with_reference(trainer: LocalTrainer) -> LocalTrainer:
     trainer.frozen["reference"] = tiny_trainer(dtype=torch.float32).model
     return trainer
+
+
+def test_every_scored_answer_leaves_with_its_advantage() -> None:
+    """Means over tokens, with mean 0 in a group whose answers are of one length; None for what was left out."""
+    trainer = tiny_trainer(dtype=torch.float32)
+    make = partial(lambda: (group(1, 0, None, 0), group(1, 1)))
+    feed = FakeFeed(trainer, make)
+    (step, *_) = policy_gradient(trainer, feed, setting(config(scale="none")))  # type: ignore[arg-type]
+    first, second = ([e.advantage for e in g.episodes] for g in step.groups)
+    assert first == [pytest.approx(2 / 3), pytest.approx(-1 / 3), None, pytest.approx(-1 / 3)]
+    assert second == [0.0, 0.0]

@@ -10,6 +10,7 @@ import os
 import sys
 import types
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -26,6 +27,7 @@ from whet.tracking import (
     RunLog,
     open_sink,
     read_metrics,
+    read_notes,
     read_rollouts,
     rollout_steps,
 )
@@ -81,7 +83,9 @@ def test_metrics_come_back_as_written_with_null_for_what_is_not_finite(tmp_path:
 
 def test_episodes_come_back_token_for_token(tmp_path: Path) -> None:
     log = RunLog(tmp_path, decode)
-    log.write(12, {"reward": 0.5}, [group("a", 1.0, 0.0), group("b", None)], advantages={("a", 1): -0.5})
+    first, second = group("a", 1.0, 0.0).episodes
+    played = replace(group("a", 1.0, 0.0), episodes=(first, replace(second, advantage=-0.5)))
+    log.write(12, {"reward": 0.5}, [played, group("b", None)])
     assert (tmp_path / "rollouts" / "step-000012.parquet").exists()
     good, bad, unscored = read_rollouts(tmp_path, 12)
     assert (good.task, good.sample, good.seed, good.step) == ("a", 0, 1 << 62, 12)
@@ -93,6 +97,15 @@ def test_episodes_come_back_token_for_token(tmp_path: Path) -> None:
     assert (good.advantage, bad.advantage) == (None, -0.5)
     assert (unscored.reward, unscored.correct, unscored.outcome) == (None, None, "grader_timeout")
     assert read_rollouts(tmp_path) == [good, bad, unscored] and read_rollouts(tmp_path, 11) == []
+
+
+def test_findings_are_in_a_file_of_their_own_and_forgotten_with_their_steps(tmp_path: Path) -> None:
+    log = RunLog(tmp_path)
+    for step in (1, 2, 3):
+        log.write(step, {"loss": 1.0}, notes=[f"first of {step}", f"second\nof {step}"] if step > 1 else [])
+    log.truncate(2)
+    assert read_notes(tmp_path) == [{"note": "first of 2", "step": 2}, {"note": "second\nof 2", "step": 2}]
+    assert read_notes(tmp_path / "nowhere") == []
 
 
 def test_several_turns_are_one_completion_with_observations_unscored(tmp_path: Path) -> None:

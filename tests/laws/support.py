@@ -30,7 +30,8 @@ def tiny_trainer(
     *, microbatch_tokens: int = 10_000, dtype: torch.dtype = torch.float64, **train: object
 ) -> LocalTrainer:
     """A trainer of the tiny model without gradient clipping."""
-    config = TrainConfig.model_validate({"microbatch_tokens": microbatch_tokens, "clip_norm": None, "lr": 1e-3, **train})
+    given = {"microbatch_tokens": microbatch_tokens, "clip_norm": None, "lr": 1e-3, **train}
+    config = TrainConfig.model_validate(given)
     return LocalTrainer(tiny_model(dtype=dtype, lora=config.lora), config)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,6 +23,8 @@ from whet.models.language import Ask
 from whet.models.pack import pack
 from whet.records import Atom, Episode, Outcome, Score, TokenRow
 from whet.training.base import Objective
+from whet.training.batch import microbatches
+from whet.training.memory import Budget
 
 AXES = {
     "k2": {"kl": {"place": "loss", "estimator": "k2", "coefficient": 0.1}},
@@ -90,6 +93,21 @@ def test_no_cut_changes_the_gradient(name: str, aggregate: str) -> None:
     for part in (atoms[:1], atoms[1:]):
         trainer.forward_backward(part, objective)
     assert largest_difference(gradients(trainer), expected) < tolerance
+
+
+def test_a_group_is_cut_to_the_budget_and_rows_that_are_compared_are_not() -> None:
+    """A prompt of 40 tokens and 16 answers of 100: 1,640 tokens. Each cut holds the prompt and as many as fit."""
+    tokens = np.arange(140) % 200
+    row = TokenRow(tokens=tokens, trained=np.arange(140) >= 40, shared=40).with_columns(weight=0.1)
+    idle = row.with_columns(weight=0.0)
+    group = Atom(rows=(row,) * 16)
+    for budget, rows in ((10_000, [16]), (1_000, [9, 7]), (540, [5, 5, 5, 1]), (100, [1] * 16)):
+        cut = list(microbatches([group, Atom(rows=(idle,))], Budget(budget), together=False))
+        assert [sum(len(atom.rows) for atom in micro) for micro in cut] == rows
+        assert all(sum(atom.cost for atom in micro) <= max(budget, 140) for micro in cut)
+        assert [
+            [len(atom.rows) for atom in micro] for micro in microbatches([group], Budget(budget), together=True)
+        ] == [[16]]
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

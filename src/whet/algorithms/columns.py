@@ -186,6 +186,19 @@ def with_filters(
     return list(answers)
 
 
+def with_mean_advantages(groups: Sequence[Group], answers: Sequence[Answer]) -> tuple[Group, ...]:
+    """The step's groups, each episode with the mean advantage of its trained tokens, where it has one."""
+    means = {
+        id(answer.episode): float(np.concatenate([row.columns["advantage"] for row in answer.rows]).mean())
+        for answer in answers
+        if answer.length
+    }
+    return tuple(
+        replace(group, episodes=tuple(replace(e, advantage=means.get(id(e))) for e in group.episodes))
+        for group in groups
+    )
+
+
 def sequence_kl(answers: Sequence[Answer]) -> float:
     """KL(policy at rollout || reference) in nats for each answer: the mean over answers of the sum of k1."""
     return float(k1(_old_logp(answers), _get(answers, "ref_logp")).sum()) / len(answers)

@@ -19,6 +19,7 @@ from whet.algorithms.columns import (
     with_advantages,
     with_filters,
     with_logps,
+    with_mean_advantages,
     with_rewards,
     with_values,
 )
@@ -100,7 +101,7 @@ def policy_gradient(
         health = standing.health
         yield Step(
             index=step + 1,
-            groups=taken.played,
+            groups=(*with_mean_advantages(taken.groups, ready.answers), *taken.left_out),
             metrics=metrics,
             state={**feed.state, **standing.saved},
             notes=(*faults, *(str(finding) for finding in health.findings)),

@@ -97,7 +97,7 @@ def drive(
         if step is None:
             break
         done, state = step.index, dict(step.state)
-        log.write(step.index, step.metrics, step.groups)
+        log.write(step.index, step.metrics, step.groups, notes=step.notes)
         for sink in context.sinks:
             sink.log(context.name, step.index, step.metrics, step.groups)
         for note in step.notes:

@@ -2,7 +2,7 @@
 
 from whet.tracking.base import Sink
 from whet.tracking.console import Console
-from whet.tracking.log import Rollout, RunLog, read_metrics, read_rollouts, rollout_steps
+from whet.tracking.log import Rollout, RunLog, read_metrics, read_notes, read_rollouts, rollout_steps
 from whet.tracking.report import write_report
 from whet.tracking.sinks import RunInfo, open_sink
 
@@ -14,6 +14,7 @@ __all__ = [
     "Sink",
     "open_sink",
     "read_metrics",
+    "read_notes",
     "read_rollouts",
     "rollout_steps",
     "write_report",

@@ -2,6 +2,7 @@
 
     STAGE/metrics.jsonl                 {"loss": 1.25, "lr": 0.001, "step": 12, "time_s": 1767225600.123}
     STAGE/rollouts/step-000012.parquet  one row an episode: texts, tokens, log-probabilities, reward and its parts
+    STAGE/notes.jsonl                   {"note": "an update was skipped, ...", "step": 12}: findings, if any
 
 Everything shown elsewhere (console, report, trackers) is derived from these. They open in pandas, DuckDB and the
 Hugging Face viewer as they are. A resumed stage first calls `truncate` with its checkpoint's step, so that the
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import pyarrow as pa  # at run time imported where it is used: `whet --help` must not pay for it
 
 Decode = Callable[[Sequence[int]], str]
+NOTES = "notes.jsonl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +62,7 @@ class Rollout:
     parts: Mapping[str, float | None]
     note: str
     advantage: float | None
+    """Mean over its trained tokens; None where it was given none (unscored, or left out of the step)."""
 
 
 class RunLog:
@@ -82,20 +85,25 @@ class RunLog:
         metrics: Mapping[str, float],
         groups: Sequence[Group] = (),
         *,
-        advantages: Mapping[tuple[str, int], float] | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
-        """Record a step: first its episodes, then its line. `advantages` maps (task, sample) to a number, if known."""
+        """Record a step: first its episodes and notes, then its line of metrics."""
         if groups:
-            self._write_rollouts(step, groups, advantages or {})
+            self._write_rollouts(step, groups)
+        if notes:
+            lines = "".join(json.dumps({"note": note, "step": step}, ensure_ascii=False) + "\n" for note in notes)
+            path = self._folder / NOTES
+            with writing(path, len(lines)), path.open("a", encoding="utf-8") as file:
+                file.write(lines)
         self._append({**metrics, "step": step, "time_s": round(time.time(), 3)})
 
     def truncate(self, step: int) -> None:
         """Forget everything after `step`, and a line that was cut off in writing: what a resume begins with."""
         self.close()
-        path = self._folder / "metrics.jsonl"
-        if path.exists():
-            lines = (line for line in _whole_lines(path) if _parse(path, line)["step"] <= step)
-            write_atomic(path, b"".join(line.text for line in lines))
+        for path in (self._folder / "metrics.jsonl", self._folder / NOTES):
+            if path.exists():
+                lines = (line for line in _whole_lines(path) if _parse(path, line)["step"] <= step)
+                write_atomic(path, b"".join(line.text for line in lines))
         late = [file for number, file in _rollout_files(self._folder) if number > step]
         for file in late:
             file.unlink()
@@ -127,13 +135,13 @@ class RunLog:
             if self._file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, "short write")
 
-    def _write_rollouts(self, step: int, groups: Sequence[Group], advantages: Mapping[tuple[str, int], float]) -> None:
+    def _write_rollouts(self, step: int, groups: Sequence[Group]) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         assert self._decode is not None, "a stage with episodes needs `decode` to write their text"
         episodes = [episode for group in groups for episode in group.episodes]
-        rows = [_row(step, e, self._decode, advantages.get((e.task, e.sample))) for e in episodes]
+        rows = [_row(step, episode, self._decode) for episode in episodes]
         buffer = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows, schema=_schema()), buffer, compression="zstd")
         write_atomic(self._folder / "rollouts" / f"step-{step:06d}.parquet", buffer.getvalue())
@@ -169,6 +177,12 @@ def rollout_tasks(folder: Path, step: int) -> list[str]:
 
     path = folder / "rollouts" / f"step-{step:06d}.parquet"
     return list(dict.fromkeys(pq.read_table(path, columns=["task"])["task"].to_pylist()))
+
+
+def read_notes(folder: Path) -> list[dict[str, Any]]:
+    """The findings of a stage, in order, each with its `step` and `note`."""
+    path = folder / NOTES
+    return [_parse(path, line) for line in _whole_lines(path)] if path.exists() else []
 
 
 # -------------------------------------------------------------------------------------------- helpers
@@ -207,7 +221,7 @@ def _rollout_files(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), file) for match, file in found if match)
 
 
-def _row(step: int, episode: Episode, decode: Decode, advantage: float | None) -> dict[str, Any]:
+def _row(step: int, episode: Episode, decode: Decode) -> dict[str, Any]:
     """An episode as one row. A turn's prompt begins with the turn before it, so the last turn has all tokens."""
     prompt: list[int] = []
     completion: list[int] = []
@@ -238,7 +252,7 @@ def _row(step: int, episode: Episode, decode: Decode, advantage: float | None) -
         "correct": episode.score.correct,
         "parts": json.dumps(dict(episode.score.parts), sort_keys=True),
         "note": episode.score.note,
-        "advantage": advantage,
+        "advantage": episode.advantage,
     }
 
 
