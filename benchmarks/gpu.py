@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.limits import products_flops
 from benchmarks.make_model import Shape, make
-from whet.algorithms.objective import PolicyObjective
+from whet.algorithms.policy_loss import policy_loss
 from whet.algorithms.sft import Imitate, weigh
 from whet.config import ModelConfig, PolicyConfig, SamplingConfig, TrainConfig
 from whet.launch.memory import footprint, settle
@@ -158,7 +158,7 @@ def training(bench: Bench, config: ModelConfig, model: LanguageModel) -> Iterato
     train = settle(TrainConfig(lr=1e-6), config, SamplingConfig(), reference=False)
     trainer = LocalTrainer(model, train)
     planned = footprint("", config, train, None)
-    grpo = PolicyObjective(config=PolicyConfig(), temperature=1.0, kl_coefficient=0.0)
+    grpo = policy_loss(PolicyConfig(), temperature=1.0, kl_coefficient=0.0)
     works: dict[str, tuple[list[Atom], Objective]] = {
         "SFT, ragged": (_rows(size), Imitate()),
         "GRPO, short prompts": (_groups(size, size.prompt // 8), grpo),

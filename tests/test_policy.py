@@ -14,8 +14,8 @@ from tests.laws.support import gradients, logps_of, tiny_trainer
 from whet.algorithms.columns import Answer, sequence_kl, to_answers, with_filters, with_rewards
 from whet.algorithms.columns import with_advantages as from_rewards
 from whet.algorithms.critic import RunningScale
-from whet.algorithms.objective import PolicyObjective
 from whet.algorithms.policy import informative, policy_gradient, prepare, weigh
+from whet.algorithms.policy_loss import policy_loss
 from whet.algorithms.standing import Coefficients, Setting, Standing
 from whet.config import PRESETS, LoraConfig, PolicyConfig, RLStage, TrainConfig
 from whet.errors import TrainingError
@@ -403,7 +403,7 @@ def test_doubling_the_entropy_coefficient_doubles_its_gradient() -> None:
     found = []
     for coefficient in (0.0, 0.5, 1.0):
         policy = config(entropy={"coefficient": coefficient})
-        objective = PolicyObjective(config=policy, temperature=1.0, kl_coefficient=0, entropy_coefficient=coefficient)
+        objective = policy_loss(policy, temperature=1.0, kl_coefficient=0, entropy_coefficient=coefficient)
         trainer.forward_backward(weigh(answers, setting(policy)), objective)
         found.append(gradients(trainer))
     for name in found[0]:

@@ -12,8 +12,8 @@ import torch
 from tests.laws.support import gradients, tiny_trainer
 from tests.test_policy import FakeFeed, _two_groups, _with_reference, config, prepared, setting
 from tests.test_ppo import recipe, run, weights
-from whet.algorithms.objective import PolicyObjective
 from whet.algorithms.policy import policy_gradient, weigh
+from whet.algorithms.policy_loss import policy_loss
 from whet.algorithms.ptx import PretrainingMix
 from whet.algorithms.sft import Imitate
 from whet.algorithms.sft import weigh as weigh_rows
@@ -42,7 +42,7 @@ def mix(count: int, *, coefficient: float = 1.0, size: int = 4) -> PretrainingMi
 def test_ptx_adds_its_coefficient_times_the_mean_nll() -> None:
     trainer, added = tiny_trainer(), mix(5, coefficient=0.25)
     answers, chosen = prepared(trainer, _two_groups(), setting(config())), setting(config())
-    objective = PolicyObjective(config=config(), temperature=1.0, kl_coefficient=0.0)
+    objective = policy_loss(config(), temperature=1.0, kl_coefficient=0.0)
     trainer.forward_backward(weigh(answers, chosen), objective)
     policy = gradients(trainer)
     taken = [atom.rows[0] for atom in added.atoms(7)]
@@ -112,7 +112,7 @@ def test_a_reference_that_follows_keeps_the_kl_lower() -> None:
 def test_decoupled_ppo_by_hand() -> None:
     """Ratio to the trainer's old policy, clipped at 1.2; weight p_old / p_sampler: e^0.5, and e^2 held to 5."""
     policy = config(preset="decoupled_ppo")
-    objective = PolicyObjective(config=policy, temperature=1.0, kl_coefficient=0.0)
+    objective = policy_loss(policy, temperature=1.0, kl_coefficient=0.0)
     logp = torch.tensor([-1.0, -1.0], dtype=torch.float64, requires_grad=True)
     one = torch.ones(2, dtype=torch.float64)
     columns = {
@@ -134,7 +134,7 @@ def test_where_the_sampler_is_the_trainer_decoupled_ppo_is_ppo() -> None:
     same = [Atom(rows=tuple(r.with_columns(sampler_logp=r.columns["old_logp"]) for r in atom.rows)) for atom in atoms]
     found = []
     for policy in (config(preset="decoupled_ppo"), config(preset="decoupled_ppo", correction=None)):
-        trainer.forward_backward(same, PolicyObjective(config=policy, temperature=1.0, kl_coefficient=0.0))
+        trainer.forward_backward(same, policy_loss(policy, temperature=1.0, kl_coefficient=0.0))
         found.append(gradients(trainer))
     for name in found[0]:
         torch.testing.assert_close(found[0][name], found[1][name], rtol=0, atol=0)

@@ -11,8 +11,8 @@ import torch
 
 from tests.laws.support import gradients, largest_difference, random_atoms, tiny_model, tiny_trainer
 from whet.algorithms.columns import Answer
-from whet.algorithms.objective import PolicyObjective
 from whet.algorithms.policy import weigh
+from whet.algorithms.policy_loss import PolicyLoss, policy_loss
 from whet.algorithms.sft import Imitate
 from whet.algorithms.standing import Setting
 from whet.config import PRESETS, PolicyConfig, TrainConfig
@@ -38,9 +38,9 @@ AXES = {
 """Axis values that no preset has."""
 
 
-def policy_objective(config: PolicyConfig) -> PolicyObjective:
-    return PolicyObjective(
-        config=config,
+def policy_objective(config: PolicyConfig) -> PolicyLoss:
+    return policy_loss(
+        config,
         temperature=0.7,
         kl_coefficient=config.kl.coefficient,
         entropy_coefficient=config.entropy.coefficient,

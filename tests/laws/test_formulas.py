@@ -131,7 +131,7 @@ def test_ratio_levels_by_hand() -> None:
         torch.testing.assert_close(at.grad, gradient[name])
 
 
-@pytest.mark.parametrize("kind", policy.FORMS)
+@pytest.mark.parametrize("kind", policy.SURROGATES)
 @pytest.mark.parametrize("level", ["token", "sequence_mean", "sequence_mean_token", "sequence_product", "none"])
 def test_on_policy_every_surrogate_is_reinforce(kind: str, level: str) -> None:
     """Law 3, with one advantage for each row, averaged over tokens as sequence_mean does."""
@@ -148,8 +148,8 @@ def test_on_policy_every_surrogate_is_reinforce(kind: str, level: str) -> None:
         rows=3,
     )
     constants = CLIPS[kind](kind=kind).model_dump(exclude={"kind"})
-    (policy.FORMS[kind].loss(given, **constants) / counts).sum().backward()
-    assert not policy.FORMS[kind].stops(given, **constants).any()
+    (policy.SURROGATES[kind].loss(given, **constants) / counts).sum().backward()
+    assert not policy.SURROGATES[kind].stops(given, **constants).any()
     # The product's gradient reaches every token of the row from each of its tokens.
     factor = counts if level == "sequence_product" and kind not in ("cispo", "dppo", "quadratic", "geometric") else 1
     if kind == "geometric" and level == "sequence_product":
@@ -335,12 +335,12 @@ def test_the_recipe_names_what_the_formulas_offer() -> None:
     assert set(get_args(CorrectionConfig.model_fields["kind"].annotation)) == set(ratios.CORRECTIONS)
     assert set(get_args(CorrectionConfig.model_fields["level"].annotation)) <= set(ratios.LEVELS)
     assert set(get_args(KLConfig.model_fields["estimator"].annotation)) == {"k1", *kl.LOSSES}
-    assert set(CLIPS) == set(policy.FORMS)
+    assert set(CLIPS) == set(policy.SURROGATES)
 
 
 @pytest.mark.parametrize("kind", CLIPS)
 def test_a_clips_keys_are_its_formulas_constants(kind: str) -> None:
-    for formula in policy.FORMS[kind]:
+    for formula in policy.SURROGATES[kind]:
         parameters = inspect.signature(formula).parameters.values()
         constants = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
         assert formula is policy.nowhere or constants == set(CLIPS[kind].model_fields) - {"kind"}
@@ -354,7 +354,7 @@ def _surrogate(kind: str, level: str, **constants: float | None) -> Callable[[Te
             logp_T=logp, old_logp_T=old, log_ratio_T=ratios.LEVELS[level](logp - old, row, 2), advantage_T=advantage,
             row_T=row, rows=2,
         )  # fmt: skip
-        return policy.FORMS[kind].loss(given, **constants)
+        return policy.SURROGATES[kind].loss(given, **constants)
 
     return formula
 

@@ -11,15 +11,15 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 
 from tests.laws.support import gradients, largest_difference, random_atoms, tiny_trainer
-from whet.algorithms.objective import PolicyObjective
+from whet.algorithms.policy_loss import PolicyLoss, policy_loss
 from whet.config import PolicyConfig
 
 PRESETS = ("grpo", "dapo", "gspo")
 
 
-def objective(preset: str) -> PolicyObjective:
+def objective(preset: str) -> PolicyLoss:
     policy = PolicyConfig.model_validate(preset)
-    return PolicyObjective(config=policy, temperature=0.7, kl_coefficient=policy.kl.coefficient)
+    return policy_loss(policy, temperature=0.7, kl_coefficient=policy.kl.coefficient)
 
 
 def rank(number: int, folder: str) -> None:

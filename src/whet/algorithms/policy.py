@@ -26,7 +26,7 @@ from whet.algorithms.columns import (
 from whet.algorithms.critic import Critic, RegressValue, WithValue, largest
 from whet.algorithms.health import Unhealthy
 from whet.algorithms.measure import measure_groups, measure_taken
-from whet.algorithms.objective import PolicyObjective
+from whet.algorithms.policy_loss import policy_loss
 from whet.algorithms.sound import blame, listed, sound
 from whet.algorithms.standing import Setting, Standing
 from whet.config import PolicyConfig
@@ -160,8 +160,8 @@ def update(
 
 def objective_of(critic: Critic | None, setting: Setting, standing: Standing) -> Objective:
     """What the policy learns by now, and with a shared trunk its critic in the same pass."""
-    policy = PolicyObjective(
-        config=setting.config,
+    policy = policy_loss(
+        setting.config,
         temperature=setting.temperature,
         kl_coefficient=standing.coefficients.kl,
         entropy_coefficient=standing.coefficients.entropy,

@@ -17,12 +17,12 @@ def k1(logp_T: Tensor, ref_logp_T: Tensor) -> Tensor:
     return logp_T - ref_logp_T
 
 
-def k2(logp_T: Tensor, ref_logp_T: Tensor) -> Tensor:
+def k2(logp_T: Tensor, ref_logp_T: Tensor, log_ratio_T: Tensor | None = None) -> Tensor:
     """d^2 / 2; biased in value, right in gradient on-policy."""
     return (logp_T - ref_logp_T).square() / 2
 
 
-def k3(logp_T: Tensor, ref_logp_T: Tensor) -> Tensor:
+def k3(logp_T: Tensor, ref_logp_T: Tensor, log_ratio_T: Tensor | None = None) -> Tensor:
     """exp(-d) - 1 + d; never negative (the form in GRPO, 2402.03300 eq. 4)."""
     d_T = logp_T - ref_logp_T
     return (-d_T).exp() - 1 + d_T
@@ -34,11 +34,11 @@ def k3_unbiased(logp_T: Tensor, ref_logp_T: Tensor, log_ratio_T: Tensor) -> Tens
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "k2": lambda logp_T, ref_logp_T, _: k2(logp_T, ref_logp_T),
-    "k3": lambda logp_T, ref_logp_T, _: k3(logp_T, ref_logp_T),
+    "k2": k2,
+    "k3": k3,
     "k3_unbiased": k3_unbiased,
 }
-"""The estimators that may be a loss, of (logp, ref_logp, log ratio to the sampling policy)."""
+"""The estimators that may be a loss, of (logp, ref_logp, log ratio to the sampling policy, which k2 and k3 ignore)."""
 
 
 def adapt(coefficient: float, kl: float, *, target: float, answers: int, horizon: int) -> float:

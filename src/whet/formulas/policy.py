@@ -1,7 +1,7 @@
 """Policy-gradient surrogates: one number for each sampled token. Legend: T trained tokens of whole rows.
 
 Each takes the `Tokens` of a micro-batch and its own constants. Where a form stops gradients, a second function says
-at which tokens; `FORMS` holds the two together.
+at which tokens; `SURROGATES` holds the two together.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ def quadratic(tokens: Tokens, *, beta: float) -> Tensor:
     return -(tokens.advantage_T * tokens.logp_T - beta / 2 * tokens.log_ratio_T.square())
 
 
-class Form(NamedTuple):
-    """A surrogate, and where it stops (or truncates) a gradient."""
+class Surrogate(NamedTuple):
+    """A loss, and where it stops (or truncates) a gradient."""
 
     loss: Callable[..., Tensor]
     stops: Callable[..., Tensor]
@@ -114,14 +114,14 @@ def nowhere(tokens: Tokens, **_: float) -> Tensor:
     return torch.zeros_like(tokens.advantage_T, dtype=torch.bool)
 
 
-FORMS: dict[str, Form] = {
-    "ppo": Form(ppo, ppo_stops),
-    "none": Form(unclipped, nowhere),
-    "geometric": Form(geometric, geometric_stops),
-    "cispo": Form(cispo, cispo_stops),
-    "sapo": Form(sapo, nowhere),
-    "dppo": Form(dppo, dppo_stops),
-    "quadratic": Form(quadratic, nowhere),
+SURROGATES: dict[str, Surrogate] = {
+    "ppo": Surrogate(ppo, ppo_stops),
+    "none": Surrogate(unclipped, nowhere),
+    "geometric": Surrogate(geometric, geometric_stops),
+    "cispo": Surrogate(cispo, cispo_stops),
+    "sapo": Surrogate(sapo, nowhere),
+    "dppo": Surrogate(dppo, dppo_stops),
+    "quadratic": Surrogate(quadratic, nowhere),
 }
 
 
