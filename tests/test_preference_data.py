@@ -160,9 +160,9 @@ def test_answers_share_their_prompt_and_reward_models_read_the_last_token() -> N
     for each, read in zip(found, comparisons(source)[0], strict=True):
         prompt = template.prompt(read.prompt)
         for row, answer in zip(each.atom.rows, read.answers, strict=True):
-            assert row.shared == len(prompt) and row.tokens[: row.shared] == prompt
+            assert row.shared == len(prompt) and tuple(row.tokens[: row.shared].tolist()) == prompt
             assert template.decode(row.tokens[row.shared :]) == answer[0].content + "<|im_end|>"
-            assert row.trained == (False,) * row.shared + (True,) * (len(row.tokens) - row.shared)
+            assert row.trained.tolist() == [False] * row.shared + [True] * (len(row.tokens) - row.shared)
         for row in ends_only(each.atom).rows:
             assert row.trained_count == 1 and row.trained[-1] and row.tokens[-1] in template.stop_ids
 

@@ -66,7 +66,7 @@ def test_grades_are_normalised_over_all_steps_of_the_group_by_hand() -> None:
     policy = config(preset="grpo_ps")
     answers = to_answers([first, second], own)
     rewarded = with_rewards(answers, policy, kl_coefficient=0.0, spread=RunningScale())
-    found = [a.rows[0].columns["advantage"] for a in with_advantages(rewarded, policy, weights={})]
+    found = [tuple(a.rows[0].columns["advantage"].tolist()) for a in with_advantages(rewarded, policy, weights={})]
     scale = 0.5 / (0.5 + 1e-6)
     expected = [(-1.0, -1.0, -1.5, -1.5), (1.0, 0.5, 0.5), (0.0,), (0.0,)]
     assert found == [pytest.approx([x * scale for x in row]) for row in expected]
@@ -76,11 +76,14 @@ def test_answers_without_steps_have_no_advantage_and_are_in_no_statistic() -> No
     made = with_steps(group(1, 0, 1, lengths=[2, 2, 2]), [(1, 1)], [(1, 0)], [])
     policy = config(preset="grpo_ps", scale="none")
     rewarded = with_rewards(to_answers([made], own), policy, kl_coefficient=0.0, spread=RunningScale())
-    found = [a.rows[0].columns["advantage"] for a in with_advantages(rewarded, policy, weights={})]
+    found = [tuple(a.rows[0].columns["advantage"].tolist()) for a in with_advantages(rewarded, policy, weights={})]
     assert found == [(0.5, 0.5), (-0.5, -0.5), (0, 0)]
     nothing = to_answers([with_steps(group(1, 0), [], [])], own)
     rewarded = with_rewards(nothing, policy, kl_coefficient=0.0, spread=RunningScale())
-    assert [a.rows[0].columns["advantage"] for a in with_advantages(rewarded, policy, weights={})] == [(0, 0), (0, 0)]
+    assert [tuple(a.rows[0].columns["advantage"].tolist()) for a in with_advantages(rewarded, policy, weights={})] == [
+        (0, 0),
+        (0, 0),
+    ]
 
 
 def test_a_critic_gets_the_grades_as_rewards_of_their_tokens() -> None:
@@ -88,7 +91,7 @@ def test_a_critic_gets_the_grades_as_rewards_of_their_tokens() -> None:
     made = with_steps(group(1, 0, lengths=[4, 2]), [(1, 1), (3, 1)], [(0, 1)])
     policy = config(preset="ppo", kl={"place": "none", "coefficient": 0}, step_weight=0.5)
     rewarded = with_rewards(to_answers([made], own), policy, kl_coefficient=0.0, spread=RunningScale())
-    assert [a.rows[0].columns["reward"] for a in rewarded] == [(0, 0.5, 0, 1.5), (0.5, 0)]
+    assert [tuple(a.rows[0].columns["reward"].tolist()) for a in rewarded] == [(0, 0.5, 0, 1.5), (0.5, 0)]
 
 
 # ---------------------------------------------------------------------------------------------- on tokens

@@ -138,7 +138,7 @@ def test_a_step_is_read_where_it_is_complete_and_the_last_at_the_stop_token() ->
     prompt = (Message(role="user", content="go"),)
     answer = "eins\nzwei \u00fc\ndrei"
     row = read_at((*prompt, Message(role="assistant", content=answer)), (5, 12, 16), template, max_length=100)
-    assert row.tokens[: row.shared] == template.prompt(prompt)
+    assert tuple(row.tokens[: row.shared].tolist()) == template.prompt(prompt)
     ends = [place for place, trained in enumerate(row.trained) if trained]
     shown = [template.decode(row.tokens[row.shared : end + 1]) for end in ends]
     assert shown == ["eins\n", "eins\nzwei \u00fc\n", f"{answer}<|im_end|>"]

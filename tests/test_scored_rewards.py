@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
@@ -118,8 +119,8 @@ class Says:
     def __init__(self, *raw: float | tuple[float, ...]) -> None:
         self.raw = raw
 
-    def scores(self, rows: Sequence[TokenRow]) -> list[tuple[tuple[float, ...], ...]]:
-        return [(said if isinstance(said, tuple) else (said,),) for said, _ in zip(self.raw, rows, strict=True)]
+    def forward(self, rows: Sequence[TokenRow], want: str) -> dict[str, list[np.ndarray]]:
+        return {want: [np.array([said]).reshape(1, -1) for said, _ in zip(self.raw, rows, strict=True)]}
 
 
 def scorer_of(trainer: Any, facts: RewardFacts, **fields: Any) -> ModelScorer:
