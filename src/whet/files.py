@@ -12,8 +12,10 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -116,20 +118,6 @@ def is_sealed(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
-def weights_of(path: str) -> str:
-    """A name that changes when the weights do: what a stage made goes by its manifest, other folders by their files."""
-    folder = Path(path)
-    if is_sealed(folder.parent):
-        files = read_json(folder.parent / "manifest.json")["files"]
-        # The configuration and peft's own files say where the model came from, which is no part of what it is.
-        own = {name: known for name, known in files.items() if name.startswith("model/") and "/adapter/" not in name}
-        return " ".join(sorted(known["sha256"][:16] for name, known in own.items() if name != "model/config.json"))
-    if not folder.is_dir():
-        return path
-    files = sorted(file for file in folder.iterdir() if file.is_file())
-    return " ".join([path, *(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)])
-
-
 def unseal(folder: Path) -> dict[str, Any]:
     """The facts of a complete folder whose files are as they were; `RunError` names the first that is not."""
     manifest = read_json(folder / MANIFEST)
@@ -144,6 +132,49 @@ def unseal(folder: Path) -> dict[str, Any]:
         if digest != known["sha256"]:
             raise RunError(f"{path}: damaged; its SHA-256 is not the one in the manifest")
     return manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """What is in a file."""
+
+    sha256: str
+    bytes: int
+    lines: int
+
+
+class Digests:
+    """The SHA-256 of files. With a `path` to keep them in, a file is hashed once, and again when it has changed.
+
+    Whether it has is told by its size, inode, and times of modification and of change: the last one nobody can set
+    back. A file that was written a moment ago is not remembered, because it could change within one tick of the clock.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self._known: dict[str, list[Any]] = read_json(path) if path is not None and path.is_file() else {}
+
+    def of(self, file: Path) -> Digest:
+        """Of a file's content. Raises `OSError` where it cannot be read."""
+        name, stat = str(file.resolve()), file.stat()
+        state = [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
+        known = self._known.get(name, [None])
+        if known[0] == state:
+            return Digest(*known[1])
+        with file.open("rb") as opened:
+            hashed, lines, last = hashlib.sha256(), 0, b"\n"
+            while part := opened.read(2**20):
+                hashed.update(part)
+                lines, last = lines + part.count(b"\n"), part[-1:]
+        found = Digest(hashed.hexdigest(), stat.st_size, lines + (last != b"\n"))
+        if self._path is not None and time.time_ns() - stat.st_ctime_ns > SETTLED_NS:
+            self._known[name] = [state, astuple(found)]
+            write_json(self._path, self._known)
+        return found
+
+
+SETTLED_NS = 2 * 10**9
+"""Age from which on a file's times tell whether it has changed."""
 
 
 def _sha256(manifest: Mapping[str, Any]) -> str:

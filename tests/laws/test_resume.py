@@ -268,7 +268,7 @@ def contents(folder: Path) -> dict[str, Any]:
     return {
         str(path.relative_to(folder)): value
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in (".lock", "report.html") and (value := _value(path)) is not None
+        if path.is_file() and path.name not in (".lock", "report.html", "digests.json") and (value := _value(path)) is not None
     }
 
 
@@ -490,11 +490,11 @@ def test_another_recipe_is_refused_by_name(nursery: Nursery, halfway: Path, tmp_
     before = contents(folder)
     done = run(nursery, "whole", folder, "stages.rl.train.lr=0.5", "seed=3")
     assert done.code == 6 and len(done.errors.splitlines()) == 1
-    assert "seed, stages.rl.train.lr differ" in done.errors
+    assert "sft: seed (was 0 and is 3); rl: seed (was 0 and is 3), train.lr (was 0.003 and is 0.5)" in done.errors
     assert contents(folder) == before
-    (folder / "recipe.json").write_text("{")
+    (folder / "stages" / "01-sft" / "stage.json").write_text("{")
     done = run(nursery, "whole", folder)
-    assert done.code == 6 and "recipe.json: cannot be read" in done.errors
+    assert done.code == 6 and "stage.json: cannot be read" in done.errors
 
 
 def test_where_and_how_fast_may_change(

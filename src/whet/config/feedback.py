@@ -85,6 +85,11 @@ class QuestionsStage(RowsBase):
     max_tokens: int = Field(512, ge=1)
     """Most tokens of what the teacher writes."""
 
+    @property
+    def reads_model(self) -> bool:
+        """Only its teacher answers."""
+        return False
+
     @model_validator(mode="after")
     def _check(self) -> QuestionsStage:
         if self.form == "points" and self.wording.scale != "yes_no":
@@ -103,6 +108,11 @@ class AgreementStage(RowsBase):
     data: Source
     """Comparisons."""
     judge: JudgeConfig
+
+    @property
+    def reads_model(self) -> bool:
+        """Only the judge answers."""
+        return False
 
 
 class StepLabelsStage(RowsBase):

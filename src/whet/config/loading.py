@@ -32,9 +32,6 @@ STAGES: Mapping[str, type[StageBase]] = {
 }
 """Kind of stage: its model."""
 
-NOT_MATHEMATICS = frozenset({"description", "out", "threads", "save", "trackers"})
-"""Keys that a run may change when it resumes: they say where and how fast, not what."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
@@ -91,9 +88,8 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
 
 
 def fingerprint(recipe: Recipe) -> str:
-    """SHA-256 (hex) of what decides the mathematics: equal fingerprints may resume each other."""
-    values = {key: value for key, value in resolved(recipe).items() if key not in NOT_MATHEMATICS}
-    values["order"] = list(recipe.stages)
+    """SHA-256 (hex) of what decides the mathematics, as far as the recipe says it; files are not looked into."""
+    values = {**recipe.mathematics(), "order": list(recipe.stages)}
     return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

@@ -126,6 +126,11 @@ class EvalStage(StageBase):
     """Completions of each task."""
     sampling: SamplingConfig = SamplingConfig()
 
+    @property
+    def reads_model(self) -> bool:
+        """Only where it names no `models`."""
+        return not self.models
+
     @model_validator(mode="after")
     def _check(self) -> EvalStage:
         check_rewards(self.rewards)
@@ -159,6 +164,8 @@ NOUNS: dict[Made, str] = {"model": "stage", "reward": "reward_model stage", "row
 
 class Recipe(Strict):
     """One file, one pipeline: named stages in order, each starting from what the one before made."""
+
+    free: ClassVar[frozenset[str]] = frozenset({"description", "out", "threads", "save", "trackers"})
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     description: str = ""

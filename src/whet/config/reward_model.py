@@ -62,6 +62,11 @@ class RewardModelStage(StageBase):
     train: TrainConfig = TrainConfig()
 
     @property
+    def reads_model(self) -> bool:
+        """But for a gate, which reads the model that it weighs the objectives of."""
+        return self.gate is None
+
+    @property
     def several(self) -> bool:
         """Whether its model has more than one number, so that whoever uses it must say what each counts for."""
         return len(self.objectives) > 1

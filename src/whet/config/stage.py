@@ -16,3 +16,8 @@ class StageBase(Strict):
 
     model: ModelConfig | None = None
     """None: what the stage before made, or the recipe's model for the first."""
+
+    @property
+    def reads_model(self) -> bool:
+        """Whether what it makes follows from `model`."""
+        return True

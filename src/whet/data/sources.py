@@ -98,6 +98,16 @@ def _unfolded(config: DataConfig, known: Known, reject: Reject) -> Iterator[Row]
 # ------------------------------------------------------------------------------------------------ files
 
 
+def files_of(config: DataConfig) -> list[Path]:
+    """The files whose content decides the rows of a source; of a hub data set those in its local cache."""
+    path = Path(config.path).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.is_file() and file.suffix not in (".md", ".lock"))
+    return sorted(Path(file["filename"]) for file in _loaded(config).cache_files)
+
+
 def _files(path: Path, reject: Reject) -> Iterator[Row]:
     """A file, or the files of a folder, which must be of one kind."""
     files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file() and _kind(file))
@@ -238,21 +248,27 @@ def _saved_dataset(path: Path, config: DataConfig, reject: Reject) -> Iterator[R
 
 
 def _hub(config: DataConfig, reject: Reject) -> Iterator[Row]:
+    yield from _arrow(iter(_loaded(config)), _label(config), reject)
+
+
+def _label(config: DataConfig) -> str:
+    return "/".join(filter(None, (config.path, config.subset, config.split)))
+
+
+def _loaded(config: DataConfig) -> Any:
     """A data set of the hub, or of its local cache where the hub is not to be asked (`HF_HUB_OFFLINE=1`)."""
     import datasets
 
-    label = "/".join(filter(None, (config.path, config.subset, config.split)))
     try:
-        dataset = datasets.load_dataset(config.path, config.subset, split=config.split)
+        return datasets.load_dataset(config.path, config.subset, split=config.split)
     except Exception as error:
         # Whatever goes wrong in there (network, names, formats), the user's view is the same: it did not load.
         offline = "HF_HUB_OFFLINE is set, so only the cache was tried" if datasets.config.HF_HUB_OFFLINE else ""
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
-            f"{config.path}: no such file here, and the hub data set {label} could not be loaded ({cause}); "
+            f"{config.path}: no such file here, and the hub data set {_label(config)} could not be loaded ({cause}); "
             f"{offline or 'check the id, data.subset and data.split'}, or give a local file"
         ) from error
-    yield from _arrow(iter(dataset), label, reject)
 
 
 def _arrow(values: Iterator[dict[str, Any]], source: str, reject: Reject) -> Iterator[Row]:

@@ -21,6 +21,7 @@ from whet.launch.memory import frugal, require_offload, trainings
 from whet.launch.world import LocalWorld
 from whet.models.machine import give_memory_back, pick_threads
 from whet.models.products import library, use_library
+from whet.pipeline.lineage import UNDECIDED, Choices
 from whet.pipeline.run import Run
 from whet.pipeline.run import run_recipe as run_pipeline
 from whet.pipeline.stage import Interrupted
@@ -29,13 +30,13 @@ from whet.tracking.console import Console
 PACKAGES = ("whet", "torch", "transformers", "tokenizers", "peft", "datasets", "numpy", "math-verify")
 
 
-def run_recipe(loaded: Loaded, *, quiet: bool = False) -> dict[str, Any]:
+def run_recipe(loaded: Loaded, *, quiet: bool = False, choices: Choices = UNDECIDED) -> dict[str, Any]:
     """Run a recipe to its end. Raises `KeyboardInterrupt` when it was asked to stop, with everything saved."""
     recipe = loaded.recipe
     run = Run(recipe=recipe, folder=recipe.out or Path("runs") / recipe.name)
     console = Console(quiet=quiet)
     require_offload(run)
-    before = _about_before(run.folder)
+    before = _about_before(run)
     # Sums in another order differ in the last bit, so a resumed run keeps the threads of its beginning, and the
     # library, which is chosen for that many.
     torch.set_num_threads(before["threads"] if before else pick_threads(recipe.threads))
@@ -44,9 +45,9 @@ def run_recipe(loaded: Loaded, *, quiet: bool = False) -> dict[str, Any]:
         give_memory_back()
     with asked_to_stop(console) as stopped:
         try:
-            world = LocalWorld(answers=run.folder / "answers")
+            world = LocalWorld(folder=run.folder)
             ahead = partial(check_ahead, run, console.say)
-            run_pipeline(run, world, console, stopped, about=_about(), ahead=ahead)
+            run_pipeline(run, world, console, stopped, about=_about(), ahead=ahead, choices=choices)
         except Interrupted:
             console.say(f"stopped; everything is saved in {run.folder}, and the same command goes on")
             raise KeyboardInterrupt from None
@@ -87,10 +88,10 @@ def _about() -> dict[str, Any]:
     }
 
 
-def _about_before(folder: Path) -> Mapping[str, Any] | None:
-    path = folder / "run.json"
+def _about_before(run: Run) -> Mapping[str, Any] | None:
+    path = run.folder / "run.json"
     with writing(path, 0):  # a folder that may not be looked into may not be written either
-        return read_json(path) if path.is_file() else None
+        return read_json(path) if path.is_file() and run.has_begun else None
 
 
 def _evaluations(run: Run) -> dict[str, Any]:

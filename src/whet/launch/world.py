@@ -61,8 +61,8 @@ SAMPLERS: Mapping[str, Callable[[LanguageModel, SamplingConfig], PolicySampler]]
 class LocalWorld:
     """`World` in this process. The embedded sampler reads the trainer's own tensors, so handing over costs nothing."""
 
-    answers: Path | None = None
-    """Folder in which what judges answered is kept; None: in memory alone."""
+    folder: Path | None = None
+    """The run's folder: what judges answered is kept in it, and digests of files; None: in memory alone."""
 
     def template(self, model: ModelConfig) -> JinjaTemplate:
         """The chat template of a model's tokenizer."""
@@ -118,7 +118,7 @@ class LocalWorld:
 
     def chat(self, config: ChatConfig) -> CachedChat:
         """Who the recipe names; a model on this machine is loaded at its first question and never trained."""
-        return build_chat(config, self._speaker, self.answers)
+        return build_chat(config, self._speaker, self.folder)
 
     def scorer(self, config: ScorerConfig, *, steps: bool) -> LazyScorer:
         """A reward model, loaded at its first question and never trained."""

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 
 from whet.config import LoraConfig, ModelConfig
 from whet.errors import ModelError
+from whet.files import Digests
 from whet.models.attention import Tree, TreeLayout, attend, pick_backend
 from whet.models.compiled import compile_layers
 from whet.models.create import byte_tokenizer, create_model
@@ -41,6 +42,8 @@ from whet.models.quantize import is_quantised, keep_layout, nf4_options
 
 ATTENTION = "whet"
 BUILT_IN = {"whet:demo": Path(__file__).parent.parent / "assets" / "demo"}
+CONTENTS = {".safetensors", ".bin", ".json", ".jinja", ".model", ".txt"}
+"""Suffixes of the files of a model directory."""
 PROBE_TOLERANCE = 2e-2
 """Largest difference of log-probabilities (or of unit hidden states); wrong masks or positions are off by far more."""
 
@@ -177,6 +180,26 @@ def read_max_length(config: ModelConfig) -> int:
         return int(found.max_position_embeddings)
     except (OSError, ValueError, AttributeError) as error:
         raise ModelError(f"{config.path}: no model configuration could be read ({_first_line(error)})") from error
+
+
+def read_contents(config: ModelConfig, digests: Digests) -> dict[str, Any]:
+    """`files`: the SHA-256 of every file that loading reads, by name. Of a hub model its `commit`, which fixes them.
+
+    Nothing of `whet:tiny`, which is all configuration. Raises `ModelError` where there is no such model.
+    """
+    from transformers.utils.hub import cached_file
+
+    if config.path == "whet:tiny":
+        return {}
+    where, revision = _locate(config.path)
+    if Path(where).is_dir():
+        files = (file for file in sorted(Path(where).iterdir()) if file.suffix in CONTENTS and file.is_file())
+        return {"files": {file.name: {"sha256": digests.of(file).sha256} for file in files}}
+    try:
+        found = cached_file(where, "config.json", revision=revision)
+    except OSError as error:
+        raise ModelError(f"{config.path}: no model configuration could be read ({_first_line(error)})") from error
+    return {"commit": Path(str(found)).parent.name}
 
 
 def read_eos_ids(config: ModelConfig) -> tuple[int, ...]:

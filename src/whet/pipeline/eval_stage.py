@@ -58,7 +58,7 @@ def _answers(
     context: Context, config: EvalStage, label: str, model: ModelConfig, problems: Sequence[Task], grading: Rubric
 ) -> dict[str, list[Answer]]:
     """The graded answers of one model, task by task; from its file if an earlier run got that far."""
-    done = context.folder / f"answers-{label}.json"
+    done = context.checkpoints / f"answers-{label}.json"
     if done.exists():
         return {task: [Answer(**answer) for answer in given] for task, given in read_json(done).items()}
     policy = context.world.policy(model, TrainConfig(), config.sampling)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Protocol
 
 from whet.algorithms.health import Health, Unhealthy
-from whet.files import folder_size, writing
-from whet.pipeline.stage import Context, Interrupted
+from whet.files import folder_size, write_json, writing
+from whet.pipeline.stage import LEARNED, Context, Interrupted
 from whet.records import Step, seed_of
 from whet.tracking.log import RunLog
 from whet.training.base import Trainer
@@ -97,6 +97,7 @@ def drive(
         if step is None:
             break
         done, state = step.index, dict(step.state)
+        saver.learned = saver.learned or _learns(step.metrics)
         log.write(step.index, step.metrics, step.groups, notes=step.notes)
         for sink in context.sinks:
             sink.log(context.name, step.index, step.metrics, step.groups)
@@ -113,6 +114,12 @@ def drive(
     context.console.close()
     with writing(context.folder / "model", folder_size(context.checkpoints)):
         trainer.export(context.folder / "model")
+
+
+def _learns(metrics: Mapping[str, float]) -> bool:
+    """Whether a step changed any weights."""
+    updates = [metrics[name] for name in ("optimizer_steps", "value/optimizer_steps") if name in metrics]
+    return any(updates) if updates else not metrics.get("skipped", 0.0)
 
 
 KEPT = 3
@@ -135,6 +142,7 @@ class _Saver:
         self.context, self.trainer, self.log, self.way_back = context, trainer, log, way_back
         self.config, self.root, self.healthy = context.save, context.checkpoints, context.checkpoints / "healthy"
         self.saved_step, self.saved_at, self.cost_s = done, time.monotonic(), 0.0
+        self.learned = False
         if way_back is not None:
             forget_after(self.healthy, done)  # of a run that went further and was killed
             if newest_generation(self.healthy) is None:
@@ -158,6 +166,8 @@ class _Saver:
         """Save now."""
         began = time.monotonic()
         self.log.sync()
+        if self.learned:  # before the checkpoint is there: from now on the folder belongs to the stage's identity
+            write_json(self.root / LEARNED, {"step": step.index})
         save_generation(self.root, step.index, step.state, self.trainer.save, keep=self.config.keep)
         self.saved_step, self.saved_at = step.index, time.monotonic()
         self.cost_s = self.saved_at - began

@@ -26,6 +26,8 @@ from whet.training.base import Trainer
 
 ROWS = "rows.jsonl"
 """The rows that a stage made, in its folder."""
+LEARNED = "learned.json"
+"""Among a stage's checkpoints, once one has weights that were changed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
