@@ -268,7 +268,9 @@ def contents(folder: Path) -> dict[str, Any]:
     return {
         str(path.relative_to(folder)): value
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in (".lock", "report.html", "digests.json") and (value := _value(path)) is not None
+        if path.is_file()
+        and path.name not in (".lock", "report.html", "digests.json")
+        and (value := _value(path)) is not None
     }
 
 

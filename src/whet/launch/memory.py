@@ -137,17 +137,17 @@ def _footprint(run: Run, name: str, stage: Stage) -> Footprint:
     return footprint(name, model, stage.train, None, scalar=isinstance(stage, RewardModelStage))
 
 
-def settle(train: TrainConfig, model: ModelConfig, sampling: SamplingConfig, *, reference: bool) -> TrainConfig:
-    """The same with a number where `microbatch_tokens` is auto."""
+def settle(train: TrainConfig, model: ModelConfig, sampling: SamplingConfig, *, reference: bool) -> int:
+    """Tokens of a micro-batch: those of the recipe, or what is chosen for this machine where it says auto."""
     if train.microbatch_tokens != "auto":
-        return train
+        return train.microbatch_tokens
     if pick_device(model.device).type == "cpu":
-        return train.model_copy(update={"microbatch_tokens": CACHED_TOKENS})
+        return CACHED_TOKENS
     small, large = (
         footprint("", model, train.model_copy(update={"microbatch_tokens": tokens}), sampling, reference=reference)
         for tokens in (CACHED_TOKENS, 2 * CACHED_TOKENS)
     )
-    return train.model_copy(update={"microbatch_tokens": fitting_tokens(small, large)})
+    return fitting_tokens(small, large)
 
 
 def footprint(

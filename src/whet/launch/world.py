@@ -82,17 +82,17 @@ class LocalWorld:
         with_value: bool = False,
     ) -> Policy:
         """Trainer and sampler over the same weights; with LoRA the reference is the adapter switched off."""
-        train = settle(train, model, sampling, reference=reference)
+        tokens = settle(train, model, sampling, reference=reference)
         language = load_model(model, **_how(train), with_score=with_value)
         frozen = load_model(model) if reference and train.lora is None else None
         sampler = SAMPLERS[sampling.engine](language, sampling)
         return Policy(
             template=self.template(model),
-            trainer=LocalTrainer(language, train, {} if frozen is None else {REFERENCE: frozen}),
+            trainer=LocalTrainer(language, train, {} if frozen is None else {REFERENCE: frozen}, tokens=tokens),
             sampler=sampler,
             hand_over=sampler.publish,
             max_length=language.max_length,
-            about=_about(language, train),
+            about=_about(language, tokens),
         )
 
     def scalar_model(
@@ -174,9 +174,9 @@ def _how(train: TrainConfig) -> _How:
     }
 
 
-def _about(model: LanguageModel, train: TrainConfig) -> str:
+def _about(model: LanguageModel, tokens: int) -> str:
     precision = str(model.compute).removeprefix("torch.")
-    return f"{precision} on {model.device.type}, micro-batches of {train.microbatch_tokens:,} tokens"
+    return f"{precision} on {model.device.type}, micro-batches of {tokens:,} tokens"
 
 
 @lru_cache(maxsize=4)

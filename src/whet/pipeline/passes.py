@@ -6,7 +6,7 @@ FOLDER/00000.safetensors     what it said of so many rows, one after another, wi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,19 +32,18 @@ def kept_pass(
     """
     for number, start in enumerate(range(0, len(rows), CHUNK_ROWS)):
         file, chunk = folder / f"{number:05d}.safetensors", rows[start : start + CHUNK_ROWS]
-        of = _digest(chunk)
-        said = _saved(file, of)
+        said = _saved(file, chunk)
         if said is None:
             if context.stopped():
                 raise Interrupted
             said = read(chunk).cpu()
-            write_atomic(file, save({"said": said}, {"rows": of, "sha256": _sha256(said)}))
+            write_atomic(file, save({"said": said}, {"sha256": _digest(chunk, said)}))
         yield said
     for stale in sorted(folder.glob("*.safetensors"))[len(range(0, len(rows), CHUNK_ROWS)) :]:
         stale.unlink()
 
 
-def _saved(file: Path, of: str) -> Tensor | None:
+def _saved(file: Path, rows: Sequence[TokenRow]) -> Tensor | None:
     """What a file holds; None where it is missing, damaged or of other rows, so that it is computed (again)."""
     if not file.exists():
         return None
@@ -53,16 +52,12 @@ def _saved(file: Path, of: str) -> Tensor | None:
             said, noted = opened.get_tensor("said"), opened.metadata()
     except SafetensorError:
         return None
-    return said if noted == {"rows": of, "sha256": _sha256(said)} else None
+    return said if noted == {"sha256": _digest(rows, said)} else None
 
 
-def _sha256(said: Tensor) -> str:
-    return hashlib.sha256(said.numpy().tobytes()).hexdigest()
-
-
-def _digest(rows: Iterable[TokenRow]) -> str:
-    """SHA-256 of the tokens and their masks: it changes with the data, the template and the tokenizer."""
-    found = hashlib.sha256()
+def _digest(rows: Sequence[TokenRow], said: Tensor) -> str:
+    """SHA-256 of the tokens, their masks and what was said: it changes with the data, the template, the tokenizer."""
+    found = hashlib.sha256(said.numpy().tobytes())
     for row in rows:
         found.update(b"%d %d %d " % (len(row.tokens), row.shared, len(row.columns)))
         found.update(row.tokens.tobytes() + np.packbits(row.trained).tobytes())
