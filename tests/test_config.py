@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from whet.config import GeneratedConfig, Recipe, RLStage, SFTStage
-from whet.config.budget import budgets
 from whet.config.loading import fingerprint, load_recipe, resolved, split_overrides
 from whet.config.schema import json_schema
 from whet.errors import ConfigError
@@ -306,7 +305,7 @@ def test_a_resolved_recipe_is_a_recipe(write) -> None:
 
 def test_the_budget_multiplies_out(write) -> None:
     words = ["stages.rl.algorithm.minibatches=2", "stages.rl.sampling.max_tokens=100", "stages.eval.samples=4"]
-    sft, rl, evaluation = budgets(load_recipe(write(), words).recipe)
+    sft, rl, evaluation = load_recipe(write(), words).recipe.budgets()
     assert (sft.steps, sft.sequences, sft.tokens, sft.all_sequences) == (10, 32, None, 320)
     assert (rl.optimizer_steps, rl.sequences, rl.tokens) == (20, 32 * 8, 32 * 8 * 100)
     assert rl.all_tokens == 32 * 8 * 100 * 10 * 10  # ten steps, each drawn up to ten times (DAPO)
@@ -315,7 +314,7 @@ def test_the_budget_multiplies_out(write) -> None:
 
 def test_epochs_become_steps_once_the_rows_are_known(write) -> None:
     text = RECIPE.replace("  steps: 10\n", "").replace("      lr: 2e-6", "      steps: 10")
-    sft = budgets(load_recipe(write(text), ["stages.sft.train.epochs=2"]).recipe)[0]
+    sft = load_recipe(write(text), ["stages.sft.train.epochs=2"]).recipe.budgets()[0]
     assert sft.steps == 7  # 200 rows in batches of 32
 
 

@@ -32,11 +32,10 @@ def plan(
     """Show every value with its origin, and the arithmetic of each stage. Nothing is loaded or launched."""
     from rich.console import Console
 
-    from whet.config.budget import budgets
     from whet.config.loading import fingerprint, load_recipe, resolved
 
     loaded = load_recipe(recipe, overrides or ())
-    costs = budgets(loaded.recipe)
+    costs = loaded.recipe.budgets()
     if json:
         origins = {path: str(origin) for path, origin in loaded.origins.items()}
         identity = fingerprint(loaded.recipe)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from whet.config.budget import Budget, of_chunks
 from whet.config.data import Source
 from whet.config.judge import ChatConfig, JudgeConfig, JudgeWording
+from whet.config.reward_model import unfit_rewards
 from whet.config.rewards import RewardConfig, judged
 from whet.config.stage import StageBase
 from whet.config.strict import Made
@@ -47,6 +50,14 @@ class CompareStage(RowsBase):
             raise ValueError("sampling.temperature must be above 0: greedy answers to one task are all the same")
         return self
 
+    def budget(self) -> Budget:
+        """Its samples."""
+        return of_chunks(self.tasks, self.chunk, each=self.samples, tokens=self.sampling.max_tokens)
+
+    def unfit(self, made: Mapping[str, StageBase]) -> Iterator[str]:
+        """Its rewards."""
+        yield from unfit_rewards(self.rewards, made)
+
 
 class ReviseStage(RowsBase):
     """Answer, criticise by a principle, rewrite, and again: better answers to imitate (Constitutional AI)."""
@@ -65,6 +76,11 @@ class ReviseStage(RowsBase):
     """Of the first answers."""
     max_tokens: int = Field(512, ge=1)
     """Most tokens of an answer, of a critique and of a revision."""
+
+    def budget(self) -> Budget:
+        """Its answer and, without another writer, the critiques and revisions."""
+        own = 1 if self.writer is not None else 1 + 2 * self.rounds
+        return of_chunks(self.tasks, self.chunk, each=own, tokens=self.max_tokens)
 
 
 class QuestionsStage(RowsBase):
@@ -90,6 +106,10 @@ class QuestionsStage(RowsBase):
         """Only its teacher answers."""
         return False
 
+    def budget(self) -> Budget:
+        """It samples nothing itself."""
+        return of_chunks(self.data, self.chunk, each=0, tokens=0)
+
     @model_validator(mode="after")
     def _check(self) -> QuestionsStage:
         if self.form == "points" and self.wording.scale != "yes_no":
@@ -113,6 +133,10 @@ class AgreementStage(RowsBase):
     def reads_model(self) -> bool:
         """Only the judge answers."""
         return False
+
+    def budget(self) -> Budget:
+        """It samples nothing itself."""
+        return of_chunks(self.data, self.chunk, each=0, tokens=0)
 
 
 class StepLabelsStage(RowsBase):
@@ -142,3 +166,11 @@ class StepLabelsStage(RowsBase):
         if self.sampling.temperature == 0:
             raise ValueError("sampling.temperature must be above 0: greedy completions of one prefix are all the same")
         return self
+
+    def budget(self) -> Budget:
+        """`rollouts` for each step, whose number is not known before."""
+        return of_chunks(self.tasks, self.chunk, each=None, tokens=self.sampling.max_tokens)
+
+    def unfit(self, made: Mapping[str, StageBase]) -> Iterator[str]:
+        """Its rewards."""
+        yield from unfit_rewards(self.rewards, made)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from whet.config.budget import Budget, times
 from whet.config.data import Source
 from whet.config.preference import LossConfig, PreferenceTrainConfig
+from whet.config.reward_model import unfit_rewards
 from whet.config.rewards import RewardConfig, check_rewards
 from whet.config.stage import StageBase
 from whet.config.strict import Made
@@ -60,3 +63,17 @@ class OnlinePreferenceStage(StageBase):
                 "takes whole prompts"
             )
         return self
+
+    def budget(self) -> Budget:
+        """A batch of answers a step."""
+        return Budget(
+            steps=self.train.steps,
+            optimizer_steps=times(self.train.steps, self.minibatches),
+            prompts=self.prompts_per_step,
+            sequences=self.prompts_per_step * self.rollouts_per_prompt,
+            tokens_each=self.sampling.max_tokens,
+        )
+
+    def unfit(self, made: Mapping[str, StageBase]) -> Iterator[str]:
+        """Its rewards."""
+        yield from unfit_rewards(self.rewards, made)

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from whet.config import RowsBase
-from whet.config.loading import STAGES
+from whet.config import STAGES, RowsBase
 from whet.tracking.charts import Lines, ends, points
 from whet.tracking.text import THIN, counted, number, percent, seconds
 from whet.tracking.text import points as signed
 
-MAKES_ROWS = {kind for kind, stage in STAGES.items() if issubclass(stage, RowsBase)}
+MAKES_ROWS = {stage.kind_name() for stage in STAGES if issubclass(stage, RowsBase)}
 """Kinds of stages that train nothing: their steps are chunks of tasks."""
 
 
