@@ -28,7 +28,7 @@ from whet.config.rewards import weights
 from whet.errors import TrainingError
 from whet.launch.demo import RECIPE
 from whet.launch.world import LocalWorld
-from whet.pipeline.rl_stage import playable, player
+from whet.pipeline.playing import playable, player
 from whet.pipeline.sources import rubric
 from whet.records import seed_of
 from whet.rollouts.feed import Feed

@@ -292,7 +292,7 @@ def test_a_folder_belongs_to_nothing_until_a_stage_has_begun_to_train(
         run("seed=4")
     Path("pairs.jsonl").write_text(good)
     with monkeypatch.context() as patched:
-        patched.setattr("whet.pipeline.preference_stage.drive", _stop)
+        patched.setattr("whet.pipeline.stages.preference.drive", _stop)
         with pytest.raises(Interrupted):
             run("stages.t.train.lr=1")
     assert Path("run/stages/01-t/reference").is_dir()

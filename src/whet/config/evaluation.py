@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from whet.config.budget import Budget, rows_of, times
 from whet.config.data import Source
-from whet.config.reward_model import unfit_rewards
 from whet.config.rewards import RewardConfig, check_rewards
 from whet.config.stage import StageBase
 from whet.config.train import SamplingConfig
@@ -56,7 +55,3 @@ class EvalStage(StageBase):
             sequences=times(rows, self.samples, max(1, len(self.models))),
             tokens_each=self.sampling.max_tokens,
         )
-
-    def unfit(self, made: Mapping[str, StageBase]) -> Iterator[str]:
-        """Its rewards."""
-        yield from unfit_rewards(self.rewards, made)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -11,7 +10,6 @@ from pydantic import Field, model_validator
 from whet.config.budget import Budget, of_chunks
 from whet.config.data import Source
 from whet.config.judge import ChatConfig, JudgeConfig, JudgeWording
-from whet.config.reward_model import unfit_rewards
 from whet.config.rewards import RewardConfig, judged
 from whet.config.stage import StageBase
 from whet.config.strict import Made
@@ -53,10 +51,6 @@ class CompareStage(RowsBase):
     def budget(self) -> Budget:
         """Its samples."""
         return of_chunks(self.tasks, self.chunk, each=self.samples, tokens=self.sampling.max_tokens)
-
-    def unfit(self, made: Mapping[str, StageBase]) -> Iterator[str]:
-        """Its rewards."""
-        yield from unfit_rewards(self.rewards, made)
 
 
 class ReviseStage(RowsBase):
@@ -170,7 +164,3 @@ class StepLabelsStage(RowsBase):
     def budget(self) -> Budget:
         """`rollouts` for each step, whose number is not known before."""
         return of_chunks(self.tasks, self.chunk, each=None, tokens=self.sampling.max_tokens)
-
-    def unfit(self, made: Mapping[str, StageBase]) -> Iterator[str]:
-        """Its rewards."""
-        yield from unfit_rewards(self.rewards, made)

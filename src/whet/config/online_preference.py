@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -10,7 +9,6 @@ from pydantic import Field, model_validator
 from whet.config.budget import Budget, times
 from whet.config.data import Source
 from whet.config.preference import LossConfig, PreferenceTrainConfig
-from whet.config.reward_model import unfit_rewards
 from whet.config.rewards import RewardConfig, check_rewards
 from whet.config.stage import StageBase
 from whet.config.strict import Made
@@ -73,7 +71,3 @@ class OnlinePreferenceStage(StageBase):
             sequences=self.prompts_per_step * self.rollouts_per_prompt,
             tokens_each=self.sampling.max_tokens,
         )
-
-    def unfit(self, made: Mapping[str, StageBase]) -> Iterator[str]:
-        """Its rewards."""
-        yield from unfit_rewards(self.rewards, made)

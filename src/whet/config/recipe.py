@@ -23,7 +23,7 @@ from whet.config.model import ModelConfig
 from whet.config.online_preference import OnlinePreferenceStage
 from whet.config.preference import PreferenceStage
 from whet.config.references import references
-from whet.config.reward_model import RewardModelStage
+from whet.config.reward_model import RewardModelStage, unfit_rewards
 from whet.config.rl import RLStage
 from whet.config.sft import SFTStage
 from whet.config.stage import StageBase
@@ -87,7 +87,7 @@ class Recipe(Strict):
                 if path[1:] not in made[what]:
                     there = ", ".join(f"@{other}" for other in made[what] if other != "model") or "none"
                     raise ValueError(f"stages.{name}.{key} is {path}, which is no earlier {NOUNS[what]} ({there})")
-            for problem in stage.unfit(earlier):
+            for problem in (*unfit_rewards(getattr(stage, "rewards", ()), earlier), *stage.unfit(earlier)):
                 raise ValueError(f"stages.{name}.{problem}")
             if stage.makes is not None:
                 made[stage.makes].append(name)

@@ -13,7 +13,7 @@ from whet.config.curriculum import CurriculumConfig
 from whet.config.data import Source
 from whet.config.health import HealthConfig
 from whet.config.policy import PolicyConfig
-from whet.config.reward_model import RewardModelStage, unfit_rewards
+from whet.config.reward_model import RewardModelStage
 from whet.config.rewards import (
     JudgeReward,
     RewardConfig,
@@ -99,8 +99,7 @@ class RLStage(StageBase):
         )
 
     def unfit(self, made: Mapping[str, StageBase]) -> Iterator[str]:
-        """Its rewards, and a critic, which has one number."""
-        yield from unfit_rewards(self.rewards, made)
+        """A critic has one number."""
         critic = self.algorithm.critic
         if critic is not None and critic.model is not None:
             stage = made.get(critic.model.path)

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from whet.config import EvalStage
 from whet.config.loading import Loaded
 from whet.errors import ConfigError
 from whet.files import read_json
@@ -17,7 +16,6 @@ from whet.launch.main import asked_to_stop
 from whet.launch.talk import find_model
 from whet.launch.world import LocalWorld
 from whet.models.machine import pick_threads
-from whet.pipeline.eval_stage import run_eval
 from whet.pipeline.lineage import identity_name
 from whet.pipeline.run import Run, claimed, context_of
 from whet.pipeline.stage import Interrupted
@@ -30,7 +28,7 @@ def evaluate(loaded: Loaded, models: Mapping[str, str], *, quiet: bool = False) 
     What was evaluated is kept in `RUN/evaluations/`; asking again for the same, unchanged models shows it again.
     """
     recipe = loaded.recipe
-    name = next((name for name, stage in recipe.stages.items() if isinstance(stage, EvalStage)), None)
+    name = next((name for name, stage in recipe.stages.items() if stage.evaluates is not None), None)
     if name is None:
         raise ConfigError(f"{recipe.name}: the recipe has no stage of kind eval; add one that names tasks and rewards")
     run = Run(recipe=recipe, folder=recipe.out or Path("runs") / recipe.name)
@@ -41,7 +39,7 @@ def evaluate(loaded: Loaded, models: Mapping[str, str], *, quiet: bool = False) 
         context = context_of(run, name, LocalWorld(folder=run.folder), console, stopped, models=found or None)
         folder = run.folder / "evaluations" / f"{name}-{identity_name(context, recipe.seed)}"
         try:
-            run_eval(replace(context, folder=folder, checkpoints=folder))
+            run.kind(name).run(replace(context, folder=folder, checkpoints=folder))
         except Interrupted:
             raise KeyboardInterrupt from None
         finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
@@ -21,19 +21,22 @@ from whet.launch.memory import frugal, require_offload, trainings
 from whet.launch.world import LocalWorld
 from whet.models.machine import give_memory_back, pick_threads
 from whet.models.products import library, use_library
+from whet.pipeline.kinds import KINDS
 from whet.pipeline.lineage import UNDECIDED, Choices
 from whet.pipeline.run import Run
 from whet.pipeline.run import run_recipe as run_pipeline
-from whet.pipeline.stage import Interrupted
+from whet.pipeline.stage import Interrupted, Kind
 from whet.tracking.console import Console
 
 PACKAGES = ("whet", "torch", "transformers", "tokenizers", "peft", "datasets", "numpy", "math-verify")
 
 
-def run_recipe(loaded: Loaded, *, quiet: bool = False, choices: Choices = UNDECIDED) -> dict[str, Any]:
+def run_recipe(
+    loaded: Loaded, *, quiet: bool = False, choices: Choices = UNDECIDED, kinds: Sequence[Kind] = KINDS
+) -> dict[str, Any]:
     """Run a recipe to its end. Raises `KeyboardInterrupt` when it was asked to stop, with everything saved."""
     recipe = loaded.recipe
-    run = Run(recipe=recipe, folder=recipe.out or Path("runs") / recipe.name)
+    run = Run(recipe=recipe, folder=recipe.out or Path("runs") / recipe.name, kinds=kinds)
     console = Console(quiet=quiet)
     require_offload(run)
     before = _about_before(run)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from whet.algorithms.health import Health, Unhealthy
 from whet.files import folder_size, write_json, writing
 from whet.pipeline.stage import LEARNED, Context, Interrupted
-from whet.records import Step, seed_of
+from whet.records import Metric, Step, seed_of
 from whet.tracking.log import RunLog
 from whet.training.base import Trainer
 from whet.training.checkpoint import forget_after, newest_generation, save_generation
@@ -114,6 +114,17 @@ def drive(
     context.console.close()
     with writing(context.folder / "model", folder_size(context.checkpoints)):
         trainer.export(context.folder / "model")
+
+
+def with_evaluation(
+    steps: Iterator[Step], measure: Callable[[], Mapping[str, Metric]], *, every: int, last: int
+) -> Iterator[Step]:
+    """The same steps, with what is measured on held-out rows (`eval_loss` ...) every so often and at the last one."""
+    for step in steps:
+        if step.index % every == 0 or step.index == last:
+            held_out = {f"eval_{name}": metric.mean for name, metric in measure().items()}
+            step = replace(step, metrics={**step.metrics, **held_out})
+        yield step
 
 
 def _learns(metrics: Mapping[str, float]) -> bool:

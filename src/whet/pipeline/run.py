@@ -21,45 +21,23 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from whet.config import EvalStage, ModelConfig, Recipe
+from whet.config import ModelConfig, Recipe
 from whet.config.loading import resolved
 from whet.config.references import references, with_references
 from whet.config.strict import Strict
 from whet.errors import ConfigError, RunError
 from whet.files import is_sealed, seal, write_json, writing
-from whet.pipeline.agreement_stage import run_agreement
-from whet.pipeline.compare_stage import run_compare
-from whet.pipeline.eval_stage import run_eval
+from whet.pipeline.kinds import KINDS
 from whet.pipeline.lineage import UNDECIDED, Choices, begun, note, refusal, refuse_others, refused, remove
-from whet.pipeline.online_preference_stage import run_online_preference
-from whet.pipeline.preference_stage import run_preference
-from whet.pipeline.questions_stage import run_questions
-from whet.pipeline.revise_stage import run_revise
-from whet.pipeline.reward_stage import run_reward_model
-from whet.pipeline.rl_stage import run_rl
-from whet.pipeline.sft_stage import run_sft
-from whet.pipeline.stage import ROWS, Context, Interrupted, World
-from whet.pipeline.step_labels_stage import run_step_labels
+from whet.pipeline.stage import ROWS, Context, Interrupted, Kind, World
 from whet.records import seed_of
 from whet.tracking.base import Sink
+from whet.tracking.charts import Look
 from whet.tracking.console import Console
 from whet.tracking.report import write_report
 from whet.tracking.sinks import RunInfo, trackers
 
 Stopped = Callable[[], bool]
-RUNNERS: dict[str, Callable[[Context], object]] = {
-    "sft": run_sft,
-    "reward_model": run_reward_model,
-    "preference": run_preference,
-    "online_preference": run_online_preference,
-    "rl": run_rl,
-    "eval": run_eval,
-    "compare": run_compare,
-    "step_labels": run_step_labels,
-    "revise": run_revise,
-    "questions": run_questions,
-    "agreement": run_agreement,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +46,11 @@ class Run:
 
     recipe: Recipe
     folder: Path
+    kinds: Sequence[Kind] = KINDS
+
+    def kind(self, name: str) -> Kind:
+        """What kind of stage it is."""
+        return next(kind for kind in self.kinds if type(self.recipe.stages[name]) is kind.config)
 
     def stage_folder(self, name: str) -> Path:
         """`stages/02-rl` for the second stage, named rl."""
@@ -76,6 +59,11 @@ class Run:
     def checkpoints(self, name: str) -> Path:
         """What the stage goes on from while it is unfinished."""
         return self.folder / "checkpoints" / self.stage_folder(name).name
+
+    @property
+    def looks(self) -> dict[str, Look]:
+        """How the report shows each kind of stage."""
+        return {kind.config.kind_name(): kind.look for kind in self.kinds}
 
     @property
     def has_begun(self) -> bool:
@@ -93,9 +81,9 @@ class Run:
 
     def model_of(self, name: str) -> ModelConfig:
         """What a stage starts from: its own choice, or what the model-making stage before it made."""
-        stage = self.recipe.stages[name]
-        if stage.model is not None:
-            return self.resolve(stage.model)
+        start = self.recipe.stages[name].start
+        if start is not None:
+            return self.resolve(start)
         earlier = self._maker(name)
         return self.recipe.model if earlier is None else self.resolve(self.recipe.model.at(f"@{earlier}"))
 
@@ -108,8 +96,8 @@ class Run:
         """The earlier stages whose artifacts the stage reads."""
         stage = self.recipe.stages[name]
         paths = [path for _, path, _ in references(stage)]
-        paths += getattr(stage, "models", {}).values()
-        before = self._maker(name) if stage.model is None and stage.reads_model else None
+        paths += (stage.evaluates or {}).values()
+        before = self._maker(name) if stage.start is None and stage.reads_model else None
         return {path[1:] for path in [*paths, f"@{before}"] if path[1:] in self.recipe.stages}
 
     def resolve(self, model: ModelConfig) -> ModelConfig:
@@ -168,22 +156,22 @@ def _run_stages(run: Run, world: World, console: Console, stopped: Stopped, choi
                 if is_sealed(context.folder):
                     console.say(f"{name}: done before")
                 else:
-                    _run_stage(context, run.recipe.seed)
+                    _run_stage(run, context)
                 # Here, so that a run killed between the manifest and this line loses them the next time.
                 shutil.rmtree(context.checkpoints, ignore_errors=True)
         except BaseException:
             console.close()
             with suppress(Exception):  # what stopped the run is the news, not that its report failed, too
-                write_report(run.folder)
+                write_report(run.folder, run.looks)
             raise
         console.close()
-        write_report(run.folder)
+        write_report(run.folder, run.looks)
 
 
-def _run_stage(context: Context, seed: int) -> None:
-    note(context, seed)
+def _run_stage(run: Run, context: Context) -> None:
+    note(context, run.recipe.seed)
     context.world.reseed(context.seed)
-    RUNNERS[context.config.kind](context)
+    run.kind(context.name).run(context)
     seal(context.folder, {"stage": context.name, "kind": context.config.kind})
 
 
@@ -239,7 +227,7 @@ def context_of(
     """What a stage of this run is given; `others` hear of its steps, `models` replaces what an evaluation evaluates."""
     folder, model = run.stage_folder(name), run.model_of(name)
     stage = with_references(run.recipe.stages[name], run.refer)
-    paths = models or ((stage.models or {"model": model.path}) if isinstance(stage, EvalStage) else {})
+    paths = models or ({} if stage.evaluates is None else stage.evaluates or {"model": model.path})
     named = {label: run.recipe.model.at(path) for label, path in paths.items()}
     return Context(
         name=name,

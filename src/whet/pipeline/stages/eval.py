@@ -14,19 +14,18 @@ from whet.envs.base import Rubric, Task
 from whet.errors import ConfigError, RewardError
 from whet.evals.run import Answer, EvalRow, compare, summarise, table
 from whet.files import read_json, write_json
-from whet.pipeline.rl_stage import playable, player
+from whet.pipeline.playing import check_tasks, playable, player
 from whet.pipeline.sources import rubric
-from whet.pipeline.stage import Context, Interrupted
+from whet.pipeline.stage import Context, Interrupted, Kind
 from whet.records import Group, Outcome, seed_of
 from whet.tracking.log import RunLog
 
 CHUNK_EPISODES = 512
 
 
-def run_eval(context: Context) -> list[EvalRow]:
+def run_eval(context: Context[EvalStage]) -> list[EvalRow]:
     """Play every task with every model, and write `eval.json`."""
     config = context.config
-    assert isinstance(config, EvalStage)
     _check_labels(context.models)
     grading = rubric(config.tasks, config.rewards, context.world)
     try:
@@ -103,3 +102,6 @@ def _judge(group: Group) -> list[Answer]:
         )
         for episode in group.episodes
     ]
+
+
+KIND = Kind(config=EvalStage, run=run_eval, check=check_tasks)

@@ -16,22 +16,22 @@ from whet.config.feedback import StepLabelsStage
 from whet.envs.base import Attempt, Task
 from whet.envs.rewards.model import split_steps
 from whet.errors import SamplerError
-from whet.pipeline.rl_stage import playable, player
+from whet.pipeline.playing import check_tasks, playable, player
 from whet.pipeline.rows import Chunk, Row, Tally, make_rows, writable
 from whet.pipeline.sources import rubric
-from whet.pipeline.stage import Context
+from whet.pipeline.stage import Context, Kind
 from whet.records import Ending, Episode, Outcome, seed_of
 from whet.rollouts.play import Player
 from whet.sampling.base import Request
 from whet.templates.places import completing_tokens
+from whet.tracking.charts import Look
 
 Tokens = tuple[int, ...]
 
 
-def run_step_labels(context: Context) -> None:
+def run_step_labels(context: Context[StepLabelsStage]) -> None:
     """Sample answers, go on from each of their steps, and write what came of it."""
     config = context.config
-    assert isinstance(config, StepLabelsStage)
     grading = rubric(config.tasks, config.rewards, context.world)
     try:
         problems = playable(config, context.model, context.world, grading)
@@ -55,7 +55,7 @@ class _Steps:
 
 @dataclass(frozen=True, slots=True)
 class _Labels:
-    context: Context
+    context: Context[StepLabelsStage]
     config: StepLabelsStage
     player: Player
 
@@ -145,3 +145,6 @@ class _Labels:
             "right": right,
             "task": answer.task.id,
         }
+
+
+KIND = Kind(config=StepLabelsStage, run=run_step_labels, check=check_tasks, look=Look(makes_rows=True))

@@ -6,23 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from whet.config import ModelConfig
+from whet.config import ModelConfig, SamplingConfig
 from whet.config.feedback import ReviseStage
 from whet.config.judge import LocalChat
 from whet.envs.asked import Chat
 from whet.envs.base import Task
 from whet.envs.judges.principles import read_principles
 from whet.envs.judges.revise import Revision, revise
+from whet.pipeline.playing import SHOWN
 from whet.pipeline.rows import Chunk, Row, make_rows, writable
 from whet.pipeline.sources import tasks
-from whet.pipeline.stage import Context
+from whet.pipeline.stage import Context, Kind, Needs, Seen, World
 from whet.records import seed_of
+from whet.tracking.charts import Look
 
 
-def run_revise(context: Context) -> None:
+def run_revise(context: Context[ReviseStage]) -> None:
     """Answer, criticise and rewrite until every task has its row."""
     config = context.config
-    assert isinstance(config, ReviseStage)
     listed, unread = tasks(config.tasks)
     principles = read_principles(config.principles)
     lost = f"; {unread.describe()}" if unread.total else ""
@@ -39,7 +40,7 @@ def run_revise(context: Context) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Revise:
-    context: Context
+    context: Context[ReviseStage]
     config: ReviseStage
     author: Chat
     writer: Chat
@@ -81,3 +82,19 @@ def _row(task: Task, revision: Revision) -> Row:
         "critiques": list(revision.critiques),
         "task": task.id,
     }
+
+
+def check_revise(config: ReviseStage, model: ModelConfig, world: World) -> Seen:
+    """Its tasks and principles."""
+    listed, unread = tasks(config.tasks)
+    summary = f"{len(listed):,} tasks, {len(read_principles(config.principles))} principles; {unread.describe()}"
+    return Seen(summary=summary, prompts=[task.messages for task in listed[:SHOWN]])
+
+
+KIND = Kind(
+    config=ReviseStage,
+    run=run_revise,
+    check=check_revise,
+    needs=lambda c: Needs(sampling=SamplingConfig(max_tokens=c.max_tokens, max_running=c.chunk)),
+    look=Look(makes_rows=True),
+)

@@ -13,24 +13,24 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from whet.config import TrainConfig
+from whet.config import ModelConfig, TrainConfig
 from whet.config.feedback import CompareStage
 from whet.envs.base import Attempt, Task
-from whet.envs.judges.judge import Judge, Preference, build_judge
+from whet.envs.judges.judge import Judge, Preference, build_judge, build_wording
 from whet.envs.rewards.judge import matches
-from whet.pipeline.rl_stage import playable, player
+from whet.pipeline.playing import check_tasks, playable, player
 from whet.pipeline.rows import Chunk, Row, Tally, make_rows, writable
 from whet.pipeline.sources import rubric
-from whet.pipeline.stage import Context
+from whet.pipeline.stage import Context, Kind, Seen, World
 from whet.records import Ending, Episode, Group, Message, Score, seed_of
 from whet.rollouts.play import Player
 from whet.templates.base import Template
+from whet.tracking.charts import Look
 
 
-def run_compare(context: Context) -> None:
+def run_compare(context: Context[CompareStage]) -> None:
     """Sample, judge and write until every task has its chance."""
     config = context.config
-    assert isinstance(config, CompareStage)
     grading = rubric(config.tasks, config.rewards, context.world)
     judge = None if config.judge is None else build_judge(config.judge, context.world.chat(config.judge.by))
     try:
@@ -67,7 +67,7 @@ class _Pair:
 
 @dataclass(frozen=True, slots=True)
 class _Compare:
-    context: Context
+    context: Context[CompareStage]
     config: CompareStage
     player: Player
     judge: Judge | None
@@ -240,3 +240,13 @@ def _answer(episode: Episode) -> str:
 
 def _mean(values: Sequence[float]) -> float:
     return fmean(values) if values else float("nan")
+
+
+def check_compare(config: CompareStage, model: ModelConfig, world: World) -> Seen:
+    """Its tasks, and that its judge knows how to ask."""
+    if config.judge is not None:
+        build_wording(config.judge)
+    return check_tasks(config, model, world)
+
+
+KIND = Kind(config=CompareStage, run=run_compare, check=check_compare, look=Look(makes_rows=True))

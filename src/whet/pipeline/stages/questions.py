@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from whet.config import ModelConfig
 from whet.config.feedback import QuestionsStage
 from whet.data.base import Comparison
 from whet.envs.asked import Chat
 from whet.envs.judges.judge import Wording, build_wording
 from whet.envs.judges.questions import Known, questions, teach
+from whet.pipeline.asking import questions_seen
 from whet.pipeline.rows import Chunk, Row, make_rows
 from whet.pipeline.sources import comparisons
-from whet.pipeline.stage import Context
+from whet.pipeline.stage import Context, Kind, Seen, World
+from whet.tracking.charts import Look
 
 
-def run_questions(context: Context) -> None:
+def run_questions(context: Context[QuestionsStage]) -> None:
     """Write the questions, each with what to imitate."""
     config = context.config
-    assert isinstance(config, QuestionsStage)
     listed, unread = comparisons(config.data)
     lost = f"; {unread.describe()}" if unread.total else ""
     context.console.say(f"{context.name}: {len(listed):,} comparisons{lost}")
@@ -62,3 +64,17 @@ def _row(known: Known, completion: str) -> Row:
         "verdict": known.verdict,
         "task": known.origin,
     }
+
+
+def check_questions(config: QuestionsStage, model: ModelConfig, world: World) -> Seen:
+    """Its comparisons, and the first of its questions."""
+    return questions_seen(config.data, config.wording, config.form)
+
+
+KIND = Kind(
+    config=QuestionsStage,
+    run=run_questions,
+    check=check_questions,
+    needs=lambda config: None,
+    look=Look(makes_rows=True),
+)
