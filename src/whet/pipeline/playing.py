@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
-from whet.config import ModelConfig, RewardConfig, SamplingConfig, Source
+from whet.config import ModelConfig, SamplingConfig, Source
 from whet.data.faults import Dropped
 from whet.envs.base import Rubric, Task
 from whet.envs.rubric import WeightedRubric
@@ -21,22 +21,6 @@ SHOWN = 3
 """Prompts that a check shows."""
 
 
-class Played(Protocol):
-    """The section of a stage that plays tasks."""
-
-    @property
-    def tasks(self) -> Source:
-        """What to play."""
-
-    @property
-    def rewards(self) -> list[RewardConfig]:
-        """What scores it."""
-
-    @property
-    def sampling(self) -> SamplingConfig:
-        """How."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Playable:
     """The tasks of a stage, and what was left out of them."""
@@ -49,25 +33,25 @@ class Playable:
         return "; ".join([f"{len(self.tasks):,} tasks", *(d.describe() for d in self.lost if d.total)])
 
 
-def playable(config: Played, model: ModelConfig, world: World, grading: WeightedRubric) -> Playable:
-    """The stage's tasks, checked against its rewards and the model's template; no weights are loaded for it."""
-    listed, unread = tasks(config.tasks)
-    kept, unusable = usable(config.tasks, listed, grading, world.template(model), world.max_length(model))
+def playable(source: Source, model: ModelConfig, world: World, grading: WeightedRubric) -> Playable:
+    """The tasks of a source, checked against the rewards and the model's template; no weights are loaded for it."""
+    listed, unread = tasks(source)
+    kept, unusable = usable(source, listed, grading, world.template(model), world.max_length(model))
     return Playable(tasks=kept, lost=(unread, unusable))
 
 
-def look_at_tasks(config: Played, model: ModelConfig, world: World) -> tuple[Seen, Playable]:
-    """What a check shows of them."""
+def look_at_tasks(config: Any, model: ModelConfig, world: World) -> tuple[Seen, Playable]:
+    """The tasks of a stage with `tasks` and `rewards`, and what a check shows of them."""
     grading = rubric(config.tasks, config.rewards, world)
     try:
-        found = playable(config, model, world, grading)
+        found = playable(config.tasks, model, world, grading)
     finally:
         grading.close()
     return Seen(summary=found.describe(), prompts=[task.messages for task in found.tasks[:SHOWN]]), found
 
 
-def check_tasks(config: Played, model: ModelConfig, world: World) -> Seen:
-    """The check of a stage with tasks and rewards alone."""
+def check_tasks(config: Any, model: ModelConfig, world: World) -> Seen:
+    """The check of a stage that has tasks and rewards alone."""
     return look_at_tasks(config, model, world)[0]
 
 

@@ -34,7 +34,7 @@ def run_compare(context: Context[CompareStage]) -> None:
     grading = rubric(config.tasks, config.rewards, context.world)
     judge = None if config.judge is None else build_judge(config.judge, context.world.chat(config.judge.by))
     try:
-        problems = playable(config, context.model, context.world, grading)
+        problems = playable(config.tasks, context.model, context.world, grading)
         context.console.say(f"{context.name}: {problems.describe()} x {config.samples} answers")
         policy = context.world.policy(context.model, TrainConfig(), config.sampling)
         play = player(policy, grading if judge is None else _Later(), config.sampling)

@@ -29,7 +29,7 @@ def run_eval(context: Context[EvalStage]) -> list[EvalRow]:
     _check_labels(context.models)
     grading = rubric(config.tasks, config.rewards, context.world)
     try:
-        found = playable(config, next(iter(context.models.values())), context.world, grading)
+        found = playable(config.tasks, next(iter(context.models.values())), context.world, grading)
         # A problem that is listed twice is one question: counting it twice would narrow the intervals.
         problems = list({task.id: task for task in found.tasks}.values())
         context.console.say(

@@ -25,7 +25,7 @@ def run_online_preference(context: Context[OnlinePreferenceStage]) -> None:
     assert config.train.steps is not None
     grading = rubric(config.tasks, config.rewards, context.world)
     try:
-        problems = playable(config, context.model, context.world, grading)
+        problems = playable(config.tasks, context.model, context.world, grading)
         context.console.say(f"{context.name}: {problems.describe()}")
         policy = context.world.policy(
             context.model, config.train, config.sampling, reference=config.loss.needs_reference

@@ -32,7 +32,7 @@ def run_rl(context: Context[RLStage]) -> None:
     assert config.train.steps is not None
     grading = rubric(config.tasks, config.rewards, context.world)
     try:
-        problems = playable(config, context.model, context.world, grading)
+        problems = playable(config.tasks, context.model, context.world, grading)
         context.console.say(f"{context.name}: {problems.describe()}")
         mix = _mix(context, config)
         policy = context.world.policy(

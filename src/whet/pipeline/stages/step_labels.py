@@ -34,7 +34,7 @@ def run_step_labels(context: Context[StepLabelsStage]) -> None:
     config = context.config
     grading = rubric(config.tasks, config.rewards, context.world)
     try:
-        problems = playable(config, context.model, context.world, grading)
+        problems = playable(config.tasks, context.model, context.world, grading)
         context.console.say(f"{context.name}: {problems.describe()} x {config.samples} answers")
         policy = context.world.policy(context.model, TrainConfig(), config.sampling)
         labels = _Labels(context, config, player(policy, grading, config.sampling))
