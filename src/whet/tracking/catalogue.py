@@ -18,7 +18,7 @@ def _amount(label: str, *, floor: float | None = 0.0, log: bool = False) -> Axis
     return Axis(label=label, show=number, floor=floor, log=log)
 
 
-LOSSES = (Curve(metric="loss", label="training"), Curve(metric="eval_loss", label="held out", tone="orange"))
+LOSSES = (Curve("loss", "training"), Curve("eval_loss", "held out", "orange"))
 
 IMITATION = (
     Chart(
@@ -42,23 +42,23 @@ JUDGEMENT = (
         title="Objectives",
         caption="Squared error of held-out ratings: 1 is what their mean has.",
         axis=_amount("squared error"),
-        curves=(Curve(metric="eval_loss/*"),),
+        curves=(Curve("eval_loss/*"),),
     ),
     Chart(
         title="Accuracy",
         caption="Pairs (or labels) that the scores decide rightly; a tie is wrong.",
         axis=_share("share", ceiling=1.0),
         curves=(
-            Curve(metric="accuracy", label="training"),
-            Curve(metric="eval_accuracy", label="held out", tone="orange"),
-            Curve(metric="ties", label="ties", tone="grey"),
+            Curve("accuracy", "training"),
+            Curve("eval_accuracy", "held out", "orange"),
+            Curve("ties", "ties", "grey"),
         ),
     ),
     Chart(
         title="Margin",
         caption="Score of the better answer minus the worse one's. Growth without accuracy is overconfidence.",
         axis=_amount("log-odds", floor=None),
-        curves=(Curve(metric="margin", label="margin", tone="teal"),),
+        curves=(Curve("margin", "margin", "teal"),),
     ),
 )
 """Of a reward model."""
@@ -75,10 +75,10 @@ PREFERENCES = (
         caption="What the loss takes the answers to be worth: the better ones should rise over the worse ones.",
         axis=_amount("reward", floor=None),
         curves=(
-            Curve(metric="rewards/chosen", label="better", tone="green"),
-            Curve(metric="rewards/rejected", label="worse", tone="red"),
-            Curve(metric="rewards/margins", label="margin"),
-            Curve(metric="eval_rewards/margins", label="margin, held out", tone="orange"),
+            Curve("rewards/chosen", "better", "green"),
+            Curve("rewards/rejected", "worse", "red"),
+            Curve("rewards/margins", "margin"),
+            Curve("eval_rewards/margins", "margin, held out", "orange"),
         ),
     ),
     Chart(
@@ -86,18 +86,15 @@ PREFERENCES = (
         caption="By implicit reward; a tie counts as wrong, so the first step says little.",
         axis=_share("share of pairs", ceiling=1.0),
         curves=(
-            Curve(metric="rewards/accuracies", label="training", tone="green"),
-            Curve(metric="eval_rewards/accuracies", label="held out", tone="orange"),
+            Curve("rewards/accuracies", "training", "green"),
+            Curve("eval_rewards/accuracies", "held out", "orange"),
         ),
     ),
     Chart(
         title="Log-probability of answers",
         caption="Both often fall. Where the better answers fall far, too, the policy forgets how to write them.",
         axis=_amount("nats", floor=None),
-        curves=(
-            Curve(metric="logps/chosen", label="better", tone="green"),
-            Curve(metric="logps/rejected", label="worse", tone="red"),
-        ),
+        curves=(Curve("logps/chosen", "better", "green"), Curve("logps/rejected", "worse", "red")),
     ),
 )
 """Of learning from comparisons."""
@@ -107,33 +104,33 @@ TRAINING = (
         title="Reward",
         caption="Mean over the step's scored answers, with the parts that it is made of.",
         axis=_amount("reward", floor=None),
-        curves=(Curve(metric="reward", label="reward"), Curve(metric="rewards/*")),
+        curves=(Curve("reward", "reward"), Curve("rewards/*")),
     ),
     Chart(
         title="Parts of rewards",
         caption="What rewards say beside their value: single objectives, the spread of an ensemble.",
         axis=_amount("value", floor=None),
-        curves=(Curve(metric="rewards/*/*"),),
+        curves=(Curve("rewards/*/*"),),
     ),
     Chart(
         title="Gate",
         caption="What each objective counts for by the prompt, mean over answers.",
         axis=_share("weight", ceiling=1.0),
-        curves=(Curve(metric="rewards/*/gate/*"),),
+        curves=(Curve("rewards/*/gate/*"),),
     ),
     Chart(
         title="Solved",
         caption="Sampled answers that are right, on training tasks.",
         axis=_share("share of answers", ceiling=1.0),
-        curves=(Curve(metric="solved", label="solved", tone="green"),),
+        curves=(Curve("solved", "solved", "green"),),
     ),
     Chart(
         title="Groups without signal",
         caption="All answers right: too easy. All wrong: too hard. Neither moves the policy.",
         axis=_share("share of groups", ceiling=1.0),
         curves=(
-            Curve(metric="frac_groups_all_right", label="all right", tone="green"),
-            Curve(metric="frac_groups_all_wrong", label="all wrong", tone="red"),
+            Curve("frac_groups_all_right", "all right", "green"),
+            Curve("frac_groups_all_wrong", "all wrong", "red"),
         ),
         stacked=True,
     ),
@@ -142,58 +139,49 @@ TRAINING = (
         title="Entropy",
         caption="How undecided the policy is. Near zero it has stopped exploring.",
         axis=_amount("nats per token"),
-        curves=(Curve(metric="entropy", label="entropy", tone="violet"),),
+        curves=(Curve("entropy", "entropy", "violet"),),
     ),
     Chart(
         section="Policy",
         title="KL to the start",
         caption="Distance from the policy that the stage began with.",
         axis=_amount("nats per token"),
-        curves=(Curve(metric="kl", label="KL", tone="violet"),),
+        curves=(Curve("kl", "KL", "violet"),),
     ),
     Chart(
         section="Policy",
         title="Clipped tokens",
         caption="Tokens whose probability ratio left the trust region, below and above.",
         axis=_share("share of tokens"),
-        curves=(
-            Curve(metric="clip_ratio/low_mean", label="low", tone="teal"),
-            Curve(metric="clip_ratio/high_mean", label="high", tone="orange"),
-        ),
+        curves=(Curve("clip_ratio/low_mean", "low", "teal"), Curve("clip_ratio/high_mean", "high", "orange")),
     ),
     Chart(
         section="Policy",
         title="Sampler\N{EN DASH}trainer gap",
         caption="|log p| difference at equal weights. Numerical noise only; growth is a bug.",
         axis=_amount("nats per token, log scale", log=True),
-        curves=(
-            Curve(metric="sampling/logp_gap_mean", label="mean", tone="blue"),
-            Curve(metric="sampling/logp_gap_max", label="largest", tone="red"),
-        ),
+        curves=(Curve("sampling/logp_gap_mean", "mean", "blue"), Curve("sampling/logp_gap_max", "largest", "red")),
     ),
     Chart(
         section="Policy",
         title="Gradient norm",
         caption="Before clipping.",
         axis=_amount("norm"),
-        curves=(Curve(metric="grad_norm", label="norm", tone="teal"),),
+        curves=(Curve("grad_norm", "norm", "teal"),),
     ),
     Chart(
         section="Policy",
         title="Learning rate",
         caption="What the optimizer was given.",
         axis=_amount("learning rate"),
-        curves=(Curve(metric="lr", label="rate", tone="grey"),),
+        curves=(Curve("lr", "rate", "grey"),),
     ),
     Chart(
         section="Answers",
         title="Answer length",
         caption="Mean, and the range from the shortest to the longest.",
         axis=_amount("tokens"),
-        curves=(
-            Curve(metric="completions/mean_length", label="mean"),
-            Curve(metric="reflection/mean_length", label="with reflection", tone="violet"),
-        ),
+        curves=(Curve("completions/mean_length", "mean"), Curve("reflection/mean_length", "with reflection", "violet")),
         band=("completions/min_length", "completions/max_length"),
     ),
     Chart(
@@ -201,7 +189,7 @@ TRAINING = (
         title="Truncated",
         caption="Answers that the token budget cut off.",
         axis=_share("share of answers"),
-        curves=(Curve(metric="completions/clipped_ratio", label="truncated", tone="red"),),
+        curves=(Curve("completions/clipped_ratio", "truncated", "red"),),
     ),
     Chart(
         section="Answers",
@@ -209,14 +197,14 @@ TRAINING = (
         caption="Answers with words such as \N{LEFT DOUBLE QUOTATION MARK}wait\N{RIGHT DOUBLE QUOTATION MARK} or "
         "\N{LEFT DOUBLE QUOTATION MARK}check\N{RIGHT DOUBLE QUOTATION MARK}.",
         axis=_share("share of answers"),
-        curves=(Curve(metric="reflection/share", label="with reflection", tone="violet"),),
+        curves=(Curve("reflection/share", "with reflection", "violet"),),
     ),
     Chart(
         section="Answers",
         title="Outcomes other than finished",
         caption="Failures are counted here and never become a reward of zero.",
         axis=_amount("episodes per step"),
-        curves=(Curve(metric="outcomes/*"),),
+        curves=(Curve("outcomes/*"),),
         stacked=True,
     ),
     Chart(
@@ -224,7 +212,7 @@ TRAINING = (
         title="Time per step",
         caption="By phase.",
         axis=Axis(label="seconds", show=seconds, floor=0.0),
-        curves=(Curve(metric="time/*"),),
+        curves=(Curve("time/*"),),
         stacked=True,
     ),
     Chart(
@@ -232,7 +220,7 @@ TRAINING = (
         title="Throughput",
         caption="Tokens per second of the whole loop.",
         axis=_amount("tokens per second"),
-        curves=(Curve(metric="tokens_per_second", label="tokens per second", tone="teal"),),
+        curves=(Curve("tokens_per_second", "tokens per second", "teal"),),
     ),
 )
 """Of every stage that trains; a chart without data is left out."""

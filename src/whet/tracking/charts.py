@@ -15,7 +15,7 @@ Lines = Sequence[Mapping[str, float | None]]
 TONES = ("blue", "orange", "green", "violet", "teal", "gold", "red", "grey")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Curve:
     """A metric in a chart. `rewards/*` stands for every metric of that form, each named by what `*` stands for."""
 

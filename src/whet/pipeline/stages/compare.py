@@ -180,9 +180,9 @@ def _row(task: Task, pair: _Pair) -> dict[str, Any]:
     assert chance is not None
     better, worse = (pair.first, pair.second) if chance > 0.5 else (pair.second, pair.first)
     row: dict[str, Any] = {
-        "prompt": [{"role": m.role, "content": m.content} for m in task.messages],
-        "chosen": [{"role": "assistant", "content": _answer(better)}],
-        "rejected": [{"role": "assistant", "content": _answer(worse)}],
+        "prompt": [message.as_dict() for message in task.messages],
+        "chosen": [better.messages[-1].as_dict()],
+        "rejected": [worse.messages[-1].as_dict()],
         "confidence": max(chance, 1 - chance),
         "task": task.id,
         "chosen_seed": better.seed,

@@ -59,7 +59,7 @@ class _Ask:
 
 def _row(known: Known, completion: str) -> Row:
     return {
-        "prompt": [{"role": message.role, "content": message.content} for message in known.prompt],
+        "prompt": [message.as_dict() for message in known.prompt],
         "completion": completion,
         "verdict": known.verdict,
         "task": known.origin,

@@ -75,7 +75,7 @@ class _Revise:
 
 def _row(task: Task, revision: Revision) -> Row:
     return {
-        "prompt": [{"role": message.role, "content": message.content} for message in task.messages],
+        "prompt": [message.as_dict() for message in task.messages],
         "completion": revision.revised,
         "draft": revision.draft,
         "principles": list(revision.principles),

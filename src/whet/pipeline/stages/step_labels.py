@@ -138,7 +138,7 @@ class _Labels:
         labels = [float(value > 0) if hard else value for value in values] + [float(right)]
         wrong = next((index for index, label in enumerate(labels) if label == 0), len(labels))
         return {
-            "prompt": [{"role": message.role, "content": message.content} for message in answer.task.messages],
+            "prompt": [message.as_dict() for message in answer.task.messages],
             "steps": list(answer.text),
             "separator": "",
             "labels": labels[: wrong + 1],
