@@ -224,14 +224,6 @@ def test_a_mistake_on_the_command_line_says_so(write, words: list[str], expected
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (
-            [
-                "rl.train.lora=null",
-                "rl.health.collapse=back",
-                "rl.algorithm.kl={place: loss, estimator: k3, coefficient: 0.1, renew_every: 9}",
-            ],
-            "back cannot undo a renewed reference",
-        ),
         (["rl.train.quantize=nf4", "rl.sampling={engine: vllm}"], "vLLM is handed whole weights"),
         (["rl.sampling.top_p=0.9"], "truncates the distribution"),
     ],

@@ -73,8 +73,6 @@ class RLStage(StageBase):
                 "curriculum measures which answers are right, and no reward judges that; add one that does, "
                 "or order by a column"
             )
-        if self.algorithm.kl.renew_every and "back" in self.health.model_dump().values():
-            raise ValueError("health: back cannot undo a renewed reference; leave algorithm.kl.renew_every out")
         if self.train.quantize is not None and self.sampling.engine == "vllm":
             raise ValueError("train.quantize and sampling.engine vllm do not go together: vLLM is handed whole weights")
         if self.sampling.temperature == 0:

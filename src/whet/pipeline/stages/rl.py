@@ -13,7 +13,7 @@ from whet.config import CurriculumConfig, ModelConfig, RLStage
 from whet.config.rewards import weights
 from whet.envs.base import Task
 from whet.pipeline.gate import Checked, gate
-from whet.pipeline.loop import Saved, WayBack, WithCritic, drive
+from whet.pipeline.loop import Saved, WithCritic, drive
 from whet.pipeline.playing import look_at_tasks, playable, player
 from whet.pipeline.sources import rubric
 from whet.pipeline.stage import Context, Kind, Needs, Policy, Seen, World, training_and_sampling
@@ -79,10 +79,7 @@ def run_rl(context: Context[RLStage]) -> None:
         learning: Saved = policy.trainer
         if critic is not None and critic.trainer is not policy.trainer:
             learning = WithCritic(policy.trainer, critic.trainer)
-        way_back = None
-        if "back" in config.health.model_dump().values():
-            way_back = WayBack(every=config.health.window, first=first)
-        drive(context, learning, log, begin, steps=setting.steps, way_back=way_back)
+        drive(context, learning, log, begin, steps=setting.steps)
     finally:
         grading.close()
 
