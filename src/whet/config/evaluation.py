@@ -28,11 +28,6 @@ class EvalStage(StageBase):
     """Completions of each task."""
     sampling: SamplingConfig = SamplingConfig()
 
-    @property
-    def reads_model(self) -> bool:
-        """Only where it names no `models`."""
-        return not self.models
-
     @model_validator(mode="after")
     def _check(self) -> EvalStage:
         check_rewards(self.rewards)

@@ -83,6 +83,7 @@ class QuestionsStage(RowsBase):
     A row has `prompt` (the question), `completion` (to imitate) and `verdict` (for `rewards: [{kind: verdict}]`).
     """
 
+    reads_model: ClassVar[bool] = False
     kind: Literal["questions"]
     data: Source
     """Comparisons."""
@@ -94,11 +95,6 @@ class QuestionsStage(RowsBase):
     """Who writes reasons to imitate; only those whose verdict is the known one become rows. None: the verdict alone."""
     max_tokens: int = Field(512, ge=1)
     """Most tokens of what the teacher writes."""
-
-    @property
-    def reads_model(self) -> bool:
-        """Only its teacher answers."""
-        return False
 
     def budget(self) -> Budget:
         """It samples nothing itself."""
@@ -118,15 +114,11 @@ class AgreementStage(RowsBase):
     """
 
     makes: ClassVar[Made | None] = None
+    reads_model: ClassVar[bool] = False
     kind: Literal["agreement"]
     data: Source
     """Comparisons."""
     judge: JudgeConfig
-
-    @property
-    def reads_model(self) -> bool:
-        """Only the judge answers."""
-        return False
 
     def budget(self) -> Budget:
         """It samples nothing itself."""

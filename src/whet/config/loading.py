@@ -9,8 +9,6 @@ Relative paths in a recipe mean what they would mean if typed: they start at the
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -80,12 +78,6 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = (), stages: Stages 
 def resolved(recipe: Recipe) -> dict[str, Any]:
     """Every value of the recipe, defaults included, as JSON has them."""
     return recipe.model_dump(mode="json")
-
-
-def fingerprint(recipe: Recipe) -> str:
-    """SHA-256 (hex) of what decides the mathematics, as far as the recipe says it; files are not looked into."""
-    values = {**recipe.mathematics(), "order": list(recipe.stages)}
-    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def split_overrides(words: Sequence[str]) -> list[tuple[KeyPath, str]]:
@@ -266,10 +258,10 @@ def _origins(recipe: Recipe, root: Node) -> dict[str, Origin]:
     presets: dict[KeyPath, Origin] = {}
     for name, stage in recipe.stages.items():
         for section, preset, values in _presets(stage):
-            for path in _leaf_paths(values):
+            for path, _ in leaves(values):
                 presets["stages", name, section, *path] = Origin(kind="preset", text=f"preset {preset}")
     origins: dict[str, Origin] = {}
-    for path in _leaf_paths(recipe.model_dump()):
+    for path, _ in leaves(recipe.model_dump()):
         node = root.find(path)
         if node is None:
             origins[dotted(path)] = presets.get(path, DEFAULT)
@@ -286,14 +278,14 @@ def _presets(stage: StageBase) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
             yield key, named, section.presets[named]
 
 
-def _leaf_paths(value: object, prefix: KeyPath = ()) -> Iterator[KeyPath]:
-    """Paths of all values that are no sections; a list of sections is walked, a list of values is one value."""
+def leaves(value: object, prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, object]]:
+    """(path, value) of all that is no section; a list of sections is walked, a list of values is one value."""
     children: list[tuple[Key, object]] = []
     if isinstance(value, dict):
         children = list(value.items())
     elif isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
         children = list(enumerate(value))
     if not children:
-        yield prefix
+        yield prefix, value
     for key, child in children:
-        yield from _leaf_paths(child, (*prefix, key))
+        yield from leaves(child, (*prefix, key))

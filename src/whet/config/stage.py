@@ -15,6 +15,8 @@ class StageBase(Strict):
 
     makes: ClassVar[Made | None] = None
     """What later stages may refer to as `@name`; None: nothing. A stage that makes a model hands it to the next."""
+    reads_model: ClassVar[bool] = True
+    """Whether what it makes follows from the model that it starts from."""
 
     kind: str
     model: ModelConfig | None = None
@@ -30,11 +32,6 @@ class StageBase(Strict):
     def start(self) -> ModelConfig | None:
         """The model that its keys name; None: it starts from what came before it."""
         return self.model
-
-    @property
-    def reads_model(self) -> bool:
-        """Whether what it makes follows from the model that it starts from."""
-        return True
 
     @property
     def evaluates(self) -> Mapping[str, str] | None:

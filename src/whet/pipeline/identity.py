@@ -15,13 +15,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from whet import __version__
 from whet.config import DataConfig, GeneratedConfig, ModelConfig
+from whet.config.loading import leaves
+from whet.config.node import dotted
 from whet.config.references import children
 from whet.config.strict import Strict
 from whet.data.sources import files_of
@@ -73,8 +75,8 @@ def section_identity(section: Strict, at: str, digests: Digests) -> dict[str, An
     """
     inputs = _inputs(section, at, digests)
     places = {place for key in inputs for place in (key, f"{key}.path", f"{key}.script")}  # content, not place
-    leaves = _leaves(section.mathematics(), at)
-    return {"config": {k: v for k, v in leaves if k not in places and v is not None}, "inputs": inputs}
+    keys = ((dotted(path), value) for path, value in leaves(section.mathematics(), (at,) if at else ()))
+    return {"config": {k: v for k, v in keys if k not in places and v is not None}, "inputs": inputs}
 
 
 def name_of(identity: Mapping[str, Any]) -> str:
@@ -106,16 +108,6 @@ def describe(stage: str, found: Sequence[Difference]) -> str:
     listed = [f"{each.key} ({each.what})" for each in found[:SHOWN]]
     more = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
     return f"{stage}: {', '.join(listed + more)}"
-
-
-def _leaves(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of everything below; a list of sections is walked, another list is one value."""
-    entries = enumerate(value) if isinstance(value, list) and any(isinstance(v, dict) for v in value) else ()
-    below = value.items() if isinstance(value, dict) else entries
-    if not below or (isinstance(value, list) and not entries):
-        yield at, value
-    for key, child in below:
-        yield from _leaves(child, f"{at}.{key}" if at else str(key))
 
 
 # ------------------------------------------------------------------------------------------------ inputs

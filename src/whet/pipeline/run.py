@@ -97,7 +97,7 @@ class Run:
         stage = self.recipe.stages[name]
         paths = [path for _, path, _ in references(stage)]
         paths += (stage.evaluates or {}).values()
-        before = self._maker(name) if stage.start is None and stage.reads_model else None
+        before = self._maker(name) if stage.start is None and stage.reads_model and not stage.evaluates else None
         return {path[1:] for path in [*paths, f"@{before}"] if path[1:] in self.recipe.stages}
 
     def resolve(self, model: ModelConfig) -> ModelConfig:
