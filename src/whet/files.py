@@ -14,10 +14,10 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from whet.errors import RunError, UserError
 
@@ -134,6 +134,10 @@ def unseal(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+SETTLED_NS = 2 * 10**9
+"""Age from which on a file's times tell whether it has changed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Digest:
     """What is in a file."""
@@ -146,13 +150,24 @@ class Digest:
 class Digests:
     """The SHA-256 of files. With a `path` to keep them in, a file is hashed once, and again when it has changed.
 
-    Whether it has is told by its size, inode, and times of modification and of change: the last one nobody can set
-    back. A file that was written a moment ago is not remembered, because it could change within one tick of the clock.
+    Its size, inode, and times of modification and of change tell whether it has; no program can set the last one back.
+    A file that was written a moment ago is not remembered, because it could change within one tick of the clock. What
+    was hashed is kept when the `with` block ends. A `path` that cannot be read is begun anew: it is only a hint.
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        self._path = path
-        self._known: dict[str, list[Any]] = read_json(path) if path is not None and path.is_file() else {}
+        self._path, self._new = path, False
+        self._known: dict[str, list[Any]] = {}
+        if path is not None and path.is_file():
+            with suppress(RunError):
+                self._known = read_json(path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._new and self._path is not None:
+            write_json(self._path, self._known)
 
     def of(self, file: Path) -> Digest:
         """Of a file's content. Raises `OSError` where it cannot be read."""
@@ -167,14 +182,9 @@ class Digests:
                 hashed.update(part)
                 lines, last = lines + part.count(b"\n"), part[-1:]
         found = Digest(hashed.hexdigest(), stat.st_size, lines + (last != b"\n"))
-        if self._path is not None and time.time_ns() - stat.st_ctime_ns > SETTLED_NS:
-            self._known[name] = [state, astuple(found)]
-            write_json(self._path, self._known)
+        if time.time_ns() - stat.st_ctime_ns > SETTLED_NS:
+            self._known[name], self._new = [state, astuple(found)], True
         return found
-
-
-SETTLED_NS = 2 * 10**9
-"""Age from which on a file's times tell whether it has changed."""
 
 
 def _sha256(manifest: Mapping[str, Any]) -> str:

@@ -60,7 +60,8 @@ class EndpointAsker:
 
 def build_chat(config: ChatConfig, load: Load, folder: Path | None) -> CachedChat:
     """Who the recipe names, with answers kept in its own `cache` or in the run's; in memory where there is neither."""
-    asker = _asker(config, load, Digests(None if folder is None else folder / DIGESTS))
+    with Digests(None if folder is None else folder / DIGESTS) as digests:
+        asker = _asker(config, load, digests)
     return CachedChat(asker, config.cache or (None if folder is None else folder / "answers" / "answers.jsonl"))
 
 

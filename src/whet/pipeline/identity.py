@@ -167,12 +167,13 @@ def _compared(content: Content) -> dict[str, Any]:
 
 def _change(then: Content, now: Content) -> str:
     """What has become of an input, in words."""
+    path = now.get("path") or then.get("path", "")
     for key in ("commit", "version", "function"):
         if then.get(key) != now.get(key):
-            return f"{now.get('path', key)}: {key} {then.get(key)} then, {now.get(key)} now"
+            return f"{path}: {key} {then.get(key)} then, {now.get(key)} now"
     before, after = then.get("files", {}), now.get("files", {})
     changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-    which = ", ".join(name or now.get("path", "") for name in changed[:SHOWN])
+    which = ", ".join(name or path for name in changed[:SHOWN])
     verb = "has changed" if len(changed) == 1 else "have changed"
     for unit in ("rows", "bytes"):
         sums = [sum(file.get(unit, 0) for file in files.values()) for files in (before, after)]

@@ -15,7 +15,7 @@ from typing import Any
 
 from whet.errors import RunError
 from whet.files import Digests, is_sealed, read_json, write_json
-from whet.pipeline.identity import Difference, describe, differences, identity_of, name_of
+from whet.pipeline.identity import SHOWN, Difference, describe, differences, identity_of, name_of
 from whet.pipeline.stage import LEARNED, Context
 
 DIGESTS = "digests.json"
@@ -55,7 +55,8 @@ def refused(context: Context, seed: int, accept: Sequence[str]) -> list[Differen
 def refusal(run: Path, found: Sequence[tuple[str, Sequence[Difference]]]) -> RunError:
     """What is wrong with a run folder whose stages differ like this."""
     differing = [(name, changed) for name, changed in found if changed]
-    accept = " ".join(f"--accept {name}.{each.key}" for name, changed in differing for each in changed)
+    keys = [f"{name}.{each.key}" for name, changed in differing for each in changed]
+    accept = " ".join(f"--accept {key}" for key in (keys if len(keys) <= SHOWN else [name for name, _ in differing]))
     stages = "; ".join(describe(name, changed) for name, changed in differing)
     return RunError(
         f"{run}: this is not what it began with: {stages}; put it back, go on all the same ({accept}), start over "
@@ -111,4 +112,5 @@ def _noted(context: Context) -> dict[str, Any]:
 
 
 def _identity(context: Context, seed: int) -> dict[str, Any]:
-    return identity_of(context, seed, Digests(context.folder.parents[1] / DIGESTS))
+    with Digests(context.folder.parents[1] / DIGESTS) as digests:
+        return identity_of(context, seed, digests)
