@@ -91,7 +91,7 @@ def test_a_row_that_cannot_be_trained_on_is_named_or_counted(template: JinjaTemp
         gate(template, GOOD, bad, GOOD)
     gated = gate(template, GOOD, bad, GOOD, on_bad_row="drop")
     assert (len(gated.rows), gated.dropped.total, gated.stats.duplicates) == (2, 1, 1)
-    assert gated.dropped.examples[0].startswith("train.jsonl:7: ")
+    assert str(gated.dropped.rows[0]).startswith("train.jsonl:7: ")
 
 
 def test_too_long_counts_the_answer_tokens_that_would_be_lost(template: JinjaTemplate) -> None:

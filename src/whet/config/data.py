@@ -14,8 +14,8 @@ class DataConfig(Strict):
 
     refers_to: ClassVar[Made | None] = "rows"
     path: str
-    """A `.jsonl`, `.json`, `.parquet` file (`.gz` too), a `datasets` directory, a hub id, or `@stage` (the rows that
-    an earlier stage made)."""
+    """A `.jsonl`, `.json`, `.parquet`, `.arrow`, `.csv` or `.tsv` file (`.gz` too), a folder of them, a `datasets`
+    directory, a hub id, or `@stage` (the rows that an earlier stage made)."""
     subset: str | None = None
     """Configuration of a hub data set (`main` for GSM8K)."""
     split: str = "train"
@@ -29,8 +29,12 @@ class DataConfig(Strict):
     system: str | None = None
     """A system message put before every conversation that has none."""
     limit: int | None = Field(None, ge=1)
+    streaming: bool = False
+    """Read a hub data set while it is fetched, up to `limit` usable rows, and download no more of it."""
+    weight: float | None = Field(None, gt=0)
+    """In a list of data sets: its share of the samples, over the sum of all weights. None: its rows as they are."""
     on_bad_row: Literal["error", "drop"] = "error"
-    """drop: leave unusable rows out; how many and why is printed and logged."""
+    """drop: leave unusable rows out; how many and why is printed, and each stands in `dropped.jsonl` of the stage."""
 
 
 class GeneratedConfig(Strict):
@@ -54,6 +58,8 @@ class GeneratedConfig(Strict):
     answer is worth, and the order of comparisons, depend on it."""
     numbers: int = Field(3, ge=2, le=6)
     """countdown: how many numbers may be used."""
+    weight: float | None = Field(None, gt=0)
+    """In a list of data sets: its share of the samples, over the sum of all weights. None: its rows as they are."""
 
     @model_validator(mode="after")
     def _check(self) -> GeneratedConfig:
