@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from whet.config import DataConfig
 from whet.data.base import Row
@@ -79,6 +79,30 @@ def stream_examples(
         raise DataError(f"{config.path}: {why}")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading(Generic[Example]):
+    """Examples that are to be read, once."""
+
+    examples: Iterable[Example]
+    rejects: Rejects
+    """Takes what cannot be read while they are."""
+    sources: Sequence[str]
+    """What `Origin.source` of the examples may be."""
+    digest: str | None = None
+    """Changes when other examples would be read; None: not known beforehand."""
+
+
+def reading(config: DataConfig, convert: Callable[[Row, DataConfig], Example], known: Known) -> Reading[Example]:
+    """The examples of a source, not read yet. Raises `DataError` where there is no such source."""
+    rejects = Rejects(config.on_bad_row)
+    return Reading(
+        examples=stream_examples(config, convert, known, rejects),
+        rejects=rejects,
+        sources=list(map(str, files_of(_path(config)))) if _place(config) == "files" else [config.path, _label(config)],
+        digest=digest_of(config),
+    )
+
+
 def _unfolded(config: DataConfig, known: Known, reject: Reject) -> Iterator[Row]:
     for row in read_rows(config, reject):
         try:
@@ -129,6 +153,15 @@ def content_of(config: DataConfig) -> Content:
     for row in dataset:
         digest.update(repr(row).encode("utf-8", "surrogatepass"))
     return Content(parts={_label(config): digest.hexdigest()})
+
+
+def digest_of(config: DataConfig) -> str:
+    """SHA-256 of the rows that a source gives: its content, and the keys that choose or change them; not where it lies.
+
+    Raises `DataError` as `read_rows` does.
+    """
+    keys = config.model_dump_json(exclude={"path", "weight", "on_bad_row"})
+    return hashlib.sha256(f"{content_of(config).digest} {keys}".encode()).hexdigest()
 
 
 def _digests(files: list[Path]) -> Content:

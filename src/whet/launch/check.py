@@ -94,7 +94,7 @@ def _check_stage(run: Run, name: str, world: LocalWorld) -> StageCheck:
         summary = data.describe()
         if stage.eval_data is not None:
             summary += f"; for evaluation {gate(world, model, stage, stage.eval_data).describe()}"
-        shown = tuple(segments(row, world.template(model)) for row in data.gated.rows[:SHOWN])
+        shown = tuple(segments(row, world.template(model)) for row in data.rows[:SHOWN])
         return StageCheck(stage=name, kind=stage.kind, summary=summary, samples=shown)
     if isinstance(stage, RewardModelStage):
         given = lessons(world, model, stage)

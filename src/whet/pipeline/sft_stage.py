@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from whet.algorithms.sft import Imitate, sft, weigh
 from whet.algorithms.supervised import supervised_steps
 from whet.config import GeneratedConfig, ModelConfig, RLStage, SamplingConfig, SFTStage, Source
-from whet.data.faults import Dropped
 from whet.pipeline.loop import drive
 from whet.pipeline.sources import conversations
 from whet.pipeline.stage import Context, World
 from whet.records import Metric, Step
 from whet.tracking.log import RunLog
-from whet.training.gate import Gated, tokenise
+from whet.training.tokenize import Gated, tokenise
 
 
 def run_sft(context: Context) -> None:
@@ -23,10 +22,10 @@ def run_sft(context: Context) -> None:
     assert isinstance(config, SFTStage)
     data = gate(context.world, context.model, config, config.data)
     context.console.say(f"{context.name}: {data.describe()}")
-    held_out = gate(context.world, context.model, config, config.eval_data).gated.rows if config.eval_data else ()
+    held_out = gate(context.world, context.model, config, config.eval_data).rows if config.eval_data else ()
     policy = context.world.policy(context.model, config.train, SamplingConfig())
     context.console.say(f"{context.name}: {policy.about}")
-    rows = data.gated.rows
+    rows = data.rows
     steps = supervised_steps(len(rows), config.train)
 
     def measure() -> Mapping[str, Metric]:
@@ -39,33 +38,16 @@ def run_sft(context: Context) -> None:
     drive(context, policy.trainer, RunLog(context.folder), begin, steps=steps)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Checked:
-    """What the two doors of the gate let through: reading the rows, and tokenizing them."""
-
-    gated: Gated
-    unread: Dropped
-
-    def describe(self) -> str:
-        """`4096 rows, 61,234 tokens (38,400 trained), longest 41; 2 rows dropped: ...`."""
-        stats = self.gated.stats
-        lost = [dropped.describe() for dropped in (self.unread, self.gated.dropped) if dropped.total]
-        counted = f"{stats.rows:,} rows, {stats.tokens:,} tokens ({stats.trained_tokens:,} trained)"
-        return "; ".join([f"{counted}, longest {stats.length_max:,}", *lost])
-
-
-def gate(world: World, model: ModelConfig, config: SFTStage | RLStage, source: Source) -> Checked:
+def gate(world: World, model: ModelConfig, config: SFTStage | RLStage, source: Source) -> Gated:
     """Rows, tokenised and checked; nothing but the tokenizer is loaded for it."""
     limit = world.max_length(model)
-    examples, unread = conversations(source)
-    gated = tokenise(
-        examples,
+    return tokenise(
+        conversations(source),
         world.template(model),
         loss_on=config.train.loss_on,
         max_length=min(config.train.max_length or limit, limit),
         on_bad_row="error" if isinstance(source, GeneratedConfig) else source.on_bad_row,
     )
-    return Checked(gated=gated, unread=unread)
 
 
 def with_evaluation(
