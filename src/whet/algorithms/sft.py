@@ -9,6 +9,7 @@ from torch import Tensor
 
 from whet.algorithms.supervised import supervised
 from whet.config import TrainConfig
+from whet.data.lazy import Lazy
 from whet.formulas.reduce import token_mean
 from whet.records import Atom, Step, TokenRow
 from whet.training.base import Batch, Need, Outputs, Tally, Trainer
@@ -46,7 +47,7 @@ def sft(
     def weigh_batch(batch: Sequence[Atom]) -> list[Atom]:
         return weigh([atom.rows[0] for atom in batch])
 
-    atoms = [Atom(rows=(row,)) for row in rows]
+    atoms = Lazy(len(rows), lambda index: Atom(rows=(rows[index],)))
     return supervised(trainer, atoms, weigh_batch, Imitate(), config, seed=seed, start=start, state=state)
 
 

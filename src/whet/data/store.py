@@ -25,7 +25,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any, Generic, TypeVar, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -45,26 +45,6 @@ ORIGIN = {"source": "l", "line": "q", "part": "q"}
 Tokens = npt.NDArray[np.int32]
 Flags = npt.NDArray[np.bool_]
 Numbers = npt.NDArray[Any]
-Item = TypeVar("Item")
-
-
-class Lazy(Sequence[Item], Generic[Item]):
-    """Items that are made when they are asked for."""
-
-    def __init__(self, size: int, make: Callable[[int], Item]) -> None:
-        self._range, self._make = range(size), make
-
-    def __len__(self) -> int:
-        return len(self._range)
-
-    @overload
-    def __getitem__(self, index: int) -> Item: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Item]: ...
-    def __getitem__(self, index: int | slice) -> Item | Sequence[Item]:
-        if isinstance(index, slice):
-            return [self._make(place) for place in self._range[index]]
-        return self._make(self._range[index])
 
 
 class Rows:

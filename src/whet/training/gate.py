@@ -54,8 +54,8 @@ def write_row(conversation: Conversation, rule: Rule) -> Script:
         raise _placed(error, conversation.origin) from error
 
 
-def check_row(encoded: Encoded | DataError, conversation: Conversation, field: str, rule: Rule) -> TokenRow:
-    """Its tokens as a row, or `BadRow` saying why it cannot be trained on; `field` is where it stood."""
+def check_row(encoded: Encoded | DataError, conversation: Conversation, field: str, rule: Rule) -> Encoded:
+    """Its tokens, or `BadRow` saying why it cannot be trained on; `field` is where it stood."""
     origin = conversation.origin
     field = field if conversation.text is None else "text"
     if isinstance(encoded, TooLong):
@@ -72,7 +72,12 @@ def check_row(encoded: Encoded | DataError, conversation: Conversation, field: s
         remedy = f"it has {len(tokens)} tokens, and {cut} of {answer} trained ones would be cut off; {ROOM}"
         raise BadRow(origin, field, f"longer than max_length {rule.max_length}", remedy)
     _refuse_unended(encoded, rule.template, origin)
-    return TokenRow(tokens=tokens, trained=trained)
+    return encoded
+
+
+def token_row(encoded: Encoded, *, shared: int = 0) -> TokenRow:
+    """Tokens as a row without columns."""
+    return TokenRow(tokens=encoded.tokens, trained=encoded.trained, shared=shared)
 
 
 ROOM = "raise train.max_length, or set data.on_bad_row: drop"

@@ -24,19 +24,22 @@ import numpy as np
 import whet
 from whet.data.base import Conversation, Origin
 from whet.data.faults import BadRow, Dropped, Rejects
+from whet.data.lazy import Lazy
 from whet.data.sources import Reading
-from whet.data.store import Lazy, Rows, Writer, kept_rows
+from whet.data.store import Rows, Writer, kept_rows
 from whet.errors import DataError, UserError
 from whet.records import TokenRow
 from whet.templates.base import Encoded, LossOn, Script, Template
-from whet.training.gate import Rule, check_row, write_row
+from whet.training.gate import Rule, check_row, token_row, write_row
 
 BATCH = 2**20
 """Characters, or so, that are tokenized by one call: enough for all cores, and some 50 MB at work."""
 
 Example = TypeVar("Example")
-Made = tuple[TokenRow, Mapping[str, float]]
-"""A row, and its numbers by the names of `Making.columns`."""
+Made = tuple[Encoded, Mapping[str, float]]
+"""A row, and its numbers by the names of `COLUMNS` and `Making.columns`."""
+COLUMNS = {"trained": "q", "shared": "q"}
+"""Trained tokens of each row, and how many leading tokens it shares with others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +102,7 @@ def tokenise(
         kind="conversation", asks=lambda each: [("messages", each)], makes=lambda _, rows: [(rows[0], {})]
     )
     kept = tokenised(reading, rule, making)
-    return Gated(rows=Lazy(len(kept), partial(token_row, kept)), kept=kept, stats=_stats(kept))
+    return Gated(rows=Lazy(len(kept), partial(row_of, kept)), kept=kept, stats=_stats(kept))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +112,7 @@ class Making(Generic[Example]):
     kind: str
     asks: Callable[[Example], Sequence[tuple[str, Conversation]]]
     """The conversations of an example, each with the field where it stood."""
-    makes: Callable[[Example, Sequence[TokenRow]], Iterable[Made]]
+    makes: Callable[[Example, Sequence[Encoded]], Iterable[Made]]
     """What becomes of their rows; may raise `BadRow`."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """Names of the numbers that `makes` gives, and their type codes in `array`."""
@@ -122,26 +125,24 @@ def tokenised(reading: Reading[Example], rule: Rule, making: Making[Example]) ->
         rejects = Rejects(rule.on_bad_row)
         for origin, (row, numbers) in _rows(reading.examples, rule, making, rejects):
             place = {"source": reading.sources.index(origin.source), "line": origin.line, "part": origin.part or 0}
-            known = {"trained": row.trained_count, "shared": row.shared}
-            tokens, trained = np.array(row.tokens, np.int32), np.array(row.trained)
-            writer.append(tokens, trained, {**place, **known, **numbers})
+            counts = {"trained": int(row.trained.sum()), "shared": 0}
+            writer.append(row.tokens, row.trained, {**place, **counts, **numbers})
         return reading.rejects.dropped, rejects.dropped
 
     key = None
     if reading.digest is not None:
         key = hashlib.sha256(f"{making.kind} {reading.digest} {rule.digest}".encode()).hexdigest()[:32]
-    kept = kept_rows(key, _version(), {"trained": "q", "shared": "q", **making.columns}, fill, reading.sources)
+    kept = kept_rows(key, _version(), {**COLUMNS, **making.columns}, fill, reading.sources)
     if not len(kept):
         dropped = kept.dropped[1]
         raise DataError(f"nothing to train on; {dropped.describe() if dropped.total else 'the data set has no rows'}")
     return kept
 
 
-def token_row(kept: Rows, index: int) -> TokenRow:
+def row_of(kept: Rows, index: int) -> TokenRow:
     """A row that was kept."""
     tokens, trained = kept.tokens(index)
-    shared = int(kept.columns["shared"][index])
-    return TokenRow(tokens=tokens, trained=trained, shared=shared)
+    return token_row(Encoded(tokens=tokens, trained=trained), shared=int(kept.columns["shared"][index]))
 
 
 # ---------------------------------------------------------------------------------------------- batches
