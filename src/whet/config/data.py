@@ -34,7 +34,7 @@ class DataConfig(Strict):
     weight: float | None = Field(None, gt=0)
     """In a list of data sets: its share of the samples, over the sum of all weights. None: its rows as they are."""
     on_bad_row: Literal["error", "drop"] = "error"
-    """drop: leave unusable rows out; how many and why is printed, and each stands in `dropped.jsonl` of the stage."""
+    """drop: leave unusable rows out; how many and why is printed; each stands in the stage's `dropped/`."""
 
 
 class GeneratedConfig(Strict):

@@ -24,6 +24,7 @@ from whet.data.faults import Dropped
 from whet.envs.base import Rubric, Task
 from whet.envs.rubric import WeightedRubric
 from whet.envs.single_turn import SingleTurn
+from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.loop import Saved, WayBack, WithCritic, drive
 from whet.pipeline.sft_stage import gate
 from whet.pipeline.sources import rubric, tasks, usable
@@ -46,6 +47,7 @@ def run_rl(context: Context) -> None:
     try:
         problems = playable(config, context.model, context.world, grading)
         context.console.say(f"{context.name}: {problems.describe()}")
+        keep_dropped(context, "tasks", problems.lost)
         mix = _mix(context, config)
         policy = context.world.policy(
             context.model,
@@ -128,6 +130,7 @@ def _mix(context: Context, config: RLStage) -> PretrainingMix | None:
     if data is None or asked is None:
         return None
     context.console.say(f"{context.name}: ptx {data.describe()}")
+    keep_dropped(context, "ptx", data.kept.dropped)
     return PretrainingMix(rows=data.rows, config=asked, seed=context.seed)
 
 

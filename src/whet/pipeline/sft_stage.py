@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from whet.algorithms.sft import Imitate, sft, weigh
 from whet.algorithms.supervised import supervised_steps
 from whet.config import GeneratedConfig, ModelConfig, RLStage, SamplingConfig, SFTStage, Source
+from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.loop import drive
 from whet.pipeline.sources import conversations
 from whet.pipeline.stage import Context, World
-from whet.records import Metric, Step
+from whet.records import Metric, Step, TokenRow
 from whet.tracking.log import RunLog
 from whet.training.tokenize import Gated, tokenise
 
@@ -22,7 +23,12 @@ def run_sft(context: Context) -> None:
     assert isinstance(config, SFTStage)
     data = gate(context.world, context.model, config, config.data)
     context.console.say(f"{context.name}: {data.describe()}")
-    held_out = gate(context.world, context.model, config, config.eval_data).rows if config.eval_data else ()
+    keep_dropped(context, "data", data.kept.dropped)
+    held_out: Sequence[TokenRow] = ()
+    if config.eval_data is not None:
+        evaluation = gate(context.world, context.model, config, config.eval_data)
+        keep_dropped(context, "eval_data", evaluation.kept.dropped)
+        held_out = evaluation.rows
     policy = context.world.policy(context.model, config.train, SamplingConfig())
     context.console.say(f"{context.name}: {policy.about}")
     rows = data.rows
