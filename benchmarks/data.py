@@ -8,7 +8,7 @@ Each side runs twice in a process of its own, the second time with what the firs
 
 `ready_s` is until the rows can be read by index, `step_s` until the first optimizer step is done (ours only), both
 from the start of the process, imports included. `peak_mb` is the proportional resident memory of the process and its
-children, looked at five times a second. The chat rows are made up: 1 to 3 turns of Zipf-distributed words, some 700
+children, looked at five times a second. The chat rows are made up: 1 to 3 turns of Zipf-distributed words, some 560
 tokens of Qwen's tokenizer a row.
 """
 

@@ -20,9 +20,8 @@ from whet.evals.judgement import Judgement, Labelled, Ranked, judge_labels, judg
 from whet.evals.mixture import fixed_mixtures, mixed
 from whet.evals.ratings import Rating, Ratings, judge_ratings
 from whet.files import write_json
-    for key, lost in given.lost.items():
-        keep_dropped(context, key, lost)
 from whet.models.heads import RewardFacts, note_reward_facts, objectives_in
+from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.lessons import Lesson, Lessons, lessons, ratings_of
 from whet.pipeline.loop import drive
 from whet.pipeline.sft_stage import with_evaluation
@@ -44,20 +43,13 @@ def run_reward_model(context: Context) -> None:
     assert isinstance(config, RewardModelStage)
     given = lessons(context.world, config.gate or context.model, config)
     context.console.say(f"{context.name}: {given.described}")
-<<<<<<< HEAD
+    for key, lost in given.lost.items():
+        keep_dropped(context, key, lost)
     trainer = context.world.scalar_model(
         context.model,
         config.train,
         objectives=config.objectives,
         gate=None if config.gate is None else NewGate(config=config.gate, taught=_rows(given.taught)),
-=======
-    for key, lost in given.lost.items():
-        keep_dropped(context, key, lost)
-    trainer = (
-        context.world.scalar_model(context.model, config.train, objectives=config.objectives)
-        if config.gate is None
-        else _gate(context, config.gate, config, given)
->>>>>>> d88956e (Every row that is left out stands in a file of its stage)
     )
     atoms = [lesson.atom for lesson in given.taught]
     steps = supervised_steps(len(atoms), config.train)
