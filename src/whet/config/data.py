@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -31,8 +32,6 @@ class DataConfig(Strict):
     limit: int | None = Field(None, ge=1)
     streaming: bool = False
     """Read a hub data set while it is fetched, up to `limit` usable rows, and download no more of it."""
-    weight: float | None = Field(None, gt=0)
-    """In a list of data sets: its share of the samples, over the sum of all weights. None: its rows as they are."""
     on_bad_row: Literal["error", "drop"] = "error"
     """drop: leave unusable rows out; how many and why is printed; each stands in the stage's `dropped/`."""
 
@@ -58,8 +57,6 @@ class GeneratedConfig(Strict):
     answer is worth, and the order of comparisons, depend on it."""
     numbers: int = Field(3, ge=2, le=6)
     """countdown: how many numbers may be used."""
-    weight: float | None = Field(None, gt=0)
-    """In a list of data sets: its share of the samples, over the sum of all weights. None: its rows as they are."""
 
     @model_validator(mode="after")
     def _check(self) -> GeneratedConfig:
@@ -68,11 +65,53 @@ class GeneratedConfig(Strict):
         return self
 
 
+class WeightedData(DataConfig):
+    """One of several data sets."""
+
+    weight: float | None = Field(None, gt=0)
+    """Its share of the samples, over the sum of all weights. None (for all sets): every row counts the same."""
+
+
+class WeightedGenerated(GeneratedConfig):
+    """One of several data sets."""
+
+    weight: float | None = Field(None, gt=0)
+    """Its share of the samples, over the sum of all weights. None (for all sets): every row counts the same."""
+
+
 def _source(value: Any) -> str:
     generated = "generate" in value if isinstance(value, dict) else isinstance(value, GeneratedConfig)
     return "generated" if generated else "rows"
 
 
+def _sources(value: Any) -> str:
+    return "sets" if isinstance(value, list) else _source(value)
+
+
 Source = Annotated[
     Annotated[DataConfig, Tag("rows")] | Annotated[GeneratedConfig, Tag("generated")], Discriminator(_source)
 ]
+Weighted = Annotated[
+    Annotated[WeightedData, Tag("rows")] | Annotated[WeightedGenerated, Tag("generated")], Discriminator(_source)
+]
+Sources = Annotated[
+    Annotated[DataConfig, Tag("rows")]
+    | Annotated[GeneratedConfig, Tag("generated")]
+    | Annotated[list[Weighted], Tag("sets"), Field(min_length=1)],
+    Discriminator(_sources),
+]
+"""A data set, or a list of them."""
+
+
+def listed(sources: Sources) -> Sequence[DataConfig | GeneratedConfig]:
+    """One data set, or several, as a list."""
+    return sources if isinstance(sources, list) else [sources]
+
+
+def weights(sources: Sources) -> tuple[float, ...]:
+    """Those of a list; empty where there are none. Raises `ValueError` where only some have one."""
+    given = [source.weight for source in sources] if isinstance(sources, list) else []
+    found = tuple(weight for weight in given if weight is not None)
+    if found and len(found) < len(given):
+        raise ValueError(f"data.{given.index(None)} has no weight, and others have one; give all of them one or none")
+    return found

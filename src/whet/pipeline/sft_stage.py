@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from whet.algorithms.sft import Imitate, sft, weigh
 from whet.algorithms.supervised import supervised_steps
 from whet.config import GeneratedConfig, ModelConfig, RLStage, SamplingConfig, SFTStage, Source
+from whet.config.data import listed, weights
+from whet.data.mixture import Blend, end_to_end
 from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.loop import drive
 from whet.pipeline.sources import conversations
@@ -21,9 +23,9 @@ def run_sft(context: Context) -> None:
     """Train on the rows that pass the gate."""
     config = context.config
     assert isinstance(config, SFTStage)
-    data = gate(context.world, context.model, config, config.data)
-    context.console.say(f"{context.name}: {data.describe()}")
-    keep_dropped(context, "data", data.kept.dropped)
+    data = gate_sets(context.world, context.model, config)
+    context.console.say(f"{context.name}: {data.describe(context.seed)}")
+    keep_dropped(context, "data", [dropped for each in data.sets.values() for dropped in each.kept.dropped])
     held_out: Sequence[TokenRow] = ()
     if config.eval_data is not None:
         evaluation = gate(context.world, context.model, config, config.eval_data)
@@ -38,10 +40,44 @@ def run_sft(context: Context) -> None:
         return policy.trainer.evaluate(weigh(held_out), Imitate()) if held_out else {}
 
     def begin(start: int, state: Mapping[str, float]) -> Iterator[Step]:
-        steps_of = sft(policy.trainer, rows, config.train, seed=context.seed, start=start, state=state)
+        steps_of = sft(
+            policy.trainer, rows, config.train, seed=context.seed, start=start, state=state, blend=data.blend
+        )
         return with_evaluation(steps_of, measure, every=config.eval_every, last=steps)
 
     drive(context, policy.trainer, RunLog(context.folder), begin, steps=steps)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sets:
+    """The rows of all data sets of a stage that pass the gate."""
+
+    sets: Mapping[str, Gated]
+    """By their names."""
+    blend: Blend
+
+    @property
+    def rows(self) -> Sequence[TokenRow]:
+        """All sets end to end."""
+        return end_to_end([each.rows for each in self.sets.values()])
+
+    def describe(self, seed: int) -> str:
+        """What each is, and their shares under the stage's seed where there are several."""
+        parts = [each.describe() for each in self.sets.values()]
+        if len(parts) == 1:
+            return parts[0]
+        lengths = [each.kept.lengths for each in self.sets.values()]
+        named = [f"{name}: {part}" for name, part in zip(self.sets, parts, strict=True)]
+        return "; ".join([*named, self.blend.describe(list(self.sets), lengths, seed)])
+
+
+def gate_sets(world: World, model: ModelConfig, config: SFTStage) -> Sets:
+    """The rows to train on, set by set."""
+    sets: dict[str, Gated] = {}
+    for source in listed(config.data):
+        name = source.generate if isinstance(source, GeneratedConfig) else source.path
+        sets[name if name not in sets else f"{name} ({len(sets) + 1})"] = gate(world, model, config, source)
+    return Sets(sets=sets, blend=Blend(tuple(len(each.rows) for each in sets.values()), weights(config.data)))
 
 
 def gate(world: World, model: ModelConfig, config: SFTStage | RLStage, source: Source) -> Gated:
