@@ -35,8 +35,8 @@ def supervised(
 ) -> Iterator[Step]:
     """One `Step` for each optimizer step from `start` on; `batch_size` examples a step, reshuffled every epoch.
 
-    `blend`: of which sets the examples are; None: one. `state` is what the `Step` before `start` carried. Every metric of the objective is its mean over the step. Raises
-    `TrainingError` where gradients stay not finite.
+    `blend`: of which sets the examples are; None: one. `state` is what the `Step` before `start` carried. Every metric
+    of the objective is its mean over the step. Raises `TrainingError` where gradients stay not finite.
     """
     steps, blend = supervised_steps(len(examples), config), blend or Blend((len(examples),))
     thrown_away = state["thrown_away"] if state else 0.0

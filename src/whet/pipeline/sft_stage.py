@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from whet.algorithms.sft import Imitate, sft, weigh
 from whet.algorithms.supervised import supervised_steps
@@ -35,15 +36,13 @@ def run_sft(context: Context) -> None:
     context.console.say(f"{context.name}: {policy.about}")
     rows = data.rows
     steps = supervised_steps(len(rows), config.train)
+    train = partial(sft, policy.trainer, rows, config.train, seed=context.seed, blend=data.blend)
 
     def measure() -> Mapping[str, Metric]:
         return policy.trainer.evaluate(weigh(held_out), Imitate()) if held_out else {}
 
     def begin(start: int, state: Mapping[str, float]) -> Iterator[Step]:
-        steps_of = sft(
-            policy.trainer, rows, config.train, seed=context.seed, start=start, state=state, blend=data.blend
-        )
-        return with_evaluation(steps_of, measure, every=config.eval_every, last=steps)
+        return with_evaluation(train(start=start, state=state), measure, every=config.eval_every, last=steps)
 
     drive(context, policy.trainer, RunLog(context.folder), begin, steps=steps)
 
