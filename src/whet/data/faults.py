@@ -10,7 +10,7 @@ import difflib
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -78,7 +78,7 @@ class Lost:
 class Dropped:
     """The rows that were left out, in order, and why."""
 
-    rows: Sequence[Lost] = ()
+    rows: tuple[Lost, ...] = ()
 
     @property
     def total(self) -> int:

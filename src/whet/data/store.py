@@ -199,7 +199,9 @@ def _open(folder: Path, version: str, sources: Sequence[str], note: str) -> Rows
     for line in (folder / DROPPED).read_text().splitlines():
         who, (source, number, part), reason, fault = json.loads(line)
         lost[who].append(Lost(Origin(source=sources[source], line=number, part=part), reason, fault))
-    return Rows(columns, folder / TOKENS, sources=sources, dropped=tuple(map(Dropped, lost)), note=note)
+    return Rows(
+        columns, folder / TOKENS, sources=sources, dropped=tuple(Dropped(tuple(each)) for each in lost), note=note
+    )
 
 
 def _plain(dropped: Sequence[Dropped], sources: Sequence[str]) -> Iterator[list[Any]]:
