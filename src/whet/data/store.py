@@ -61,7 +61,7 @@ class Rows:
     ) -> None:
         self.columns = columns
         """By name one number for each row."""
-        self.dropped = dropped
+        self.dropped = tuple(dropped)
         """What was left out, by who left it out."""
         self.note = note
         """Where the rows are kept, for people to read; empty where they are in memory only."""
