@@ -15,6 +15,7 @@ import hashlib
 import re
 from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import jinja2
@@ -266,7 +267,7 @@ class JinjaTemplate(Template):
         return False
 
     def _joined(self, parts: Sequence[tuple[list[int], bool]], *, running: bool) -> Encoded | DataError:
-        tokens = [token for ids, _ in parts for token in ids]
+        tokens = list(chain.from_iterable(ids for ids, _ in parts))
         if running and (not tokens or tokens[-1] not in self._stop_ids):
             eos = self._tokenizer.eos_token_id
             tokens.append(self._specials[self._turn_end] if eos is None else eos)
