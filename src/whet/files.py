@@ -13,9 +13,10 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -61,6 +62,12 @@ def write_atomic(path: Path, data: bytes) -> None:
             part.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+
+
+def cache_folder() -> Path:
+    """Where whet keeps what it can make again: `WHET_CACHE`, else `whet` in the user's cache folder."""
+    own = os.environ.get("WHET_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "whet"
 
 
 def folder_size(folder: Path) -> int:
@@ -118,8 +125,11 @@ def is_sealed(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
-def unseal(folder: Path) -> dict[str, Any]:
-    """The facts of a complete folder whose files are as they were; `RunError` names the first that is not."""
+def unseal(folder: Path, *, by_size: Collection[str] = ()) -> dict[str, Any]:
+    """The facts of a complete folder whose files are as they were; `RunError` names the first that is not.
+
+    Of those in `by_size`, which have checksums of their own, only the size is looked at.
+    """
     manifest = read_json(folder / MANIFEST)
     if manifest.pop("sha256", None) != _sha256(manifest):
         raise RunError(f"{folder / MANIFEST}: damaged; its SHA-256 is not the one that it states")
@@ -127,15 +137,17 @@ def unseal(folder: Path) -> dict[str, Any]:
         path = folder / name
         if not path.is_file():
             raise RunError(f"{path}: missing, though the manifest lists it")
+        if name in by_size:
+            if path.stat().st_size != known["bytes"]:
+                raise RunError(
+                    f"{path}: cut short or grown; it has {path.stat().st_size:,} of {known['bytes']:,} bytes"
+                )
+            continue
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != known["sha256"]:
             raise RunError(f"{path}: damaged; its SHA-256 is not the one in the manifest")
     return manifest
-
-
-SETTLED_NS = 2 * 10**9
-"""Age from which on a file's times tell whether it has changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,12 +159,21 @@ class Digest:
     lines: int
 
 
+def digest_file(file: Path) -> Digest:
+    """Of a file's content; read once in a process as long as inode, size and times stay. Raises `OSError`."""
+    return _digest(str(file), *_state(file))
+
+
+SETTLED_NS = 2 * 10**9
+"""Age from which on a file's times tell whether it has changed."""
+
+
 class Digests:
-    """The SHA-256 of files. With a `path` to keep them in, a file is hashed once, and again when it has changed.
+    """The digests of files, kept in `path`: a file is read once, and again when it has changed.
 
     Its size, inode, and times of modification and of change tell whether it has; no program can set the last one back.
     A file that was written a moment ago is not remembered, because it could change within one tick of the clock. What
-    was hashed is kept when the `with` block ends. A `path` that cannot be read is begun anew: it is only a hint.
+    was read is kept when the `with` block ends. A `path` that cannot be read is begun anew: it is only a hint.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -171,20 +192,28 @@ class Digests:
 
     def of(self, file: Path) -> Digest:
         """Of a file's content. Raises `OSError` where it cannot be read."""
-        name, stat = str(file.resolve()), file.stat()
-        state = [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
-        known = self._known.get(name, [None])
-        if known[0] == state:
-            return Digest(*known[1])
-        with file.open("rb") as opened:
-            hashed, lines, last = hashlib.sha256(), 0, b"\n"
-            while part := opened.read(2**20):
-                hashed.update(part)
-                lines, last = lines + part.count(b"\n"), part[-1:]
-        found = Digest(hashed.hexdigest(), stat.st_size, lines + (last != b"\n"))
-        if time.time_ns() - stat.st_ctime_ns > SETTLED_NS:
+        name, state = str(file.resolve()), list(_state(file))
+        if name in self._known and self._known[name][0] == state:
+            return Digest(*self._known[name][1])
+        found = digest_file(file)
+        if time.time_ns() - state[-1] > SETTLED_NS:
             self._known[name], self._new = [state, astuple(found)], True
         return found
+
+
+def _state(file: Path) -> tuple[int, ...]:
+    stat = file.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+@lru_cache(maxsize=256)
+def _digest(file: str, *state: int) -> Digest:
+    with open(file, "rb") as opened:
+        hashed, lines, last = hashlib.sha256(), 0, b"\n"
+        while part := opened.read(2**20):
+            hashed.update(part)
+            lines, last = lines + part.count(b"\n"), part[-1:]
+    return Digest(hashed.hexdigest(), state[1], lines + (last != b"\n"))
 
 
 def _sha256(manifest: Mapping[str, Any]) -> str:

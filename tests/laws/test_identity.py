@@ -17,6 +17,7 @@ from typing import get_args
 
 import pytest
 
+import whet.files
 from whet.config import GeneratedConfig, Stage
 from whet.config.loading import load_recipe
 from whet.config.model import ModelConfig
@@ -334,29 +335,29 @@ def test_a_stage_without_an_identity_is_not_taken_on_trust(inputs: Path) -> None
 
 def test_a_file_is_hashed_once_and_again_when_it_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, known = tmp_path / "file", tmp_path / "digests.json"
-    opened: list[Path] = []
-    plain = Path.open
-    monkeypatch.setattr(Path, "open", lambda self, *mode, **rest: opened.append(self) or plain(self, *mode, **rest))
+    read: list[Path] = []
+    plain = whet.files.digest_file
+    monkeypatch.setattr("whet.files.digest_file", lambda file: read.append(file) or plain(file))
     monkeypatch.setattr("whet.files.SETTLED_NS", 0)
     for content in (b"one\ntwo", b"one\ntwO", b""):
         file.write_bytes(content)
         time.sleep(0.02)  # one tick of the clock of the file system
         os.utime(file, ns=(10**18, 10**18))
-        opened.clear()
+        read.clear()
         for _ in range(2):
             with Digests(known) as digests:
                 digest = digests.of(file)
             assert digest.sha256 == hashlib.sha256(content).hexdigest()
             assert (digest.bytes, digest.lines) == (len(content), len(content.splitlines()))
-        assert opened.count(file) == 1, "the second time it is known, though its time of modification never moved"
+        assert read.count(file) == 1, "the second time it is known, though its time of modification never moved"
     monkeypatch.setattr("whet.files.SETTLED_NS", 10**18)
     file.write_bytes(b"new")
-    opened.clear()
+    read.clear()
     known.write_text("{")
     for _ in range(2):
         with Digests(known) as digests:
             assert digests.of(file).sha256 == hashlib.sha256(b"new").hexdigest()
-    assert opened.count(file) == 2, "a file of a moment ago is not remembered"
+    assert read.count(file) == 2, "a file of a moment ago is not remembered"
 
 
 VERSIONS: Mapping[str, tuple[int, str]] = {"arithmetic": (1, "8c08e7a4bd107e02"), "countdown": (1, "f8ed0589583e654c")}

@@ -11,7 +11,7 @@ import pytest
 from pydantic import Field
 
 from whet.cli.plan import recipe_tree
-from whet.config import STAGES, ModelConfig, SamplingConfig, Source, TrainConfig
+from whet.config import STAGES, SamplingConfig, Source, TrainConfig
 from whet.config.budget import Budget, of_rows
 from whet.config.loading import Loaded, load_recipe
 from whet.config.stage import StageBase
@@ -24,7 +24,7 @@ from whet.pipeline.kinds import KINDS
 from whet.pipeline.loop import drive
 from whet.pipeline.run import Run
 from whet.pipeline.sources import conversations
-from whet.pipeline.stage import Context, Kind, Needs, Seen, World
+from whet.pipeline.stage import Context, Kind, Needs, Seen
 from whet.records import Step
 from whet.tracking.charts import Chart, Curve, Look
 from whet.tracking.log import RunLog, read_metrics
@@ -64,8 +64,8 @@ def run_decay(context: Context[DecayStage]) -> None:
     drive(context, policy.trainer, RunLog(context.folder), begin, steps=config.train.steps or 1)
 
 
-def check_decay(config: DecayStage, model: ModelConfig, world: World) -> Seen:
-    found, _ = conversations(config.data)
+def check_decay(context: Context[DecayStage]) -> Seen:
+    found = list(conversations(context.config.data).examples)
     return Seen(summary=f"{len(found)} rows to forget", prompts=[found[0].messages[:1]])
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from whet.config.data import GeneratedConfig, Source
+from whet.config.data import GeneratedConfig, Source, Sources, listed
 from whet.config.train import TrainConfig
 
 
@@ -71,9 +71,10 @@ def answers_of(source: Source) -> int | None:
     return source.answers if isinstance(source, GeneratedConfig) else None
 
 
-def of_rows(source: Source, train: TrainConfig, *, answers: int | None) -> Budget:
+def of_rows(source: Sources, train: TrainConfig, *, answers: int | None) -> Budget:
     """Training on rows of so many answers each."""
-    rows, steps = rows_of(source), train.steps
+    counts, steps = [rows_of(each) for each in listed(source)], train.steps
+    rows = sum(filter(None, counts)) if None not in counts else None
     if steps is None and rows is not None:
         steps = max(1, -(-int(rows * train.epochs) // train.batch_size))
     return Budget(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from whet.config.budget import Budget, of_rows
-from whet.config.data import Source
+from whet.config.data import Source, Sources, weights
 from whet.config.stage import StageBase
 from whet.config.strict import Made
 from whet.config.train import TrainConfig
@@ -18,11 +18,17 @@ class SFTStage(StageBase):
 
     makes: ClassVar[Made | None] = "model"
     kind: Literal["sft"]
-    data: Source
+    data: Sources
+    """A data set, or a list of them, which may have weights."""
     eval_data: Source | None = None
     eval_every: int = Field(50, ge=1)
     """Steps between evaluation losses, where `eval_data` is given."""
     train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> SFTStage:
+        weights(self.data)
+        return self
 
     def budget(self) -> Budget:
         """An answer a row."""

@@ -7,7 +7,7 @@ a few rows are shown with their loss mask.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from whet.config.stage import StageBase
 from whet.files import is_sealed
 from whet.launch.world import LocalWorld
 from whet.pipeline.kinds import KINDS
-from whet.pipeline.run import Run
+from whet.pipeline.run import Run, context_of
 from whet.pipeline.stage import Kind
+from whet.tracking.console import Console
 from whet.training.gate import Segment, segments
 
 
@@ -67,7 +68,8 @@ def _check_stage(run: Run, name: str, world: LocalWorld) -> StageCheck:
     if any(not is_sealed(run.stage_folder(path[1:])) for path in waiting):
         summary = f"checked once {' and '.join(waiting)} has made its rows"
         return StageCheck(stage=name, kind=stage.kind, summary=summary, samples=())
-    seen = run.kind(name).check(stage, model, world)
+    context = context_of(run, name, world, Console(quiet=True), lambda: False)
+    seen = run.kind(name).check(replace(context, model=model))
     template = world.template(model)
     shown = [segments(row, template) for row in seen.rows]
     shown += [(Segment(template.decode(template.prompt(prompt)), False),) for prompt in seen.prompts]

@@ -26,7 +26,7 @@ from whet.config.loading import leaves
 from whet.config.node import dotted
 from whet.config.references import children
 from whet.config.strict import Strict
-from whet.data.sources import files_of
+from whet.data.sources import content_of
 from whet.envs.library import FAMILIES
 from whet.errors import DataError, ModelError
 from whet.files import Digests
@@ -115,7 +115,11 @@ def describe(stage: str, found: Sequence[Difference]) -> str:
 
 def rows_content(source: DataConfig, digests: Digests) -> dict[str, Any]:
     """What is in the files of a source. Raises `DataError` or `OSError` where it cannot be read."""
-    return _files(source.path, files_of(source), digests)
+    content = content_of(source, digests.of)
+    files = {name: {"sha256": digest} for name, digest in content.parts.items()}
+    if len(files) == 1:  # whose name does not matter
+        files = {"": files.popitem()[1]}
+    return {"path": source.path, "files": files, **({"rows": content.lines} if content.lines else {})}
 
 
 def _inputs(value: Any, at: str, digests: Digests) -> dict[str, dict[str, Any] | None]:
@@ -135,7 +139,7 @@ def _inputs(value: Any, at: str, digests: Digests) -> dict[str, dict[str, Any] |
 def _content(value: Any, digests: Digests) -> dict[str, Any] | None:
     """What one section, or one key with a file, reads by itself; None: nothing."""
     if isinstance(value, Path):
-        return _files(str(value), [value], digests)
+        return _file(value, digests)
     if isinstance(value, DataConfig):
         return rows_content(value, digests)
     if isinstance(value, GeneratedConfig):
@@ -147,18 +151,12 @@ def _content(value: Any, digests: Digests) -> dict[str, Any] | None:
         if "content" in field.metadata:
             file, _, function = getattr(value, key).rpartition(":")
             if file.endswith(".py"):
-                return {**_files(file, [Path(file)], digests), "function": function}
+                return {**_file(Path(file), digests), "function": function}
     return None
 
 
-def _files(path: str, files: Sequence[Path], digests: Digests) -> dict[str, Any]:
-    found = {}
-    for file in files:
-        digest = digests.of(file)
-        rows = {"rows": digest.lines} if file.suffix == ".jsonl" else {}
-        name = "" if len(files) == 1 else str(file.relative_to(path))
-        found[name] = {"sha256": digest.sha256, "bytes": digest.bytes, **rows}
-    return {"path": path, "files": found}
+def _file(path: Path, digests: Digests) -> dict[str, Any]:
+    return {"path": str(path), "files": {"": {"sha256": digests.of(path).sha256}}}
 
 
 def _compared(content: Content) -> dict[str, Any]:
@@ -175,9 +173,8 @@ def _change(then: Content, now: Content) -> str:
     changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     which = ", ".join(name or path for name in changed[:SHOWN])
     verb = "has changed" if len(changed) == 1 else "have changed"
-    for unit in ("rows", "bytes"):
-        sums = [sum(file.get(unit, 0) for file in files.values()) for files in (before, after)]
-        if any(sums):
-            both = f"{sums[0]:,} {unit} then, {sums[1]:,} now" if sums[0] != sums[1] else f"{sums[0]:,} other {unit}"
-            return f"{which} {verb}: {both}"
-    return f"{which} {verb}"
+    before_rows, rows = then.get("rows"), now.get("rows")
+    if before_rows is None or rows is None:
+        return f"{which} {verb}"
+    counted = f"{before_rows:,} rows then, {rows:,} now" if before_rows != rows else f"{rows:,} other rows"
+    return f"{which} {verb}: {counted}"

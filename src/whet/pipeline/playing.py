@@ -12,7 +12,7 @@ from whet.envs.base import Rubric, Task
 from whet.envs.rubric import WeightedRubric
 from whet.envs.single_turn import SingleTurn
 from whet.pipeline.sources import rubric, tasks, usable
-from whet.pipeline.stage import Policy, Seen, World
+from whet.pipeline.stage import Context, Policy, Seen, World
 from whet.rollouts.play import Player
 from whet.sampling.base import SamplingParams
 from whet.templates.base import Template
@@ -40,19 +40,20 @@ def playable(source: Source, model: ModelConfig, world: World, grading: Weighted
     return Playable(tasks=kept, lost=(unread, unusable))
 
 
-def look_at_tasks(config: Any, model: ModelConfig, world: World) -> tuple[Seen, Playable]:
+def look_at_tasks(context: Context[Any]) -> tuple[Seen, Playable]:
     """The tasks of a stage with `tasks` and `rewards`, and what a check shows of them."""
+    config, world = context.config, context.world
     grading = rubric(config.tasks, config.rewards, world)
     try:
-        found = playable(config.tasks, model, world, grading)
+        found = playable(config.tasks, context.model, world, grading)
     finally:
         grading.close()
     return Seen(summary=found.describe(), prompts=[task.messages for task in found.tasks[:SHOWN]]), found
 
 
-def check_tasks(config: Any, model: ModelConfig, world: World) -> Seen:
+def check_tasks(context: Context[Any]) -> Seen:
     """The check of a stage that has tasks and rewards alone."""
-    return look_at_tasks(config, model, world)[0]
+    return look_at_tasks(context)[0]
 
 
 def player(policy: Policy, grading: Rubric, sampling: SamplingConfig) -> Player:

@@ -178,8 +178,8 @@ class Kind:
     """Its section of a recipe, with what it costs (`budget`) and what does not fit together (`unfit`)."""
     run: Callable[[Context[Any]], object]
     """Leaves the artifact in `Context.folder`; raises `Interrupted`, with its progress saved, when asked to stop."""
-    check: Callable[[Any, ModelConfig, World], Seen]
-    """(section, model, world): everything that can be wrong with the data, before a model is loaded."""
+    check: Callable[[Context[Any]], Seen]
+    """Finds everything that can be wrong with the data, before a model is loaded and without writing anything."""
     needs: Callable[[Any], Needs | None] = training_and_sampling
     """(section): what it makes of its model, for the plan of its memory; None: it loads none of its own."""
     look: Look = PLAIN

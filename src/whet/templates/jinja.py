@@ -11,23 +11,30 @@ drops the thinking of earlier turns), there is no such span, and we say so inste
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Collection, Iterator, Sequence
+from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import jinja2
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from whet.errors import DataError, ModelError
 from whet.records import Ending, Message, ToolCall
-from whet.templates.base import LossOn, Rendered, Template
+from whet.templates.base import Encoded, LossOn, Rendered, Script, Template, TooLong
 
 Span = tuple[int, int]
 """Characters of a text: from the first up to, not including, the second."""
 
 PROBE = "Probe7261"
 """An answer that no template treats specially and that is found again in what it writes."""
+
+SLICE = 2**16
+"""Characters that are tokenized at once of a text that may be far too long."""
 
 OWN_TEMPLATE = "give model.chat_template a Jinja file"
 
@@ -59,6 +66,14 @@ class JinjaTemplate(Template):
         self._stop = re.compile("|".join(map(re.escape, ends)))
         self._check_pieces()
 
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the tokenizer, the chat template and the stop tokens."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        words = self._tokenizer.get_vocab() if backend is None else backend.to_str()
+        known = (words, self._own or self._tokenizer.chat_template, self._tokenizer.special_tokens_map)
+        return hashlib.sha256(repr((*known, sorted(self._stop_ids))).encode("utf-8", "surrogatepass")).hexdigest()
+
     @property
     def stop_ids(self) -> frozenset[int]:
         """The token that the template writes after an assistant's turn, and the ends of text."""
@@ -77,6 +92,12 @@ class JinjaTemplate(Template):
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, loss_on: LossOn = "assistant"
     ) -> Rendered:
         """A finished conversation with its mask; see `Template`. Raises `DataError`."""
+        return self._rendered(self.script(messages, tools, loss_on=loss_on))
+
+    def script(
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, loss_on: LossOn = "assistant"
+    ) -> Script:
+        """The conversation's text, cut where trained spans begin and end. Raises `DataError`."""
         self._refuse_specials(messages)
         text, blocks = self._render(messages, tools)
         _refuse_lost(text, messages, tools)
@@ -88,23 +109,30 @@ class JinjaTemplate(Template):
             pieces += [(text[at:start], elsewhere), (text[start:end], marked[index])]
             at = end
         pieces.append((text[at:], elsewhere))
-        tokens: list[int] = []
-        trained: list[bool] = []
-        for piece, flag in pieces:
-            ids = self._encode(piece)
-            tokens += ids
-            trained += [flag] * len(ids)
-        return self._rendered(tokens, trained)
+        return Script(tuple(pieces))
 
     def text(self, text: str) -> Rendered:
         """Running text: what the tokenizer puts in front, the text, a stop token. Raises `DataError` if it is empty."""
+        return self._rendered(self.running(text))
+
+    def running(self, text: str) -> Script:
+        """The text as it is. Raises `DataError` if it is empty."""
         if not text.strip():
             raise DataError("the text is empty; leave the row out")
-        tokens = list(self._tokenizer(text, verbose=False)["input_ids"])
-        if tokens[-1] not in self._stop_ids:
-            eos = self._tokenizer.eos_token_id
-            tokens.append(self._specials[self._turn_end] if eos is None else eos)
-        return self._rendered(tokens, [True] * len(tokens))
+        return Script(((text, True),), running=True)
+
+    def encode(self, scripts: Sequence[Script], *, most: int | None = None) -> list[Encoded | DataError]:
+        """Scripts as tokens, in one call of the tokenizer for all of their pieces; see `Template`."""
+        found: dict[int, Encoded | DataError] = {}
+        if most is not None:
+            found = {number: TooLong() for number, script in enumerate(scripts) if self._exceeds(script, most)}
+        for running in (False, True):
+            chosen = [n for n, script in enumerate(scripts) if script.running is running and n not in found]
+            ids = iter(self._encode_all([text for n in chosen for text, _ in scripts[n].pieces], special=running))
+            for number in chosen:
+                parts = [(next(ids), flag) for _, flag in scripts[number].pieces]
+                found[number] = self._joined(parts, running=running)
+        return [found[number] for number in range(len(scripts))]
 
     def extend(
         self, tokens: Sequence[int], messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()
@@ -210,13 +238,58 @@ class JinjaTemplate(Template):
         texts, blocks = rendered
         return texts[0], blocks[0] if marked else []
 
+    def _encode_all(self, texts: Sequence[str], *, special: bool) -> list[list[int]]:
+        """Texts as `_encode` has them; `special`: with what the tokenizer puts around a text by itself."""
+        if not texts:
+            return []
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if backend is None:  # one that is written in Python
+            ids: list[list[int]] = self._tokenizer(list(texts), add_special_tokens=special, verbose=False)["input_ids"]
+            return ids
+        backend.no_truncation()
+        backend.no_padding()
+        return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=special)]
+
+    def _exceeds(self, script: Script, most: int) -> bool:
+        """Whether a long text has more than `most` tokens for certain, without tokenizing all of it.
+
+        Where a text is cut, its tokens may be others, but never twice as many: slices have thousands of them.
+        """
+        text = "".join(piece for piece, _ in script.pieces)
+        size = max(SLICE, 4 * most)
+        if len(text) <= 2 * size:
+            return False
+        count = 0
+        for at in range(0, len(text), size):
+            count += len(self._encode(text[at : at + size]))
+            if count > 2 * most:
+                return True
+        return False
+
+    def _joined(self, parts: Sequence[tuple[list[int], bool]], *, running: bool) -> Encoded | DataError:
+        tokens = list(chain.from_iterable(ids for ids, _ in parts))
+        if running and (not tokens or tokens[-1] not in self._stop_ids):
+            eos = self._tokenizer.eos_token_id
+            tokens.append(self._specials[self._turn_end] if eos is None else eos)
+        try:
+            self._refuse_two_bos(tokens)
+        except DataError as error:
+            return error
+        trained = np.repeat([flag for _, flag in parts], [len(ids) for ids, _ in parts])
+        if running:
+            trained = np.ones(len(tokens), np.bool_)
+        trained[:1] = False
+        return Encoded(tokens=np.array(tokens, np.int32), trained=trained)
+
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] if text else []
         return ids
 
-    def _rendered(self, tokens: list[int], trained: list[bool]) -> Rendered:
-        self._refuse_two_bos(tokens)
-        return Rendered(tokens=tuple(tokens), trained=(False, *trained[1:]))
+    def _rendered(self, script: Script) -> Rendered:
+        (encoded,) = self.encode([script])
+        if isinstance(encoded, DataError):
+            raise encoded
+        return Rendered(tokens=tuple(encoded.tokens.tolist()), trained=tuple(encoded.trained.tolist()))
 
     def _refuse_two_bos(self, tokens: Sequence[int]) -> None:
         bos = self._tokenizer.bos_token_id

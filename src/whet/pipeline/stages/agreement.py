@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from statistics import fmean
 
-from whet.config import ModelConfig
 from whet.config.feedback import AgreementStage
 from whet.data.base import Comparison
 from whet.envs.judges.judge import Judge, Preference, as_text, build_judge
@@ -20,9 +19,10 @@ from whet.envs.rewards.judge import agreement, failures
 from whet.evals.judgement import Decided, Judgement, judge_pairs
 from whet.files import write_json
 from whet.pipeline.asking import questions_seen
+from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.rows import Chunk, Row, make_rows
 from whet.pipeline.sources import comparisons
-from whet.pipeline.stage import ROWS, Context, Kind, Seen, World
+from whet.pipeline.stage import ROWS, Context, Kind, Seen
 from whet.tracking.charts import Look
 
 
@@ -31,6 +31,7 @@ def run_agreement(context: Context[AgreementStage]) -> None:
     config = context.config
     listed, unread = comparisons(config.data)
     lost = f"; {unread.describe()}" if unread.total else ""
+    keep_dropped(context, "data", [unread])
     context.console.say(f"{context.name}: {len(listed):,} comparisons{lost}")
     judge = build_judge(config.judge, context.world.chat(config.judge.by))
     try:
@@ -96,9 +97,9 @@ def _describe(found: Judgement | None, asked: dict[str, float], *, pairs: int) -
     )
 
 
-def check_agreement(config: AgreementStage, model: ModelConfig, world: World) -> Seen:
+def check_agreement(context: Context[AgreementStage]) -> Seen:
     """Its comparisons, and the first of its questions."""
-    return questions_seen(config.data, config.judge, "pairs")
+    return questions_seen(context.config.data, context.config.judge, "pairs")
 
 
 KIND = Kind(

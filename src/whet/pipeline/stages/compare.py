@@ -13,15 +13,16 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from whet.config import ModelConfig, TrainConfig
+from whet.config import TrainConfig
 from whet.config.feedback import CompareStage
 from whet.envs.base import Attempt, Task
 from whet.envs.judges.judge import Judge, Preference, build_judge, build_wording
 from whet.envs.rewards.judge import matches
+from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.playing import check_tasks, playable, player
 from whet.pipeline.rows import Chunk, Row, Tally, make_rows, writable
 from whet.pipeline.sources import rubric
-from whet.pipeline.stage import Context, Kind, Seen, World
+from whet.pipeline.stage import Context, Kind, Seen
 from whet.records import Ending, Episode, Group, Message, Score, seed_of
 from whet.rollouts.play import Player
 from whet.templates.base import Template
@@ -36,6 +37,7 @@ def run_compare(context: Context[CompareStage]) -> None:
     try:
         problems = playable(config.tasks, context.model, context.world, grading)
         context.console.say(f"{context.name}: {problems.describe()} x {config.samples} answers")
+        keep_dropped(context, "tasks", problems.lost)
         policy = context.world.policy(context.model, TrainConfig(), config.sampling)
         play = player(policy, grading if judge is None else _Later(), config.sampling)
         compare = _Compare(context, config, play, judge)
@@ -242,11 +244,11 @@ def _mean(values: Sequence[float]) -> float:
     return fmean(values) if values else float("nan")
 
 
-def check_compare(config: CompareStage, model: ModelConfig, world: World) -> Seen:
+def check_compare(context: Context[CompareStage]) -> Seen:
     """Its tasks, and that its judge knows how to ask."""
-    if config.judge is not None:
-        build_wording(config.judge)
-    return check_tasks(config, model, world)
+    if context.config.judge is not None:
+        build_wording(context.config.judge)
+    return check_tasks(context)
 
 
 KIND = Kind(config=CompareStage, run=run_compare, check=check_compare, look=Look(makes_rows=True))

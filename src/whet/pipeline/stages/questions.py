@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from whet.config import ModelConfig
 from whet.config.feedback import QuestionsStage
 from whet.data.base import Comparison
 from whet.envs.asked import Chat
 from whet.envs.judges.judge import Wording, build_wording
 from whet.envs.judges.questions import Known, questions, teach
 from whet.pipeline.asking import questions_seen
+from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.rows import Chunk, Row, make_rows
 from whet.pipeline.sources import comparisons
-from whet.pipeline.stage import Context, Kind, Seen, World
+from whet.pipeline.stage import Context, Kind, Seen
 from whet.tracking.charts import Look
 
 
@@ -23,6 +23,7 @@ def run_questions(context: Context[QuestionsStage]) -> None:
     config = context.config
     listed, unread = comparisons(config.data)
     lost = f"; {unread.describe()}" if unread.total else ""
+    keep_dropped(context, "data", [unread])
     context.console.say(f"{context.name}: {len(listed):,} comparisons{lost}")
     teacher = None if config.teacher is None else context.world.chat(config.teacher)
     try:
@@ -66,9 +67,9 @@ def _row(known: Known, completion: str) -> Row:
     }
 
 
-def check_questions(config: QuestionsStage, model: ModelConfig, world: World) -> Seen:
+def check_questions(context: Context[QuestionsStage]) -> Seen:
     """Its comparisons, and the first of its questions."""
-    return questions_seen(config.data, config.wording, config.form)
+    return questions_seen(context.config.data, context.config.wording, context.config.form)
 
 
 KIND = Kind(

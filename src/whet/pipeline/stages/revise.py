@@ -13,10 +13,11 @@ from whet.envs.asked import Chat
 from whet.envs.base import Task
 from whet.envs.judges.principles import read_principles
 from whet.envs.judges.revise import Revision, revise
+from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.playing import SHOWN
 from whet.pipeline.rows import Chunk, Row, make_rows, writable
 from whet.pipeline.sources import tasks
-from whet.pipeline.stage import Context, Kind, Needs, Seen, World
+from whet.pipeline.stage import Context, Kind, Needs, Seen
 from whet.records import seed_of
 from whet.tracking.charts import Look
 
@@ -27,6 +28,7 @@ def run_revise(context: Context[ReviseStage]) -> None:
     listed, unread = tasks(config.tasks)
     principles = read_principles(config.principles)
     lost = f"; {unread.describe()}" if unread.total else ""
+    keep_dropped(context, "tasks", [unread])
     context.console.say(f"{context.name}: {len(listed):,} tasks, {len(principles)} principles{lost}")
     model = {key: getattr(context.model, key) for key in ModelConfig.model_fields}
     author = context.world.chat(LocalChat(**model, temperature=config.temperature))
@@ -84,8 +86,9 @@ def _row(task: Task, revision: Revision) -> Row:
     }
 
 
-def check_revise(config: ReviseStage, model: ModelConfig, world: World) -> Seen:
+def check_revise(context: Context[ReviseStage]) -> Seen:
     """Its tasks and principles."""
+    config = context.config
     listed, unread = tasks(config.tasks)
     summary = f"{len(listed):,} tasks, {len(read_principles(config.principles))} principles; {unread.describe()}"
     return Seen(summary=summary, prompts=[task.messages for task in listed[:SHOWN]])

@@ -15,16 +15,17 @@ import numpy as np
 
 from whet.algorithms.reward_model import objective_of, reward_model, weighed
 from whet.algorithms.supervised import supervised_steps
-from whet.config import ModelConfig, RewardModelStage
+from whet.config import RewardModelStage
 from whet.evals.judgement import Judgement, Labelled, Ranked, judge_labels, judge_rankings, judge_rivals
 from whet.evals.mixture import fixed_mixtures, mixed
 from whet.evals.ratings import Rating, Ratings, judge_ratings
 from whet.files import write_json
 from whet.models.heads import RewardFacts, note_reward_facts, objectives_in
+from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.lessons import Lesson, Lessons, lessons, ratings_of
 from whet.pipeline.loop import drive, with_evaluation
 from whet.pipeline.playing import SHOWN
-from whet.pipeline.stage import Context, Kind, Needs, NewGate, Seen, World
+from whet.pipeline.stage import Context, Kind, Needs, NewGate, Seen
 from whet.records import Column, Metric, Step, TokenRow
 from whet.tracking.catalogue import JUDGEMENT, TRAINING
 from whet.tracking.charts import Look
@@ -44,6 +45,8 @@ def run_reward_model(context: Context[RewardModelStage]) -> None:
     config = context.config
     given = lessons(context.world, context.model, config)
     context.console.say(f"{context.name}: {given.described}")
+    for key, lost in given.lost.items():
+        keep_dropped(context, key, lost)
     trainer = context.world.scalar_model(
         context.model,
         config.train,
@@ -156,9 +159,9 @@ def _scores(trainer: Trainer, given: Sequence[Lesson]) -> list[list[Column]]:
     return [[next(found) for _ in lesson.atom.rows] for lesson in given]
 
 
-def check_reward_model(config: RewardModelStage, model: ModelConfig, world: World) -> Seen:
+def check_reward_model(context: Context[RewardModelStage]) -> Seen:
     """All rows through the gate."""
-    given = lessons(world, model, config)
+    given = lessons(context.world, context.model, context.config)
     return Seen(summary=given.described, rows=_rows(given.taught[:SHOWN]))
 
 

@@ -12,7 +12,8 @@ from whet.algorithms.standing import Setting
 from whet.config import CurriculumConfig, ModelConfig, RLStage
 from whet.config.rewards import weights
 from whet.envs.base import Task
-from whet.pipeline.gate import Checked, gate
+from whet.pipeline.dropped import keep_dropped
+from whet.pipeline.gate import gate
 from whet.pipeline.loop import Saved, WithCritic, drive
 from whet.pipeline.playing import look_at_tasks, playable, player
 from whet.pipeline.sources import rubric
@@ -24,6 +25,7 @@ from whet.tracking.catalogue import TRAINING
 from whet.tracking.charts import Look
 from whet.tracking.log import RunLog
 from whet.tracking.text import number, percent
+from whet.training.tokenize import Gated
 
 
 def run_rl(context: Context[RLStage]) -> None:
@@ -34,6 +36,7 @@ def run_rl(context: Context[RLStage]) -> None:
     try:
         problems = playable(config.tasks, context.model, context.world, grading)
         context.console.say(f"{context.name}: {problems.describe()}")
+        keep_dropped(context, "tasks", problems.lost)
         mix = _mix(context, config)
         policy = context.world.policy(
             context.model,
@@ -103,7 +106,7 @@ def _critic(context: Context[RLStage], config: RLStage, policy: Policy) -> Criti
     return Critic(trainer=context.world.scalar_model(model, train, reads=start), config=asked)
 
 
-def _pretraining_rows(config: RLStage, model: ModelConfig, world: World) -> Checked | None:
+def _pretraining_rows(config: RLStage, model: ModelConfig, world: World) -> Gated | None:
     """The rows of PPO-ptx that pass the gate, where the recipe asks for them."""
     return None if config.algorithm.ptx is None else gate(world, model, config.train, config.algorithm.ptx.data)
 
@@ -113,14 +116,15 @@ def _mix(context: Context[RLStage], config: RLStage) -> PretrainingMix | None:
     if data is None or asked is None:
         return None
     context.console.say(f"{context.name}: ptx {data.describe()}")
-    return PretrainingMix(rows=data.gated.rows, config=asked, seed=context.seed)
+    keep_dropped(context, "ptx", data.kept.dropped)
+    return PretrainingMix(rows=data.rows, config=asked, seed=context.seed)
 
 
-def check_rl(config: RLStage, model: ModelConfig, world: World) -> Seen:
+def check_rl(context: Context[RLStage]) -> Seen:
     """Its tasks, what its curriculum orders them by, and rows that are mixed in."""
-    seen, found = look_at_tasks(config, model, world)
-    hardness_of(found.tasks, config.curriculum)  # raises where a column has no number
-    mixed = _pretraining_rows(config, model, world)
+    seen, found = look_at_tasks(context)
+    hardness_of(found.tasks, context.config.curriculum)  # raises where a column has no number
+    mixed = _pretraining_rows(context.config, context.model, context.world)
     return seen if mixed is None else replace(seen, summary=f"{seen.summary}; ptx {mixed.describe()}")
 
 
