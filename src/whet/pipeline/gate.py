@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from whet.config import GeneratedConfig, ModelConfig, SFTStage, Source, TrainConfig
+from whet.config import GeneratedConfig, ModelConfig, Source, Sources, TrainConfig
 from whet.config.data import listed, weights
 from whet.data.mixture import Blend, end_to_end
 from whet.pipeline.sources import conversations
@@ -37,13 +37,13 @@ class Sets:
         return "; ".join([*named, self.blend.describe(list(self.sets), lengths, seed)])
 
 
-def gate_sets(world: World, model: ModelConfig, config: SFTStage) -> Sets:
+def gate_sets(world: World, model: ModelConfig, train: TrainConfig, data: Sources) -> Sets:
     """The rows to train on, set by set."""
     sets: dict[str, Gated] = {}
-    for source in listed(config.data):
+    for source in listed(data):
         name = source.generate if isinstance(source, GeneratedConfig) else source.path
-        sets[name if name not in sets else f"{name} ({len(sets) + 1})"] = gate(world, model, config.train, source)
-    return Sets(sets=sets, blend=Blend(tuple(len(each.rows) for each in sets.values()), weights(config.data)))
+        sets[name if name not in sets else f"{name} ({len(sets) + 1})"] = gate(world, model, train, source)
+    return Sets(sets=sets, blend=Blend(tuple(len(each.rows) for each in sets.values()), weights(data)))
 
 
 def gate(world: World, model: ModelConfig, train: TrainConfig, source: Source) -> Gated:
