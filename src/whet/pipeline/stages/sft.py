@@ -23,7 +23,7 @@ from whet.tracking.text import number
 def run_sft(context: Context[SFTStage]) -> None:
     """Train on the rows that pass the gate."""
     config = context.config
-    data = gate_sets(context.world, context.model, config)
+    data = gate_sets(context.world, context.model, config, context.console.say)
     context.console.say(f"{context.name}: {data.describe(context.seed)}")
     keep_dropped(context, "data", [dropped for each in data.sets.values() for dropped in each.kept.dropped])
     held_out: Sequence[TokenRow] = ()
