@@ -95,11 +95,11 @@ class Reading(Generic[Example]):
 
 def reading(config: DataConfig, convert: Callable[[Row, DataConfig], Example], known: Known) -> Reading[Example]:
     """The examples of a source, not read yet. Raises `DataError` where there is no such source."""
-    rejects = Rejects(config.on_bad_row)
+    rejects, path = Rejects(config.on_bad_row), _path(config)
     return Reading(
         examples=stream_examples(config, convert, known, rejects),
         rejects=rejects,
-        sources=list(map(str, files_of(_path(config)))) if _place(config) == "files" else [config.path, _label(config)],
+        sources=[*map(str, files_of(path))] if _place(config) == "files" else [config.path, _label(config)],
         digest=digest_of(config),
     )
 
