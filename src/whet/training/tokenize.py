@@ -59,7 +59,7 @@ class Stats:
     length_p99: int
     length_max: int
     duplicates: int
-    """Rows whose tokens another row before them has; nothing is done about them."""
+    """Rows whose tokens and mask another row before them has; nothing is done about them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
