@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -94,11 +95,11 @@ class Reading(Generic[Example]):
 
 def reading(config: DataConfig, convert: Callable[[Row, DataConfig], Example], known: Known) -> Reading[Example]:
     """The examples of a source, not read yet. Raises `DataError` where there is no such source."""
-    rejects = Rejects(config.on_bad_row)
+    rejects, path = Rejects(config.on_bad_row), _path(config)
     return Reading(
         examples=stream_examples(config, convert, known, rejects),
         rejects=rejects,
-        sources=list(map(str, files_of(_path(config)))) if _place(config) == "files" else [config.path, _label(config)],
+        sources=[*map(str, files_of(path))] if _place(config) == "files" else [config.path, _label(config)],
         digest=digest_of(config),
     )
 
@@ -221,8 +222,17 @@ def _hub(config: DataConfig) -> Any:
     import datasets
 
     with _reaching(config):
-        more = {"streaming": True} if config.streaming else {}
-        return datasets.load_dataset(config.path, config.subset, split=config.split, **more)
+        if config.streaming:
+            return datasets.load_dataset(config.path, config.subset, split=config.split, streaming=True)
+        return _loaded(config.path, config.subset, config.split)
+
+
+@lru_cache(maxsize=4)
+def _loaded(path: str, subset: str | None, split: str) -> Any:
+    """Kept, since it is asked for its content and for its rows, and looking it up takes seconds."""
+    import datasets
+
+    return datasets.load_dataset(path, subset, split=split)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from whet.data.mixture import Blend, end_to_end
 from whet.pipeline.sources import conversations
 from whet.pipeline.stage import World
 from whet.records import TokenRow
-from whet.training.tokenize import Gated, tokenise
+from whet.training.tokenize import Gated, Say, tokenise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,16 +37,16 @@ class Sets:
         return "; ".join([*named, self.blend.describe(list(self.sets), lengths, seed)])
 
 
-def gate_sets(world: World, model: ModelConfig, train: TrainConfig, data: Sources) -> Sets:
-    """The rows to train on, set by set."""
+def gate_sets(world: World, model: ModelConfig, train: TrainConfig, data: Sources, say: Say | None = None) -> Sets:
+    """The rows to train on, set by set; `say` hears how far it is, where it takes long."""
     sets: dict[str, Gated] = {}
     for source in listed(data):
         name = source.generate if isinstance(source, GeneratedConfig) else source.path
-        sets[name if name not in sets else f"{name} ({len(sets) + 1})"] = gate(world, model, train, source)
+        sets[name if name not in sets else f"{name} ({len(sets) + 1})"] = gate(world, model, train, source, say)
     return Sets(sets=sets, blend=Blend(tuple(len(each.rows) for each in sets.values()), weights(data)))
 
 
-def gate(world: World, model: ModelConfig, train: TrainConfig, source: Source) -> Gated:
+def gate(world: World, model: ModelConfig, train: TrainConfig, source: Source, say: Say | None = None) -> Gated:
     """Rows, tokenised and checked; nothing but the tokenizer is loaded for it."""
     limit = world.max_length(model)
     return tokenise(
@@ -55,4 +55,5 @@ def gate(world: World, model: ModelConfig, train: TrainConfig, source: Source) -
         loss_on=train.loss_on,
         max_length=min(train.max_length or limit, limit),
         on_bad_row="error" if isinstance(source, GeneratedConfig) else source.on_bad_row,
+        say=say,
     )

@@ -53,7 +53,7 @@ class SFTStage(StageBase):
 def run_sft(context: Context[SFTStage]) -> None:
     """Train on the rows that pass the gate."""
     config = context.config
-    data = gate_sets(context.world, context.model, config.train, config.data)
+    data = gate_sets(context.world, context.model, config.train, config.data, context.console.say)
     context.console.say(f"{context.name}: {data.describe(context.seed)}")
     keep_dropped(context, "data", [dropped for each in data.sets.values() for dropped in each.kept.dropped])
     held_out: Sequence[TokenRow] = ()
