@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from whet.formulas.logprobs import Linear, chunked_logp
+from whet.models.architecture import LogitRule, decoder_of
 from whet.models.attention import Layout, pick_backend
 from whet.models.gating import Gate
 from whet.models.heads import SCORE, is_scalar, reward_facts
@@ -62,6 +63,8 @@ class LanguageModel:
     """The peft model around `module`, where there is one."""
     gate: Gate | None = None
     """What weighs the outputs of a head of several objectives, where something does."""
+    stop_ids: frozenset[int] = frozenset()
+    """Tokens that end a turn: an exported model stops at them."""
 
     @property
     def vocabulary(self) -> int:
@@ -75,6 +78,11 @@ class LanguageModel:
         return {prefix + name: p for prefix, part in parts for name, p in part.named_parameters() if p.requires_grad}
 
     @property
+    def rule(self) -> LogitRule:
+        """What becomes of the head's products."""
+        return LogitRule.of(self.module.config)
+
+    @property
     def backend(self) -> str:
         """The attention backend for training."""
         return pick_backend(self.device)
@@ -82,7 +90,7 @@ class LanguageModel:
     def hidden(self, input_N: Tensor, positions_N: Tensor, layout: Layout) -> Tensor:
         """Last hidden states (N, D) of a packed stream."""
         with self.autocast():
-            decoder = self.module.get_decoder()
+            decoder = decoder_of(self.module)
             output = decoder(input_ids=input_N[None], position_ids=positions_N[None], use_cache=False, layout=layout)
         hidden: Tensor = output.last_hidden_state[0]
         return hidden
@@ -90,8 +98,7 @@ class LanguageModel:
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """Logits (T, V) at these hidden states."""
         with self.autocast():
-            logits: Tensor = self.module.get_output_embeddings()(hidden_TD)
-        return logits
+            return self.rule(self.module.get_output_embeddings()(hidden_TD))
 
     def stream(self, packed: Packed) -> Tensor:
         """Hidden states (N, D) of a micro-batch; trained tokens are predicted at `source_T` and stand at `place_T`."""
@@ -107,15 +114,16 @@ class LanguageModel:
         entropy_gradient: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """(log p of the targets, entropy or None) at these states."""
-        head = self.module.get_output_embeddings()
+        head, rule = self.module.get_output_embeddings(), self.rule
+        # Anything else (an adapter on the head, quantised weights, capped logits) computes its logits in its own way.
+        plain = type(head) is nn.Linear and rule.cap is None
         with self.autocast():
             return chunked_logp(
                 states_TD,
                 target_T,
-                # Anything else (an adapter on the head, quantised weights) computes its logits in its own way.
-                Linear(head.weight, head.bias, linear) if type(head) is nn.Linear else head,
+                Linear(head.weight, head.bias, linear) if plain else self.logits,
                 vocabulary=self.vocabulary,
-                temperature=temperature,
+                temperature=temperature / rule.scale if plain else temperature,
                 with_entropy=with_entropy,
                 entropy_gradient=entropy_gradient,
             )

@@ -21,7 +21,15 @@ from safetensors import SafetensorError
 
 from whet.config import LoraConfig, ModelConfig
 from whet.errors import ModelError
-from whet.models.attention import Tree, TreeLayout, attend, pick_backend
+from whet.models.architecture import (
+    max_row_tokens,
+    refuse_unpackable,
+    settle_positions,
+    text_config,
+    text_model,
+    without_randomness,
+)
+from whet.models.attention import ATTENTION, attend
 from whet.models.compiled import compile_layers
 from whet.models.create import byte_tokenizer, create_model
 from whet.models.gating import load_gate
@@ -36,13 +44,11 @@ from whet.models.heads import (
 )
 from whet.models.language import LanguageModel
 from whet.models.machine import pick_compute, pick_device
+from whet.models.probe import check_forward, first_line
 from whet.models.products import adopt
 from whet.models.quantize import is_quantised, keep_layout, nf4_options
 
-ATTENTION = "whet"
 BUILT_IN = {"whet:demo": Path(__file__).parent.parent / "assets" / "demo"}
-PROBE_TOLERANCE = 2e-2
-"""Largest difference of log-probabilities (or of unit hidden states); wrong masks or positions are off by far more."""
 
 
 def load_model(
@@ -102,7 +108,7 @@ def load_scalar_model(
     try:
         gate = load_gate(facts.gate, objectives_of(module), module, *_locate(config.path))
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{config.path}: its gate could not be loaded ({_first_line(error)})") from error
+        raise ModelError(f"{config.path}: its gate could not be loaded ({first_line(error)})") from error
     return replace(language, gate=gate)
 
 
@@ -113,20 +119,14 @@ def load_skeleton(
 
     `scalar`: the model that `load_scalar_model` would make of it.
     """
-    from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+    from transformers import AttentionInterface, AutoModelForCausalLM
 
     AttentionInterface.register(ATTENTION, attend)
     with torch.device("meta"):
         if config.path == "whet:tiny":
             module = create_model(config.create, byte_tokenizer())
         else:
-            where, revision = _locate(config.path)
-            try:
-                found = AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False)
-            except (OSError, ValueError) as error:
-                reason = _first_line(error)
-                raise ModelError(f"{config.path}: no model configuration could be read ({reason})") from error
-            module = AutoModelForCausalLM.from_config(found, dtype=torch.float32)
+            module = AutoModelForCausalLM.from_config(text_config(_read_config(config)), dtype=torch.float32)
         module = scalar_from_causal(module) if scalar else module
         return _language_model(config, module, None, lora=lora, checkpointing=checkpointing, probe=False)
 
@@ -142,7 +142,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
         try:
             tokenizer = AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=False)
         except Exception as error:
-            raise ModelError(f"{config.path}: no tokenizer could be loaded ({_first_line(error)})") from error
+            raise ModelError(f"{config.path}: no tokenizer could be loaded ({first_line(error)})") from error
         if not tokenizer("Hello", add_special_tokens=False)["input_ids"]:  # what it makes of a directory without one
             raise ModelError(f"{config.path}: has no tokenizer; copy the tokenizer's files of the base model there")
     if config.chat_template is not None:
@@ -166,17 +166,8 @@ def require_same_tokens(model: ModelConfig, policy: ModelConfig) -> None:
 
 
 def read_max_length(config: ModelConfig) -> int:
-    """Most tokens that the model attends to, from its configuration, without loading weights."""
-    from transformers import AutoConfig
-
-    if config.path == "whet:tiny":
-        return config.create.max_length
-    where, revision = _locate(config.path)
-    try:
-        found = AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False)
-        return int(found.max_position_embeddings)
-    except (OSError, ValueError, AttributeError) as error:
-        raise ModelError(f"{config.path}: no model configuration could be read ({_first_line(error)})") from error
+    """Tokens of the longest row that the model computes, from its configuration, without loading weights."""
+    return config.create.max_length if config.path == "whet:tiny" else max_row_tokens(_read_config(config))
 
 
 def read_eos_ids(config: ModelConfig) -> tuple[int, ...]:
@@ -218,9 +209,9 @@ def _load_module(
     try:
         module: Any = load(
             where,
+            config=without_randomness(_read_config(config), config.path),
             revision=revision,
             dtype=torch.float32,
-            attn_implementation="sdpa",
             trust_remote_code=False,
             use_safetensors=True,
             **options,
@@ -228,13 +219,24 @@ def _load_module(
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(f"{config.path}: the model could not be loaded ({_first_line(error)})") from error
+        raise ModelError(f"{config.path}: the model could not be loaded ({first_line(error)})") from error
     if len(tokenizer) > module.get_input_embeddings().weight.shape[0]:
         raise ModelError(
             f"{config.path}: the tokenizer has {len(tokenizer)} tokens, the model embeds only "
             f"{module.get_input_embeddings().weight.shape[0]}; they do not belong together"
         )
-    return module
+    return text_model(module, config.path)
+
+
+def _read_config(config: ModelConfig) -> Any:
+    """The transformers configuration of a model that has files."""
+    from transformers import AutoConfig
+
+    where, revision = _locate(config.path)
+    try:
+        return AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{config.path}: no model configuration could be read ({first_line(error)})") from error
 
 
 def _language_model(
@@ -253,7 +255,9 @@ def _language_model(
     if probe:  # a skeleton has nothing to move and nothing to check
         # Quantised weights are where they were read to already.
         module = keep_layout(module) if is_quantised(module) else module.to(device)
-        _check_forward(module, config.path)
+        refuse_unpackable(module, config.path)
+        settle_positions(module)
+        check_forward(module, config.path)
     module.config._attn_implementation = ATTENTION
     if device.type == "cpu":
         adopt(module)
@@ -271,7 +275,7 @@ def _language_model(
         module=module,
         tokenizer=tokenizer,
         name=config.path,
-        max_length=int(module.config.max_position_embeddings),
+        max_length=max_row_tokens(module.config),
         device=device,
         compute=pick_compute(config.dtype, device),
         adapter=adapter,
@@ -313,48 +317,7 @@ def _add_lora(module: Any, config: LoraConfig) -> Any:
     try:
         adapter = get_peft_model(module, settings)
     except ValueError as error:  # no layer of such a name
-        raise ModelError(f"train.lora.targets: {_first_line(error)}") from error
+        raise ModelError(f"train.lora.targets: {first_line(error)}") from error
     if scalar:  # the head is new, so it is trained itself
         module.score.requires_grad_(True)
     return adapter
-
-
-def _check_forward(module: Any, name: str) -> None:
-    """Refuse a model whose packed forward pass differs from transformers' own."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(ATTENTION, attend)
-    embeddings = module.get_input_embeddings().weight
-    probe = (torch.arange(2, 14, device=embeddings.device) * 7) % embeddings.shape[0]
-    module.eval()
-    with torch.no_grad():
-        if is_scalar(module):
-            expected = _normal(module.get_decoder()(input_ids=probe[None], use_cache=False).last_hidden_state[0])
-        else:
-            expected = module(input_ids=probe[None], use_cache=False).logits[0].float().log_softmax(-1)
-        module.config._attn_implementation = ATTENTION
-        # One tree: 5 tokens of prompt and two equal branches, so that sharing is part of what is checked.
-        stream = torch.cat([probe[:5], probe[5:], probe[5:]])
-        layout = TreeLayout((Tree(5, (7, 7)),), probe.device, pick_backend(probe.device))
-        try:
-            decoder = module.get_decoder()
-            out = decoder(input_ids=stream[None], position_ids=layout.positions_N[None], use_cache=False, layout=layout)
-        except (ModelError, TypeError, AttributeError, RuntimeError) as error:
-            raise ModelError(f"{name}: {type(module).__name__} cannot run packed ({_first_line(error)})") from error
-        hidden = out.last_hidden_state[0]
-        read = _normal(hidden) if is_scalar(module) else module.get_output_embeddings()(hidden).float().log_softmax(-1)
-    gap = max((read[:12] - expected).abs().max().item(), (read[12:] - expected[5:]).abs().max().item())
-    if not gap < PROBE_TOLERANCE:
-        raise ModelError(
-            f"{name}: {type(module).__name__} computes something that whet's packed forward pass does not "
-            f"(its outputs differ by {gap:.3g} on a probe), so it cannot be trained here"
-        )
-
-
-def _normal(hidden: Any) -> Any:
-    """Hidden states scaled to unit size: what a scalar head sees, comparable between models."""
-    return torch.nn.functional.rms_norm(hidden.float(), hidden.shape[-1:])
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,145 @@
+"""What whet must know of an architecture beyond its modules: read from its configuration, for every family alike.
+
+Random layers are switched off, the text model is taken out of a model of text and images, rows are limited to the
+lengths at which positions mean the same in every row, and architectures that a packed forward pass cannot serve are
+refused with the reason. What this page gets wrong the load probe (`models.probe`) finds.
+
+Legend: T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from whet.errors import ModelError
+
+RANDOM = ("dropout", "pdrop", "layerdrop", "jitter")
+"""Parts of the names of configuration keys that make a forward pass in training random."""
+OTHER_HEADS = ("classifier_", "summary_")
+"""Beginnings of such keys that concern heads which whet does not use."""
+LENGTHS = ("max_position_embeddings", "max_seq_len", "max_sequence_length")
+"""Names of the longest row in configurations."""
+
+_log = logging.getLogger(__name__)
+
+
+def text_config(config: Any) -> Any:
+    """The configuration of the decoder: a model of text and images has one inside its own."""
+    return config.get_text_config(decoder=True)
+
+
+def without_randomness(config: Any, name: str) -> Any:
+    """The configuration with dropout and its kin set to 0, in place; names what was set."""
+    text = text_config(config)
+    found = {
+        key: value
+        for key, value in text.to_dict().items()
+        if any(part in key for part in RANDOM) and not key.startswith(OTHER_HEADS)
+        if isinstance(value, float) and value > 0
+    }
+    for key in found:
+        setattr(text, key, 0.0)
+    if found:
+        keys = ", ".join(f"{key}: {value:g}" for key, value in found.items())
+        _log.warning("%s: trained without dropout (its configuration has %s)", name, keys)
+    return config
+
+
+def max_row_tokens(config: Any) -> int:
+    """Tokens of the longest row that the decoder computes as transformers does for that row alone.
+
+    A LongRoPE model takes other angles for all tokens of a row that is longer than its original window, and a Llama 4
+    splits a row into chunks and scales its queries from a length on: rows that share a prompt or a micro-batch may not
+    differ in such ways, so they stay below it. Raises `ModelError` where the configuration has no length.
+    """
+    text = text_config(config)
+    length = next((int(getattr(text, key)) for key in LENGTHS if getattr(text, key, None)), None)
+    if length is None:
+        raise ModelError(f"{text.model_type}: its configuration has no max_position_embeddings")
+    limits = [length]
+    rope = getattr(text, "rope_parameters", None) or {}
+    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]  # one, or one for a kind of layer
+    limits += [int(kind["original_max_position_embeddings"]) for kind in kinds if kind.get("rope_type") == "longrope"]
+    if getattr(text, "attention_chunk_size", None):
+        limits.append(int(text.attention_chunk_size))
+    if getattr(text, "attn_temperature_tuning", None):
+        limits.append(int(text.floor_scale) - 1)
+    return min(limits)
+
+
+def text_model(module: Any, name: str) -> Any:
+    """The causal LM inside a model of text and images, over the same tensors; any other model as it is."""
+    from transformers import AutoModelForCausalLM
+
+    text = text_config(module.config)
+    if text is module.config:
+        return module
+    with torch.device("meta"):
+        inner: Any = AutoModelForCausalLM.from_config(text)
+    decoder = decoder_of(inner)
+    (place,) = (child for child, part in inner.named_children() if part is decoder)
+    found = decoder_of(module)
+    if type(found) is not type(decoder):
+        raise ModelError(f"{name}: {type(module).__name__} has no {type(decoder).__name__} inside to train")
+    setattr(inner, place, found)
+    inner.set_output_embeddings(module.get_output_embeddings())
+    inner.generation_config = module.generation_config
+    _log.warning("%s: only its text model is trained and exported (%s)", name, type(inner).__name__)
+    return inner
+
+
+def decoder_of(module: Any) -> Any:
+    """The stack of layers below the head."""
+    decoder = module.get_decoder()
+    return module.model if decoder is module else decoder  # Llama 4's text model calls its base another name
+
+
+@dataclass(frozen=True, slots=True)
+class LogitRule:
+    """What becomes of the head's products: z = cap tanh(scale x / cap), or scale x without a cap."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    @classmethod
+    def of(cls, config: Any) -> LogitRule:
+        """Granite divides by a number, Cohere multiplies by one, Gemma 2 caps."""
+        scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+        return cls(scale=scale, cap=getattr(config, "final_logit_softcapping", None))
+
+    def __call__(self, product_TV: Tensor) -> Tensor:
+        """Logits (T, V) of the head's products."""
+        scaled_TV = product_TV if self.scale == 1 else product_TV * self.scale
+        return scaled_TV if self.cap is None else self.cap * torch.tanh(scaled_TV / self.cap)
+
+
+def refuse_unpackable(module: Any, name: str) -> None:
+    """Raise `ModelError` for an architecture whose layers mix tokens in a way that cannot be packed."""
+    kind = type(module).__name__
+    mixing = next((part for part in decoder_of(module).modules() if _has_convolution(part)), None)
+    if mixing is not None:
+        raise ModelError(
+            f"{name}: {kind} carries state from token to token outside attention ({type(mixing).__name__}), which rows "
+            "packed together or sharing a prompt would pass on to each other; use a model of attention layers only"
+        )
+    if not module._supports_attention_backend:
+        raise ModelError(
+            f"{name}: {kind} has attention (or recurrence) of its own, outside transformers' attention interface, so "
+            "rows cannot be packed; use a model that supports attention backends"
+        )
+
+
+def settle_positions(module: Any) -> None:
+    """Switch off what is exactly 1 below `max_row_tokens` and counts places in the stream instead of positions."""
+    for part in module.modules():
+        if getattr(part, "attn_temperature_tuning", None):  # Llama 4
+            part.attn_temperature_tuning = False
+
+
+def _has_convolution(part: nn.Module) -> bool:
+    return any(isinstance(child, nn.Conv1d) for child in part.children())
