@@ -67,6 +67,22 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "RWKV": ("rwkv", {"attention_hidden_size": 32}),
 }
 
+STATE, OWN, DEAF = "carries state from token to token outside attention", "attention .* of its own", "drop keyword arguments"
+REFUSED = {
+    "Nemotron": DEAF,
+    "StableLM": OWN,
+    "Falcon": OWN,
+    "BLOOM": OWN,
+    "MPT": OWN,
+    "Falcon-H1": STATE,
+    "LFM2": STATE,
+    "Jamba": STATE,
+    "Qwen 3 Next": STATE,
+    "Mamba": STATE,
+    "RWKV": OWN,
+}
+"""Families that do not load, and what the one line says."""
+
 
 def make(name: str, folder: Path, scale: float = 4.0, **more: Any) -> Path:
     """A directory with the family's tiny model: config, safetensors, byte-level tokenizer and ChatML template."""

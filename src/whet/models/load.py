@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -59,15 +59,17 @@ def load_model(
     quantised: bool = False,
     with_score: bool = False,
     compiled: bool = False,
+    stop_ids: Collection[int] = (),
 ) -> LanguageModel:
     """A causal LM: weights and tokenizer, an adapter if asked for, the forward pass checked.
 
     `quantised`: its matrices as NF4 (`models.quantize`). `with_score` puts a scalar head beside its vocabulary: a
-    critic on the policy's own trunk. `compiled`: its layers by torch (`models.compiled`).
+    critic on the policy's own trunk. `compiled`: its layers by torch (`models.compiled`). `stop_ids`: the tokens that
+    end a turn, for an export.
     """
     tokenizer = load_tokenizer(config)
     module = _load_module(config, tokenizer, quantised=quantised)
-    return _language_model(
+    language = _language_model(
         config,
         module,
         tokenizer,
@@ -76,6 +78,7 @@ def load_model(
         with_score=with_score,
         compiled=compiled,
     )
+    return replace(language, stop_ids=frozenset(stop_ids))
 
 
 def load_scalar_model(
@@ -305,13 +308,15 @@ def _add_lora(module: Any, config: LoraConfig) -> Any:
     from peft import get_peft_model
 
     scalar = is_scalar(module)
+    # A linear layer of an architecture's own (Llama 4's router) returns more than a product.
+    own = [name for name, m in module.named_modules() if isinstance(m, torch.nn.Linear) and "transformers" in _of(m)]
     settings = PeftConfig(
         task_type=None if scalar else "CAUSAL_LM",
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         target_modules=config.targets,
-        exclude_modules=[SCORE] if scalar else None,
+        exclude_modules=[*own, SCORE] if scalar else own,
         use_rslora=config.rslora,
     )
     try:
@@ -321,3 +326,8 @@ def _add_lora(module: Any, config: LoraConfig) -> Any:
     if scalar:  # the head is new, so it is trained itself
         module.score.requires_grad_(True)
     return adapter
+
+
+def _of(part: Any) -> str:
+    """The package that a module's class comes from."""
+    return type(part).__module__.partition(".")[0]

@@ -74,7 +74,8 @@ def _own(module: Any, row_T: Tensor) -> Tensor:
     """What transformers computes for one row: logits, or hidden states for a scalar model."""
     if is_scalar(module):
         return _unit(decoder_of(module)(input_ids=row_T[None], use_cache=False).last_hidden_state[0])
-    return module(input_ids=row_T[None], use_cache=False).logits[0].float()  # type: ignore[no-any-return]
+    logits_TV: Tensor = module(input_ids=row_T[None], use_cache=False).logits[0]
+    return logits_TV.float()
 
 
 def _packed(module: Any, stream_N: Tensor, layout: TreeLayout) -> Tensor:
@@ -85,7 +86,8 @@ def _packed(module: Any, stream_N: Tensor, layout: TreeLayout) -> Tensor:
     hidden_ND = output.last_hidden_state[0]
     if is_scalar(module):
         return _unit(hidden_ND)
-    return LogitRule.of(module.config)(module.get_output_embeddings()(hidden_ND).float())
+    product_TV: Tensor = module.get_output_embeddings()(hidden_ND)
+    return LogitRule.of(module.config)(product_TV.float())
 
 
 def _gap(packed: Tensor, own: Tensor) -> float:

@@ -1,0 +1,152 @@
+"""What is exported is what was trained and what was sampled, for every family that loads and every LoRA target.
+
+The models are tiny, from configurations (`tests.families`), with weights so large that a wrong layer shows. Each is
+compared with transformers' own forward pass of each row alone, and with peft's reading of the adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.families import FAMILIES, REFUSED, make
+from whet.config import LoraConfig, ModelConfig, TrainConfig
+from whet.errors import ModelError
+from whet.models.language import LanguageModel
+from whet.models.load import load_model
+from whet.records import Completion, TokenRow
+from whet.sampling.base import Request, SamplingParams
+from whet.sampling.embedded import EmbeddedSampler
+from whet.training.engine import LocalTrainer
+
+TRAINED = [name for name in FAMILIES if name not in REFUSED]
+MIXTURES = [name for name in TRAINED if "moe" in FAMILIES[name][0] or FAMILIES[name][0] in ("mixtral", "gpt_oss")]
+PROMPTS = [tuple(range(40, 40 + length)) for length in (3, 21, 9)]
+ANSWERS = [(101, 7, 33, 90, 12), (65, 66), tuple(range(110, 140))]
+ROWS = [
+    TokenRow(tokens=prompt + answer, trained=(False,) * len(prompt) + (True,) * len(answer))
+    for prompt, answer in zip(PROMPTS, ANSWERS, strict=True)
+]
+STOPS = frozenset({258, 263})
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Makes each family's directory once."""
+    made: dict[str, Path] = {}
+
+    def folder(name: str) -> Path:
+        if name not in made:
+            made[name] = make(name, tmp_path_factory.mktemp("family"))
+        return made[name]
+
+    yield folder
+
+
+def load(folder: Path, targets: Any = None) -> LanguageModel:
+    """The model with an adapter of random weights, both halves of it, where targets are given."""
+    lora = None if targets is None else LoraConfig(rank=2, alpha=4, targets=targets)
+    model = load_model(ModelConfig(path=str(folder), device="cpu"), lora=lora, stop_ids=STOPS)
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in model.parameters.values() if lora else ():
+            p.copy_(torch.randn(p.shape, generator=draw) * 0.2)
+    return model
+
+
+def by_whet(model: LanguageModel, rows: Sequence[TokenRow] = tuple(ROWS)) -> torch.Tensor:
+    """log p of all trained tokens, packed into one micro-batch."""
+    found = LocalTrainer(model, TrainConfig()).logprobs(rows, temperature=1.0)
+    return torch.tensor([logp for row in found for logp in row])
+
+
+def by_transformers(module: Any, rows: Sequence[TokenRow] = tuple(ROWS)) -> torch.Tensor:
+    """The same by the module's own forward pass of each row alone."""
+    found = []
+    for row in rows:
+        tokens = torch.tensor([row.tokens])
+        with torch.no_grad():
+            logp = module.eval()(input_ids=tokens).logits[0].float().log_softmax(-1)
+        at = torch.tensor(row.trained).nonzero()[:, 0]
+        found.append(logp[at - 1].gather(-1, tokens[0, at, None])[:, 0])
+    return torch.cat(found)
+
+
+def read_back(folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    module, found = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not found["missing_keys"] and not found["unexpected_keys"]
+    return module
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_packed_row_is_computed_as_transformers_computes_it_alone(folders: Any, name: str) -> None:
+    model = load(folders(name))
+    torch.testing.assert_close(by_whet(model), by_transformers(read_back(folders(name))), atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_sampler_says_of_its_tokens_what_the_trainer_says_of_them(folders: Any, name: str) -> None:
+    model = load(folders(name))
+    params = SamplingParams(max_tokens=12, temperature=1.0)
+    asked = [
+        Request(prompt=prompt, seed=10 * at + n, params=params) for n in range(2) for at, prompt in enumerate(PROMPTS)
+    ]
+    answers = EmbeddedSampler(model).sample(asked)
+    written = [answer for answer in answers if isinstance(answer, Completion)]
+    assert len(written) == len(asked)
+    rows = [
+        TokenRow(tokens=r.prompt + a.tokens, trained=(False,) * len(r.prompt) + (True,) * len(a.tokens))
+        for r, a in zip(asked, written, strict=True)
+    ]
+    said = torch.tensor([logp for answer in written for logp in answer.logprobs])
+    torch.testing.assert_close(said, by_whet(model, rows), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("targets", [None, "all-linear"], ids=["full", "all-linear"])
+def test_an_export_computes_what_was_trained(folders: Any, name: str, targets: Any, tmp_path: Path) -> None:
+    check_export(load(folders(name), targets), folders(name), tmp_path)
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("targets", [["lm_head"], ["embed_tokens"], ["q_proj", "lm_head", "embed_tokens"]], ids=str)
+@pytest.mark.parametrize("name", ["Llama", "Granite", "Gemma 2"])
+def test_an_adapter_on_a_head_or_an_embedding_is_exported(
+    name: str, targets: list[str], tied: bool, tmp_path: Path
+) -> None:
+    base = make(name, tmp_path / "base", tie_word_embeddings=tied)
+    check_export(load(base, targets), base, tmp_path / "out")
+
+
+def check_export(model: LanguageModel, base: Path, out: Path) -> None:
+    """The export by transformers, and the adapter by peft, give what whet computes; nothing in memory changes."""
+    from peft import PeftModel
+
+    before = {name: p.detach().clone() for name, p in model.module.named_parameters()}
+    expected = by_whet(model)
+    model.export(out)
+    assert all(torch.equal(p, before[name]) for name, p in model.module.named_parameters())
+    module = read_back(out)
+    torch.testing.assert_close(by_transformers(module), expected, atol=5e-4, rtol=1e-3)
+    assert set(module.generation_config.eos_token_id) >= STOPS
+    if model.adapter is not None:
+        plain = read_back(base)
+        assert (by_transformers(plain) - expected).abs().max() > 1e-3, "the adapter does something"
+        adapted = PeftModel.from_pretrained(plain, out / "adapter")
+        torch.testing.assert_close(by_transformers(adapted), expected, atol=5e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [0.05, 4.0])
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_is_refused_for_its_reason_however_small_its_weights(
+    name: str, scale: float, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=REFUSED[name]) as refusal:
+        load(make(name, tmp_path, scale=scale))
+    assert "\n" not in str(refusal.value)
