@@ -5,7 +5,6 @@ The weights are scaled up, so that a layer which is computed wrongly shows in th
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +45,22 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "GLM-4": ("glm4", {"head_dim": 8, "pad_token_id": 0}),
     "GLM-4.5": ("glm4_moe", {"head_dim": 8, "n_routed_experts": 4, "first_k_dense_replace": 1, **EXPERTS}),
     "gpt-oss": ("gpt_oss", {"head_dim": 8, **WINDOWED, **EXPERTS}),
-    "Llama 4, text": ("llama4_text", {"head_dim": 8, "intermediate_size_mlp": 48, "attention_chunk_size": 64, "pad_token_id": 0, **EXPERTS}),
-    "DeepSeek V3": ("deepseek_v3", {"n_routed_experts": 8, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1, "num_key_value_heads": 4, **LATENT, **EXPERTS}),
+    "Llama 4, text": (
+        "llama4_text",
+        {"head_dim": 8, "intermediate_size_mlp": 48, "attention_chunk_size": 64, "pad_token_id": 0, **EXPERTS},
+    ),
+    "DeepSeek V3": (
+        "deepseek_v3",
+        {
+            "n_routed_experts": 8,
+            "n_group": 2,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+            "num_key_value_heads": 4,
+            **LATENT,
+            **EXPERTS,
+        },
+    ),
     "Seed-OSS": ("seed_oss", {"head_dim": 8, "attention_dropout": 0.1, "residual_dropout": 0.1}),
     "Ministral": ("ministral", {"head_dim": 8, **WINDOWED}),
     "Nemotron": ("nemotron", {}),
@@ -61,13 +74,38 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "MPT": ("mpt", {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 256}),
     "Falcon-H1": ("falcon_h1", MAMBA),
     "LFM2": ("lfm2", {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False}),
-    "Jamba": ("jamba", {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False, "mamba_d_state": 8, "num_experts": 2}),
-    "Qwen 3 Next": ("qwen3_next", {"head_dim": 8, "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8, "layer_types": ["linear_attention", "full_attention"], "shared_expert_intermediate_size": 16, **EXPERTS}),
+    "Jamba": (
+        "jamba",
+        {
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "use_mamba_kernels": False,
+            "mamba_d_state": 8,
+            "num_experts": 2,
+        },
+    ),
+    "Qwen 3 Next": (
+        "qwen3_next",
+        {
+            "head_dim": 8,
+            "linear_num_value_heads": 4,
+            "linear_num_key_heads": 2,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "layer_types": ["linear_attention", "full_attention"],
+            "shared_expert_intermediate_size": 16,
+            **EXPERTS,
+        },
+    ),
     "Mamba": ("mamba", {"state_size": 8}),
     "RWKV": ("rwkv", {"attention_hidden_size": 32}),
 }
 
-STATE, OWN, DEAF = "carries state from token to token outside attention", "attention .* of its own", "drop keyword arguments"
+STATE, OWN, DEAF = (
+    "carries state from token to token outside attention",
+    "attention .* of its own",
+    "drop keyword arguments",
+)
 REFUSED = {
     "Nemotron": DEAF,
     "StableLM": OWN,
@@ -83,6 +121,37 @@ REFUSED = {
 }
 """Families that do not load, and what the one line says."""
 
+VISION = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "image_size": 28,
+    "patch_size": 14,
+}
+WRAPPERS = {
+    "Gemma 3": ("gemma3", "Gemma 3, text", {"vision_config": VISION, "mm_tokens_per_image": 4}),
+    "Mistral Small 3.1": ("mistral3", "Mistral", {"vision_config": {"model_type": "pixtral", **VISION}}),
+    "Llama 4": (
+        "llama4",
+        "Llama 4, text",
+        {"vision_config": {**VISION, "vision_output_dim": 16, "projector_input_dim": 16, "projector_output_dim": 16}},
+    ),
+}
+"""Models of text and images: kind, family of the text model inside, what they have beside it."""
+
+
+def make_wrapper(name: str, folder: Path) -> Path:
+    """A directory with a tiny model of text and images, as its class is published."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    kind, inner, beside = WRAPPERS[name]
+    family, special = FAMILIES[inner]
+    tokenizer = byte_tokenizer()
+    text = {"model_type": family, **SHAPE, **_ends(tokenizer), **special, "vocab_size": len(tokenizer)}
+    _save(AutoModelForImageTextToText, AutoConfig.for_model(kind, text_config=text, **beside), tokenizer, folder, 4.0)
+    return folder
+
 
 def make(name: str, folder: Path, scale: float = 4.0, **more: Any) -> Path:
     """A directory with the family's tiny model: config, safetensors, byte-level tokenizer and ChatML template."""
@@ -90,15 +159,22 @@ def make(name: str, folder: Path, scale: float = 4.0, **more: Any) -> Path:
 
     kind, special = FAMILIES[name]
     tokenizer = byte_tokenizer()
-    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
-    config = AutoConfig.for_model(kind, **{**SHAPE, **ends, **special, **more}, vocab_size=len(tokenizer))
+    settings = {**SHAPE, **_ends(tokenizer), **special, **more, "vocab_size": len(tokenizer)}
+    _save(AutoModelForCausalLM, AutoConfig.for_model(kind, **settings), tokenizer, folder, scale)
+    return folder
+
+
+def _ends(tokenizer: Any) -> dict[str, Any]:
+    return {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+
+
+def _save(kind: Any, config: Any, tokenizer: Any, folder: Path, scale: float) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        module = kind.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(scale)
     module.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return folder

@@ -6,25 +6,24 @@ compared with transformers' own forward pass of each row alone, and with peft's 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.families import FAMILIES, REFUSED, make
+from tests.families import FAMILIES, REFUSED, WRAPPERS, make, make_wrapper
 from whet.config import LoraConfig, ModelConfig, TrainConfig
 from whet.errors import ModelError
 from whet.models.language import LanguageModel
-from whet.models.load import load_model
+from whet.models.load import load_model, read_max_length
 from whet.records import Completion, TokenRow
 from whet.sampling.base import Request, SamplingParams
 from whet.sampling.embedded import EmbeddedSampler
 from whet.training.engine import LocalTrainer
 
 TRAINED = [name for name in FAMILIES if name not in REFUSED]
-MIXTURES = [name for name in TRAINED if "moe" in FAMILIES[name][0] or FAMILIES[name][0] in ("mixtral", "gpt_oss")]
 PROMPTS = [tuple(range(40, 40 + length)) for length in (3, 21, 9)]
 ANSWERS = [(101, 7, 33, 90, 12), (65, 66), tuple(range(110, 140))]
 ROWS = [
@@ -35,7 +34,7 @@ STOPS = frozenset({258, 263})
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Makes each family's directory once."""
     made: dict[str, Path] = {}
 
@@ -44,7 +43,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
             made[name] = make(name, tmp_path_factory.mktemp("family"))
         return made[name]
 
-    yield folder
+    return folder
 
 
 def load(folder: Path, targets: Any = None) -> LanguageModel:
@@ -124,7 +123,7 @@ def test_an_adapter_on_a_head_or_an_embedding_is_exported(
     check_export(load(base, targets), base, tmp_path / "out")
 
 
-def check_export(model: LanguageModel, base: Path, out: Path) -> None:
+def check_export(model: LanguageModel, base: Path, out: Path, *, peft: bool = True) -> None:
     """The export by transformers, and the adapter by peft, give what whet computes; nothing in memory changes."""
     from peft import PeftModel
 
@@ -135,7 +134,7 @@ def check_export(model: LanguageModel, base: Path, out: Path) -> None:
     module = read_back(out)
     torch.testing.assert_close(by_transformers(module), expected, atol=5e-4, rtol=1e-3)
     assert set(module.generation_config.eos_token_id) >= STOPS
-    if model.adapter is not None:
+    if model.adapter is not None and peft:
         plain = read_back(base)
         assert (by_transformers(plain) - expected).abs().max() > 1e-3, "the adapter does something"
         adapted = PeftModel.from_pretrained(plain, out / "adapter")
@@ -150,3 +149,60 @@ def test_what_is_refused_is_refused_for_its_reason_however_small_its_weights(
     with pytest.raises(ModelError, match=REFUSED[name]) as refusal:
         load(make(name, tmp_path, scale=scale))
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_of_a_model_of_text_and_images_the_text_model_is_trained_and_exported(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from transformers import AutoModelForImageTextToText
+
+    folder = make_wrapper(name, tmp_path / "base")
+    whole = AutoModelForImageTextToText.from_pretrained(folder)
+    model = load(folder)
+    assert "only its text model is trained and exported" in caplog.text
+    torch.testing.assert_close(by_whet(model), by_transformers(whole), atol=2e-4, rtol=1e-4)
+    check_export(load(folder, ["q_proj", "v_proj"]), folder, tmp_path / "out", peft=False)
+
+
+def test_missing_weights_are_an_error_and_never_random_numbers(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = make("Llama", tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"weights are missing for model\.layers\.1\.mlp\.up_proj\.weight"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("GPT-2", "attn_pdrop"),
+        ("GPT-2", "embd_pdrop"),
+        ("Seed-OSS", "residual_dropout"),
+        ("Mixtral", "router_jitter_noise"),
+    ],
+)
+def test_dropout_of_the_configuration_is_off_and_said(
+    name: str, key: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = load(make(name, tmp_path, **{key: 0.5}))
+    assert "trained without dropout (its configuration has" in caplog.text and f"{key}: 0.5" in caplog.text
+    quiet = by_whet(model)
+    model.module.train()
+    torch.testing.assert_close(by_whet(model), quiet, atol=0, rtol=0)
+
+
+def test_a_longrope_model_takes_rows_that_its_short_angles_reach(folders: Any, tmp_path: Path) -> None:
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "short_factor": [1.0] * 4,
+        "long_factor": [4.0, 8.0, 16.0, 32.0],
+    }
+    rope["original_max_position_embeddings"] = 32
+    folder = make("Phi-3, Phi-4", tmp_path, rope_parameters=rope, original_max_position_embeddings=32)
+    assert load(folder).max_length == read_max_length(ModelConfig(path=str(folder))) == 32
+    assert load(folders("Llama 4, text")).max_length == 64

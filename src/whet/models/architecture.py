@@ -72,24 +72,43 @@ def max_row_tokens(config: Any) -> int:
     return min(limits)
 
 
-def text_model(module: Any, name: str) -> Any:
-    """The causal LM inside a model of text and images, over the same tensors; any other model as it is."""
-    from transformers import AutoModelForCausalLM
+def load_causal(where: str, *, config: Any, name: str, **options: Any) -> Any:
+    """The causal LM of a directory or hub id; of a model of text and images its text model, over the same tensors.
 
-    text = text_config(module.config)
-    if text is module.config:
+    Raises `ModelError` where weights are missing, and whatever transformers raises.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    text, causal = text_config(config), AutoModelForCausalLM._model_mapping
+    if type(text) not in causal:
+        raise ModelError(f"{name}: transformers has no causal language model of {text.model_type}")
+    reader: Any = AutoModelForCausalLM if type(config) in causal else AutoModelForImageTextToText
+    module, found = reader.from_pretrained(where, config=config, output_loading_info=True, **options)
+    if missing := sorted(found["missing_keys"]):
+        raise ModelError(
+            f"{name}: weights are missing for {', '.join(missing[:3])}; the files are not all of the model"
+        )
+    if text is not config:
+        module = _text_model(module, causal[type(text)], name)
+        _log.warning("%s: only its text model is trained and exported (%s)", name, type(module).__name__)
+    return module
+
+
+def _text_model(module: Any, causal: Any, name: str) -> Any:
+    """The text model inside a model of text and images, as a causal LM of this class."""
+    if type(module) is causal:
         return module
+    text, head = text_config(module.config), module.get_output_embeddings()
+    text.tie_word_embeddings = head.weight is module.get_input_embeddings().weight
     with torch.device("meta"):
-        inner: Any = AutoModelForCausalLM.from_config(text)
-    decoder = decoder_of(inner)
-    (place,) = (child for child, part in inner.named_children() if part is decoder)
-    found = decoder_of(module)
+        inner: Any = causal(text)
+    decoder, found = decoder_of(inner), decoder_of(module)
     if type(found) is not type(decoder):
         raise ModelError(f"{name}: {type(module).__name__} has no {type(decoder).__name__} inside to train")
+    (place,) = (child for child, part in inner.named_children() if part is decoder)
     setattr(inner, place, found)
-    inner.set_output_embeddings(module.get_output_embeddings())
+    inner.set_output_embeddings(head)
     inner.generation_config = module.generation_config
-    _log.warning("%s: only its text model is trained and exported (%s)", name, type(inner).__name__)
     return inner
 
 

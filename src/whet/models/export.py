@@ -8,6 +8,7 @@ taking it out again would change the weights. A head that no longer equals the e
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,9 @@ def save_model(module: Any, adapter: Any, folder: Path, stop_ids: Collection[int
         tied = set(module.all_tied_weights_keys or {})
         module.save_pretrained(folder, state_dict={name: t for name, t in state.items() if name not in tied})
     else:
-        adapter.save_pretrained(folder / "adapter")
+        with warnings.catch_warnings():  # of adapters on tied heads, which are written apart below
+            warnings.filterwarnings("ignore", module="peft")
+            adapter.save_pretrained(folder / "adapter")
         _save_merged(adapter.get_base_model(), folder)
     if module.can_generate():
         generation = copy.deepcopy(module.generation_config)
@@ -65,14 +68,13 @@ def _merged(base: Any) -> tuple[dict[str, Tensor], set[str]]:
     kept = [name for name in base.state_dict() if name in tensors and ".lora_" not in name]
     state = {plain_name(name): dequantised(tensors[name]) for name in kept}
     changed: set[str] = set()
-    layer: Any
-    for path, layer in base.named_modules():
-        if isinstance(layer, LoraLayer):
-            leaf = getattr(layer, "parameter_name", "weight")  # experts are parameters, not linear layers
-            name = plain_name(f"{path}.{leaf}")
-            changed.add(name)
-            for active in layer.active_adapters:
-                state[name] = state[name] + layer.get_delta_weight(active).to(state[name].dtype)
+    adapted: list[tuple[str, Any]] = [(path, m) for path, m in base.named_modules() if isinstance(m, LoraLayer)]
+    for path, layer in adapted:
+        leaf = getattr(layer, "parameter_name", "weight")  # experts are parameters, not linear layers
+        name = plain_name(f"{path}.{leaf}")
+        changed.add(name)
+        for active in layer.active_adapters:
+            state[name] = state[name] + layer.get_delta_weight(active).to(state[name].dtype)
     return state, changed
 
 

@@ -22,11 +22,11 @@ from safetensors import SafetensorError
 from whet.config import LoraConfig, ModelConfig
 from whet.errors import ModelError
 from whet.models.architecture import (
+    load_causal,
     max_row_tokens,
     refuse_unpackable,
     settle_positions,
     text_config,
-    text_model,
     without_randomness,
 )
 from whet.models.attention import ATTENTION, attend
@@ -195,7 +195,6 @@ def _load_module(
     quantised: bool = False,
     objectives: Sequence[str] = (),
 ) -> Any:
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
@@ -208,11 +207,12 @@ def _load_module(
     where, revision = _locate(config.path)
     device = pick_device(config.device)
     options = nf4_options(device, pick_compute(config.dtype, device)) if quantised else {}
-    load = partial(load_scalar, objectives=objectives) if scalar else AutoModelForCausalLM.from_pretrained
+    found = without_randomness(_read_config(config), config.path)
+    load = partial(load_scalar, objectives=objectives) if scalar else partial(load_causal, name=config.path)
     try:
         module: Any = load(
             where,
-            config=without_randomness(_read_config(config), config.path),
+            config=found,
             revision=revision,
             dtype=torch.float32,
             trust_remote_code=False,
@@ -228,7 +228,7 @@ def _load_module(
             f"{config.path}: the tokenizer has {len(tokenizer)} tokens, the model embeds only "
             f"{module.get_input_embeddings().weight.shape[0]}; they do not belong together"
         )
-    return text_model(module, config.path)
+    return module
 
 
 def _read_config(config: ModelConfig) -> Any:
@@ -267,6 +267,7 @@ def _language_model(
     with warnings.catch_warnings():
         # transformers renames these calls; peft and the oldest version that we support have the old names.
         warnings.filterwarnings("ignore", category=FutureWarning, message=".*gradient_checkpointing.*")
+        warnings.filterwarnings("ignore", module="peft")  # of patterns that it made itself, and of tied heads
         adapter = _add_lora(module, lora) if lora else None
         if with_score:
             add_score(module)

@@ -73,7 +73,8 @@ def first_line(error: BaseException) -> str:
 def _own(module: Any, row_T: Tensor) -> Tensor:
     """What transformers computes for one row: logits, or hidden states for a scalar model."""
     if is_scalar(module):
-        return _unit(decoder_of(module)(input_ids=row_T[None], use_cache=False).last_hidden_state[0])
+        hidden_TD: Tensor = decoder_of(module)(input_ids=row_T[None], use_cache=False).last_hidden_state[0]
+        return _unit(hidden_TD)
     logits_TV: Tensor = module(input_ids=row_T[None], use_cache=False).logits[0]
     return logits_TV.float()
 
@@ -83,11 +84,12 @@ def _packed(module: Any, stream_N: Tensor, layout: TreeLayout) -> Tensor:
     output = decoder_of(module)(
         input_ids=stream_N[None], position_ids=layout.positions_N[None], use_cache=False, layout=layout
     )
-    hidden_ND = output.last_hidden_state[0]
+    hidden_ND: Tensor = output.last_hidden_state[0]
     if is_scalar(module):
         return _unit(hidden_ND)
     product_TV: Tensor = module.get_output_embeddings()(hidden_ND)
-    return LogitRule.of(module.config)(product_TV.float())
+    rule: LogitRule = LogitRule.of(module.config)
+    return rule(product_TV.float())
 
 
 def _gap(packed: Tensor, own: Tensor) -> float:
@@ -107,10 +109,11 @@ def _longest(module: Any) -> int:
 
 def _tokens(count: int, module: Any) -> Tensor:
     """Token ids all over the vocabulary, the same at each call."""
-    weight = module.get_input_embeddings().weight
+    weight: Tensor = module.get_input_embeddings().weight
     return (torch.arange(count, device=weight.device) * 7919 + 2) % weight.shape[0]
 
 
-def _unit(hidden: Tensor) -> Tensor:
+def _unit(hidden: Any) -> Tensor:
     """Hidden states scaled to unit size: what a scalar head sees, comparable between models."""
-    return F.rms_norm(hidden.float(), hidden.shape[-1:])
+    unit: Tensor = F.rms_norm(hidden.float(), hidden.shape[-1:])
+    return unit
