@@ -6,7 +6,7 @@ were, plus what `extend` renders.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -30,11 +30,18 @@ class Template(Protocol):
     def stop_ids(self) -> frozenset[int]:
         """Tokens that end a turn. A sampler stops at them, and training includes them."""
 
-    def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> tuple[int, ...]:
-        """The conversation so far and the opening of an assistant turn."""
+    def prompt(
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, settings: Mapping[str, Any] = ...
+    ) -> tuple[int, ...]:
+        """The conversation so far and the opening of an assistant turn; `settings` are variables of the template."""
 
     def conversation(
-        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, loss_on: LossOn = "assistant"
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] = (),
+        *,
+        loss_on: LossOn = "assistant",
+        settings: Mapping[str, Any] = ...,
     ) -> Rendered:
         """A finished conversation with its mask.
 

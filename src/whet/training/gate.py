@@ -95,7 +95,9 @@ def render_row(
     _refuse_empty_answers(conversation)
     try:
         if conversation.text is None:
-            rendered = template.conversation(conversation.messages, conversation.tools, loss_on=loss_on)
+            rendered = template.conversation(
+                conversation.messages, conversation.tools, loss_on=loss_on, settings=conversation.settings
+            )
         else:
             rendered = template.text(conversation.text)
     except DataError as error:  # the template knows what is wrong, we know where
