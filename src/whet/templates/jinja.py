@@ -28,7 +28,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from whet.errors import DataError, ModelError
 from whet.records import Ending, Message, ToolCall
 from whet.templates.base import LossOn, Rendered, Template
-from whet.templates.messages import OWN_TEMPLATE, as_dict, leaves, marked_messages, refuse_lost
+from whet.templates.messages import OWN_TEMPLATE, Calls, as_dict, leaves, marked_messages, refuse_lost
 
 Span = tuple[int, int]
 """Characters of a text: from the first up to, not including, the second."""
@@ -67,7 +67,7 @@ class JinjaTemplate(Template):
         self._specials = {token.content: index for index, token in added.items() if token.special}
         self._special = re.compile("|".join(map(re.escape, sorted(self._specials, key=len, reverse=True))) or r"(?!)")
         self._said: set[str] = set()
-        self._prints_arguments = False
+        self._calls = Calls()
         self._closed: dict[str, bool] = {}  # whether a kind of turn ends with a stop token
         eos = frozenset({tokenizer.eos_token_id, *eos_ids} - {None})
         self._turn_end, self._headed = self._find_turn_end(eos)
@@ -75,7 +75,7 @@ class JinjaTemplate(Template):
         # A span may end with any of them: some templates close the last turn with the end of text.
         ends = [text for text, index in self._specials.items() if index in self._stop_ids]
         self._stop = re.compile("|".join(map(re.escape, ends)))
-        self._prints_arguments = self._find_printed_arguments()
+        self._calls = self._find_calls()
         self._uneven = self._find_uneven()
         self._check_pieces()
 
@@ -151,10 +151,11 @@ class JinjaTemplate(Template):
         called = [m.tool_call_id or "" for m in messages if m.role == "tool"]
         calls = tuple(ToolCall(name=PROBE, arguments={}, id=call_id) for call_id in called)
         before = (Message(role="user", content=PROBE), Message(role="assistant", content=PROBE, tool_calls=calls))
-        turns = len(self._stop.findall(self._render(before, tools)[0])) + self._headed
+        shown, _ = self._render(before, tools)
+        place = len(self._stop.findall(shown, 0, shown.rfind(PROBE)))  # of the answer's stop token among all
         text, _ = self._render([*before, *messages], tools, generation_prompt=True)
         ends = [match.end() for match in self._stop.finditer(text)]
-        between = text[ends[turns - 1] :] if 0 < turns <= len(ends) else PROBE
+        between = text[ends[place] :] if place < len(ends) else PROBE
         if PROBE in between:
             raise DataError(f"the chat template ends this kind of turn without a stop token; {OWN_TEMPLATE}")
         return (*tokens, *self._encode(between))
@@ -280,7 +281,7 @@ class JinjaTemplate(Template):
         variables: dict[str, Any] = {**self._tokenizer.special_tokens_map, **self._checked(settings, chat_template)}
         try:
             rendered: Any = render_jinja_template(
-                [[as_dict(m, arguments_as_text=self._prints_arguments) for m in messages]],
+                [[as_dict(m, self._calls) for m in messages]],
                 tools=list(tools) or None,
                 chat_template=chat_template,
                 add_generation_prompt=generation_prompt,
@@ -359,14 +360,19 @@ class JinjaTemplate(Template):
             raise ModelError(f"the chat template does not write {missing}, so no sampler could stop; {OWN_TEMPLATE}")
         return end[0], False
 
-    def _find_printed_arguments(self) -> bool:
-        """Whether the template prints a call's arguments, and so expects JSON text and not an object."""
+    def _find_calls(self) -> Calls:
+        """The way of writing calls that comes out whole and as JSON; the usual one where none does."""
         call = ToolCall(name=PROBE, arguments={PROBE: True}, id="call12345")
-        try:
-            messages = (Message(role="user", content=PROBE), Message(role="assistant", content="", tool_calls=(call,)))
-            return str(dict(call.arguments)) in self._render(messages, ())[0]
-        except DataError as error:  # it joins them to text, or has no calls
-            return "concatenate" in str(error)
+        messages = (Message(role="user", content="Hello"), Message(role="assistant", content="", tool_calls=(call,)))
+        for way in (Calls(), Calls(as_text=True), Calls(bare=True), Calls(as_text=True, bare=True)):
+            self._calls = way
+            try:
+                text, _ = self._render(messages, ())
+            except DataError:  # joins text to an object, or to nothing
+                continue
+            if text.count(PROBE) == 2 and str(call.arguments) not in text:
+                return way
+        return Calls()
 
     def _find_uneven(self) -> str:
         """What stands before an answer where it is the last one and not where it is an earlier one (Qwen3), or ""."""

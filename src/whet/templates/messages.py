@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from whet.errors import DataError
@@ -40,9 +41,20 @@ def refuse_lost(text: str, messages: Sequence[Message], tools: Sequence[dict[str
         raise DataError(f"tools: the chat template leaves them out; {OWN_TEMPLATE} that writes tools")
 
 
-def as_dict(message: Message, *, arguments_as_text: bool) -> dict[str, Any]:
-    """The message as chat templates expect it; absent things have no key. Arguments are an object, or its JSON."""
-    fields: dict[str, Any] = {"role": message.role, "content": message.content}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calls:
+    """How a template expects tool calls."""
+
+    as_text: bool = False
+    """Arguments as JSON text, which it prints; else as an object."""
+    bare: bool = False
+    """No content beside them (null); else an empty text."""
+
+
+def as_dict(message: Message, calls: Calls) -> dict[str, Any]:
+    """The message as chat templates expect it; absent things have no key."""
+    bare = calls.bare and message.tool_calls and not message.content
+    fields: dict[str, Any] = {"role": message.role, "content": None if bare else message.content}
     if message.thinking is not None:
         fields["reasoning_content"] = message.thinking
     if message.tool_calls:
@@ -53,7 +65,7 @@ def as_dict(message: Message, *, arguments_as_text: bool) -> dict[str, Any]:
                 "function": {
                     "name": call.name,
                     "arguments": json.dumps(dict(call.arguments), ensure_ascii=False)
-                    if arguments_as_text
+                    if calls.as_text
                     else dict(call.arguments),
                 },
             }
