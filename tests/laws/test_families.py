@@ -59,18 +59,18 @@ def load(folder: Path, targets: Any = None) -> LanguageModel:
 
 def by_whet(model: LanguageModel, rows: Sequence[TokenRow] = tuple(ROWS)) -> torch.Tensor:
     """log p of all trained tokens, packed into one micro-batch."""
-    found = LocalTrainer(model, TrainConfig()).logprobs(rows, temperature=1.0)
-    return torch.tensor([logp for row in found for logp in row])
+    found = LocalTrainer(model, TrainConfig()).forward(rows, "logp")["logp"]
+    return torch.tensor([logp for row in found for logp in row.tolist()])
 
 
 def by_transformers(module: Any, rows: Sequence[TokenRow] = tuple(ROWS)) -> torch.Tensor:
     """The same by the module's own forward pass of each row alone."""
     found = []
     for row in rows:
-        tokens = torch.tensor([row.tokens])
+        tokens = torch.tensor([list(row.tokens)])
         with torch.no_grad():
             logp = module.eval()(input_ids=tokens).logits[0].float().log_softmax(-1)
-        at = torch.tensor(row.trained).nonzero()[:, 0]
+        at = torch.tensor(list(row.trained)).nonzero()[:, 0]
         found.append(logp[at - 1].gather(-1, tokens[0, at, None])[:, 0])
     return torch.cat(found)
 
@@ -100,10 +100,10 @@ def test_the_sampler_says_of_its_tokens_what_the_trainer_says_of_them(folders: A
     written = [answer for answer in answers if isinstance(answer, Completion)]
     assert len(written) == len(asked)
     rows = [
-        TokenRow(tokens=r.prompt + a.tokens, trained=(False,) * len(r.prompt) + (True,) * len(a.tokens))
+        TokenRow(tokens=(*r.prompt, *a.tokens), trained=(False,) * len(r.prompt) + (True,) * len(a.tokens))
         for r, a in zip(asked, written, strict=True)
     ]
-    said = torch.tensor([logp for answer in written for logp in answer.logprobs])
+    said = torch.tensor([logp for answer in written for logp in answer.logprobs.tolist()])
     torch.testing.assert_close(said, by_whet(model, rows), atol=1e-3, rtol=1e-3)
 
 
