@@ -61,6 +61,38 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             **EXPERTS,
         },
     ),
+    "DeepSeek V2": (
+        "deepseek_v2",
+        {"n_routed_experts": 8, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1, "num_key_value_heads": 4}
+        | LATENT
+        | EXPERTS,
+    ),
+    "EXAONE 4": ("exaone4", {"head_dim": 8, **WINDOWED}),
+    "Apertus": ("apertus", {}),
+    "ERNIE 4.5": ("ernie4_5", {"head_dim": 8}),
+    "Hunyuan": ("hunyuan_v1_dense", {"head_dim": 8}),
+    "OLMoE": ("olmoe", EXPERTS),
+    "Granite mixture of experts": ("granitemoe", EXPERTS),
+    "Gemma 4, text": (
+        "gemma4_text",
+        {"head_dim": 8, "global_head_dim": 8, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 266}
+        | WINDOWED,
+    ),
+    "MiniMax M2": ("minimax_m2", {"head_dim": 8, **EXPERTS}),
+    "Ministral 3": ("ministral3", {"head_dim": 8}),
+    "Phi-1.5, Phi-2": ("phi", {}),
+    "Phi-3.5 mixture of experts": ("phimoe", EXPERTS),
+    "Qwen 3.5": (
+        "qwen3_5_text",
+        {"head_dim": 8, "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8}
+        | {"linear_value_head_dim": 8, "layer_types": ["linear_attention", "full_attention"]},
+    ),
+    "Granite 4": (
+        "granitemoehybrid",
+        {"layer_types": ["mamba", "attention"], "shared_intermediate_size": 16, **MAMBA, **EXPERTS},
+    ),
+    "MiniMax M1": ("minimax", {"head_dim": 8, **EXPERTS}),
+    "GPT-J": ("gptj", {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": 256}),
     "Seed-OSS": ("seed_oss", {"head_dim": 8, "attention_dropout": 0.1, "residual_dropout": 0.1}),
     "Ministral": ("ministral", {"head_dim": 8, **WINDOWED}),
     "Nemotron": ("nemotron", {}),
@@ -106,6 +138,7 @@ STATE, OWN, DEAF = (
     "attention .* of its own",
     "drop keyword arguments",
 )
+NOISE = "draws random numbers while it trains"
 REFUSED = {
     "Nemotron": DEAF,
     "StableLM": OWN,
@@ -118,6 +151,11 @@ REFUSED = {
     "Qwen 3 Next": STATE,
     "Mamba": STATE,
     "RWKV": OWN,
+    "GPT-J": OWN,
+    "Qwen 3.5": STATE,
+    "Granite 4": STATE,
+    "MiniMax M1": STATE,
+    "Phi-3.5 mixture of experts": NOISE,
 }
 """Families that do not load, and what the one line says."""
 

@@ -21,7 +21,7 @@ from whet.data.base import Conversation, Prompt, Row
 from whet.data.columns import rename
 from whet.data.faults import Dropped, Place, nearest
 from whet.data.known import ANSWERS
-from whet.data.messages import parse_messages, read_settings, read_tools
+from whet.data.messages import parse_messages, read_settings, read_tools, refuse_settings
 from whet.data.ranked import in_order
 from whet.data.sources import read_examples
 from whet.data.turns import as_context, instruction, text_of, turns, with_system
@@ -82,6 +82,7 @@ def to_prompt(row: Row, config: DataConfig) -> Prompt:
         raise DataError(
             f"data.format: {config.format} has no prompts to answer; leave it out and map data.columns.prompt"
         )
+    refuse_settings(columns, place)
     name = "messages" if config.format == "messages" or "prompt" not in columns else "prompt"
     if name not in columns:
         raise place["prompt"].bad("no such column", _hint(columns))

@@ -110,6 +110,16 @@ def read_settings(columns: Mapping[str, Any], place: Place) -> Mapping[str, Any]
     return settings if alone is None else {"enable_thinking": alone, **settings}
 
 
+def refuse_settings(columns: Mapping[str, Any], place: Place) -> None:
+    """Raise `BadRow` where a row sets its chat template and what reads it renders all rows alike."""
+    if settings := read_settings(columns, place):
+        name = "chat_template_kwargs" if columns.get("chat_template_kwargs") else "enable_thinking"
+        raise place[name].bad(
+            f"sets {', '.join(settings)} of the chat template",
+            "only SFT reads it; set it in a model.chat_template file",
+        )
+
+
 def parse_tools(value: Any, place: Place) -> tuple[dict[str, Any], ...]:
     """A list of tools or its JSON, of OpenAI tools or of bare functions, as OpenAI tools."""
     if value is None or value == "":

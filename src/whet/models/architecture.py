@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 from whet.errors import ModelError
 
-RANDOM = ("dropout", "pdrop", "layerdrop", "jitter")
+RANDOM = ("dropout", "pdrop", "layerdrop")
 """Parts of the names of configuration keys that make a forward pass in training random."""
 OTHER_HEADS = ("classifier_", "summary_")
 """Beginnings of such keys that concern heads which whet does not use."""
+ATTENDING = {"full_attention", "sliding_attention", "chunked_attention"}
+"""Kinds of layers (`layer_types` of a configuration) that mix tokens by attention alone."""
 LENGTHS = ("max_position_embeddings", "max_seq_len", "max_sequence_length")
 """Names of the longest row in configurations."""
 
@@ -140,11 +142,12 @@ class LogitRule:
 def refuse_unpackable(module: Any, name: str) -> None:
     """Raise `ModelError` for an architecture whose layers mix tokens in a way that cannot be packed."""
     kind = type(module).__name__
-    mixing = next((part for part in decoder_of(module).modules() if _has_convolution(part)), None)
-    if mixing is not None:
+    mixing = [type(part).__name__ for part in decoder_of(module).modules() if _has_convolution(part)]
+    mixing += sorted(set(getattr(text_config(module.config), "layer_types", None) or ()) - ATTENDING)
+    if mixing:
         raise ModelError(
-            f"{name}: {kind} carries state from token to token outside attention ({type(mixing).__name__}), which rows "
-            "packed together or sharing a prompt would pass on to each other; use a model of attention layers only"
+            f"{name}: {kind} carries state from token to token outside attention ({mixing[0]}), which rows packed "
+            "together or sharing a prompt would pass on to each other; use a model of attention layers only"
         )
     if not module._supports_attention_backend:
         raise ModelError(

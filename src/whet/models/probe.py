@@ -46,22 +46,25 @@ def check_forward(module: Any, name: str) -> None:
         places.append(list(range(at, at + length)))
         at += length
     with torch.no_grad():
-        module.eval()
-        expected = [_own(module, stream[row]) for row in places]
-        module.set_attn_implementation(ATTENTION)
         try:
-            module.train()
-            hidden = _packed(module, stream, layout)
+            expected = [_own(module.eval(), stream[row]) for row in places]
+            module.config._attn_implementation = ATTENTION
+            trained, quiet = _packed(module.train(), stream, layout), _packed(module.eval(), stream, layout)
         except (ModelError, TypeError, AttributeError, RuntimeError, ValueError) as error:
             raise ModelError(f"{name}: {type(module).__name__} cannot run packed ({first_line(error)})") from error
-        finally:
-            module.eval()
     tolerance = EXACT if device.type == "cpu" and not is_quantised(module) else COARSE
-    gap = max(_gap(hidden[row], own) for row, own in zip(places, expected, strict=True))
-    if not gap < tolerance:
+    of_training, of_quiet = (
+        max(_gap(hidden[row], own) for row, own in zip(places, expected, strict=True)) for hidden in (trained, quiet)
+    )
+    if not of_quiet < tolerance:
         raise ModelError(
             f"{name}: {type(module).__name__} computes something that whet's packed forward pass does not (its outputs "
-            f"differ by {gap:.2g} of their standard deviation on a probe), so it cannot be trained here"
+            f"differ by {of_quiet:.2g} of their standard deviation on a probe), so it cannot be trained here"
+        )
+    if not of_training < tolerance:
+        raise ModelError(
+            f"{name}: {type(module).__name__} draws random numbers while it trains, which would make every ratio of "
+            "probabilities noise; set what draws them (jitter, say) to 0 in its config.json"
         )
 
 
