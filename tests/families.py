@@ -133,11 +133,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "RWKV": ("rwkv", {"attention_hidden_size": 32}),
 }
 
-STATE, OWN, DEAF = (
-    "carries state from token to token outside attention",
-    "attention .* of its own",
-    "drop keyword arguments",
-)
+STATE = "carries state from token to token outside attention"
+OWN = "outside transformers' attention interface"
+DEAF = "by layers that drop keyword arguments"
 NOISE = "draws random numbers while it trains"
 REFUSED = {
     "Nemotron": DEAF,
@@ -177,6 +175,17 @@ WRAPPERS = {
     ),
 }
 """Models of text and images: kind, family of the text model inside, what they have beside it."""
+
+
+def table() -> str:
+    """The families as docs/models.md has them, each with what the load says of it."""
+    lines = ["| family | `model_type` | trains, samples, exports |", "|---|---|---|"]
+    rows = [(name, kind, REFUSED.get(name)) for name, (kind, _) in FAMILIES.items()]
+    rows += [(f"{name}, text and images", kind, None) for name, (kind, _, _) in WRAPPERS.items()]
+    for name, kind, reason in sorted(rows, key=lambda row: (row[2] is not None, row[0].lower())):
+        verdict = f"no: {reason}" if reason else "its text model" if "images" in name else "yes"
+        lines.append(f"| {name} | `{kind}` | {verdict} |")
+    return "\n".join(lines)
 
 
 def make_wrapper(name: str, folder: Path) -> Path:

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from tests.families import FAMILIES, NOISE, REFUSED, WRAPPERS, make, make_wrapper
+from tests.families import FAMILIES, NOISE, REFUSED, WRAPPERS, make, make_wrapper, table
 from whet.config import LoraConfig, ModelConfig, TrainConfig
 from whet.errors import ModelError
 from whet.models.language import LanguageModel
 from whet.models.load import load_model, read_max_length
-from whet.records import Completion, TokenRow
+from whet.models.pack import pack
+from whet.records import Atom, Completion, TokenRow
 from whet.sampling.base import Request, SamplingParams
 from whet.sampling.embedded import EmbeddedSampler
 from whet.training.engine import LocalTrainer
@@ -26,10 +27,13 @@ from whet.training.engine import LocalTrainer
 TRAINED = [name for name in FAMILIES if name not in REFUSED]
 PROMPTS = [tuple(range(40, 40 + length)) for length in (3, 21, 9)]
 ANSWERS = [(101, 7, 33, 90, 12), (65, 66), tuple(range(110, 140))]
-ROWS = [
-    TokenRow(tokens=prompt + answer, trained=(False,) * len(prompt) + (True,) * len(answer))
-    for prompt, answer in zip(PROMPTS, ANSWERS, strict=True)
-]
+
+
+def row_of(prompt: tuple[int, ...], answer: tuple[int, ...]) -> TokenRow:
+    return TokenRow(tokens=(*prompt, *answer), trained=(False,) * len(prompt) + (True,) * len(answer))
+
+
+ROWS = [row_of(prompt, answer) for prompt, answer in zip(PROMPTS, ANSWERS, strict=True)]
 STOPS = frozenset({258, 263})
 
 
@@ -63,12 +67,12 @@ def by_whet(model: LanguageModel, rows: Sequence[TokenRow] = tuple(ROWS)) -> tor
     return torch.tensor([logp for row in found for logp in row.tolist()])
 
 
-def by_transformers(module: Any, rows: Sequence[TokenRow] = tuple(ROWS)) -> torch.Tensor:
+def by_transformers(module: Any, rows: Sequence[TokenRow] = tuple(ROWS), *, grad: bool = False) -> torch.Tensor:
     """The same by the module's own forward pass of each row alone."""
     found = []
     for row in rows:
         tokens = torch.tensor([list(row.tokens)])
-        with torch.no_grad():
+        with torch.set_grad_enabled(grad):
             logp = module.eval()(input_ids=tokens).logits[0].float().log_softmax(-1)
         at = torch.tensor(list(row.trained)).nonzero()[:, 0]
         found.append(logp[at - 1].gather(-1, tokens[0, at, None])[:, 0])
@@ -90,6 +94,28 @@ def test_a_packed_row_is_computed_as_transformers_computes_it_alone(folders: Any
 
 
 @pytest.mark.parametrize("name", TRAINED)
+def test_the_gradient_is_that_of_the_rows_alone(folders: Any, name: str) -> None:
+    """Two answers share their prompt, and another row stands beside them."""
+    first, second = (
+        TokenRow(tokens=row.tokens, trained=row.trained, shared=len(PROMPTS[1]))
+        for row in (ROWS[1], row_of(PROMPTS[1], ANSWERS[0]))
+    )
+    model = load(folders(name))
+    packed = pack([Atom(rows=(first, second)), Atom(rows=(ROWS[2],))], model.device, model.backend)
+    model.module.train()
+    logp_T, _ = model.logp_at(model.stream(packed)[packed.source_T], packed.target_T, temperature=1.0)
+    logp_T.sum().backward()
+    module = read_back(folders(name))
+    by_transformers(module, [first, second, ROWS[2]], grad=True).sum().backward()
+    for (key, ours), theirs in zip(model.module.named_parameters(), module.parameters(), strict=True):
+        if theirs.grad is None:
+            assert ours.grad is None or not ours.grad.any(), key
+        else:
+            scale = theirs.grad.abs().max().item()
+            torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-3 * scale + 1e-6, rtol=1e-2, msg=key)
+
+
+@pytest.mark.parametrize("name", TRAINED)
 def test_the_sampler_says_of_its_tokens_what_the_trainer_says_of_them(folders: Any, name: str) -> None:
     model = load(folders(name))
     params = SamplingParams(max_tokens=12, temperature=1.0)
@@ -99,10 +125,7 @@ def test_the_sampler_says_of_its_tokens_what_the_trainer_says_of_them(folders: A
     answers = EmbeddedSampler(model).sample(asked)
     written = [answer for answer in answers if isinstance(answer, Completion)]
     assert len(written) == len(asked)
-    rows = [
-        TokenRow(tokens=(*r.prompt, *a.tokens), trained=(False,) * len(r.prompt) + (True,) * len(a.tokens))
-        for r, a in zip(asked, written, strict=True)
-    ]
+    rows = [row_of(tuple(r.prompt), tuple(a.tokens)) for r, a in zip(asked, written, strict=True)]
     said = torch.tensor([logp for answer in written for logp in answer.logprobs.tolist()])
     torch.testing.assert_close(said, by_whet(model, rows), atol=1e-3, rtol=1e-3)
 
@@ -212,3 +235,8 @@ def test_a_longrope_model_takes_rows_that_its_short_angles_reach(folders: Any, t
     folder = make("Phi-3, Phi-4", tmp_path, rope_parameters=rope, original_max_position_embeddings=32)
     assert load(folder).max_length == read_max_length(ModelConfig(path=str(folder))) == 32
     assert load(folders("Llama 4, text")).max_length == 64
+
+
+def test_the_page_on_models_lists_what_these_laws_hold_for() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    assert table() in page, "write the result of tests.families.table() into docs/models.md"
