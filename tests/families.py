@@ -156,6 +156,20 @@ REFUSED = {
     "Phi-3.5 mixture of experts": NOISE,
 }
 """Families that do not load, and what the one line says."""
+HEADLESS = {
+    "Apertus",
+    "Cohere Command R",
+    "Cohere Command R7B",
+    "ERNIE 4.5",
+    "GLM-4.5",
+    "Gemma 4, text",
+    "Granite",
+    "Granite mixture of experts",
+    "Llama 4, text",
+    "MiniMax M2",
+    "OLMoE",
+}
+"""Families of which transformers has no sequence classifier."""
 
 VISION = {
     "hidden_size": 16,
@@ -179,12 +193,13 @@ WRAPPERS = {
 
 def table() -> str:
     """The families as docs/models.md has them, each with what the load says of it."""
-    lines = ["| family | `model_type` | trains, samples, exports |", "|---|---|---|"]
+    lines = ["| family | `model_type` | trains, samples, exports | reward model |", "|---|---|---|---|"]
     rows = [(name, kind, REFUSED.get(name)) for name, (kind, _) in FAMILIES.items()]
     rows += [(f"{name}, text and images", kind, None) for name, (kind, _, _) in WRAPPERS.items()]
     for name, kind, reason in sorted(rows, key=lambda row: (row[2] is not None, row[0].lower())):
         verdict = f"no: {reason}" if reason else "its text model" if "images" in name else "yes"
-        lines.append(f"| {name} | `{kind}` | {verdict} |")
+        head = "" if reason else "no" if "images" in name or name in HEADLESS else "yes"
+        lines.append(f"| {name} | `{kind}` | {verdict} | {head} |")
     return "\n".join(lines)
 
 

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.families import FAMILIES, NOISE, REFUSED, WRAPPERS, make, make_wrapper, table
+from tests.families import FAMILIES, HEADLESS, NOISE, REFUSED, WRAPPERS, make, make_wrapper, table
 from whet.config import LoraConfig, ModelConfig, TrainConfig
 from whet.errors import ModelError
 from whet.models.language import LanguageModel
-from whet.models.load import load_model, read_max_length
+from whet.models.load import load_model, load_scalar_model, read_max_length
 from whet.models.pack import pack
 from whet.records import Atom, Completion, TokenRow
 from whet.sampling.base import Request, SamplingParams
@@ -134,6 +134,27 @@ def test_the_sampler_says_of_its_tokens_what_the_trainer_says_of_them(folders: A
 @pytest.mark.parametrize("targets", [None, "all-linear"], ids=["full", "all-linear"])
 def test_an_export_computes_what_was_trained(folders: Any, name: str, targets: Any, tmp_path: Path) -> None:
     check_export(load(folders(name), targets), folders(name), tmp_path)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_scalar_head_is_exported_as_it_was_or_refused(folders: Any, name: str, tmp_path: Path) -> None:
+    lora = LoraConfig(rank=2, alpha=4)
+    if name in HEADLESS:
+        with pytest.raises(ModelError, match="transformers has no sequence classifier over"):
+            load_scalar_model(ModelConfig(path=str(folders(name)), device="cpu"))
+        return
+    model = load_scalar_model(ModelConfig(path=str(folders(name)), device="cpu"), lora=lora)
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in model.parameters.values():
+            p.copy_(torch.randn(p.shape, generator=draw) * 0.2)
+    model.export(tmp_path)
+    again = load_scalar_model(ModelConfig(path=str(tmp_path), device="cpu"))
+    found, expected = (
+        torch.tensor(LocalTrainer(each, TrainConfig()).forward([ROWS[1]], "score")["score"][0])
+        for each in (again, model)
+    )
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])

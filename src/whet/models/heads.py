@@ -20,6 +20,7 @@ from torch import nn
 
 from whet.errors import ModelError
 from whet.files import read_json, write_atomic
+from whet.models.architecture import text_config
 from whet.models.gating import GateFacts
 
 SCORE = "score"
@@ -97,6 +98,11 @@ def load_scalar(where: str, *, config: Any, objectives: Sequence[str] = (), **op
     """
     from transformers import AutoModelForSequenceClassification
 
+    if type(config) not in AutoModelForSequenceClassification._model_mapping or text_config(config) is not config:
+        raise ModelError(
+            f"{where}: transformers has no sequence classifier over {config.model_type}, so it cannot carry a scalar "
+            "head; begin a reward model or a critic from another model"
+        )
     if objectives or not any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
         for key, value in _labels(objectives).items():
             setattr(config, key, value)
