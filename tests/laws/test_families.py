@@ -50,10 +50,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return folder
 
 
-def load(folder: Path, targets: Any = None) -> LanguageModel:
+def load(folder: Path, targets: Any = None, *, quantised: bool = False) -> LanguageModel:
     """The model with an adapter of random weights, both halves of it, where targets are given."""
     lora = None if targets is None else LoraConfig(rank=2, alpha=4, targets=targets)
-    model = load_model(ModelConfig(path=str(folder), device="cpu"), lora=lora, stop_ids=STOPS)
+    config = ModelConfig(path=str(folder), device="cpu")
+    model = load_model(config, lora=lora, quantised=quantised, stop_ids=STOPS)
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in model.parameters.values() if lora else ():
@@ -134,6 +135,15 @@ def test_the_sampler_says_of_its_tokens_what_the_trainer_says_of_them(folders: A
 @pytest.mark.parametrize("targets", [None, "all-linear"], ids=["full", "all-linear"])
 def test_an_export_computes_what_was_trained(folders: Any, name: str, targets: Any, tmp_path: Path) -> None:
     check_export(load(folders(name), targets), folders(name), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["Llama", "Mixtral", "Gemma 2", "GPT-2", "DeepSeek V3"])
+def test_an_adapter_over_four_bits_is_exported_in_full_precision(folders: Any, name: str, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="pip install 'whet[quant]'")
+    model = load(folders(name), "all-linear", quantised=True)
+    expected = by_whet(model)
+    model.export(tmp_path)
+    torch.testing.assert_close(by_transformers(read_back(tmp_path)), expected, atol=5e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", TRAINED)

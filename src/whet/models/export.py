@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from whet.models.heads import SCORE, is_scalar
 from whet.models.quantize import dequantised
@@ -63,6 +63,7 @@ def _save_merged(base: Any, folder: Path) -> None:
 def _merged(base: Any) -> tuple[dict[str, Tensor], set[str]]:
     """(Every tensor of the module without its adapter, which of them the adapter has changed), under plain names."""
     from peft.tuners.lora import LoraLayer
+    from transformers.pytorch_utils import Conv1D
 
     tensors = {**dict(base.named_parameters(remove_duplicate=False)), **dict(base.named_buffers())}
     kept = [name for name in base.state_dict() if name in tensors and ".lora_" not in name]
@@ -75,6 +76,10 @@ def _merged(base: Any) -> tuple[dict[str, Tensor], set[str]]:
         changed.add(name)
         for active in layer.active_adapters:
             state[name] = state[name] + layer.get_delta_weight(active).to(state[name].dtype)
+    for path, part in base.named_modules():
+        if issubclass(getattr(part, "source_cls", nn.Linear), Conv1D):  # GPT-2's layers are quantised transposed
+            name = plain_name(f"{path}.weight")
+            state[name] = state[name].T.contiguous()
     return state, changed
 
 
