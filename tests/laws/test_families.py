@@ -255,7 +255,9 @@ def test_noise_that_is_no_dropout_is_refused(tmp_path: Path) -> None:
         load(make("Mixtral", tmp_path, router_jitter_noise=0.1))
 
 
-def test_a_longrope_model_takes_rows_that_its_short_angles_reach(folders: Any, tmp_path: Path) -> None:
+def test_a_longrope_model_takes_rows_that_its_short_angles_reach(
+    folders: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     rope = {
         "rope_type": "longrope",
         "rope_theta": 1e4,
@@ -265,6 +267,7 @@ def test_a_longrope_model_takes_rows_that_its_short_angles_reach(folders: Any, t
     rope["original_max_position_embeddings"] = 32
     folder = make("Phi-3, Phi-4", tmp_path, rope_parameters=rope, original_max_position_embeddings=32)
     assert load(folder).max_length == read_max_length(ModelConfig(path=str(folder))) == 32
+    assert "takes rows of up to 32 tokens; longer ones have other rotary angles" in caplog.text
     assert load(folders("Llama 4, text")).max_length == 64
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ def without_randomness(config: Any, name: str) -> Any:
         setattr(text, key, 0.0)
     if found:
         keys = ", ".join(f"{key}: {value:g}" for key, value in found.items())
-        _log.warning("%s: trained without dropout (its configuration has %s)", name, keys)
+        _tell(f"{name}: trained without dropout (its configuration has {keys})")
     return config
 
 
@@ -59,19 +60,41 @@ def max_row_tokens(config: Any) -> int:
     splits a row into chunks and scales its queries from a length on: rows that share a prompt or a micro-batch may not
     differ in such ways, so they stay below it. Raises `ModelError` where the configuration has no length.
     """
+    return min(_row_limits(config).values())
+
+
+def tell_window(name: str, config: Any) -> None:
+    """Say, once for a model, why its rows may not be as long as its configuration allows."""
+    limits = _row_limits(config)
+    reason = min(limits, key=lambda key: limits[key])
+    if limits[reason] < next(iter(limits.values())):
+        _tell(f"{name}: takes rows of up to {limits[reason]:,} tokens; longer ones have {reason}")
+
+
+@cache
+def _tell(what: str) -> None:
+    _log.warning("%s", what)
+
+
+def _row_limits(config: Any) -> dict[str, int]:
+    """What limits a row, and to how many tokens; the configuration's own length first."""
     text = text_config(config)
     length = next((int(getattr(text, key)) for key in LENGTHS if getattr(text, key, None)), None)
     if length is None:
         raise ModelError(f"{text.model_type}: its configuration has no max_position_embeddings")
-    limits = [length]
+    limits = {"no positions": length}
     rope = getattr(text, "rope_parameters", None) or {}
     kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]  # one, or one for a kind of layer
-    limits += [int(kind["original_max_position_embeddings"]) for kind in kinds if kind.get("rope_type") == "longrope"]
+    for kind in kinds:
+        if kind.get("rope_type") == "longrope":
+            limits["other rotary angles for all their tokens (LongRoPE)"] = int(
+                kind["original_max_position_embeddings"]
+            )
     if getattr(text, "attention_chunk_size", None):
-        limits.append(int(text.attention_chunk_size))
+        limits["several chunks of attention"] = int(text.attention_chunk_size)
     if getattr(text, "attn_temperature_tuning", None):
-        limits.append(int(text.floor_scale) - 1)
-    return min(limits)
+        limits["queries scaled by their position"] = int(text.floor_scale) - 1
+    return limits
 
 
 def load_causal(where: str, *, config: Any, name: str, **options: Any) -> Any:
@@ -92,7 +115,7 @@ def load_causal(where: str, *, config: Any, name: str, **options: Any) -> Any:
         )
     if text is not config:
         module = _text_model(module, causal[type(text)], name)
-        _log.warning("%s: only its text model is trained and exported (%s)", name, type(module).__name__)
+        _tell(f"{name}: only its text model is trained and exported ({type(module).__name__})")
     return module
 
 

@@ -26,6 +26,7 @@ from whet.models.architecture import (
     max_row_tokens,
     refuse_unpackable,
     settle_positions,
+    tell_window,
     text_config,
     without_randomness,
 )
@@ -170,7 +171,11 @@ def require_same_tokens(model: ModelConfig, policy: ModelConfig) -> None:
 
 def read_max_length(config: ModelConfig) -> int:
     """Tokens of the longest row that the model computes, from its configuration, without loading weights."""
-    return config.create.max_length if config.path == "whet:tiny" else max_row_tokens(_read_config(config))
+    if config.path == "whet:tiny":
+        return config.create.max_length
+    found = _read_config(config)
+    tell_window(config.path, found)
+    return max_row_tokens(found)
 
 
 def read_eos_ids(config: ModelConfig) -> tuple[int, ...]:

@@ -25,8 +25,8 @@ from whet.models.quantize import is_quantised
 EXACT, COARSE = 1e-3, 5e-2
 """Largest difference, as a share of the outputs' standard deviation: in float32 on a CPU, and below that precision."""
 LEAST_TOKENS = 48
-BUDGET = 2e11
-"""Multiplications that the longest row may cost: a few seconds of a CPU."""
+BUDGET = {"cpu": 5e10, "cuda": 5e12}
+"""Multiplications that the longest row may cost in one pass: about a second."""
 
 
 def check_forward(module: Any, name: str) -> None:
@@ -106,7 +106,7 @@ def _longest(module: Any) -> int:
     text, parameters = text_config(module.config), sum(p.numel() for p in module.parameters())
     windows = [value for key in ("sliding_window", "window_size") if isinstance(value := getattr(text, key, None), int)]
     wanted = max(LEAST_TOKENS, *(window + 8 for window in windows), 0)
-    affordable = max(LEAST_TOKENS, int(BUDGET / max(parameters, 1)))
+    affordable = max(LEAST_TOKENS, int(BUDGET[module.device.type] / max(parameters, 1)))
     return min(wanted, affordable, max_row_tokens(module.config))
 
 
