@@ -177,6 +177,24 @@ def test_an_adapter_on_a_head_or_an_embedding_is_exported(
     check_export(load(base, targets), base, tmp_path / "out")
 
 
+@pytest.mark.parametrize("name", ["Mixtral", "Llama 4, text", "OPT"])
+def test_every_target_is_refused_or_exported(folders: Any, name: str, tmp_path: Path) -> None:
+    """Every name of a module or a parameter, by itself, as `train.lora.targets`."""
+    module = load(folders(name)).module
+    paths = [path for named in (module.named_modules(), module.named_parameters()) for path, _ in named]
+    names = {path.rpartition(".")[2] for path in paths} - {"", *map(str, range(9))}
+    exported, refused = 0, []
+    for target in sorted(names):
+        try:
+            model = load(folders(name), [target])
+        except ModelError as refusal:
+            refused.append(str(refusal))
+        else:
+            check_export(model, folders(name), tmp_path / target)
+            exported += 1
+    assert exported >= 4 and all(line.startswith("train.lora.targets: ") for line in refused)
+
+
 def check_export(model: LanguageModel, base: Path, out: Path, *, peft: bool = True) -> None:
     """The export by transformers, and the adapter by peft, give what whet computes; nothing in memory changes."""
     from peft import PeftModel

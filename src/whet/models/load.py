@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 
 from whet.config import LoraConfig, ModelConfig
 from whet.errors import ModelError
@@ -314,8 +315,9 @@ def _add_lora(module: Any, config: LoraConfig) -> Any:
     from peft import get_peft_model
 
     scalar = is_scalar(module)
-    # A linear layer of an architecture's own (Llama 4's router) returns more than a product.
-    own = [name for name, m in module.named_modules() if isinstance(m, torch.nn.Linear) and "transformers" in _of(m)]
+    # A linear layer of an architecture's own (Llama 4's router) returns more than a product, and an embedding of
+    # anything but tokens is not looked up by them.
+    own = [name for name, part in module.named_modules() if _is_own(part, module.get_input_embeddings())]
     settings = PeftConfig(
         task_type=None if scalar else "CAUSAL_LM",
         r=config.rank,
@@ -334,6 +336,7 @@ def _add_lora(module: Any, config: LoraConfig) -> Any:
     return adapter
 
 
-def _of(part: Any) -> str:
-    """The package that a module's class comes from."""
-    return type(part).__module__.partition(".")[0]
+def _is_own(part: Any, embedding: Any) -> bool:
+    """Whether a layer is linear or an embedding by its class and not by what it does."""
+    own = isinstance(part, nn.Linear) and type(part).__module__.startswith("transformers")
+    return own or (isinstance(part, nn.Embedding) and part is not embedding)
