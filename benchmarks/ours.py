@@ -21,6 +21,8 @@ from whet.algorithms.sft import Imitate, weigh
 from whet.algorithms.standing import Setting
 from whet.config import LossConfig, ModelConfig, PolicyConfig, RewardModelStage, TrainConfig
 from whet.data.base import Comparison, Conversation, Origin
+from whet.data.faults import Rejects
+from whet.data.sources import Reading
 from whet.envs.base import Attempt, Task
 from whet.envs.single_turn import SingleTurn
 from whet.models.language import LanguageModel
@@ -34,7 +36,7 @@ from whet.templates.jinja import JinjaTemplate
 from whet.training.base import Objective, OptimResult
 from whet.training.compare import Compared, tokenise_comparisons
 from whet.training.engine import LocalTrainer
-from whet.training.gate import tokenise
+from whet.training.tokenize import tokenise
 
 TRAIN = TrainConfig(lr=1e-6, betas=(0.9, 0.999), weight_decay=0.0, clip_norm=1.0)
 
@@ -240,7 +242,8 @@ def _rows(work: Work, step: int, template: JinjaTemplate) -> Sequence[TokenRow]:
         )
         for i, (question, answer) in enumerate(texts, 1)
     ]
-    return tokenise(conversations, template, loss_on="all", max_length=4096, on_bad_row="error").rows
+    reading = Reading(examples=conversations, rejects=Rejects("error"), sources=["benchmark"])
+    return tokenise(reading, template, loss_on="all", max_length=4096, on_bad_row="error").rows
 
 
 def _products(model: LanguageModel, tokens: int, trained: int) -> dict[str, float]:

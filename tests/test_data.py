@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 from pathlib import Path
@@ -13,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from whet.config import DataConfig
-from whet.data import BadRow, load_conversations, load_prompts, read_rows, sources
+from whet.data import BadRow, load_conversations, load_prompts, read_rows, readers
+from whet.data.sources import content_of
 from whet.errors import DataError
 
 ROWS = [{"prompt": "2+2?", "completion": "4"}, {"prompt": "Grüße\u2028👋", "completion": "Hallo"}]
@@ -31,6 +33,20 @@ def write_parquet(path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(ROWS), path)
 
 
+def write_arrow(path: Path, *, indexed: bool) -> None:
+    table = pa.Table.from_pylist(ROWS)
+    make = pa.ipc.new_file if indexed else pa.ipc.new_stream
+    with make(path, table.schema) as writer:
+        writer.write_table(table)
+
+
+def write_csv(path: Path, delimiter: str) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ROWS[0], delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(ROWS)
+
+
 WRITERS = {
     "a.jsonl": lambda path: path.write_bytes(jsonl(*ROWS)),
     "a.jsonl.gz": lambda path: path.write_bytes(gzip.compress(jsonl(*ROWS))),
@@ -41,6 +57,8 @@ WRITERS = {
     "a.json.gz": lambda path: path.write_bytes(gzip.compress(json.dumps(ROWS).encode())),
     "lines.json": lambda path: path.write_bytes(jsonl(*ROWS)),
     "a.parquet": write_parquet,
+    "stream.arrow": lambda path: write_arrow(path, indexed=False),
+    "indexed.arrow": lambda path: write_arrow(path, indexed=True),
     "saved": lambda path: datasets.Dataset.from_list(ROWS).save_to_disk(path),
     "splits": lambda path: datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS)).save_to_disk(path),
 }
@@ -53,6 +71,47 @@ def test_every_kind_of_source_gives_the_same_rows(tmp_path: Path, name: str) -> 
     assert [dict(row.values) for row in rows] == ROWS
     assert [row.origin.line for row in rows] == [1, 2]
     assert str(rows[1].origin) == f"{tmp_path / name}:2"
+
+
+@pytest.mark.parametrize(("name", "delimiter"), [("a.csv", ","), ("a.tsv", "\t"), ("a.csv.gz", ",")])
+def test_cells_are_text_and_rows_know_the_line_they_begin_on(tmp_path: Path, name: str, delimiter: str) -> None:
+    write_csv(tmp_path / "plain", delimiter)
+    data = (tmp_path / "plain").read_bytes() + f'"two\r\nlines"{delimiter}\r\n\r\nshort\r\nc{delimiter}1\r\n'.encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    bad: list[BadRow] = []
+    rows = list(read_rows(config(path=str(tmp_path / name)), bad.append))
+    more = [{"prompt": "two\r\nlines", "completion": None}, {"prompt": "c", "completion": "1"}]
+    assert [dict(row.values) for row in rows] == [*ROWS, *more]
+    assert [row.origin.line for row in rows] == [2, 3, 4, 8]
+    assert [str(each) for each in bad] == [f"{tmp_path / name}:7: not one cell for each column; 1 cells, 2 columns"]
+
+
+def test_a_streamed_data_set_is_read_as_far_as_it_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(jsonl(*ROWS))
+    (tmp_path / "b.jsonl").write_bytes(b"{broken\n")
+    asked = config(path=str(tmp_path), streaming=True, limit=2)
+    loaded, _ = load_conversations(asked)
+    assert [example.messages[0].content for example in loaded] == [row["prompt"] for row in ROWS]
+    with pytest.raises(DataError, match="could not be loaded"):
+        load_conversations(config(path=str(tmp_path), streaming=True))
+    before = content_of(asked).digest
+    (tmp_path / "b.jsonl").write_bytes(jsonl(*ROWS))
+    assert content_of(asked).digest != before
+
+
+def test_content_is_bytes_wherever_they_lie_and_any_change_of_them(tmp_path: Path) -> None:
+    for folder, last in (("one", b"\n"), ("two", b"\n"), ("other", b" \n")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.jsonl").write_bytes(jsonl(*ROWS))
+        (tmp_path / folder / "b.jsonl").write_bytes(jsonl(*ROWS)[:-1] + last)
+    one, two, other = (content_of(config(path=str(tmp_path / name))) for name in ("one", "two", "other"))
+    assert one == two and one.digest == two.digest != other.digest
+    assert one.parts["a.jsonl"] == other.parts["a.jsonl"] and one.parts["b.jsonl"] != other.parts["b.jsonl"]
+    for name in ("saved", "splits"):
+        WRITERS[name](tmp_path / name)
+        assert len(content_of(config(path=str(tmp_path / name))).digest) == 64
+    with pytest.raises(DataError, match="no such file"):
+        content_of(config(path=str(tmp_path / "gone.jsonl")))
 
 
 def test_parquet_may_be_compressed_again(tmp_path: Path) -> None:
@@ -124,7 +183,7 @@ def test_a_damaged_line_is_named_or_counted(tmp_path: Path, kind: str) -> None:
         load_conversations(config(path=str(path)))
     loaded, dropped = load_conversations(config(path=str(path), on_bad_row="drop"))
     assert [(example.text, example.origin.line) for example in loaded] == [("fine", 1), ("fine", 3)]
-    assert dropped.total == 1 and dropped.examples[0].startswith(f"{path}:2: ")
+    assert dropped.total == 1 and str(dropped.rows[0]).startswith(f"{path}:2: ")
     assert dropped.describe().startswith("1 row dropped: 1 x ")
 
 
@@ -135,7 +194,7 @@ def test_half_a_last_line_is_called_that(tmp_path: Path) -> None:
 
 
 def test_a_line_too_long_to_hold_is_skipped_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "LONGEST_LINE", 2**20)
+    monkeypatch.setattr(readers, "LONGEST_LINE", 2**20)
     (tmp_path / "a.jsonl").write_bytes(GOOD + jsonl({"text": "x" * 3 * 2**20}) + GOOD)
     loaded, dropped = load_conversations(config(path=str(tmp_path / "a.jsonl"), on_bad_row="drop"))
     assert [example.origin.line for example in loaded] == [1, 3]
@@ -155,7 +214,15 @@ def test_a_line_too_long_to_hold_is_skipped_in_pieces(tmp_path: Path, monkeypatc
         ("a.jsonl.gz", gzip.compress(GOOD * 1000, mtime=0)[:-20], r"damaged or cut short after line"),
         ("a.jsonl.gz", b"not gzip", "damaged or cut short"),
         ("a.parquet", b"PAR1 and then nothing", "damaged or cut short"),
-        ("a.csv", b"text\nfine\n", r"a\.csv: is a \.csv file; whet reads one of \.jsonl, \.json, \.parquet"),
+        ("a.txt", b"text\nfine\n", r"a\.txt: is a \.txt file; whet reads one of \.jsonl, \.json, \.parquet"),
+        ("a.arrow", b"ARROW1 and then nothing", "damaged or cut short"),
+        ("a.csv", b"text,text\na,b\n", r"a\.csv:1: two columns have the same name"),
+        ("a.csv", b'text\na\n"b\n', r"a\.csv:3: not valid CSV"),
+        ("a.csv", b"text\na\n\xff\n", r"a\.csv:.: not UTF-8"),
+        ("a.csv", b"", "it has no rows"),
+        ("a.jsonl", gzip.compress(GOOD, mtime=0), r"compressed \(\.gz\), .* says \.jsonl; rename it to a\.jsonl\.gz"),
+        ("a.jsonl", b'[{"text": "a"}]', r"one JSON list \(\.json\), .* says \.jsonl; rename it to a\.json$"),
+        ("a.jsonl", b"PAR1", r"Parquet \(\.parquet\), .* says \.jsonl; rename it to a\.parquet"),
         ("README", b"text\nfine\n", r"README: is no data file; whet reads one of"),
     ],
 )
@@ -170,9 +237,9 @@ def test_a_source_that_cannot_be_read_is_an_error_in_any_case(
 def test_a_folder_without_data_files_says_what_it_holds(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no data files; whet reads one of"):
         list(read_rows(config(path=str(tmp_path))))
-    for name in ("a.csv", "b.csv", "notes.txt"):
+    for name in ("a.doc", "b.doc", "notes.txt"):
         (tmp_path / name).write_text("text\n")
-    with pytest.raises(DataError, match=r"holds no data files, only \.csv and \.txt; whet reads one of"):
+    with pytest.raises(DataError, match=r"holds no data files, only \.doc and \.txt; whet reads one of"):
         list(read_rows(config(path=str(tmp_path))))
 
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from whet.config import DataConfig
 from whet.data import BadRow, Conversation, Origin, load_conversations
+from whet.data.faults import Rejects
+from whet.data.formats import read_conversations
+from whet.data.sources import Reading
 from whet.errors import DataError
 from whet.models.create import byte_tokenizer
 from whet.records import Message, TokenRow
-from whet.templates import JinjaTemplate, Rendered
-from whet.training.gate import Gated, Stats, plain, segments, tokenise
+from whet.templates import JinjaTemplate
+from whet.templates.base import Encoded, Script
+from whet.training.gate import plain, segments
+from whet.training.tokenize import Gated, Stats, tokenise
 
 TRIMMING = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
@@ -42,7 +50,8 @@ def example(*messages: Message, line: int = 1, text: str | None = None) -> Conve
 
 def gate(template: Any, *conversations: Conversation, **changes: Any) -> Gated:
     settings: dict[str, Any] = {"loss_on": "assistant", "max_length": 200, "on_bad_row": "error", **changes}
-    return tokenise(conversations, template, **settings)
+    reading = Reading(examples=conversations, rejects=Rejects("error"), sources=["train.jsonl"])
+    return tokenise(reading, template, **settings)
 
 
 GOOD = example(user("2+2?"), assistant("4"))
@@ -51,8 +60,8 @@ GOOD = example(user("2+2?"), assistant("4"))
 def test_a_good_row_passes_as_the_template_renders_it(template: JinjaTemplate) -> None:
     gated = gate(template, GOOD)
     rendered = template.conversation(GOOD.messages)
-    assert gated.rows == (TokenRow(tokens=rendered.tokens, trained=rendered.trained),)
-    assert gated.origins == (GOOD.origin,) and gated.dropped.total == 0
+    assert list(gated.rows) == [TokenRow(tokens=rendered.tokens, trained=rendered.trained)]
+    assert gated.kept.origin(0) == GOOD.origin and gated.dropped.total == 0
 
 
 def test_the_numbers_can_be_recounted(template: JinjaTemplate) -> None:
@@ -91,7 +100,7 @@ def test_a_row_that_cannot_be_trained_on_is_named_or_counted(template: JinjaTemp
         gate(template, GOOD, bad, GOOD)
     gated = gate(template, GOOD, bad, GOOD, on_bad_row="drop")
     assert (len(gated.rows), gated.dropped.total, gated.stats.duplicates) == (2, 1, 1)
-    assert gated.dropped.examples[0].startswith("train.jsonl:7: ")
+    assert str(gated.dropped.rows[0]).startswith("train.jsonl:7: ")
 
 
 def test_too_long_counts_the_answer_tokens_that_would_be_lost(template: JinjaTemplate) -> None:
@@ -105,13 +114,11 @@ def test_too_long_counts_the_answer_tokens_that_would_be_lost(template: JinjaTem
 
 def test_a_turn_whose_stop_token_is_not_trained_is_refused(template: JinjaTemplate) -> None:
     class Unending(JinjaTemplate):
-        def conversation(self, *arguments: Any, **settings: Any) -> Rendered:
-            rendered = super().conversation(*arguments, **settings)
-            trained = (
-                flag and token not in self.stop_ids
-                for token, flag in zip(rendered.tokens, rendered.trained, strict=True)
-            )
-            return Rendered(tokens=rendered.tokens, trained=tuple(trained))
+        def encode(self, scripts: Sequence[Script], *, most: int | None = None) -> list[Encoded | DataError]:
+            (row,) = super().encode(scripts, most=most)
+            assert isinstance(row, Encoded)
+            ends = np.isin(row.tokens, list(self.stop_ids))
+            return [replace(row, trained=row.trained & ~ends)]
 
     with pytest.raises(BadRow, match=r"train\.jsonl:1: messages: a trained turn without a trained stop token"):
         gate(Unending(byte_tokenizer()), GOOD)
@@ -159,8 +166,9 @@ def test_real_rows_pass_and_train_on_exactly_their_answers(
     shared_data: Path, name: str, columns: dict[str, str], chat_template: str | None
 ) -> None:
     template = JinjaTemplate(byte_tokenizer(), chat_template=chat_template)
-    examples, _ = load_conversations(DataConfig(path=str(shared_data / name), columns=columns))
-    gated = gate(template, *examples, max_length=4096)
+    config = DataConfig(path=str(shared_data / name), columns=columns)
+    examples, _ = load_conversations(config)
+    gated = tokenise(read_conversations(config), template, loss_on="assistant", max_length=4096, on_bad_row="error")
     assert gated.stats.rows == len(examples)
     for found, row in list(zip(examples, gated.rows, strict=True))[::10]:
         answers = [part.text for part in segments(row, template) if part.trained]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from whet.config import DataConfig, GeneratedConfig, ModelConfig
@@ -16,6 +18,7 @@ from whet.errors import DataError
 from whet.launch.world import LocalWorld
 from whet.pipeline.sources import comparisons, judged
 from whet.records import Message
+from whet.templates.base import Encoded, Script
 from whet.training.compare import ends_only, tokenise_comparisons, tokenise_judged
 
 USER, GOOD, BAD = {"role": "user", "content": "2+2?"}, "4", "5"
@@ -185,11 +188,14 @@ def test_a_prompt_that_depends_on_the_answer_is_refused() -> None:
         """Writes the length of the answer before the prompt."""
 
         inner = LocalWorld().template(TINY)
-        stop_ids = inner.stop_ids
+        stop_ids, script = inner.stop_ids, inner.script
 
-        def conversation(self, messages: Any, tools: Any = (), *, loss_on: Any = "assistant") -> Any:
-            rendered = self.inner.conversation(messages, tools, loss_on=loss_on)
-            return replace(rendered, tokens=(len(messages[-1].content), *rendered.tokens[1:]))
+        def encode(self, scripts: Sequence[Script], *, most: int | None = None) -> list[Encoded | DataError]:
+            return [self.peek(each) for each in self.inner.encode(scripts, most=most)]
+
+        def peek(self, row: Encoded | DataError) -> Encoded:
+            assert isinstance(row, Encoded)
+            return replace(row, tokens=np.array([row.trained.sum(), *row.tokens[1:]], np.int32))
 
     with pytest.raises(BadRow, match="writes the prompt differently before this answer"):
         tokenise_comparisons(

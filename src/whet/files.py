@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,12 @@ def write_atomic(path: Path, data: bytes) -> None:
             part.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+
+
+def cache_folder() -> Path:
+    """Where whet keeps what it can make again: `WHET_CACHE`, else `whet` in the user's cache folder."""
+    own = os.environ.get("WHET_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "whet"
 
 
 def folder_size(folder: Path) -> int:
@@ -130,8 +136,11 @@ def weights_of(path: str) -> str:
     return " ".join([path, *(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)])
 
 
-def unseal(folder: Path) -> dict[str, Any]:
-    """The facts of a complete folder whose files are as they were; `RunError` names the first that is not."""
+def unseal(folder: Path, *, by_size: Collection[str] = ()) -> dict[str, Any]:
+    """The facts of a complete folder whose files are as they were; `RunError` names the first that is not.
+
+    Of those in `by_size`, which have checksums of their own, only the size is looked at.
+    """
     manifest = read_json(folder / MANIFEST)
     if manifest.pop("sha256", None) != _sha256(manifest):
         raise RunError(f"{folder / MANIFEST}: damaged; its SHA-256 is not the one that it states")
@@ -139,6 +148,12 @@ def unseal(folder: Path) -> dict[str, Any]:
         path = folder / name
         if not path.is_file():
             raise RunError(f"{path}: missing, though the manifest lists it")
+        if name in by_size:
+            if path.stat().st_size != known["bytes"]:
+                raise RunError(
+                    f"{path}: cut short or grown; it has {path.stat().st_size:,} of {known['bytes']:,} bytes"
+                )
+            continue
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != known["sha256"]:

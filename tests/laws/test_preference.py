@@ -23,7 +23,7 @@ from whet.config import GeneratedConfig, ModelConfig, TrainConfig
 from whet.config.preference import PREFERENCE_PRESETS, REFERENCE_FREE, STEP_WIDE, LossConfig
 from whet.errors import DataError, TrainingError
 from whet.formulas import preference as formulas
-from whet.formulas.preference import LOSSES, STATISTICS, Pairs, kto, log_odds
+from whet.formulas.preference import LOSSES, Pairs, kto, log_odds
 from whet.launch.world import LocalWorld
 from whet.pipeline.reference import with_reference
 from whet.pipeline.sources import comparisons, judged
@@ -33,6 +33,7 @@ from whet.training.compare import tokenise_comparisons, tokenise_judged
 from whet.training.engine import LocalTrainer
 
 PAIRED = sorted(LOSSES)
+STATISTICS = {name: formula.statistic for name, formula in LOSSES.items() if formula.statistic is not None}
 every_preset = pytest.mark.parametrize("preset", sorted(PREFERENCE_PRESETS))
 
 
@@ -103,7 +104,7 @@ BY_HAND: dict[str, tuple[dict[str, Any], float]] = {
 @pytest.mark.parametrize("kind", PAIRED)
 def test_a_pair_by_hand(kind: str) -> None:
     constants, expected = BY_HAND[kind]
-    assert float(LOSSES[kind](one_pair(), **constants)) == pytest.approx(expected, rel=1e-12)
+    assert float(LOSSES[kind].loss(one_pair(), **constants)) == pytest.approx(expected, rel=1e-12)
 
 
 def test_other_conventions_by_hand() -> None:
@@ -133,7 +134,7 @@ def test_odds_are_exact_on_both_ends() -> None:
 def test_gradients_agree_with_finite_differences(kind: str) -> None:
     def loss(chosen_P: Tensor, rejected_P: Tensor) -> Tensor:
         pairs = one_pair(chosen_P=chosen_P, rejected_P=rejected_P)
-        result: Tensor = LOSSES[kind](pairs, **BY_HAND[kind][0])
+        result: Tensor = LOSSES[kind].loss(pairs, **BY_HAND[kind][0])
         return result
 
     assert torch.autograd.gradcheck(loss, (vector(-10).requires_grad_(), vector(-14).requires_grad_()))
@@ -417,10 +418,11 @@ def test_the_reference_is_the_model_that_the_run_began_with(tmp_path: Path, begu
 def test_the_recipe_names_what_the_formulas_offer() -> None:
     keys = set(LossConfig.model_fields) - {"preset"}
     assert keys == {*LOSSES, "kto"} == {kind for terms in PREFERENCE_PRESETS.values() for kind in terms}
-    assert set(REFERENCE_FREE) == formulas.REFERENCE_FREE and set(STEP_WIDE) == set(STATISTICS)
+    assert set(REFERENCE_FREE) == {name for name, formula in LOSSES.items() if not formula.reference}
+    assert set(STEP_WIDE) == set(STATISTICS)
     for kind in LOSSES:
         term = LossConfig.model_validate({kind: {}}).terms[kind]
-        wanted = set(inspect.signature(LOSSES[kind]).parameters) - {"pairs"}
+        wanted = set(inspect.signature(LOSSES[kind].loss).parameters) - {"pairs"}
         assert set(type(term).model_fields) - {"weight"} == wanted, kind
 
 

@@ -22,7 +22,7 @@ from whet.algorithms.supervised import supervised
 from whet.config import TrainConfig
 from whet.config.preference import BetaTerm, IPOTerm, KTOTerm, LossConfig, Term
 from whet.errors import DataError, TrainingError
-from whet.formulas.preference import LOSSES, MEANS, REFERENCE_FREE, STATISTICS, kto
+from whet.formulas.preference import LOSSES, kto
 from whet.records import Atom, Column, Step, TokenRow
 from whet.training.base import Batch, Need, Objective, Outputs, Tally, Trainer
 from whet.training.compare import JudgedRow
@@ -66,7 +66,7 @@ def weigh_preferences(batch: Sequence[Atom], *, loss: LossConfig, trainer: Train
     if loss.kto is not None:
         return _with_baseline(batch, trainer)
     atoms = list(batch)
-    if any(kind in STATISTICS for kind in loss.terms):
+    if any(LOSSES[kind].statistic for kind in loss.terms):
         atoms = _with_statistics(atoms, loss, trainer)
     pairs = [len(atom.rows) * (len(atom.rows) - 1) // 2 for atom in atoms]
     return [add_constant(atom, "weight", 1 / (len(atoms) * count)) for atom, count in zip(atoms, pairs, strict=True)]
@@ -126,18 +126,20 @@ class Prefer:
 
     def _loss(self, kind: str, term: Term, answers: Answers, better_P: Tensor, worse_P: Tensor) -> Tensor:
         constants = term.model_dump(exclude={"weight"})
-        loss_P = LOSSES[kind](answers.pairs(better_P, worse_P, kind), **constants)
+        loss = LOSSES[kind].loss
+        loss_P = loss(answers.pairs(better_P, worse_P, kind), **constants)
         if "confidence" not in answers.constants:
             return loss_P
         right_P = answers.constants["confidence"][better_P]
-        return right_P * loss_P + (1 - right_P) * LOSSES[kind](answers.pairs(worse_P, better_P, kind), **constants)
+        return right_P * loss_P + (1 - right_P) * loss(answers.pairs(worse_P, better_P, kind), **constants)
 
     def _rewards(self, answers: Answers, better_P: Tensor, worse_P: Tensor) -> tuple[Tensor, Tensor]:
         """beta times what the first loss compares: how good it holds the two answers to be."""
         kind, term = next(((k, t) for k, t in self.config.terms.items() if k != "nll"), ("nll", Term()))
         beta = term.beta if isinstance(term, BetaTerm) else 1.0
-        measure_R = answers.logp_R if kind in REFERENCE_FREE else answers.logp_R - answers.ref_R
-        if kind in MEANS or (isinstance(term, IPOTerm) and term.average):
+        formula = LOSSES[kind]
+        measure_R = answers.logp_R - answers.ref_R if formula.reference else answers.logp_R
+        if formula.means or (isinstance(term, IPOTerm) and term.average):
             measure_R = measure_R / answers.length_R
         return beta * measure_R[better_P], beta * measure_R[worse_P]
 
@@ -152,8 +154,9 @@ def _with_statistics(atoms: Sequence[Atom], config: LossConfig, trainer: Trainer
     known = Answers(logp_R=logp_R, ref_R=ref_R, length_R=length_R, constants={}, distance={})
     first_P = torch.arange(0, len(rows), 2)
     for kind in config.terms:
-        if kind in STATISTICS:
-            chosen_P, rejected_P = STATISTICS[kind](known.pairs(first_P, first_P + 1, kind))
+        statistic = LOSSES[kind].statistic
+        if statistic is not None:
+            chosen_P, rejected_P = statistic(known.pairs(first_P, first_P + 1, kind))
             atoms = [
                 Atom(
                     rows=tuple(row.with_columns(**{f"step/{kind}": x}) for row, x in zip(atom.rows, pair, strict=True))

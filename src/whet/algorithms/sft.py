@@ -9,6 +9,8 @@ from torch import Tensor
 
 from whet.algorithms.supervised import supervised
 from whet.config import TrainConfig
+from whet.data.lazy import Lazy
+from whet.data.mixture import Blend
 from whet.formulas.reduce import token_mean
 from whet.records import Atom, Step, TokenRow
 from whet.training.base import Batch, Need, Outputs, Tally, Trainer
@@ -37,17 +39,18 @@ def sft(
     seed: int,
     start: int = 0,
     state: Mapping[str, float] | None = None,
+    blend: Blend | None = None,
 ) -> Iterator[Step]:
     """One `Step` for each optimizer step from `start` on, of `batch_size` rows.
 
-    `state` is what the `Step` before `start` carried.
+    `state` is what the `Step` before `start` carried. `blend`: of which sets the rows are; None: one.
     """
 
     def weigh_batch(batch: Sequence[Atom]) -> list[Atom]:
         return weigh([atom.rows[0] for atom in batch])
 
-    atoms = [Atom(rows=(row,)) for row in rows]
-    return supervised(trainer, atoms, weigh_batch, Imitate(), config, seed=seed, start=start, state=state)
+    atoms = Lazy(len(rows), lambda index: Atom(rows=(rows[index],)))
+    return supervised(trainer, atoms, weigh_batch, Imitate(), config, seed=seed, start=start, state=state, blend=blend)
 
 
 def weigh(rows: Sequence[TokenRow]) -> list[Atom]:

@@ -5,14 +5,13 @@ What makes them different is handed over: how a batch's examples are weighed, an
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
 
 from whet.config import TrainConfig
+from whet.data.mixture import Blend, epoch_order
 from whet.errors import TrainingError
-from whet.records import Atom, Step, seed_of
+from whet.records import Atom, Step
 from whet.training.base import Objective, Trainer
 from whet.training.optim import learning_rate
 
@@ -32,18 +31,19 @@ def supervised(
     seed: int,
     start: int = 0,
     state: Mapping[str, float] | None = None,
+    blend: Blend | None = None,
 ) -> Iterator[Step]:
     """One `Step` for each optimizer step from `start` on; `batch_size` examples a step, reshuffled every epoch.
 
-    `state` is what the `Step` before `start` carried. Every metric of the objective is its mean over the step. Raises
-    `TrainingError` where gradients stay not finite.
+    `blend`: of which sets the examples are; None: one. `state` is what the `Step` before `start` carried. Every metric
+    of the objective is its mean over the step. Raises `TrainingError` where gradients stay not finite.
     """
-    steps = supervised_steps(len(examples), config)
+    steps, blend = supervised_steps(len(examples), config), blend or Blend((len(examples),))
     thrown_away = state["thrown_away"] if state else 0.0
     tokens = state["num_tokens"] if state else 0.0
     for step in range(start, steps):
         began = time.monotonic()
-        batch = [examples[i] for i in _batch(step, len(examples), config, seed)]
+        batch = [examples[i] for i in _batch(step, blend, config, seed)]
         found = trainer.forward_backward(weigh(batch), objective)
         rate = learning_rate(step + 1, steps, config)
         result = trainer.optim_step(rate)
@@ -79,20 +79,12 @@ def supervised_steps(examples: int, config: TrainConfig) -> int:
     return max(1, -(-int(examples * config.epochs) // config.batch_size))
 
 
-def _batch(step: int, examples: int, config: TrainConfig, seed: int) -> list[int]:
+def _batch(step: int, blend: Blend, config: TrainConfig, seed: int) -> list[int]:
     """Indices of the examples of a step: the shuffled epochs one after another, cut into batches."""
-    size = config.batch_size
+    size, total = config.batch_size, blend.total
     if config.steps is None:
-        end = min((step + 1) * size, int(examples * config.epochs))
+        end = min((step + 1) * size, int(total * config.epochs))
     else:
         end = (step + 1) * size
-    places = [divmod(position, examples) for position in range(step * size, max(end, step * size + 1))]
-    return [_order(examples, seed_of(seed, "epoch", epoch))[place] for epoch, place in places]
-
-
-@lru_cache(maxsize=2)
-def _order(examples: int, seed: int) -> list[int]:
-    """An epoch's shuffled examples; kept, since every step of the epoch asks for it."""
-    order = list(range(examples))
-    random.Random(seed).shuffle(order)
-    return order
+    places = [divmod(position, total) for position in range(step * size, max(end, step * size + 1))]
+    return [epoch_order(blend, epoch, seed)[place] for epoch, place in places]

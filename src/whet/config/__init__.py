@@ -1,7 +1,7 @@
 """Recipes: their models, and loading with overrides, origins and "did you mean"."""
 
 from whet.config.curriculum import CurriculumConfig
-from whet.config.data import DataConfig, GeneratedConfig, Source
+from whet.config.data import DataConfig, GeneratedConfig, Source, Sources
 from whet.config.feedback import AgreementStage, CompareStage, QuestionsStage, ReviseStage, RowsBase, StepLabelsStage
 from whet.config.model import CreateConfig, ModelConfig
 from whet.config.online_preference import OnlinePreferenceStage
@@ -39,6 +39,7 @@ __all__ = [
     "SamplingConfig",
     "SaveConfig",
     "Source",
+    "Sources",
     "Stage",
     "StepLabelsStage",
     "TrainConfig",

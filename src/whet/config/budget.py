@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from whet.config.data import DataConfig, GeneratedConfig
+from whet.config.data import DataConfig, GeneratedConfig, listed
 from whet.config.feedback import AgreementStage, CompareStage, QuestionsStage, ReviseStage, RowsBase, StepLabelsStage
 from whet.config.online_preference import OnlinePreferenceStage
 from whet.config.preference import PreferenceStage
@@ -72,7 +72,8 @@ def times(*factors: int | None) -> int | None:
 
 def _budget(name: str, stage: Stage) -> Budget:
     if isinstance(stage, SFTStage | PreferenceStage | RewardModelStage):
-        rows, train = _rows(stage.data), stage.train
+        counts, train = [_rows(source) for source in listed(stage.data)], stage.train
+        rows = sum(filter(None, counts)) if None not in counts else None
         steps = train.steps
         if steps is None and rows is not None:
             steps = max(1, -(-int(rows * train.epochs) // train.batch_size))

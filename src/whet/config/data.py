@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -14,8 +15,8 @@ class DataConfig(Strict):
 
     refers_to: ClassVar[Made | None] = "rows"
     path: str
-    """A `.jsonl`, `.json`, `.parquet` file (`.gz` too), a `datasets` directory, a hub id, or `@stage` (the rows that
-    an earlier stage made)."""
+    """A `.jsonl`, `.json`, `.parquet`, `.arrow`, `.csv` or `.tsv` file (`.gz` too), a folder of them, a `datasets`
+    directory, a hub id, or `@stage` (the rows that an earlier stage made)."""
     subset: str | None = None
     """Configuration of a hub data set (`main` for GSM8K)."""
     split: str = "train"
@@ -29,8 +30,10 @@ class DataConfig(Strict):
     system: str | None = None
     """A system message put before every conversation that has none."""
     limit: int | None = Field(None, ge=1)
+    streaming: bool = False
+    """Read a hub data set while it is fetched, up to `limit` usable rows, and download no more of it."""
     on_bad_row: Literal["error", "drop"] = "error"
-    """drop: leave unusable rows out; how many and why is printed and logged."""
+    """drop: leave unusable rows out; how many and why is printed; each stands in the stage's `dropped/`."""
 
 
 class GeneratedConfig(Strict):
@@ -62,11 +65,53 @@ class GeneratedConfig(Strict):
         return self
 
 
+class WeightedData(DataConfig):
+    """One of several data sets."""
+
+    weight: float | None = Field(None, gt=0)
+    """Its share of the samples, over the sum of all weights. None (for all sets): every row counts the same."""
+
+
+class WeightedGenerated(GeneratedConfig):
+    """One of several data sets."""
+
+    weight: float | None = Field(None, gt=0)
+    """Its share of the samples, over the sum of all weights. None (for all sets): every row counts the same."""
+
+
 def _source(value: Any) -> str:
     generated = "generate" in value if isinstance(value, dict) else isinstance(value, GeneratedConfig)
     return "generated" if generated else "rows"
 
 
+def _sources(value: Any) -> str:
+    return "sets" if isinstance(value, list) else _source(value)
+
+
 Source = Annotated[
     Annotated[DataConfig, Tag("rows")] | Annotated[GeneratedConfig, Tag("generated")], Discriminator(_source)
 ]
+Weighted = Annotated[
+    Annotated[WeightedData, Tag("rows")] | Annotated[WeightedGenerated, Tag("generated")], Discriminator(_source)
+]
+Sources = Annotated[
+    Annotated[DataConfig, Tag("rows")]
+    | Annotated[GeneratedConfig, Tag("generated")]
+    | Annotated[list[Weighted], Tag("sets"), Field(min_length=1)],
+    Discriminator(_sources),
+]
+"""A data set, or a list of them."""
+
+
+def listed(sources: Sources) -> Sequence[DataConfig | GeneratedConfig]:
+    """One data set, or several, as a list."""
+    return sources if isinstance(sources, list) else [sources]
+
+
+def weights(sources: Sources) -> tuple[float, ...]:
+    """Those of a list; empty where there are none. Raises `ValueError` where only some have one."""
+    given = [source.weight for source in sources] if isinstance(sources, list) else []
+    found = tuple(weight for weight in given if weight is not None)
+    if found and len(found) < len(given):
+        raise ValueError(f"data.{given.index(None)} has no weight, and others have one; give all of them one or none")
+    return found

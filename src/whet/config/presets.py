@@ -20,29 +20,15 @@ Preset = Literal[
 
 PRESETS: dict[str, dict[str, Any]] = {
     # DeepSeekMath (2402.03300): group mean and std, 1/|o| per sequence, k3 KL to the reference in the loss.
-    "grpo": {
-        "scale": "group_std",
-        "aggregate": "sequence_mean",
-        "kl": {"place": "loss", "estimator": "k3", "coefficient": 0.04},
-    },
+    "grpo": {"aggregate": "sequence_mean", "kl": {"place": "loss", "coefficient": 0.04}},
     # DeepSeekMath (2402.03300), 4.1.3: the same with the grades of steps, normalised over all steps of the group.
-    "grpo_ps": {
-        "credit": "process",
-        "scale": "group_std",
-        "aggregate": "sequence_mean",
-        "kl": {"place": "loss", "estimator": "k3", "coefficient": 0.04},
-    },
+    "grpo_ps": {"credit": "process", "aggregate": "sequence_mean", "kl": {"place": "loss", "coefficient": 0.04}},
     # GDPO (2601.05242): each reward normalised in its group, their weighted sum over the std of the step (its mean is 0
     # as it is). The rest is GRPO as it is run today: no KL, token-level loss.
     "gdpo": {"objectives": "normalised", "scale": "batch_std"},
     # DAPO (2503.14476): clip-higher, token-level loss, dynamic sampling, no KL. The soft overlong punishment is a
     # reward (`kind: overlong`); overlong filtering is an option that the paper's best run left off.
-    "dapo": {
-        "scale": "group_std",
-        "aggregate": "token_mean",
-        "clip": {"low": 0.2, "high": 0.28},
-        "dynamic_sampling": {"rounds": 10},
-    },
+    "dapo": {"clip": {"high": 0.28}, "dynamic_sampling": {"rounds": 10}},
     # Dr. GRPO (2503.20783): no std, a constant length in the denominator.
     "dr_grpo": {"scale": "none", "aggregate": "sequence_sum_over_constant"},
     # RLOO (2402.14740): the whole answer is one action, the others' mean is its baseline, KL in the reward.
@@ -51,7 +37,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "scale": "none",
         "ratio": {"level": "none"},
         "clip": {"kind": "none"},
-        "kl": {"place": "reward", "estimator": "k1", "coefficient": 0.03},
+        "kl": {"place": "reward", "coefficient": 0.03},
         "aggregate": "sequence_sum",
     },
     # ReMax (2310.10505): the reward of the greedy answer is the baseline. KL coefficient: its code's.
@@ -60,7 +46,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "scale": "none",
         "ratio": {"level": "none"},
         "clip": {"kind": "none"},
-        "kl": {"place": "reward", "estimator": "k1", "coefficient": 0.05},
+        "kl": {"place": "reward", "coefficient": 0.05},
         "aggregate": "sequence_sum",
     },
     # REINFORCE++ (2501.03262): KL in the reward of each token, its return to go, whitened over the step's tokens.
@@ -68,7 +54,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "credit": "return_to_go",
         "baseline": "none",
         "scale": "token_std",
-        "kl": {"place": "reward", "estimator": "k1", "coefficient": 0.01},
+        "kl": {"place": "reward", "coefficient": 0.01},
     },
     # REINFORCE++-baseline (2501.03262): the group's mean, whitened over the step's tokens, k2 KL in the loss.
     "reinforce_pp_baseline": {
@@ -90,34 +76,22 @@ PRESETS: dict[str, dict[str, Any]] = {
         "minibatches": 4,
     },
     # GMPO (2507.20673): tokens' log ratios clipped at 0.4 on one side, then their geometric mean.
-    "gmpo": {
-        "clip": {"kind": "geometric", "low": 0.4, "high": 0.4},
-        "aggregate": "sequence_mean",
-        "minibatches": 4,
-    },
+    "gmpo": {"clip": {"kind": "geometric"}, "aggregate": "sequence_mean", "minibatches": 4},
     # CISPO (MiniMax-M1, 2506.13585): the truncated ratio weighs log p. The cap is ScaleRL's (2510.13786).
-    "cispo": {"clip": {"kind": "cispo", "cap": 5.0}, "minibatches": 4},
+    "cispo": {"clip": {"kind": "cispo"}, "minibatches": 4},
     # GPG (2504.02546): plain policy gradient, scaled up by the share of answers whose group has a signal.
     "gpg": {"scale": "informative_share", "ratio": {"level": "none"}, "clip": {"kind": "none"}},
     # SAPO (2511.20347): a sigmoid gate in place of the clip, steeper where the advantage is negative.
-    "sapo": {
-        "clip": {"kind": "sapo", "positive": 1.0, "negative": 1.05},
-        "aggregate": "sequence_mean",
-        "minibatches": 4,
-    },
+    "sapo": {"clip": {"kind": "sapo"}, "aggregate": "sequence_mean", "minibatches": 4},
     # DPPO (2602.04879), binary total variation: bounds on the probability, against the sampler's. Bounds: those of
     # the recipes that run it in verl.
-    "dppo": {
-        "ratio": {"denominator": "sampler"},
-        "clip": {"kind": "dppo", "low": 0.15, "high": 0.15, "cap": 20.0},
-        "minibatches": 4,
-    },
+    "dppo": {"ratio": {"denominator": "sampler"}, "clip": {"kind": "dppo"}, "minibatches": 4},
     # Decoupled PPO (AReaL, 2505.24298): the clip is about the policy before the update, and a capped weight is for what
     # separates that from the policies that sampled. No critic (gamma and lambda 1), advantages whitened.
     "decoupled_ppo": {
         "baseline": "none",
         "scale": "token_std",
-        "correction": {"kind": "truncate", "level": "token", "high": 5.0},
+        "correction": {"high": 5.0},
         "minibatches": 4,
     },
     # Lite PPO (2508.08221): the group's mean, the step's std, token-level loss.
@@ -135,18 +109,18 @@ PRESETS: dict[str, dict[str, Any]] = {
     "r1": {
         "ratio": {"level": "sequence_product"},
         "clip": {"low": 10.0, "high": 10.0},
-        "kl": {"place": "loss", "estimator": "k3", "level": "sequence", "coefficient": 0.001, "renew_every": 400},
+        "kl": {"place": "loss", "level": "sequence", "coefficient": 0.001, "renew_every": 400},
         "aggregate": "sequence_mean",
         "minibatches": 16,
     },
     # Clip-Cov and KL-Cov (2505.22617): brakes on the few tokens whose probability and advantage go together most.
-    "clip_cov": {"token_filter": {"kind": "covariance", "share": 2e-4, "low": 1.0, "high": 5.0}, "minibatches": 4},
-    "kl_cov": {"clip": {"kind": "none"}, "kl_cov": {"share": 2e-3, "coefficient": 1.0}, "minibatches": 4},
+    "clip_cov": {"token_filter": {"kind": "covariance"}, "minibatches": 4},
+    "kl_cov": {"clip": {"kind": "none"}, "kl_cov": {}, "minibatches": 4},
     # 80/20 (2506.01939): DAPO, with the gradient of the most uncertain fifth of the tokens only.
     "high_entropy": {
-        "clip": {"low": 0.2, "high": 0.28},
+        "clip": {"high": 0.28},
         "dynamic_sampling": {"rounds": 10},
-        "token_filter": {"kind": "high_entropy", "share": 0.2},
+        "token_filter": {"kind": "high_entropy"},
     },
     # PPO (1707.06347) for language models as in InstructGPT (2203.02155) and the N+ details (2403.17031): KL in the
     # reward of each token, GAE, whitened advantages, four updates from each batch.
@@ -155,7 +129,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "critic": {},
         "baseline": "none",
         "scale": "token_std",
-        "kl": {"place": "reward", "estimator": "k1", "coefficient": 0.05},
+        "kl": {"place": "reward", "coefficient": 0.05},
         "minibatches": 4,
     },
     # VC-PPO (2503.01491): the critic is trained before the policy, and on Monte-Carlo returns.
@@ -172,8 +146,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "critic": {"lam_value": 1.0, "length_alpha": 0.05, "pretrain_steps": 50},
         "baseline": "none",
         "scale": "token_std",
-        "clip": {"low": 0.2, "high": 0.28},
-        "positives": {"coefficient": 0.1},
+        "clip": {"high": 0.28},
+        "positives": {},
         "minibatches": 4,
     },
 }

@@ -16,7 +16,8 @@ from pydantic import Field, model_validator
 
 from whet.config.constraint import ConstraintConfig
 from whet.config.curriculum import CurriculumConfig
-from whet.config.data import Source
+from whet.config.data import Source, Sources
+from whet.config.data import weights as weights_of_sets
 from whet.config.feedback import AgreementStage, CompareStage, QuestionsStage, ReviseStage, StepLabelsStage
 from whet.config.health import HealthConfig
 from whet.config.model import ModelConfig
@@ -46,11 +47,17 @@ class SFTStage(StageBase):
 
     makes: ClassVar[Made | None] = "model"
     kind: Literal["sft"]
-    data: Source
+    data: Sources
+    """A data set, or a list of them, which may have weights."""
     eval_data: Source | None = None
     eval_every: int = Field(50, ge=1)
     """Steps between evaluation losses, where `eval_data` is given."""
     train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> SFTStage:
+        weights_of_sets(self.data)
+        return self
 
 
 class RLStage(StageBase):

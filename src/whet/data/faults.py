@@ -10,15 +10,15 @@ import difflib
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from whet.data.base import Origin
 from whet.errors import DataError
 
-EXAMPLES = 5
-"""How many of the dropped rows are shown in full."""
+REASONS = 5
+"""How many reasons for dropping rows are said, the most frequent first."""
 
 
 class BadRow(DataError):
@@ -29,8 +29,10 @@ class BadRow(DataError):
     """
 
     def __init__(self, origin: Origin | str, field: str, what: str, remedy: str = "") -> None:
-        self.reason = re.sub(r"\[\d+\]", "[]", f"{field}: {what}" if field else what)
-        super().__init__(f"{origin}: {f'{field}: ' if field else ''}{what}{f'; {remedy}' if remedy else ''}")
+        self.origin, self.fault = origin, f"{field}: {what}" if field else what
+        self.reason = re.sub(r"\[\d+\]", "[]", self.fault)
+        self.fault += f"; {remedy}" if remedy else ""
+        super().__init__(f"{origin}: {self.fault}")
 
 
 class LeftOut(BadRow):
@@ -58,46 +60,61 @@ class Place:
         return LeftOut(self.origin, self.field, what)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Dropped:
-    """Rows that were left out: how many for which reason, and the first few complaints in full."""
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """One row that was left out."""
 
-    counts: Mapping[str, int] = field(default_factory=dict)
-    examples: tuple[str, ...] = ()
+    row: Origin | str
+    reason: str
+    """The same for every row with the same fault."""
+    fault: str
+    """The complaint in full."""
+
+    def __str__(self) -> str:
+        return f"{self.row}: {self.fault}"
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """The rows that were left out, in order, and why."""
+
+    rows: tuple[Lost, ...] = ()
 
     @property
     def total(self) -> int:
         """Rows left out."""
-        return sum(self.counts.values())
+        return len(self.rows)
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Rows for each reason."""
+        return Counter(lost.reason for lost in self.rows)
 
     def describe(self) -> str:
         """`3 rows dropped: 2 x messages[].content: is empty; ... (first: train.jsonl:17: ...)`."""
-        if not self.total:
+        if not self.rows:
             return "no rows dropped"
-        reasons = "; ".join(f"{count} x {reason}" for reason, count in Counter(self.counts).most_common(EXAMPLES))
-        return f"{self.total} {'row' if self.total == 1 else 'rows'} dropped: {reasons} (first: {self.examples[0]})"
+        reasons = "; ".join(f"{count} x {reason}" for reason, count in self.counts.most_common(REASONS))
+        return f"{self.total} {'row' if self.total == 1 else 'rows'} dropped: {reasons} (first: {self.rows[0]})"
 
 
 class Rejects:
-    """Takes bad rows: raises the first one (`error`), or counts them (`drop`); what is `LeftOut` it only counts."""
+    """Takes bad rows: raises the first one (`error`), or keeps its place (`drop`); what is `LeftOut` it only keeps."""
 
     def __init__(self, on_bad_row: Literal["error", "drop"]) -> None:
         self._raise = on_bad_row == "error"
-        self._counts: Counter[str] = Counter()
-        self._examples: list[str] = []
+        self._lost: list[Lost] = []
 
     def add(self, bad: BadRow) -> None:
-        """Raise or count this row."""
+        """Raise or keep this row."""
         if self._raise and not isinstance(bad, LeftOut):
             raise bad
-        self._counts[bad.reason] += 1
-        if len(self._examples) < EXAMPLES:
-            self._examples.append(str(bad))
+        self._lost.append(Lost(bad.origin, bad.reason, bad.fault))
 
     @property
     def dropped(self) -> Dropped:
-        """What was counted so far."""
-        return Dropped(counts=dict(self._counts), examples=tuple(self._examples))
+        """What was left out so far."""
+        return Dropped(tuple(self._lost))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

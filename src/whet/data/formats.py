@@ -23,7 +23,7 @@ from whet.data.faults import Dropped, Place, nearest
 from whet.data.known import ANSWERS
 from whet.data.messages import parse_messages, read_settings, read_tools, refuse_settings
 from whet.data.ranked import in_order
-from whet.data.sources import read_examples
+from whet.data.sources import Reading, read_examples, reading
 from whet.data.turns import as_context, instruction, text_of, turns, with_system
 from whet.errors import DataError
 from whet.records import Message
@@ -100,6 +100,11 @@ def to_prompt(row: Row, config: DataConfig) -> Prompt:
 def load_conversations(config: DataConfig) -> tuple[list[Conversation], Dropped]:
     """All SFT examples of a source, up to `limit`, and what was left out. Raises `DataError` where none is left."""
     return read_examples(config, to_conversation, ANSWERS)
+
+
+def read_conversations(config: DataConfig) -> Reading[Conversation]:
+    """The same, not read yet."""
+    return reading(config, to_conversation, ANSWERS)
 
 
 def load_prompts(config: DataConfig) -> tuple[list[Prompt], Dropped]:

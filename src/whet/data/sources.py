@@ -1,39 +1,27 @@
-"""Rows from files, folders and the hub, one at a time, each with its file and line.
+"""Where rows come from: files, a folder that `datasets` saved, or the hub; and what they are, as a digest.
 
-Memory is bounded by one line, one Parquet batch or one page of an Arrow file (only a `.json` list is read whole).
-Nothing damaged passes as data: `strict` says what damage is, and compressed files that end early are errors, too.
+Rows are read one at a time, each with its file and line. `content_of` names what there is to read by its bytes, so that
+rows made from it are known again wherever the files lie, and a changed file is noticed.
 """
 
 from __future__ import annotations
 
-import gzip
+import hashlib
 import json
 import re
-import shutil
-import tempfile
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import closing
-from io import BufferedReader
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from whet.config import DataConfig
-from whet.data.base import Origin, Row
+from whet.data.base import Row
 from whet.data.faults import BadRow, Dropped, Rejects, nearest
 from whet.data.known import Known, unfold
-from whet.data.strict import check_text, explain, parse_json
+from whet.data.readers import Reject, damaged, files_of, kind_of, read_file, rows_of
 from whet.errors import DataError
-
-LONGEST_LINE = 32 * 2**20
-"""Bytes. A longer line is no training example, and reading it could fill the memory."""
-
-BATCH_ROWS = 256
-"""Rows of a Parquet file that are held at once."""
-
-Stream = gzip.GzipFile | BufferedReader
-
-Reject = Callable[[BadRow], None]
 
 Example = TypeVar("Example")
 
@@ -48,41 +36,71 @@ def read_rows(config: DataConfig, reject: Reject = _raise) -> Iterator[Row]:
     A row that cannot be parsed goes to `reject`, which raises it or lets reading go on. A source that cannot be
     read at all (missing, truncated, of an unknown kind, unreachable) is a `DataError` in any case.
     """
-    path = Path(config.path).expanduser()
-    if path.is_dir() and any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
-        rows = _saved_dataset(path, config, reject)
-    elif path.exists():
-        if config.subset is not None or config.split != "train":
-            raise DataError(f"{config.path}: files have no subset and no split; leave data.subset and data.split out")
-        rows = _files(path, reject)
-    elif _kind(path) is None and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", config.path):
-        rows = _hub(config, reject)
+    place = _place(config)
+    if place == "files":
+        for file in files_of(_path(config)):
+            yield from read_file(file, reject)
+    elif place == "saved":
+        yield from rows_of(iter(_saved(config)), config.path, reject)
     else:
-        raise DataError(f"{config.path}: no such file or folder; {_neighbour(path)}")
-    yield from rows
+        with _reaching(config):
+            yield from rows_of(iter(_hub(config)), _label(config), reject)
 
 
 def read_examples(
     config: DataConfig, convert: Callable[[Row, DataConfig], Example], known: Known
 ) -> tuple[list[Example], Dropped]:
-    """All rows as `convert` makes them, up to `limit`, and what was left out. Raises `DataError` where none is left.
+    """All rows as `convert` makes them, up to `limit`, and what was left out. Raises `DataError` where none is left."""
+    rejects = Rejects(config.on_bad_row)
+    return list(stream_examples(config, convert, known, rejects)), rejects.dropped
+
+
+def stream_examples(
+    config: DataConfig, convert: Callable[[Row, DataConfig], Example], known: Known, rejects: Rejects
+) -> Iterator[Example]:
+    """The same, one at a time.
 
     Rows of one of the `known` data sets are first made into rows of our formats.
     """
-    rejects = Rejects(config.on_bad_row)
-    examples: list[Example] = []
+    found = 0
     for row in _unfolded(config, known, rejects.add):
         try:
-            examples.append(convert(row, config))
+            example = convert(row, config)
         except BadRow as bad:
             rejects.add(bad)
-        if len(examples) == config.limit:
-            break
-    if not examples:
+            continue
+        found += 1
+        yield example
+        if found == config.limit:
+            return
+    if not found:
         dropped = rejects.dropped
         why = f"not one row is usable; {dropped.describe()}" if dropped.total else "it has no rows"
         raise DataError(f"{config.path}: {why}")
-    return examples, rejects.dropped
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading(Generic[Example]):
+    """Examples that are to be read, once."""
+
+    examples: Iterable[Example]
+    rejects: Rejects
+    """Takes what cannot be read while they are."""
+    sources: Sequence[str]
+    """What `Origin.source` of the examples may be."""
+    digest: str | None = None
+    """Changes when other examples would be read; None: not known beforehand."""
+
+
+def reading(config: DataConfig, convert: Callable[[Row, DataConfig], Example], known: Known) -> Reading[Example]:
+    """The examples of a source, not read yet. Raises `DataError` where there is no such source."""
+    rejects = Rejects(config.on_bad_row)
+    return Reading(
+        examples=stream_examples(config, convert, known, rejects),
+        rejects=rejects,
+        sources=list(map(str, files_of(_path(config)))) if _place(config) == "files" else [config.path, _label(config)],
+        digest=digest_of(config),
+    )
 
 
 def _unfolded(config: DataConfig, known: Known, reject: Reject) -> Iterator[Row]:
@@ -95,182 +113,140 @@ def _unfolded(config: DataConfig, known: Known, reject: Reject) -> Iterator[Row]
             yield from parts
 
 
-# ------------------------------------------------------------------------------------------------ files
+# ---------------------------------------------------------------------------------------------- content
 
 
-def _files(path: Path, reject: Reject) -> Iterator[Row]:
-    """A file, or the files of a folder, which must be of one kind."""
-    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file() and _kind(file))
-    kinds = sorted({_kind(file) or file.suffix for file in files})
-    if len(kinds) != 1 or kinds[0] not in _READERS:
-        found = f"holds {' and '.join(kinds)} files" if kinds and path.is_dir() else _no_data(path)
-        raise DataError(f"{path}: {found}; whet reads one of {', '.join(_READERS)} (each also .gz)")
-    for file in files:
-        with _opened(file) as stream:
-            yield from _READERS[kinds[0]](stream, str(file), reject)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Content:
+    """What a source holds, wherever it lies."""
+
+    parts: Mapping[str, str]
+    """SHA-256 of the bytes of each file by its name, in the order in which they are read; of a streamed data set the
+    revision or the date of each file, since its bytes are elsewhere."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all of it; names do not count."""
+        return hashlib.sha256(json.dumps(list(self.parts.values())).encode()).hexdigest()
 
 
-def _no_data(path: Path) -> str:
-    """What a path is instead of a data file: `is a .csv file`, `holds no data files, only .csv and .txt`."""
-    if path.is_file():
-        return f"is a {path.suffix} file" if path.suffix else "is no data file"
-    there = sorted({file.suffix for file in path.iterdir() if file.is_file() and file.suffix})
-    return f"holds no data files, only {' and '.join(there)}" if there else "holds no data files"
+def content_of(config: DataConfig) -> Content:
+    """The digests of what `read_rows` would read, by reading bytes (1 GB a second or more) and parsing nothing.
+
+    Raises `DataError` as `read_rows` does.
+    """
+    place = _place(config)
+    if place == "files":
+        return _digests(files_of(_path(config)))
+    if place == "hub" and config.streaming:
+        import datasets
+
+        with _reaching(config):
+            listed = datasets.load_dataset_builder(config.path, config.subset).config.data_files or {}
+        split = listed.get(config.split, [])
+        return Content(parts={str(n): f"{n} {m}" for n, m in zip(split, split.origin_metadata, strict=True)})
+    dataset = _saved(config) if place == "saved" else _hub(config)
+    files = [Path(file["filename"]) for file in dataset.cache_files]
+    if files:
+        return _digests(files)
+    digest = hashlib.sha256()  # it is in memory only
+    for row in dataset:
+        digest.update(repr(row).encode("utf-8", "surrogatepass"))
+    return Content(parts={_label(config): digest.hexdigest()})
 
 
-def _opened(file: Path) -> Stream:
-    try:
-        return gzip.open(file) if file.suffix == ".gz" else file.open("rb")
-    except OSError as error:
-        raise DataError(f"{file}: cannot be opened: {error.strerror}") from error
+def digest_of(config: DataConfig) -> str:
+    """SHA-256 of the rows that a source gives: its content, and the keys that choose or change them; not where it lies.
+
+    Raises `DataError` as `read_rows` does.
+    """
+    keys = config.model_dump_json(exclude={"path", "weight", "on_bad_row"})
+    return hashlib.sha256(f"{content_of(config).digest} {keys}".encode()).hexdigest()
 
 
-def _kind(path: Path) -> str | None:
-    """The suffix without `.gz`, where it is one that we read."""
-    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    return suffix if suffix in _READERS else None
+def _digests(files: list[Path]) -> Content:
+    found = [(file, file.stat()) for file in files]
+    return Content(
+        parts={file.name: _sha256(str(file), s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for file, s in found}
+    )
 
 
-def _jsonl(stream: Stream, source: str, reject: Reject) -> Iterator[Row]:
-    for number, line in enumerate(_lines(stream, source), start=1):
-        origin = Origin(source=source, line=number)
-        if not line.strip():
-            continue
-        try:
-            if len(line) > LONGEST_LINE:
-                raise ValueError(f"the line is longer than {LONGEST_LINE // 2**20} MiB")
-            value = parse_json(line)
-            if not isinstance(value, dict):
-                raise ValueError("the line is not a JSON object; every line must look like {...}")
-        except (ValueError, RecursionError) as error:
-            what, remedy = explain(error)
-            if not line.endswith(b"\n") and isinstance(error, json.JSONDecodeError):
-                what, remedy = "the last line is cut short", "the file was not written to its end; make it again"
-            reject(BadRow(origin, "", what, remedy))
-            continue
-        yield Row(origin=origin, values=value)
-
-
-def _lines(stream: Stream, source: str) -> Iterator[bytes]:
-    """Lines with their line ends. A line over the limit is given as its first bytes, and the rest is skipped."""
-    number = 0
-    while True:
-        try:
-            line = rest = stream.readline(LONGEST_LINE + 1)
-            while len(rest) > LONGEST_LINE and not rest.endswith(b"\n"):
-                rest = stream.readline(LONGEST_LINE + 1)
-        except (OSError, EOFError, zlib.error) as error:
-            raise _damaged(source, f"after line {number}", error) from error
-        if not line:
-            return
-        number += 1
-        yield line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-
-
-def _json(stream: Stream, source: str, reject: Reject) -> Iterator[Row]:
-    """A list of objects; or one object a line, as many `.json` files on the hub are."""
-    try:
-        if stream.peek(64).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
-            yield from _jsonl(stream, source, reject)
-            return
-        data = stream.read().removeprefix(b"\xef\xbb\xbf")
-    except (OSError, EOFError, zlib.error) as error:
-        raise _damaged(source, "", error) from error
-    try:
-        values = parse_json(data) if data.strip() else []
-    except json.JSONDecodeError as error:
-        raise DataError(f"{source}:{error.lineno}: not valid JSON; {error.msg}, column {error.colno}") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{source}: {'; '.join(filter(None, explain(error)))}") from error
-    if not isinstance(values, list):
-        raise DataError(f"{source}: not a list of objects; a .json file must look like [{{...}}, {{...}}]")
-    for number, value in enumerate(values, start=1):
-        origin = Origin(source=source, line=number)
-        if isinstance(value, dict):
-            yield Row(origin=origin, values=value)
-        else:
-            reject(BadRow(origin, "", "the item is not a JSON object", "every item of the list must look like {...}"))
-
-
-def _parquet(stream: Stream, source: str, reject: Reject) -> Iterator[Row]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with tempfile.TemporaryFile() as plain:
-            if source.endswith(".gz"):  # Parquet is read from its end, a gzip stream from its start
-                shutil.copyfileobj(stream, plain)
-            file = pq.ParquetFile(plain if source.endswith(".gz") else stream)
-            batches = (batch.to_pylist() for batch in file.iter_batches(batch_size=BATCH_ROWS))
-            yield from _arrow((values for batch in batches for values in batch), source, reject)
-    except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
-        raise _damaged(source, "", error) from error
-
-
-def _damaged(source: str, where: str, error: Exception) -> DataError:
-    cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return DataError(f"{source}: damaged or cut short {where}".rstrip() + f" ({cause}); fetch or write the file again")
-
-
-_READERS: dict[str, Callable[[Stream, str, Reject], Iterator[Row]]] = {
-    ".jsonl": _jsonl,
-    ".json": _json,
-    ".parquet": _parquet,
-}
+@lru_cache(maxsize=256)
+def _sha256(file: str, *_changed: int) -> str:
+    """Of a file's bytes; read once in a process as long as inode, size and times stay."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 # ------------------------------------------------------------------------------------- datasets, the hub
 
 
-def _saved_dataset(path: Path, config: DataConfig, reject: Reject) -> Iterator[Row]:
+def _place(config: DataConfig) -> Literal["files", "saved", "hub"]:
+    path = _path(config)
+    if config.streaming:
+        return "hub"
+    if path.is_dir() and any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
+        return "saved"
+    if path.exists():
+        if config.subset is not None or config.split != "train":
+            raise DataError(f"{config.path}: files have no subset and no split; leave data.subset and data.split out")
+        return "files"
+    if kind_of(path) is None and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", config.path):
+        return "hub"
+    raise DataError(f"{config.path}: no such file or folder; {_neighbour(path)}")
+
+
+def _path(config: DataConfig) -> Path:
+    return Path(config.path).expanduser()
+
+
+def _label(config: DataConfig) -> str:
+    return "/".join(filter(None, (config.path, config.subset, config.split)))
+
+
+def _saved(config: DataConfig) -> Any:
     """A folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
     import datasets
 
     try:
-        dataset = datasets.load_from_disk(str(path))
+        dataset = datasets.load_from_disk(str(_path(config)))
     except Exception as error:
-        raise _damaged(config.path, "", error) from error
+        raise damaged(config.path, "", error) from error
     if isinstance(dataset, datasets.DatasetDict):
         if config.split not in dataset:
             raise DataError(f"{config.path}: no split {config.split!r}; {nearest(config.split, map(str, dataset))}")
         dataset = dataset[config.split]
-    yield from _arrow(iter(dataset), config.path, reject)
+    return dataset
 
 
-def _hub(config: DataConfig, reject: Reject) -> Iterator[Row]:
-    """A data set of the hub, or of its local cache where the hub is not to be asked (`HF_HUB_OFFLINE=1`)."""
+def _hub(config: DataConfig) -> Any:
+    """A data set of the hub, or of its local cache where the hub is not to be asked (`HF_HUB_OFFLINE=1`).
+
+    A streamed one is fetched while it is read, and may lie in a local folder as well.
+    """
     import datasets
 
-    label = "/".join(filter(None, (config.path, config.subset, config.split)))
+    with _reaching(config):
+        more = {"streaming": True} if config.streaming else {}
+        return datasets.load_dataset(config.path, config.subset, split=config.split, **more)
+
+
+@contextmanager
+def _reaching(config: DataConfig) -> Iterator[None]:
+    """Whatever goes wrong in there (network, names, formats), the user's view is the same: it did not load."""
+    import datasets
+
     try:
-        dataset = datasets.load_dataset(config.path, config.subset, split=config.split)
+        yield
+    except DataError:
+        raise
     except Exception as error:
-        # Whatever goes wrong in there (network, names, formats), the user's view is the same: it did not load.
         offline = "HF_HUB_OFFLINE is set, so only the cache was tried" if datasets.config.HF_HUB_OFFLINE else ""
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
-            f"{config.path}: no such file here, and the hub data set {label} could not be loaded ({cause}); "
+            f"{config.path}: no such file here, and the hub data set {_label(config)} could not be loaded ({cause}); "
             f"{offline or 'check the id, data.subset and data.split'}, or give a local file"
         ) from error
-    yield from _arrow(iter(dataset), label, reject)
-
-
-def _arrow(values: Iterator[dict[str, Any]], source: str, reject: Reject) -> Iterator[Row]:
-    for number, row in enumerate(values, start=1):
-        origin = Origin(source=source, line=number)
-        try:
-            check_text(row)
-        except (ValueError, RecursionError) as error:
-            reject(BadRow(origin, "", *explain(error)))
-            continue
-        yield Row(origin=origin, values={name: _without_nulls(value) for name, value in row.items()})
-
-
-def _without_nulls(value: Any) -> Any:
-    """The value without null fields: an Arrow struct has all keys in all rows, so null is how it says "absent"."""
-    if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _neighbour(path: Path) -> str:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
+from annotated_types import Gt, Le
 from torch import Tensor
 
+from whet.formulas.constants import Positive
 from whet.formulas.ratios import sequence_mean
 
 
@@ -31,12 +33,21 @@ class Tokens:
     rows: int
 
 
+Dual = Annotated[
+    float | None, Gt(1), "Where the advantage is negative, the ratio counts for no more than this (dual clip)."
+]
+Nats = Annotated[float, Gt(0), "In nats."]
+Cap = Annotated[float, Gt(1), "The largest ratio itself (not 1 + something)."]
+Fall = Annotated[float, Gt(0), Le(1), "Largest fall of a token's probability where its advantage is negative."]
+Rise = Annotated[float, Gt(0), Le(1), "Largest rise of a token's probability where its advantage is positive."]
+
+
 def unclipped(tokens: Tokens) -> Tensor:
     """-r A; with a ratio of 1 (`ratios.none`) its gradient is -A grad log p (Williams 1992)."""
     return -tokens.log_ratio_T.exp() * tokens.advantage_T
 
 
-def ppo(tokens: Tokens, *, low: float, high: float, dual: float | None) -> Tensor:
+def ppo(tokens: Tokens, *, low: Positive = 0.2, high: Positive = 0.2, dual: Dual = None) -> Tensor:
     """-min(r A, clip(r, 1-low, 1+high) A) (PPO 1707.06347 eq. 7; DAPO 2503.14476 eq. 10).
 
     With `dual`, at most -dual A where A < 0 (dual-clip PPO 1912.09729 eq. 5).
@@ -55,7 +66,7 @@ def ppo_stops(tokens: Tokens, *, low: float, high: float, dual: float | None) ->
     return stopped_T if dual is None else stopped_T | ((ratio_T > dual) & negative_T)
 
 
-def geometric(tokens: Tokens, *, low: float, high: float) -> Tensor:
+def geometric(tokens: Tokens, *, low: Nats = 0.4, high: Nats = 0.4) -> Tensor:
     """-A exp(mean over the row of clipped log r) (GMPO 2507.20673): at most high if A > 0, at least -low if A < 0."""
     log_T = tokens.log_ratio_T
     log_T = torch.where(tokens.advantage_T > 0, log_T.clamp(max=high), log_T.clamp(min=-low))
@@ -68,7 +79,7 @@ def geometric_stops(tokens: Tokens, *, low: float, high: float) -> Tensor:
     return ((log_T > high) & (advantage_T > 0)) | ((log_T < -low) & (advantage_T < 0))
 
 
-def cispo(tokens: Tokens, *, cap: float) -> Tensor:
+def cispo(tokens: Tokens, *, cap: Cap = 5.0) -> Tensor:
     """-sg(min(r, cap)) A log p: truncated, never silenced (MiniMax-M1 2506.13585 eq. 4-5)."""
     return -tokens.log_ratio_T.detach().exp().clamp(max=cap) * tokens.advantage_T * tokens.logp_T
 
@@ -78,14 +89,14 @@ def cispo_stops(tokens: Tokens, *, cap: float) -> Tensor:
     return tokens.log_ratio_T.exp() > cap
 
 
-def sapo(tokens: Tokens, *, positive: float, negative: float) -> Tensor:
+def sapo(tokens: Tokens, *, positive: Positive = 1.0, negative: Positive = 1.05) -> Tensor:
     """-A 4/t sigmoid(t (r - 1)), t = positive where A > 0, else negative (SAPO 2511.20347)."""
     advantage_T = tokens.advantage_T
-    steepness_T = torch.where(advantage_T > 0, positive, negative).to(advantage_T.dtype)
+    steepness_T = torch.where(advantage_T > 0, advantage_T.new_tensor(positive), advantage_T.new_tensor(negative))
     return -advantage_T * 4 / steepness_T * (steepness_T * (tokens.log_ratio_T.exp() - 1)).sigmoid()
 
 
-def dppo(tokens: Tokens, *, low: float, high: float, cap: float) -> Tensor:
+def dppo(tokens: Tokens, *, low: Fall = 0.15, high: Rise = 0.15, cap: Cap = 20.0) -> Tensor:
     """-sg(min(r, cap)) A log p, and 0 where `dppo_stops` (DPPO 2602.04879, binary total variation)."""
     keep_T = ~dppo_stops(tokens, low=low, high=high, cap=cap)
     return cispo(tokens, cap=cap) * keep_T
@@ -97,7 +108,7 @@ def dppo_stops(tokens: Tokens, *, low: float, high: float, cap: float) -> Tensor
     return ((moved_T > high) & (tokens.advantage_T > 0)) | ((moved_T < -low) & (tokens.advantage_T < 0))
 
 
-def quadratic(tokens: Tokens, *, beta: float) -> Tensor:
+def quadratic(tokens: Tokens, *, beta: Positive = 1.0) -> Tensor:
     """-(A log p - beta/2 (log r)^2) (DRO 2405.19107; Kimi k1.5 2501.12599)."""
     return -(tokens.advantage_T * tokens.logp_T - beta / 2 * tokens.log_ratio_T.square())
 
@@ -107,6 +118,8 @@ class Surrogate(NamedTuple):
 
     loss: Callable[..., Tensor]
     stops: Callable[..., Tensor]
+    of_tokens: bool = False
+    """Whether it is defined for the ratio of tokens only."""
 
 
 def nowhere(tokens: Tokens, **_: float) -> Tensor:
@@ -117,11 +130,11 @@ def nowhere(tokens: Tokens, **_: float) -> Tensor:
 SURROGATES: dict[str, Surrogate] = {
     "ppo": Surrogate(ppo, ppo_stops),
     "none": Surrogate(unclipped, nowhere),
-    "geometric": Surrogate(geometric, geometric_stops),
-    "cispo": Surrogate(cispo, cispo_stops),
+    "geometric": Surrogate(geometric, geometric_stops, of_tokens=True),
+    "cispo": Surrogate(cispo, cispo_stops, of_tokens=True),
     "sapo": Surrogate(sapo, nowhere),
-    "dppo": Surrogate(dppo, dppo_stops),
-    "quadratic": Surrogate(quadratic, nowhere),
+    "dppo": Surrogate(dppo, dppo_stops, of_tokens=True),
+    "quadratic": Surrogate(quadratic, nowhere, of_tokens=True),
 }
 
 

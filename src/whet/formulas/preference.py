@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import log, log1p
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Gt, Lt
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
+
+from whet.formulas.constants import Beta, Doubt, NonNegative, Positive, SomeDoubt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,12 +70,12 @@ class Pairs:
 # ----------------------------------------------------------------------------- margins against a reference
 
 
-def dpo(pairs: Pairs, *, beta: float, smoothing: float) -> Tensor:
+def dpo(pairs: Pairs, *, beta: Beta = 0.1, smoothing: Doubt = 0.0) -> Tensor:
     """-(1-e) log sigma(beta h) - e log sigma(-beta h), of sums (DPO 2305.18290 eq. 7; e > 0: cDPO)."""
     return _logistic(beta * pairs.margin_P, smoothing)
 
 
-def robust(pairs: Pairs, *, beta: float, smoothing: float) -> Tensor:
+def robust(pairs: Pairs, *, beta: Beta = 0.1, smoothing: SomeDoubt = 0.1) -> Tensor:
     """[-(1-e) log sigma(beta h) + e log sigma(-beta h)] / (1 - 2e): unbiased if a share e of labels is flipped.
 
     Robust DPO (2403.00409), of sums.
@@ -81,29 +84,32 @@ def robust(pairs: Pairs, *, beta: float, smoothing: float) -> Tensor:
     return (-(1 - smoothing) * logsigmoid(z_P) + smoothing * logsigmoid(-z_P)) / (1 - 2 * smoothing)
 
 
-def ipo(pairs: Pairs, *, beta: float, average: bool) -> Tensor:
+Average = Annotated[bool, "Means over tokens (as the authors say it is meant) or sums (as the paper prints it)."]
+
+
+def ipo(pairs: Pairs, *, beta: Beta = 0.1, average: Average = True) -> Tensor:
     """(h - 1/(2 beta))^2 (IPO 2310.12036 eq. 17, where beta is tau); with `average` of means over tokens, else sums."""
     return ((pairs.mean_margin_P if average else pairs.margin_P) - 1 / (2 * beta)).square()
 
 
-def hinge(pairs: Pairs, *, beta: float) -> Tensor:
+def hinge(pairs: Pairs, *, beta: Beta = 0.1) -> Tensor:
     """max(0, 1 - beta h), of sums (SLiC's hinge on DPO's margin, RSO 2309.06657)."""
     return (1 - beta * pairs.margin_P).relu()
 
 
-def dpo_norm(pairs: Pairs, *, beta: float, smoothing: float) -> Tensor:
+def dpo_norm(pairs: Pairs, *, beta: Beta = 5.0, smoothing: Doubt = 0.0) -> Tensor:
     """-log sigma(beta (l_chosen/n_chosen - l_rejected/n_rejected)): DPO of means (Tulu 3, 2411.15124)."""
     return _logistic(beta * pairs.mean_margin_P, smoothing)
 
 
-def exo(pairs: Pairs, *, beta: float, smoothing: float) -> Tensor:
+def exo(pairs: Pairs, *, beta: Beta = 0.1, smoothing: SomeDoubt = 1e-3) -> Tensor:
     """KL(q || p), q = sigma(beta h), p = 1 - e, of sums: the other way round than DPO (EXO 2402.00856 eq. 16)."""
     z_P = beta * pairs.margin_P
     better_P = z_P.sigmoid() * (logsigmoid(z_P) - log1p(-smoothing))
     return better_P + (-z_P).sigmoid() * (logsigmoid(-z_P) - log(smoothing))
 
 
-def discopop(pairs: Pairs, *, beta: float, tau: float) -> Tensor:
+def discopop(pairs: Pairs, *, beta: Beta = 0.05, tau: Positive = 0.05) -> Tensor:
     """(1 - g) (-log sigma(z)) + g exp(-z) with z = beta h, g = sigma(z / tau), of sums (DiscoPOP 2406.08414)."""
     z_P = beta * pairs.margin_P
     gate_P = (z_P / tau).sigmoid()
@@ -111,9 +117,10 @@ def discopop(pairs: Pairs, *, beta: float, tau: float) -> Tensor:
 
 
 Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
+Alpha = Annotated[float, Gt(0), Lt(1), "For `alpha`: near 0 it is the reverse KL, near 1 the forward KL."]
 
 
-def f_dpo(pairs: Pairs, *, beta: float, divergence: Divergence, alpha: float) -> Tensor:
+def f_dpo(pairs: Pairs, *, beta: Beta = 0.1, divergence: Divergence = "js", alpha: Alpha = 0.5) -> Tensor:
     """-log sigma(beta (f'(u_chosen) - f'(u_rejected))), u = p / p_ref, of sums (f-DPO 2309.16240).
 
     f' is log u for the reverse KL (DPO itself), -1/u for the forward KL, log(2u / (1 + u)) for Jensen-Shannon and
@@ -132,34 +139,34 @@ def f_dpo(pairs: Pairs, *, beta: float, divergence: Divergence, alpha: float) ->
 # ------------------------------------------------------------------- each answer against a fixed point
 
 
-def apo_zero(pairs: Pairs, *, beta: float) -> Tensor:
+def apo_zero(pairs: Pairs, *, beta: Beta = 0.1) -> Tensor:
     """(1 - sigma(beta l_chosen)) + sigma(beta l_rejected): one up, one down, of sums (APO-zero 2408.06266)."""
     return (-beta * pairs.chosen_ratio_P).sigmoid() + (beta * pairs.rejected_ratio_P).sigmoid()
 
 
-def apo_down(pairs: Pairs, *, beta: float) -> Tensor:
+def apo_down(pairs: Pairs, *, beta: Beta = 0.1) -> Tensor:
     """sigma(beta l_chosen) + (1 - sigma(beta h)): both down, the worse one more, of sums (APO-down 2408.06266)."""
     return (beta * pairs.chosen_ratio_P).sigmoid() + (-beta * pairs.margin_P).sigmoid()
 
 
-def sppo(pairs: Pairs, *, beta: float) -> Tensor:
+def sppo(pairs: Pairs, *, beta: Beta = 1e-3) -> Tensor:
     """(l_chosen - 1/(2 beta))^2 + (l_rejected + 1/(2 beta))^2, of sums (SPPO 2405.00675, beta = 1/eta)."""
     return (pairs.chosen_ratio_P - 0.5 / beta).square() + (pairs.rejected_ratio_P + 0.5 / beta).square()
 
 
-def nca(pairs: Pairs, *, beta: float) -> Tensor:
+def nca(pairs: Pairs, *, beta: Beta = 0.01) -> Tensor:
     """-log sigma(beta l_chosen) - (log sigma(-beta l_chosen) + log sigma(-beta l_rejected)) / 2 (NCA 2402.05369)."""
     chosen_P, rejected_P = beta * pairs.chosen_ratio_P, beta * pairs.rejected_ratio_P
     return -logsigmoid(chosen_P) - (logsigmoid(-chosen_P) + logsigmoid(-rejected_P)) / 2
 
 
-def bco(pairs: Pairs, *, beta: float) -> Tensor:
+def bco(pairs: Pairs, *, beta: Beta = 0.1) -> Tensor:
     """-log sigma(beta l_chosen - d) - log sigma(d - beta l_rejected), d the step's mean beta l (BCO 2404.04656)."""
     shifted_P = beta * (pairs.chosen_ratio_P - pairs.chosen_step_P)
     return -logsigmoid(shifted_P) - logsigmoid(-beta * (pairs.rejected_ratio_P - pairs.rejected_step_P))
 
 
-def aot(pairs: Pairs, *, beta: float, smoothing: float) -> Tensor:
+def aot(pairs: Pairs, *, beta: Beta = 0.1, smoothing: Doubt = 0.0) -> Tensor:
     """DPO with both margins of the step sorted, the policy's and the reference's, of sums (AOT paired 2406.05882).
 
     Each margin is compared with the reference's of the same rank, which is `chosen_step_P`.
@@ -167,7 +174,7 @@ def aot(pairs: Pairs, *, beta: float, smoothing: float) -> Tensor:
     return _logistic(beta * (pairs.chosen_P - pairs.rejected_P - pairs.chosen_step_P), smoothing)
 
 
-def aot_unpaired(pairs: Pairs, *, beta: float, smoothing: float) -> Tensor:
+def aot_unpaired(pairs: Pairs, *, beta: Beta = 0.1, smoothing: Doubt = 0.0) -> Tensor:
     """DPO of the step's sorted l_chosen against its sorted l_rejected, of sums (AOT unpaired 2406.05882).
 
     An answer's opposite in rank is its step constant. Both sides carry gradient; the value is counted once.
@@ -180,12 +187,12 @@ def aot_unpaired(pairs: Pairs, *, beta: float, smoothing: float) -> Tensor:
 # -------------------------------------------------------------------------------- without a reference
 
 
-def slic(pairs: Pairs, *, delta: float) -> Tensor:
+def slic(pairs: Pairs, *, delta: Positive = 1.0) -> Tensor:
     """max(0, delta - log p_chosen + log p_rejected), of sums, without a reference (SLiC-HF 2305.10425)."""
     return (delta - pairs.chosen_P + pairs.rejected_P).relu()
 
 
-def simpo(pairs: Pairs, *, beta: float, gamma: float, smoothing: float) -> Tensor:
+def simpo(pairs: Pairs, *, beta: Beta = 2.0, gamma: NonNegative = 1.0, smoothing: Doubt = 0.0) -> Tensor:
     """-log sigma(beta mean log p_chosen - beta mean log p_rejected - gamma), no reference (SimPO 2405.14734 eq. 6).
 
     gamma stands outside beta; papers tabulate gamma / beta.
@@ -193,7 +200,7 @@ def simpo(pairs: Pairs, *, beta: float, gamma: float, smoothing: float) -> Tenso
     return _logistic(beta * (pairs.chosen_mean_P - pairs.rejected_mean_P) - gamma, smoothing)
 
 
-def contrast(pairs: Pairs, *, beta: float, smoothing: float) -> Tensor:
+def contrast(pairs: Pairs, *, beta: Beta = 0.1, smoothing: Doubt = 0.0) -> Tensor:
     """-log sigma(beta (log p_chosen - log p_rejected)), of sums, without a reference (CPO 2401.08417)."""
     return _logistic(beta * (pairs.chosen_P - pairs.rejected_P), smoothing)
 
@@ -217,8 +224,21 @@ def log_odds(logp: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------- single answers
 
 
+Desirable = Annotated[
+    float,
+    Gt(0),
+    "Weight of good answers; desirable x good rows / (undesirable x bad rows) should lie between 1 and 3/2.",
+]
+
+
 def kto(
-    ratio_R: Tensor, good_R: Tensor, baseline_R: Tensor, *, beta: float, desirable: float, undesirable: float
+    ratio_R: Tensor,
+    good_R: Tensor,
+    baseline_R: Tensor,
+    *,
+    beta: Beta = 0.1,
+    desirable: Desirable = 1.0,
+    undesirable: Positive = 1.0,
 ) -> Tensor:
     """Good: desirable (1 - sigma(beta (l - z))); bad: undesirable (1 - sigma(beta (z - l))) (KTO 2402.01306 eq. 8).
 
@@ -231,20 +251,22 @@ def kto(
 # ------------------------------------------------------------------------------------------- tables
 
 
-def _centre(ratio_P: Tensor, other_P: Tensor) -> tuple[Tensor, Tensor]:
-    middle = torch.cat([ratio_P, other_P]).mean()
-    return middle.expand_as(ratio_P), middle.expand_as(other_P)
+def _bco_statistic(pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """The mean l of all answers."""
+    middle = torch.cat([pairs.chosen_ratio_P, pairs.rejected_ratio_P]).mean()
+    return middle.expand_as(pairs.chosen_ratio_P), middle.expand_as(pairs.rejected_ratio_P)
 
 
-def _of_same_rank(margin_P: Tensor, ref_margin_P: Tensor) -> tuple[Tensor, Tensor]:
+def _aot_statistic(pairs: Pairs) -> tuple[Tensor, Tensor]:
     """For each margin the reference's of the same rank; seen from the worse answer both have the other sign."""
-    matched_P = _matched(margin_P, ref_margin_P)
+    matched_P = _matched(pairs.chosen_P - pairs.rejected_P, pairs.ref_chosen_P - pairs.ref_rejected_P)
     return matched_P, -matched_P
 
 
-def _opposites(ratio_P: Tensor, other_P: Tensor) -> tuple[Tensor, Tensor]:
+def _aot_unpaired_statistic(pairs: Pairs) -> tuple[Tensor, Tensor]:
     """For each better answer the worse one of the same rank, and the other way round."""
-    return _matched(ratio_P, other_P), _matched(other_P, ratio_P)
+    chosen_P, rejected_P = pairs.chosen_ratio_P, pairs.rejected_ratio_P
+    return _matched(chosen_P, rejected_P), _matched(rejected_P, chosen_P)
 
 
 def _matched(left_P: Tensor, right_P: Tensor) -> Tensor:
@@ -252,40 +274,47 @@ def _matched(left_P: Tensor, right_P: Tensor) -> Tensor:
     return right_P.sort().values[left_P.argsort(stable=True).argsort()]
 
 
-STATISTICS: dict[str, Callable[[Pairs], tuple[Tensor, Tensor]]] = {
-    "bco": lambda pairs: _centre(pairs.chosen_ratio_P, pairs.rejected_ratio_P),
-    "aot": lambda pairs: _of_same_rank(pairs.chosen_P - pairs.rejected_P, pairs.ref_chosen_P - pairs.ref_rejected_P),
-    "aot_unpaired": lambda pairs: _opposites(pairs.chosen_ratio_P, pairs.rejected_ratio_P),
-}
-"""Losses that look at the whole step: what they want to know of it, for the better and the worse answer of each pair.
+Statistic = Callable[[Pairs], tuple[Tensor, Tensor]]
 
-It is taken once, before the step is split, without gradient; so no split can change it."""
 
-LOSSES: dict[str, Callable[..., Tensor]] = {
-    "dpo": dpo,
-    "robust": robust,
-    "ipo": ipo,
-    "hinge": hinge,
-    "dpo_norm": dpo_norm,
-    "exo": exo,
-    "discopop": discopop,
-    "f_dpo": f_dpo,
-    "apo_zero": apo_zero,
-    "apo_down": apo_down,
-    "sppo": sppo,
-    "nca": nca,
-    "bco": bco,
-    "aot": aot,
-    "aot_unpaired": aot_unpaired,
-    "slic": slic,
-    "simpo": simpo,
-    "contrast": contrast,
-    "odds_ratio": odds_ratio,
-    "nll": nll,
-}
-REFERENCE_FREE = frozenset({"slic", "simpo", "contrast", "odds_ratio", "nll"})
-MEANS = frozenset({"dpo_norm", "simpo", "odds_ratio", "nll"})
-"""Losses of means over tokens; `ipo` may be either."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairFormula:
+    """A loss of pairs, and what must be known of it before it is called."""
+
+    loss: Callable[..., Tensor]
+    reference: bool = True
+    """Whether a reference enters."""
+    means: bool = False
+    """Of means over tokens, not of sums; `ipo` may be either."""
+    statistic: Statistic | None = None
+    """What it has to know of the whole step, for the better and the worse answer of each pair. It is taken once, before
+    the step is split, without gradient; so no split can change it."""
+
+
+FORMULAS = (
+    PairFormula(loss=dpo),
+    PairFormula(loss=robust),
+    PairFormula(loss=ipo),
+    PairFormula(loss=hinge),
+    PairFormula(loss=dpo_norm, means=True),
+    PairFormula(loss=exo),
+    PairFormula(loss=discopop),
+    PairFormula(loss=f_dpo),
+    PairFormula(loss=apo_zero),
+    PairFormula(loss=apo_down),
+    PairFormula(loss=sppo),
+    PairFormula(loss=nca),
+    PairFormula(loss=bco, statistic=_bco_statistic),
+    PairFormula(loss=aot, statistic=_aot_statistic),
+    PairFormula(loss=aot_unpaired, statistic=_aot_unpaired_statistic),
+    PairFormula(loss=slic, reference=False),
+    PairFormula(loss=simpo, reference=False, means=True),
+    PairFormula(loss=contrast, reference=False),
+    PairFormula(loss=odds_ratio, reference=False, means=True),
+    PairFormula(loss=nll, reference=False, means=True),
+)
+LOSSES: dict[str, PairFormula] = {formula.loss.__name__: formula for formula in FORMULAS}
+"""By the name that recipes use, which is the function's."""
 
 
 def _logistic(z_P: Tensor, smoothing: float) -> Tensor:

@@ -37,8 +37,9 @@ from whet.pipeline.lessons import lessons
 from whet.pipeline.preference_stage import gate_preferences
 from whet.pipeline.rl_stage import playable, pretraining_rows
 from whet.pipeline.run import Run
-from whet.pipeline.sft_stage import gate
+from whet.pipeline.sft_stage import gate, gate_sets
 from whet.pipeline.sources import comparisons, rubric, tasks
+from whet.records import seed_of
 from whet.templates.base import Template
 from whet.training.gate import Segment, segments
 
@@ -90,11 +91,11 @@ def _check_stage(run: Run, name: str, world: LocalWorld) -> StageCheck:
         summary = f"checked once {' and '.join(waiting)} has made its rows"
         return StageCheck(stage=name, kind=stage.kind, summary=summary, samples=())
     if isinstance(stage, SFTStage):
-        data = gate(world, model, stage, stage.data)
-        summary = data.describe()
+        data = gate_sets(world, model, stage)
+        summary = data.describe(seed_of(run.recipe.seed, name))
         if stage.eval_data is not None:
             summary += f"; for evaluation {gate(world, model, stage, stage.eval_data).describe()}"
-        shown = tuple(segments(row, world.template(model)) for row in data.gated.rows[:SHOWN])
+        shown = tuple(segments(row, world.template(model)) for row in data.rows[:SHOWN])
         return StageCheck(stage=name, kind=stage.kind, summary=summary, samples=shown)
     if isinstance(stage, RewardModelStage):
         given = lessons(world, model, stage)

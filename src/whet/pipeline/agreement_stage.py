@@ -18,6 +18,7 @@ from whet.envs.judges.judge import Judge, Preference, as_text, build_judge
 from whet.envs.rewards.judge import agreement, failures
 from whet.evals.judgement import Decided, Judgement, judge_pairs
 from whet.files import write_json
+from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.rows import Chunk, Row, make_rows
 from whet.pipeline.sources import comparisons
 from whet.pipeline.stage import ROWS, Context
@@ -29,6 +30,7 @@ def run_agreement(context: Context) -> None:
     assert isinstance(config, AgreementStage)
     listed, unread = comparisons(config.data)
     lost = f"; {unread.describe()}" if unread.total else ""
+    keep_dropped(context, "data", [unread])
     context.console.say(f"{context.name}: {len(listed):,} comparisons{lost}")
     judge = build_judge(config.judge, context.world.chat(config.judge.by))
     try:

@@ -18,6 +18,7 @@ from whet.config.feedback import CompareStage
 from whet.envs.base import Attempt, Task
 from whet.envs.judges.judge import Judge, Preference, build_judge
 from whet.envs.rewards.judge import matches
+from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.rl_stage import playable, player
 from whet.pipeline.rows import Chunk, Row, Tally, make_rows, writable
 from whet.pipeline.sources import rubric
@@ -36,6 +37,7 @@ def run_compare(context: Context) -> None:
     try:
         problems = playable(config, context.model, context.world, grading)
         context.console.say(f"{context.name}: {problems.describe()} x {config.samples} answers")
+        keep_dropped(context, "tasks", problems.lost)
         policy = context.world.policy(context.model, TrainConfig(), config.sampling)
         play = player(policy, grading if judge is None else _Later(), config.sampling)
         compare = _Compare(context, config, play, judge)

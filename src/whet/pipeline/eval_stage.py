@@ -14,6 +14,7 @@ from whet.envs.base import Rubric, Task
 from whet.errors import ConfigError, RewardError
 from whet.evals.run import Answer, EvalRow, compare, summarise, table
 from whet.files import read_json, write_json
+from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.rl_stage import playable, player
 from whet.pipeline.sources import rubric
 from whet.pipeline.stage import Context, Interrupted
@@ -33,6 +34,7 @@ def run_eval(context: Context) -> list[EvalRow]:
         found = playable(config, next(iter(context.models.values())), context.world, grading)
         # A problem that is listed twice is one question: counting it twice would narrow the intervals.
         problems = list({task.id: task for task in found.tasks}.values())
+        keep_dropped(context, "tasks", found.lost)
         context.console.say(
             f"{context.name}: {found.describe()}, {len(problems):,} different, x {config.samples} samples"
         )

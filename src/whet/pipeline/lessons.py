@@ -45,15 +45,18 @@ class Lessons:
     held_out: Sequence[Lesson]
     described: str
     """Both in words."""
+    lost: Mapping[str, Sequence[Dropped]]
+    """What was left out, by the key of its source."""
     scales: Mapping[str, Scale] = field(default_factory=dict)
     """What the ratings that are taught are like, by objective; those of all atoms are in these units."""
 
 
 def lessons(world: World, model: ModelConfig, config: RewardModelStage) -> Lessons:
     """Everything through the gate; nothing but the tokenizer is loaded for it. Raises `DataError`."""
-    taught, described = _read(world, model, config, config.data)
+    taught, described, dropped = _read(world, model, config, config.data)
+    lost = {"data": dropped}
     if config.eval_data is not None:
-        held_out, other = _read(world, model, config, config.eval_data)
+        held_out, other, lost["eval_data"] = _read(world, model, config, config.eval_data)
         described += f"; held out: {other}"
     else:
         held_out = [lesson for lesson in taught if _share(lesson.prompt) < config.hold_out]
@@ -66,7 +69,7 @@ def lessons(world: World, model: ModelConfig, config: RewardModelStage) -> Lesso
         taught, held_out = (
             [replace(lesson, atom=scaled(lesson.atom, scales)) for lesson in given] for given in (taught, held_out)
         )
-    return Lessons(taught=taught, held_out=held_out, described=described, scales=scales)
+    return Lessons(taught=taught, held_out=held_out, described=described, lost=lost, scales=scales)
 
 
 def ratings_of(lesson: Lesson, name: str) -> float:
@@ -88,7 +91,9 @@ def _share(prompt: Sequence[int]) -> float:
     return seed_of("hold out", *prompt) / 2**63
 
 
-def _read(world: World, model: ModelConfig, config: RewardModelStage, source: Source) -> tuple[list[Lesson], str]:
+def _read(
+    world: World, model: ModelConfig, config: RewardModelStage, source: Source
+) -> tuple[list[Lesson], str, Sequence[Dropped]]:
     template, limit = world.template(model), world.max_length(model)
     max_length = min(config.train.max_length or limit, limit)
     on_bad_row = "error" if isinstance(source, GeneratedConfig) else source.on_bad_row
@@ -124,7 +129,8 @@ def _read(world: World, model: ModelConfig, config: RewardModelStage, source: So
             Lesson(atom=comparison(each), lengths=tuple(row.trained_count for row in each.atom.rows))
             for each in compared
         ]
-    return found, "; ".join([described, *_lost(unread, dropped)])
+    lost = (unread, dropped)
+    return found, "; ".join([described, *(each.describe() for each in lost if each.total)]), lost
 
 
 def _refuse_unknown(objectives: Sequence[str], scored: Sequence[Rated], others: Sequence[str]) -> None:
@@ -142,7 +148,3 @@ def _refuse_shades(compared: Sequence[Compared]) -> None:
             f"{shaded.origin}: has a margin or a confidence, of which ranking: plackett_luce knows nothing; "
             "use ranking: pairs, or leave the columns out"
         )
-
-
-def _lost(*dropped: Dropped) -> list[str]:
-    return [each.describe() for each in dropped if each.total]

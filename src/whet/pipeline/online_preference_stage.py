@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from whet.algorithms.online_preference import OnlineSetting, first_state, online_preference
 from whet.config import OnlinePreferenceStage
+from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.loop import drive
 from whet.pipeline.rl_stage import playable, player
 from whet.pipeline.sources import rubric
@@ -23,6 +24,7 @@ def run_online_preference(context: Context) -> None:
     try:
         problems = playable(config, context.model, context.world, grading)
         context.console.say(f"{context.name}: {problems.describe()}")
+        keep_dropped(context, "tasks", problems.lost)
         policy = context.world.policy(
             context.model, config.train, config.sampling, reference=config.loss.needs_reference
         )

@@ -11,6 +11,7 @@ from whet.algorithms.supervised import supervised_steps
 from whet.config import GeneratedConfig, LossConfig, ModelConfig, PreferenceStage, SamplingConfig, Source
 from whet.data.faults import Dropped
 from whet.errors import DataError
+from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.loop import drive
 from whet.pipeline.reference import with_reference
 from whet.pipeline.sft_stage import with_evaluation
@@ -31,6 +32,7 @@ def run_preference(context: Context) -> None:
         found["eval"] = gate_preferences(context.world, context.model, config, config.eval_data)
     for name, gated in found.items():
         context.console.say(f"{context.name}: {'for evaluation ' if name == 'eval' else ''}{gated.describe()}")
+        keep_dropped(context, {"train": "data", "eval": "eval_data"}[name], gated.lost)
     trainer = context.world.policy(context.model, config.train, SamplingConfig()).trainer
     examples = {name: _referred(context, config.loss, trainer, gated.atoms, name) for name, gated in found.items()}
     steps = supervised_steps(len(examples["train"]), config.train)

@@ -10,6 +10,7 @@ from whet.data.base import Comparison
 from whet.envs.asked import Chat
 from whet.envs.judges.judge import Wording, build_wording
 from whet.envs.judges.questions import Known, questions, teach
+from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.rows import Chunk, Row, make_rows
 from whet.pipeline.sources import comparisons
 from whet.pipeline.stage import Context
@@ -21,6 +22,7 @@ def run_questions(context: Context) -> None:
     assert isinstance(config, QuestionsStage)
     listed, unread = comparisons(config.data)
     lost = f"; {unread.describe()}" if unread.total else ""
+    keep_dropped(context, "data", [unread])
     context.console.say(f"{context.name}: {len(listed):,} comparisons{lost}")
     teacher = None if config.teacher is None else context.world.chat(config.teacher)
     try:

@@ -13,6 +13,7 @@ from whet.envs.asked import Chat
 from whet.envs.base import Task
 from whet.envs.judges.principles import read_principles
 from whet.envs.judges.revise import Revision, revise
+from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.rows import Chunk, Row, make_rows, writable
 from whet.pipeline.sources import tasks
 from whet.pipeline.stage import Context
@@ -26,6 +27,7 @@ def run_revise(context: Context) -> None:
     listed, unread = tasks(config.tasks)
     principles = read_principles(config.principles)
     lost = f"; {unread.describe()}" if unread.total else ""
+    keep_dropped(context, "tasks", [unread])
     context.console.say(f"{context.name}: {len(listed):,} tasks, {len(principles)} principles{lost}")
     model = {key: getattr(context.model, key) for key in ModelConfig.model_fields}
     author = context.world.chat(LocalChat(**model, temperature=config.temperature))

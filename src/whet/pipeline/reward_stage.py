@@ -21,6 +21,7 @@ from whet.evals.mixture import fixed_mixtures, mixed
 from whet.evals.ratings import Rating, Ratings, judge_ratings
 from whet.files import write_json
 from whet.models.heads import RewardFacts, note_reward_facts, objectives_in
+from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.lessons import Lesson, Lessons, lessons, ratings_of
 from whet.pipeline.loop import drive
 from whet.pipeline.sft_stage import with_evaluation
@@ -42,6 +43,8 @@ def run_reward_model(context: Context) -> None:
     assert isinstance(config, RewardModelStage)
     given = lessons(context.world, config.gate or context.model, config)
     context.console.say(f"{context.name}: {given.described}")
+    for key, lost in given.lost.items():
+        keep_dropped(context, key, lost)
     trainer = context.world.scalar_model(
         context.model,
         config.train,

@@ -24,8 +24,9 @@ from whet.data.faults import Dropped
 from whet.envs.base import Rubric, Task
 from whet.envs.rubric import WeightedRubric
 from whet.envs.single_turn import SingleTurn
+from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.loop import Saved, WayBack, WithCritic, drive
-from whet.pipeline.sft_stage import Checked, gate
+from whet.pipeline.sft_stage import gate
 from whet.pipeline.sources import rubric, tasks, usable
 from whet.pipeline.stage import Context, Policy, World
 from whet.records import Step
@@ -35,6 +36,7 @@ from whet.rollouts.play import Player
 from whet.sampling.base import SamplingParams
 from whet.templates.base import Template
 from whet.tracking.log import RunLog
+from whet.training.tokenize import Gated
 
 
 def run_rl(context: Context) -> None:
@@ -45,6 +47,7 @@ def run_rl(context: Context) -> None:
     try:
         problems = playable(config, context.model, context.world, grading)
         context.console.say(f"{context.name}: {problems.describe()}")
+        keep_dropped(context, "tasks", problems.lost)
         mix = _mix(context, config)
         policy = context.world.policy(
             context.model,
@@ -117,7 +120,7 @@ def _critic(context: Context, config: RLStage, policy: Policy) -> Critic | None:
     return Critic(trainer=context.world.scalar_model(model, train, reads=start), config=asked)
 
 
-def pretraining_rows(config: RLStage, model: ModelConfig, world: World) -> Checked | None:
+def pretraining_rows(config: RLStage, model: ModelConfig, world: World) -> Gated | None:
     """The rows of PPO-ptx that pass the gate, where the recipe asks for them."""
     return None if config.algorithm.ptx is None else gate(world, model, config, config.algorithm.ptx.data)
 
@@ -127,7 +130,8 @@ def _mix(context: Context, config: RLStage) -> PretrainingMix | None:
     if data is None or asked is None:
         return None
     context.console.say(f"{context.name}: ptx {data.describe()}")
-    return PretrainingMix(rows=data.gated.rows, config=asked, seed=context.seed)
+    keep_dropped(context, "ptx", data.kept.dropped)
+    return PretrainingMix(rows=data.rows, config=asked, seed=context.seed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import overload
 
 from whet.config import GeneratedConfig, RewardConfig, Source
 from whet.data.base import Comparison, Conversation, Judged, Origin, Rated, Stepwise
 from whet.data.faults import BadRow, Dropped, Rejects
-from whet.data.formats import load_conversations, load_prompts
+from whet.data.formats import load_prompts, read_conversations
 from whet.data.preferences import load_comparisons, load_judged
 from whet.data.ratings import load_rated
+from whet.data.sources import Reading, digest_of
 from whet.data.stepwise import load_stepwise
 from whet.envs.asked import Models
 from whet.envs.base import Attempt, Grade, Task
@@ -42,12 +44,27 @@ class GeneratedTasks(Sequence[Task]):
         return self._generator.task(self._numbers[index])
 
 
-def conversations(source: Source) -> tuple[Sequence[Conversation], Dropped]:
-    """What to imitate, and which rows could not be used."""
+def source_digest(source: Source) -> str:
+    """SHA-256 of the rows that a source gives, wherever they lie; reads files as bytes, and parses nothing.
+
+    Raises `DataError` where there is no such source.
+    """
     if not isinstance(source, GeneratedConfig):
-        return load_conversations(source)
+        return digest_of(source)
+    return hashlib.sha256(source.model_dump_json(exclude={"weight"}).encode()).hexdigest()
+
+
+def conversations(source: Source) -> Reading[Conversation]:
+    """What to imitate, not read yet."""
+    if not isinstance(source, GeneratedConfig):
+        return read_conversations(source)
     generator = family(source)
-    return [_demonstration(generator, source, index) for index in range(source.count)], Dropped()
+    return Reading(
+        examples=(_demonstration(generator, source, index) for index in range(source.count)),
+        rejects=Rejects("error"),
+        sources=[source.generate],
+        digest=source_digest(source),
+    )
 
 
 def comparisons(source: Source) -> tuple[Sequence[Comparison], Dropped]:

@@ -16,6 +16,7 @@ from whet.config.feedback import StepLabelsStage
 from whet.envs.base import Attempt, Task
 from whet.envs.rewards.model import split_steps
 from whet.errors import SamplerError
+from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.rl_stage import playable, player
 from whet.pipeline.rows import Chunk, Row, Tally, make_rows, writable
 from whet.pipeline.sources import rubric
@@ -36,6 +37,7 @@ def run_step_labels(context: Context) -> None:
     try:
         problems = playable(config, context.model, context.world, grading)
         context.console.say(f"{context.name}: {problems.describe()} x {config.samples} answers")
+        keep_dropped(context, "tasks", problems.lost)
         policy = context.world.policy(context.model, TrainConfig(), config.sampling)
         labels = _Labels(context, config, player(policy, grading, config.sampling))
         make_rows(context, problems.tasks, config.chunk, labels.chunk, decode=policy.template.decode)

@@ -8,11 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
+from whet.errors import DataError
 from whet.records import Ending, Message
 
 LossOn = Literal["assistant", "completion", "all"]
+
+Settings = Mapping[str, Any]
+"""Variables of a template beside messages and tools: `enable_thinking`, say."""
+
+NO_SETTINGS: Settings = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,15 +33,43 @@ class Rendered:
     trained: tuple[bool, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A conversation written out, before it is tokenized."""
+
+    pieces: tuple[tuple[str, bool], ...]
+    """Texts that join to the whole, each tokenized by itself, and whether a loss may fall on it."""
+    running: bool = False
+    """Text without turns: the tokenizer puts around it what it does by itself, and a stop token ends it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """A script as tokens."""
+
+    tokens: npt.NDArray[np.int32]
+    """(T,)"""
+    trained: npt.NDArray[np.bool_]
+    """(T,); the first is never trained."""
+
+
+class TooLong(DataError):
+    """A script has more tokens than are allowed; how many more was not counted."""
+
+
 class Template(Protocol):
     """Renders and parses one model's chat format."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the tokenizer and of all else that decides how a conversation is written."""
 
     @property
     def stop_ids(self) -> frozenset[int]:
         """Tokens that end a turn. A sampler stops at them, and training includes them."""
 
     def prompt(
-        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, settings: Mapping[str, Any] = ...
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, settings: Settings = NO_SETTINGS
     ) -> tuple[int, ...]:
         """The conversation so far and the opening of an assistant turn; `settings` are variables of the template."""
 
@@ -41,7 +79,7 @@ class Template(Protocol):
         tools: Sequence[dict[str, Any]] = (),
         *,
         loss_on: LossOn = "assistant",
-        settings: Mapping[str, Any] = ...,
+        settings: Settings = NO_SETTINGS,
     ) -> Rendered:
         """A finished conversation with its mask.
 
@@ -52,6 +90,26 @@ class Template(Protocol):
 
     def text(self, text: str) -> Rendered:
         """Running text without turns, every token trained but the first, ended by a stop token."""
+
+    def script(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] = (),
+        *,
+        loss_on: LossOn = "assistant",
+        settings: Settings = NO_SETTINGS,
+    ) -> Script:
+        """What `conversation` tokenizes; raises as it does."""
+
+    def running(self, text: str) -> Script:
+        """What `text` tokenizes; raises as it does."""
+
+    def encode(self, scripts: Sequence[Script], *, most: int | None = None) -> list[Encoded | DataError]:
+        """Many scripts at once, on all cores and without the interpreter's lock.
+
+        In the place of one that cannot be trained on stands why; one that is far longer than `most` tokens is not
+        tokenized to its end (`TooLong`).
+        """
 
     def extend(
         self, tokens: Sequence[int], messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()

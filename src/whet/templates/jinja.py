@@ -13,12 +13,13 @@ is the stop token, and a last answer gets it, too.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
-from types import MappingProxyType
+from functools import cached_property
 from typing import Any
 
 import jinja2
@@ -27,18 +28,12 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from whet.errors import DataError, ModelError
 from whet.records import Ending, Message, ToolCall
-from whet.templates.base import LossOn, Rendered, Template
-from whet.templates.messages import OWN_TEMPLATE, Calls, as_dict, leaves, marked_messages, refuse_lost
+from whet.templates.base import NO_SETTINGS, Encoded, LossOn, Rendered, Script, Settings, Template
+from whet.templates.messages import OURS, OWN_TEMPLATE, Calls, as_dict, leaves, marked_messages, refuse_lost
+from whet.templates.tokens import Encoder
 
 Span = tuple[int, int]
 """Characters of a text: from the first up to, not including, the second."""
-
-Settings = Mapping[str, Any]
-"""Variables of a template beside messages and tools: `enable_thinking`, say."""
-
-NO_SETTINGS: Settings = MappingProxyType({})
-OURS = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template")
-"""Variables that settings may not have."""
 
 PROBE = "Probe7261"
 """An answer that no template treats specially and that is found again in what it writes."""
@@ -75,9 +70,20 @@ class JinjaTemplate(Template):
         # A span may end with any of them: some templates close the last turn with the end of text.
         ends = [text for text, index in self._specials.items() if index in self._stop_ids]
         self._stop = re.compile("|".join(map(re.escape, ends)))
+        eos_id = tokenizer.eos_token_id
+        end = self._specials[self._turn_end] if eos_id is None else eos_id
+        self._encoder = Encoder(tokenizer, self._stop_ids, end)
         self._calls = self._find_calls()
         self._uneven = self._find_uneven()
         self._check_pieces()
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the tokenizer, the chat template and the stop tokens."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        words = self._tokenizer.get_vocab() if backend is None else backend.to_str()
+        known = (words, self._own or self._tokenizer.chat_template, self._tokenizer.special_tokens_map)
+        return hashlib.sha256(repr((*known, sorted(self._stop_ids))).encode("utf-8", "surrogatepass")).hexdigest()
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -91,8 +97,8 @@ class JinjaTemplate(Template):
         self._refuse_specials(messages)
         text, _ = self._render(messages, tools, settings, generation_prompt=True)
         refuse_lost(text, messages, tools)
-        tokens = self._encode(text)
-        self._refuse_two_bos(tokens)
+        tokens = self._encoder.one(text)
+        self._encoder.refuse_two_bos(tokens)
         return tuple(tokens)
 
     def conversation(
@@ -104,6 +110,17 @@ class JinjaTemplate(Template):
         settings: Settings = NO_SETTINGS,
     ) -> Rendered:
         """A finished conversation with its mask; see `Template`. Raises `DataError`."""
+        return self._rendered(self.script(messages, tools, loss_on=loss_on, settings=settings))
+
+    def script(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] = (),
+        *,
+        loss_on: LossOn = "assistant",
+        settings: Settings = NO_SETTINGS,
+    ) -> Script:
+        """The conversation's text, cut where trained spans begin and end. Raises `DataError`."""
         self._refuse_specials(messages)
         text, blocks = self._render(messages, tools, settings)
         refuse_lost(text, messages, tools)
@@ -119,23 +136,21 @@ class JinjaTemplate(Template):
             pieces += [(text[at:start], elsewhere), (text[start:end], marked[index])]
             at = end
         pieces.append((text[at:], elsewhere))
-        tokens: list[int] = []
-        trained: list[bool] = []
-        for piece, flag in pieces:
-            ids = self._encode(piece)
-            tokens += ids
-            trained += [flag] * len(ids)
-        return self._rendered(tokens, trained)
+        return Script(tuple(pieces))
 
     def text(self, text: str) -> Rendered:
         """Running text: what the tokenizer puts in front, the text, a stop token. Raises `DataError` if it is empty."""
+        return self._rendered(self.running(text))
+
+    def running(self, text: str) -> Script:
+        """The text as it is. Raises `DataError` if it is empty."""
         if not text.strip():
             raise DataError("the text is empty; leave the row out")
-        tokens = list(self._tokenizer(text, verbose=False)["input_ids"])
-        if tokens[-1] not in self._stop_ids:
-            eos = self._tokenizer.eos_token_id
-            tokens.append(self._specials[self._turn_end] if eos is None else eos)
-        return self._rendered(tokens, [True] * len(tokens))
+        return Script(((text, True),), running=True)
+
+    def encode(self, scripts: Sequence[Script], *, most: int | None = None) -> list[Encoded | DataError]:
+        """Scripts as tokens, in one call of the tokenizer for all of their pieces; see `Template`."""
+        return self._encoder.all(scripts, most=most)
 
     def extend(
         self, tokens: Sequence[int], messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()
@@ -158,7 +173,7 @@ class JinjaTemplate(Template):
         between = text[ends[place] :] if place < len(ends) else PROBE
         if PROBE in between:
             raise DataError(f"the chat template ends this kind of turn without a stop token; {OWN_TEMPLATE}")
-        return (*tokens, *self._encode(between))
+        return (*tokens, *self._encoder.one(between))
 
     def parse(self, completion: Sequence[int], ending: Ending) -> Message:
         """The text as it was written, thinking and tool calls included, without the stop token."""
@@ -302,20 +317,11 @@ class JinjaTemplate(Template):
                 self._tell(f"chat_template_kwargs: the chat template does not read {key!r}, so it changes nothing")
         return settings
 
-    def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] if text else []
-        return ids
-
-    def _rendered(self, tokens: list[int], trained: list[bool]) -> Rendered:
-        self._refuse_two_bos(tokens)
-        return Rendered(tokens=tuple(tokens), trained=(False, *trained[1:]))
-
-    def _refuse_two_bos(self, tokens: Sequence[int]) -> None:
-        bos = self._tokenizer.bos_token_id
-        if bos is not None and list(tokens[:2]) == [bos, bos]:
-            raise DataError(
-                f"the text starts with two {self._tokenizer.bos_token!r}; remove one from the data or the chat template"
-            )
+    def _rendered(self, script: Script) -> Rendered:
+        (encoded,) = self.encode([script])
+        if isinstance(encoded, DataError):
+            raise encoded
+        return Rendered(tokens=tuple(encoded.tokens.tolist()), trained=tuple(encoded.trained.tolist()))
 
     def _refuse_specials(self, messages: Sequence[Message]) -> None:
         """Text that spells a special token would become that token: a forged turn, or an end where none is."""
@@ -388,7 +394,7 @@ class JinjaTemplate(Template):
     def _check_pieces(self) -> None:
         """Pieces tokenized by themselves must join to the same text; old SentencePiece ones add spaces."""
         pieces = [f"Hello{self._turn_end}\nassistant", "\nyes", " no", PROBE]
-        joined = self.decode([token for piece in pieces for token in self._encode(piece)])
+        joined = self.decode([token for piece in pieces for token in self._encoder.one(piece)])
         if joined != "".join(pieces):
             raise ModelError(
                 "the tokenizer changes spaces when a text is tokenized in pieces (an old SentencePiece tokenizer?); "

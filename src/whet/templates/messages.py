@@ -13,6 +13,9 @@ from whet.templates.base import LossOn
 
 OWN_TEMPLATE = "give model.chat_template a Jinja file"
 
+OURS = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template")
+"""Variables of a template that settings may not have."""
+
 
 def marked_messages(messages: Sequence[Message], loss_on: LossOn) -> dict[int, bool]:
     """The messages that are trained where their surroundings are not, or the other way round."""

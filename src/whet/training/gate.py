@@ -1,7 +1,7 @@
-"""The data gate: every training row is tokenized and checked before any weight is loaded, and closed by default.
+"""The data gate: every training row is checked before any weight is loaded, and the gate is closed by default.
 
 What passes has a trained token, ends its trained turns with a trained stop token, is not longer than allowed and is
-never cut. What does not pass is an error with file, line and remedy, or is dropped and counted.
+never cut. What does not pass is a `BadRow` with file, line and remedy; `training.tokenize` raises or keeps it.
 """
 
 from __future__ import annotations
@@ -14,39 +14,25 @@ from typing import Literal
 import numpy as np
 
 from whet.data.base import Conversation, Origin
-from whet.data.faults import BadRow, Dropped, Rejects
+from whet.data.faults import BadRow
 from whet.errors import DataError
-from whet.records import TokenRow, token_ids
-from whet.templates.base import LossOn, Rendered, Template
+from whet.records import TokenRow
+from whet.templates.base import Encoded, LossOn, Script, Template, TooLong
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stats:
-    """What went through the gate. Lengths are in tokens, percentiles by nearest rank."""
+class Rule:
+    """What a row must be."""
 
-    rows: int
-    tokens: int
-    trained_tokens: int
-    length_p50: int
-    length_p90: int
-    length_p99: int
-    length_max: int
-    duplicates: int
-    """Rows whose tokens another row before them has; nothing is done about them."""
+    template: Template
+    max_length: int
+    loss_on: LossOn = "assistant"
+    on_bad_row: Literal["error", "drop"] = "error"
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gated:
-    """Rows that may be trained on, without columns, and what became of the others."""
-
-    rows: tuple[TokenRow, ...]
-    origins: tuple[Origin, ...]
-    """Where each row came from."""
-    dropped: Dropped
-    stats: Stats
-
-    def __post_init__(self) -> None:
-        assert len(self.rows) == len(self.origins), "one origin per row"
+    @property
+    def digest(self) -> str:
+        """Changes when other rows pass, or pass as other tokens."""
+        return f"{self.template.digest} {self.loss_on} {self.max_length} {self.on_bad_row}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,65 +43,46 @@ class Segment:
     trained: bool
 
 
-def tokenise(
-    conversations: Sequence[Conversation],
-    template: Template,
-    *,
-    loss_on: LossOn,
-    max_length: int,
-    on_bad_row: Literal["error", "drop"],
-) -> Gated:
-    """All conversations as rows of at most `max_length` tokens, in order.
-
-    `on_bad_row="error"`: raises `BadRow` (a `DataError`) for the first row that cannot be trained on; `"drop"`:
-    leaves such rows out and counts them. Raises `DataError` where no row is left.
-    """
-    rejects = Rejects(on_bad_row)
-    rows: list[TokenRow] = []
-    origins: list[Origin] = []
-    for conversation in conversations:
-        try:
-            row = render_row(conversation, template, loss_on=loss_on, max_length=max_length)
-        except BadRow as bad:
-            rejects.add(bad)
-            continue
-        rows.append(row)
-        origins.append(conversation.origin)
-    if not rows:
-        dropped = rejects.dropped
-        raise DataError(f"nothing to train on; {dropped.describe() if dropped.total else 'the data set has no rows'}")
-    return Gated(rows=tuple(rows), origins=tuple(origins), dropped=rejects.dropped, stats=_stats(rows))
-
-
-def render_row(
-    conversation: Conversation, template: Template, *, loss_on: LossOn, max_length: int, field: str = "messages"
-) -> TokenRow:
-    """One conversation as a row, or `BadRow` saying why it cannot be trained on; `field` is where it stood."""
-    origin = conversation.origin
+def write_row(conversation: Conversation, rule: Rule) -> Script:
+    """One conversation as text, or `BadRow` saying why it cannot be trained on."""
     _refuse_empty_answers(conversation)
     try:
-        if conversation.text is None:
-            rendered = template.conversation(
-                conversation.messages, conversation.tools, loss_on=loss_on, settings=conversation.settings
-            )
-        else:
-            rendered = template.text(conversation.text)
-    except DataError as error:  # the template knows what is wrong, we know where
-        what, _, remedy = str(error).partition("; ")
-        raise BadRow(origin, "", what, remedy) from error
-    if not any(rendered.trained):
-        raise BadRow(origin, field, "no trained token", f"loss_on: {loss_on} needs an assistant message not marked out")
-    if len(rendered.tokens) > max_length:
-        cut, answer = sum(rendered.trained[max_length:]), sum(rendered.trained)
-        raise BadRow(
-            origin,
-            field if conversation.text is None else "text",
-            f"longer than max_length {max_length}",
-            f"it has {len(rendered.tokens)} tokens, and {cut} of {answer} trained ones would be cut off; "
-            "raise train.max_length, or set data.on_bad_row: drop",
+        if conversation.text is not None:
+            return rule.template.running(conversation.text)
+        return rule.template.script(
+            conversation.messages, conversation.tools, loss_on=rule.loss_on, settings=conversation.settings
         )
-    _refuse_unended(rendered, template, origin)
-    return TokenRow(tokens=token_ids(rendered.tokens), trained=np.array(rendered.trained))
+    except DataError as error:
+        raise _placed(error, conversation.origin) from error
+
+
+def check_row(encoded: Encoded | DataError, conversation: Conversation, field: str, rule: Rule) -> Encoded:
+    """Its tokens, or `BadRow` saying why it cannot be trained on; `field` is where it stood."""
+    origin = conversation.origin
+    field = field if conversation.text is None else "text"
+    if isinstance(encoded, TooLong):
+        remedy = f"it has more than {2 * rule.max_length}; {ROOM}"
+        raise BadRow(origin, field, f"longer than max_length {rule.max_length}", remedy) from encoded
+    if isinstance(encoded, DataError):
+        raise _placed(encoded, origin) from encoded
+    tokens, trained = encoded.tokens, encoded.trained
+    if not trained.any():
+        needed = f"loss_on: {rule.loss_on} needs an assistant message not marked out"
+        raise BadRow(origin, field, "no trained token", needed)
+    if len(tokens) > rule.max_length:
+        cut, answer = trained[rule.max_length :].sum(), trained.sum()
+        remedy = f"it has {len(tokens)} tokens, and {cut} of {answer} trained ones would be cut off; {ROOM}"
+        raise BadRow(origin, field, f"longer than max_length {rule.max_length}", remedy)
+    _refuse_unended(encoded, rule.template, origin)
+    return encoded
+
+
+def token_row(encoded: Encoded, *, shared: int = 0) -> TokenRow:
+    """Tokens as a row without columns."""
+    return TokenRow(tokens=encoded.tokens, trained=encoded.trained, shared=shared)
+
+
+ROOM = "raise train.max_length, or set data.on_bad_row: drop"
 
 
 def segments(row: TokenRow, template: Template) -> tuple[Segment, ...]:
@@ -132,6 +99,12 @@ def plain(parts: Sequence[Segment]) -> str:
 # ----------------------------------------------------------------------------------------------- checks
 
 
+def _placed(error: DataError, origin: Origin) -> BadRow:
+    """The template knows what is wrong, we know where."""
+    what, _, remedy = str(error).partition("; ")
+    return BadRow(origin, "", what, remedy)
+
+
 def _refuse_empty_answers(conversation: Conversation) -> None:
     for index, message in enumerate(conversation.messages):
         if message.role == "assistant" and not message.content.strip() and not message.tool_calls:
@@ -140,32 +113,15 @@ def _refuse_empty_answers(conversation: Conversation) -> None:
             )
 
 
-def _refuse_unended(rendered: Rendered, template: Template, origin: Origin) -> None:
+def _refuse_unended(encoded: Encoded, template: Template, origin: Origin) -> None:
     """Every trained stretch ends a turn, so a stop token must be in it, or the model never learns to stop."""
-    pairs = zip(rendered.tokens, rendered.trained, strict=True)
-    for trained, run in groupby(pairs, key=lambda pair: pair[1]):
-        if trained and template.stop_ids.isdisjoint(token for token, _ in run):
-            raise BadRow(
-                origin,
-                "messages",
-                "a trained turn without a trained stop token",
-                "see how the chat template ends a turn",
-            )
-
-
-def _stats(rows: Sequence[TokenRow]) -> Stats:
-    lengths = sorted(len(row.tokens) for row in rows)
-    p50, p90, p99 = (lengths[-(-len(lengths) * percent // 100) - 1] for percent in (50, 90, 99))
-    return Stats(
-        rows=len(rows),
-        tokens=sum(lengths),
-        trained_tokens=sum(row.trained_count for row in rows),
-        length_p50=p50,
-        length_p90=p90,
-        length_p99=p99,
-        length_max=lengths[-1],
-        duplicates=len(rows) - len({row.tokens.tobytes() for row in rows}),
-    )
+    (starts,) = np.nonzero(np.diff(encoded.trained, prepend=False) & encoded.trained)
+    stops = np.zeros(len(encoded.tokens), np.bool_)
+    for stop in template.stop_ids:  # a few: faster than np.isin
+        stops |= encoded.tokens == stop
+    if not np.logical_or.reduceat(stops & encoded.trained, starts).all():
+        how = "see how the chat template ends a turn"
+        raise BadRow(origin, "messages", "a trained turn without a trained stop token", how)
 
 
 def _escaped(text: str) -> str:
