@@ -70,9 +70,7 @@ class JinjaTemplate(Template):
         # A span may end with any of them: some templates close the last turn with the end of text.
         ends = [text for text, index in self._specials.items() if index in self._stop_ids]
         self._stop = re.compile("|".join(map(re.escape, ends)))
-        eos_id = tokenizer.eos_token_id
-        end = self._specials[self._turn_end] if eos_id is None else eos_id
-        self._encoder = Encoder(tokenizer, self._stop_ids, end)
+        self._encoder = Encoder(tokenizer, self._stop_ids, self._specials[self._turn_end])
         self._calls = self._find_calls()
         self._uneven = self._find_uneven()
         self._check_pieces()

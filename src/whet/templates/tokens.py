@@ -18,11 +18,12 @@ SLICE = 2**16
 
 @dataclass(frozen=True, slots=True)
 class Encoder:
-    """A tokenizer, and what ends running text."""
+    """A tokenizer and the tokens at which texts end."""
 
     tokenizer: Any
     stop_ids: frozenset[int]
-    end: int
+    turn_end: int
+    """Ends running text where the tokenizer has no end of text."""
 
     def one(self, text: str) -> list[int]:
         """A text by itself, with nothing put around it."""
@@ -81,7 +82,8 @@ class Encoder:
     def _joined(self, parts: Sequence[tuple[list[int], bool]], *, running: bool) -> Encoded | DataError:
         tokens = list(chain.from_iterable(ids for ids, _ in parts))
         if running and (not tokens or tokens[-1] not in self.stop_ids):
-            tokens.append(self.end)
+            eos = self.tokenizer.eos_token_id
+            tokens.append(self.turn_end if eos is None else eos)
         try:
             self.refuse_two_bos(tokens)
         except DataError as error:
