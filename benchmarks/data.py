@@ -61,14 +61,14 @@ def make_rows(path: Path, rows: int) -> None:
 def ours(path: Path, model: str) -> dict[str, Any]:
     """Everything that a stage of SFT does up to its first step."""
     from whet.algorithms.sft import sft
-    from whet.config import DataConfig, ModelConfig, SamplingConfig, SFTStage, TrainConfig
+    from whet.config import DataConfig, ModelConfig, SamplingConfig, TrainConfig
     from whet.launch.world import LocalWorld
-    from whet.pipeline.sft_stage import gate
+    from whet.pipeline.gate import gate
 
     world, config = LocalWorld(), ModelConfig(path=model, device="cpu")
     train = TrainConfig(steps=1, batch_size=4, max_length=MAX_LENGTH)
     data = DataConfig(path=str(path), on_bad_row="drop")
-    gated = gate(world, config, SFTStage(kind="sft", data=data, train=train), data)
+    gated = gate(world, config, train, data)
     ready = since_start()
     policy = world.policy(config, train, SamplingConfig())
     next(sft(policy.trainer, gated.rows, train, seed=0))

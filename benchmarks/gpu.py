@@ -155,7 +155,8 @@ def attention(bench: Bench) -> Iterator[Line]:
 def training(bench: Bench, config: ModelConfig, model: LanguageModel) -> Iterator[Line]:
     """A step of SFT on ragged rows, and of GRPO with short and long prompts."""
     size = bench.size
-    train = settle(TrainConfig(lr=1e-6), config, SamplingConfig(), reference=False)
+    tokens = settle(TrainConfig(), config, SamplingConfig(), reference=False)
+    train = TrainConfig(lr=1e-6, microbatch_tokens=tokens)
     trainer = LocalTrainer(model, train)
     planned = footprint("", config, train, None)
     grpo = policy_loss(PolicyConfig(), temperature=1.0, kl_coefficient=0.0)

@@ -65,7 +65,7 @@ def test_rows_that_changed_under_a_checkpoint_are_refused(tmp_path: Path, monkey
         with pytest.raises(KeyboardInterrupt):
             run_recipe(load_recipe(path), quiet=True)
     rows.write_text(rows.read_text().replace('"7"', '"8"'))
-    with pytest.raises(RunError, match="the train rows are not those that this run began with"):
+    with pytest.raises(RunError, match=r"p: data .*rows.jsonl has changed: 8 other rows.*--accept p.data"):
         run_recipe(load_recipe(path), quiet=True)
     rows.write_text(rows.read_text().replace('"8"', '"7"'))
     run_recipe(load_recipe(path), quiet=True)

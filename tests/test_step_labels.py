@@ -20,7 +20,7 @@ from whet.envs.single_turn import SingleTurn
 from whet.errors import ConfigError
 from whet.launch.main import run_recipe
 from whet.models.create import byte_tokenizer
-from whet.pipeline.step_labels_stage import _Labels
+from whet.pipeline.stages.step_labels import _Labels
 from whet.records import Completion, Ending, Message
 from whet.rollouts.play import Player
 from whet.sampling.base import Request, SamplingParams

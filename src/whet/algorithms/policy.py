@@ -24,7 +24,6 @@ from whet.algorithms.columns import (
     with_values,
 )
 from whet.algorithms.critic import Critic, RegressValue, WithValue, largest
-from whet.algorithms.health import Unhealthy
 from whet.algorithms.measure import measure_groups, measure_taken
 from whet.algorithms.policy_loss import policy_loss
 from whet.algorithms.sound import blame, listed, sound
@@ -108,7 +107,7 @@ def policy_gradient(
             ill=health.fatal is not None,
         )
         if health.fatal is not None:
-            raise Unhealthy(health.fatal, step + 1, setting.health.lower_by)
+            raise TrainingError(f"step {step + 1}: {health.fatal}")
 
 
 def update(

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from whet.config.budget import Budget, of_chunks
 from whet.config.data import Source
 from whet.config.judge import ChatConfig, JudgeConfig, JudgeWording
 from whet.config.rewards import RewardConfig, judged
@@ -47,6 +48,10 @@ class CompareStage(RowsBase):
             raise ValueError("sampling.temperature must be above 0: greedy answers to one task are all the same")
         return self
 
+    def budget(self) -> Budget:
+        """Its samples."""
+        return of_chunks(self.tasks, self.chunk, each=self.samples, tokens=self.sampling.max_tokens)
+
 
 class ReviseStage(RowsBase):
     """Answer, criticise by a principle, rewrite, and again: better answers to imitate (Constitutional AI)."""
@@ -66,6 +71,11 @@ class ReviseStage(RowsBase):
     max_tokens: int = Field(512, ge=1)
     """Most tokens of an answer, of a critique and of a revision."""
 
+    def budget(self) -> Budget:
+        """Its answer and, without another writer, the critiques and revisions."""
+        own = 1 if self.writer is not None else 1 + 2 * self.rounds
+        return of_chunks(self.tasks, self.chunk, each=own, tokens=self.max_tokens)
+
 
 class QuestionsStage(RowsBase):
     """Comparisons as questions to a judge, with the known verdict: a judge in training imitates and then reasons.
@@ -73,6 +83,7 @@ class QuestionsStage(RowsBase):
     A row has `prompt` (the question), `completion` (to imitate) and `verdict` (for `rewards: [{kind: verdict}]`).
     """
 
+    reads_model: ClassVar[bool] = False
     kind: Literal["questions"]
     data: Source
     """Comparisons."""
@@ -84,6 +95,10 @@ class QuestionsStage(RowsBase):
     """Who writes reasons to imitate; only those whose verdict is the known one become rows. None: the verdict alone."""
     max_tokens: int = Field(512, ge=1)
     """Most tokens of what the teacher writes."""
+
+    def budget(self) -> Budget:
+        """It samples nothing itself."""
+        return of_chunks(self.data, self.chunk, each=0, tokens=0)
 
     @model_validator(mode="after")
     def _check(self) -> QuestionsStage:
@@ -99,10 +114,15 @@ class AgreementStage(RowsBase):
     """
 
     makes: ClassVar[Made | None] = None
+    reads_model: ClassVar[bool] = False
     kind: Literal["agreement"]
     data: Source
     """Comparisons."""
     judge: JudgeConfig
+
+    def budget(self) -> Budget:
+        """It samples nothing itself."""
+        return of_chunks(self.data, self.chunk, each=0, tokens=0)
 
 
 class StepLabelsStage(RowsBase):
@@ -132,3 +152,7 @@ class StepLabelsStage(RowsBase):
         if self.sampling.temperature == 0:
             raise ValueError("sampling.temperature must be above 0: greedy completions of one prefix are all the same")
         return self
+
+    def budget(self) -> Budget:
+        """`rollouts` for each step, whose number is not known before."""
+        return of_chunks(self.tasks, self.chunk, each=None, tokens=self.sampling.max_tokens)

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from whet.config.budget import Budget, times
 from whet.config.data import Source
 from whet.config.preference import LossConfig, PreferenceTrainConfig
 from whet.config.rewards import RewardConfig, check_rewards
@@ -60,3 +61,13 @@ class OnlinePreferenceStage(StageBase):
                 "takes whole prompts"
             )
         return self
+
+    def budget(self) -> Budget:
+        """A batch of answers a step."""
+        return Budget(
+            steps=self.train.steps,
+            optimizer_steps=times(self.train.steps, self.minibatches),
+            prompts=self.prompts_per_step,
+            sequences=self.prompts_per_step * self.rollouts_per_prompt,
+            tokens_each=self.sampling.max_tokens,
+        )

@@ -8,8 +8,8 @@ meaningless is refused here, with the reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -151,6 +151,8 @@ class PtxConfig(Strict):
 
 class PolicyConfig(Strict):
     """A point in the space of policy gradients."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
 
     preset: Preset | None = None
     objectives: Literal["summed", "normalised"] = "summed"

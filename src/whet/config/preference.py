@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from whet.config.budget import Budget, answers_of, of_rows
 from whet.config.data import GeneratedConfig, Source
 from whet.config.presets import with_preset
 from whet.config.stage import StageBase
@@ -147,6 +148,8 @@ STEP_WIDE = ("bco", "aot", "aot_unpaired")
 class LossConfig(Strict):
     """A sum of preference losses, each weighted; no key of a loss that is not in the sum."""
 
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PREFERENCE_PRESETS
+
     preset: PreferencePreset | None = None
     dpo: SmoothTerm | None = None
     robust: RobustTerm | None = None
@@ -246,3 +249,8 @@ class PreferenceStage(StageBase):
             if source.answers > 2 and self.pairs == "all" and self.loss.pairs_only:
                 raise ValueError(self.loss.why_pairs)
         return self
+
+    def budget(self) -> Budget:
+        """Rows of two answers, of one for KTO, or of as many as there are."""
+        answers = 2 if self.pairs == "best_worst" else answers_of(self.data)
+        return of_rows(self.data, self.train, answers=answers if self.loss.kto is None else 1)

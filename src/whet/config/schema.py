@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from whet.config.loading import STAGES
-from whet.config.recipe import INHERITED, Recipe
+from whet.config.recipe import INHERITED, STAGES, Recipe
 from whet.config.train import SamplingConfig, TrainConfig
 
 
@@ -21,7 +20,7 @@ def json_schema() -> dict[str, Any]:
             "$ref": f"#/$defs/{model.__name__}",
             "description": f"Defaults for the `{name}` section of every stage that has one.",
         }
-    for holder, key in ((schema, "model"), *((schema["$defs"][model.__name__], "model") for model in STAGES.values())):
+    for holder, key in ((schema, "model"), *((schema["$defs"][model.__name__], "model") for model in STAGES)):
         _allow_text(holder["properties"], key)
     _allow_text(schema["$defs"]["RLStage"]["properties"], "algorithm")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -22,6 +21,7 @@ from whet.data.faults import BadRow, Dropped, Rejects, nearest
 from whet.data.known import Known, unfold
 from whet.data.readers import Reject, damaged, files_of, kind_of, read_file, rows_of
 from whet.errors import DataError
+from whet.files import Digest, digest_file
 
 Example = TypeVar("Example")
 
@@ -123,6 +123,8 @@ class Content:
     parts: Mapping[str, str]
     """SHA-256 of the bytes of each file by its name, in the order in which they are read; of a streamed data set the
     revision or the date of each file, since its bytes are elsewhere."""
+    lines: int = 0
+    """Lines of its `.jsonl` files."""
 
     @property
     def digest(self) -> str:
@@ -130,14 +132,14 @@ class Content:
         return hashlib.sha256(json.dumps(list(self.parts.values())).encode()).hexdigest()
 
 
-def content_of(config: DataConfig) -> Content:
+def content_of(config: DataConfig, digest: Callable[[Path], Digest] = digest_file) -> Content:
     """The digests of what `read_rows` would read, by reading bytes (1 GB a second or more) and parsing nothing.
 
-    Raises `DataError` as `read_rows` does.
+    `digest` gives that of a file. Raises `DataError` as `read_rows` does.
     """
     place = _place(config)
     if place == "files":
-        return _digests(files_of(_path(config)))
+        return _digests(files_of(_path(config)), digest)
     if place == "hub" and config.streaming:
         import datasets
 
@@ -148,11 +150,11 @@ def content_of(config: DataConfig) -> Content:
     dataset = _saved(config) if place == "saved" else _hub(config)
     files = [Path(file["filename"]) for file in dataset.cache_files]
     if files:
-        return _digests(files)
-    digest = hashlib.sha256()  # it is in memory only
+        return _digests(files, digest)
+    rows = hashlib.sha256()  # it is in memory only
     for row in dataset:
-        digest.update(repr(row).encode("utf-8", "surrogatepass"))
-    return Content(parts={_label(config): digest.hexdigest()})
+        rows.update(repr(row).encode("utf-8", "surrogatepass"))
+    return Content(parts={_label(config): rows.hexdigest()})
 
 
 def digest_of(config: DataConfig) -> str:
@@ -164,18 +166,10 @@ def digest_of(config: DataConfig) -> str:
     return hashlib.sha256(f"{content_of(config).digest} {keys}".encode()).hexdigest()
 
 
-def _digests(files: list[Path]) -> Content:
-    found = [(file, file.stat()) for file in files]
-    return Content(
-        parts={file.name: _sha256(str(file), s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for file, s in found}
-    )
-
-
-@lru_cache(maxsize=256)
-def _sha256(file: str, *_changed: int) -> str:
-    """Of a file's bytes; read once in a process as long as inode, size and times stay."""
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _digests(files: list[Path], digest: Callable[[Path], Digest]) -> Content:
+    found = {file.name: digest(file) for file in files}
+    lines = sum(each.lines for name, each in found.items() if name.endswith(".jsonl"))
+    return Content(parts={name: each.sha256 for name, each in found.items()}, lines=lines)
 
 
 # ------------------------------------------------------------------------------------- datasets, the hub

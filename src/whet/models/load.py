@@ -22,6 +22,7 @@ from torch import nn
 
 from whet.config import LoraConfig, ModelConfig
 from whet.errors import ModelError
+from whet.files import Digests
 from whet.models.architecture import (
     load_causal,
     max_row_tokens,
@@ -51,6 +52,8 @@ from whet.models.products import adopt
 from whet.models.quantize import is_quantised, keep_layout, nf4_options
 
 BUILT_IN = {"whet:demo": Path(__file__).parent.parent / "assets" / "demo"}
+CONTENTS = {".safetensors", ".bin", ".json", ".jinja", ".model", ".txt"}
+"""Suffixes of the files of a model directory."""
 
 
 def load_model(
@@ -177,6 +180,26 @@ def read_max_length(config: ModelConfig) -> int:
     found = _read_config(config)
     tell_window(config.path, found)
     return max_row_tokens(found)
+
+
+def read_contents(config: ModelConfig, digests: Digests) -> dict[str, Any]:
+    """`files`: the SHA-256 of every file that loading reads, by name. Of a hub model its `commit`, which fixes them.
+
+    Nothing of `whet:tiny`, which is all configuration. Raises `ModelError` where there is no such model.
+    """
+    from transformers.utils.hub import cached_file
+
+    if config.path == "whet:tiny":
+        return {}
+    where, revision = _locate(config.path)
+    if Path(where).is_dir():
+        files = (file for file in sorted(Path(where).iterdir()) if file.suffix in CONTENTS and file.is_file())
+        return {"files": {file.name: {"sha256": digests.of(file).sha256} for file in files}}
+    try:
+        found = cached_file(where, "config.json", revision=revision)
+    except OSError as error:
+        raise ModelError(f"{config.path}: no model configuration could be read ({first_line(error)})") from error
+    return {"commit": Path(str(found)).parent.name}
 
 
 def read_eos_ids(config: ModelConfig) -> tuple[int, ...]:

@@ -254,8 +254,8 @@ class JinjaTemplate(Template):
 
     def _tell(self, what: str) -> None:
         if what not in self._said:
-            self._said.add(what)
             _log.warning("%s", what)
+        self._said.add(what)
 
     def _check_span(self, index: int, message: Message, span: str) -> None:
         """Whether all that the message says is in what would be trained."""
@@ -339,8 +339,7 @@ class JinjaTemplate(Template):
 
         A header ends an answer only where the model's generation config has it among the ends of text (GLM).
         """
-        question = Message(role="user", content="Hello")
-        answer = Message(role="assistant", content=PROBE)
+        question, answer = Message(role="user", content="Hello"), Message(role="assistant", content=PROBE)
         try:
             text, blocks = self._render([question, answer], ())
             opening, _ = self._render([question], (), generation_prompt=True)

@@ -3,49 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 from whet.algorithms.critic import Critic
 from whet.algorithms.policy import first_state, policy_gradient
 from whet.algorithms.ptx import PretrainingMix
 from whet.algorithms.standing import Setting
-from whet.config import (
-    CompareStage,
-    CurriculumConfig,
-    EvalStage,
-    ModelConfig,
-    OnlinePreferenceStage,
-    RLStage,
-    SamplingConfig,
-    StepLabelsStage,
-)
+from whet.config import CurriculumConfig, ModelConfig, RLStage
 from whet.config.rewards import weights
-from whet.data.faults import Dropped
-from whet.envs.base import Rubric, Task
-from whet.envs.rubric import WeightedRubric
-from whet.envs.single_turn import SingleTurn
+from whet.envs.base import Task
 from whet.pipeline.dropped import keep_dropped
-from whet.pipeline.loop import Saved, WayBack, WithCritic, drive
-from whet.pipeline.sft_stage import gate
-from whet.pipeline.sources import rubric, tasks, usable
-from whet.pipeline.stage import Context, Policy, World
+from whet.pipeline.gate import gate
+from whet.pipeline.loop import Saved, WithCritic, drive
+from whet.pipeline.playing import look_at_tasks, playable, player
+from whet.pipeline.sources import rubric
+from whet.pipeline.stage import Context, Kind, Needs, Policy, Seen, World, training_and_sampling
 from whet.records import Step
 from whet.rollouts.curriculum import Curriculum, hardness_of
 from whet.rollouts.feed import Feed
-from whet.rollouts.play import Player
-from whet.sampling.base import SamplingParams
-from whet.templates.base import Template
+from whet.tracking.catalogue import TRAINING
+from whet.tracking.charts import Look
 from whet.tracking.log import RunLog
+from whet.tracking.text import number, percent
 from whet.training.tokenize import Gated
 
 
-def run_rl(context: Context) -> None:
+def run_rl(context: Context[RLStage]) -> None:
     """Sample, score, weigh and step until the steps are done."""
     config = context.config
-    assert isinstance(config, RLStage) and config.train.steps is not None
+    assert config.train.steps is not None
     grading = rubric(config.tasks, config.rewards, context.world)
     try:
-        problems = playable(config, context.model, context.world, grading)
+        problems = playable(config.tasks, context.model, context.world, grading)
         context.console.say(f"{context.name}: {problems.describe()}")
         keep_dropped(context, "tasks", problems.lost)
         mix = _mix(context, config)
@@ -93,10 +82,7 @@ def run_rl(context: Context) -> None:
         learning: Saved = policy.trainer
         if critic is not None and critic.trainer is not policy.trainer:
             learning = WithCritic(policy.trainer, critic.trainer)
-        way_back = None
-        if "back" in config.health.model_dump().values():
-            way_back = WayBack(every=config.health.window, first=first)
-        drive(context, learning, log, begin, steps=setting.steps, way_back=way_back)
+        drive(context, learning, log, begin, steps=setting.steps)
     finally:
         grading.close()
 
@@ -107,7 +93,7 @@ def _curriculum(config: CurriculumConfig | None, listed: Sequence[Task]) -> Curr
     return Curriculum(config=config, tasks=len(listed), hardness=hardness_of(listed, config))
 
 
-def _critic(context: Context, config: RLStage, policy: Policy) -> Critic | None:
+def _critic(context: Context[RLStage], config: RLStage, policy: Policy) -> Critic | None:
     """The critic that the recipe asks for: a head of the policy, or a model of its own or of the policy's weights."""
     asked = config.algorithm.critic
     if asked is None:
@@ -120,13 +106,13 @@ def _critic(context: Context, config: RLStage, policy: Policy) -> Critic | None:
     return Critic(trainer=context.world.scalar_model(model, train, reads=start), config=asked)
 
 
-def pretraining_rows(config: RLStage, model: ModelConfig, world: World) -> Gated | None:
+def _pretraining_rows(config: RLStage, model: ModelConfig, world: World) -> Gated | None:
     """The rows of PPO-ptx that pass the gate, where the recipe asks for them."""
-    return None if config.algorithm.ptx is None else gate(world, model, config, config.algorithm.ptx.data)
+    return None if config.algorithm.ptx is None else gate(world, model, config.train, config.algorithm.ptx.data)
 
 
-def _mix(context: Context, config: RLStage) -> PretrainingMix | None:
-    data, asked = pretraining_rows(config, context.model, context.world), config.algorithm.ptx
+def _mix(context: Context[RLStage], config: RLStage) -> PretrainingMix | None:
+    data, asked = _pretraining_rows(config, context.model, context.world), config.algorithm.ptx
     if data is None or asked is None:
         return None
     context.console.say(f"{context.name}: ptx {data.describe()}")
@@ -134,50 +120,27 @@ def _mix(context: Context, config: RLStage) -> PretrainingMix | None:
     return PretrainingMix(rows=data.rows, config=asked, seed=context.seed)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Playable:
-    """The tasks of a stage, and what was left out of them."""
-
-    tasks: Sequence[Task]
-    lost: tuple[Dropped, ...]
-
-    def describe(self) -> str:
-        """`5,107 tasks; 2 rows dropped: ...`."""
-        return "; ".join([f"{len(self.tasks):,} tasks", *(d.describe() for d in self.lost if d.total)])
+def check_rl(context: Context[RLStage]) -> Seen:
+    """Its tasks, what its curriculum orders them by, and rows that are mixed in."""
+    seen, found = look_at_tasks(context)
+    hardness_of(found.tasks, context.config.curriculum)  # raises where a column has no number
+    mixed = _pretraining_rows(context.config, context.model, context.world)
+    return seen if mixed is None else replace(seen, summary=f"{seen.summary}; ptx {mixed.describe()}")
 
 
-def playable(
-    config: RLStage | OnlinePreferenceStage | EvalStage | CompareStage | StepLabelsStage,
-    model: ModelConfig,
-    world: World,
-    grading: WeightedRubric,
-) -> Playable:
-    """The stage's tasks, checked against its rewards and the model's template; no weights are loaded for it."""
-    listed, unread = tasks(config.tasks)
-    kept, unusable = usable(config.tasks, listed, grading, world.template(model), world.max_length(model))
-    if isinstance(config, RLStage):
-        hardness_of(kept, config.curriculum)  # raises where a column has no number
-    return Playable(tasks=kept, lost=(unread, unusable))
+def needs_of_rl(config: RLStage) -> Needs:
+    """A policy, a reference for the KL, and a critic."""
+    reference = config.algorithm.kl.place != "none"
+    return replace(training_and_sampling(config), reference=reference, critic=config.algorithm.critic)
 
 
-def player(policy: Policy, grading: Rubric, sampling: SamplingConfig) -> Player:
-    """Plays single-turn tasks with this policy."""
-    return Player(
-        sampler=policy.sampler,
-        template=policy.template,
-        environment=SingleTurn,
-        rubric=grading,
-        params=sampling_params(sampling, policy.template),
-        max_length=policy.max_length,
-    )
-
-
-def sampling_params(config: SamplingConfig, template: Template) -> SamplingParams:
-    """The recipe's sampling section, with the stop tokens that the template knows."""
-    return SamplingParams(
-        max_tokens=config.max_tokens,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        top_k=config.top_k,
-        stop_ids=template.stop_ids,
-    )
+KIND = Kind(
+    config=RLStage,
+    run=run_rl,
+    check=check_rl,
+    needs=needs_of_rl,
+    look=Look(
+        charts=TRAINING,
+        headline=(("solved", "the solved share of training tasks", percent), ("reward", "the reward", number)),
+    ),
+)

@@ -10,16 +10,17 @@ from whet.data.base import Comparison
 from whet.envs.asked import Chat
 from whet.envs.judges.judge import Wording, build_wording
 from whet.envs.judges.questions import Known, questions, teach
+from whet.pipeline.asking import questions_seen
 from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.rows import Chunk, Row, make_rows
 from whet.pipeline.sources import comparisons
-from whet.pipeline.stage import Context
+from whet.pipeline.stage import Context, Kind, Seen
+from whet.tracking.charts import Look
 
 
-def run_questions(context: Context) -> None:
+def run_questions(context: Context[QuestionsStage]) -> None:
     """Write the questions, each with what to imitate."""
     config = context.config
-    assert isinstance(config, QuestionsStage)
     listed, unread = comparisons(config.data)
     lost = f"; {unread.describe()}" if unread.total else ""
     keep_dropped(context, "data", [unread])
@@ -59,8 +60,22 @@ class _Ask:
 
 def _row(known: Known, completion: str) -> Row:
     return {
-        "prompt": [{"role": message.role, "content": message.content} for message in known.prompt],
+        "prompt": [message.as_dict() for message in known.prompt],
         "completion": completion,
         "verdict": known.verdict,
         "task": known.origin,
     }
+
+
+def check_questions(context: Context[QuestionsStage]) -> Seen:
+    """Its comparisons, and the first of its questions."""
+    return questions_seen(context.config.data, context.config.wording, context.config.form)
+
+
+KIND = Kind(
+    config=QuestionsStage,
+    run=run_questions,
+    check=check_questions,
+    needs=lambda config: None,
+    look=Look(makes_rows=True),
+)

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from whet.algorithms.online_preference import OnlineSetting, first_state, online_preference
 from whet.config import OnlinePreferenceStage
 from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.loop import drive
-from whet.pipeline.rl_stage import playable, player
+from whet.pipeline.playing import check_tasks, playable, player
 from whet.pipeline.sources import rubric
-from whet.pipeline.stage import Context
+from whet.pipeline.stage import Context, Kind, training_and_sampling
 from whet.records import Step
 from whet.rollouts.feed import Feed
+from whet.tracking.catalogue import PREFERENCES, TRAINING
+from whet.tracking.charts import Look
 from whet.tracking.log import RunLog
+from whet.tracking.text import number
 
 
-def run_online_preference(context: Context) -> None:
+def run_online_preference(context: Context[OnlinePreferenceStage]) -> None:
     """Sample, score, rank, prefer and step until the steps are done."""
     config = context.config
-    assert isinstance(config, OnlinePreferenceStage) and config.train.steps is not None
+    assert config.train.steps is not None
     grading = rubric(config.tasks, config.rewards, context.world)
     try:
-        problems = playable(config, context.model, context.world, grading)
+        problems = playable(config.tasks, context.model, context.world, grading)
         context.console.say(f"{context.name}: {problems.describe()}")
         keep_dropped(context, "tasks", problems.lost)
         policy = context.world.policy(
@@ -57,3 +61,12 @@ def run_online_preference(context: Context) -> None:
         drive(context, policy.trainer, log, begin, steps=setting.steps)
     finally:
         grading.close()
+
+
+KIND = Kind(
+    config=OnlinePreferenceStage,
+    run=run_online_preference,
+    check=check_tasks,
+    needs=lambda c: replace(training_and_sampling(c), reference=c.loss.needs_reference),
+    look=Look(charts=(*PREFERENCES, *TRAINING), headline=(("reward", "the reward", number),)),
+)

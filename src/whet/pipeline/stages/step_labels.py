@@ -17,25 +17,25 @@ from whet.envs.base import Attempt, Task
 from whet.envs.rewards.model import split_steps
 from whet.errors import SamplerError
 from whet.pipeline.dropped import keep_dropped
-from whet.pipeline.rl_stage import playable, player
+from whet.pipeline.playing import check_tasks, playable, player
 from whet.pipeline.rows import Chunk, Row, Tally, make_rows, writable
 from whet.pipeline.sources import rubric
-from whet.pipeline.stage import Context
+from whet.pipeline.stage import Context, Kind
 from whet.records import Ending, Episode, Outcome, seed_of
 from whet.rollouts.play import Player
 from whet.sampling.base import Request
 from whet.templates.places import completing_tokens
+from whet.tracking.charts import Look
 
 Tokens = tuple[int, ...]
 
 
-def run_step_labels(context: Context) -> None:
+def run_step_labels(context: Context[StepLabelsStage]) -> None:
     """Sample answers, go on from each of their steps, and write what came of it."""
     config = context.config
-    assert isinstance(config, StepLabelsStage)
     grading = rubric(config.tasks, config.rewards, context.world)
     try:
-        problems = playable(config, context.model, context.world, grading)
+        problems = playable(config.tasks, context.model, context.world, grading)
         context.console.say(f"{context.name}: {problems.describe()} x {config.samples} answers")
         keep_dropped(context, "tasks", problems.lost)
         policy = context.world.policy(context.model, TrainConfig(), config.sampling)
@@ -57,7 +57,7 @@ class _Steps:
 
 @dataclass(frozen=True, slots=True)
 class _Labels:
-    context: Context
+    context: Context[StepLabelsStage]
     config: StepLabelsStage
     player: Player
 
@@ -140,10 +140,13 @@ class _Labels:
         labels = [float(value > 0) if hard else value for value in values] + [float(right)]
         wrong = next((index for index, label in enumerate(labels) if label == 0), len(labels))
         return {
-            "prompt": [{"role": message.role, "content": message.content} for message in answer.task.messages],
+            "prompt": [message.as_dict() for message in answer.task.messages],
             "steps": list(answer.text),
             "separator": "",
             "labels": labels[: wrong + 1],
             "right": right,
             "task": answer.task.id,
         }
+
+
+KIND = Kind(config=StepLabelsStage, run=run_step_labels, check=check_tasks, look=Look(makes_rows=True))

@@ -12,21 +12,23 @@ from whet.config import GeneratedConfig, LossConfig, ModelConfig, PreferenceStag
 from whet.data.faults import Dropped
 from whet.errors import DataError
 from whet.pipeline.dropped import keep_dropped
-from whet.pipeline.loop import drive
+from whet.pipeline.loop import drive, with_evaluation
+from whet.pipeline.playing import SHOWN
 from whet.pipeline.reference import with_reference
-from whet.pipeline.sft_stage import with_evaluation
 from whet.pipeline.sources import comparisons, judged
-from whet.pipeline.stage import Context, World
+from whet.pipeline.stage import Context, Kind, Seen, World
 from whet.records import Atom, Metric, Step
+from whet.tracking.catalogue import PREFERENCES, TRAINING
+from whet.tracking.charts import Look
 from whet.tracking.log import RunLog
+from whet.tracking.text import number, percent
 from whet.training.base import Trainer
 from whet.training.compare import Compared, JudgedRow, PreferenceStats, tokenise_comparisons, tokenise_judged
 
 
-def run_preference(context: Context) -> None:
+def run_preference(context: Context[PreferenceStage]) -> None:
     """Train on the comparisons, or the judged answers, that pass the gate."""
     config = context.config
-    assert isinstance(config, PreferenceStage)
     found = {"train": gate_preferences(context.world, context.model, config, config.data)}
     if config.eval_data is not None:
         found["eval"] = gate_preferences(context.world, context.model, config, config.eval_data)
@@ -122,3 +124,29 @@ def _imbalance(passed: Sequence[JudgedRow], loss: LossConfig) -> str:
         f"{good:,} good and {bad:,} bad answers pull with {pull[0]:g} to {pull[1]:g}, outside KTO's 1 to 1.5; "
         "loss.kto.desirable and undesirable set that right"
     )
+
+
+def check_preference(context: Context[PreferenceStage]) -> Seen:
+    """Both sets of rows through the gate."""
+    config, world, model = context.config, context.world, context.model
+    gated = gate_preferences(world, model, config, config.data)
+    summary = gated.describe()
+    if config.eval_data is not None:
+        summary += f"; for evaluation {gate_preferences(world, model, config, config.eval_data).describe()}"
+    answers = 2 if config.loss.kto is None else 1
+    return Seen(summary=summary, rows=[row for atom in gated.atoms[:SHOWN] for row in atom.rows[:answers]])
+
+
+KIND = Kind(
+    config=PreferenceStage,
+    run=run_preference,
+    check=check_preference,
+    look=Look(
+        charts=(*PREFERENCES, *TRAINING),
+        headline=(
+            ("eval_rewards/accuracies", "the share of held-out pairs in the right order", percent),
+            ("rewards/accuracies", "the share of pairs in the right order", percent),
+            ("loss", "the loss", number),
+        ),
+    ),
+)

@@ -15,23 +15,22 @@ from whet.errors import ConfigError, RewardError
 from whet.evals.run import Answer, EvalRow, compare, summarise, table
 from whet.files import read_json, write_json
 from whet.pipeline.dropped import keep_dropped
-from whet.pipeline.rl_stage import playable, player
+from whet.pipeline.playing import check_tasks, playable, player
 from whet.pipeline.sources import rubric
-from whet.pipeline.stage import Context, Interrupted
+from whet.pipeline.stage import Context, Interrupted, Kind
 from whet.records import Group, Outcome, seed_of
 from whet.tracking.log import RunLog
 
 CHUNK_EPISODES = 512
 
 
-def run_eval(context: Context) -> list[EvalRow]:
+def run_eval(context: Context[EvalStage]) -> list[EvalRow]:
     """Play every task with every model, and write `eval.json`."""
     config = context.config
-    assert isinstance(config, EvalStage)
     _check_labels(context.models)
     grading = rubric(config.tasks, config.rewards, context.world)
     try:
-        found = playable(config, next(iter(context.models.values())), context.world, grading)
+        found = playable(config.tasks, next(iter(context.models.values())), context.world, grading)
         # A problem that is listed twice is one question: counting it twice would narrow the intervals.
         problems = list({task.id: task for task in found.tasks}.values())
         keep_dropped(context, "tasks", found.lost)
@@ -60,7 +59,7 @@ def _answers(
     context: Context, config: EvalStage, label: str, model: ModelConfig, problems: Sequence[Task], grading: Rubric
 ) -> dict[str, list[Answer]]:
     """The graded answers of one model, task by task; from its file if an earlier run got that far."""
-    done = context.folder / f"answers-{label}.json"
+    done = context.checkpoints / f"answers-{label}.json"
     if done.exists():
         return {task: [Answer(**answer) for answer in given] for task, given in read_json(done).items()}
     policy = context.world.policy(model, TrainConfig(), config.sampling)
@@ -105,3 +104,6 @@ def _judge(group: Group) -> list[Answer]:
         )
         for episode in group.episodes
     ]
+
+
+KIND = Kind(config=EvalStage, run=run_eval, check=check_tasks)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from whet.config import ModelConfig
+from whet.config import ModelConfig, SamplingConfig
 from whet.config.feedback import ReviseStage
 from whet.config.judge import LocalChat
 from whet.envs.asked import Chat
@@ -14,16 +14,17 @@ from whet.envs.base import Task
 from whet.envs.judges.principles import read_principles
 from whet.envs.judges.revise import Revision, revise
 from whet.pipeline.dropped import keep_dropped
+from whet.pipeline.playing import SHOWN
 from whet.pipeline.rows import Chunk, Row, make_rows, writable
 from whet.pipeline.sources import tasks
-from whet.pipeline.stage import Context
+from whet.pipeline.stage import Context, Kind, Needs, Seen
 from whet.records import seed_of
+from whet.tracking.charts import Look
 
 
-def run_revise(context: Context) -> None:
+def run_revise(context: Context[ReviseStage]) -> None:
     """Answer, criticise and rewrite until every task has its row."""
     config = context.config
-    assert isinstance(config, ReviseStage)
     listed, unread = tasks(config.tasks)
     principles = read_principles(config.principles)
     lost = f"; {unread.describe()}" if unread.total else ""
@@ -41,7 +42,7 @@ def run_revise(context: Context) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Revise:
-    context: Context
+    context: Context[ReviseStage]
     config: ReviseStage
     author: Chat
     writer: Chat
@@ -76,10 +77,27 @@ class _Revise:
 
 def _row(task: Task, revision: Revision) -> Row:
     return {
-        "prompt": [{"role": message.role, "content": message.content} for message in task.messages],
+        "prompt": [message.as_dict() for message in task.messages],
         "completion": revision.revised,
         "draft": revision.draft,
         "principles": list(revision.principles),
         "critiques": list(revision.critiques),
         "task": task.id,
     }
+
+
+def check_revise(context: Context[ReviseStage]) -> Seen:
+    """Its tasks and principles."""
+    config = context.config
+    listed, unread = tasks(config.tasks)
+    summary = f"{len(listed):,} tasks, {len(read_principles(config.principles))} principles; {unread.describe()}"
+    return Seen(summary=summary, prompts=[task.messages for task in listed[:SHOWN]])
+
+
+KIND = Kind(
+    config=ReviseStage,
+    run=run_revise,
+    check=check_revise,
+    needs=lambda c: Needs(sampling=SamplingConfig(max_tokens=c.max_tokens, max_running=c.chunk)),
+    look=Look(makes_rows=True),
+)

@@ -1,0 +1,32 @@
+"""The kinds of stages that there are."""
+
+from __future__ import annotations
+
+from whet.pipeline.stage import Kind
+from whet.pipeline.stages import (
+    agreement,
+    compare,
+    eval,
+    online_preference,
+    preference,
+    questions,
+    revise,
+    reward_model,
+    rl,
+    sft,
+    step_labels,
+)
+
+KINDS: tuple[Kind, ...] = (
+    sft.KIND,
+    preference.KIND,
+    online_preference.KIND,
+    reward_model.KIND,
+    rl.KIND,
+    eval.KIND,
+    compare.KIND,
+    revise.KIND,
+    questions.KIND,
+    agreement.KIND,
+    step_labels.KIND,
+)
