@@ -144,6 +144,13 @@ def test_the_law_holds_for_published_templates_and_tokenizers(name: str, convers
         check(template, tokenizer, messages)
 
 
+def test_a_header_that_ends_turns_is_that_of_who_would_follow() -> None:
+    template = template_of("GLM-4")
+    (answer,) = spans(template, template.conversation((ASK, TELL)))
+    _, call = spans(template, template.conversation((ASK, TELL, AGAIN, CALLING)))
+    assert answer == "bravo<|user|>" and call.endswith("</tool_call><|observation|>")
+
+
 def test_arguments_that_a_template_prints_are_json_and_what_it_drops_is_refused() -> None:
     tokenizer = tokenizer_of("ChatML")
     for printing in (

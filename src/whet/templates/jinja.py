@@ -73,7 +73,7 @@ class JinjaTemplate(Template):
         self._encoder = Encoder(tokenizer, self._stop_ids, self._specials[self._turn_end])
         self._calls = self._find_calls()
         self._uneven = self._find_uneven()
-        self._check_pieces()
+        self._encoder.refuse_changed_pieces(f"Hello{self._turn_end}\nassistant", "\nyes", " no", PROBE)
 
     @cached_property
     def digest(self) -> str:
@@ -123,7 +123,7 @@ class JinjaTemplate(Template):
         text, blocks = self._render(messages, tools, settings)
         refuse_lost(text, messages, tools)
         if self._headed and messages[-1].role == "assistant":
-            text += self._turn_end
+            text += self._next_header(text, messages, tools, settings)
         marked = marked_messages(messages, loss_on)
         elsewhere = loss_on == "all"
         pieces: list[tuple[str, bool]] = []
@@ -179,9 +179,7 @@ class JinjaTemplate(Template):
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Tokens as text, special tokens included."""
-        text = self._tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        assert isinstance(text, str)
-        return text
+        return self._encoder.decode(tokens)
 
     # ------------------------------------------------------------------------------------------- spans
 
@@ -243,6 +241,18 @@ class JinjaTemplate(Template):
             known = next_turn >= 0 and text.startswith(before)
             self._closed[kind] = known and self._stop.search(text, len(before), next_turn) is not None
         return self._closed[kind]
+
+    def _next_header(
+        self, text: str, messages: Sequence[Message], tools: Sequence[dict[str, Any]], settings: Settings
+    ) -> str:
+        """The header that would follow the conversation: a tool's after a call, else a user's."""
+        calls = messages[-1].tool_calls
+        marker = Message(role="tool" if calls else "user", content=PROBE, tool_call_id=calls[0].id if calls else None)
+        longer, _ = self._render([*messages, marker], tools, settings)
+        header = self._stop.search(longer, len(text))
+        if header is None or not longer.startswith(text):
+            raise self._no_span(len(messages) - 1, "writes it differently where another turn follows")
+        return longer[len(text) : header.end()]
 
     def _tell_uneven(self, index: int, messages: Sequence[Message]) -> None:
         """Once: what a last answer is trained with and this one is trained without."""
@@ -387,13 +397,3 @@ class JinjaTemplate(Template):
             return ""
         last, earlier = (text.partition(PROBE)[0].removeprefix(opening) for text in texts)
         return "" if last == earlier else last
-
-    def _check_pieces(self) -> None:
-        """Pieces tokenized by themselves must join to the same text; old SentencePiece ones add spaces."""
-        pieces = [f"Hello{self._turn_end}\nassistant", "\nyes", " no", PROBE]
-        joined = self.decode([token for piece in pieces for token in self._encoder.one(piece)])
-        if joined != "".join(pieces):
-            raise ModelError(
-                "the tokenizer changes spaces when a text is tokenized in pieces (an old SentencePiece tokenizer?); "
-                "whet needs one that does not: sampled tokens and rendered ones could not be joined"
-            )

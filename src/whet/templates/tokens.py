@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from whet.errors import DataError
+from whet.errors import DataError, ModelError
 from whet.templates.base import Encoded, Script, TooLong
 
 SLICE = 2**16
@@ -29,6 +29,20 @@ class Encoder:
         """A text by itself, with nothing put around it."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] if text else []
         return ids
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Tokens as text, special tokens included."""
+        text = self.tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
+
+    def refuse_changed_pieces(self, *pieces: str) -> None:
+        """Raise `ModelError` where pieces tokenized by themselves join to another text."""
+        if self.decode([token for piece in pieces for token in self.one(piece)]) != "".join(pieces):
+            raise ModelError(
+                "the tokenizer changes spaces when a text is tokenized in pieces (an old SentencePiece tokenizer?); "
+                "whet needs one that does not: sampled tokens and rendered ones could not be joined"
+            )
 
     def all(self, scripts: Sequence[Script], *, most: int | None) -> list[Encoded | DataError]:
         """Scripts in one call of the tokenizer for all of their pieces; see `Template.encode`."""
