@@ -83,11 +83,12 @@ class LocalWorld:
     ) -> Policy:
         """Trainer and sampler over the same weights; with LoRA the reference is the adapter switched off."""
         tokens = settle(train, model, sampling, reference=reference)
-        language = load_model(model, **_how(train), with_score=with_value)
+        template = self.template(model)
+        language = load_model(model, **_how(train), with_score=with_value, stop_ids=template.stop_ids)
         frozen = load_model(model) if reference and train.lora is None else None
         sampler = SAMPLERS[sampling.engine](language, sampling)
         return Policy(
-            template=self.template(model),
+            template=template,
             trainer=LocalTrainer(language, train, {} if frozen is None else {REFERENCE: frozen}, tokens=tokens),
             sampler=sampler,
             hand_over=sampler.publish,

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from whet.models.attention import Call, TreeLayout
+from whet.models.attention import Call, TreeLayout, weigh
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,12 +210,12 @@ class Decode:
         # The query heads that share a key-value head are rows of one small product.
         query = query[0].transpose(0, 1).reshape(S * K, -1, query.shape[3])
         bias = rows.bias_of(query, K)[..., seen]
-        scores = torch.baddbmm(bias, query, keys, alpha=call.scale)
         if rows.cache.prompts:
-            assert call.window is None, "a window may begin inside the prompt"
-            out = self._with_prompts(query, scores, layer, values, call.scale)
+            assert call.window is None and call.usual, "windows, softcaps and sinks cover prompt and answer at once"
+            own = torch.baddbmm(bias, query, keys, alpha=call.scale)
+            out = self._with_prompts(query, own, layer, values, call.scale)
         else:
-            out = torch.bmm(softmax(scores), values)
+            out = attend_rows(query, keys, values, bias, call)
         return out.view(1, S, -1, query.shape[2])
 
     def _with_prompts(self, query: Tensor, own: Tensor, layer: LayerCache, values: Tensor, scale: float) -> Tensor:
@@ -230,6 +230,17 @@ class Decode:
         share = softmax(torch.cat((scores.flatten(0, 1), own), -1))
         seen = shared.by_prompt(share[..., : shared.longest].unflatten(0, (-1, K))) @ prompt_values
         return torch.baddbmm(shared.by_row(seen, G).flatten(0, 1), share[..., shared.longest :], values)
+
+
+def attend_rows(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, call: Call) -> Tensor:
+    """(S * K, G, D), (S * K, D, L), (S * K, L, D) and the bias that hides keys -> (S * K, G, D)."""
+    if call.usual:
+        return torch.bmm(softmax(torch.baddbmm(bias, query, keys, alpha=call.scale)), values)
+    sinks = None
+    if call.sinks_H is not None:
+        of_heads = call.sinks_H.view(-1, query.shape[1], 1)
+        sinks = of_heads.repeat(len(query) // len(of_heads), 1, 1)
+    return torch.bmm(weigh(torch.bmm(query, keys) * call.scale, call, bias, sinks), values)
 
 
 def softmax(scores: Tensor) -> Tensor:

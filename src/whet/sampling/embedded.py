@@ -292,8 +292,8 @@ def _cache(plan: Plan, requests: Sequence[Request], slots: int, most_bytes: int)
     longest = max(len(prompt) for prompt, _ in by_prompt)
     answer = max(r.params.max_tokens for r in requests)
     repeated = sum(len(prompt) * (min(len(members), slots) - 1) for prompt, members in by_prompt)
-    windows = any(call.window is not None and call.window < longest + answer for call in plan.calls)
-    apart = repeated * slots >= SHARED_TOKENS * len(requests) and not windows
+    whole = any(not call.usual or (call.window is not None and call.window < longest + answer) for call in plan.calls)
+    apart = repeated * slots >= SHARED_TOKENS * len(requests) and not whole
     columns, prompts = (answer, min(slots, len(by_prompt))) if apart else (longest + answer, 0)
     tokens = most_bytes // plan.token_bytes
     if slots < len(requests) or slots * columns + prompts * longest > tokens:

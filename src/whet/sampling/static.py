@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from whet.models.attention import Call
-from whet.sampling.cache import Cache, Decode, Rows, softmax
+from whet.sampling.cache import Cache, Decode, Rows, attend_rows
 from whet.sampling.forward import Forward
 
 BUCKET = 256
@@ -165,8 +165,7 @@ class _StaticDecode:
         query = query[0].transpose(0, 1).reshape(S * K, -1, query.shape[3])
         if call.window not in self.biases:
             self.biases[call.window] = self._bias(call.window, query, K)
-        scores = torch.baddbmm(self.biases[call.window], query, keys, alpha=call.scale)
-        return torch.bmm(softmax(scores), values).view(1, S, -1, query.shape[2])
+        return attend_rows(query, keys, values, self.biases[call.window], call).view(1, S, -1, query.shape[2])
 
     def _bias(self, window: int | None, like: Tensor, heads: int) -> Tensor:
         at = torch.arange(self.columns, device=like.device)
