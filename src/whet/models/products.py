@@ -10,6 +10,7 @@ Legend: N rows, I inputs, O outputs.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ ROWS = 4
 Measured on torch 2.13 (MKL 2024.2, oneDNN 3.12) with 1 to 16 threads and 4 to 2,048 rows; held by
 `tests/laws/test_products.py`. With one to three rows the kernels are others.
 """
-USUAL_ROWS = 64
+USUAL_ROWS = 16
 """Rows that `rows_alike` reckons with when it chooses a library."""
 
 
@@ -77,18 +78,21 @@ def library() -> Library:
 
 
 _in_use: Library | None = None
-_alike = False
+_thread = threading.local()
 
 
 @contextmanager
 def rows_alike() -> Iterator[None]:
-    """Inside, the library is chosen by the weights alone: the number of rows changes no row's bits (see `ROWS`)."""
-    global _alike  # noqa: PLW0603 - a compiler can follow a flag of the module, and no context variable
-    before, _alike = _alike, True
+    """Inside, in this thread, the weights alone choose the library: how many rows there are changes no row's bits."""
+    before, _thread.alike = _alike(), True
     try:
         yield
     finally:
-        _alike = before
+        _thread.alike = before
+
+
+def _alike() -> bool:
+    return not torch.compiler.is_compiling() and getattr(_thread, "alike", False)
 
 
 @cache
@@ -120,7 +124,7 @@ class _Linear(torch.autograd.Function):
 def _onednn_takes(x: Tensor, weight: Tensor) -> bool:
     return (
         x.dtype == weight.dtype == torch.float32
-        and (USUAL_ROWS * weight.numel() if _alike else x.numel() * weight.shape[0]) >= LEAST
+        and (USUAL_ROWS * weight.numel() if _alike() else x.numel() * weight.shape[0]) >= LEAST
         and x.device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
         and library() == "onednn"
