@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any, TypeVar
+
+from whet.errors import SamplerError
+from whet.records import Completion
+from whet.sampling.base import Request, TokenSampler
 
 T = TypeVar("T")
 
@@ -25,6 +29,18 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     except RuntimeError:
         return _run_here(work)
     return _aside().submit(_run_here, work).result()
+
+
+async def sample_all(sampler: TokenSampler, requests: Sequence[Request]) -> list[Completion | SamplerError]:
+    """The completion of each request, or its error, in order."""
+
+    async def one(request: Request) -> Completion | SamplerError:
+        try:
+            return await sampler.sample(request)
+        except SamplerError as error:
+            return error
+
+    return await asyncio.gather(*(one(request) for request in requests))
 
 
 def _run_here(work: Coroutine[Any, Any, T]) -> T:

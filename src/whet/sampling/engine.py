@@ -171,6 +171,7 @@ class Engine:
         self._kinds: dict[SamplingParams, Kind] = {}
         self._answers = Answers(self.model.device)
         self._rows: list[Ticket] = []
+        self._token_S = self._position_S = torch.zeros(0, dtype=torch.long, device=self.model.device)
         self._held = self._steps = self._widest = self._until = 0
         self._changed = False
 
@@ -404,4 +405,3 @@ class Engine:
 def _where(prompt: Prompt, tokens: int) -> tuple[str, int]:
     """Which slab a row of this prompt stands in that has so many tokens of its own."""
     return (TAILS, tokens) if prompt.apart else (WHOLE, len(prompt.tokens) + tokens)
-

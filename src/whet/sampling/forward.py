@@ -107,10 +107,8 @@ class Plain:
             self.head = cast(head)
             self.embedding, self.norm = decoder.embed_tokens.weight, _Norm.of(decoder.norm)
             # In pieces of one size: the last few numbers of a tensor may be rounded in another way than the others.
-            pieces = [
-                decoder.rotary_emb(self.embedding[:1, None], torch.arange(start, start + TABLE, device=model.device)[None])
-                for start in range(0, positions, TABLE)
-            ]
+            at = torch.arange(-(-positions // TABLE) * TABLE, device=model.device)
+            pieces = [decoder.rotary_emb(self.embedding[:1, None], piece[None]) for piece in at.split(TABLE)]
             cos, sin = (torch.cat(halves, 1) for halves in zip(*pieces, strict=True))
         half = cos.shape[-1] // 2
         sin = torch.cat((-sin[..., :half], sin[..., half:]), -1)  # turning is then x cos + (x, halves swapped) sin

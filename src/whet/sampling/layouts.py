@@ -57,7 +57,8 @@ class Prefill:
                 q, k, v = (t[:, :, entry.tokens].contiguous() for t in (query, key, value))
                 out[:, entry.tokens] = causal(q, k, v, scale=call.scale)
         else:
-            out[:, :tokens] = self.whole.attend(*(t[:, :, :tokens] for t in (query, key, value)), call)
+            query, key, value = (t[:, :, :tokens] for t in (query, key, value))
+            out[:, :tokens] = self.whole.attend(query, key, value, call)
         return out
 
 
@@ -77,7 +78,7 @@ class Shared:
     def of(cls, slab: Slab, rows_P: Sequence[Sequence[int]], device: torch.device) -> Shared:
         """From the rows of each prompt, in the order of the slab."""
         R = -(-max(1, *map(len, rows_P)) // ROWS) * ROWS
-        row_PR = [row for rows in rows_P for row in [*rows, *(rows[-1:] or [0]) * (R - len(rows))]]
+        row_PR = [row for rows in rows_P for row in _filled(rows, rows[-1] if rows else 0, R)]
         return cls(slab, torch.tensor(row_PR, device=device), (len(rows_P), R))
 
     def look(self, query_TKGD: Tensor, call: Call) -> Tensor:
@@ -137,6 +138,10 @@ class Decode:
             seen = torch.cat([shared.look(asked, call) for shared in self.batch.prompts])
             out[at - len(own) : at] = merge(own, seen.index_select(0, self.batch.place_T).flatten(0, 1))
         return out.view(1, N, -1, out.shape[2])
+
+
+def _filled(rows: Sequence[int], filler: int, count: int) -> list[int]:
+    return [*rows, *[filler] * (count - len(rows))]
 
 
 def _look(query: Tensor, slab: Slab, call: Call, *, marks: bool) -> Tensor:
