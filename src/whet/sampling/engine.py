@@ -34,13 +34,15 @@ from whet.sampling.answers import Answers, Kind, Pens
 from whet.sampling.base import Request, SamplingParams
 from whet.sampling.forward import Forward, plan
 from whet.sampling.layouts import Batch, Entry, Prefill, Shared
-from whet.sampling.slabs import SPARE, Member, Slab, size_class
+from whet.sampling.slabs import Member, Slab, size_class
 from whet.sampling.static import BUCKET, Step, step_for
 
 PREFILL_TOKENS = 1024
 """Most prompt tokens computed at once, or one prompt of any length: more do not fit the processor's caches."""
 ADMIT_SHARE = 0.125
 """Waiting requests enter when at least this share of the places is free: a few prompts at once are cheaper than one."""
+EARLY = 8
+"""Rows leave a slab so many steps before it is full, together with one that must: a few copies instead of many."""
 SHARED_TOKENS = 48
 """A prompt is kept once, apart, where that saves so many cached tokens a row; below, merging costs more."""
 
@@ -65,7 +67,7 @@ class Ticket(Member):
     @property
     def cost(self) -> int:
         """Cached tokens that its row may come to need."""
-        return int(SPARE * size_class(self.request.params.max_tokens if self.prompt.apart else self.span))
+        return size_class(self.request.params.max_tokens if self.prompt.apart else self.span)
 
 
 @dataclass(eq=False, slots=True)
@@ -87,7 +89,7 @@ class Prompt(Member):
     @property
     def cost(self) -> int:
         """Cached tokens that it needs where it is kept apart."""
-        return int(SPARE * size_class(len(self.tokens)))
+        return size_class(len(self.tokens))
 
     @property
     def known(self) -> bool:
@@ -341,14 +343,23 @@ class Engine:
 
     def _widen(self) -> None:
         """Rows that have filled their slab go on in a wider one."""
-        full = [row for row in self._rows if row.slab is not self._slab(*_where(row.prompt, self._own(row)))]
-        for slab in {row.slab for row in full}:
-            moving = [row for row in full if row.slab is slab]
-            by_width: dict[Slab, list[Ticket]] = {}
-            for row in moving:
-                by_width.setdefault(self._slab(*_where(row.prompt, self._own(row))), []).append(row)
-            for wider, rows in by_width.items():
-                wider.take(rows)
+        full = {row.slab for row in self._rows if self._past(row, 0)}
+        moves: dict[tuple[Slab, Slab], list[Ticket]] = {}
+        for row in self._rows:
+            if row.slab is not None and row.slab in full and self._past(row, EARLY):
+                wider = self._slab(*_where(row.prompt, self._own(row) + EARLY))
+                moves.setdefault((row.slab, wider), []).append(row)
+        for (_, wider), rows in moves.items():
+            wider.take(rows)
+        if sum(slab.held for slab in self._slabs.values()) > self._cache_tokens:
+            for slab in self._slabs.values():
+                slab.trim()
+
+    def _past(self, row: Ticket, steps: int) -> bool:
+        """Whether the row's slab is too narrow for it, or will be after so many steps."""
+        assert row.slab is not None
+        fixed = self._one_width and not row.prompt.apart
+        return row.slab.width < self._widest if fixed else self._column(row) + steps >= row.slab.width
 
     def _finish(self, ended: Sequence[Ticket]) -> Done:
         """These rows are done."""

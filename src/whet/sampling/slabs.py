@@ -24,8 +24,8 @@ from torch import Tensor
 
 GRANULE = 32
 """The least width of a slab, and the least difference of two."""
-SPARE = 1.25
-"""A slab has at most this many times the places that it needs: it grows by as much, and shrinks where it has more."""
+GROWTH = 1.5
+"""A slab that is full grows at least by this factor."""
 
 
 def size_class(tokens: int) -> int:
@@ -81,7 +81,7 @@ class Slab:
             member.slab, member.place = self, len(self.members)
             self.members.append(member)
         if len(self.members) > self.capacity:
-            self.resize(max(len(self.members), int(SPARE * self.capacity)))
+            self.resize(max(len(self.members), int(GROWTH * self.capacity)))
 
     def remove(self, members: Sequence[Member]) -> None:
         """These are done; the last ones take their places."""
@@ -94,8 +94,6 @@ class Slab:
         for member, hole in zip(movers, holes, strict=True):
             self.members[hole], member.place = member, hole
         del self.members[left:]
-        if self.capacity > max(SPARE * left, self._least):
-            self.resize(max(left, self._least))
 
     def take(self, members: Sequence[Member]) -> None:
         """Copy these from the narrower slab in which they stand."""
@@ -107,6 +105,15 @@ class Slab:
         self.add(members)
         self._copy(source, [member.place for member in leaving], [member.place for member in members])
         source.remove(leaving)
+
+    @property
+    def held(self) -> int:
+        """Tokens that there is memory for."""
+        return self.capacity * self.width
+
+    def trim(self) -> None:
+        """Give back the memory of places that no member has."""
+        self.resize(max(len(self.members), self._least))
 
     def resize(self, capacity: int) -> None:
         """Room for so many members, no fewer than there are."""
