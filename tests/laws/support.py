@@ -17,6 +17,11 @@ from whet.training.engine import LocalTrainer
 SHAPE = CreateConfig(hidden_size=32, layers=2, heads=4, kv_heads=2, intermediate_size=48, max_length=128)
 
 
+def answers_of(sampler: TokenSampler, requests: Sequence[Request]) -> list[Any]:
+    """The completion, or the error, of each request, all of them awaited together."""
+    return run(sample_all(sampler, requests))
+
+
 def tiny_model(*, dtype: torch.dtype = torch.float64, lora: LoraConfig | None = None, seed: int = 0) -> LanguageModel:
     """Random weights, the same for the same seed."""
     torch.manual_seed(seed)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import whet.sampling.embedded
+import whet.sampling.engine
 from tests.laws.support import logps_of, tiny_model
 from whet.config import LoraConfig, ModelConfig, TrainConfig
 from whet.errors import SamplerError
@@ -21,7 +21,6 @@ from whet.models.language import LanguageModel
 from whet.models.load import load_model
 from whet.records import Completion, Ending, TokenRow
 from whet.sampling.base import Request, SamplingParams
-from whet.sampling.cache import Cache
 from whet.sampling.choose import choose
 from whet.sampling.embedded import EmbeddedSampler
 from whet.sampling.forward import Plain, plan
@@ -79,7 +78,7 @@ def prompts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("max_running", [1, 4, 64])
 def test_sampler_and_trainer_agree(model: LanguageModel, temperature: float, max_running: int) -> None:
     asked = requests(SamplingParams(max_tokens=24, temperature=temperature, stop_ids=STOP))
-    answers = EmbeddedSampler(model, max_running=max_running).sample(asked)
+    answers = answers_of(EmbeddedSampler(model, max_running=max_running), asked)
     trained = logps_of(LocalTrainer(model, TrainConfig()), rows(asked, answers), temperature=temperature)
     for answer, logps in zip(answers, trained, strict=True):
         assert answer.logprobs == pytest.approx(logps, abs=1e-5)
@@ -88,7 +87,7 @@ def test_sampler_and_trainer_agree(model: LanguageModel, temperature: float, max
 @pytest.mark.parametrize("changes", [{"top_p": 0.6}, {"top_k": 3}, {"top_p": 0.8, "top_k": 20, "temperature": 1.5}])
 def test_a_truncated_distribution_is_the_one_reported(model: LanguageModel, changes: dict[str, float]) -> None:
     asked = requests(SamplingParams(**{"max_tokens": 12, "stop_ids": STOP, **changes}))
-    for request, answer in zip(asked, EmbeddedSampler(model, max_running=7).sample(asked), strict=True):
+    for request, answer in zip(asked, answers_of(EmbeddedSampler(model, max_running=7), asked), strict=True):
         logits = logits_of(model, request.prompt + answer.tokens)[len(request.prompt) - 1 : -1]
         for at, (token, logp) in enumerate(zip(answer.tokens, answer.logprobs, strict=True)):
             assert logp == pytest.approx(math.log(nucleus(logits[at], **changes)[token]), abs=1e-5)
@@ -109,7 +108,7 @@ def nucleus(logits: torch.Tensor, temperature: float = 1, top_p: float = 1, top_
 
 def test_greedy_is_what_transformers_generates(model: LanguageModel) -> None:
     asked = requests(SamplingParams(max_tokens=20, temperature=0, stop_ids=STOP))
-    answers = EmbeddedSampler(model, max_running=5).sample(asked)
+    answers = answers_of(EmbeddedSampler(model, max_running=5), asked)
     assert {answer.ending for answer in answers} == {Ending.STOP, Ending.LENGTH}
     model.module.config._attn_implementation = "sdpa"
     for request, answer in zip(asked, answers, strict=True):
@@ -124,14 +123,14 @@ def test_greedy_is_what_transformers_generates(model: LanguageModel) -> None:
 def test_the_batch_changes_no_token(model: LanguageModel) -> None:
     """Slots fewer than requests, rows that leave and enter, another order, alone: the seed alone decides."""
     asked = requests(SamplingParams(max_tokens=30, temperature=1.0, stop_ids=STOP), each=5)
-    expected = EmbeddedSampler(model, max_running=len(asked)).sample(asked)
+    expected = answers_of(EmbeddedSampler(model, max_running=len(asked)), asked)
     for max_running in (1, 2, 3, 8, 16):
-        again = EmbeddedSampler(model, max_running=max_running).sample(asked)
+        again = answers_of(EmbeddedSampler(model, max_running=max_running), asked)
         assert [a.tokens for a in again] == [a.tokens for a in expected]
-    backwards = EmbeddedSampler(model, max_running=6).sample(asked[::-1])[::-1]
+    backwards = answers_of(EmbeddedSampler(model, max_running=6), asked[::-1])[::-1]
     assert [a.tokens for a in backwards] == [a.tokens for a in expected]
     for at in range(0, len(asked), 7):
-        (alone,) = EmbeddedSampler(model).sample([asked[at]])
+        (alone,) = answers_of(EmbeddedSampler(model), [asked[at]])
         assert alone.tokens == expected[at].tokens
         assert alone.logprobs == pytest.approx(expected[at].logprobs, abs=1e-5)
 
@@ -139,21 +138,21 @@ def test_the_batch_changes_no_token(model: LanguageModel) -> None:
 def test_a_seed_is_one_answer_and_another_seed_another(model: LanguageModel) -> None:
     params = SamplingParams(max_tokens=20)
     asked = [Request(prompt=PROMPTS[1], seed=seed, params=params) for seed in (1, 2, 3, 1)]
-    first, *others, again = [answer.tokens for answer in EmbeddedSampler(model).sample(asked)]
+    first, *others, again = [answer.tokens for answer in answers_of(EmbeddedSampler(model), asked)]
     assert first == again and first not in others
 
 
 def test_mixed_settings_stay_with_their_request(model: LanguageModel) -> None:
     settings = [SamplingParams(max_tokens=9, temperature=t, top_k=k) for t, k in ((0, None), (1, None), (0.7, 5))]
     asked = [Request(prompt=PROMPTS[2], seed=7, params=params) for params in settings]
-    together = EmbeddedSampler(model).sample(asked)
-    alone = [EmbeddedSampler(model).sample([request])[0] for request in asked]
+    together = answers_of(EmbeddedSampler(model), asked)
+    alone = [answers_of(EmbeddedSampler(model), [request])[0] for request in asked]
     assert [a.tokens for a in together] == [a.tokens for a in alone]
 
 
 def test_endings_say_what_happened(model: LanguageModel) -> None:
     asked = requests(SamplingParams(max_tokens=9, stop_ids=STOP), each=8)
-    answers = EmbeddedSampler(model, max_running=11).sample(asked)
+    answers = answers_of(EmbeddedSampler(model, max_running=11), asked)
     for request, answer in zip(asked, answers, strict=True):
         assert STOP.isdisjoint(answer.tokens[:-1])
         stopped = answer.tokens[-1] in STOP
@@ -175,11 +174,11 @@ def test_a_prompt_is_computed_once(model: LanguageModel, monkeypatch: pytest.Mon
     monkeypatch.setattr(Plain, "hidden", counting)
     params = SamplingParams(max_tokens=3)
     asked = [Request(prompt=prompt, seed=seed, params=params) for seed in range(4) for prompt in PROMPTS]
-    sampler.sample(asked)
+    answers_of(sampler, asked)
     assert computed == [sum(map(len, PROMPTS)), len(asked), len(asked)]
     computed.clear()
     sampler.max_running = 6  # one prompt's four answers at a time, and never two of four
-    sampler.sample(asked)
+    answers_of(sampler, asked)
     assert sum(computed) == sum(map(len, PROMPTS)) + 2 * len(asked)
 
 
@@ -195,9 +194,9 @@ def test_columns_that_are_used_up_change_nothing(model: LanguageModel, monkeypat
     monkeypatch.setattr(Cache, "shift", counting)
     asked = requests(SamplingParams(max_tokens=24, stop_ids=STOP), each=12)
     asked = [replace(request, prompt=(number, *request.prompt)) for number, request in enumerate(asked)]
-    expected = EmbeddedSampler(model, max_running=len(asked)).sample(asked)
+    expected = answers_of(EmbeddedSampler(model, max_running=len(asked)), asked)
     assert not moves
-    assert [a.tokens for a in EmbeddedSampler(model, max_running=3).sample(asked)] == [a.tokens for a in expected]
+    assert [a.tokens for a in answers_of(EmbeddedSampler(model, max_running=3), asked)] == [a.tokens for a in expected]
     assert len(moves) > 2
 
 
@@ -208,9 +207,9 @@ def test_the_cache_stays_within_its_memory(model: LanguageModel, monkeypatch: py
     build = whet.sampling.embedded._cache
     monkeypatch.setattr(whet.sampling.embedded, "_cache", lambda *args: made.append(build(*args)) or made[-1])
     asked = requests(SamplingParams(max_tokens=24, stop_ids=STOP), each=4)
-    expected = [answer.tokens for answer in EmbeddedSampler(model).sample(asked)]
+    expected = [answer.tokens for answer in answers_of(EmbeddedSampler(model), asked)]
     for kib in (160, 1):
-        answers = EmbeddedSampler(model, cache_gib=kib / 2**20).sample(asked)
+        answers = answers_of(EmbeddedSampler(model, cache_gib=kib / 2**20), asked)
         assert [answer.tokens for answer in answers] == expected
         held = sum(
             t.nbytes
@@ -231,7 +230,7 @@ def test_weights_and_adapters_are_the_trainer_s(tmp_path: Path) -> None:
             for p in model.module.parameters():
                 p.add_(torch.randn_like(p) * 0.1)
         asked = requests(params, each=1)
-        answers = sampler.sample(asked)
+        answers = answers_of(sampler, asked)
         trained = logps_of(LocalTrainer(model, TrainConfig()), rows(asked, answers))
         for answer, logps in zip(answers, trained, strict=True):
             assert answer.logprobs == pytest.approx(logps, abs=1e-5)
@@ -261,7 +260,7 @@ def test_an_answer_whose_logits_are_no_numbers_fails_alone(temperature: float, m
     with torch.no_grad():
         model.module.get_input_embeddings().weight[PROMPTS[4][-1]] = float("nan")  # only this prompt is so long
         model.module.lm_head.weight = torch.nn.Parameter(torch.zeros_like(model.module.lm_head.weight))
-    for request, answer in zip(asked, EmbeddedSampler(model, max_running=max_running).sample(asked), strict=True):
+    for request, answer in zip(asked, answers_of(EmbeddedSampler(model, max_running=max_running), asked), strict=True):
         assert isinstance(answer, SamplerError) is (request.prompt == PROMPTS[4])
 
 
@@ -271,7 +270,7 @@ def test_frequencies_are_the_distribution(model: LanguageModel, changes: dict[st
     prompt = PROMPTS[1]
     params = SamplingParams(max_tokens=2, **changes)
     asked = [Request(prompt=prompt, seed=seed, params=params) for seed in range(5000)]
-    answers = [answer.tokens for answer in EmbeddedSampler(model, max_running=5000).sample(asked)]
+    answers = [answer.tokens for answer in answers_of(EmbeddedSampler(model, max_running=5000), asked)]
     first = Counter(tokens[0] for tokens in answers)
     assert_drawn_from(first, logits_of(model, prompt)[-1], **changes)
     ((usual, _),) = first.most_common(1)
@@ -338,7 +337,7 @@ def test_other_architectures_agree_too(kind: str, tmp_path: Path) -> None:
     asked = requests(SamplingParams(max_tokens=12), each=2)
     sampler = EmbeddedSampler(loaded, max_running=5)
     assert sampler.plan.plain is PLAIN[kind]
-    answers = sampler.sample(asked)
+    answers = answers_of(sampler, asked)
     trained = logps_of(LocalTrainer(loaded, TrainConfig()), rows(asked, answers))
     for request, answer, logps in zip(asked, answers, trained, strict=True):
         assert answer.logprobs == pytest.approx(logps, abs=2e-5)

@@ -111,8 +111,12 @@ class Engine:
         self.model, self.max_running, self.version = model, max_running, 0
         self.plan = plan(model)
         self._cache_tokens = cache_bytes // self.plan.token_bytes
-        self._one_width = model.device.type == "cuda"
         self.clear()
+
+    @property
+    def one_width(self) -> bool:
+        """Whether rows with their prompt in front share one slab, as recorded steps want it."""
+        return self.model.device.type == "cuda"
 
     @property
     def busy(self) -> bool:
@@ -228,7 +232,7 @@ class Engine:
             wanted = min(wanted, free)
         elif free < wanted or (computed and computed + len(prompt.tokens) > PREFILL_TOKENS):
             return 0
-        if self._one_width and not prompt.apart:
+        if self.one_width and not prompt.apart:
             width = self._width_for(max(ticket.span for ticket in prompt.waiting))
             fitting = self._cache_tokens // width - len(self._rows)
         else:
@@ -265,7 +269,7 @@ class Engine:
 
     def _slab(self, role: str, tokens: int) -> Slab:
         """The slab for members of so many tokens."""
-        fixed = self._one_width and role == WHOLE
+        fixed = self.one_width and role == WHOLE
         width = self._widest if fixed else size_class(tokens)
         if (role, width) not in self._slabs:
             capacity = min(self.max_running, self._cache_tokens // width) if fixed else None
@@ -358,7 +362,7 @@ class Engine:
     def _past(self, row: Ticket, steps: int) -> bool:
         """Whether the row's slab is too narrow for it, or will be after so many steps."""
         assert row.slab is not None
-        fixed = self._one_width and not row.prompt.apart
+        fixed = self.one_width and not row.prompt.apart
         return row.slab.width < self._widest if fixed else self._column(row) + steps >= row.slab.width
 
     def _finish(self, ended: Sequence[Ticket]) -> Done:
