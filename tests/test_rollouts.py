@@ -35,10 +35,7 @@ class Says:
     version: int = 0
     seen: list[Request] = field(default_factory=list)
 
-    def sample(self, requests: Sequence[Request]) -> list[Completion]:
-        return [self._complete(request) for request in requests]
-
-    def _complete(self, request: Request) -> Completion:
+    async def sample(self, request: Request) -> Completion:
         self.seen.append(request)
         text = TEMPLATE._encode(self.script(request))
         tokens = (*text, STOP)[: request.params.max_tokens]
@@ -182,8 +179,10 @@ def test_a_request_that_fails_in_the_sampler_ends_its_own_episode_only() -> None
     table = player(lambda request: "no")
     answer = table.sampler.sample
 
-    def failing(requests: Sequence[Request]) -> list[Completion | SamplerError]:
-        return [SamplerError("lost") if r.seed % 3 == 0 else a for r, a in zip(requests, answer(requests), strict=True)]
+    async def failing(request: Request) -> Completion:
+        if request.seed % 3 == 0:
+            raise SamplerError("lost")
+        return await answer(request)
 
     table.sampler.sample = failing  # type: ignore[method-assign]
     episodes = play(table, "a", "b", samples=6)

@@ -22,7 +22,7 @@ from whet.errors import DataError, EnvironmentFailure, GraderError, SamplerError
 from whet.records import Completion, Ending, Episode, Group, Message, Outcome, Score, Turn, seed_of, token_ids
 from whet.rollouts.assemble import to_token_steps
 from whet.sampling.base import Request, SamplingParams, TokenSampler
-from whet.sampling.bridge import run
+from whet.sampling.bridge import run, together
 from whet.templates.base import Template
 
 
@@ -69,7 +69,7 @@ class Player:
             for sample in range(samples)
         ]
         began = time.monotonic()
-        await asyncio.gather(*(self._play(game) for game in games))
+        await together(self._play(game) for game in games)
         played = time.monotonic()
         scores = await asyncio.to_thread(self._grade, games, step)
         episodes = [game.episode(score, self.template) for game, score in zip(games, scores, strict=True)]

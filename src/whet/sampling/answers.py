@@ -49,7 +49,7 @@ class Answers:
 
     def completion(self, line: int, count: int, request: Request, version: int) -> Completion | SamplerError:
         """The first so many tokens of a line, or an error where the last one's logits were no numbers."""
-        tokens, logps = (np.array(held[line, :count].cpu()) for held in (self.tokens, self.logps))
+        tokens, logps = (held[line, :count].cpu().numpy().copy() for held in (self.tokens, self.logps))
         if np.isnan(logps[-1]):
             return SamplerError(f"the model's logits are not finite at token {count} of the answer")
         ending = Ending.STOP if int(tokens[-1]) in request.params.stop_ids else Ending.LENGTH

@@ -61,6 +61,13 @@ class TokenSampler(Protocol):
         """
 
 
+class PolicySampler(TokenSampler, Protocol):
+    """A token sampler over the weights that a trainer hands over."""
+
+    def publish(self, version: int) -> None:
+        """Sample with the trainer's weights as they are now, under this version. No request may be running."""
+
+
 class ChatSampler(Protocol):
     """Answers a conversation with text: an endpoint, a teacher, a judge. No tokens, no log-probabilities."""
 

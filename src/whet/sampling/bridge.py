@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any, TypeVar
@@ -31,6 +31,18 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     return _aside().submit(_run_here, work).result()
 
 
+async def together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of all of them, in order. Where one raises, the others are cancelled before that goes on."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
 async def sample_all(sampler: TokenSampler, requests: Sequence[Request]) -> list[Completion | SamplerError]:
     """The completion of each request, or its error, in order."""
 
@@ -40,7 +52,7 @@ async def sample_all(sampler: TokenSampler, requests: Sequence[Request]) -> list
         except SamplerError as error:
             return error
 
-    return await asyncio.gather(*(one(request) for request in requests))
+    return await together(one(request) for request in requests)
 
 
 def _run_here(work: Coroutine[Any, Any, T]) -> T:

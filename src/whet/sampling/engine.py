@@ -178,7 +178,7 @@ class Engine:
         self._answers = Answers(self.model.device)
         self._rows: list[Ticket] = []
         self._token_S = self._position_S = torch.zeros(0, dtype=torch.long, device=self.model.device)
-        self._held = self._steps = self._widest = self._until = 0
+        self._held = self.steps = self._widest = self._until = 0
         self._changed = False
 
     # -------------------------------------------------------------------------------- who comes in
@@ -251,7 +251,7 @@ class Engine:
         self._reach(max(ticket.span for ticket in tickets))
         self._slab(*_where(prompt, 1)).add(tickets)
         for ticket in tickets:
-            ticket.line, ticket.born = self._answers.begin(ticket.request), self._steps
+            ticket.line, ticket.born = self._answers.begin(ticket.request), self.steps
             self._held += ticket.cost
         self._rows += tickets
         self._changed = True
@@ -305,7 +305,7 @@ class Engine:
             self._batch.advance()
             self._position_S += 1
         logits_SV = self._decoding(self._token_S, self._position_S, self._batch)
-        self._steps += 1
+        self.steps += 1
         self._until -= 1
         self._token_S, ended = self._pens.write(logits_SV)
         return self._finish([self._rows[row] for row in ended])
@@ -324,7 +324,7 @@ class Engine:
         self._until = min(row.slab.width - self._column(row) for row in self._rows if row.slab is not None)
         self._pens = self._pens_of(self._rows, written=1)
         self._token_S = self._pens.token_S
-        positions = [len(row.prompt.tokens) + self._steps - row.born for row in self._rows]
+        positions = [len(row.prompt.tokens) + self.steps - row.born for row in self._rows]
         self._position_S = torch.tensor(positions, device=self.model.device)
         self._changed = False
 
@@ -371,7 +371,7 @@ class Engine:
             return []
         done: Done = []
         for row in ended:
-            count = self._steps - row.born + 1
+            count = self.steps - row.born + 1
             done.append((row, self._answers.completion(row.line, count, row.request, self.version)))
         self._leave(ended)
         if any(isinstance(answer, SamplerError) for _, answer in done):
@@ -405,16 +405,16 @@ class Engine:
             self._held -= prompt.cost
 
     def _pens_of(self, rows: Sequence[Ticket], *, written: int) -> Pens:
-        lines = [(row.line, self._steps - row.born + written, row.request.params.max_tokens) for row in rows]
+        lines = [(row.line, self.steps - row.born + written, row.request.params.max_tokens) for row in rows]
         return Pens(self._answers, lines, [row.kind for row in rows])
 
     def _column(self, row: Ticket) -> int:
         """Where its next token goes in its slab."""
-        return (0 if row.prompt.apart else len(row.prompt.tokens)) + self._steps - row.born
+        return (0 if row.prompt.apart else len(row.prompt.tokens)) + self.steps - row.born
 
     def _own(self, row: Ticket) -> int:
         """Tokens of its own, the next one included."""
-        return self._steps - row.born + 1
+        return self.steps - row.born + 1
 
 
 def _where(prompt: Prompt, tokens: int) -> tuple[str, int]:

@@ -176,7 +176,7 @@ class Slab:
         return self._biases[heads, window, like.dtype]
 
     def _copy(self, source: Slab, places: Sequence[int], targets: Sequence[int]) -> None:
-        at, to = (torch.tensor(rows, device=self._device) for rows in (places, targets))
+        at, to = (_rows(numbers, self._device) for numbers in (places, targets))
         for layer, shape in enumerate(self._shapes):
             for held, found, width in (
                 (self.keys[layer], source.keys[layer], (slice(None), slice(source.width))),
@@ -184,6 +184,14 @@ class Slab:
             ):
                 into = held.unflatten(0, (-1, shape.heads))
                 into[(to, slice(None), *width)] = found.unflatten(0, (-1, shape.heads))[at]
+
+
+def _rows(numbers: Sequence[int], device: torch.device) -> slice | Tensor:
+    """An index for these rows; of neighbours in order a slice, which is copied several times as fast."""
+    first = numbers[0]
+    if list(numbers) == list(range(first, first + len(numbers))):
+        return slice(first, first + len(numbers))
+    return torch.tensor(numbers, device=device)
 
 
 def hidden_columns(next_n: Tensor, width: int, window: int | None) -> Tensor:
