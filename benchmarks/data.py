@@ -40,8 +40,8 @@ def vocabulary(draw: random.Random) -> list[str]:
     return ["".join(draw.choices(syllables, k=draw.choice((1, 1, 2, 2, 3)))) for _ in range(WORDS)]
 
 
-def make_rows(path: Path, rows: int) -> None:
-    """The same rows for the same number."""
+def make_rows(path: Path, rows: int, mean: int) -> None:
+    """The same rows for the same numbers; answers have some `mean` words, questions a third of that."""
     words = vocabulary(random.Random(SEED))
 
     def text(draw: random.Random, mean: int) -> str:
@@ -53,22 +53,22 @@ def make_rows(path: Path, rows: int) -> None:
             draw = random.Random(f"{SEED}/{number}")
             messages = [{"role": "system", "content": "You are a helpful assistant."}] if draw.random() < 0.3 else []
             for _ in range(draw.choice((1, 1, 2, 3))):
-                messages.append({"role": "user", "content": text(draw, 40)})
-                messages.append({"role": "assistant", "content": text(draw, 120)})
+                messages.append({"role": "user", "content": text(draw, mean // 3)})
+                messages.append({"role": "assistant", "content": text(draw, mean)})
             file.write(json.dumps({"messages": messages}) + "\n")
 
 
 def ours(path: Path, model: str) -> dict[str, Any]:
     """Everything that a stage of SFT does up to its first step."""
     from whet.algorithms.sft import sft
-    from whet.config import DataConfig, ModelConfig, SamplingConfig, SFTStage, TrainConfig
+    from whet.config import DataConfig, ModelConfig, SamplingConfig, TrainConfig
     from whet.launch.world import LocalWorld
-    from whet.pipeline.sft_stage import gate
+    from whet.pipeline.gate import gate
 
     world, config = LocalWorld(), ModelConfig(path=model, device="cpu")
     train = TrainConfig(steps=1, batch_size=4, max_length=MAX_LENGTH)
     data = DataConfig(path=str(path), on_bad_row="drop")
-    gated = gate(world, config, SFTStage(kind="sft", data=data, train=train), data)
+    gated = gate(world, config, train, data)
     ready = since_start()
     policy = world.policy(config, train, SamplingConfig())
     next(sft(policy.trainer, gated.rows, train, seed=0))
@@ -146,6 +146,7 @@ def main() -> None:
     """Parse the command line and print a line for each start."""
     parser = argparse.ArgumentParser(description="time whet and datasets.map from a file to rows for training")
     parser.add_argument("--rows", type=int, nargs="*", default=[20_000, 200_000, 1_000_000])
+    parser.add_argument("--words", type=int, default=120, help="mean words of an answer; fewer make shorter rows")
     parser.add_argument("--model", default=str(ROOT / "src" / "whet" / "assets" / "demo"), help="whose tokenizer it is")
     parser.add_argument("--sides", nargs="*", default=["ours", "peer"])
     parser.add_argument("--side", help=argparse.SUPPRESS)
@@ -159,9 +160,9 @@ def main() -> None:
         return
     FOLDER.mkdir(parents=True, exist_ok=True)
     for rows in asked.rows:
-        path = FOLDER / f"rows-{rows}.jsonl"
+        path = FOLDER / f"rows-{rows}-{asked.words}.jsonl"
         if not path.exists():
-            make_rows(path, rows)
+            make_rows(path, rows, asked.words)
         for side in asked.sides:
             shutil.rmtree(FOLDER / {"ours": "whet", "peer": "datasets"}[side], ignore_errors=True)
             for start in ("first", "second"):

@@ -24,9 +24,10 @@ import torch
 
 from benchmarks.limits import products_flops
 from benchmarks.make_model import Shape, make
+from whet.algorithms.policy_config import PolicyConfig
 from whet.algorithms.policy_loss import policy_loss
 from whet.algorithms.sft import Imitate, weigh
-from whet.config import ModelConfig, PolicyConfig, SamplingConfig, TrainConfig
+from whet.config import ModelConfig, SamplingConfig, TrainConfig
 from whet.launch.memory import footprint, settle
 from whet.models.attention import Call, Tree, TreeLayout, pick_backend
 from whet.models.language import LanguageModel
@@ -155,7 +156,8 @@ def attention(bench: Bench) -> Iterator[Line]:
 def training(bench: Bench, config: ModelConfig, model: LanguageModel) -> Iterator[Line]:
     """A step of SFT on ragged rows, and of GRPO with short and long prompts."""
     size = bench.size
-    train = settle(TrainConfig(lr=1e-6), config, SamplingConfig(), reference=False)
+    tokens = settle(TrainConfig(), config, SamplingConfig(), reference=False)
+    train = TrainConfig(lr=1e-6, microbatch_tokens=tokens)
     trainer = LocalTrainer(model, train)
     planned = footprint("", config, train, None)
     grpo = policy_loss(PolicyConfig(), temperature=1.0, kl_coefficient=0.0)

@@ -21,15 +21,19 @@ from statistics import fmean
 from benchmarks.board import fill, interval, lines, parser, sft_model
 from whet.algorithms.critic import Critic
 from whet.algorithms.policy import policy_gradient
+from whet.algorithms.policy_config import PolicyConfig
+from whet.algorithms.policy_presets import PRESETS
 from whet.algorithms.standing import Setting
-from whet.config import PRESETS, EvalStage, ModelConfig, PolicyConfig, RLStage
-from whet.config.loading import load_recipe
+from whet.config import ModelConfig
 from whet.config.rewards import weights
 from whet.errors import TrainingError
 from whet.launch.demo import RECIPE
 from whet.launch.world import LocalWorld
-from whet.pipeline.rl_stage import playable, player
+from whet.pipeline.kinds import load_recipe
+from whet.pipeline.playing import playable, player
 from whet.pipeline.sources import rubric
+from whet.pipeline.stages.eval import EvalStage
+from whet.pipeline.stages.rl import RLStage
 from whet.records import seed_of
 from whet.rollouts.feed import Feed
 
@@ -139,7 +143,7 @@ def train(preset: str, seed: int, model: Path, budget: int, before: float | None
         asked = config.algorithm.critic
         critic = None if asked is None else Critic(trainer=world.scalar_model(start, config.train), config=asked)
         held_out = player(policy, exam, test.sampling)
-        problems = playable(test, start, world, exam).tasks
+        problems = playable(test.tasks, start, world, exam).tasks
 
         def accuracy(version: int) -> float:
             policy.hand_over(version)
@@ -150,7 +154,7 @@ def train(preset: str, seed: int, model: Path, budget: int, before: float | None
         greedy = player(policy, grading, config.sampling.model_copy(update={"temperature": 0.0}))
         feed = Feed(
             player=player(policy, grading, config.sampling),
-            tasks=playable(config, start, world, grading).tasks,
+            tasks=playable(config.tasks, start, world, grading).tasks,
             samples=config.rollouts_per_prompt,
             steps=10_000,
             seed=seed,

@@ -29,6 +29,12 @@ def _seeds() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a test keeps in the cache goes with it."""
+    monkeypatch.setenv("WHET_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real data sets: the folder `WHET_SHARED_DATA`, else `../shared/data` beside the checkout; skips where absent."""

@@ -19,6 +19,7 @@ from whet.data import (
     to_conversation,
     to_prompt,
 )
+from whet.data.preferences import to_comparison
 from whet.errors import DataError
 from whet.records import Message, ToolCall
 
@@ -105,6 +106,7 @@ def test_tools_may_be_json_or_a_list_of_tools_or_of_functions() -> None:
     for tools in ([tool], [function], json.dumps([function]), [json.dumps(tool)]):
         found = conversation(messages=[{"role": "user", "content": "x"}], tools=tools)
         assert found.tools == (tool,)
+        assert conversation(messages=[{"role": "user", "content": "x"}], tool_defs=tools).tools == (tool,)
     for tools in ("", None):
         assert conversation(messages=[{"role": "user", "content": "x"}], tools=tools).tools == ()
 
@@ -281,3 +283,31 @@ def test_real_files_are_read_whole(shared_data: Path, name: str, rows: int, colu
     assert calls == {"glaive_toolcall_en_demo.jsonl.gz": 138, "reason_tool_use_demo_50.jsonl": 40}.get(
         Path(name).name, 0
     )
+
+
+def test_settings_of_the_chat_template_come_with_their_row_or_are_refused() -> None:
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+    quiet = {"enable_thinking": False}
+    for columns in (
+        {"chat_template_kwargs": quiet},
+        {"chat_template_kwargs": json.dumps(quiet)},
+        {"chat_template_kwargs": {**quiet, "of_another_row": None}},
+        {"enable_thinking": False},
+    ):
+        assert conversation(messages=messages, **columns).settings == quiet
+        pair = row(prompt="x", chosen="y", rejected="z", **columns)
+        for read in (to_prompt, to_comparison):
+            with pytest.raises(BadRow, match="sets enable_thinking of the chat template; only SFT reads it"):
+                read(pair, config())
+    assert conversation(messages=messages, chat_template_kwargs=None).settings == {}
+    with pytest.raises(BadRow, match="chat_template_kwargs: not an object"):
+        conversation(messages=messages, chat_template_kwargs=[1])
+
+
+@pytest.mark.parametrize("key", ["loss", "train", "weight"])
+def test_a_message_marked_out_is_not_trained(key: str) -> None:
+    found = conversation(messages=[{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", key: False}])
+    assert found.messages[1].trained is False
+    detail = [{"begin_offset": 0, "end_offset": 1, "train": False}]
+    with pytest.raises(BadRow, match=r"train_detail: trains parts of a message"):
+        conversation(messages=[{"role": "assistant", "content": "y", "train_detail": detail}])

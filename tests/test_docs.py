@@ -19,16 +19,19 @@ import pytest
 import typer
 import yaml
 
+from whet.algorithms.policy_presets import PRESETS
+from whet.algorithms.preference_config import PREFERENCE_PRESETS
 from whet.cli.app import app
 from whet.cli.errors import exit_codes
-from whet.config import PRESETS
-from whet.config.loading import STAGES, load_recipe
-from whet.config.preference import PREFERENCE_PRESETS
 from whet.launch.main import run_recipe
+from whet.pipeline import kinds
+from whet.pipeline.kinds import load_recipe
 from whet.tracking.log import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+STAGES = [kind.config for kind in kinds.KINDS]
+KINDS = {stage.kind_name() for stage in STAGES}
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 METRIC_ROW = re.compile(r"^\| (`[^|]+`) \|", re.MULTILINE)
@@ -225,7 +228,7 @@ def test_every_algorithm_is_described() -> None:
 
 def test_every_stage_kind_is_named() -> None:
     page = (ROOT / "docs" / "cli.md").read_text()
-    assert all(f"`{kind}`" in page for kind in STAGES)
+    assert all(f"`{kind}`" in page for kind in KINDS)
 
 
 def test_every_command_and_exit_code_has_a_line() -> None:
@@ -330,7 +333,7 @@ def test_every_metric_is_explained(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(TINY)
     loaded = load_recipe(tmp_path / "tiny.yaml", [f"out={tmp_path / 'run'}"])
     without = {"eval"}  # leaves a table, no line a step
-    assert {stage.kind for stage in loaded.recipe.stages.values()} == set(STAGES) - without
+    assert {stage.kind for stage in loaded.recipe.stages.values()} == KINDS - without
     run_recipe(loaded, quiet=True)
     known = documented()
     for folder in sorted((tmp_path / "run" / "stages").iterdir()):

@@ -12,7 +12,7 @@ import pytest
 
 from tests.test_endpoint import says, serving, status
 from whet.config import DataConfig, GeneratedConfig
-from whet.config.loading import Loaded, load_recipe
+from whet.config.loading import Loaded
 from whet.data.formats import load_conversations, load_prompts
 from whet.data.preferences import load_comparisons
 from whet.envs.base import Attempt, Task
@@ -23,9 +23,11 @@ from whet.envs.judges.judge import Wording, verdicts_of
 from whet.envs.judges.questions import questions, teach
 from whet.envs.judges.revise import REWRITE, revise
 from whet.envs.rewards.verdict import right_verdict
-from whet.errors import ConfigError, DataError, RewardError
+from whet.errors import ConfigError, DataError, RewardError, RunError
 from whet.launch.check import check_recipe
 from whet.launch.main import run_recipe
+from whet.pipeline.kinds import load_recipe
+from whet.pipeline.lineage import Choices
 from whet.pipeline.sources import comparisons
 from whet.records import Message, Reply
 from whet.tracking.log import read_metrics, read_rollouts
@@ -66,8 +68,10 @@ def load(folder: Path, kind: str, *words: str, judge: str = "whet.envs.judges.ru
     return load_recipe(folder / "r.yaml", [f"out={folder / 'run'}", *words])
 
 
-def run(folder: Path, kind: str, *words: str, judge: str = "whet.envs.judges.rules:longer") -> Path:
-    run_recipe(load(folder, kind, *words, judge=judge), quiet=True)
+def run(
+    folder: Path, kind: str, *words: str, judge: str = "whet.envs.judges.rules:longer", accept: tuple[str, ...] = ()
+) -> Path:
+    run_recipe(load(folder, kind, *words, judge=judge), quiet=True, choices=Choices(accept=accept))
     return folder / "run" / "stages" / "01-made"
 
 
@@ -203,7 +207,9 @@ def test_a_judge_that_breaks_stops_the_stage_and_nothing_is_lost(how: str, tmp_p
     (tmp_path / "broken").unlink()
     (tmp_path / "j.py").write_text(BROKEN.replace("HOW", "pass"))  # a judge that was mended is another judge
     (tmp_path / "asked").write_text("")
-    stage = run(tmp_path, "compare", *words, judge=f"{tmp_path}/j.py:j")
+    with pytest.raises(RunError, match=r"judge.by \(.*j.py has changed"):
+        run(tmp_path, "compare", *words, judge=f"{tmp_path}/j.py:j")
+    stage = run(tmp_path, "compare", *words, judge=f"{tmp_path}/j.py:j", accept=("judge",))
     asked_again = (tmp_path / "asked").stat().st_size
     (tmp_path / "whole").mkdir()
     whole = run(tmp_path / "whole", "compare", *words)

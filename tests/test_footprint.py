@@ -16,9 +16,9 @@ from rich.console import Console
 from whet.cli.plan import memory_table
 from whet.config import CreateConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
 from whet.config.critic import CriticConfig
-from whet.config.loading import load_recipe
 from whet.launch.memory import footprint, footprints, frugal, settle, trainings
 from whet.launch.needs import FULL_TOKENS, ROOM, Footprint, Role, fitting_tokens
+from whet.pipeline.kinds import load_recipe
 from whet.pipeline.run import Run
 
 ROOT = Path(__file__).parent.parent
@@ -142,7 +142,7 @@ def test_micro_batches_of_a_gpu_are_planned_without_one(monkeypatch: pytest.Monk
     chosen = {}
     for free in (2**28, 2**30):
         monkeypatch.setattr("torch.cuda.mem_get_info", lambda free=free: (free, 2**34))
-        chosen[free] = settle(TrainConfig(), gpu, SamplingConfig(max_running=8), reference=True).microbatch_tokens
+        chosen[free] = settle(TrainConfig(), gpu, SamplingConfig(max_running=8), reference=True)
         planned = footprint("", gpu, TrainConfig(microbatch_tokens=chosen[free]), None, reference=True)
         assert planned.process == 0
         assert 0.4 * free < planned.peak < 0.52 * free
@@ -154,7 +154,7 @@ def test_a_number_stays_and_auto_on_a_cpu_is_what_stays_in_its_cache() -> None:
         settle(TrainConfig.model_validate(train), MODEL, SamplingConfig(), reference=False)
         for train in ({"microbatch_tokens": 77}, {})
     )
-    assert (given.microbatch_tokens, auto.microbatch_tokens) == (77, 2048)
+    assert (given, auto) == (77, 2048)
 
 
 def test_a_stage_that_does_not_fit_says_what_to_change() -> None:

@@ -29,6 +29,7 @@ from whet.envs.library.arithmetic import Sum
 from whet.envs.rewards.build import build_rubric
 from whet.envs.rewards.judge import PairsReward, PointsReward, matches
 from whet.errors import ConfigError, RewardError
+from whet.files import Digests
 from whet.launch.chats import speaker_of
 from whet.launch.world import LocalWorld
 from whet.records import Message, Outcome, Reply
@@ -392,10 +393,10 @@ def test_a_local_model_goes_by_all_that_changes_its_words(tmp_path: Path) -> Non
     names = set()
     for text in ("a", "b"):
         template.write_text(text)
-        names.add(speaker_of(LocalChat(path="whet:tiny", chat_template=template)))
-    names |= {speaker_of(LocalChat(path=path)) for path in ("whet:tiny", "whet:demo")}
-    names.add(speaker_of(LocalChat(path="whet:tiny", dtype="float32")))
-    names.add(speaker_of(LocalChat.model_validate({"path": "whet:tiny", "create": {"layers": 1}})))
+        names.add(speaker_of(LocalChat(path="whet:tiny", chat_template=template), Digests()))
+    names |= {speaker_of(LocalChat(path=path), Digests()) for path in ("whet:tiny", "whet:demo")}
+    names.add(speaker_of(LocalChat(path="whet:tiny", dtype="float32"), Digests()))
+    names.add(speaker_of(LocalChat.model_validate({"path": "whet:tiny", "create": {"layers": 1}}), Digests()))
     assert len(names) == 6
 
 
@@ -466,7 +467,7 @@ def test_a_script_that_is_not_there_is_named_before_anything_is_asked(tmp_path: 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CachedChat]:
     config = LocalChat(path="whet:tiny", create=_shape(), temperature=1.0)
-    found = LocalWorld(answers=tmp_path_factory.mktemp("answers")).chat(config)
+    found = LocalWorld(folder=tmp_path_factory.mktemp("answers")).chat(config)
     yield found
     found.close()
 

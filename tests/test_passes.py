@@ -14,28 +14,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.laws.support import random_atoms
-from whet.errors import RunError
 from whet.pipeline import passes
 from whet.pipeline.stage import Interrupted
 from whet.records import TokenRow
-from whet.training.checkpoint import save_generation
 
 ROWS = [row for atom in random_atoms(groups=3, rows=2) for row in atom.rows][:5]
 
 
 class Pass:
-    """Five rows or fewer in files of two, under a model that is a folder with one file."""
+    """Five rows or fewer in files of two, under a model that adds the tokens up."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(passes, "CHUNK_ROWS", 2)
-        self.root, self.folder, self.stopped = folder, folder / "pass", False
-        (folder / "model").mkdir()
-        self.retrain("first")
+        self.folder, self.stopped = folder / "pass", False
 
-    def retrain(self, weights: str) -> None:
-        (self.root / "model" / "weights").write_text(weights)
-
-    def read(self, rows: Sequence[TokenRow] = ROWS, *, trained: bool = True) -> list[int]:
+    def read(self, rows: Sequence[TokenRow] = ROWS) -> list[int]:
         """Do it; the sizes of the chunks that the model had to read. What comes of it is right in any case."""
         asked: list[int] = []
 
@@ -43,14 +36,10 @@ class Pass:
             asked.append(len(chunk))
             return torch.tensor([float(sum(row.tokens)) for row in chunk])
 
-        context: Any = SimpleNamespace(checkpoints=self.root / "checkpoints", stopped=lambda: self.stopped)
-        where = str(self.root / "model")
-        found = torch.cat(list(passes.kept_pass(context, self.folder, rows, model, model=where, trained=trained)))
+        context: Any = SimpleNamespace(stopped=lambda: self.stopped)
+        found = torch.cat(list(passes.kept_pass(context, self.folder, rows, model)))
         assert found.tolist() == [float(sum(row.tokens)) for row in rows]
         return asked
-
-    def save_a_checkpoint(self) -> None:
-        save_generation(self.root / "checkpoints", 1, {}, lambda folder: None, keep=1)
 
 
 @pytest.fixture
@@ -69,37 +58,14 @@ def test_it_is_computed_once_and_only_what_is_missing_or_damaged_again(kept: Pas
     assert kept.read() == [2], "whole, but not as it was written"
 
 
-def test_other_rows_or_another_model_are_read_again_and_nothing_stale_stays(kept: Pass) -> None:
+def test_other_rows_are_read_again_and_nothing_stale_stays(kept: Pass) -> None:
     kept.read()
     assert kept.read(ROWS[1:4]) == [2, 1]
-    assert sorted(path.name for path in kept.folder.iterdir()) == [
-        "00000.safetensors", "00001.safetensors", "key.json",
-    ]  # fmt: skip
+    assert sorted(path.name for path in kept.folder.iterdir()) == ["00000.safetensors", "00001.safetensors"]
     first, *others = ROWS[1:4]
-    assert kept.read([replace(first, tokens=(first.tokens[0] + 1, *first.tokens[1:])), *others]) == [2, 1]
-    kept.retrain("second one")
-    assert kept.read(ROWS[1:4]) == [2, 1] and kept.read(ROWS[1:4]) == []
-    (kept.folder / "key.json").unlink()
-    assert kept.read(ROWS[1:4]) == [2, 1], "files that nobody knows the rows of"
-
-
-def test_once_there_is_a_checkpoint_the_model_is_the_one_that_the_run_began_with(kept: Pass) -> None:
-    kept.read()
-    kept.save_a_checkpoint()
-    kept.retrain("second one")
-    assert kept.read() == [] == kept.read()
-    with pytest.raises(RunError, match=r"the pass rows are not those that this run began with; put the data back"):
-        kept.read(ROWS[:4])
-    assert kept.read() == [], "and nothing is lost by it"
-
-
-def test_a_model_that_no_checkpoint_has_must_stay_what_it_was(kept: Pass) -> None:
-    kept.read(trained=False)
-    kept.save_a_checkpoint()
-    assert kept.read(trained=False) == []
-    kept.retrain("second one")
-    with pytest.raises(RunError, match=r"model: is not the model that this run began with; put it back"):
-        kept.read(trained=False)
+    assert kept.read([replace(first, tokens=(first.tokens[0] + 1, *first.tokens[1:])), *others]) == [2]
+    assert kept.read(ROWS[2:4]) == [2] and kept.read(ROWS[2:4]) == []
+    assert [path.name for path in kept.folder.iterdir()] == ["00000.safetensors"]
 
 
 def test_asked_to_stop_it_keeps_what_it_has(kept: Pass) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from whet.config.loading import load_recipe
 from whet.errors import ConfigError, DataError, RunError
 from whet.launch.check import check_recipe
 from whet.launch.main import run_recipe
+from whet.pipeline.kinds import load_recipe
 from whet.tracking.log import read_metrics
 
 MODEL = {
@@ -65,7 +65,7 @@ def test_rows_that_changed_under_a_checkpoint_are_refused(tmp_path: Path, monkey
         with pytest.raises(KeyboardInterrupt):
             run_recipe(load_recipe(path), quiet=True)
     rows.write_text(rows.read_text().replace('"7"', '"8"'))
-    with pytest.raises(RunError, match="the train rows are not those that this run began with"):
+    with pytest.raises(RunError, match=r"p: data .*rows.jsonl has changed: 8 other rows.*--accept p.data"):
         run_recipe(load_recipe(path), quiet=True)
     rows.write_text(rows.read_text().replace('"8"', '"7"'))
     run_recipe(load_recipe(path), quiet=True)

@@ -81,7 +81,7 @@ def test_what_is_exported_is_what_was_trained(folder: str, tmp_path: Path) -> No
     learn(ours, range(3))
     ours.export(tmp_path)
     found = logps_of(ours, ROWS)
-    again = LocalTrainer(load_model(ModelConfig(path=str(tmp_path))), TrainConfig()).logprobs(ROWS, temperature=1.0)
+    again = logps_of(LocalTrainer(load_model(ModelConfig(path=str(tmp_path))), TrainConfig()), ROWS)
     for left, right in zip(found, again, strict=True):
         assert left == pytest.approx(right, abs=1e-4)
     assert found == logps_of(ours, ROWS)  # exporting changes nothing

@@ -14,10 +14,9 @@ from pathlib import Path
 import pytest
 
 from whet.config import GeneratedConfig
-from whet.config.budget import budgets
-from whet.config.loading import load_recipe
 from whet.envs.library import family
 from whet.launch.main import run_recipe
+from whet.pipeline.kinds import load_recipe
 from whet.tracking.log import read_metrics, read_rollouts
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,7 +32,7 @@ SMALL = [
 def test_every_recipe_loads_and_can_be_planned(path: Path) -> None:
     recipe = load_recipe(path).recipe
     assert recipe.name == path.stem
-    assert [budget.stage for budget in budgets(recipe)] == list(recipe.stages)
+    assert [budget.stage for budget in recipe.budgets()] == list(recipe.stages)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

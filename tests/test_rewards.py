@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from whet.config import RewardConfig, RLStage
+from whet.config import RewardConfig
 from whet.config.rewards import judged
 from whet.envs.base import Attempt, Grade, Reward, Task
 from whet.envs.rewards.answers import after_thinking, as_number, final_answer, gold_answer, last_boxed, tidy
@@ -27,6 +27,7 @@ from whet.envs.rewards.math import MathReward
 from whet.envs.rewards.plain import PlainReward
 from whet.envs.rubric import WeightedRubric
 from whet.errors import ConfigError, DataError, RewardError
+from whet.pipeline.stages.rl import RLStage
 from whet.records import Message, Outcome, Score
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -170,6 +171,42 @@ def test_an_episode_that_is_not_over_in_time_is_truncated() -> None:
     assert (episode.outcome, len(episode.turns)) == (Outcome.TRUNCATED, 2)
     (episode,) = play(player(max_turns=3), "a")
     assert (episode.outcome, len(episode.turns)) == (Outcome.FINISHED, 3)
+
+
+def test_episodes_do_not_wait_for_one_another() -> None:
+    """The first one's environment answers once the other episode has ended, three turns later."""
+    ended = asyncio.Event()
+
+    class Slow(Guessing):
+        async def step(self, message: Message) -> tuple[tuple[Message, ...], bool]:
+            if self.task.id == "slow":
+                await asyncio.wait_for(ended.wait(), 20)
+            observations, over = await super().step(message)
+            if self.task.id == "quick" and over:
+                ended.set()
+            return observations, over
+
+    for episode in play(player(environment=Slow), "slow", "quick"):
+        assert (episode.outcome, len(episode.turns)) == (Outcome.FINISHED, 3)
+
+
+def test_it_plays_inside_a_running_event_loop() -> None:
+    async def notebook() -> tuple[list[Episode], list[Episode]]:
+        played = await player().play_async([task("a")], 2, step=0, seed=5)
+        return play(player(), "a", samples=2), list(played.groups[0].episodes)
+
+    aside, here = asyncio.run(notebook())
+    assert aside == here == play(player(), "a", samples=2)
+
+
+def test_a_turn_s_random_numbers_follow_from_its_position() -> None:
+    """Not from the place in a call: the second of three tasks draws what it draws when it is played alone."""
+    whole, alone = player(), player()
+    whole.play([task(name) for name in "abc"], 2, step=0, seed=5, positions=[10, 11, 12])
+    alone.play([task("b")], 2, step=7, seed=5, positions=[11])
+    seeds = {request.seed for request in alone.sampler.seen}  # type: ignore[attr-defined]
+    assert seeds < {request.seed for request in whole.sampler.seen}  # type: ignore[attr-defined]
+    assert len(seeds) == 2 * 3
 
 
 # ---------------------------------------------------------------------------------------------- failures

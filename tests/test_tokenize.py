@@ -115,6 +115,19 @@ def test_the_first_bad_row_is_named_whatever_is_wrong_with_it(
     assert gated.stats.rows == 60 and gated.unread.total == 1 and gated.dropped.total == 2
 
 
+def test_who_waits_hears_how_far_it_is(rows: Path, template: JinjaTemplate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenize, "SAY_S", -1.0)
+    said: list[str] = []
+    data = DataConfig(path=str(rows), on_bad_row="drop")
+    settings: dict[str, Any] = {"loss_on": "assistant", "max_length": 400, "on_bad_row": "drop", "say": said.append}
+    made = tokenise(read_conversations(data), template, **settings)
+    assert len(said) == len(made.rows) == 58
+    assert said[-1] == f"tokenizing: {rows}:60 is done, {made.stats.tokens:,} tokens so far"
+    said.clear()
+    tokenise(read_conversations(data), template, **settings)
+    assert not said, "what is kept is not made again"
+
+
 def test_a_row_far_too_long_is_known_before_much_of_it_is_tokenized(
     template: JinjaTemplate, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,14 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from whet.config.loading import STAGES
 from whet.errors import RunError
+from whet.pipeline.kinds import KINDS
 from whet.records import Completion, Ending, Episode, Group, Message, Outcome, Score, Turn
 from whet.tracking import RunLog, write_report
-from whet.tracking.charts import panels
+from whet.tracking.catalogue import TRAINING
+from whet.tracking.charts import PLAIN, panels
 from whet.tracking.story import EvalLine, StageView, figures, stage_line, verdict
 from whet.tracking.svg import Axis, Series, line_chart, nice_ticks, stacked_chart
 from whet.tracking.text import THIN, counted, number, percent, points, seconds, share
+
+LOOKS = {kind.config.kind_name(): kind.look for kind in KINDS}
 
 ATTACK = '</pre><script>alert("x")</script><img src=x onerror=alert(1)>'
 
@@ -189,7 +192,7 @@ def fake_run(folder: Path, *, finished: bool = True) -> Path:
 
 
 def test_the_page_is_whole_self_contained_and_runs_nothing(tmp_path: Path) -> None:
-    path = write_report(fake_run(tmp_path / "run"))
+    path = write_report(fake_run(tmp_path / "run"), LOOKS)
     assert path == tmp_path / "run" / "report.html"
     page = Page(path.read_text())
     names = {tag for tag, _ in page.tags}
@@ -203,7 +206,7 @@ def test_the_page_is_whole_self_contained_and_runs_nothing(tmp_path: Path) -> No
 
 
 def test_the_page_says_what_happened(tmp_path: Path) -> None:
-    text = write_report(fake_run(tmp_path / "run")).read_text().replace(THIN, " ")
+    text = write_report(fake_run(tmp_path / "run"), LOOKS).read_text().replace(THIN, " ")
     assert "Held-out accuracy rose from 36 % (base) to 91 % (RL" in text
     assert "+55 points, 95 % interval +51 to +59, while answers grew from 13 to 24 tokens." in text
     for title in ("Loss", "Reward", "Solved", "Time per step", "Outcomes other than finished", "Gradient norm"):
@@ -219,17 +222,17 @@ def test_failures_of_one_step_are_not_drawn_as_if_every_step_had_them(tmp_path: 
     """Outcomes are logged where there are any: a step that finished all its episodes has no failures, not the last."""
     lines: list[dict[str, float | None]] = [{"step": float(n), "outcomes/finished": 8.0} for n in range(1, 21)]
     lines[9] |= {"outcomes/finished": 7.0, "outcomes/truncated": 1.0}
-    (card,) = [card for card in panels(lines, "rl")[""] if card.title == "Outcomes other than finished"]
+    (card,) = [card for card in panels(lines, TRAINING)[""] if card.title == "Outcomes other than finished"]
     assert (card.before, card.now) == ("0", "0")
 
 
 def test_a_run_at_work_and_one_without_anything_have_pages(tmp_path: Path) -> None:
-    text = write_report(fake_run(tmp_path / "run", finished=False)).read_text().replace(THIN, " ")
+    text = write_report(fake_run(tmp_path / "run", finished=False), LOOKS).read_text().replace(THIN, " ")
     assert "step 20 of 30" in text and "waiting" in text and "nothing was evaluated yet" in text
     (tmp_path / "new" / "stages" / "01-rl").mkdir(parents=True)
-    assert "no numbers yet" in write_report(tmp_path / "new").read_text()
+    assert "no numbers yet" in write_report(tmp_path / "new", LOOKS).read_text()
     with pytest.raises(RunError, match="not a run folder"):
-        write_report(tmp_path)
+        write_report(tmp_path, LOOKS)
 
 
 @pytest.mark.parametrize("name", ["recipe.json", "run.json", "stages/03-check/eval.json"])
@@ -237,22 +240,22 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
     folder = fake_run(tmp_path / "run")
     (folder / name).write_text("{")
     with pytest.raises(RunError, match=f"{Path(name).name}: not JSON"):
-        write_report(folder)
+        write_report(folder, LOOKS)
 
 
 @pytest.mark.parametrize("gain", [(0.02, -0.02, 0.06), (-0.2, -0.25, -0.15)])
 def test_the_verdict_never_claims_what_the_interval_does_not_show(gain: tuple[float, float, float]) -> None:
     rows = tuple(EvalLine(**eval_row(*row)) for row in (("a", 0.5, 10.0), ("b", 0.5 + gain[0], 10.2, gain)))
-    stage = StageView(name="e", kind="eval", state="done", planned=None, lines=(), rows=rows)
+    stage = StageView(name="e", kind="eval", look=PLAIN, state="done", planned=None, lines=(), rows=rows)
     said = verdict((stage,))
     assert said.startswith("Held-out accuracy fell" if gain[2] < 0 else "No measurable change")
     assert said.endswith("answers kept their length of 10.2 tokens.")
 
 
-@pytest.mark.parametrize("kind", [kind for kind in STAGES if kind != "eval"])
+@pytest.mark.parametrize("kind", [kind for kind in LOOKS if kind != "eval"])
 def test_a_stage_that_makes_rows_is_not_said_to_have_trained(kind: str) -> None:
     lines = tuple({"step": step, "rows": 3.0} for step in (1, 2))
-    stage = StageView(name="s", kind=kind, state="done", planned=None, lines=lines, rows=())
+    stage = StageView(name="s", kind=kind, look=LOOKS[kind], state="done", planned=None, lines=lines, rows=())
     trains = kind in ("sft", "reward_model", "preference", "online_preference", "rl")
     assert [tile.value for tile in figures((stage,))] == (["2"] if trains else [])
     assert stage_line(stage) == ("" if trains else "6 rows from 2 chunks of tasks.")

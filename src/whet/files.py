@@ -12,10 +12,13 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import astuple, dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from whet.errors import RunError, UserError
 
@@ -122,20 +125,6 @@ def is_sealed(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
-def weights_of(path: str) -> str:
-    """A name that changes when the weights do: what a stage made goes by its manifest, other folders by their files."""
-    folder = Path(path)
-    if is_sealed(folder.parent):
-        files = read_json(folder.parent / "manifest.json")["files"]
-        # The configuration and peft's own files say where the model came from, which is no part of what it is.
-        own = {name: known for name, known in files.items() if name.startswith("model/") and "/adapter/" not in name}
-        return " ".join(sorted(known["sha256"][:16] for name, known in own.items() if name != "model/config.json"))
-    if not folder.is_dir():
-        return path
-    files = sorted(file for file in folder.iterdir() if file.is_file())
-    return " ".join([path, *(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)])
-
-
 def unseal(folder: Path, *, by_size: Collection[str] = ()) -> dict[str, Any]:
     """The facts of a complete folder whose files are as they were; `RunError` names the first that is not.
 
@@ -159,6 +148,72 @@ def unseal(folder: Path, *, by_size: Collection[str] = ()) -> dict[str, Any]:
         if digest != known["sha256"]:
             raise RunError(f"{path}: damaged; its SHA-256 is not the one in the manifest")
     return manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """What is in a file."""
+
+    sha256: str
+    bytes: int
+    lines: int
+
+
+def digest_file(file: Path) -> Digest:
+    """Of a file's content; read once in a process as long as inode, size and times stay. Raises `OSError`."""
+    return _digest(str(file), *_state(file))
+
+
+SETTLED_NS = 2 * 10**9
+"""Age from which on a file's times tell whether it has changed."""
+
+
+class Digests:
+    """The digests of files, kept in `path`: a file is read once, and again when it has changed.
+
+    Its size, inode, and times of modification and of change tell whether it has; no program can set the last one back.
+    A file that was written a moment ago is not remembered, because it could change within one tick of the clock. What
+    was read is kept when the `with` block ends. A `path` that cannot be read is begun anew: it is only a hint.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path, self._new = path, False
+        self._known: dict[str, list[Any]] = {}
+        if path is not None and path.is_file():
+            with suppress(RunError):
+                self._known = read_json(path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._new and self._path is not None:
+            write_json(self._path, self._known)
+
+    def of(self, file: Path) -> Digest:
+        """Of a file's content. Raises `OSError` where it cannot be read."""
+        name, state = str(file.resolve()), list(_state(file))
+        if name in self._known and self._known[name][0] == state:
+            return Digest(*self._known[name][1])
+        found = digest_file(file)
+        if time.time_ns() - state[-1] > SETTLED_NS:
+            self._known[name], self._new = [state, astuple(found)], True
+        return found
+
+
+def _state(file: Path) -> tuple[int, ...]:
+    stat = file.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+@lru_cache(maxsize=256)
+def _digest(file: str, *state: int) -> Digest:
+    with open(file, "rb") as opened:
+        hashed, lines, last = hashlib.sha256(), 0, b"\n"
+        while part := opened.read(2**20):
+            hashed.update(part)
+            lines, last = lines + part.count(b"\n"), part[-1:]
+    return Digest(hashed.hexdigest(), state[1], lines + (last != b"\n"))
 
 
 def _sha256(manifest: Mapping[str, Any]) -> str:

@@ -80,6 +80,15 @@ class Message:
     trained: bool | None = None
     """Whether a loss may fall on it; None: decided by the role (assistant: yes)."""
 
+    def as_dict(self) -> dict[str, Any]:
+        """In the OpenAI shape; absent things have no key."""
+        calls = [
+            {"type": "function", "id": call.id, "function": {"name": call.name, "arguments": dict(call.arguments)}}
+            for call in self.tool_calls
+        ]
+        beside = {"reasoning_content": self.thinking, "tool_calls": calls or None, "tool_call_id": self.tool_call_id}
+        return {"role": self.role, "content": self.content} | {k: v for k, v in beside.items() if v is not None}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:

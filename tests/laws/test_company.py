@@ -19,7 +19,8 @@ from whet.records import Completion
 from whet.sampling.base import Request, SamplingParams
 from whet.sampling.bridge import run, sample_all
 from whet.sampling.embedded import EmbeddedSampler
-from whet.sampling.engine import Engine, Ticket
+from whet.sampling.engine import Engine
+from whet.sampling.tickets import Ticket
 
 
 @pytest.fixture(params=["mkl", "onednn"])

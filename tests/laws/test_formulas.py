@@ -6,23 +6,22 @@ import inspect
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import get_args
+from typing import Annotated
 
 import pytest
 import torch
+from annotated_types import Ge
 from pydantic import ValidationError
 from torch import Tensor
 
-from whet.config import PRESETS, PolicyConfig
-from whet.config.clip import Clip, RatioConfig
-from whet.config.policy import CorrectionConfig, KLConfig
+from whet.algorithms.policy_config import CLIPS, PolicyConfig
+from whet.algorithms.policy_presets import PRESETS
+from whet.config.derived import section_of
+from whet.config.strict import Strict
 from whet.formulas import kl, policy, ratios
 from whet.formulas.advantages import BASELINES, CREDITS, EPS, SCALES, Answers
+from whet.formulas.constants import Beta
 from whet.formulas.reduce import REDUCTIONS, group_token_mean, sequence_mean, sequence_sum_over_constant, token_mean
-
-CLIPS = {model.model_fields["kind"].annotation.__args__[0]: model for model in (
-    get_args(option)[0] for option in get_args(get_args(Clip)[0])
-)}  # fmt: skip
 
 
 def vector(*numbers: float) -> Tensor:
@@ -325,18 +324,20 @@ def test_reductions_by_hand() -> None:
 # ---------------------------------------------------------------------------------------- names, log p
 
 
-def test_the_recipe_names_what_the_formulas_offer() -> None:
-    offered = {
-        "credit": CREDITS, "baseline": BASELINES, "scale": SCALES, "aggregate": REDUCTIONS,
-    }  # fmt: skip
-    elsewhere = {"gae", "process"}  # the critic's, and that of steps
-    for axis, table in offered.items():
-        assert set(get_args(PolicyConfig.model_fields[axis].annotation)) - elsewhere == set(table)
-    assert set(get_args(RatioConfig.model_fields["level"].annotation)) == set(ratios.LEVELS)
-    assert set(get_args(CorrectionConfig.model_fields["kind"].annotation)) == set(ratios.CORRECTIONS)
-    assert set(get_args(CorrectionConfig.model_fields["level"].annotation)) <= set(ratios.LEVELS)
-    assert set(get_args(KLConfig.model_fields["estimator"].annotation)) == {"k1", *kl.LOSSES}
-    assert set(CLIPS) == set(policy.SURROGATES)
+def test_a_sections_keys_are_the_constants_of_its_function() -> None:
+    """A loss is added in one place: its signature says name, range, default and text of every key."""
+
+    def toy(pairs: object, *, beta: Beta = 0.3, power: Annotated[int, Ge(1)] = 2) -> None:
+        """Twice as good."""
+
+    section = section_of(toy, "toy", base=Strict)
+    assert section().model_dump() == {"beta": 0.3, "power": 2} and section.__doc__ == "Twice as good."
+    assert "how sharp the contrast is" in section.model_json_schema()["properties"]["beta"]["description"]
+    for wrong in ({"beta": 0}, {"power": 0.5}, {"gamma": 1}):
+        with pytest.raises(ValidationError):
+            section.model_validate(wrong)
+    with pytest.raises(ValidationError, match="'group_mean'"):
+        PolicyConfig.model_validate({"baseline": "group_men"})
 
 
 @pytest.mark.parametrize("name", PRESETS)

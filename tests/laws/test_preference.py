@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import pickle
 from collections.abc import Sequence
@@ -19,8 +18,8 @@ from torch.nn.functional import logsigmoid
 
 from tests.laws.support import gradients, largest_difference, logps_of, tiny_trainer
 from whet.algorithms.preference import beside_mismatched, check_start, objective_of, preference, weigh_preferences
+from whet.algorithms.preference_config import PREFERENCE_PRESETS, LossConfig
 from whet.config import GeneratedConfig, ModelConfig, TrainConfig
-from whet.config.preference import PREFERENCE_PRESETS, REFERENCE_FREE, STEP_WIDE, LossConfig
 from whet.errors import DataError, TrainingError
 from whet.formulas import preference as formulas
 from whet.formulas.preference import LOSSES, Pairs, kto, log_odds
@@ -413,17 +412,6 @@ def test_the_reference_is_the_model_that_the_run_began_with(tmp_path: Path, begu
 
 
 # ------------------------------------------------------------------------------------- names and values
-
-
-def test_the_recipe_names_what_the_formulas_offer() -> None:
-    keys = set(LossConfig.model_fields) - {"preset"}
-    assert keys == {*LOSSES, "kto"} == {kind for terms in PREFERENCE_PRESETS.values() for kind in terms}
-    assert set(REFERENCE_FREE) == {name for name, formula in LOSSES.items() if not formula.reference}
-    assert set(STEP_WIDE) == set(STATISTICS)
-    for kind in LOSSES:
-        term = LossConfig.model_validate({kind: {}}).terms[kind]
-        wanted = set(inspect.signature(LOSSES[kind].loss).parameters) - {"pairs"}
-        assert set(type(term).model_fields) - {"weight"} == wanted, kind
 
 
 def test_losses_are_values() -> None:

@@ -223,16 +223,6 @@ stages:
     sampling: {{max_tokens: 12, max_running: 10}}
     train: {{lr: 0.003, steps: 2}}
 """,
-    "back": f"""
-name: back
-model: {MODEL}
-save: {{every: 1}}
-stages:
-  rl: {RL}
-    algorithm: grpo
-    health: {{window: 1, far_from_reference: back, kl_above: 0.02}}
-    train: {{lr: 0.03, steps: 6}}
-""",
 }
 TIMES = ("time", "tokens_per_second")
 
@@ -259,6 +249,9 @@ def unstopped(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> dic
     return left
 
 
+NO_RESULT = (".lock", "report.html", "digests.json")
+
+
 def run(nursery: Nursery, recipe: str, folder: Path, *words: str, **changes: object) -> Done:
     return nursery.obey("run", f"{recipe}.yaml", f"out={folder}", *words, folder=folder, **changes)
 
@@ -268,7 +261,9 @@ def contents(folder: Path) -> dict[str, Any]:
     return {
         str(path.relative_to(folder)): value
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in (".lock", "report.html") and (value := _value(path)) is not None
+        if path.is_file()
+        and path.name not in (".lock", "report.html", "digests.json")
+        and (value := _value(path)) is not None
     }
 
 
@@ -302,8 +297,6 @@ def test_a_run_has_a_signal_that_a_wrong_resume_would_change(unstopped: dict[str
             assert len(set(moved)) == len(moved) >= len(lines) // 2
     gate = load(unstopped["gate"][0]["stages/02-gate/model/gate.safetensors"])
     assert gate["slope_K"].any() and gate["centre"] > 0, "the gate takes off what goes with length"
-    rates = [line["lr"] for line in unstopped["back"][0]["stages/01-rl/metrics.jsonl"]]
-    assert rates[0] == 0.03 and rates[-1] < 0.01, "the run went back twice"
 
 
 @pytest.mark.parametrize(
@@ -318,7 +311,6 @@ def test_a_run_has_a_signal_that_a_wrong_resume_would_change(unstopped: dict[str
         ("gate", 2, 29),
         ("feedback", 6, 43),
         ("steps", 3, 37),
-        ("back", 14, 53),
     ],
 )
 def test_killed_anywhere(
@@ -378,12 +370,12 @@ def test_asked_twice_stops_at_once(
 def halfway(nursery: Nursery, unstopped: object, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run killed in its RL stage, with two checkpoints and a file that was cut off in writing."""
     folder = tmp_path_factory.mktemp("halfway") / "run"
-    for at in range(85, 100, 2):
+    for at in range(85, 120, 2):
         shutil.rmtree(folder, ignore_errors=True)
         run(nursery, "whole", folder, at=at)
         if len(list((folder / "checkpoints" / "02-rl").glob("step-*"))) == 2:
             break
-    saved = sorted(path.name for path in (folder / "checkpoints" / "02-rl").iterdir())
+    saved = sorted(path.name for path in (folder / "checkpoints" / "02-rl").glob("step-*"))
     assert saved == ["step-00000002", "step-00000004"]
     (folder / "stages" / "02-rl" / "manifest.json.part").write_text("{")
     return folder
@@ -490,11 +482,11 @@ def test_another_recipe_is_refused_by_name(nursery: Nursery, halfway: Path, tmp_
     before = contents(folder)
     done = run(nursery, "whole", folder, "stages.rl.train.lr=0.5", "seed=3")
     assert done.code == 6 and len(done.errors.splitlines()) == 1
-    assert "seed, stages.rl.train.lr differ" in done.errors
+    assert "sft: seed (was 0 and is 3); rl: seed (was 0 and is 3), train.lr (was 0.003 and is 0.5)" in done.errors
     assert contents(folder) == before
-    (folder / "recipe.json").write_text("{")
+    (folder / "stages" / "01-sft" / "stage.json").write_text("{")
     done = run(nursery, "whole", folder)
-    assert done.code == 6 and "recipe.json: cannot be read" in done.errors
+    assert done.code == 6 and "stage.json: cannot be read" in done.errors
 
 
 def test_where_and_how_fast_may_change(

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from math import isfinite
 
 from whet.config.health import Action, HealthConfig
-from whet.errors import TrainingError
 
 WATCHED = (
     "solved", "reward", "entropy", "completions/clipped_ratio", "frac_reward_zero_std", "kl", "clip_ratio",
@@ -21,8 +20,6 @@ WATCHED = (
 )  # fmt: skip
 """Metrics of which running averages are kept; `clip_ratio` is the sum of its two sides."""
 PREFIX = "health/"
-LOWEST_RATE = 0.01
-"""Share of the recipe's learning rate below which a run does not go back again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,14 +32,6 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.name.replace('_', ' ')}: {self.line}"
-
-
-class Unhealthy(TrainingError):
-    """The monitor found what the recipe does not want to go on with; `finding.action` is stop or back."""
-
-    def __init__(self, finding: Finding, step: int, lower_by: float) -> None:
-        super().__init__(f"step {step}: {finding}")
-        self.finding, self.step, self.lower_by = finding, step, lower_by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,14 +55,6 @@ class Health:
     def saved(self) -> dict[str, float]:
         """The state under names of its own among those of a step."""
         return {f"{PREFIX}{name}": value for name, value in self.state.items()}
-
-    @staticmethod
-    def lowered(earlier: Mapping[str, float], now: Mapping[str, float], by: float) -> dict[str, float] | None:
-        """What an earlier step had saved, with `by` times the learning rate of now: a run that goes back must not go
-        the same way. None below `LOWEST_RATE`: then the rate is not what is wrong.
-        """
-        rate = now[PREFIX + "rate"] * by
-        return {**earlier, PREFIX + "rate": rate} if rate >= LOWEST_RATE else None
 
     @property
     def rate(self) -> float:
@@ -99,7 +80,7 @@ class Health:
     @property
     def fatal(self) -> Finding | None:
         """A finding that ends the run here."""
-        return next((finding for finding in self.findings if finding.action in ("stop", "back")), None)
+        return next((finding for finding in self.findings if finding.action == "stop"), None)
 
 
 def _averages(before: Mapping[str, float], metrics: Mapping[str, float], window: int) -> dict[str, float]:
@@ -130,7 +111,7 @@ def _collapse(state: State, config: HealthConfig) -> str | None:
     name = "solved" if "solved/mean" in state else "reward"
     best, mean = state[f"{name}/best"], state[f"{name}/mean"]
     if best > 0.02 and mean < config.collapse_below * best:
-        return f"{name} fell from {best:.3g} to {mean:.3g}; lower train.lr, or set health.collapse: back"
+        return f"{name} fell from {best:.3g} to {mean:.3g}; lower train.lr, or set health.collapse: stop"
     return None
 
 

@@ -24,12 +24,11 @@ from whet.algorithms.columns import (
     with_values,
 )
 from whet.algorithms.critic import Critic, RegressValue, WithValue, largest
-from whet.algorithms.health import Unhealthy
 from whet.algorithms.measure import measure_groups, measure_taken
+from whet.algorithms.policy_config import PolicyConfig
 from whet.algorithms.policy_loss import policy_loss
 from whet.algorithms.sound import blame, listed, sound
 from whet.algorithms.standing import Setting, Standing
-from whet.config import PolicyConfig
 from whet.errors import TrainingError
 from whet.formulas.reduce import REDUCTIONS
 from whet.records import Atom, Group, Metric, Step, add_metrics, seed_of
@@ -108,7 +107,7 @@ def policy_gradient(
             ill=health.fatal is not None,
         )
         if health.fatal is not None:
-            raise Unhealthy(health.fatal, step + 1, setting.health.lower_by)
+            raise TrainingError(f"step {step + 1}: {health.fatal}")
 
 
 def update(

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from whet.config import PolicyConfig
+from whet.algorithms.policy_config import PolicyConfig
 from whet.formulas import kl as divergence
 from whet.formulas import ratios
+from whet.formulas.constants import bind
 from whet.formulas.policy import SURROGATES, Tokens
 from whet.training.base import Batch, Need, Outputs, Tally
 
@@ -128,15 +128,15 @@ def policy_loss(
     surrogate, constants = SURROGATES[config.clip.kind], config.clip.model_dump(exclude={"kind"})
     correction = config.correction
     return PolicyLoss(
-        surrogate=partial(surrogate.loss, **constants),
-        stops=partial(surrogate.stops, **constants),
+        surrogate=bind(surrogate.loss, **constants),
+        stops=bind(surrogate.stops, **constants),
         level=ratios.LEVELS[config.ratio.level],
         against_sampler=config.ratio.denominator == "sampler",
         temperature=temperature,
         correction=None
         if correction is None
         else Correction(
-            weight=partial(ratios.CORRECTIONS[correction.kind], low=correction.low, high=correction.high),
+            weight=bind(ratios.CORRECTIONS[correction.kind], low=correction.low, high=correction.high),
             level=ratios.LEVELS[correction.level],
         ),
         kl=None

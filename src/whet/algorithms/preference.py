@@ -9,7 +9,7 @@ Legend: T trained tokens, R rows (answers), P pairs of a micro-batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from whet.algorithms.answers import Answers, add_constant, answers_of, pairs_of
+from whet.algorithms.preference_config import LossConfig, Term
 from whet.algorithms.supervised import supervised
 from whet.config import TrainConfig
-from whet.config.preference import BetaTerm, IPOTerm, KTOTerm, LossConfig, Term
 from whet.errors import DataError, TrainingError
-from whet.formulas.preference import LOSSES, kto
+from whet.formulas.constants import bind
+from whet.formulas.preference import LOSSES, Pairs, kto
 from whet.records import Atom, Column, Step, TokenRow
 from whet.training.base import Batch, Need, Objective, Outputs, Tally, Trainer
 from whet.training.compare import JudgedRow
@@ -53,8 +54,11 @@ def preference(
 
 
 def objective_of(loss: LossConfig) -> Objective:
-    """The loss as an objective."""
-    return Prefer(config=loss) if loss.kto is None else Judge(term=loss.kto)
+    """The loss as an objective: functions with their constants bound."""
+    if loss.kto is None:
+        return PairLoss(terms=tuple(_pair_term(name, term) for name, term in loss.terms.items()))
+    constants = loss.kto.model_dump(exclude={"weight"})
+    return KTOLoss(loss=bind(kto, **constants), weight=loss.kto.weight, beta=constants["beta"])
 
 
 def weigh_preferences(batch: Sequence[Atom], *, loss: LossConfig, trainer: Trainer) -> list[Atom]:
@@ -87,14 +91,27 @@ def check_start(metrics: Mapping[str, float], max_gap: float) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prefer:
+class PairTerm:
+    """One loss of the sum, its constants bound."""
+
+    name: str
+    loss: Callable[[Pairs], Tensor]
+    weight: float
+    beta: float
+    """What its margin is multiplied by; 1 where it has no such constant."""
+    reference: bool
+    means: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairLoss:
     """The weighted sum of preference losses, for every pair of every atom (a better row stands before a worse one).
 
     Columns, the same for all tokens of a row but `ref_logp`: `weight` (of each pair of the atom), and where they are
     asked for `ref_logp`, `confidence` (that the order is right) and the statistics of the step, `step/LOSS`.
     """
 
-    config: LossConfig
+    terms: tuple[PairTerm, ...]
     needs: frozenset[Need] = field(default_factory=frozenset)
     temperature: float = 1.0
     compares: bool = True
@@ -104,13 +121,13 @@ class Prefer:
         answers = answers_of(outputs.logp_T, batch)
         better_P, worse_P = pairs_of(batch.atom_R)
         weight_P = answers.constants["weight"][better_P]
-        losses = {kind: self._loss(kind, term, answers, better_P, worse_P) for kind, term in self.config.terms.items()}
-        loss_P = torch.stack([self.config.terms[kind].weight * each_P for kind, each_P in losses.items()]).sum(0)
+        losses = {term.name: _doubted(term, answers, better_P, worse_P) for term in self.terms}
+        loss_P = torch.stack([term.weight * losses[term.name] for term in self.terms]).sum(0)
         with torch.no_grad():
             chosen_P, rejected_P = self._rewards(answers, better_P, worse_P)
             measured = {
                 "loss": loss_P,
-                **({f"loss/{kind}": each_P for kind, each_P in losses.items()} if len(losses) > 1 else {}),
+                **({f"loss/{name}": each_P for name, each_P in losses.items()} if len(losses) > 1 else {}),
                 "rewards/chosen": chosen_P,
                 "rewards/rejected": rejected_P,
                 "rewards/margins": chosen_P - rejected_P,
@@ -124,24 +141,34 @@ class Prefer:
             }
         return (weight_P * loss_P).sum(), {**tallies, **answers.distance}
 
-    def _loss(self, kind: str, term: Term, answers: Answers, better_P: Tensor, worse_P: Tensor) -> Tensor:
-        constants = term.model_dump(exclude={"weight"})
-        loss = LOSSES[kind].loss
-        loss_P = loss(answers.pairs(better_P, worse_P, kind), **constants)
-        if "confidence" not in answers.constants:
-            return loss_P
-        right_P = answers.constants["confidence"][better_P]
-        return right_P * loss_P + (1 - right_P) * loss(answers.pairs(worse_P, better_P, kind), **constants)
-
     def _rewards(self, answers: Answers, better_P: Tensor, worse_P: Tensor) -> tuple[Tensor, Tensor]:
         """beta times what the first loss compares: how good it holds the two answers to be."""
-        kind, term = next(((k, t) for k, t in self.config.terms.items() if k != "nll"), ("nll", Term()))
-        beta = term.beta if isinstance(term, BetaTerm) else 1.0
-        formula = LOSSES[kind]
-        measure_R = answers.logp_R - answers.ref_R if formula.reference else answers.logp_R
-        if formula.means or (isinstance(term, IPOTerm) and term.average):
+        term = next((term for term in self.terms if term.name != "nll"), self.terms[0])
+        measure_R = answers.logp_R - answers.ref_R if term.reference else answers.logp_R
+        if term.means:
             measure_R = measure_R / answers.length_R
-        return beta * measure_R[better_P], beta * measure_R[worse_P]
+        return term.beta * measure_R[better_P], term.beta * measure_R[worse_P]
+
+
+def _doubted(term: PairTerm, answers: Answers, better_P: Tensor, worse_P: Tensor) -> Tensor:
+    """The loss of each pair; where the order is right with some confidence only, that share of it both ways."""
+    loss_P = term.loss(answers.pairs(better_P, worse_P, term.name))
+    if "confidence" not in answers.constants:
+        return loss_P
+    right_P = answers.constants["confidence"][better_P]
+    return right_P * loss_P + (1 - right_P) * term.loss(answers.pairs(worse_P, better_P, term.name))
+
+
+def _pair_term(name: str, term: Term) -> PairTerm:
+    formula, constants = LOSSES[name], term.model_dump(exclude={"weight"})
+    return PairTerm(
+        name=name,
+        loss=bind(formula.loss, **constants),
+        weight=term.weight,
+        beta=constants["beta"] if "beta" in constants else 1.0,
+        reference=formula.reference,
+        means=formula.means or ("average" in constants and constants["average"]),
+    )
 
 
 def _with_statistics(atoms: Sequence[Atom], config: LossConfig, trainer: Trainer) -> list[Atom]:
@@ -175,28 +202,29 @@ def _sums(columns: Sequence[Column]) -> list[float]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judge:
+class KTOLoss:
     """KTO, for each row on its own. Columns: `ref_logp`, and the same for all tokens `weight`, `good`, `baseline`."""
 
-    term: KTOTerm
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor]
+    weight: float
+    beta: float
     needs: frozenset[Need] = field(default_factory=frozenset)
     temperature: float = 1.0
     compares: bool = False
 
     def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Mapping[str, Tally]]:
         """The weighted loss, and metrics under TRL's names, as means over good or bad answers."""
-        answers, term = answers_of(outputs.logp_T, batch), self.term
+        answers = answers_of(outputs.logp_T, batch)
         weight_R, good_R, baseline_R = (answers.constants[name] for name in ("weight", "good", "baseline"))
         ratio_R = answers.logp_R - answers.ref_R
-        constants = term.model_dump(exclude={"weight"})
-        loss_R = term.weight * kto(ratio_R, good_R, baseline_R, **constants)
+        loss_R = self.weight * self.loss(ratio_R, good_R, baseline_R)
         with torch.no_grad():
             tallies = {
                 name: Tally(total=(weight_R * value_R).sum(), weight=weight_R.sum())
                 for name, value_R in (("loss", loss_R), ("kl", baseline_R))
             }
             for name, mask_R in (("chosen", good_R), ("rejected", 1 - good_R)):
-                for what, value_R in (("rewards", term.beta * ratio_R), ("logps", answers.logp_R)):
+                for what, value_R in (("rewards", self.beta * ratio_R), ("logps", answers.logp_R)):
                     tallies[f"{what}/{name}"] = Tally(total=(mask_R * value_R).sum(), weight=mask_R.sum())
         return (weight_R * loss_R).sum(), {**tallies, **answers.distance}
 

@@ -32,16 +32,15 @@ def plan(
     """Show every value with its origin, and the arithmetic of each stage. Nothing is loaded or launched."""
     from rich.console import Console
 
-    from whet.config.budget import budgets
-    from whet.config.loading import fingerprint, load_recipe, resolved
+    from whet.config.loading import resolved
+    from whet.pipeline.kinds import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
-    costs = budgets(loaded.recipe)
+    costs = loaded.recipe.budgets()
     if json:
         origins = {path: str(origin) for path, origin in loaded.origins.items()}
-        identity = fingerprint(loaded.recipe)
         stages = [asdict(cost) | {"tokens": cost.tokens, "all_tokens": cost.all_tokens} for cost in costs]
-        known = {"recipe": resolved(loaded.recipe), "origins": origins, "stages": stages, "fingerprint": identity}
+        known = {"recipe": resolved(loaded.recipe), "origins": origins, "stages": stages}
         peaks = [_with_sums(need) for need in _footprints(loaded)] if memory else None
         print_json(known if peaks is None else {**known, "memory": peaks})
         return

@@ -2,45 +2,27 @@
 
 from whet.config.curriculum import CurriculumConfig
 from whet.config.data import DataConfig, GeneratedConfig, Source, Sources
-from whet.config.feedback import AgreementStage, CompareStage, QuestionsStage, ReviseStage, RowsBase, StepLabelsStage
 from whet.config.model import CreateConfig, ModelConfig
-from whet.config.online_preference import OnlinePreferenceStage
-from whet.config.policy import PolicyConfig
-from whet.config.preference import LossConfig, PreferenceStage
-from whet.config.presets import PRESETS
-from whet.config.recipe import EvalStage, Recipe, RLStage, SFTStage, Stage
+from whet.config.recipe import Recipe
 from whet.config.reward_model import RewardModelStage
 from whet.config.rewards import RewardConfig
+from whet.config.stage import RowsBase
 from whet.config.train import LoraConfig, SamplingConfig, SaveConfig, TrainConfig
 
 __all__ = [
-    "PRESETS",
-    "AgreementStage",
-    "CompareStage",
     "CreateConfig",
     "CurriculumConfig",
     "DataConfig",
-    "EvalStage",
     "GeneratedConfig",
     "LoraConfig",
-    "LossConfig",
     "ModelConfig",
-    "OnlinePreferenceStage",
-    "PolicyConfig",
-    "PreferenceStage",
-    "QuestionsStage",
-    "RLStage",
     "Recipe",
-    "ReviseStage",
     "RewardConfig",
     "RewardModelStage",
     "RowsBase",
-    "SFTStage",
     "SamplingConfig",
     "SaveConfig",
     "Source",
     "Sources",
-    "Stage",
-    "StepLabelsStage",
     "TrainConfig",
 ]

@@ -6,9 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Action = Literal["ignore", "warn", "lower", "stop", "back"]
-"""warn: a line. lower: the learning rate times `lower_by`. stop: the run ends. back: the run returns to a checkpoint
-from before, with the learning rate times `lower_by`."""
+Action = Literal["ignore", "warn", "lower", "stop"]
+"""warn: a line. lower: the learning rate times `lower_by`. stop: the run ends."""
 
 
 class HealthConfig(BaseModel):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from whet.config.model import ModelConfig
-from whet.config.strict import Strict
+from whet.config.strict import PythonFile, Strict
 
 
 class ChatBase(Strict):
     """What every chat has."""
+
+    free: ClassVar[frozenset[str]] = frozenset({"cache"})
 
     cache: Path | None = None
     """File in which answers are kept, so that what was asked once is not asked again. None: one inside the run's
@@ -21,6 +23,10 @@ class ChatBase(Strict):
 
 class EndpointChat(ChatBase):
     """Any OpenAI-compatible endpoint."""
+
+    free: ClassVar[frozenset[str]] = frozenset(
+        {"cache", "api_key_env", "concurrency", "requests_per_minute", "attempts", "request_s", "deadline_s"}
+    )
 
     base_url: str
     """Where the API begins: `https://host/v1`."""
@@ -45,6 +51,7 @@ class EndpointChat(ChatBase):
 class LocalChat(ChatBase, ModelConfig):
     """A model on this machine, sampled by the embedded engine; with all keys of a `model` section."""
 
+    free: ClassVar[frozenset[str]] = frozenset({"cache", "max_running"})
     temperature: float = Field(0.0, ge=0)
     max_running: int = Field(64, ge=1)
     """Most answers written side by side."""
@@ -53,7 +60,7 @@ class LocalChat(ChatBase, ModelConfig):
 class ScriptedChat(ChatBase):
     """A Python function from messages to text, in a process of its own: a rule, a test, or any client of your own."""
 
-    script: str
+    script: PythonFile
     """`file.py:function` or `module:function`. It gets a list of `{role, content}` and returns the answer's text."""
     deadline_s: float = Field(30.0, gt=0)
     """Deadline of one answer; a function that is late is killed."""

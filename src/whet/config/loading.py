@@ -9,31 +9,19 @@ Relative paths in a recipe mean what they would mean if typed: they start at the
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from whet.config.node import COMMAND_LINE, Key, KeyPath, Node, dotted, parse
-from whet.config.online_preference import OnlinePreferenceStage
-from whet.config.preference import PREFERENCE_PRESETS, PreferenceStage
-from whet.config.presets import PRESETS
 from whet.config.problems import explain, nearest
-from whet.config.recipe import INHERITED, Recipe, RLStage, Stage
+from whet.config.recipe import INHERITED, Recipe, recipe_of
+from whet.config.references import children
 from whet.config.stage import StageBase
 from whet.errors import ConfigError
-
-STAGES: Mapping[str, type[StageBase]] = {
-    get_args(model.model_fields["kind"].annotation)[0]: model for model in get_args(get_args(Stage)[0])
-}
-"""Kind of stage: its model."""
-
-NOT_MATHEMATICS = frozenset({"description", "out", "threads", "save", "trackers"})
-"""Keys that a run may change when it resumes: they say where and how fast, not what."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +36,7 @@ class Origin:
         return self.text
 
 
+Stages = Sequence[type[StageBase]]
 DEFAULT = Origin(kind="default", text="default")
 
 
@@ -61,8 +50,8 @@ class Loaded:
     """What was written, after inheritance and overrides and before defaults."""
 
 
-def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Loaded:
-    """Read a recipe and put the overrides over it.
+def read_recipe(path: Path | str, overrides: Sequence[str], stages: Stages) -> Loaded:
+    """Read a recipe whose stages are of these kinds, and put the overrides over it.
 
     An override is `train.lr=2e-5`, `--train.lr=2e-5` or `--train.lr 2e-5` (two words); its value is read as YAML.
 
@@ -74,13 +63,14 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Loaded:
     root = file
     for key_path, text in split_overrides(overrides):
         root = _override(root, key_path, _value(text, key_path))
-    _check_inherited(file, root)
-    root = _inherit(root)
+    _check_inherited(file, root, stages)
+    root = _inherit(root, stages)
     raw = root.plain()
+    model = recipe_of(tuple(stages))
     try:
-        recipe = Recipe.model_validate(raw)
+        recipe = model.model_validate(raw)
     except ValidationError as error:
-        raise explain(error, root) from error
+        raise explain(error, root, model) from error
     assert isinstance(raw, dict)
     return Loaded(recipe=recipe, origins=_origins(recipe, root), raw=raw)
 
@@ -88,13 +78,6 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Loaded:
 def resolved(recipe: Recipe) -> dict[str, Any]:
     """Every value of the recipe, defaults included, as JSON has them."""
     return recipe.model_dump(mode="json")
-
-
-def fingerprint(recipe: Recipe) -> str:
-    """SHA-256 (hex) of what decides the mathematics: equal fingerprints may resume each other."""
-    values = {key: value for key, value in resolved(recipe).items() if key not in NOT_MATHEMATICS}
-    values["order"] = list(recipe.stages)
-    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def split_overrides(words: Sequence[str]) -> list[tuple[KeyPath, str]]:
@@ -200,26 +183,25 @@ def _put(node: Node, path: KeyPath, value: Node, done: KeyPath) -> Node:
 # ------------------------------------------------------------------------------------------- inheritance
 
 
-def _stages_with(root: Node, section: str) -> dict[str, Node]:
+def _stages_with(root: Node, section: str, kinds: Stages) -> dict[str, Node]:
     """The stages whose kind has this section."""
     stages = root.section.get("stages")
     named = stages.section if stages is not None else {}
-    return {name: stage for name, stage in named.items() if section in _fields(stage)}
+    return {name: stage for name, stage in named.items() if section in _fields(stage, kinds)}
 
 
-def _fields(stage: Node) -> Mapping[str, object]:
+def _fields(stage: Node, kinds: Stages) -> Mapping[str, object]:
     kind = stage.child("kind")
-    model = STAGES.get(kind.value) if kind is not None and isinstance(kind.value, str) else None
-    return model.model_fields if model is not None else {}
+    return next((model.model_fields for model in kinds if kind is not None and kind.value == model.kind_name()), {})
 
 
-def _inherit(root: Node) -> Node:
+def _inherit(root: Node, kinds: Stages) -> Node:
     """Each stage with its own keys over those of the recipe's `train` and `sampling`, which are then gone."""
     for section in INHERITED:
         base = root.section.get(section)
         if base is None:
             continue
-        for name, stage in _stages_with(root, section).items():
+        for name, stage in _stages_with(root, section, kinds).items():
             own = stage.section.get(section)
             merged = own.over(base) if own is not None else base
             stages = root.section["stages"].with_child(name, stage.with_child(section, merged))
@@ -227,7 +209,7 @@ def _inherit(root: Node) -> Node:
     return replace(root, value={key: child for key, child in root.section.items() if key not in INHERITED})
 
 
-def _check_inherited(file: Node, root: Node) -> None:
+def _check_inherited(file: Node, root: Node, kinds: Stages) -> None:
     """Refuse a default that reaches no stage: it would be changed, in the file or by hand, without effect.
 
     A key of the file is compared with the file's stages; one of the command line with all that was given.
@@ -235,13 +217,13 @@ def _check_inherited(file: Node, root: Node) -> None:
     for section in INHERITED:
         for tree, typed in ((file, False), (root, True)):
             base = tree.child(section)
-            stages = _stages_with(tree, section)
-            if base is None or not _kinds_known(tree):
+            stages = _stages_with(tree, section, kinds)
+            if base is None or not _kinds_known(tree, kinds):
                 continue
             if not stages:
-                kinds = ", ".join(kind for kind, model in STAGES.items() if section in model.model_fields)
+                named = ", ".join(model.kind_name() for model in kinds if section in model.model_fields)
                 raise ConfigError(
-                    f"{base.place}: {section}: no stage has a {section} section (stages of kind {kinds} do); delete it"
+                    f"{base.place}: {section}: no stage has a {section} section (stages of kind {named} do); delete it"
                 )
             for path, leaf in base.leaves((section,)):
                 if (leaf.source == COMMAND_LINE) == typed and all(_sets(stage, path) for stage in stages.values()):
@@ -263,9 +245,10 @@ def _sets(stage: Node, path: KeyPath) -> bool:
     return True
 
 
-def _kinds_known(root: Node) -> bool:
+def _kinds_known(root: Node, kinds: Stages) -> bool:
     stages = root.section.get("stages")
-    return stages is not None and bool(stages.section) and all(map(_fields, stages.section.values()))
+    named = stages.section.values() if stages is not None else ()
+    return bool(named) and all(_fields(stage, kinds) for stage in named)
 
 
 # ----------------------------------------------------------------------------------------------- origins
@@ -275,10 +258,10 @@ def _origins(recipe: Recipe, root: Node) -> dict[str, Origin]:
     presets: dict[KeyPath, Origin] = {}
     for name, stage in recipe.stages.items():
         for section, preset, values in _presets(stage):
-            for path in _leaf_paths(values):
+            for path, _ in leaves(values):
                 presets["stages", name, section, *path] = Origin(kind="preset", text=f"preset {preset}")
     origins: dict[str, Origin] = {}
-    for path in _leaf_paths(recipe.model_dump()):
+    for path, _ in leaves(recipe.model_dump()):
         node = root.find(path)
         if node is None:
             origins[dotted(path)] = presets.get(path, DEFAULT)
@@ -287,22 +270,22 @@ def _origins(recipe: Recipe, root: Node) -> dict[str, Origin]:
     return origins
 
 
-def _presets(stage: Stage) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+def _presets(stage: StageBase) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """(section, name, values) of the presets that a stage names."""
-    if isinstance(stage, RLStage) and stage.algorithm.preset is not None:
-        yield "algorithm", stage.algorithm.preset, PRESETS[stage.algorithm.preset]
-    if isinstance(stage, PreferenceStage | OnlinePreferenceStage) and stage.loss.preset is not None:
-        yield "loss", stage.loss.preset, PREFERENCE_PRESETS[stage.loss.preset]
+    for key, section in children(stage):
+        named = getattr(section, "preset", None)
+        if named is not None:
+            yield key, named, section.presets[named]
 
 
-def _leaf_paths(value: object, prefix: KeyPath = ()) -> Iterator[KeyPath]:
-    """Paths of all values that are no sections; a list of sections is walked, a list of values is one value."""
+def leaves(value: object, prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, object]]:
+    """(path, value) of all that is no section; a list of sections is walked, a list of values is one value."""
     children: list[tuple[Key, object]] = []
     if isinstance(value, dict):
         children = list(value.items())
     elif isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
         children = list(enumerate(value))
     if not children:
-        yield prefix
+        yield prefix, value
     for key, child in children:
-        yield from _leaf_paths(child, (*prefix, key))
+        yield from leaves(child, (*prefix, key))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -35,6 +35,10 @@ class ModelConfig(Strict):
     chat_template: Path | None = None
     """A Jinja file that replaces the tokenizer's own chat template."""
     create: CreateConfig = CreateConfig()
+
+    def at(self, path: str) -> Self:
+        """The same, with its weights from elsewhere."""
+        return self.model_copy(update={"path": path})
 
     def alone(self) -> ModelConfig:
         """The model without what a section that is more than a model says besides."""

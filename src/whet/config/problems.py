@@ -17,20 +17,21 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from whet.config.node import KeyPath, Node, dotted
-from whet.config.recipe import INHERITED, Recipe
+from whet.config.recipe import INHERITED
 from whet.errors import ConfigError
 
 
-def explain(error: ValidationError, root: Node) -> ConfigError:
+def explain(error: ValidationError, root: Node, recipe: type[BaseModel]) -> ConfigError:
     """The first problem of a recipe as one line, and how many more there are.
 
-    `root` is the tree that was validated. What was typed on the command line comes first, then the file in its
-    order; missing keys last, for they are often there under a misspelled name.
+    `root` is the tree that was validated as a `recipe`. What was typed on the command line comes first, then the file
+    in its order; missing keys last, for they are often there under a misspelled name.
     """
     by_path: dict[KeyPath, list[ErrorDetails]] = {}
     for details in error.errors(include_url=False):
         by_path.setdefault(_written(details, root), []).append(details)
-    problems = {_problem(path, group, root) for path, group in by_path.items()}
+    given = _Given(root, recipe)
+    problems = {_problem(path, group, given) for path, group in by_path.items()}
     first, *others = sorted(problems, key=lambda problem: (problem.missing, problem.line, problem.text))
     more = f" (and {len(others)} more problem{'s' * (len(others) > 1)})" if others else ""
     return ConfigError(first.text + more)
@@ -42,6 +43,12 @@ def nearest(name: str, valid: Sequence[str]) -> str:
     if close:
         return f"; did you mean {close[0]!r}?"
     return f"; one of: {', '.join(valid)}" if valid else ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    root: Node
+    recipe: type[BaseModel]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +73,12 @@ def _written(details: ErrorDetails, root: Node) -> KeyPath:
     return path
 
 
-def _problem(path: KeyPath, group: list[ErrorDetails], root: Node) -> _Problem:
-    node, depth = root, 0
+def _problem(path: KeyPath, group: list[ErrorDetails], given: _Given) -> _Problem:
+    node, depth = given.root, 0
     while depth < len(path) and (child := node.child(path[depth])) is not None:
         node, depth = child, depth + 1
     name = dotted((*node.path, *path[depth:]))
-    text = _text(path, group, root)
+    text = _text(path, group, given)
     # A validator's message that begins with a key, `train.steps must ...`, is about that key.
     word = re.match(r"[\w-]+(?:\.[\w-]+)*", text)
     keys = [int(key) if key.isdecimal() else key for key in word[0].split(".")] if word else []
@@ -82,7 +89,7 @@ def _problem(path: KeyPath, group: list[ErrorDetails], root: Node) -> _Problem:
     return _Problem(missing, node.line, f"{node.place}: {name}: {text}" if name else f"{node.place}: {text}")
 
 
-def _text(path: KeyPath, group: list[ErrorDetails], root: Node) -> str:
+def _text(path: KeyPath, group: list[ErrorDetails], given: _Given) -> str:
     details = group[0]
     context = details.get("ctx", {})
     value = details["input"]
@@ -90,11 +97,11 @@ def _text(path: KeyPath, group: list[ErrorDetails], root: Node) -> str:
         case "union_tag_not_found" if not isinstance(value, dict):
             return f"must be a section of keys, got {_show(value)}"
         case "missing":
-            return f"missing{_hint(path, root)}"
+            return f"missing{_hint(path, given)}"
         case "extra_forbidden":
-            return f"unknown key{_suggestion(path, root)}"
+            return f"unknown key{_suggestion(path, given)}"
         case "union_tag_not_found":
-            return f"missing; one of: {', '.join(_literals(path, root))}"
+            return f"missing; one of: {', '.join(_literals(path, given))}"
         case "union_tag_invalid":
             tags, tag = str(context["expected_tags"]), value["kind"]
             return f"must be one of {tags}, got {_show(tag)}{_close(str(tag), tags)}"
@@ -152,20 +159,20 @@ def _close(value: str, quoted: str) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _hint(path: KeyPath, root: Node) -> str:
+def _hint(path: KeyPath, given: _Given) -> str:
     """What a required key is for: the first sentence of its description."""
-    model = _model_at(path[:-1], root)
+    model = _model_at(path[:-1], given)
     field = model.model_fields.get(str(path[-1])) if model is not None else None
     return f"; {field.description.splitlines()[0].rstrip(chr(46))}" if field is not None and field.description else ""
 
 
-def _suggestion(path: KeyPath, root: Node) -> str:
+def _suggestion(path: KeyPath, given: _Given) -> str:
     """The nearest key of the section, or the section beside it that has this very key."""
-    model = _model_at(path[:-1], root)
+    model = _model_at(path[:-1], given)
     if model is None:
         return ""
     name = str(path[-1])
-    valid = [*model.model_fields, *(INHERITED if model is Recipe else ())]
+    valid = [*model.model_fields, *(INHERITED if model is given.recipe else ())]
     homes = [
         f"{key}.{name}"
         for key, field in model.model_fields.items()
@@ -175,28 +182,28 @@ def _suggestion(path: KeyPath, root: Node) -> str:
     return f"; did you mean {homes[0]!r}?" if homes else nearest(name, valid)
 
 
-def _literals(path: KeyPath, root: Node) -> list[str]:
+def _literals(path: KeyPath, given: _Given) -> list[str]:
     """The names that a union's tag may have at this path."""
-    annotation = _annotation_at(path[:-1], root)
+    annotation = _annotation_at(path[:-1], given)
     tags = [get_args(model.model_fields[str(path[-1])].annotation) for model in _models(annotation)]
     return [str(name) for names in tags for name in names]
 
 
-def _model_at(path: KeyPath, root: Node) -> type[BaseModel] | None:
-    node = root.find(path)
+def _model_at(path: KeyPath, given: _Given) -> type[BaseModel] | None:
+    node = given.root.find(path)
     value = node.plain() if node is not None else None
-    return _pick(_models(_annotation_at(path, root)), value)
+    return _pick(_models(_annotation_at(path, given)), value)
 
 
-def _annotation_at(path: KeyPath, root: Node) -> Any:
+def _annotation_at(path: KeyPath, given: _Given) -> Any:
     """The type that the recipe's models give to this path."""
-    annotation: Any = Recipe
+    annotation: Any = given.recipe
     for depth, key in enumerate(path):
         container = _container(annotation)
         if container is not None:
             annotation = get_args(container)[-1 if get_origin(container) is dict else 0]
             continue
-        node = root.find(path[:depth])
+        node = given.root.find(path[:depth])
         model = _pick(_models(annotation), node.plain() if node is not None else None)
         if model is None or str(key) not in model.model_fields:
             return None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from whet.config.budget import Budget, answers_of, of_rows
 from whet.config.data import GeneratedConfig, Source
 from whet.config.model import ModelConfig
+from whet.config.rewards import ProcessModelReward, RewardConfig, scorers
 from whet.config.stage import StageBase
 from whet.config.strict import Made
 from whet.config.train import TrainConfig
@@ -62,6 +64,11 @@ class RewardModelStage(StageBase):
     train: TrainConfig = TrainConfig()
 
     @property
+    def start(self) -> ModelConfig | None:
+        """Of a gate the model that it weighs the objectives of."""
+        return self.model if self.gate is None else self.gate.alone()
+
+    @property
     def several(self) -> bool:
         """Whether its model has more than one number, so that whoever uses it must say what each counts for."""
         return len(self.objectives) > 1
@@ -93,6 +100,38 @@ class RewardModelStage(StageBase):
             raise ValueError("gate.path is the model that it weighs the objectives of; leave model out")
         if self.train.lora is not None or self.train.quantize is not None:
             raise ValueError("gate leaves the model as it is, so train.lora and train.quantize would change nothing")
+
+    def budget(self) -> Budget:
+        """Rows of one answer, but for comparisons."""
+        return of_rows(self.data, self.train, answers=answers_of(self.data) if self.learn == "comparisons" else 1)
+
+    def unfit(self, made: Mapping[str, StageBase]) -> Iterator[str]:
+        """A gate needs a model of several objectives."""
+        stage = made.get(self.gate.path) if self.gate is not None else None
+        if self.gate is None or not isinstance(stage, RewardModelStage):
+            return
+        if not stage.several:
+            yield f"gate.path is {self.gate.path}, which is not rated by several objectives (learn: ratings)"
+        elif self.gate.debias not in (None, "length", *stage.objectives):
+            yield f"gate.debias is {self.gate.debias!r}: neither length nor one of {', '.join(stage.objectives)}"
+
+
+def unfit_rewards(rewards: Sequence[RewardConfig], made: Mapping[str, StageBase]) -> Iterator[str]:
+    """What is wrong with the reward models that rewards ask, where an earlier stage makes them."""
+    for scorer in scorers(rewards):
+        stage, of_steps = made.get(scorer.path), isinstance(scorer, ProcessModelReward)
+        if not isinstance(stage, RewardModelStage):
+            continue
+        if (stage.learn == "steps") is not of_steps:
+            kind = "model" if of_steps else "process_model"
+            yield f"rewards: {scorer.path} learns {stage.learn}; use kind: {kind} for it"
+        objectives = stage.objectives if stage.several else ()
+        if problem := misweighed(objectives, scorer.objectives, gated=stage.gate is not None):
+            yield f"rewards: {scorer.path} {problem}"
+        labels = made.get(getattr(stage.data, "path", ""))
+        cut = getattr(labels, "separator", None)
+        if isinstance(scorer, ProcessModelReward) and cut not in (None, scorer.separator):
+            yield f"rewards: {scorer.path} learns steps that end with {cut!r}; give separator: {cut!r}"
 
 
 def misweighed(objectives: Sequence[str], weights: Mapping[str, float], *, gated: bool) -> str | None:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from whet.config.judge import JudgeConfig
 from whet.config.model import ModelConfig
-from whet.config.strict import Made, Strict
+from whet.config.strict import Made, PythonFile, Strict
 
 
 class RewardBase(Strict):
@@ -125,7 +125,7 @@ class FunctionReward(RewardBase):
     """A function in a Python file with TRL's signature, run in its own process with a deadline."""
 
     kind: Literal["function"]
-    path: str
+    path: PythonFile
     """`file.py:function`."""
     deadline_s: float = Field(30.0, gt=0)
     judges: bool = False

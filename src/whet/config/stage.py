@@ -1,18 +1,58 @@
-"""What every stage of a recipe has."""
+"""What every stage of a recipe has: its keys, and what follows from them alone."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, get_args
 
+from pydantic import Field
+
+from whet.config.budget import Budget
 from whet.config.model import ModelConfig
 from whet.config.strict import Made, Strict
 
 
 class StageBase(Strict):
-    """What every stage has."""
+    """What every stage has. A kind of stage is a subclass with its own `kind: Literal[NAME]`."""
 
     makes: ClassVar[Made | None] = None
     """What later stages may refer to as `@name`; None: nothing. A stage that makes a model hands it to the next."""
+    reads_model: ClassVar[bool] = True
+    """Whether what it makes follows from the model that it starts from."""
 
+    kind: str
     model: ModelConfig | None = None
     """None: what the stage before made, or the recipe's model for the first."""
+
+    @classmethod
+    def kind_name(cls) -> str:
+        """What recipes call the kind."""
+        (name,) = get_args(cls.model_fields["kind"].annotation)
+        return str(name)
+
+    @property
+    def start(self) -> ModelConfig | None:
+        """The model that its keys name; None: it starts from what came before it."""
+        return self.model
+
+    @property
+    def evaluates(self) -> Mapping[str, str] | None:
+        """The paths of the models that it compares, by label; None: that is not what it does."""
+        return None
+
+    def budget(self) -> Budget:
+        """What it costs at most, as far as its keys say."""
+        return Budget()
+
+    def unfit(self, made: Mapping[str, StageBase]) -> Iterator[str]:
+        """What is wrong with how it uses the artifacts of earlier stages, by `@name`; each begins with a key."""
+        yield from ()
+
+
+class RowsBase(StageBase):
+    """What every stage that makes rows has."""
+
+    makes: ClassVar[Made | None] = "rows"
+    chunk: int = Field(32, ge=1)
+    """Tasks that are worked on together, and kept together: a killed stage goes on after its last whole chunk, and what
+    a judge had answered of the next is not asked again."""

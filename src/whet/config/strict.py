@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -19,3 +19,29 @@ class Strict(BaseModel):
 
     refers_to: ClassVar[Made | None] = None
     """What `path: "@stage"` means in this section; None: its `path`, if it has one, names no stage."""
+
+    free: ClassVar[frozenset[str]] = frozenset()
+    """Keys that say where and how fast, not what: a run may change them when it resumes."""
+
+    def mathematics(self) -> dict[str, Any]:
+        """The section as JSON has it, without the keys that are `free` in it or in any section below."""
+        return _without_free(self, self.model_dump(mode="json"))
+
+
+PythonFile = Annotated[str, "content"]
+"""`file.py:function`: what is in the file is part of what the recipe says."""
+
+
+def _without_free(section: BaseModel, dumped: dict[str, Any]) -> dict[str, Any]:
+    free = section.free if isinstance(section, Strict) else ()
+    return {key: _kept(getattr(section, key, None), value) for key, value in dumped.items() if key not in free}
+
+
+def _kept(value: Any, dumped: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return _without_free(value, dumped)
+    if isinstance(value, list):
+        return [_kept(child, entry) for child, entry in zip(value, dumped, strict=True)]
+    if isinstance(value, dict):
+        return {key: _kept(child, dumped[key]) for key, child in value.items()}
+    return dumped

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
@@ -25,6 +25,8 @@ class LoraConfig(Strict):
 
 class TrainConfig(Strict):
     """Optimizer steps: how many, how large, on what schedule."""
+
+    free: ClassVar[frozenset[str]] = frozenset({"microbatch_tokens", "gradient_checkpointing", "offload"})
 
     lr: float = Field(1e-5, ge=0)
     steps: int | None = Field(None, ge=1)
@@ -50,7 +52,7 @@ class TrainConfig(Strict):
     """Longest row in tokens; None: the model's own limit. A longer row is an error or dropped, never cut silently."""
     microbatch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Most tokens computed at once. Changes memory and speed, never the gradient. auto: 2,048 on a CPU, where they stay
-    in its cache; on a GPU as many as half of its free memory holds. A resumed stage keeps what it began with."""
+    in its cache; on a GPU as many as half of its free memory holds. A resumed stage keeps what `auto` chose."""
     gradient_checkpointing: bool = False
     compile: bool = False
     """Compile the decoder's layers (torch.compile), around attention. Takes ten seconds or more at the start, and a C++
@@ -96,6 +98,8 @@ class SaveConfig(Strict):
 
 class SamplingConfig(Strict):
     """How the policy is sampled."""
+
+    free: ClassVar[frozenset[str]] = frozenset({"max_running", "server", "server_folder", "cache_gib"})
 
     max_tokens: int = Field(256, ge=1)
     """Most tokens of one completion, the stop token included."""

@@ -38,6 +38,8 @@ class Conversation:
     origin: Origin
     messages: tuple[Message, ...] = ()
     tools: tuple[dict[str, Any], ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Variables of the chat template for this row."""
     text: str | None = None
 
 

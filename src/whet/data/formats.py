@@ -21,7 +21,7 @@ from whet.data.base import Conversation, Prompt, Row
 from whet.data.columns import rename
 from whet.data.faults import Dropped, Place, nearest
 from whet.data.known import ANSWERS
-from whet.data.messages import parse_messages, parse_tools
+from whet.data.messages import parse_messages, read_settings, read_tools, refuse_settings
 from whet.data.ranked import in_order
 from whet.data.sources import Reading, read_examples, reading
 from whet.data.turns import as_context, instruction, text_of, turns, with_system
@@ -55,8 +55,12 @@ def to_conversation(row: Row, config: DataConfig) -> Conversation:
     if _format_of(columns, config, place) == "text":
         return Conversation(origin=row.origin, text=text_of(columns, "text", place))
     messages = with_system(conversation_of(columns, config, place), columns, config, place)
-    tools = parse_tools(columns.get("tools"), place["tools"])
-    return Conversation(origin=row.origin, messages=messages, tools=tools)
+    return Conversation(
+        origin=row.origin,
+        messages=messages,
+        tools=read_tools(columns, place),
+        settings=read_settings(columns, place),
+    )
 
 
 def conversation_of(columns: Mapping[str, Any], config: DataConfig, place: Place) -> tuple[Message, ...]:
@@ -78,6 +82,7 @@ def to_prompt(row: Row, config: DataConfig) -> Prompt:
         raise DataError(
             f"data.format: {config.format} has no prompts to answer; leave it out and map data.columns.prompt"
         )
+    refuse_settings(columns, place)
     name = "messages" if config.format == "messages" or "prompt" not in columns else "prompt"
     if name not in columns:
         raise place["prompt"].bad("no such column", _hint(columns))

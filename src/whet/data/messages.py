@@ -39,8 +39,11 @@ ROLES: Mapping[str, Role] = {
 CALLING = ("function_call", "tool_call")
 """Roles whose content is a tool call, or a list of them, as JSON."""
 
-TRAIN_KEYS = ("weight", "loss_weight", "train", "trainable", "trained", "training")
+TRAIN_KEYS = ("weight", "loss_weight", "loss", "train", "trainable", "trained", "training")
 """Names under which tools keep "a loss may fall on this message"."""
+
+TOOL_COLUMNS = ("tools", "tool_defs")
+"""Names of the column of tools."""
 
 THINKING_KEYS = ("thinking", "reasoning_content", "reasoning")
 
@@ -89,8 +92,36 @@ def parse_message(value: Any, place: Place) -> Message:
     )
 
 
+def read_tools(columns: Mapping[str, Any], place: Place) -> tuple[dict[str, Any], ...]:
+    """The tools of a row, under either name of their column."""
+    name = next((key for key in TOOL_COLUMNS if columns.get(key)), TOOL_COLUMNS[0])
+    return parse_tools(columns.get(name), place[name])
+
+
+def read_settings(columns: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
+    """Variables of the chat template for this row: TRL's `chat_template_kwargs`, and `enable_thinking` by itself."""
+    settings = columns.get("chat_template_kwargs") or {}
+    if isinstance(settings, str):
+        settings = _from_json(settings, place["chat_template_kwargs"])
+    if not isinstance(settings, dict):
+        raise place["chat_template_kwargs"].bad("not an object", f"it is {kind_of(settings)}")
+    settings = {key: value for key, value in settings.items() if value is not None}  # tables have every row's keys
+    alone = columns.get("enable_thinking")
+    return settings if alone is None else {"enable_thinking": alone, **settings}
+
+
+def refuse_settings(columns: Mapping[str, Any], place: Place) -> None:
+    """Raise `BadRow` where a row sets its chat template and what reads it renders all rows alike."""
+    if settings := read_settings(columns, place):
+        name = "chat_template_kwargs" if columns.get("chat_template_kwargs") else "enable_thinking"
+        raise place[name].bad(
+            f"sets {', '.join(settings)} of the chat template",
+            "only SFT reads it; set it in a model.chat_template file",
+        )
+
+
 def parse_tools(value: Any, place: Place) -> tuple[dict[str, Any], ...]:
-    """The `tools` column: a list or its JSON, of OpenAI tools or of bare functions, as OpenAI tools."""
+    """A list of tools or its JSON, of OpenAI tools or of bare functions, as OpenAI tools."""
     if value is None or value == "":
         return ()
     value = _from_json(value, place)
@@ -144,6 +175,10 @@ def _check_content(value: dict[str, Any], key: str, body: _Body, role: Role, *, 
 
 
 def _trained(value: dict[str, Any], place: Place) -> bool | None:
+    if value.get("train_detail"):
+        raise place["train_detail"].bad(
+            "trains parts of a message", "whet trains a message as a whole; remove it, and mark messages with train"
+        )
     for key in TRAIN_KEYS:
         flag = value.get(key)
         if flag is not None:

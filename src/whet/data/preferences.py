@@ -27,7 +27,7 @@ from whet.data.columns import rename
 from whet.data.faults import Dropped, Place, finite, kind_of, nearest
 from whet.data.formats import conversation_of
 from whet.data.known import ANSWERS
-from whet.data.messages import parse_messages, parse_tools
+from whet.data.messages import parse_messages, read_tools, refuse_settings
 from whet.data.ranked import Turns, answer_of, in_order
 from whet.data.sources import read_examples
 from whet.data.turns import filled, instruction, is_transcript, transcript, turns, untrained, with_system
@@ -65,6 +65,7 @@ def to_comparison(row: Row, config: DataConfig) -> Comparison:
     for answer in answers:
         if answer[0].role != "assistant":
             raise place.bad(f"an answer begins with a {answer[0].role} message", "it must be the assistant's")
+    refuse_settings(columns, place)
     margin = _number(columns, "margin", place)
     confidence = _number(columns, "confidence", place)
     if len(answers) > 2 and (margin is not None or confidence is not None):
@@ -75,7 +76,7 @@ def to_comparison(row: Row, config: DataConfig) -> Comparison:
         origin=row.origin,
         prompt=untrained(with_system(prompt, columns, config, place)),
         answers=answers,
-        tools=parse_tools(columns.get("tools"), place["tools"]),
+        tools=read_tools(columns, place),
         margin=margin,
         confidence=1.0 if confidence is None else confidence,
         tied=tied,
@@ -94,7 +95,8 @@ def to_judged(row: Row, config: DataConfig) -> tuple[Judged, ...]:
     messages = with_system(conversation_of(columns, config, place), columns, config, place)
     if messages[-1].role != "assistant" or len(messages) < 2:
         raise place.bad("no answer to judge", "the last message must be the assistant's, after a prompt")
-    tools = parse_tools(columns.get("tools"), place["tools"])
+    refuse_settings(columns, place)
+    tools = read_tools(columns, place)
     prompt, good = untrained(messages[:-1]), _label(columns, place)
     return (Judged(origin=row.origin, prompt=prompt, answer=messages[-1:], tools=tools, good=good),)
 

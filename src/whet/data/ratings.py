@@ -19,7 +19,7 @@ from whet.data.columns import rename
 from whet.data.faults import Dropped, Place, finite, kind_of, nearest
 from whet.data.formats import conversation_of
 from whet.data.known import RATINGS
-from whet.data.messages import parse_tools
+from whet.data.messages import read_tools, refuse_settings
 from whet.data.sources import read_examples
 from whet.data.turns import untrained, with_system
 
@@ -36,13 +36,14 @@ def to_rated(row: Row, config: DataConfig, *, objectives: Sequence[str]) -> Rate
     messages = with_system(conversation_of(columns, config, place), columns, config, place)
     if messages[-1].role != "assistant" or len(messages) < 2:
         raise place.bad("no answer to rate", "the last message must be the assistant's, after a prompt")
+    refuse_settings(columns, place)
     return Rated(
         origin=row.origin,
         prompt=untrained(messages[:-1]),
         answer=messages[-1:],
         ratings=_ratings(columns, objectives, place),
         unread=_others(columns["ratings"], objectives),
-        tools=parse_tools(columns.get("tools"), place["tools"]),
+        tools=read_tools(columns, place),
     )
 
 

@@ -22,6 +22,7 @@ from whet.data.faults import BadRow, Dropped, Rejects, nearest
 from whet.data.known import Known, unfold
 from whet.data.readers import Reject, damaged, files_of, kind_of, read_file, rows_of
 from whet.errors import DataError
+from whet.files import Digest, digest_file
 
 Example = TypeVar("Example")
 
@@ -94,11 +95,11 @@ class Reading(Generic[Example]):
 
 def reading(config: DataConfig, convert: Callable[[Row, DataConfig], Example], known: Known) -> Reading[Example]:
     """The examples of a source, not read yet. Raises `DataError` where there is no such source."""
-    rejects = Rejects(config.on_bad_row)
+    rejects, path = Rejects(config.on_bad_row), _path(config)
     return Reading(
         examples=stream_examples(config, convert, known, rejects),
         rejects=rejects,
-        sources=list(map(str, files_of(_path(config)))) if _place(config) == "files" else [config.path, _label(config)],
+        sources=[*map(str, files_of(path))] if _place(config) == "files" else [config.path, _label(config)],
         digest=digest_of(config),
     )
 
@@ -123,6 +124,8 @@ class Content:
     parts: Mapping[str, str]
     """SHA-256 of the bytes of each file by its name, in the order in which they are read; of a streamed data set the
     revision or the date of each file, since its bytes are elsewhere."""
+    lines: int = 0
+    """Lines of its `.jsonl` files."""
 
     @property
     def digest(self) -> str:
@@ -130,14 +133,14 @@ class Content:
         return hashlib.sha256(json.dumps(list(self.parts.values())).encode()).hexdigest()
 
 
-def content_of(config: DataConfig) -> Content:
+def content_of(config: DataConfig, digest: Callable[[Path], Digest] = digest_file) -> Content:
     """The digests of what `read_rows` would read, by reading bytes (1 GB a second or more) and parsing nothing.
 
-    Raises `DataError` as `read_rows` does.
+    `digest` gives that of a file. Raises `DataError` as `read_rows` does.
     """
     place = _place(config)
     if place == "files":
-        return _digests(files_of(_path(config)))
+        return _digests(files_of(_path(config)), digest)
     if place == "hub" and config.streaming:
         import datasets
 
@@ -148,11 +151,11 @@ def content_of(config: DataConfig) -> Content:
     dataset = _saved(config) if place == "saved" else _hub(config)
     files = [Path(file["filename"]) for file in dataset.cache_files]
     if files:
-        return _digests(files)
-    digest = hashlib.sha256()  # it is in memory only
+        return _digests(files, digest)
+    rows = hashlib.sha256()  # it is in memory only
     for row in dataset:
-        digest.update(repr(row).encode("utf-8", "surrogatepass"))
-    return Content(parts={_label(config): digest.hexdigest()})
+        rows.update(repr(row).encode("utf-8", "surrogatepass"))
+    return Content(parts={_label(config): rows.hexdigest()})
 
 
 def digest_of(config: DataConfig) -> str:
@@ -164,18 +167,10 @@ def digest_of(config: DataConfig) -> str:
     return hashlib.sha256(f"{content_of(config).digest} {keys}".encode()).hexdigest()
 
 
-def _digests(files: list[Path]) -> Content:
-    found = [(file, file.stat()) for file in files]
-    return Content(
-        parts={file.name: _sha256(str(file), s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for file, s in found}
-    )
-
-
-@lru_cache(maxsize=256)
-def _sha256(file: str, *_changed: int) -> str:
-    """Of a file's bytes; read once in a process as long as inode, size and times stay."""
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _digests(files: list[Path], digest: Callable[[Path], Digest]) -> Content:
+    found = {file.name: digest(file) for file in files}
+    lines = sum(each.lines for name, each in found.items() if name.endswith(".jsonl"))
+    return Content(parts={name: each.sha256 for name, each in found.items()}, lines=lines)
 
 
 # ------------------------------------------------------------------------------------- datasets, the hub
@@ -227,8 +222,17 @@ def _hub(config: DataConfig) -> Any:
     import datasets
 
     with _reaching(config):
-        more = {"streaming": True} if config.streaming else {}
-        return datasets.load_dataset(config.path, config.subset, split=config.split, **more)
+        if config.streaming:
+            return datasets.load_dataset(config.path, config.subset, split=config.split, streaming=True)
+        return _loaded(config.path, config.subset, config.split)
+
+
+@lru_cache(maxsize=4)
+def _loaded(path: str, subset: str | None, split: str) -> Any:
+    """Kept, since it is asked for its content and for its rows, and looking it up takes seconds."""
+    import datasets
+
+    return datasets.load_dataset(path, subset, split=split)
 
 
 @contextmanager

@@ -108,7 +108,8 @@ class Writer:
         }
         self._open_folder = open_folder
         self._held: list[bytes] = []
-        self._size = self._held_size = 0
+        self.size = self._held_size = 0
+        """Tokens so far."""
         self.folder: Path | None = None
         """Where the rows are; None: in memory."""
 
@@ -116,9 +117,9 @@ class Writer:
         """One more row. Raises `RunError` where the disk refuses it."""
         data = np.where(trained, ~tokens, tokens).tobytes()
         self._held.append(data)
-        self._size += len(tokens)
+        self.size += len(tokens)
         self._held_size += len(tokens)
-        for name, value in {**numbers, "end": self._size, "checksum": checksum(data)}.items():
+        for name, value in {**numbers, "end": self.size, "checksum": checksum(data)}.items():
             self._columns[name].append(value)
         if self._held_size > KEPT_TOKENS and self._open_folder is not None:
             self._write(self._open_folder)

@@ -1,4 +1,6 @@
-"""Ranges of the constants in signatures. A recipe's keys are made from those signatures: name, range, default, text.
+"""Constants of formulas: their ranges in signatures, and formulas with their constants bound.
+
+A recipe's keys are made from the signatures: name, range, default, text.
 
 A constant is `name: Annotated[type, range ..., "what it does"] = published default`; where no text stands, the
 formula's docstring says it.
@@ -6,7 +8,9 @@ formula's docstring says it.
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Lt
 
@@ -15,3 +19,20 @@ NonNegative = Annotated[float, Ge(0)]
 Doubt = Annotated[float, Ge(0), Lt(0.5), "Share of the labels that are taken to be the wrong way round."]
 SomeDoubt = Annotated[float, Gt(0), Lt(0.5), "Share of the labels that are taken to be the wrong way round."]
 Beta = Annotated[float, Gt(0), "How far the policy may go from the reference, or how sharp the contrast is."]
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A formula with its constants: a `functools.partial` that equals another of the same function and constants."""
+
+    function: Callable[..., Any]
+    constants: tuple[tuple[str, Any], ...]
+
+    def __call__(self, *tensors: Any) -> Any:
+        """The formula of these tensors."""
+        return self.function(*tensors, **dict(self.constants))
+
+
+def bind(function: Callable[..., Any], **constants: Any) -> Bound:
+    """The formula with these constants."""
+    return Bound(function, tuple(sorted(constants.items())))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -10,7 +9,9 @@ from pathlib import Path
 from whet.config.judge import ChatConfig, EndpointChat, LocalChat
 from whet.envs.judges.cache import Asker, CachedChat, no_probabilities
 from whet.envs.judges.scripted import ScriptedAsker
-from whet.files import weights_of
+from whet.files import Digests
+from whet.pipeline.identity import name_of, section_identity
+from whet.pipeline.lineage import DIGESTS
 from whet.records import Message, Reply
 from whet.rollouts.chat import ModelAsker, Speaker
 from whet.sampling.base import SamplingParams
@@ -58,23 +59,20 @@ class EndpointAsker:
 
 
 def build_chat(config: ChatConfig, load: Load, folder: Path | None) -> CachedChat:
-    """Who the recipe names, with answers kept in its own `cache` or in `folder`; in memory where there is neither."""
-    asker = _asker(config, load)
-    return CachedChat(asker, config.cache or (None if folder is None else folder / "answers.jsonl"))
+    """Who the recipe names, with answers kept in its own `cache` or in the run's; in memory where there is neither."""
+    with Digests(None if folder is None else folder / DIGESTS) as digests:
+        asker = _asker(config, load, digests)
+    return CachedChat(asker, config.cache or (None if folder is None else folder / "answers" / "answers.jsonl"))
 
 
-def _asker(config: ChatConfig, load: Load) -> Asker:
+def _asker(config: ChatConfig, load: Load, digests: Digests) -> Asker:
     if isinstance(config, EndpointChat):
         return EndpointAsker(config)
     if isinstance(config, LocalChat):
-        return ModelAsker(lambda: load(config), identity=speaker_of(config), temperature=config.temperature)
+        return ModelAsker(lambda: load(config), identity=speaker_of(config, digests), temperature=config.temperature)
     return ScriptedAsker(config.script, deadline_s=config.deadline_s)
 
 
-def speaker_of(config: LocalChat) -> str:
+def speaker_of(config: LocalChat, digests: Digests) -> str:
     """A name that changes with whatever changes a model's words: weights, shape, precision and chat template."""
-    file, template = config.chat_template, ""
-    if file is not None and file.is_file():  # whoever loads the model says that it is missing
-        template = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-    shape = config.create.model_dump_json() if config.path == "whet:tiny" else ""
-    return " ".join(part for part in (weights_of(config.path), shape, config.dtype, template) if part)
+    return name_of(section_identity(config.alone(), "model", digests))

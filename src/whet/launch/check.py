@@ -7,44 +7,22 @@ a few rows are shown with their loss mask.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from whet.config import (
-    AgreementStage,
-    CompareStage,
-    GeneratedConfig,
-    ModelConfig,
-    PreferenceStage,
-    QuestionsStage,
-    ReviseStage,
-    RewardModelStage,
-    RLStage,
-    SFTStage,
-    Stage,
-)
+from whet.config import GeneratedConfig, ModelConfig
 from whet.config.judge import ChatConfig, EndpointChat, LocalChat, ScriptedChat
 from whet.config.loading import Loaded
 from whet.config.references import children, references, with_references
-from whet.envs.base import Task
-from whet.envs.judges.judge import build_wording
-from whet.envs.judges.principles import read_principles
-from whet.envs.judges.questions import questions
+from whet.config.stage import StageBase
 from whet.files import is_sealed
 from whet.launch.world import LocalWorld
-from whet.pipeline.lessons import lessons
-from whet.pipeline.preference_stage import gate_preferences
-from whet.pipeline.rl_stage import playable, pretraining_rows
-from whet.pipeline.run import Run
-from whet.pipeline.sft_stage import gate, gate_sets
-from whet.pipeline.sources import comparisons, rubric, tasks
-from whet.records import seed_of
-from whet.templates.base import Template
+from whet.pipeline.kinds import KINDS
+from whet.pipeline.run import Run, context_of
+from whet.pipeline.stage import Kind
+from whet.tracking.console import Console
 from whet.training.gate import Segment, segments
-
-SHOWN = 3
-"""Rows or prompts shown of each stage."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +36,9 @@ class StageCheck:
     """A few rows as the model sees them, in stretches that are trained or not."""
 
 
-def check_recipe(loaded: Loaded) -> list[StageCheck]:
+def check_recipe(loaded: Loaded, kinds: Sequence[Kind] = KINDS) -> list[StageCheck]:
     """The checks of every stage, in order; raises `UserError` at the first thing that is wrong."""
-    run = Run(recipe=loaded.recipe, folder=loaded.recipe.out or Path("runs") / loaded.recipe.name)
+    run = Run(recipe=loaded.recipe, folder=loaded.recipe.out or Path("runs") / loaded.recipe.name, kinds=kinds)
     world = LocalWorld()
     return [_check_stage(run, name, world) for name in loaded.recipe.stages]
 
@@ -90,62 +68,15 @@ def _check_stage(run: Run, name: str, world: LocalWorld) -> StageCheck:
     if any(not is_sealed(run.stage_folder(path[1:])) for path in waiting):
         summary = f"checked once {' and '.join(waiting)} has made its rows"
         return StageCheck(stage=name, kind=stage.kind, summary=summary, samples=())
-    if isinstance(stage, SFTStage):
-        data = gate_sets(world, model, stage)
-        summary = data.describe(seed_of(run.recipe.seed, name))
-        if stage.eval_data is not None:
-            summary += f"; for evaluation {gate(world, model, stage, stage.eval_data).describe()}"
-        shown = tuple(segments(row, world.template(model)) for row in data.rows[:SHOWN])
-        return StageCheck(stage=name, kind=stage.kind, summary=summary, samples=shown)
-    if isinstance(stage, RewardModelStage):
-        given = lessons(world, model, stage)
-        rows = [row for lesson in given.taught[:SHOWN] for row in lesson.atom.rows]
-        shown = tuple(segments(row, world.template(model)) for row in rows)
-        return StageCheck(stage=name, kind=stage.kind, summary=given.described, samples=shown)
-    if isinstance(stage, PreferenceStage):
-        gated = gate_preferences(world, model, stage, stage.data)
-        summary = gated.describe()
-        if stage.eval_data is not None:
-            summary += f"; for evaluation {gate_preferences(world, model, stage, stage.eval_data).describe()}"
-        answers = 2 if stage.loss.kto is None else 1
-        rows = [row for atom in gated.atoms[:SHOWN] for row in atom.rows[:answers]]
-        shown = tuple(segments(row, world.template(model)) for row in rows)
-        return StageCheck(stage=name, kind=stage.kind, summary=summary, samples=shown)
-    if isinstance(stage, ReviseStage | QuestionsStage | AgreementStage):
-        return _check_rows(name, stage, world.template(model))
-    if isinstance(stage, CompareStage) and stage.judge is not None:
-        build_wording(stage.judge)
-    grading = rubric(stage.tasks, stage.rewards, world)
-    try:
-        found = playable(stage, model, world, grading)
-        mixed = pretraining_rows(stage, model, world) if isinstance(stage, RLStage) else None
-    finally:
-        grading.close()
-    summary = found.describe() if mixed is None else f"{found.describe()}; ptx {mixed.describe()}"
-    return _prompts(name, stage, summary, found.tasks, world.template(model))
+    context = context_of(run, name, world, Console(quiet=True), lambda: False)
+    seen = run.kind(name).check(replace(context, model=model))
+    template = world.template(model)
+    shown = [segments(row, template) for row in seen.rows]
+    shown += [(Segment(template.decode(template.prompt(prompt)), False),) for prompt in seen.prompts]
+    return StageCheck(stage=name, kind=stage.kind, summary=seen.summary, samples=tuple(shown))
 
 
-def _check_rows(name: str, stage: ReviseStage | QuestionsStage | AgreementStage, template: Template) -> StageCheck:
-    """Stages that make rows without a policy to play: what they will ask about, and that they know how."""
-    if isinstance(stage, ReviseStage):
-        listed, unread = tasks(stage.tasks)
-        summary = f"{len(listed):,} tasks, {len(read_principles(stage.principles))} principles; {unread.describe()}"
-        return _prompts(name, stage, summary, listed, template)
-    compared, unread = comparisons(stage.data)
-    wording, form = (stage.wording, stage.form) if isinstance(stage, QuestionsStage) else (stage.judge, "pairs")
-    known = questions(compared[0], build_wording(wording), form=form, reasoning=wording.reasoning)
-    asked = [Task(id=each.origin, messages=each.prompt) for each in known]
-    return _prompts(name, stage, f"{len(compared):,} comparisons; {unread.describe()}", asked, template)
-
-
-def _prompts(name: str, stage: Stage, summary: str, listed: Sequence[Task], template: Template) -> StageCheck:
-    """A few prompts as the model is shown them."""
-    prompts = [template.prompt(task.messages) for task in listed[:SHOWN]]
-    shown = tuple((Segment(template.decode(prompt), False),) for prompt in prompts)
-    return StageCheck(stage=name, kind=stage.kind, summary=summary, samples=shown)
-
-
-def _find_chats(stage: Stage, world: LocalWorld) -> None:
+def _find_chats(stage: StageBase, world: LocalWorld) -> None:
     """A script, an address and a key are looked for; nobody is asked."""
     for chat in _chats(stage):
         world.chat(chat).close()
@@ -161,8 +92,6 @@ def _chats(value: Any) -> Iterator[ChatConfig]:
 
 def _tokenizer_of(run: Run, name: str) -> ModelConfig:
     """A model with the stage's tokenizer: an earlier stage's does not exist yet, but it is the recipe's."""
-    stage = run.recipe.stages[name]
-    gate = stage.gate if isinstance(stage, RewardModelStage) else None
-    model = run.model_of(name) if gate is None else run.resolve(gate.alone())
+    model = run.model_of(name)
     made_here = model.path.startswith(str(run.folder))
     return model if not made_here or is_sealed(Path(model.path).parent) else run.recipe.model

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from whet.config import EvalStage, ModelConfig
 from whet.config.loading import Loaded
 from whet.errors import ConfigError
 from whet.files import read_json
@@ -17,10 +16,9 @@ from whet.launch.main import asked_to_stop
 from whet.launch.talk import find_model
 from whet.launch.world import LocalWorld
 from whet.models.machine import pick_threads
-from whet.pipeline.eval_stage import run_eval
+from whet.pipeline.lineage import identity_name
 from whet.pipeline.run import Run, claimed, context_of
 from whet.pipeline.stage import Interrupted
-from whet.records import seed_of
 from whet.tracking.console import Console
 
 
@@ -30,7 +28,7 @@ def evaluate(loaded: Loaded, models: Mapping[str, str], *, quiet: bool = False) 
     What was evaluated is kept in `RUN/evaluations/`; asking again for the same, unchanged models shows it again.
     """
     recipe = loaded.recipe
-    name = next((name for name, stage in recipe.stages.items() if isinstance(stage, EvalStage)), None)
+    name = next((name for name, stage in recipe.stages.items() if stage.evaluates is not None), None)
     if name is None:
         raise ConfigError(f"{recipe.name}: the recipe has no stage of kind eval; add one that names tasks and rewards")
     run = Run(recipe=recipe, folder=recipe.out or Path("runs") / recipe.name)
@@ -38,23 +36,12 @@ def evaluate(loaded: Loaded, models: Mapping[str, str], *, quiet: bool = False) 
     torch.set_num_threads(pick_threads(recipe.threads))
     found = {label: find_model(path) for label, path in models.items()}
     with claimed(run), asked_to_stop(console) as stopped:
-        context = context_of(
-            run, name, LocalWorld(answers=run.folder / "answers"), console, stopped, models=found or None
-        )
-        folder = run.folder / "evaluations" / f"{name}-{_identity(context.models.values())}"
+        context = context_of(run, name, LocalWorld(folder=run.folder), console, stopped, models=found or None)
+        folder = run.folder / "evaluations" / f"{name}-{identity_name(context, recipe.seed)}"
         try:
-            run_eval(replace(context, folder=folder))
+            run.kind(name).run(replace(context, folder=folder, checkpoints=folder))
         except Interrupted:
             raise KeyboardInterrupt from None
         finally:
             console.close()
     return read_json(folder / "eval.json")
-
-
-def _identity(models: Iterable[ModelConfig]) -> str:
-    """Changes with the models and, where they are folders, with what is in them."""
-    parts: list[str | int] = []
-    for model in sorted(models, key=str):
-        files = sorted(Path(model.path).glob("*")) if Path(model.path).is_dir() else []
-        parts += [str(model), *(f"{file.name} {file.stat().st_mtime_ns}" for file in files)]
-    return f"{seed_of(*parts):x}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
@@ -21,21 +21,25 @@ from whet.launch.memory import frugal, require_offload, trainings
 from whet.launch.world import LocalWorld
 from whet.models.machine import give_memory_back, pick_threads
 from whet.models.products import library, use_library
+from whet.pipeline.kinds import KINDS
+from whet.pipeline.lineage import UNDECIDED, Choices
 from whet.pipeline.run import Run
 from whet.pipeline.run import run_recipe as run_pipeline
-from whet.pipeline.stage import Interrupted
+from whet.pipeline.stage import Interrupted, Kind
 from whet.tracking.console import Console
 
 PACKAGES = ("whet", "torch", "transformers", "tokenizers", "peft", "datasets", "numpy", "math-verify")
 
 
-def run_recipe(loaded: Loaded, *, quiet: bool = False) -> dict[str, Any]:
+def run_recipe(
+    loaded: Loaded, *, quiet: bool = False, choices: Choices = UNDECIDED, kinds: Sequence[Kind] = KINDS
+) -> dict[str, Any]:
     """Run a recipe to its end. Raises `KeyboardInterrupt` when it was asked to stop, with everything saved."""
     recipe = loaded.recipe
-    run = Run(recipe=recipe, folder=recipe.out or Path("runs") / recipe.name)
+    run = Run(recipe=recipe, folder=recipe.out or Path("runs") / recipe.name, kinds=kinds)
     console = Console(quiet=quiet)
     require_offload(run)
-    before = _about_before(run.folder)
+    before = _about_before(run)
     # Sums in another order differ in the last bit, so a resumed run keeps the threads of its beginning, and the
     # library, which is chosen for that many.
     torch.set_num_threads(before["threads"] if before else pick_threads(recipe.threads))
@@ -44,9 +48,9 @@ def run_recipe(loaded: Loaded, *, quiet: bool = False) -> dict[str, Any]:
         give_memory_back()
     with asked_to_stop(console) as stopped:
         try:
-            world = LocalWorld(answers=run.folder / "answers")
+            world = LocalWorld(folder=run.folder)
             ahead = partial(check_ahead, run, console.say)
-            run_pipeline(run, world, console, stopped, about=_about(), ahead=ahead)
+            run_pipeline(run, world, console, stopped, about=_about(), ahead=ahead, choices=choices)
         except Interrupted:
             console.say(f"stopped; everything is saved in {run.folder}, and the same command goes on")
             raise KeyboardInterrupt from None
@@ -87,10 +91,10 @@ def _about() -> dict[str, Any]:
     }
 
 
-def _about_before(folder: Path) -> Mapping[str, Any] | None:
-    path = folder / "run.json"
+def _about_before(run: Run) -> Mapping[str, Any] | None:
+    path = run.folder / "run.json"
     with writing(path, 0):  # a folder that may not be looked into may not be written either
-        return read_json(path) if path.is_file() else None
+        return read_json(path) if path.is_file() and run.has_begun else None
 
 
 def _evaluations(run: Run) -> dict[str, Any]:

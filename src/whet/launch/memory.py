@@ -10,33 +10,22 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from whet.algorithms.sft import Imitate, weigh
-from whet.config import (
-    AgreementStage,
-    CompareStage,
-    EvalStage,
-    ModelConfig,
-    OnlinePreferenceStage,
-    QuestionsStage,
-    ReviseStage,
-    RewardModelStage,
-    RLStage,
-    SamplingConfig,
-    Stage,
-    StepLabelsStage,
-    TrainConfig,
-)
+from whet.config import ModelConfig, SamplingConfig, TrainConfig
 from whet.config.critic import CriticConfig
-from whet.config.judge import ChatConfig, LocalChat
-from whet.config.rewards import JudgeReward, scorers
+from whet.config.judge import LocalChat
+from whet.config.references import children
+from whet.config.rewards import scorers
+from whet.config.stage import StageBase
 from whet.errors import ModelError
 from whet.launch.needs import Footprint, Role, fitting_tokens
 from whet.models.footprint import Ledger, rehearsal
@@ -59,8 +48,8 @@ PROMPT_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Speaks:
-    """A model on this machine that is asked in words."""
+class Asked:
+    """A model on this machine that judges or writes."""
 
     role: str
     model: ModelConfig
@@ -68,13 +57,10 @@ class Speaks:
 
 
 def footprints(run: Run) -> list[Footprint]:
-    """The footprint of every stage of a run, in order."""
+    """The footprint of every stage of a run that loads a model, in order."""
     require_offload(run)
-    return [
-        _footprint(run, name, stage)
-        for name, stage in run.recipe.stages.items()
-        if not isinstance(stage, QuestionsStage | AgreementStage) or _speakers(run, stage)  # else it loads no model
-    ]
+    found = (_footprint(run, name, stage) for name, stage in run.recipe.stages.items())
+    return [each for each in found if each is not None]
 
 
 def require_offload(run: Run) -> None:
@@ -97,57 +83,51 @@ def frugal(train: TrainConfig) -> bool:
     return train.gradient_checkpointing or train.lora is not None
 
 
-def _footprint(run: Run, name: str, stage: Stage) -> Footprint:
-    model = run.model_of(name)
-    if model.path.startswith(str(run.folder)) and not Path(model.path).is_dir():
-        model = run.recipe.model  # what an earlier stage will make has the shapes of what it started from
-    if isinstance(stage, QuestionsStage | AgreementStage):
-        (asked,) = _speakers(run, stage)
-        return footprint(name, asked.model, None, asked.sampling)
-    if isinstance(stage, ReviseStage):
-        sampling = SamplingConfig(max_tokens=stage.max_tokens, max_running=stage.chunk)
-        return footprint(name, model, None, sampling, speakers=_speakers(run, stage))
-    if isinstance(stage, EvalStage | CompareStage | StepLabelsStage):
-        speakers = _speakers(run, stage)
-        return footprint(name, model, None, stage.sampling, scorers=_scorers(run, stage), speakers=speakers)
-    if isinstance(stage, OnlinePreferenceStage):
-        return footprint(
-            name,
-            model,
-            stage.train,
-            stage.sampling,
-            reference=stage.loss.needs_reference,
-            scorers=_scorers(run, stage),
-            speakers=_speakers(run, stage),
-        )
-    if isinstance(stage, RLStage):
-        return footprint(
-            name,
-            model,
-            stage.train,
-            stage.sampling,
-            reference=stage.algorithm.kl.place != "none",
-            critic=stage.algorithm.critic,
-            scorers=_scorers(run, stage),
-            speakers=_speakers(run, stage),
-        )
-    if isinstance(stage, RewardModelStage) and stage.gate is not None:
-        named = run.recipe.model if stage.gate.path.startswith("@") else stage.gate.alone()
-        return footprint(name, named, None, None, scalar=True)
-    return footprint(name, model, stage.train, None, scalar=isinstance(stage, RewardModelStage))
+def _footprint(run: Run, name: str, stage: StageBase) -> Footprint | None:
+    """Of one stage; what an earlier stage will make has the shapes of what it started from."""
+
+    def there(model: ModelConfig) -> ModelConfig:
+        made_here = model.path.startswith(("@", str(run.folder)))
+        return run.recipe.model if made_here and not Path(model.path).is_dir() else model
+
+    needs, asked = run.kind(name).needs(stage), [replace(a, model=there(a.model)) for a in _asked_in(stage)]
+    if needs is None and not asked:
+        return None
+    if needs is None:  # nothing but a model that is asked
+        return footprint(name, asked[0].model, None, asked[0].sampling)
+    return footprint(
+        name,
+        there(run.model_of(name)),
+        needs.train,
+        needs.sampling,
+        reference=needs.reference,
+        critic=needs.critic,
+        scalar=needs.scalar,
+        scorers=[there(scorer.alone()) for scorer in scorers(getattr(stage, "rewards", ()))],
+        asked=asked,
+    )
 
 
-def settle(train: TrainConfig, model: ModelConfig, sampling: SamplingConfig, *, reference: bool) -> TrainConfig:
-    """The same with a number where `microbatch_tokens` is auto."""
+def _asked_in(section: Any) -> Iterator[Asked]:
+    """The chats of a section that are models on this machine: others answer elsewhere and take no memory here."""
+    for key, child in children(section):
+        if isinstance(child, LocalChat):
+            sampling = SamplingConfig(max_tokens=section.max_tokens, max_running=child.max_running)
+            yield Asked(role="judge" if key == "by" else key, model=child.alone(), sampling=sampling)
+        yield from _asked_in(child)
+
+
+def settle(train: TrainConfig, model: ModelConfig, sampling: SamplingConfig, *, reference: bool) -> int:
+    """Tokens of a micro-batch: those of the recipe, or what is chosen for this machine where it says auto."""
     if train.microbatch_tokens != "auto":
-        return train
+        return train.microbatch_tokens
     if pick_device(model.device).type == "cpu":
-        return train.model_copy(update={"microbatch_tokens": CACHED_TOKENS})
+        return CACHED_TOKENS
     small, large = (
         footprint("", model, train.model_copy(update={"microbatch_tokens": tokens}), sampling, reference=reference)
         for tokens in (CACHED_TOKENS, 2 * CACHED_TOKENS)
     )
-    return train.model_copy(update={"microbatch_tokens": fitting_tokens(small, large)})
+    return fitting_tokens(small, large)
 
 
 def footprint(
@@ -160,12 +140,12 @@ def footprint(
     critic: CriticConfig | None = None,
     scalar: bool = False,
     scorers: Sequence[ModelConfig] = (),
-    speakers: Sequence[Speaks] = (),
+    asked: Sequence[Asked] = (),
 ) -> Footprint:
     """Rehearse a full micro-batch of each model that is trained, and add what sampling and a reference need.
 
     `scalar`: the model that is trained gives numbers, not tokens; without `train` it is frozen. `scorers`: the reward
-    models that rewards ask. `speakers`: the models on this machine that judge or write.
+    models that rewards ask. `asked`: the models on this machine that judge or write.
     """
     plan = train or TrainConfig()
     tokens = CACHED_TOKENS if plan.microbatch_tokens == "auto" else plan.microbatch_tokens
@@ -181,7 +161,7 @@ def footprint(
     if sampling is not None and sampling.engine == "vllm":
         roles.append(_vllm_copy(roles[0], sampling))
     roles += [_scorer(scorer) for scorer in scorers]
-    roles += [_speaker(speaker) for speaker in speakers]
+    roles += [_asked(each) for each in asked]
     on_cpu = pick_device(model.device).type == "cpu"
     factor = FRAGMENTS if on_cpu and not frugal(plan) else 1.0
     return Footprint(
@@ -230,39 +210,10 @@ def _critic(policy: Role, model: ModelConfig, train: TrainConfig, config: Critic
     return replace(_scalar("critic", own, train, batch), note=note)
 
 
-def _scorers(
-    run: Run, stage: RLStage | OnlinePreferenceStage | EvalStage | CompareStage | StepLabelsStage
-) -> list[ModelConfig]:
-    """The reward models of a stage; one that an earlier stage will make has the shapes of what that starts from."""
-    return [run.recipe.model if scorer.path.startswith("@") else scorer.alone() for scorer in scorers(stage.rewards)]
-
-
-def _speakers(run: Run, stage: Stage) -> list[Speaks]:
-    """The models on this machine that judge or write in a stage; others answer elsewhere and take no memory here."""
-    asked: list[tuple[str, ChatConfig, int]] = []
-    if isinstance(stage, ReviseStage) and stage.writer is not None:
-        asked.append(("writer", stage.writer, stage.max_tokens))
-    if isinstance(stage, QuestionsStage) and stage.teacher is not None:
-        asked.append(("teacher", stage.teacher, stage.max_tokens))
-    if isinstance(stage, CompareStage | AgreementStage) and stage.judge is not None:
-        asked.append(("judge", stage.judge.by, stage.judge.max_tokens))
-    if isinstance(stage, RLStage | OnlinePreferenceStage | EvalStage | CompareStage | StepLabelsStage):
-        asked += [("judge", r.by, r.max_tokens) for r in stage.rewards if isinstance(r, JudgeReward)]
-    return [
-        Speaks(
-            role=role,
-            model=run.recipe.model if chat.path.startswith("@") else chat.alone(),
-            sampling=SamplingConfig(max_tokens=max_tokens, max_running=chat.max_running),
-        )
-        for role, chat, max_tokens in asked
-        if isinstance(chat, LocalChat)
-    ]
-
-
-def _speaker(speaker: Speaks) -> Role:
+def _asked(each: Asked) -> Role:
     """A judge or writer: weights of its own, and a cache while it answers; each mention in the recipe is a copy."""
-    asked = _policy(speaker.model, None, speaker.sampling, _full_microbatch(256, with_entropy=False))
-    return replace(asked, role=speaker.role, note="asked, never trained")
+    role = _policy(each.model, None, each.sampling, _full_microbatch(256, with_entropy=False))
+    return replace(role, role=each.role, note="asked, never trained")
 
 
 def _scorer(model: ModelConfig) -> Role:

@@ -9,7 +9,7 @@ from whet.config import ModelConfig, SamplingConfig, TrainConfig
 from whet.errors import DataError, RunError
 from whet.files import is_sealed, read_json
 from whet.launch.world import LocalWorld
-from whet.pipeline.rl_stage import sampling_params
+from whet.pipeline.playing import sampling_params
 from whet.pipeline.stage import Policy
 from whet.records import Message, seed_of
 from whet.sampling.base import Request

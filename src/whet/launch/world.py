@@ -60,8 +60,8 @@ SAMPLERS: Mapping[str, Callable[[LanguageModel, SamplingConfig], PolicySampler]]
 class LocalWorld:
     """`World` in this process. The embedded sampler reads the trainer's own tensors, so handing over costs nothing."""
 
-    answers: Path | None = None
-    """Folder in which what judges answered is kept; None: in memory alone."""
+    folder: Path | None = None
+    """The run's folder: what judges answered is kept in it, and digests of files; None: in memory alone."""
 
     def template(self, model: ModelConfig) -> JinjaTemplate:
         """The chat template of a model's tokenizer."""
@@ -81,15 +81,16 @@ class LocalWorld:
         with_value: bool = False,
     ) -> Policy:
         """Trainer and sampler over the same weights; with LoRA the reference is the adapter switched off."""
-        train = settle(train, model, sampling, reference=reference)
-        language = load_model(model, **_how(train), with_score=with_value)
+        tokens = settle(train, model, sampling, reference=reference)
+        template = self.template(model)
+        language = load_model(model, **_how(train), with_score=with_value, stop_ids=template.stop_ids)
         frozen = load_model(model) if reference and train.lora is None else None
         return Policy(
-            template=self.template(model),
-            trainer=LocalTrainer(language, train, {} if frozen is None else {REFERENCE: frozen}),
+            template=template,
+            trainer=LocalTrainer(language, train, {} if frozen is None else {REFERENCE: frozen}, tokens=tokens),
             start_sampler=cache(lambda: SAMPLERS[sampling.engine](language, sampling)),
             max_length=language.max_length,
-            about=_about(language, train),
+            about=_about(language, tokens),
         )
 
     def scalar_model(
@@ -115,7 +116,7 @@ class LocalWorld:
 
     def chat(self, config: ChatConfig) -> CachedChat:
         """Who the recipe names; a model on this machine is loaded at its first question and never trained."""
-        return build_chat(config, self._speaker, self.answers)
+        return build_chat(config, self._speaker, self.folder)
 
     def scorer(self, config: ScorerConfig, *, steps: bool) -> LazyScorer:
         """A reward model, loaded at its first question and never trained."""
@@ -171,9 +172,9 @@ def _how(train: TrainConfig) -> _How:
     }
 
 
-def _about(model: LanguageModel, train: TrainConfig) -> str:
+def _about(model: LanguageModel, tokens: int) -> str:
     precision = str(model.compute).removeprefix("torch.")
-    return f"{precision} on {model.device.type}, micro-batches of {train.microbatch_tokens:,} tokens"
+    return f"{precision} on {model.device.type}, micro-batches of {tokens:,} tokens"
 
 
 @lru_cache(maxsize=4)

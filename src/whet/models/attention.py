@@ -9,7 +9,8 @@ their keyword arguments; no modelling code is replaced. Three backends compute t
 
 - `flash`: causal self-attention of every segment and full attention of the branches to their prefix, merged by
   their log-sum-exp. Exact, and needs no mask. The backward pass gives each part the *merged* output and
-  log-sum-exp, from which the flash kernels derive the right gradients.
+  log-sum-exp, from which the flash kernels derive the right gradients. Windows shorter than a row, soft-capped scores
+  (Gemma 2) and attention sinks (gpt-oss) go through `masked` on a CPU.
 - `flex`: torch's flex attention over the blocks that hold anything to see (`models.flex`), for GPUs. It is compared
   with the next one when a model is loaded, forward and backward, and not used where it differs.
 - `masked`: one dense mask over the stream. Slow, and plainly right: the reference in tests, and the path for
@@ -36,6 +37,8 @@ from whet.errors import ModelError
 from whet.models import flex
 from whet.models.flex import Labels, block_mask
 
+ATTENTION = "whet"
+"""The name of `attend` among transformers' attention functions."""
 FAR = 1e30
 """Log-sum-exp of padding queries: their probabilities vanish in the backward pass."""
 AGREEMENT = 2e-2
@@ -51,6 +54,15 @@ class Call:
     layer: int
     scale: float
     window: int | None
+    softcap: float | None = None
+    """Scores become softcap tanh(score / softcap) (Gemma 2)."""
+    sinks_H: Tensor | None = None
+    """A score of each head that takes its share of the softmax and gives nothing (gpt-oss)."""
+
+    @property
+    def usual(self) -> bool:
+        """Whether it is a plain softmax of scores."""
+        return self.softcap is None and self.sinks_H is None
 
 
 class Layout(Protocol):
@@ -79,16 +91,34 @@ def attend(
     name = type(module).__name__
     if layout is None:
         raise ModelError(
-            f"{name} was called without a layout; use whet's forward, or load the model with sdpa attention"
+            f"{name} was called without a layout: outside whet's forward, or by layers that drop keyword arguments"
         )
-    for feature, value_of in (("softcap", softcap), ("attention sinks", s_aux), ("attention dropout", dropout or None)):
-        if value_of is not None:
-            raise ModelError(f"{name} uses {feature}, which whet's attention does not compute")
+    if dropout:
+        raise ModelError(f"{name} uses attention dropout, which whet's attention does not compute")
     if torch.is_autocast_enabled(query.device.type):  # norms and rotary embeddings leave float32 behind
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    call = Call(layer=module.layer_idx, scale=scaling, window=sliding_window)
-    return layout.attend(query, key, value, call), None
+    call = Call(layer=module.layer_idx, scale=scaling, window=sliding_window, softcap=softcap, sinks_H=s_aux)
+    size = value.shape[-1]
+    if size < key.shape[-1]:  # latent attention (DeepSeek) has values of a size of their own
+        value = F.pad(value, (0, key.shape[-1] - size))
+    return layout.attend(query, key, value, call)[..., :size], None
+
+
+def weigh(score: Tensor, call: Call, bias: Tensor | None, sinks: Tensor | None) -> Tensor:
+    """Scores (..., keys) as shares of a softmax, summed in float32 or wider; `bias` hides keys with -inf.
+
+    `sinks`: the call's, in a shape that broadcasts to (..., 1).
+    """
+    if call.softcap is not None:
+        score = call.softcap * torch.tanh(score / call.softcap)
+    if bias is not None:
+        score = score + bias
+    wide = torch.promote_types(score.dtype, torch.float32)
+    if sinks is None:
+        return score.softmax(-1, dtype=wide).to(score.dtype)
+    sinks = sinks.to(score.dtype).expand(*score.shape[:-1], 1)
+    return torch.cat((score, sinks), -1).softmax(-1, dtype=wide)[..., :-1].to(score.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,11 +259,14 @@ class TreeLayout:
     def attend(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
         """Attention of every token to its prefix and its own branch."""
         window = call.window if call.window is not None and call.window < self.longest else None
-        if self.backend == "flash" and window is None and query.device.type == "cpu":
+        if self.backend == "flash" and window is None and call.usual and query.device.type == "cpu":
             return _FlashTree.apply(query, key, value, self, call.scale)  # type: ignore[no-any-return, no-untyped-call]
         if self.backend == "flex":
-            return flex.attend(query, key, value, self.block_mask(window), call.scale).transpose(1, 2)
+            rule = flex.Rule(scale=call.scale, softcap=call.softcap, sinks_H=call.sinks_H)
+            return flex.attend(query, key, value, self.block_mask(window), rule).transpose(1, 2)
         mask = self.mask_NN(window)
+        if not call.usual:
+            return _masked(query, key, value, mask, call).transpose(1, 2)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=call.scale, enable_gqa=True)
         return out.transpose(1, 2)
 
@@ -263,12 +296,24 @@ def largest_gap(backend: str, device: torch.device, *, backward: bool = True) ->
         shapes = ((1, heads, layout.tokens, 64) for heads in (4, 2, 2))
         query, key, value = (torch.randn(shape, generator=draw).to(device).requires_grad_(backward) for shape in shapes)
         found = []
-        for window in (None, 30):
-            out = layout.attend(query, key, value, Call(layer=0, scale=0.125, window=window))
+        sinks_H = torch.linspace(-1, 2, 4, device=device)
+        for window, softcap, sinks in ((None, None, None), (30, None, None), (30, 2.0, None), (None, None, sinks_H)):
+            call = Call(layer=0, scale=0.125, window=window, softcap=softcap, sinks_H=sinks)
+            out = layout.attend(query, key, value, call)
             upstream = torch.arange(out.numel(), device=device).view_as(out).sin()
             found += [out.detach(), *(torch.autograd.grad(out, (query, key, value), upstream) if backward else ())]
         results.append(found)
     return max(float((left - right).abs().max()) for left, right in zip(*results, strict=True))
+
+
+def _masked(query: Tensor, key: Tensor, value: Tensor, mask_NN: Tensor, call: Call) -> Tensor:
+    """(1, H, N, D) of attention with a softcap or sinks, by the dense mask."""
+    K = key.shape[1]
+    grouped = query.unflatten(1, (K, -1))  # (1, K, G, N, D): the G query heads of each key-value head
+    score = grouped @ key[:, :, None].mT * call.scale
+    bias = torch.zeros_like(mask_NN, dtype=score.dtype).masked_fill_(~mask_NN, float("-inf"))
+    sinks = None if call.sinks_H is None else call.sinks_H.view(K, -1, 1, 1)
+    return (weigh(score, call, bias, sinks) @ value[:, :, None]).flatten(1, 2)
 
 
 class _FlashTree(torch.autograd.Function):

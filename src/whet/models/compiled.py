@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from whet.errors import ModelError
+from whet.models.architecture import decoder_of
 from whet.models.attention import attend
 
 APART = "whet-apart"
@@ -32,5 +33,5 @@ def compile_layers(module: Any, device: torch.device) -> None:
         )
     AttentionInterface.register(APART, torch.compiler.disable(attend))
     module.config._attn_implementation = APART
-    for layer in module.get_decoder().layers:
+    for layer in decoder_of(module).layers:
         layer.compile(dynamic=True)

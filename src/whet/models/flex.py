@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 BLOCK = 128
 
@@ -66,11 +66,35 @@ def block_mask(
     )
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: float) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How scores become shares; see `attention.Call`."""
+
+    scale: float
+    softcap: float | None = None
+    sinks_H: Tensor | None = None
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, rule: Rule) -> Tensor:
     """(1, H, N, D), (1, K, N, D) twice -> (1, H, N, D)."""
     run = _compiled() if query.device.type == "cuda" else flex_attention
-    out: Tensor = run(query, key, value, block_mask=mask, scale=scale, enable_gqa=True)
-    return out
+    options = {"score_mod": None if rule.softcap is None else _capped(rule.softcap), "block_mask": mask}
+    if rule.sinks_H is None:
+        out: Tensor = run(query, key, value, scale=rule.scale, enable_gqa=True, **options)
+        return out
+    aux = AuxRequest(lse=True)
+    out, found = run(query, key, value, scale=rule.scale, enable_gqa=True, return_aux=aux, **options)
+    # A sink takes its share of the softmax: exp(lse) of exp(lse) + exp(sink) is left.
+    left: Tensor = torch.sigmoid(found.lse - rule.sinks_H.to(found.lse.dtype)[:, None])
+    return out * left[..., None].to(out.dtype)
+
+
+@lru_cache(maxsize=4)
+def _capped(softcap: float) -> Callable[..., Tensor]:
+    def cap(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return softcap * torch.tanh(score / softcap)
+
+    return cap
 
 
 def _blocks(tokens: slice) -> slice:

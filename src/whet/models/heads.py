@@ -20,6 +20,7 @@ from torch import nn
 
 from whet.errors import ModelError
 from whet.files import read_json, write_atomic
+from whet.models.architecture import text_config
 from whet.models.gating import GateFacts
 
 SCORE = "score"
@@ -88,22 +89,25 @@ def objectives_in(folder: Path) -> tuple[str, ...]:
     return tuple(labels[str(place)] for place in range(len(labels))) if len(labels) > 1 else ()
 
 
-def load_scalar(where: str, objectives: Sequence[str] = (), **options: Any) -> Any:
+def load_scalar(where: str, *, config: Any, objectives: Sequence[str] = (), **options: Any) -> Any:
     """A transformers sequence classifier from a directory or hub id, with an output for each of the objectives.
 
     Without `objectives` it has the outputs that its own head has, or one. Where the weights are a causal LM's, its
     trunk is taken and `score` starts at zero: every value is 0, so the first advantages are plain returns. Raises
     `ModelError` if the trunk is incomplete, and whatever transformers raises.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
 
-    shape = _labels(objectives)
-    if not objectives:
-        saved = AutoConfig.from_pretrained(where, revision=options.get("revision"), trust_remote_code=False)
-        if any(name.endswith("ForSequenceClassification") for name in saved.architectures or ()):
-            shape = {}
+    if type(config) not in AutoModelForSequenceClassification._model_mapping or text_config(config) is not config:
+        raise ModelError(
+            f"{where}: transformers has no sequence classifier over {config.model_type}, so it cannot carry a scalar "
+            "head; begin a reward model or a critic from another model"
+        )
+    if objectives or not any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
+        for key, value in _labels(objectives).items():
+            setattr(config, key, value)
     module, found = AutoModelForSequenceClassification.from_pretrained(
-        where, output_loading_info=True, **shape, **options
+        where, config=config, output_loading_info=True, **options
     )
     missing = set(found["missing_keys"])
     if missing == {f"{SCORE}.weight"}:

@@ -8,7 +8,7 @@ Legend: N tokens of a packed stream, T trained tokens, D hidden size, V vocabula
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from whet.formulas.logprobs import Linear, chunked_logp
+from whet.models.architecture import LogitRule, decoder_of
 from whet.models.attention import Layout, pick_backend
+from whet.models.export import save_model
 from whet.models.gating import Gate
-from whet.models.heads import SCORE, is_scalar, reward_facts
+from whet.models.heads import reward_facts
 from whet.models.pack import Packed, prompt_ends
 from whet.models.products import linear
-from whet.models.quantize import is_quantised, save_dequantised
 
 Want = Literal["logp", "entropy", "value", "score", "top_k"]
 """What may be read of a row's trained tokens without a gradient."""
@@ -62,6 +63,8 @@ class LanguageModel:
     """The peft model around `module`, where there is one."""
     gate: Gate | None = None
     """What weighs the outputs of a head of several objectives, where something does."""
+    stop_ids: frozenset[int] = frozenset()
+    """Tokens that end a turn: an exported model stops at them."""
 
     @property
     def vocabulary(self) -> int:
@@ -75,6 +78,11 @@ class LanguageModel:
         return {prefix + name: p for prefix, part in parts for name, p in part.named_parameters() if p.requires_grad}
 
     @property
+    def rule(self) -> LogitRule:
+        """What becomes of the head's products."""
+        return LogitRule.of(self.module.config)
+
+    @property
     def backend(self) -> str:
         """The attention backend for training."""
         return pick_backend(self.device)
@@ -82,7 +90,7 @@ class LanguageModel:
     def hidden(self, input_N: Tensor, positions_N: Tensor, layout: Layout) -> Tensor:
         """Last hidden states (N, D) of a packed stream."""
         with self.autocast():
-            decoder = self.module.get_decoder()
+            decoder = decoder_of(self.module)
             output = decoder(input_ids=input_N[None], position_ids=positions_N[None], use_cache=False, layout=layout)
         hidden: Tensor = output.last_hidden_state[0]
         return hidden
@@ -90,8 +98,7 @@ class LanguageModel:
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """Logits (T, V) at these hidden states."""
         with self.autocast():
-            logits: Tensor = self.module.get_output_embeddings()(hidden_TD)
-        return logits
+            return self.rule(self.module.get_output_embeddings()(hidden_TD))
 
     def stream(self, packed: Packed) -> Tensor:
         """Hidden states (N, D) of a micro-batch; trained tokens are predicted at `source_T` and stand at `place_T`."""
@@ -107,15 +114,16 @@ class LanguageModel:
         entropy_gradient: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """(log p of the targets, entropy or None) at these states."""
-        head = self.module.get_output_embeddings()
+        head, rule = self.module.get_output_embeddings(), self.rule
+        # Anything else (an adapter on the head, quantised weights, capped logits) computes its logits in its own way.
+        plain = type(head) is nn.Linear and rule.cap is None
         with self.autocast():
             return chunked_logp(
                 states_TD,
                 target_T,
-                # Anything else (an adapter on the head, quantised weights) computes its logits in its own way.
-                Linear(head.weight, head.bias, linear) if type(head) is nn.Linear else head,
+                Linear(head.weight, head.bias, linear) if plain else self.logits,
                 vocabulary=self.vocabulary,
-                temperature=temperature,
+                temperature=temperature / rule.scale if plain else temperature,
                 with_entropy=with_entropy,
                 entropy_gradient=entropy_gradient,
             )
@@ -190,13 +198,9 @@ class LanguageModel:
         """Write the Hugging Face layout: config, safetensors, tokenizer and chat template.
 
         With an adapter, `folder` gets the merged weights and `folder/adapter` peft's own files. A scalar model is
-        written as a sequence classifier; a causal LM leaves its critic's head behind.
+        written as a sequence classifier; a causal LM leaves its critic's head behind, and stops at `stop_ids`.
         """
-        if self.adapter is None:
-            self.module.save_pretrained(folder, state_dict=_published(self.module, self.module.state_dict()))
-        else:
-            self.adapter.save_pretrained(folder / "adapter")
-            (save_dequantised if is_quantised(self.module) else _save_merged)(self.adapter, folder)
+        save_model(self.module, self.adapter, folder, self.stop_ids)
         self.tokenizer.save_pretrained(folder)
         if self.gate is not None:
             self.gate.export(folder)
@@ -206,28 +210,3 @@ class LanguageModel:
         if self.compute == torch.float32 or next(self.module.parameters()).dtype == torch.float64:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.compute)
-
-
-def _save_merged(adapter: Any, folder: Path) -> None:
-    """Merge, save under the base model's own parameter names, and take the merge back out."""
-    snapshot = {name: p.detach().clone() for name, p in adapter.named_parameters()}
-    adapter.merge_adapter()
-    try:
-        state = {
-            name.replace(".base_layer.", "."): tensor
-            for name, tensor in adapter.get_base_model().state_dict().items()
-            if ".lora_" not in name
-        }
-        base = adapter.get_base_model()
-        base.save_pretrained(folder, state_dict=_published(base, state))
-    finally:
-        adapter.unmerge_adapter()
-        with torch.no_grad():  # unmerging subtracts in floating point; the saved run must go on bit for bit
-            for name, p in adapter.named_parameters():
-                p.copy_(snapshot[name])
-
-
-def _published(module: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a module's own files: tied ones once, and nothing that its class does not know."""
-    left_out = set(module.all_tied_weights_keys or {}) | (set() if is_scalar(module) else {f"{SCORE}.weight"})
-    return {name: tensor for name, tensor in state.items() if name not in left_out}

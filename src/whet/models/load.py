@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,10 +18,21 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 
 from whet.config import LoraConfig, ModelConfig
 from whet.errors import ModelError
-from whet.models.attention import Tree, TreeLayout, attend, pick_backend
+from whet.files import Digests
+from whet.models.architecture import (
+    load_causal,
+    max_row_tokens,
+    refuse_unpackable,
+    settle_positions,
+    tell_window,
+    text_config,
+    without_randomness,
+)
+from whet.models.attention import ATTENTION, attend
 from whet.models.compiled import compile_layers
 from whet.models.create import byte_tokenizer, create_model
 from whet.models.gating import load_gate
@@ -36,13 +47,13 @@ from whet.models.heads import (
 )
 from whet.models.language import LanguageModel
 from whet.models.machine import pick_compute, pick_device
+from whet.models.probe import check_forward, first_line
 from whet.models.products import adopt
 from whet.models.quantize import is_quantised, keep_layout, nf4_options
 
-ATTENTION = "whet"
 BUILT_IN = {"whet:demo": Path(__file__).parent.parent / "assets" / "demo"}
-PROBE_TOLERANCE = 2e-2
-"""Largest difference of log-probabilities (or of unit hidden states); wrong masks or positions are off by far more."""
+CONTENTS = {".safetensors", ".bin", ".json", ".jinja", ".model", ".txt"}
+"""Suffixes of the files of a model directory."""
 
 
 def load_model(
@@ -53,15 +64,17 @@ def load_model(
     quantised: bool = False,
     with_score: bool = False,
     compiled: bool = False,
+    stop_ids: Collection[int] = (),
 ) -> LanguageModel:
     """A causal LM: weights and tokenizer, an adapter if asked for, the forward pass checked.
 
     `quantised`: its matrices as NF4 (`models.quantize`). `with_score` puts a scalar head beside its vocabulary: a
-    critic on the policy's own trunk. `compiled`: its layers by torch (`models.compiled`).
+    critic on the policy's own trunk. `compiled`: its layers by torch (`models.compiled`). `stop_ids`: the tokens that
+    end a turn, for an export.
     """
     tokenizer = load_tokenizer(config)
     module = _load_module(config, tokenizer, quantised=quantised)
-    return _language_model(
+    language = _language_model(
         config,
         module,
         tokenizer,
@@ -70,6 +83,7 @@ def load_model(
         with_score=with_score,
         compiled=compiled,
     )
+    return replace(language, stop_ids=frozenset(stop_ids))
 
 
 def load_scalar_model(
@@ -102,7 +116,7 @@ def load_scalar_model(
     try:
         gate = load_gate(facts.gate, objectives_of(module), module, *_locate(config.path))
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{config.path}: its gate could not be loaded ({_first_line(error)})") from error
+        raise ModelError(f"{config.path}: its gate could not be loaded ({first_line(error)})") from error
     return replace(language, gate=gate)
 
 
@@ -113,20 +127,14 @@ def load_skeleton(
 
     `scalar`: the model that `load_scalar_model` would make of it.
     """
-    from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+    from transformers import AttentionInterface, AutoModelForCausalLM
 
     AttentionInterface.register(ATTENTION, attend)
     with torch.device("meta"):
         if config.path == "whet:tiny":
             module = create_model(config.create, byte_tokenizer())
         else:
-            where, revision = _locate(config.path)
-            try:
-                found = AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False)
-            except (OSError, ValueError) as error:
-                reason = _first_line(error)
-                raise ModelError(f"{config.path}: no model configuration could be read ({reason})") from error
-            module = AutoModelForCausalLM.from_config(found, dtype=torch.float32)
+            module = AutoModelForCausalLM.from_config(text_config(_read_config(config)), dtype=torch.float32)
         module = scalar_from_causal(module) if scalar else module
         return _language_model(config, module, None, lora=lora, checkpointing=checkpointing, probe=False)
 
@@ -142,7 +150,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
         try:
             tokenizer = AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=False)
         except Exception as error:
-            raise ModelError(f"{config.path}: no tokenizer could be loaded ({_first_line(error)})") from error
+            raise ModelError(f"{config.path}: no tokenizer could be loaded ({first_line(error)})") from error
         if not tokenizer("Hello", add_special_tokens=False)["input_ids"]:  # what it makes of a directory without one
             raise ModelError(f"{config.path}: has no tokenizer; copy the tokenizer's files of the base model there")
     if config.chat_template is not None:
@@ -166,17 +174,32 @@ def require_same_tokens(model: ModelConfig, policy: ModelConfig) -> None:
 
 
 def read_max_length(config: ModelConfig) -> int:
-    """Most tokens that the model attends to, from its configuration, without loading weights."""
-    from transformers import AutoConfig
-
+    """Tokens of the longest row that the model computes, from its configuration, without loading weights."""
     if config.path == "whet:tiny":
         return config.create.max_length
+    found = _read_config(config)
+    tell_window(config.path, found)
+    return max_row_tokens(found)
+
+
+def read_contents(config: ModelConfig, digests: Digests) -> dict[str, Any]:
+    """`files`: the SHA-256 of every file that loading reads, by name. Of a hub model its `commit`, which fixes them.
+
+    Nothing of `whet:tiny`, which is all configuration. Raises `ModelError` where there is no such model.
+    """
+    from transformers.utils.hub import cached_file
+
+    if config.path == "whet:tiny":
+        return {}
     where, revision = _locate(config.path)
+    if Path(where).is_dir():
+        files = (file for file in sorted(Path(where).iterdir()) if file.suffix in CONTENTS and file.is_file())
+        return {"files": {file.name: {"sha256": digests.of(file).sha256} for file in files}}
     try:
-        found = AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False)
-        return int(found.max_position_embeddings)
-    except (OSError, ValueError, AttributeError) as error:
-        raise ModelError(f"{config.path}: no model configuration could be read ({_first_line(error)})") from error
+        found = cached_file(where, "config.json", revision=revision)
+    except OSError as error:
+        raise ModelError(f"{config.path}: no model configuration could be read ({first_line(error)})") from error
+    return {"commit": Path(str(found)).parent.name}
 
 
 def read_eos_ids(config: ModelConfig) -> tuple[int, ...]:
@@ -201,7 +224,6 @@ def _load_module(
     quantised: bool = False,
     objectives: Sequence[str] = (),
 ) -> Any:
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
@@ -214,13 +236,14 @@ def _load_module(
     where, revision = _locate(config.path)
     device = pick_device(config.device)
     options = nf4_options(device, pick_compute(config.dtype, device)) if quantised else {}
-    load = partial(load_scalar, objectives=objectives) if scalar else AutoModelForCausalLM.from_pretrained
+    found = without_randomness(_read_config(config), config.path)
+    load = partial(load_scalar, objectives=objectives) if scalar else partial(load_causal, name=config.path)
     try:
         module: Any = load(
             where,
+            config=found,
             revision=revision,
             dtype=torch.float32,
-            attn_implementation="sdpa",
             trust_remote_code=False,
             use_safetensors=True,
             **options,
@@ -228,13 +251,24 @@ def _load_module(
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(f"{config.path}: the model could not be loaded ({_first_line(error)})") from error
+        raise ModelError(f"{config.path}: the model could not be loaded ({first_line(error)})") from error
     if len(tokenizer) > module.get_input_embeddings().weight.shape[0]:
         raise ModelError(
             f"{config.path}: the tokenizer has {len(tokenizer)} tokens, the model embeds only "
             f"{module.get_input_embeddings().weight.shape[0]}; they do not belong together"
         )
     return module
+
+
+def _read_config(config: ModelConfig) -> Any:
+    """The transformers configuration of a model that has files."""
+    from transformers import AutoConfig
+
+    where, revision = _locate(config.path)
+    try:
+        return AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{config.path}: no model configuration could be read ({first_line(error)})") from error
 
 
 def _language_model(
@@ -253,13 +287,16 @@ def _language_model(
     if probe:  # a skeleton has nothing to move and nothing to check
         # Quantised weights are where they were read to already.
         module = keep_layout(module) if is_quantised(module) else module.to(device)
-        _check_forward(module, config.path)
+        refuse_unpackable(module, config.path)
+        settle_positions(module)
+        check_forward(module, config.path)
     module.config._attn_implementation = ATTENTION
     if device.type == "cpu":
         adopt(module)
     with warnings.catch_warnings():
         # transformers renames these calls; peft and the oldest version that we support have the old names.
         warnings.filterwarnings("ignore", category=FutureWarning, message=".*gradient_checkpointing.*")
+        warnings.filterwarnings("ignore", module="peft")  # of patterns that it made itself, and of tied heads
         adapter = _add_lora(module, lora) if lora else None
         if with_score:
             add_score(module)
@@ -271,7 +308,7 @@ def _language_model(
         module=module,
         tokenizer=tokenizer,
         name=config.path,
-        max_length=int(module.config.max_position_embeddings),
+        max_length=max_row_tokens(module.config),
         device=device,
         compute=pick_compute(config.dtype, device),
         adapter=adapter,
@@ -301,60 +338,28 @@ def _add_lora(module: Any, config: LoraConfig) -> Any:
     from peft import get_peft_model
 
     scalar = is_scalar(module)
+    # A linear layer of an architecture's own (Llama 4's router) returns more than a product, and an embedding of
+    # anything but tokens is not looked up by them.
+    own = [name for name, part in module.named_modules() if _is_own(part, module.get_input_embeddings())]
     settings = PeftConfig(
         task_type=None if scalar else "CAUSAL_LM",
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         target_modules=config.targets,
-        exclude_modules=[SCORE] if scalar else None,
+        exclude_modules=[*own, SCORE] if scalar else own,
         use_rslora=config.rslora,
     )
     try:
         adapter = get_peft_model(module, settings)
     except ValueError as error:  # no layer of such a name
-        raise ModelError(f"train.lora.targets: {_first_line(error)}") from error
+        raise ModelError(f"train.lora.targets: {first_line(error)}") from error
     if scalar:  # the head is new, so it is trained itself
         module.score.requires_grad_(True)
     return adapter
 
 
-def _check_forward(module: Any, name: str) -> None:
-    """Refuse a model whose packed forward pass differs from transformers' own."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(ATTENTION, attend)
-    embeddings = module.get_input_embeddings().weight
-    probe = (torch.arange(2, 14, device=embeddings.device) * 7) % embeddings.shape[0]
-    module.eval()
-    with torch.no_grad():
-        if is_scalar(module):
-            expected = _normal(module.get_decoder()(input_ids=probe[None], use_cache=False).last_hidden_state[0])
-        else:
-            expected = module(input_ids=probe[None], use_cache=False).logits[0].float().log_softmax(-1)
-        module.config._attn_implementation = ATTENTION
-        # One tree: 5 tokens of prompt and two equal branches, so that sharing is part of what is checked.
-        stream = torch.cat([probe[:5], probe[5:], probe[5:]])
-        layout = TreeLayout((Tree(5, (7, 7)),), probe.device, pick_backend(probe.device))
-        try:
-            decoder = module.get_decoder()
-            out = decoder(input_ids=stream[None], position_ids=layout.positions_N[None], use_cache=False, layout=layout)
-        except (ModelError, TypeError, AttributeError, RuntimeError) as error:
-            raise ModelError(f"{name}: {type(module).__name__} cannot run packed ({_first_line(error)})") from error
-        hidden = out.last_hidden_state[0]
-        read = _normal(hidden) if is_scalar(module) else module.get_output_embeddings()(hidden).float().log_softmax(-1)
-    gap = max((read[:12] - expected).abs().max().item(), (read[12:] - expected[5:]).abs().max().item())
-    if not gap < PROBE_TOLERANCE:
-        raise ModelError(
-            f"{name}: {type(module).__name__} computes something that whet's packed forward pass does not "
-            f"(its outputs differ by {gap:.3g} on a probe), so it cannot be trained here"
-        )
-
-
-def _normal(hidden: Any) -> Any:
-    """Hidden states scaled to unit size: what a scalar head sees, comparable between models."""
-    return torch.nn.functional.rms_norm(hidden.float(), hidden.shape[-1:])
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+def _is_own(part: Any, embedding: Any) -> bool:
+    """Whether a layer is linear or an embedding by its class and not by what it does."""
+    own = isinstance(part, nn.Linear) and type(part).__module__.startswith("transformers")
+    return own or (isinstance(part, nn.Embedding) and part is not embedding)

@@ -7,7 +7,6 @@ an adapter over them is trained. The head and the embeddings stay as they are.
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,30 +71,7 @@ def is_quantised(module: Any) -> bool:
     return "quantization_config" in module.config.to_dict()
 
 
-def save_dequantised(adapter: Any, folder: Path) -> None:
-    """Write the merged model in full precision: dequantised weights plus what the adapter adds.
-
-    Merging in place would round the sum to four bits again; this is what was trained, and nothing is changed.
-    """
-    base = adapter.get_base_model()
-    plain = type(base.config).from_dict({k: v for k, v in base.config.to_dict().items() if k != "quantization_config"})
-    with torch.device("meta"):
-        skeleton = type(base)(plain)
-    state = {}
-    for name in skeleton.state_dict():
-        path, _, leaf = name.rpartition(".")
-        layer = base.get_submodule(path)
-        inner = layer.base_layer if hasattr(layer, "base_layer") else layer
-        tensor = _plain(getattr(inner, leaf))
-        if inner is not layer and leaf == "weight":
-            for active in layer.active_adapters:
-                tensor = tensor + layer.get_delta_weight(active).to(tensor.dtype)
-        state[name] = tensor
-    tied = set(skeleton.all_tied_weights_keys or {})
-    skeleton.save_pretrained(folder, state_dict={name: t for name, t in state.items() if name not in tied})
-
-
-def _plain(tensor: Tensor) -> Tensor:
+def dequantised(tensor: Tensor) -> Tensor:
     """The numbers that a quantised tensor stands for; any other as it is."""
     quantised = tensor.__dict__.get("quant_state")
     if quantised is None:

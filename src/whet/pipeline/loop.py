@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from whet.algorithms.health import Health, Unhealthy
-from whet.files import folder_size, writing
-from whet.pipeline.stage import Context, Interrupted
-from whet.records import Step, seed_of
+from whet.files import folder_size, write_json, writing
+from whet.pipeline.stage import LEARNED, Context, Interrupted
+from whet.records import Metric, Step, seed_of
 from whet.tracking.log import RunLog
 from whet.training.base import Trainer
-from whet.training.checkpoint import forget_after, newest_generation, save_generation
+from whet.training.checkpoint import newest_generation, save_generation
 
 Begin = Callable[[int, Mapping[str, float]], Iterator[Step]]
 """(step to start after, state noted with it) -> the algorithm's steps."""
@@ -58,19 +56,7 @@ class WithCritic:
         self.critic.export(folder / "critic")
 
 
-@dataclass(frozen=True, slots=True)
-class WayBack:
-    """What a run needs to return to where it was healthy: checkpoints set aside, from its very beginning on."""
-
-    every: int
-    """Steps between them."""
-    first: Mapping[str, float]
-    """The algorithm's state before its first step."""
-
-
-def drive(
-    context: Context, trainer: Saved, log: RunLog, begin: Begin, *, steps: int, way_back: WayBack | None = None
-) -> None:
+def drive(context: Context, trainer: Saved, log: RunLog, begin: Begin, *, steps: int) -> None:
     """Run an algorithm to its end, from the newest checkpoint if there is one, and export the model."""
     generation = newest_generation(context.checkpoints)
     done, state = 0, {}
@@ -81,22 +67,17 @@ def drive(
         done, state = generation.step, dict(generation.state)
         context.console.say(f"{context.name}: continues after step {done}")
     log.truncate(done)
-    saver = _Saver(context, trainer, log, way_back, done=done, state=state)
+    saver = _Saver(context, trainer, log, done=done)
     context.console.begin(context.name, steps, done=done)
     algorithm = begin(done, state)
     while True:
         # Whatever draws from global random state (dropout) draws the same in a resumed run.
         context.world.reseed(seed_of(context.seed, "step", done))
-        try:
-            step = next(algorithm, None)
-        except Unhealthy as unhealthy:
-            step = saver.go_back(unhealthy, state)
-            done, state = step.index, dict(step.state)
-            algorithm = begin(done, state)
-            continue
+        step = next(algorithm, None)
         if step is None:
             break
-        done, state = step.index, dict(step.state)
+        done = step.index
+        saver.learned = saver.learned or _learns(step.metrics)
         log.write(step.index, step.metrics, step.groups, notes=step.notes)
         for sink in context.sinks:
             sink.log(context.name, step.index, step.metrics, step.groups)
@@ -104,7 +85,6 @@ def drive(
             context.console.say(f"{context.name}  step {step.index}: {note}")
         if step.ill:
             continue  # the algorithm says why when it is asked to go on; nothing is built on such a step
-        saver.set_aside(step)
         if context.stopped() and done < steps:
             saver.save(step)
             raise Interrupted
@@ -115,30 +95,30 @@ def drive(
         trainer.export(context.folder / "model")
 
 
-KEPT = 3
-"""Healthy checkpoints set aside: with one for each window of the monitor, one is always older than what it sees."""
+def with_evaluation(
+    steps: Iterator[Step], measure: Callable[[], Mapping[str, Metric]], *, every: int, last: int
+) -> Iterator[Step]:
+    """The same steps, with what is measured on held-out rows (`eval_loss` ...) every so often and at the last one."""
+    for step in steps:
+        if step.index % every == 0 or step.index == last:
+            held_out = {f"eval_{name}": metric.mean for name, metric in measure().items()}
+            step = replace(step, metrics={**step.metrics, **held_out})
+        yield step
+
+
+def _learns(metrics: Mapping[str, float]) -> bool:
+    """Whether a step changed any weights."""
+    updates = [metrics[name] for name in ("optimizer_steps", "value/optimizer_steps") if name in metrics]
+    return any(updates) if updates else not metrics.get("skipped", 0.0)
 
 
 class _Saver:
     """Saves as often as the recipe says, or as often as costs at most its share of the time."""
 
-    def __init__(
-        self,
-        context: Context,
-        trainer: Saved,
-        log: RunLog,
-        way_back: WayBack | None,
-        *,
-        done: int,
-        state: Mapping[str, float],
-    ) -> None:
-        self.context, self.trainer, self.log, self.way_back = context, trainer, log, way_back
-        self.config, self.root, self.healthy = context.save, context.checkpoints, context.checkpoints / "healthy"
+    def __init__(self, context: Context, trainer: Saved, log: RunLog, *, done: int) -> None:
+        self.trainer, self.log, self.config, self.root = trainer, log, context.save, context.checkpoints
         self.saved_step, self.saved_at, self.cost_s = done, time.monotonic(), 0.0
-        if way_back is not None:
-            forget_after(self.healthy, done)  # of a run that went further and was killed
-            if newest_generation(self.healthy) is None:
-                save_generation(self.healthy, done, state or way_back.first, trainer.save, keep=KEPT)
+        self.learned = False
 
     def consider(self, step: Step) -> None:
         """Save if it is time."""
@@ -149,39 +129,12 @@ class _Saver:
         if due:
             self.save(step)
 
-    def set_aside(self, step: Step) -> None:
-        """Keep a step without findings to go back to, once every so often."""
-        if self.way_back is not None and step.index % self.way_back.every == 0 and not step.notes:
-            save_generation(self.healthy, step.index, step.state, self.trainer.save, keep=KEPT)
-
     def save(self, step: Step) -> None:
         """Save now."""
         began = time.monotonic()
         self.log.sync()
+        if self.learned:  # before the checkpoint is there: from now on the folder belongs to the stage's identity
+            write_json(self.root / LEARNED, {"step": step.index})
         save_generation(self.root, step.index, step.state, self.trainer.save, keep=self.config.keep)
         self.saved_step, self.saved_at = step.index, time.monotonic()
         self.cost_s = self.saved_at - began
-
-    def go_back(self, unhealthy: Unhealthy, now: Mapping[str, float]) -> Step:
-        """Return to a checkpoint from before what was found, at a lower rate; what came after it is forgotten.
-
-        Averages need some steps to show a collapse, so a checkpoint counts as healthy only if it is older than that.
-        `now` is the state after the last step. Raises `unhealthy` again where the recipe does not ask for it, there is
-        nothing to go back to, or a lower rate has been tried often enough.
-        """
-        if unhealthy.finding.action != "back" or self.way_back is None:
-            raise unhealthy
-        older = newest_generation(self.healthy, up_to=unhealthy.step - self.way_back.every)
-        lowered = Health.lowered(older.state, now, unhealthy.lower_by) if older is not None else None
-        if older is None or lowered is None:
-            raise unhealthy
-        self.trainer.load(older.folder)
-        step = Step(index=older.step, metrics={}, state=lowered)
-        for root in (self.healthy, self.root):
-            # Written before the later ones are forgotten: killed in between, nothing is lost.
-            save_generation(root, step.index, step.state, self.trainer.save, keep=sys.maxsize)
-            forget_after(root, step.index)
-        self.log.truncate(step.index)
-        self.saved_step, self.saved_at = step.index, time.monotonic()
-        self.context.console.say(f"{self.context.name}  {unhealthy}; back to step {step.index} at a lower rate")
-        return step

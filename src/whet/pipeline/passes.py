@@ -1,14 +1,12 @@
 """A pass of a frozen model over all rows of a stage: computed once, kept as files, gone on with where it stopped.
 
-FOLDER/key.json              which rows it is over, and which model reads them
-FOLDER/00000.safetensors     what it said of so many rows, one after another
+FOLDER/00000.safetensors     what it said of so many rows, one after another, with a digest of the rows
 """
 
 from __future__ import annotations
 
 import hashlib
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,62 +14,37 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from whet.errors import RunError
-from whet.files import read_json, weights_of, write_atomic, write_json
+from whet.files import write_atomic
 from whet.pipeline.stage import Context, Interrupted
 from whet.records import TokenRow
-from whet.training.checkpoint import newest_generation
 
 CHUNK_ROWS = 512
 """Rows of a file: what is lost, at most, when the pass is killed."""
 
 
 def kept_pass(
-    context: Context,
-    folder: Path,
-    rows: Sequence[TokenRow],
-    read: Callable[[Sequence[TokenRow]], Tensor],
-    *,
-    model: str,
-    trained: bool,
+    context: Context, folder: Path, rows: Sequence[TokenRow], read: Callable[[Sequence[TokenRow]], Tensor]
 ) -> Iterator[Tensor]:
-    """What `read` says of the rows, one tensor for each `CHUNK_ROWS` of them, in order; `model` is where it comes from.
+    """What `read` says of the rows, one tensor for each `CHUNK_ROWS` of them, in order.
 
-    What is on disk for these rows and this model, and as it was written, is taken from there. Of a model that is
-    `trained` afterwards the checkpoints have the weights: once there is one, it does not matter what became of its
-    folder. Raises `Interrupted` where the run was asked to stop, with everything so far on disk; `RunError` where the
-    rows (the model) are no longer those that a checkpoint was made with.
+    What is on disk for these rows, as it was written, is taken from there; which model it is of is the business of the
+    stage's identity. Raises `Interrupted` where the run was asked to stop, with everything so far on disk.
     """
-    key, noted = {"rows": _digest(rows), "model": weights_of(model)}, folder / "key.json"
-    before = read_json(noted) if noted.exists() else {"rows": ""}
-    if before != key and folder.is_dir():
-        if newest_generation(context.checkpoints) is None:
-            shutil.rmtree(folder)
-        elif before["rows"] != key["rows"]:
-            raise RunError(
-                f"{folder}: the {folder.name} rows are not those that this run began with; put the data back, or "
-                "remove the run folder to start over"
-            )
-        elif not trained:
-            raise RunError(
-                f"{model}: is not the model that this run began with; put it back, or remove the run folder to start "
-                "over"
-            )
-    if not noted.exists():
-        write_json(noted, key)
     for number, start in enumerate(range(0, len(rows), CHUNK_ROWS)):
-        file = folder / f"{number:05d}.safetensors"
-        said = _saved(file)
+        file, chunk = folder / f"{number:05d}.safetensors", rows[start : start + CHUNK_ROWS]
+        said = _saved(file, chunk)
         if said is None:
             if context.stopped():
                 raise Interrupted
-            said = read(rows[start : start + CHUNK_ROWS]).cpu()
-            write_atomic(file, save({"said": said}, {"sha256": _sha256(said)}))
+            said = read(chunk).cpu()
+            write_atomic(file, save({"said": said}, {"sha256": _digest(chunk, said)}))
         yield said
+    for stale in sorted(folder.glob("*.safetensors"))[len(range(0, len(rows), CHUNK_ROWS)) :]:
+        stale.unlink()
 
 
-def _saved(file: Path) -> Tensor | None:
-    """What a file holds; None where it is missing or damaged, so that it is computed (again)."""
+def _saved(file: Path, rows: Sequence[TokenRow]) -> Tensor | None:
+    """What a file holds; None where it is missing, damaged or of other rows, so that it is computed (again)."""
     if not file.exists():
         return None
     try:
@@ -79,16 +52,12 @@ def _saved(file: Path) -> Tensor | None:
             said, noted = opened.get_tensor("said"), opened.metadata()
     except SafetensorError:
         return None
-    return said if noted == {"sha256": _sha256(said)} else None
+    return said if noted == {"sha256": _digest(rows, said)} else None
 
 
-def _sha256(said: Tensor) -> str:
-    return hashlib.sha256(said.numpy().tobytes()).hexdigest()
-
-
-def _digest(rows: Iterable[TokenRow]) -> str:
-    """SHA-256 of the tokens and their masks: it changes with the data, the template and the tokenizer."""
-    found = hashlib.sha256()
+def _digest(rows: Sequence[TokenRow], said: Tensor) -> str:
+    """SHA-256 of the tokens, their masks and what was said: it changes with the data, the template, the tokenizer."""
+    found = hashlib.sha256(said.numpy().tobytes())
     for row in rows:
         found.update(b"%d %d %d " % (len(row.tokens), row.shared, len(row.columns)))
         found.update(row.tokens.tobytes() + np.packbits(row.trained).tobytes())

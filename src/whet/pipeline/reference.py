@@ -57,5 +57,4 @@ def with_reference(context: Context, trainer: Trainer, atoms: Sequence[Atom], na
         return torch.from_numpy(np.concatenate(trainer.forward(rows, "logp")["logp"])).float()
 
     rows = [row for atom in atoms for row in atom.rows]
-    folder, model = context.folder / "reference" / name, context.model.path
-    return Referred(atoms, list(kept_pass(context, folder, rows, read, model=model, trained=True)))
+    return Referred(atoms, list(kept_pass(context, context.folder / "reference" / name, rows, read)))

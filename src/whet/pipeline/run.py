@@ -1,63 +1,43 @@
 """Running a recipe: stages in order, finished ones skipped, an unfinished one continued.
 
     RUN/recipe.json              the resolved recipe           RUN/run.json     versions, threads, when
-    RUN/stages/01-sft/           metrics.jsonl, rollouts/, model/ and, when done, manifest.json
+    RUN/stages/01-sft/           stage.json, metrics.jsonl, rollouts/, model/ and, when done, manifest.json
     RUN/checkpoints/01-sft/      what an unfinished stage goes on from
     RUN/report.html              drawn from the files above
 
-One process at a time: the folder is locked. Giving the same command again continues; another recipe is refused.
+One process at a time: the folder is locked. Giving the same command again continues; what is not as it was when a stage
+began to train is refused (`lineage`).
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from whet.config import EvalStage, ModelConfig, Recipe
-from whet.config.loading import NOT_MATHEMATICS, resolved
-from whet.config.references import with_references
+from whet.config import ModelConfig, Recipe
+from whet.config.loading import resolved
+from whet.config.references import references, with_references
 from whet.config.strict import Strict
-from whet.errors import RunError
-from whet.files import is_sealed, read_json, seal, write_json, writing
-from whet.pipeline.agreement_stage import run_agreement
-from whet.pipeline.compare_stage import run_compare
-from whet.pipeline.eval_stage import run_eval
-from whet.pipeline.online_preference_stage import run_online_preference
-from whet.pipeline.preference_stage import run_preference
-from whet.pipeline.questions_stage import run_questions
-from whet.pipeline.revise_stage import run_revise
-from whet.pipeline.reward_stage import run_reward_model
-from whet.pipeline.rl_stage import run_rl
-from whet.pipeline.sft_stage import run_sft
-from whet.pipeline.stage import ROWS, Context, Interrupted, World
-from whet.pipeline.step_labels_stage import run_step_labels
+from whet.errors import ConfigError, RunError
+from whet.files import is_sealed, seal, write_json, writing
+from whet.pipeline.kinds import KINDS
+from whet.pipeline.lineage import UNDECIDED, Choices, begun, note, refusal, refuse_others, refused, remove
+from whet.pipeline.stage import ROWS, Context, Interrupted, Kind, World
 from whet.records import seed_of
 from whet.tracking.base import Sink
+from whet.tracking.charts import Look
 from whet.tracking.console import Console
 from whet.tracking.report import write_report
 from whet.tracking.sinks import RunInfo, trackers
 
 Stopped = Callable[[], bool]
-RUNNERS: dict[str, Callable[[Context], object]] = {
-    "sft": run_sft,
-    "reward_model": run_reward_model,
-    "preference": run_preference,
-    "online_preference": run_online_preference,
-    "rl": run_rl,
-    "eval": run_eval,
-    "compare": run_compare,
-    "step_labels": run_step_labels,
-    "revise": run_revise,
-    "questions": run_questions,
-    "agreement": run_agreement,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +46,11 @@ class Run:
 
     recipe: Recipe
     folder: Path
+    kinds: Sequence[Kind] = KINDS
+
+    def kind(self, name: str) -> Kind:
+        """What kind of stage it is."""
+        return next(kind for kind in self.kinds if type(self.recipe.stages[name]) is kind.config)
 
     def stage_folder(self, name: str) -> Path:
         """`stages/02-rl` for the second stage, named rl."""
@@ -75,21 +60,45 @@ class Run:
         """What the stage goes on from while it is unfinished."""
         return self.folder / "checkpoints" / self.stage_folder(name).name
 
+    @property
+    def looks(self) -> dict[str, Look]:
+        """How the report shows each kind of stage."""
+        return {kind.config.kind_name(): kind.look for kind in self.kinds}
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether any stage is done or has begun to train: until then the folder belongs to nothing."""
+        return any(begun(self.stage_folder(name), self.checkpoints(name)) for name in self.recipe.stages)
+
+    def ready(self) -> list[str]:
+        """The stages whose inputs are all there: those that are done before the first one that is not, and that one."""
+        done = list(takewhile(lambda name: is_sealed(self.stage_folder(name)), self.recipe.stages))
+        return list(self.recipe.stages)[: len(done) + 1]
+
     def model_folder(self, name: str) -> Path:
         """The model that a stage made."""
         return self.stage_folder(name) / "model"
 
     def model_of(self, name: str) -> ModelConfig:
         """What a stage starts from: its own choice, or what the model-making stage before it made."""
-        stage, made = self.recipe.stages[name], self.recipe.model
-        if stage.model is not None:
-            return self.resolve(stage.model)
-        for earlier, other in self.recipe.stages.items():
-            if earlier == name:
-                break
-            if other.makes == "model":
-                made = self.recipe.model.model_copy(update={"path": str(self.model_folder(earlier))})
-        return made
+        start = self.recipe.stages[name].start
+        if start is not None:
+            return self.resolve(start)
+        earlier = self._maker(name)
+        return self.recipe.model if earlier is None else self.resolve(self.recipe.model.at(f"@{earlier}"))
+
+    def _maker(self, name: str) -> str | None:
+        """The last stage before this one that makes a model."""
+        earlier = list(takewhile(lambda other: other != name, self.recipe.stages))
+        return next((other for other in reversed(earlier) if self.recipe.stages[other].makes == "model"), None)
+
+    def reads(self, name: str) -> set[str]:
+        """The earlier stages whose artifacts the stage reads."""
+        stage = self.recipe.stages[name]
+        paths = [path for _, path, _ in references(stage)]
+        paths += (stage.evaluates or {}).values()
+        before = self._maker(name) if stage.start is None and stage.reads_model and not stage.evaluates else None
+        return {path[1:] for path in [*paths, f"@{before}"] if path[1:] in self.recipe.stages}
 
     def resolve(self, model: ModelConfig) -> ModelConfig:
         """`@stage` as the folder of the model that the stage made, `@model` as the recipe's own."""
@@ -97,7 +106,7 @@ class Run:
             return model
         if model.path == "@model":
             return self.recipe.model
-        return model.model_copy(update={"path": str(self.model_folder(model.path[1:]))})
+        return model.at(str(self.model_folder(model.path[1:])))
 
     def refer(self, section: Strict) -> Strict:
         """A section whose `path` is a reference, with what the stage made (or the recipe's own model) in its place."""
@@ -117,48 +126,76 @@ def run_recipe(
     *,
     about: Mapping[str, Any],
     ahead: Callable[[], None] = lambda: None,
+    choices: Choices = UNDECIDED,
 ) -> None:
     """Run every stage that is not done, and draw the report. `about` goes to `run.json` when the run is new.
 
-    `ahead` looks at what is to come once the folder is ours, and may refuse it: the folder then belongs to no recipe
-    that it did not belong to before.
+    `ahead` looks at what is to come once the folder is ours, and may refuse it. A folder belongs to nothing until a
+    stage has begun to train. Raises `RunError` where what has begun is not what the recipe says now.
     """
     with claimed(run):
+        _restart(run, choices.restart, console)
+        refuse_others(run.folder, [run.stage_folder(name).name for name in run.recipe.stages])
+        _compare(run, [context_of(run, name, world, console, stopped) for name in run.ready()], choices)
         ahead()
-        for name, value in (
-            ("recipe.json", resolved(run.recipe)),
-            ("run.json", {"name": run.recipe.name, "seed": run.recipe.seed, **about}),
-        ):
-            if not (run.folder / name).exists():
-                write_json(run.folder / name, value)
-        _run_stages(run, world, console, stopped)
+        if not (run.folder / "run.json").exists() or not run.has_begun:
+            write_json(run.folder / "run.json", {"name": run.recipe.name, "seed": run.recipe.seed, **about})
+        write_json(run.folder / "recipe.json", resolved(run.recipe))
+        _run_stages(run, world, console, stopped, choices)
 
 
-def _run_stages(run: Run, world: World, console: Console, stopped: Stopped) -> None:
+def _run_stages(run: Run, world: World, console: Console, stopped: Stopped, choices: Choices) -> None:
     told = RunInfo(name=run.recipe.name, folder=run.folder, recipe=resolved(run.recipe))
     with trackers(run.recipe.trackers, told, console.say) as others:
         try:
             for name in run.recipe.stages:
                 if stopped():
                     raise Interrupted
-                if is_sealed(run.stage_folder(name)):
+                context = context_of(run, name, world, console, stopped, others=others)
+                _compare(run, [context], choices)
+                if is_sealed(context.folder):
                     console.say(f"{name}: done before")
                 else:
-                    _run_stage(run, name, world, console, others, stopped)
+                    _run_stage(run, context)
                 # Here, so that a run killed between the manifest and this line loses them the next time.
-                shutil.rmtree(run.checkpoints(name), ignore_errors=True)
+                shutil.rmtree(context.checkpoints, ignore_errors=True)
         except BaseException:
             console.close()
             with suppress(Exception):  # what stopped the run is the news, not that its report failed, too
-                write_report(run.folder)
+                write_report(run.folder, run.looks)
             raise
         console.close()
-        write_report(run.folder)
+        write_report(run.folder, run.looks)
+
+
+def _run_stage(run: Run, context: Context) -> None:
+    note(context, run.recipe.seed)
+    context.world.reseed(context.seed)
+    run.kind(context.name).run(context)
+    seal(context.folder, {"stage": context.name, "kind": context.config.kind})
+
+
+def _compare(run: Run, contexts: Sequence[Context], choices: Choices) -> None:
+    found = [(context.name, refused(context, run.recipe.seed, choices.accept)) for context in contexts]
+    if any(changed for _, changed in found):
+        raise refusal(run.folder, found)
+
+
+def _restart(run: Run, names: Sequence[str], console: Console) -> None:
+    """Remove what these stages made, and every stage that reads it."""
+    if unknown := next((name for name in names if name not in run.recipe.stages), None):
+        raise ConfigError(f"--restart {unknown}: no such stage; there are {', '.join(run.recipe.stages)}")
+    again = set(names)
+    for name in run.recipe.stages:
+        if name in again or again & run.reads(name):
+            again.add(name)
+            if remove(run.stage_folder(name), run.checkpoints(name)):
+                console.say(f"{name}: starts over")
 
 
 @contextmanager
 def claimed(run: Run) -> Iterator[None]:
-    """Hold the run folder for this process; refuse one that another process holds or another recipe made."""
+    """Hold the run folder for this process; refuse one that another process holds."""
     folder = run.folder
     with writing(folder / "recipe.json", 4096):
         folder.mkdir(parents=True, exist_ok=True)
@@ -174,31 +211,7 @@ def claimed(run: Run) -> Iterator[None]:
         lock.truncate(0)
         lock.write(f"process {os.getpid()}")
         lock.flush()
-        _check_recipe(run)
         yield
-
-
-def _check_recipe(run: Run) -> None:
-    """A folder belongs to one recipe: what would change the mathematics is refused, by name."""
-    path = run.folder / "recipe.json"
-    if not path.exists():
-        return
-    before, now = read_json(path), resolved(run.recipe)
-    changed = [key for key in sorted(_differences(before, now)) if key.partition(".")[0] not in NOT_MATHEMATICS]
-    if changed or list(before["stages"]) != list(now["stages"]):
-        what = ", ".join(changed[:4]) or "the order of stages"
-        raise RunError(
-            f"{run.folder}: was made by another recipe ({what} differ); choose another `out=`, "
-            "or remove the folder to start over"
-        )
-
-
-def _differences(before: Any, now: Any, at: str = "") -> Iterator[str]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in before.keys() | now.keys():
-            yield from _differences(before.get(key), now.get(key), f"{at}.{key}" if at else key)
-    elif before != now:
-        yield at
 
 
 def context_of(
@@ -214,8 +227,8 @@ def context_of(
     """What a stage of this run is given; `others` hear of its steps, `models` replaces what an evaluation evaluates."""
     folder, model = run.stage_folder(name), run.model_of(name)
     stage = with_references(run.recipe.stages[name], run.refer)
-    paths = models or (stage.models if isinstance(stage, EvalStage) else {}) or {"model": model.path}
-    named = {label: run.recipe.model.model_copy(update={"path": path}) for label, path in paths.items()}
+    paths = models or ({} if stage.evaluates is None else stage.evaluates or {"model": model.path})
+    named = {label: run.recipe.model.at(path) for label, path in paths.items()}
     return Context(
         name=name,
         config=stage,
@@ -230,19 +243,3 @@ def context_of(
         sinks=(console, *others),
         stopped=stopped,
     )
-
-
-def _run_stage(run: Run, name: str, world: World, console: Console, others: Sequence[Sink], stopped: Stopped) -> None:
-    context = context_of(run, name, world, console, stopped, others=others)
-    kind = context.config.kind
-    write_json(context.folder / "stage.json", {"name": name, "kind": kind})
-    world.reseed(context.seed)
-    RUNNERS[kind](context)
-    seal(context.folder, {"stage": name, "kind": kind, "identity": _identity(context, run.recipe.seed)})
-
-
-def _identity(context: Context, seed: int) -> str:
-    """What the artifact follows from: the stage's part of the recipe, the seed, and the models that it used."""
-    used = [context.model, *context.models.values()]
-    parts = [context.config.model_dump_json(), str(seed), *(model.model_dump_json() for model in used)]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

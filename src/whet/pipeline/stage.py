@@ -1,4 +1,7 @@
-"""What a stage is, and what it may ask of the machine.
+"""What a kind of stage is, and what it may ask of the machine.
+
+A kind is one record: the section of a recipe that it reads, how it runs, what it checks ahead, what it needs in memory,
+and how the report shows it. Whatever lists kinds of stages derives from the records in `pipeline.kinds`.
 
 A stage takes its part of the recipe, the models that earlier stages made and a folder, and leaves an artifact
 there. It is done when the folder's manifest exists, which is written last. Where things run is the `World`'s
@@ -10,22 +13,27 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
-from whet.config import ModelConfig, SamplingConfig, SaveConfig, Stage, TrainConfig
+from whet.config import ModelConfig, SamplingConfig, SaveConfig, TrainConfig
+from whet.config.critic import CriticConfig
 from whet.config.judge import ChatConfig
 from whet.config.reward_model import GateConfig
 from whet.config.rewards import ScorerConfig
+from whet.config.stage import StageBase
 from whet.envs.asked import Chat, Scorer
-from whet.records import TokenRow
+from whet.records import Message, TokenRow
 from whet.sampling.base import PolicySampler
 from whet.templates.base import Template
 from whet.tracking.base import Sink
+from whet.tracking.charts import PLAIN, Look
 from whet.tracking.console import Console
 from whet.training.base import Trainer
 
 ROWS = "rows.jsonl"
 """The rows that a stage made, in its folder."""
+LEARNED = "learned.json"
+"""Among a stage's checkpoints, once one has weights that were changed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,12 +116,15 @@ class World(Protocol):
         """Set whatever random state is left (dropout, new adapters) for what comes next."""
 
 
+Config = TypeVar("Config", bound=StageBase)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Context:
+class Context(Generic[Config]):
     """Everything that a stage is given."""
 
     name: str
-    config: Stage
+    config: Config
     model: ModelConfig
     """The model that the stage starts from, references resolved."""
     models: Mapping[str, ModelConfig]
@@ -134,3 +145,50 @@ class Context:
 
 class Interrupted(Exception):
     """The stage stopped because it was asked to; everything up to its last step is saved."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What a stage found when it looked at its rows or tasks, before anything is loaded."""
+
+    summary: str
+    rows: Sequence[TokenRow] = ()
+    """A few, to be shown with their loss mask."""
+    prompts: Sequence[Sequence[Message]] = ()
+    """A few, to be shown as the model reads them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What a stage makes of its model; the models that its rewards and chats ask are in its keys."""
+
+    train: TrainConfig | None = None
+    """None: it is not trained."""
+    sampling: SamplingConfig | None = None
+    """None: it is not sampled."""
+    reference: bool = False
+    """Whether its starting weights stay at hand."""
+    critic: CriticConfig | None = None
+    scalar: bool = False
+    """Whether it gives numbers, not tokens."""
+
+
+def training_and_sampling(config: Any) -> Needs:
+    """What the `train` and `sampling` sections of a stage ask for."""
+    return Needs(train=getattr(config, "train", None), sampling=getattr(config, "sampling", None))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """A kind of stage."""
+
+    config: type[StageBase]
+    """Its section of a recipe, with what it costs (`budget`) and what does not fit together (`unfit`)."""
+    run: Callable[[Context[Any]], object]
+    """Leaves the artifact in `Context.folder`; raises `Interrupted`, with its progress saved, when asked to stop."""
+    check: Callable[[Context[Any]], Seen]
+    """Finds everything that can be wrong with the data, before a model is loaded and without writing anything."""
+    needs: Callable[[Any], Needs | None] = training_and_sampling
+    """(section): what it makes of its model, for the plan of its memory; None: it loads none of its own."""
+    look: Look = PLAIN
+    """Its charts, and the numbers that sum it up."""

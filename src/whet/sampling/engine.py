@@ -17,9 +17,7 @@ Legend: S running rows, P prompts, V vocabulary.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -34,8 +32,9 @@ from whet.sampling.answers import Answers, Kind, Pens
 from whet.sampling.base import Request, SamplingParams
 from whet.sampling.forward import Forward, plan
 from whet.sampling.layouts import Batch, Entry, Prefill, Shared
-from whet.sampling.slabs import Member, Slab, size_class
+from whet.sampling.slabs import Slab, size_class
 from whet.sampling.static import BUCKET, Step, step_for
+from whet.sampling.tickets import PROMPTS, TAILS, WHOLE, Prompt, Ticket, where
 
 PREFILL_TOKENS = 1024
 """Most prompt tokens computed at once, or one prompt of any length: more do not fit the processor's caches."""
@@ -46,59 +45,6 @@ EARLY = 8
 SHARED_TOKENS = 48
 """A prompt is kept once, apart, where that saves so many cached tokens a row; below, merging costs more."""
 
-
-@dataclass(eq=False, slots=True)
-class Ticket(Member):
-    """A request on its way: waiting, or running as a row of a slab."""
-
-    request: Request = field(kw_only=True)
-    prompt: Prompt = field(kw_only=True)
-    kind: Kind = field(kw_only=True)
-    line: int = -1
-    """Where its answer is written."""
-    born: int = 0
-    """The steps that had been taken when it began to run."""
-
-    @property
-    def span(self) -> int:
-        """Most tokens, prompt and answer."""
-        return len(self.prompt.tokens) + self.request.params.max_tokens
-
-    @property
-    def cost(self) -> int:
-        """Cached tokens that its row may come to need."""
-        return size_class(self.request.params.max_tokens if self.prompt.apart else self.span)
-
-
-@dataclass(eq=False, slots=True)
-class Prompt(Member):
-    """A prompt that tickets wait for or run on; it has a place of its own where it is kept apart."""
-
-    key: tuple[bytes, bool] = field(kw_only=True)
-    tokens: np.ndarray = field(kw_only=True)
-    waiting: deque[Ticket] = field(default_factory=deque)
-    running: list[Ticket] = field(default_factory=list)
-    hidden_D: Tensor | None = None
-    """The hidden state after it, once that is computed."""
-
-    @property
-    def apart(self) -> bool:
-        """Whether its keys and values are kept once for all its rows."""
-        return self.key[1]
-
-    @property
-    def cost(self) -> int:
-        """Cached tokens that it needs where it is kept apart."""
-        return size_class(len(self.tokens))
-
-    @property
-    def known(self) -> bool:
-        """Whether its keys and values are there to be read."""
-        return self.slab is not None if self.apart else bool(self.running)
-
-
-WHOLE, TAILS, PROMPTS = "whole", "tails", "prompts"
-"""Slabs of rows with their prompt in front, of rows whose prompt is apart, and of such prompts."""
 
 Done = list[tuple[Ticket, Completion | SamplerError]]
 
@@ -185,8 +131,8 @@ class Engine:
 
     def _apart(self, length: int, samples: int) -> bool:
         """By the request alone, so that its bits are the same whoever else is there."""
-        windowed = any(call.window is not None for call in self.plan.calls)
-        return not windowed and length * (samples - 1) >= SHARED_TOKENS * samples
+        usual = all(call.window is None and call.usual for call in self.plan.calls)
+        return usual and length * (samples - 1) >= SHARED_TOKENS * samples
 
     def _may_enter(self) -> bool:
         free = self.max_running - len(self._rows)
@@ -249,7 +195,7 @@ class Engine:
             del self._waiting[prompt]
         self._queued -= count
         self._reach(max(ticket.span for ticket in tickets))
-        self._slab(*_where(prompt, 1)).add(tickets)
+        self._slab(*where(prompt, 1)).add(tickets)
         for ticket in tickets:
             ticket.line, ticket.born = self._answers.begin(ticket.request), self.steps
             self._held += ticket.cost
@@ -351,7 +297,7 @@ class Engine:
         moves: dict[tuple[Slab, Slab], list[Ticket]] = {}
         for row in self._rows:
             if row.slab is not None and row.slab in full and self._past(row, EARLY):
-                wider = self._slab(*_where(row.prompt, self._own(row) + EARLY))
+                wider = self._slab(*where(row.prompt, self._own(row) + EARLY))
                 moves.setdefault((row.slab, wider), []).append(row)
         for (_, wider), rows in moves.items():
             wider.take(rows)
@@ -416,7 +362,3 @@ class Engine:
         """Tokens of its own, the next one included."""
         return self.steps - row.born + 1
 
-
-def _where(prompt: Prompt, tokens: int) -> tuple[str, int]:
-    """Which slab a row of this prompt stands in that has so many tokens of its own."""
-    return (TAILS, tokens) if prompt.apart else (WHOLE, len(prompt.tokens) + tokens)

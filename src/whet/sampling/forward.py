@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from whet.errors import ModelError
+from whet.models.architecture import decoder_of
 from whet.models.attention import Call, Layout, Tree, TreeLayout
 from whet.models.language import LanguageModel
 from whet.models.products import linear
@@ -84,7 +85,7 @@ def plan(model: LanguageModel) -> Plan:
     with torch.no_grad():
         expected = model.hidden(probe_N, positions_N, recorder)
         calls = tuple(recorder.calls)
-        if not _usual(model.module.get_decoder()):
+        if not _usual(decoder_of(model.module)):
             return Plan(calls, tuple(recorder.shapes), plain=False)
         try:
             computed = Plain(model, calls, len(probe_N)).hidden(probe_N, positions_N, recorder.inner)
@@ -99,8 +100,8 @@ class Plain:
     """The usual decoder over a module's own weights."""
 
     def __init__(self, model: LanguageModel, calls: tuple[Call, ...], positions: int) -> None:
-        decoder, head = model.module.get_decoder(), model.module.get_output_embeddings()
-        self.autocast = model.autocast
+        decoder, head = decoder_of(model.module), model.module.get_output_embeddings()
+        self.autocast, self.rule = model.autocast, model.rule
         with model.autocast():
             cast = partial(_product, dtype=model.compute)
             self.layers = [_Layer.of(layer, call, cast) for layer, call in zip(decoder.layers, calls, strict=True)]
@@ -138,7 +139,7 @@ class Plain:
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """Logits (T, V) at these hidden states."""
         with self.autocast():
-            return self.head(hidden_TD)
+            return self.rule(self.head(hidden_TD))
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +252,8 @@ def _usual(decoder: Any) -> bool:
     """Whether a decoder has the parts that `Plain` computes, and no others."""
     if _parts(decoder) != DECODER or type(decoder.embed_tokens) is not nn.Embedding:
         return False
-    if decoder.rotary_emb.rope_type not in FIXED_ROTARY:
+    rotary = decoder.rotary_emb.rope_type  # by kind of layer in some models
+    if not isinstance(rotary, str) or rotary not in FIXED_ROTARY:
         return False
     return all(
         _parts(layer) == LAYER and _parts(layer.self_attn) - HEAD_NORMS == ATTENTION and _parts(layer.mlp) == GATED

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from whet.errors import ConfigError, SamplerError
 from whet.models.attention import Tree, TreeLayout
+from whet.models.export import plain_name
 from whet.models.heads import SCORE
 from whet.models.language import LanguageModel
 from whet.records import Completion, Ending, token_ids
@@ -29,7 +30,7 @@ def base_weights(model: LanguageModel) -> Iterator[tuple[str, Tensor]]:
     """Parameters by the names of a model's files, tied ones once, without adapters and without a critic's head."""
     for name, p in model.module.named_parameters():
         if ".lora_" not in name and name != f"{SCORE}.weight":
-            yield name.replace(".base_layer.", "."), p.detach()
+            yield plain_name(name), p.detach()
 
 
 async def check_probe(sampler: TokenSampler, model: LanguageModel) -> None:

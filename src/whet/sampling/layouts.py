@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from whet.models.attention import Call, TreeLayout, causal
+from whet.models.attention import Call, TreeLayout, causal, weigh
 from whet.models.products import ROWS
 from whet.sampling.slabs import Slab
 
@@ -52,7 +52,7 @@ class Prefill:
             entry.slab.fill(call.layer, entry.first, entry.count, keys_KDL, value[0, :, entry.tokens])
         tokens = self.entries[-1].tokens.stop
         out = query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3])
-        if query.device.type == "cpu" and call.window is None:
+        if query.device.type == "cpu" and call.window is None and call.usual:
             for entry in self.entries:
                 q, k, v = (t[:, :, entry.tokens].contiguous() for t in (query, key, value))
                 out[:, entry.tokens] = causal(q, k, v, scale=call.scale)
@@ -147,17 +147,34 @@ def _filled(rows: Sequence[int], filler: int, count: int) -> list[int]:
 def _look(query: Tensor, slab: Slab, call: Call, *, marks: bool) -> Tensor:
     """(n * K, M, D) -> what they see of a slab; with `marks`, the largest score and the largest share beside it."""
     keys, values = slab.keys[call.layer][: len(query)], slab.values[call.layer][: len(query)]
-    heads = len(query) // len(slab.members)
-    scores = torch.baddbmm(slab.bias(heads, call.window, query), query, keys, alpha=call.scale)
+    bias = slab.bias(len(query) // len(slab.members), call.window, query)
+    if not marks:
+        return attend_rows(query, keys, values, bias, call)
+    assert call.window is None and call.usual, "windows, softcaps and sinks cover prompt and answer at once"
+    scores = torch.baddbmm(bias, query, keys, alpha=call.scale)
     exact = softmax(scores)
-    share = exact.to(values.dtype)
+    seen = _sum(exact.to(values.dtype), values).to(exact.dtype)
+    return torch.cat((seen, scores.amax(-1, keepdim=True), exact.amax(-1, keepdim=True)), -1)
+
+
+def attend_rows(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, call: Call) -> Tensor:
+    """(n * K, G, D), (n * K, D, W), (n * K, W, D) and the bias that hides keys -> (n * K, G, D)."""
+    if call.usual:
+        return _sum(softmax(torch.baddbmm(bias, query, keys, alpha=call.scale)).to(values.dtype), values)
+    sinks = None
+    if call.sinks_H is not None:
+        of_heads = call.sinks_H.view(-1, query.shape[1], 1)
+        sinks = of_heads.repeat(len(query) // len(of_heads), 1, 1)
+    return torch.bmm(weigh(torch.bmm(query, keys) * call.scale, call, bias, sinks), values)
+
+
+def _sum(share: Tensor, values: Tensor) -> Tensor:
+    """share @ values, in parts of one length."""
     seen = torch.bmm(share[..., :PART], values[:, :PART])
-    for first in range(PART, slab.width, PART):
+    for first in range(PART, values.shape[1], PART):
         part = slice(first, first + PART)
         seen.baddbmm_(share[..., part], values[:, part])
-    if not marks:
-        return seen
-    return torch.cat((seen.to(exact.dtype), scores.amax(-1, keepdim=True), exact.amax(-1, keepdim=True)), -1)
+    return seen
 
 
 def merge(left: Tensor, right: Tensor) -> Tensor:

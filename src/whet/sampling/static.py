@@ -24,7 +24,7 @@ from torch import Tensor
 from whet.models.attention import Call
 from whet.models.products import padded
 from whet.sampling.forward import Forward
-from whet.sampling.layouts import Batch, Decode, softmax
+from whet.sampling.layouts import Batch, Decode, attend_rows
 from whet.sampling.slabs import Slab, hidden_columns
 
 BUCKET = 256
@@ -170,8 +170,7 @@ class _StaticDecode:
             hidden = hidden_columns(self.position_S, self.columns, call.window)
             bias = torch.zeros(hidden.shape, dtype=query.dtype, device=query.device).masked_fill(hidden, float("-inf"))
             self.biases[call.window] = bias[:, None].repeat_interleave(K, 0)
-        scores = torch.baddbmm(self.biases[call.window], query, keys, alpha=call.scale)
-        return torch.bmm(softmax(scores).to(values.dtype), values).view(1, S, -1, values.shape[2])
+        return attend_rows(query, keys, values, self.biases[call.window], call).view(1, S, -1, values.shape[2])
 
 
 def _gap(found: Tensor, expected: Tensor) -> float:

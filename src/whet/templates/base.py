@@ -6,8 +6,9 @@ were, plus what `extend` renders.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -17,6 +18,11 @@ from whet.errors import DataError
 from whet.records import Ending, Message
 
 LossOn = Literal["assistant", "completion", "all"]
+
+Settings = Mapping[str, Any]
+"""Variables of a template beside messages and tools: `enable_thinking`, say."""
+
+NO_SETTINGS: Settings = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,11 +68,18 @@ class Template(Protocol):
     def stop_ids(self) -> frozenset[int]:
         """Tokens that end a turn. A sampler stops at them, and training includes them."""
 
-    def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> tuple[int, ...]:
-        """The conversation so far and the opening of an assistant turn."""
+    def prompt(
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, settings: Settings = NO_SETTINGS
+    ) -> tuple[int, ...]:
+        """The conversation so far and the opening of an assistant turn; `settings` are variables of the template."""
 
     def conversation(
-        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, loss_on: LossOn = "assistant"
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] = (),
+        *,
+        loss_on: LossOn = "assistant",
+        settings: Settings = NO_SETTINGS,
     ) -> Rendered:
         """A finished conversation with its mask.
 
@@ -79,7 +92,12 @@ class Template(Protocol):
         """Running text without turns, every token trained but the first, ended by a stop token."""
 
     def script(
-        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, loss_on: LossOn = "assistant"
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] = (),
+        *,
+        loss_on: LossOn = "assistant",
+        settings: Settings = NO_SETTINGS,
     ) -> Script:
         """What `conversation` tokenizes; raises as it does."""
 

@@ -5,27 +5,32 @@ by itself. So a training row starts with exactly the tokens that a sampler would
 tokenizer crosses the border between prompt and answer.
 
 A trained span is what the model would have written: from the end of the generation prompt to the stop token, both
-found in the rendered text and checked against the message. Where a template leaves something of an answer out (Qwen3
-drops the thinking of earlier turns), there is no such span, and we say so instead of training on something else.
+found in the rendered text and checked against the message, before the next turn begins. Where a template leaves
+something of an answer out (Qwen3 drops the thinking of earlier turns) or ends earlier answers otherwise (OLMo,
+gpt-oss), there is no such span, and that is an error. Where it ends answers by the next turn's header (GLM), that token
+is the stop token, and a last answer gets it, too.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
 import re
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
-from itertools import chain
 from typing import Any
 
 import jinja2
-import numpy as np
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from whet.errors import DataError, ModelError
 from whet.records import Ending, Message, ToolCall
-from whet.templates.base import Encoded, LossOn, Rendered, Script, Template, TooLong
+from whet.templates.base import NO_SETTINGS, Encoded, LossOn, Rendered, Script, Settings, Template
+from whet.templates.messages import OURS, OWN_TEMPLATE, Calls, as_dict, leaves, marked_messages, refuse_lost
+from whet.templates.tokens import Encoder
 
 Span = tuple[int, int]
 """Characters of a text: from the first up to, not including, the second."""
@@ -33,10 +38,8 @@ Span = tuple[int, int]
 PROBE = "Probe7261"
 """An answer that no template treats specially and that is found again in what it writes."""
 
-SLICE = 2**16
-"""Characters that are tokenized at once of a text that may be far too long."""
 
-OWN_TEMPLATE = "give model.chat_template a Jinja file"
+_log = logging.getLogger(__name__)
 
 
 class JinjaTemplate(Template):
@@ -58,13 +61,19 @@ class JinjaTemplate(Template):
         added = tokenizer.added_tokens_decoder
         self._specials = {token.content: index for index, token in added.items() if token.special}
         self._special = re.compile("|".join(map(re.escape, sorted(self._specials, key=len, reverse=True))) or r"(?!)")
-        self._turn_end = self._find_turn_end()
-        eos = {tokenizer.eos_token_id} - {None}
-        self._stop_ids = frozenset({self._specials[self._turn_end], *eos, *eos_ids})
+        self._said: set[str] = set()
+        self._calls = Calls()
+        self._closed: dict[str, bool] = {}  # whether a kind of turn ends with a stop token
+        eos = frozenset({tokenizer.eos_token_id, *eos_ids} - {None})
+        self._turn_end, self._headed = self._find_turn_end(eos)
+        self._stop_ids = eos | {self._specials[self._turn_end]}
         # A span may end with any of them: some templates close the last turn with the end of text.
         ends = [text for text, index in self._specials.items() if index in self._stop_ids]
         self._stop = re.compile("|".join(map(re.escape, ends)))
-        self._check_pieces()
+        self._encoder = Encoder(tokenizer, self._stop_ids, self._specials[self._turn_end])
+        self._calls = self._find_calls()
+        self._uneven = self._find_uneven()
+        self._encoder.refuse_changed_pieces(f"Hello{self._turn_end}\nassistant", "\nyes", " no", PROBE)
 
     @cached_property
     def digest(self) -> str:
@@ -79,33 +88,49 @@ class JinjaTemplate(Template):
         """The token that the template writes after an assistant's turn, and the ends of text."""
         return self._stop_ids
 
-    def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> tuple[int, ...]:
+    def prompt(
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, settings: Settings = NO_SETTINGS
+    ) -> tuple[int, ...]:
         """The conversation so far and the opening of an assistant turn. Raises `DataError`."""
         self._refuse_specials(messages)
-        text, _ = self._render(messages, tools, generation_prompt=True)
-        _refuse_lost(text, messages, tools)
-        tokens = self._encode(text)
-        self._refuse_two_bos(tokens)
+        text, _ = self._render(messages, tools, settings, generation_prompt=True)
+        refuse_lost(text, messages, tools)
+        tokens = self._encoder.one(text)
+        self._encoder.refuse_two_bos(tokens)
         return tuple(tokens)
 
     def conversation(
-        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, loss_on: LossOn = "assistant"
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] = (),
+        *,
+        loss_on: LossOn = "assistant",
+        settings: Settings = NO_SETTINGS,
     ) -> Rendered:
         """A finished conversation with its mask; see `Template`. Raises `DataError`."""
-        return self._rendered(self.script(messages, tools, loss_on=loss_on))
+        return self._rendered(self.script(messages, tools, loss_on=loss_on, settings=settings))
 
     def script(
-        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, loss_on: LossOn = "assistant"
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] = (),
+        *,
+        loss_on: LossOn = "assistant",
+        settings: Settings = NO_SETTINGS,
     ) -> Script:
         """The conversation's text, cut where trained spans begin and end. Raises `DataError`."""
         self._refuse_specials(messages)
-        text, blocks = self._render(messages, tools)
-        _refuse_lost(text, messages, tools)
-        marked = _marked(messages, loss_on)
+        text, blocks = self._render(messages, tools, settings)
+        refuse_lost(text, messages, tools)
+        if self._headed and messages[-1].role == "assistant":
+            text += self._next_header(text, messages, tools, settings)
+        marked = marked_messages(messages, loss_on)
         elsewhere = loss_on == "all"
         pieces: list[tuple[str, bool]] = []
         at = 0
-        for index, (start, end) in self._spans(text, blocks, messages, tools, list(marked)):
+        for index, (start, end) in self._spans(text, blocks, messages, tools, settings, list(marked)):
+            if start < at:
+                raise self._no_span(index, "begins it before the turn before it ends")
             pieces += [(text[at:start], elsewhere), (text[start:end], marked[index])]
             at = end
         pieces.append((text[at:], elsewhere))
@@ -123,16 +148,7 @@ class JinjaTemplate(Template):
 
     def encode(self, scripts: Sequence[Script], *, most: int | None = None) -> list[Encoded | DataError]:
         """Scripts as tokens, in one call of the tokenizer for all of their pieces; see `Template`."""
-        found: dict[int, Encoded | DataError] = {}
-        if most is not None:
-            found = {number: TooLong() for number, script in enumerate(scripts) if self._exceeds(script, most)}
-        for running in (False, True):
-            chosen = [n for n, script in enumerate(scripts) if script.running is running and n not in found]
-            ids = iter(self._encode_all([text for n in chosen for text, _ in scripts[n].pieces], special=running))
-            for number in chosen:
-                parts = [(next(ids), flag) for _, flag in scripts[number].pieces]
-                found[number] = self._joined(parts, running=running)
-        return [found[number] for number in range(len(scripts))]
+        return self._encoder.all(scripts, most=most)
 
     def extend(
         self, tokens: Sequence[int], messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()
@@ -148,13 +164,14 @@ class JinjaTemplate(Template):
         called = [m.tool_call_id or "" for m in messages if m.role == "tool"]
         calls = tuple(ToolCall(name=PROBE, arguments={}, id=call_id) for call_id in called)
         before = (Message(role="user", content=PROBE), Message(role="assistant", content=PROBE, tool_calls=calls))
-        turns = len(self._stop.findall(self._render(before, tools)[0]))
+        shown, _ = self._render(before, tools)
+        place = len(self._stop.findall(shown, 0, shown.rfind(PROBE)))  # of the answer's stop token among all
         text, _ = self._render([*before, *messages], tools, generation_prompt=True)
         ends = [match.end() for match in self._stop.finditer(text)]
-        between = text[ends[turns - 1] :] if 0 < turns <= len(ends) else PROBE
+        between = text[ends[place] :] if place < len(ends) else PROBE
         if PROBE in between:
             raise DataError(f"the chat template ends this kind of turn without a stop token; {OWN_TEMPLATE}")
-        return (*tokens, *self._encode(between))
+        return (*tokens, *self._encoder.one(between))
 
     def parse(self, completion: Sequence[int], ending: Ending) -> Message:
         """The text as it was written, thinking and tool calls included, without the stop token."""
@@ -162,9 +179,7 @@ class JinjaTemplate(Template):
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Tokens as text, special tokens included."""
-        text = self._tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        assert isinstance(text, str)
-        return text
+        return self._encoder.decode(tokens)
 
     # ------------------------------------------------------------------------------------------- spans
 
@@ -174,6 +189,7 @@ class JinjaTemplate(Template):
         blocks: Sequence[Span],
         messages: Sequence[Message],
         tools: Sequence[dict[str, Any]],
+        settings: Settings,
         wanted: Sequence[int],
     ) -> Iterator[tuple[int, Span]]:
         """The checked spans of the wanted messages, in order."""
@@ -188,17 +204,68 @@ class JinjaTemplate(Template):
             if blocks:
                 start, _ = of_turn[index]
             else:
-                opening, _ = self._render(messages[:index], tools, generation_prompt=True)
+                opening, _ = self._render(messages[:index], tools, settings, generation_prompt=True)
                 if not text.startswith(opening):
                     raise self._no_span(index, "writes the turns before it differently than in the prompt for it")
                 start = len(opening)
             # Messages cannot spell a stop token, so the first one ends the turn. Where a block ends is not asked:
             # some templates close it before the stop token, others after the newline behind it.
             stop = self._stop.search(text, start)
-            if stop is None:
-                raise self._no_span(index, "writes no stop token after it")
+            if stop is None or not self._closes(text[:start], messages[: index + 2], index, tools, settings):
+                raise self._no_span(index, "writes no stop token between it and the next turn")
             self._check_span(index, messages[index], text[start : stop.end()])
+            self._tell_uneven(index, messages)
             yield index, (start, stop.end())
+
+    def _closes(
+        self,
+        before: str,
+        messages: Sequence[Message],
+        index: int,
+        tools: Sequence[dict[str, Any]],
+        settings: Settings,
+    ) -> bool:
+        """Whether a stop token stands before the next message, which is found by giving it another text.
+
+        Rendered once for a kind of turn: what ends it depends on what it has and on who follows, not on its words.
+        """
+        turn, following = messages[index], messages[index + 1 :]
+        if not following:
+            return True
+        has = (bool(turn.content.strip()), turn.thinking is None, bool(turn.tool_calls), following[0].role)
+        kind = f"{has} {json.dumps(dict(settings), sort_keys=True, default=str)}"
+        if kind not in self._closed:
+            marker = replace(following[0], content=PROBE, thinking=None, tool_calls=())
+            text, _ = self._render([*messages[: index + 1], marker], tools, settings)
+            next_turn = text.rfind(PROBE)
+            known = next_turn >= 0 and text.startswith(before)
+            self._closed[kind] = known and self._stop.search(text, len(before), next_turn) is not None
+        return self._closed[kind]
+
+    def _next_header(
+        self, text: str, messages: Sequence[Message], tools: Sequence[dict[str, Any]], settings: Settings
+    ) -> str:
+        """The header that would follow the conversation: a tool's after a call, else a user's."""
+        calls = messages[-1].tool_calls
+        marker = Message(role="tool" if calls else "user", content=PROBE, tool_call_id=calls[0].id if calls else None)
+        longer, _ = self._render([*messages, marker], tools, settings)
+        header = self._stop.search(longer, len(text))
+        if header is None or not longer.startswith(text):
+            raise self._no_span(len(messages) - 1, "writes it differently where another turn follows")
+        return longer[len(text) : header.end()]
+
+    def _tell_uneven(self, index: int, messages: Sequence[Message]) -> None:
+        """Once: what a last answer is trained with and this one is trained without."""
+        if self._uneven and index + 1 < len(messages):
+            self._tell(
+                f"the chat template writes {self._uneven!r} into the last answer of a conversation only, so rows of "
+                "several answers train both ways of answering; loss_on: completion trains the last one"
+            )
+
+    def _tell(self, what: str) -> None:
+        if what not in self._said:
+            _log.warning("%s", what)
+        self._said.add(what)
 
     def _check_span(self, index: int, message: Message, span: str) -> None:
         """Whether all that the message says is in what would be trained."""
@@ -207,6 +274,12 @@ class JinjaTemplate(Template):
         for what, part in parts.items():
             if part.strip() not in span:
                 raise self._no_span(index, f"leaves out (some of) its {what}")
+        for call in message.tool_calls:
+            if call.arguments and str(dict(call.arguments)) in span:
+                raise self._no_span(index, f"writes the arguments of {call.name} as Python")
+            lost = next((leaf for leaf in leaves(call.arguments) if not any(form in span for form in leaf)), None)
+            if lost:
+                raise self._no_span(index, f"leaves out {lost[0]!r} of the arguments of {call.name}")
 
     @staticmethod
     def _no_span(index: int, why: str) -> DataError:
@@ -218,15 +291,20 @@ class JinjaTemplate(Template):
     # --------------------------------------------------------------------------------- text and tokens
 
     def _render(
-        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], *, generation_prompt: bool = False
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]],
+        settings: Settings = NO_SETTINGS,
+        *,
+        generation_prompt: bool = False,
     ) -> tuple[str, list[Span]]:
         """The text, and the characters inside `{% generation %}` blocks where the template has them."""
         chat_template = self._tokenizer.get_chat_template(self._own, list(tools) or None)
         marked = re.search(r"\{%-?\s*generation\s*-?%\}", chat_template) is not None
-        variables: dict[str, Any] = dict(self._tokenizer.special_tokens_map)
+        variables: dict[str, Any] = {**self._tokenizer.special_tokens_map, **self._checked(settings, chat_template)}
         try:
             rendered: Any = render_jinja_template(
-                [[_as_dict(message) for message in messages]],
+                [[as_dict(m, self._calls) for m in messages]],
                 tools=list(tools) or None,
                 chat_template=chat_template,
                 add_generation_prompt=generation_prompt,
@@ -238,65 +316,20 @@ class JinjaTemplate(Template):
         texts, blocks = rendered
         return texts[0], blocks[0] if marked else []
 
-    def _encode_all(self, texts: Sequence[str], *, special: bool) -> list[list[int]]:
-        """Texts as `_encode` has them; `special`: with what the tokenizer puts around a text by itself."""
-        if not texts:
-            return []
-        backend = getattr(self._tokenizer, "backend_tokenizer", None)
-        if backend is None:  # one that is written in Python
-            ids: list[list[int]] = self._tokenizer(list(texts), add_special_tokens=special, verbose=False)["input_ids"]
-            return ids
-        backend.no_truncation()
-        backend.no_padding()
-        return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=special)]
-
-    def _exceeds(self, script: Script, most: int) -> bool:
-        """Whether a long text has more than `most` tokens for certain, without tokenizing all of it.
-
-        Where a text is cut, its tokens may be others, but never twice as many: slices have thousands of them.
-        """
-        text = "".join(piece for piece, _ in script.pieces)
-        size = max(SLICE, 4 * most)
-        if len(text) <= 2 * size:
-            return False
-        count = 0
-        for at in range(0, len(text), size):
-            count += len(self._encode(text[at : at + size]))
-            if count > 2 * most:
-                return True
-        return False
-
-    def _joined(self, parts: Sequence[tuple[list[int], bool]], *, running: bool) -> Encoded | DataError:
-        tokens = list(chain.from_iterable(ids for ids, _ in parts))
-        if running and (not tokens or tokens[-1] not in self._stop_ids):
-            eos = self._tokenizer.eos_token_id
-            tokens.append(self._specials[self._turn_end] if eos is None else eos)
-        try:
-            self._refuse_two_bos(tokens)
-        except DataError as error:
-            return error
-        trained = np.repeat([flag for _, flag in parts], [len(ids) for ids, _ in parts])
-        if running:
-            trained = np.ones(len(tokens), np.bool_)
-        trained[:1] = False
-        return Encoded(tokens=np.array(tokens, np.int32), trained=trained)
-
-    def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] if text else []
-        return ids
+    def _checked(self, settings: Settings, chat_template: str) -> Settings:
+        """The settings, none of which is a variable of ours; those that the template does not read are named once."""
+        for key in settings:
+            if key in OURS:
+                raise DataError(f"chat_template_kwargs: {key!r} cannot be set there; remove it")
+            if key not in chat_template:
+                self._tell(f"chat_template_kwargs: the chat template does not read {key!r}, so it changes nothing")
+        return settings
 
     def _rendered(self, script: Script) -> Rendered:
         (encoded,) = self.encode([script])
         if isinstance(encoded, DataError):
             raise encoded
         return Rendered(tokens=tuple(encoded.tokens.tolist()), trained=tuple(encoded.trained.tolist()))
-
-    def _refuse_two_bos(self, tokens: Sequence[int]) -> None:
-        bos = self._tokenizer.bos_token_id
-        if bos is not None and list(tokens[:2]) == [bos, bos]:
-            raise DataError(
-                f"the text starts with two {self._tokenizer.bos_token!r}; remove one from the data or the chat template"
-            )
 
     def _refuse_specials(self, messages: Sequence[Message]) -> None:
         """Text that spells a special token would become that token: a forged turn, or an end where none is."""
@@ -311,12 +344,15 @@ class JinjaTemplate(Template):
 
     # -------------------------------------------------------------------------------------- first look
 
-    def _find_turn_end(self) -> str:
-        """The special token that the template writes after an assistant's answer."""
-        messages = [Message(role="user", content="Hello"), Message(role="assistant", content=PROBE)]
+    def _find_turn_end(self, eos: Collection[int]) -> tuple[str, bool]:
+        """The special token after an assistant's answer, and whether it is the header of the turn that follows.
+
+        A header ends an answer only where the model's generation config has it among the ends of text (GLM).
+        """
+        question, answer = Message(role="user", content="Hello"), Message(role="assistant", content=PROBE)
         try:
-            text, blocks = self._render(messages, ())
-            opening, _ = self._render(messages[:1], (), generation_prompt=True)
+            text, blocks = self._render([question, answer], ())
+            opening, _ = self._render([question], (), generation_prompt=True)
         except DataError as error:
             raise ModelError(f"{error}; {OWN_TEMPLATE}") from error
         if blocks and blocks[0][0] < len(opening):
@@ -326,59 +362,38 @@ class JinjaTemplate(Template):
             )
         _, found, tail = text.rpartition(PROBE)
         end = self._special.search(tail)
+        if found and end is None:
+            _, _, tail = self._render([question, answer, question], ())[0].rpartition(PROBE)
+            end = self._special.match(tail.lstrip())
+            if end is not None and self._specials[end[0]] in eos:
+                return end[0], True
+            end = None
         if not found or end is None:
             missing = "an assistant's answer" if not found else "a special token after an assistant's answer"
             raise ModelError(f"the chat template does not write {missing}, so no sampler could stop; {OWN_TEMPLATE}")
-        return end[0]
+        return end[0], False
 
-    def _check_pieces(self) -> None:
-        """Pieces tokenized by themselves must join to the same text; old SentencePiece ones add spaces."""
-        pieces = [f"Hello{self._turn_end}\nassistant", "\nyes", " no", PROBE]
-        joined = self.decode([token for piece in pieces for token in self._encode(piece)])
-        if joined != "".join(pieces):
-            raise ModelError(
-                "the tokenizer changes spaces when a text is tokenized in pieces (an old SentencePiece tokenizer?); "
-                "whet needs one that does not: sampled tokens and rendered ones could not be joined"
-            )
+    def _find_calls(self) -> Calls:
+        """The way of writing calls that comes out whole and as JSON; the usual one where none does."""
+        call = ToolCall(name=PROBE, arguments={PROBE: True}, id="call12345")
+        messages = (Message(role="user", content="Hello"), Message(role="assistant", content="", tool_calls=(call,)))
+        for way in (Calls(), Calls(as_text=True), Calls(bare=True), Calls(as_text=True, bare=True)):
+            self._calls = way
+            try:
+                text, _ = self._render(messages, ())
+            except DataError:  # joins text to an object, or to nothing
+                continue
+            if text.count(PROBE) == 2 and str(call.arguments) not in text:
+                return way
+        return Calls()
 
-
-def _marked(messages: Sequence[Message], loss_on: LossOn) -> dict[int, bool]:
-    """The messages that are trained where their surroundings are not, or the other way round."""
-    turns = [index for index, message in enumerate(messages) if message.role == "assistant"]
-    by_rule = {"assistant": turns, "completion": turns[-1:], "all": range(len(messages))}[loss_on]
-    marked: dict[int, bool] = {}
-    for index, message in enumerate(messages):
-        trained = index in by_rule if message.trained is None else message.trained
-        if trained == (loss_on == "all"):
-            continue
-        if message.role != "assistant":
-            raise DataError(
-                f"messages[{index}]: a {message.role} message is marked as {'' if trained else 'not '}trained, but "
-                f"under loss_on: {loss_on} only assistant messages can be told apart; remove the mark"
-            )
-        marked[index] = trained
-    return marked
-
-
-def _refuse_lost(text: str, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> None:
-    """What a template silently leaves out, the model would be trained to guess."""
-    for index, message in enumerate(messages):
-        if message.role in ("system", "developer", "user") and message.content.strip() not in text:
-            raise DataError(f"messages[{index}]: the chat template leaves out {message.role} messages; {OWN_TEMPLATE}")
-    if any(tool["function"]["name"] not in text for tool in tools):
-        raise DataError(f"tools: the chat template leaves them out; {OWN_TEMPLATE} that writes tools")
-
-
-def _as_dict(message: Message) -> dict[str, Any]:
-    """The message as chat templates expect it; absent things have no key."""
-    fields: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.thinking is not None:
-        fields["reasoning_content"] = message.thinking
-    if message.tool_calls:
-        fields["tool_calls"] = [
-            {"type": "function", "id": call.id, "function": {"name": call.name, "arguments": dict(call.arguments)}}
-            for call in message.tool_calls
-        ]
-    if message.tool_call_id is not None:
-        fields["tool_call_id"] = message.tool_call_id
-    return fields
+    def _find_uneven(self) -> str:
+        """What stands before an answer where it is the last one and not where it is an earlier one (Qwen3), or ""."""
+        question, answer = Message(role="user", content="Hello"), Message(role="assistant", content=PROBE)
+        opening, _ = self._render([question], (), generation_prompt=True)
+        try:
+            texts = [self._render(messages, ())[0] for messages in ([question, answer], [question, answer, question])]
+        except DataError:  # a template for one turn
+            return ""
+        last, earlier = (text.partition(PROBE)[0].removeprefix(opening) for text in texts)
+        return "" if last == earlier else last

@@ -22,7 +22,7 @@ import yaml
 
 from whet.errors import RunError
 from whet.files import write_atomic
-from whet.tracking.charts import Panel, panels
+from whet.tracking.charts import PLAIN, Look, Panel, panels
 from whet.tracking.judged import judged
 from whet.tracking.log import Rollout, read_metrics, read_rollouts, rollout_steps, rollout_tasks
 from whet.tracking.story import EvalLine, StageView, duration_s, figures, stage_line, verdict
@@ -78,8 +78,8 @@ class Table:
     gain_scale: tuple[float, float] | None
 
 
-def write_report(run_folder: Path) -> Path:
-    """Write `report.html` into the run folder and return its path.
+def write_report(run_folder: Path, looks: Mapping[str, Look]) -> Path:
+    """Write `report.html` into the run folder and return its path; `looks` says how each kind of stage is shown.
 
     Raises `RunError` where the folder holds no run, or a file in it cannot be read.
     """
@@ -88,18 +88,18 @@ def write_report(run_folder: Path) -> Path:
             f"{run_folder}: not a run folder (neither recipe.json nor stages/ is there); give one of `runs/`"
         )
     page = run_folder / "report.html"
-    write_atomic(page, render(run_folder).encode())
+    write_atomic(page, render(run_folder, looks).encode())
     return page
 
 
-def render(run_folder: Path) -> str:
+def render(run_folder: Path, looks: Mapping[str, Look]) -> str:
     """The page as text."""
     import jinja2
 
     recipe, info = _read_json(run_folder / "recipe.json"), _read_json(run_folder / "run.json")
     folders = sorted(path for path in (run_folder / "stages").glob("*") if path.is_dir())
-    begun = tuple(_stage(folder, recipe) for folder in folders)
-    stages = (*begun, *_waiting(recipe, begun))
+    begun = tuple(_stage(folder, recipe, looks) for folder in folders)
+    stages = (*begun, *_waiting(recipe, begun, looks))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -108,7 +108,7 @@ def render(run_folder: Path) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(counted=counted, percent=percent, number=number, points=points, seconds=seconds)
-    charts: dict[str, dict[str, list[Panel]]] = {s.name: panels(s.lines, s.kind) for s in begun if s.kind != "eval"}
+    charts: dict[str, dict[str, list[Panel]]] = {s.name: panels(s.lines, s.look.charts) for s in begun if s.lines}
     return environment.get_template("report.html.jinja").render(
         name=info["name"] if "name" in info else run_folder.resolve().name,
         description=recipe["description"] if "description" in recipe else "",
@@ -143,13 +143,15 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _stage(folder: Path, recipe: Mapping[str, Any]) -> StageView:
+def _stage(folder: Path, recipe: Mapping[str, Any], looks: Mapping[str, Look]) -> StageView:
     about = _read_json(folder / "stage.json")
     name = about["name"] if about else folder.name.partition("-")[2]
     config = _config(recipe, name)
+    kind = about["kind"] if about else config.get("kind", "")
     return StageView(
         name=name,
-        kind=about["kind"] if about else config.get("kind", ""),
+        kind=kind,
+        look=looks.get(kind, PLAIN),
         state="done" if (folder / "manifest.json").exists() else "running",
         planned=_planned(config),
         lines=read_metrics(folder),
@@ -157,11 +159,19 @@ def _stage(folder: Path, recipe: Mapping[str, Any]) -> StageView:
     )
 
 
-def _waiting(recipe: Mapping[str, Any], begun: tuple[StageView, ...]) -> list[StageView]:
+def _waiting(recipe: Mapping[str, Any], begun: tuple[StageView, ...], looks: Mapping[str, Look]) -> list[StageView]:
     names = [name for name in recipe.get("stages", {}) if name not in {stage.name for stage in begun}]
     configs = [(name, _config(recipe, name)) for name in names]
     return [
-        StageView(name=name, kind=config["kind"], state="waiting", planned=_planned(config), lines=(), rows=())
+        StageView(
+            name=name,
+            kind=config["kind"],
+            look=looks.get(config["kind"], PLAIN),
+            state="waiting",
+            planned=_planned(config),
+            lines=(),
+            rows=(),
+        )
         for name, config in configs
     ]
 

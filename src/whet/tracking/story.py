@@ -4,16 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from whet.config import RowsBase
-from whet.config.loading import STAGES
-from whet.tracking.charts import Lines, ends, points
+from whet.tracking.charts import Lines, Look, ends, points
 from whet.tracking.text import THIN, counted, number, percent, seconds
 from whet.tracking.text import points as signed
-
-MAKES_ROWS = {kind for kind, stage in STAGES.items() if issubclass(stage, RowsBase)}
-"""Kinds of stages that train nothing: their steps are chunks of tasks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +44,7 @@ class StageView:
 
     name: str
     kind: str
+    look: Look
     state: str
     """done, running (a manifest is not there yet) or waiting (not begun)."""
     planned: int | None
@@ -94,10 +89,9 @@ def verdict(stages: tuple[StageView, ...]) -> str:
 
 def stage_line(stage: StageView) -> str:
     """What happened in a stage, in one line."""
-    if stage.kind == "eval":
-        tasks = stage.rows[0].tasks if stage.rows else 0
-        return f"{tasks:,} held-out tasks, {stage.rows[0].samples} sampled answers each." if tasks else ""
-    if stage.kind in MAKES_ROWS:
+    if stage.rows:
+        return f"{stage.rows[0].tasks:,} held-out tasks, {stage.rows[0].samples} sampled answers each."
+    if stage.look.makes_rows:
         rows = sum(int(line.get("rows") or 0) for line in stage.lines)
         return f"{counted(rows, 'row')} from {counted(stage.steps, 'chunk')} of tasks." if stage.steps else ""
     parts = [part for part in (_change(stage), _signal(stage)) if part]
@@ -118,7 +112,7 @@ def figures(stages: tuple[StageView, ...]) -> list[Figure]:
             tiles.append(Figure(name="Paired gain", value=signed(last.gain), note=span))
         length = f"tokens, from {number(first.mean_length)}"
         tiles.append(Figure(name="Mean answer", value=number(last.mean_length), note=length))
-    trained = [stage for stage in stages if stage.steps and stage.kind not in MAKES_ROWS]
+    trained = [stage for stage in stages if stage.steps and not stage.look.makes_rows]
     if trained:
         total = sum(stage.steps for stage in trained)
         split = " + ".join(f"{stage.steps:,} {stage.name}" for stage in trained)
@@ -153,21 +147,7 @@ def _length_change(before: float, after: float) -> str:
 
 def _change(stage: StageView) -> str:
     """How the stage's main number went from its first steps to its last; no claim that the change is real."""
-    shown: dict[str, Any] = {"sft": (("loss", "loss", number),)}
-    shown["reward_model"] = (
-        ("eval_accuracy", "the accuracy on held-out data", percent),
-        ("accuracy", "the accuracy", percent),
-        ("eval_loss", "the squared error of held-out ratings", number),
-        ("loss", "the squared error of ratings", number),
-    )
-    shown["preference"] = (
-        ("eval_rewards/accuracies", "the share of held-out pairs in the right order", percent),
-        ("rewards/accuracies", "the share of pairs in the right order", percent),
-        ("loss", "the loss", number),
-    )
-    shown["online_preference"] = (("reward", "the reward", number),)
-    shown["rl"] = (("solved", "the solved share of training tasks", percent), ("reward", "the reward", number))
-    for metric, name, show in shown.get(stage.kind, ()):
+    for metric, name, show in stage.look.headline:
         curve = points(stage.lines, metric)
         if curve:
             first, last = ends([value for _, value in curve])

@@ -64,13 +64,13 @@ def save_generation(root: Path, step: int, state: State, write: Callable[[Path],
     return final
 
 
-def newest_generation(root: Path, *, up_to: int | None = None) -> Generation | None:
-    """The newest generation (of step `up_to` at most) that verifies; None where there is none at all.
+def newest_generation(root: Path) -> Generation | None:
+    """The newest generation that verifies; None where there is none at all.
 
     Raises `RunError` where there are some and all are damaged: starting over would lose them silently.
     """
     passed_over: list[str] = []
-    found = [(folder, step) for folder, step in _generations(root) if up_to is None or step <= up_to]
+    found = _generations(root)
     for folder, step in found:
         try:
             facts: dict[str, Any] = unseal(folder)
@@ -85,13 +85,6 @@ def newest_generation(root: Path, *, up_to: int | None = None) -> Generation | N
     if found:
         raise RunError(f"{root}: no checkpoint can be used ({'; '.join(passed_over)}); remove the folder to start over")
     return None
-
-
-def forget_after(root: Path, step: int) -> None:
-    """Remove the generations of later steps: a run went back, and they are no part of it any more."""
-    for folder, later in _generations(root):
-        if later > step:
-            shutil.rmtree(folder)
 
 
 def _generations(root: Path) -> list[tuple[Path, int]]:

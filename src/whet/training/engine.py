@@ -32,14 +32,22 @@ class LocalTrainer:
     """`Trainer` over a model in this process."""
 
     def __init__(
-        self, model: LanguageModel, config: TrainConfig, frozen: Mapping[str, LanguageModel] | None = None
+        self,
+        model: LanguageModel,
+        config: TrainConfig,
+        frozen: Mapping[str, LanguageModel] | None = None,
+        tokens: int = CACHED_TOKENS,
     ) -> None:
-        """`frozen` models are read and never trained, by name; an adapter's base is its own `reference`."""
+        """`frozen` models are read and never trained, by name; an adapter's base is its own `reference`.
+
+        A micro-batch has at most `tokens` where the recipe leaves it to the machine (`auto`).
+        """
         self.model = model
         self.config = config
         self.frozen = dict(frozen or {})
         self.moved: set[str] = set()  # frozen models that no longer are what the stage started from
-        self.budget = Budget(CACHED_TOKENS if config.microbatch_tokens == "auto" else config.microbatch_tokens)
+        asked = config.microbatch_tokens
+        self.budget = Budget(tokens if asked == "auto" else asked)
         self.optimizers = Optimizers(model.parameters, config)
         self.offloaded = set(self.frozen) & set(config.offload)
         for name in self.offloaded:
@@ -105,7 +113,7 @@ class LocalTrainer:
             moved = {key: p.detach() for key, p in self.frozen[name].module.named_parameters()}
             save_file(moved, folder / f"{name}.safetensors")
         (folder / "trainer.json").write_text(
-            json.dumps({"model": self.model.name, "microbatch_tokens": self.budget.tokens})
+            json.dumps({"asked": self.config.microbatch_tokens, "microbatch_tokens": self.budget.tokens})
         )
 
     def load(self, folder: Path) -> None:
@@ -119,8 +127,10 @@ class LocalTrainer:
             if (folder / f"{name}.safetensors").exists():
                 model.module.load_state_dict(load_file(folder / f"{name}.safetensors"), strict=False)
                 self.moved.add(name)
-        # Another cut rounds differently, so what was chosen or found out when the stage began holds to its end.
-        self.budget.tokens = json.loads((folder / "trainer.json").read_text())["microbatch_tokens"]
+        # Another cut rounds differently: what was chosen or found out holds until the recipe asks for something else.
+        noted = json.loads((folder / "trainer.json").read_text())
+        if noted["asked"] == self.config.microbatch_tokens:
+            self.budget.tokens = noted["microbatch_tokens"]
 
     def export(self, folder: Path) -> None:
         """The model in the Hugging Face layout."""

@@ -49,7 +49,9 @@ def write_row(conversation: Conversation, rule: Rule) -> Script:
     try:
         if conversation.text is not None:
             return rule.template.running(conversation.text)
-        return rule.template.script(conversation.messages, conversation.tools, loss_on=rule.loss_on)
+        return rule.template.script(
+            conversation.messages, conversation.tools, loss_on=rule.loss_on, settings=conversation.settings
+        )
     except DataError as error:
         raise _placed(error, conversation.origin) from error
 

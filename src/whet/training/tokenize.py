@@ -10,6 +10,7 @@ Nothing here holds more than a few batches, so a million rows take no more memor
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,6 +36,10 @@ from whet.training.gate import Rule, check_row, token_row, write_row
 BATCH = 2**20
 """Characters, or so, that are tokenized by one call: enough for all cores, and some 50 MB at work."""
 
+SAY_S = 30.0
+"""Seconds between two lines that say how far it is."""
+
+Say = Callable[[str], None]
 Example = TypeVar("Example")
 Made = tuple[Encoded, Mapping[str, float]]
 """A row, and its numbers by the names of `COLUMNS` and `Making.columns`."""
@@ -54,7 +59,7 @@ class Stats:
     length_p99: int
     length_max: int
     duplicates: int
-    """Rows whose tokens another row before them has; nothing is done about them."""
+    """Rows whose tokens and mask another row before them has; nothing is done about them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,17 +96,19 @@ def tokenise(
     loss_on: LossOn,
     max_length: int,
     on_bad_row: Literal["error", "drop"],
+    say: Say | None = None,
 ) -> Gated:
     """All conversations as rows of at most `max_length` tokens, in order.
 
     `on_bad_row="error"`: raises `BadRow` (a `DataError`) for the first row that cannot be trained on; `"drop"`:
-    leaves such rows out and keeps their places. Raises `DataError` where no row is left.
+    leaves such rows out and keeps their places. Raises `DataError` where no row is left. `say` hears how far it is,
+    where it takes long.
     """
     rule = Rule(template=template, loss_on=loss_on, max_length=max_length, on_bad_row=on_bad_row)
     making: Making[Conversation] = Making(
         kind="conversation", asks=lambda each: [("messages", each)], makes=lambda _, rows: [(rows[0], {})]
     )
-    kept = tokenised(reading, rule, making)
+    kept = tokenised(reading, rule, making, say)
     return Gated(rows=Lazy(len(kept), partial(row_of, kept)), kept=kept, stats=_stats(kept))
 
 
@@ -118,15 +125,19 @@ class Making(Generic[Example]):
     """Names of the numbers that `makes` gives, and their type codes in `array`."""
 
 
-def tokenised(reading: Reading[Example], rule: Rule, making: Making[Example]) -> Rows:
+def tokenised(reading: Reading[Example], rule: Rule, making: Making[Example], say: Say | None = None) -> Rows:
     """The rows of all examples that pass, in order. Raises `DataError` where none is left."""
 
     def fill(writer: Writer) -> Sequence[Dropped]:
         rejects = Rejects(rule.on_bad_row)
+        spoken = time.monotonic()
         for origin, (row, numbers) in _rows(reading.examples, rule, making, rejects):
             place = {"source": reading.sources.index(origin.source), "line": origin.line, "part": origin.part or 0}
             counts = {"trained": int(row.trained.sum()), "shared": 0}
             writer.append(row.tokens, row.trained, {**place, **counts, **numbers})
+            if say is not None and time.monotonic() - spoken > SAY_S:
+                spoken = time.monotonic()
+                say(f"tokenizing: {origin} is done, {writer.size:,} tokens so far")
         return reading.rejects.dropped, rejects.dropped
 
     key = None

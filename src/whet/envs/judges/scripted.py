@@ -44,7 +44,7 @@ class ScriptedAsker:
         self, conversations: Sequence[Sequence[Message]], keys: Sequence[str], *, max_tokens: int
     ) -> Iterator[tuple[int, Reply]]:
         """The function's words on each conversation; the budget is the function's own affair."""
-        payloads = [[{"role": m.role, "content": m.content} for m in each] for each in conversations]
+        payloads = [[message.as_dict() for message in each] for each in conversations]
         for first in range(0, len(payloads), TOGETHER):
             for number, result in enumerate(self._pool.map(payloads[first : first + TOGETHER]), first):
                 if result.failure is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 from whet.config import GeneratedConfig
 from whet.envs.base import Attempt, Grade, Task
@@ -13,6 +13,9 @@ from whet.records import Message
 
 class Family(Protocol):
     """Problems by number. What index i is depends on the config and i alone, never on what was asked before."""
+
+    version: ClassVar[int]
+    """Raised when the same config gives other problems than before."""
 
     def task(self, index: int) -> Task:
         """Problem `index`, from 0, for RL and evaluation."""

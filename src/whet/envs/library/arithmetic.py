@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from random import Random
 from statistics import fmean
+from typing import ClassVar
 
 from whet.config import GeneratedConfig
 from whet.envs.base import Attempt, Grade, Task
@@ -67,6 +68,7 @@ class Sum:
 class Arithmetic:
     """Sums of two numbers of 1 to `digits` digits, the length of each uniform."""
 
+    version: ClassVar[int] = 1
     config: GeneratedConfig
 
     def task(self, index: int) -> Task:

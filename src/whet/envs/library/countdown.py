@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 from random import Random
+from typing import ClassVar
 
 from whet.config import GeneratedConfig
 from whet.envs.base import Attempt, Grade, Task
@@ -42,6 +43,7 @@ class Puzzle:
 class Countdown:
     """Puzzles with `numbers` numbers from 1 to 9 and a target from 1 to 99."""
 
+    version: ClassVar[int] = 1
     config: GeneratedConfig
 
     def task(self, index: int) -> Task:

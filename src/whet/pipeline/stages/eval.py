@@ -6,32 +6,78 @@ Each model's answers are kept before the next one is loaded, so an interrupted e
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from typing import Literal
 
-from whet.config import EvalStage, ModelConfig, TrainConfig
+from pydantic import Field, model_validator
+
+from whet.config import ModelConfig, TrainConfig
+from whet.config.budget import Budget, rows_of, times
+from whet.config.data import Source
+from whet.config.rewards import RewardConfig, check_rewards
+from whet.config.stage import StageBase
+from whet.config.train import SamplingConfig
 from whet.envs.base import Rubric, Task
 from whet.errors import ConfigError, RewardError
 from whet.evals.run import Answer, EvalRow, compare, summarise, table
 from whet.files import read_json, write_json
 from whet.pipeline.dropped import keep_dropped
-from whet.pipeline.rl_stage import playable, player
+from whet.pipeline.playing import check_tasks, playable, player
 from whet.pipeline.sources import rubric
-from whet.pipeline.stage import Context, Interrupted
+from whet.pipeline.stage import Context, Interrupted, Kind
 from whet.records import Group, Outcome
 from whet.tracking.log import RunLog
+
+
+class EvalStage(StageBase):
+    """Sampled accuracy of several models on the same held-out tasks, with paired intervals."""
+
+    kind: Literal["eval"]
+    models: dict[str, str] = {}
+    """Label: a model path, `@stage` or `@model` (what the recipe starts from). Empty: the model of the stage before."""
+    baseline: str | None = None
+    """Label of the model that the others' gains are over; None: the first one."""
+    tasks: Source
+    rewards: list[RewardConfig] = Field(min_length=1)
+    samples: int = Field(4, ge=1)
+    """Completions of each task."""
+    sampling: SamplingConfig = SamplingConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> EvalStage:
+        check_rewards(self.rewards)
+        if self.baseline is not None and self.baseline not in self.models:
+            raise ValueError(f"baseline is {self.baseline!r}, which is none of the labels in models")
+        return self
+
+    @property
+    def evaluates(self) -> Mapping[str, str]:
+        """Its `models`."""
+        return self.models
+
+    def budget(self) -> Budget:
+        """One step, of all samples of all models."""
+        rows = rows_of(self.tasks)
+        return Budget(
+            steps=1,
+            optimizer_steps=0,
+            prompts=rows,
+            sequences=times(rows, self.samples, max(1, len(self.models))),
+            tokens_each=self.sampling.max_tokens,
+        )
+
 
 CHUNK_EPISODES = 512
 
 
-def run_eval(context: Context) -> list[EvalRow]:
+def run_eval(context: Context[EvalStage]) -> list[EvalRow]:
     """Play every task with every model, and write `eval.json`."""
     config = context.config
-    assert isinstance(config, EvalStage)
     _check_labels(context.models)
     grading = rubric(config.tasks, config.rewards, context.world)
     try:
-        found = playable(config, next(iter(context.models.values())), context.world, grading)
+        found = playable(config.tasks, next(iter(context.models.values())), context.world, grading)
         # A problem that is listed twice is one question: counting it twice would narrow the intervals.
         problems = list({task.id: task for task in found.tasks}.values())
         keep_dropped(context, "tasks", found.lost)
@@ -60,7 +106,7 @@ def _answers(
     context: Context, config: EvalStage, label: str, model: ModelConfig, problems: Sequence[Task], grading: Rubric
 ) -> dict[str, list[Answer]]:
     """The graded answers of one model, task by task; from its file if an earlier run got that far."""
-    done = context.folder / f"answers-{label}.json"
+    done = context.checkpoints / f"answers-{label}.json"
     if done.exists():
         return {task: [Answer(**answer) for answer in given] for task, given in read_json(done).items()}
     policy = context.world.policy(model, TrainConfig(), config.sampling)
@@ -106,3 +152,6 @@ def _judge(group: Group) -> list[Answer]:
         )
         for episode in group.episodes
     ]
+
+
+KIND = Kind(config=EvalStage, run=run_eval, check=check_tasks)

@@ -10,33 +10,74 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from statistics import fmean
+from typing import Literal
+
+from pydantic import Field, model_validator
 
 from whet.config import TrainConfig
-from whet.config.feedback import StepLabelsStage
+from whet.config.budget import Budget, of_chunks
+from whet.config.data import Source
+from whet.config.rewards import RewardConfig, judged
+from whet.config.stage import RowsBase
+from whet.config.train import SamplingConfig
 from whet.envs.base import Attempt, Task
 from whet.envs.rewards.model import split_steps
 from whet.errors import SamplerError
 from whet.pipeline.dropped import keep_dropped
-from whet.pipeline.rl_stage import playable, player
+from whet.pipeline.playing import check_tasks, playable, player
 from whet.pipeline.rows import Chunk, Row, Tally, make_rows, writable
 from whet.pipeline.sources import rubric
-from whet.pipeline.stage import Context
+from whet.pipeline.stage import Context, Kind
 from whet.records import Ending, Episode, Outcome, seed_of
 from whet.rollouts.play import Player
 from whet.sampling.base import Request
 from whet.sampling.bridge import run, sample_all
 from whet.templates.places import completing_tokens
+from whet.tracking.charts import Look
+
+
+class StepLabelsStage(RowsBase):
+    """Grade the steps of the policy's own answers by where they lead: rows for `learn: steps` (Math-Shepherd).
+
+    From the end of each step `rollouts` answers are finished; the step is right if any of them is (hard), or as far as
+    they are (soft). The last step has the answer's own verdict; what follows a step that leads nowhere has no label.
+    """
+
+    kind: Literal["step_labels"]
+    tasks: Source
+    rewards: list[RewardConfig] = Field(min_length=1)
+    """One of them must say which answers are right."""
+    samples: int = Field(4, ge=1)
+    """Answers to each task whose steps are graded."""
+    rollouts: int = Field(8, ge=1)
+    """Completions of each step's prefix."""
+    labels: Literal["hard", "soft"] = "hard"
+    separator: str = Field("\n", min_length=1)
+    """Ends a step; give the `process_model` reward the same."""
+    sampling: SamplingConfig = SamplingConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> StepLabelsStage:
+        if not judged(self.rewards):
+            raise ValueError("rewards: none says which answers are right; add one that does (verifier, math, exact)")
+        if self.sampling.temperature == 0:
+            raise ValueError("sampling.temperature must be above 0: greedy completions of one prefix are all the same")
+        return self
+
+    def budget(self) -> Budget:
+        """`rollouts` for each step, whose number is not known before."""
+        return of_chunks(self.tasks, self.chunk, each=None, tokens=self.sampling.max_tokens)
+
 
 Tokens = tuple[int, ...]
 
 
-def run_step_labels(context: Context) -> None:
+def run_step_labels(context: Context[StepLabelsStage]) -> None:
     """Sample answers, go on from each of their steps, and write what came of it."""
     config = context.config
-    assert isinstance(config, StepLabelsStage)
     grading = rubric(config.tasks, config.rewards, context.world)
     try:
-        problems = playable(config, context.model, context.world, grading)
+        problems = playable(config.tasks, context.model, context.world, grading)
         context.console.say(f"{context.name}: {problems.describe()} x {config.samples} answers")
         keep_dropped(context, "tasks", problems.lost)
         policy = context.world.policy(context.model, TrainConfig(), config.sampling)
@@ -58,7 +99,7 @@ class _Steps:
 
 @dataclass(frozen=True, slots=True)
 class _Labels:
-    context: Context
+    context: Context[StepLabelsStage]
     config: StepLabelsStage
     player: Player
 
@@ -142,10 +183,13 @@ class _Labels:
         labels = [float(value > 0) if hard else value for value in values] + [float(right)]
         wrong = next((index for index, label in enumerate(labels) if label == 0), len(labels))
         return {
-            "prompt": [{"role": message.role, "content": message.content} for message in answer.task.messages],
+            "prompt": [message.as_dict() for message in answer.task.messages],
             "steps": list(answer.text),
             "separator": "",
             "labels": labels[: wrong + 1],
             "right": right,
             "task": answer.task.id,
         }
+
+
+KIND = Kind(config=StepLabelsStage, run=run_step_labels, check=check_tasks, look=Look(makes_rows=True))

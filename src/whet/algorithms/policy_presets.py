@@ -7,16 +7,7 @@ ratio is 1 and no clip ever acts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
-
-from whet.config.clip import kind_of
-
-Preset = Literal[
-    "grpo", "dapo", "dr_grpo", "rloo", "remax", "reinforce_pp", "reinforce_pp_baseline", "gspo",
-    "gspo_token", "gmpo", "cispo", "gpg", "sapo", "dppo", "lite_ppo", "opo", "r1", "clip_cov", "kl_cov", "high_entropy",
-    "ppo", "vc_ppo", "vapo", "grpo_ps", "decoupled_ppo", "gdpo",
-]  # fmt: skip
+from typing import Any
 
 PRESETS: dict[str, dict[str, Any]] = {
     # DeepSeekMath (2402.03300): group mean and std, 1/|o| per sequence, k3 KL to the reference in the loss.
@@ -151,25 +142,3 @@ PRESETS: dict[str, dict[str, Any]] = {
         "minibatches": 4,
     },
 }
-
-
-def with_preset(data: Any, presets: Mapping[str, Mapping[str, Any]]) -> Any:
-    """A section as it was written, with what its `preset` says filled in; text alone is a preset's name.
-
-    Keys beside the preset replace its own, inside an axis number by number; `null` takes an axis away. Another `kind`
-    of an axis begins from that kind's own defaults. What is no section or names no preset is left for pydantic to name.
-    """
-    if isinstance(data, str):
-        data = {"preset": data}
-    name = data.get("preset") if isinstance(data, dict) else None
-    if not isinstance(name, str) or name not in presets:
-        return data
-    merged = dict(data)
-    for axis, value in presets[name].items():
-        given = data.get(axis)
-        if axis not in data:
-            merged[axis] = value
-        elif isinstance(value, dict) and isinstance(given, dict):
-            same_kind = "kind" not in given or given["kind"] == kind_of(value)
-            merged[axis] = {**value, **given} if same_kind else given
-    return merged

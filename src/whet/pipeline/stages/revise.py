@@ -4,26 +4,57 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
+from typing import Literal
 
-from whet.config import ModelConfig
-from whet.config.feedback import ReviseStage
-from whet.config.judge import LocalChat
+from pydantic import Field
+
+from whet.config import ModelConfig, SamplingConfig
+from whet.config.budget import Budget, of_chunks
+from whet.config.data import Source
+from whet.config.judge import ChatConfig, LocalChat
+from whet.config.stage import RowsBase
 from whet.envs.asked import Chat
 from whet.envs.base import Task
 from whet.envs.judges.principles import read_principles
 from whet.envs.judges.revise import Revision, revise
 from whet.pipeline.dropped import keep_dropped
+from whet.pipeline.playing import SHOWN
 from whet.pipeline.rows import Chunk, Row, make_rows, writable
 from whet.pipeline.sources import tasks
-from whet.pipeline.stage import Context
+from whet.pipeline.stage import Context, Kind, Needs, Seen
 from whet.records import seed_of
+from whet.tracking.charts import Look
 
 
-def run_revise(context: Context) -> None:
+class ReviseStage(RowsBase):
+    """Answer, criticise by a principle, rewrite, and again: better answers to imitate (Constitutional AI)."""
+
+    kind: Literal["revise"]
+    tasks: Source
+    principles: list[str] | Path
+    """A list, or a text file with one a line (or a YAML list); one is drawn for each round of each task."""
+    rounds: int = Field(1, ge=1)
+    """Times that an answer is criticised and rewritten."""
+    writer: ChatConfig | None = None
+    """Who criticises and rewrites; None: the model that answered."""
+    sees: Literal["answer", "everything"] = "answer"
+    """answer: what follows a thinking block, in what the writer reads and in what it writes. everything: all of it."""
+    temperature: float = Field(1.0, ge=0)
+    """Of the first answers."""
+    max_tokens: int = Field(512, ge=1)
+    """Most tokens of an answer, of a critique and of a revision."""
+
+    def budget(self) -> Budget:
+        """Its answer and, without another writer, the critiques and revisions."""
+        own = 1 if self.writer is not None else 1 + 2 * self.rounds
+        return of_chunks(self.tasks, self.chunk, each=own, tokens=self.max_tokens)
+
+
+def run_revise(context: Context[ReviseStage]) -> None:
     """Answer, criticise and rewrite until every task has its row."""
     config = context.config
-    assert isinstance(config, ReviseStage)
     listed, unread = tasks(config.tasks)
     principles = read_principles(config.principles)
     lost = f"; {unread.describe()}" if unread.total else ""
@@ -41,7 +72,7 @@ def run_revise(context: Context) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Revise:
-    context: Context
+    context: Context[ReviseStage]
     config: ReviseStage
     author: Chat
     writer: Chat
@@ -76,10 +107,27 @@ class _Revise:
 
 def _row(task: Task, revision: Revision) -> Row:
     return {
-        "prompt": [{"role": message.role, "content": message.content} for message in task.messages],
+        "prompt": [message.as_dict() for message in task.messages],
         "completion": revision.revised,
         "draft": revision.draft,
         "principles": list(revision.principles),
         "critiques": list(revision.critiques),
         "task": task.id,
     }
+
+
+def check_revise(context: Context[ReviseStage]) -> Seen:
+    """Its tasks and principles."""
+    config = context.config
+    listed, unread = tasks(config.tasks)
+    summary = f"{len(listed):,} tasks, {len(read_principles(config.principles))} principles; {unread.describe()}"
+    return Seen(summary=summary, prompts=[task.messages for task in listed[:SHOWN]])
+
+
+KIND = Kind(
+    config=ReviseStage,
+    run=run_revise,
+    check=check_revise,
+    needs=lambda c: Needs(sampling=SamplingConfig(max_tokens=c.max_tokens, max_running=c.chunk)),
+    look=Look(makes_rows=True),
+)

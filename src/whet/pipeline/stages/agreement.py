@@ -11,23 +11,47 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from statistics import fmean
+from typing import ClassVar, Literal
 
-from whet.config.feedback import AgreementStage
+from whet.config.budget import Budget, of_chunks
+from whet.config.data import Source
+from whet.config.judge import JudgeConfig
+from whet.config.stage import RowsBase
+from whet.config.strict import Made
 from whet.data.base import Comparison
 from whet.envs.judges.judge import Judge, Preference, as_text, build_judge
 from whet.envs.rewards.judge import agreement, failures
 from whet.evals.judgement import Decided, Judgement, judge_pairs
 from whet.files import write_json
+from whet.pipeline.asking import questions_seen
 from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.rows import Chunk, Row, make_rows
 from whet.pipeline.sources import comparisons
-from whet.pipeline.stage import ROWS, Context
+from whet.pipeline.stage import ROWS, Context, Kind, Seen
+from whet.tracking.charts import Look
 
 
-def run_agreement(context: Context) -> None:
+class AgreementStage(RowsBase):
+    """How often a judge says what is known: its verdicts on comparisons that people (or a rule) have decided.
+
+    Its rows are to be looked at, and no later stage reads them.
+    """
+
+    makes: ClassVar[Made | None] = None
+    reads_model: ClassVar[bool] = False
+    kind: Literal["agreement"]
+    data: Source
+    """Comparisons."""
+    judge: JudgeConfig
+
+    def budget(self) -> Budget:
+        """It samples nothing itself."""
+        return of_chunks(self.data, self.chunk, each=0, tokens=0)
+
+
+def run_agreement(context: Context[AgreementStage]) -> None:
     """Ask about every pair in both orders, then say how often the judge agrees."""
     config = context.config
-    assert isinstance(config, AgreementStage)
     listed, unread = comparisons(config.data)
     lost = f"; {unread.describe()}" if unread.total else ""
     keep_dropped(context, "data", [unread])
@@ -94,3 +118,17 @@ def _describe(found: Judgement | None, asked: dict[str, float], *, pairs: int) -
         f"{at.questions:,} prompts); a coin has 50 %, 'the longer one is better' {found.baseline.mean:.1%}; "
         f"order flips {asked['order_flips']:.1%}, ties {asked['ties']:.1%}, {silent}"
     )
+
+
+def check_agreement(context: Context[AgreementStage]) -> Seen:
+    """Its comparisons, and the first of its questions."""
+    return questions_seen(context.config.data, context.config.judge, "pairs")
+
+
+KIND = Kind(
+    config=AgreementStage,
+    run=run_agreement,
+    check=check_agreement,
+    needs=lambda config: None,
+    look=Look(makes_rows=True),
+)

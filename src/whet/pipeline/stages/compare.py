@@ -11,31 +11,66 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
 
 from whet.config import TrainConfig
-from whet.config.feedback import CompareStage
+from whet.config.budget import Budget, of_chunks
+from whet.config.data import Source
+from whet.config.judge import JudgeConfig
+from whet.config.rewards import RewardConfig
+from whet.config.stage import RowsBase
+from whet.config.train import SamplingConfig
 from whet.envs.base import Attempt, Task
-from whet.envs.judges.judge import Judge, Preference, build_judge
+from whet.envs.judges.judge import Judge, Preference, build_judge, build_wording
 from whet.envs.rewards.judge import matches
 from whet.pipeline.dropped import keep_dropped
-from whet.pipeline.rl_stage import playable, player
+from whet.pipeline.playing import check_tasks, playable, player
 from whet.pipeline.rows import Chunk, Row, Tally, make_rows, writable
 from whet.pipeline.sources import rubric
-from whet.pipeline.stage import Context
+from whet.pipeline.stage import Context, Kind, Seen
 from whet.records import Ending, Episode, Group, Message, Score, seed_of
 from whet.rollouts.play import Player
 from whet.templates.base import Template
+from whet.tracking.charts import Look
 
 
-def run_compare(context: Context) -> None:
+class CompareStage(RowsBase):
+    """Sample answers and find out which are better: comparisons for `preference` and `reward_model` stages (RLAIF)."""
+
+    kind: Literal["compare"]
+    tasks: Source
+    samples: int = Field(2, ge=2)
+    """Answers to each task."""
+    judge: JudgeConfig | None = None
+    """Who compares them, in pairs; or `rewards`."""
+    rewards: list[RewardConfig] = []
+    """What scores them, in place of a judge: the higher score is better."""
+    pairs: Literal["best_worst", "all"] = "best_worst"
+    """Which pairs become rows: the one that is furthest apart, or all that are no ties."""
+    sampling: SamplingConfig = SamplingConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> CompareStage:
+        if (self.judge is None) == (not self.rewards):
+            raise ValueError("give a judge or rewards, one of the two")
+        if self.sampling.temperature == 0:
+            raise ValueError("sampling.temperature must be above 0: greedy answers to one task are all the same")
+        return self
+
+    def budget(self) -> Budget:
+        """Its samples."""
+        return of_chunks(self.tasks, self.chunk, each=self.samples, tokens=self.sampling.max_tokens)
+
+
+def run_compare(context: Context[CompareStage]) -> None:
     """Sample, judge and write until every task has its chance."""
     config = context.config
-    assert isinstance(config, CompareStage)
     grading = rubric(config.tasks, config.rewards, context.world)
     judge = None if config.judge is None else build_judge(config.judge, context.world.chat(config.judge.by))
     try:
-        problems = playable(config, context.model, context.world, grading)
+        problems = playable(config.tasks, context.model, context.world, grading)
         context.console.say(f"{context.name}: {problems.describe()} x {config.samples} answers")
         keep_dropped(context, "tasks", problems.lost)
         policy = context.world.policy(context.model, TrainConfig(), config.sampling)
@@ -69,7 +104,7 @@ class _Pair:
 
 @dataclass(frozen=True, slots=True)
 class _Compare:
-    context: Context
+    context: Context[CompareStage]
     config: CompareStage
     player: Player
     judge: Judge | None
@@ -182,9 +217,9 @@ def _row(task: Task, pair: _Pair) -> dict[str, Any]:
     assert chance is not None
     better, worse = (pair.first, pair.second) if chance > 0.5 else (pair.second, pair.first)
     row: dict[str, Any] = {
-        "prompt": [{"role": m.role, "content": m.content} for m in task.messages],
-        "chosen": [{"role": "assistant", "content": _answer(better)}],
-        "rejected": [{"role": "assistant", "content": _answer(worse)}],
+        "prompt": [message.as_dict() for message in task.messages],
+        "chosen": [better.messages[-1].as_dict()],
+        "rejected": [worse.messages[-1].as_dict()],
         "confidence": max(chance, 1 - chance),
         "task": task.id,
         "chosen_seed": better.seed,
@@ -242,3 +277,13 @@ def _answer(episode: Episode) -> str:
 
 def _mean(values: Sequence[float]) -> float:
     return fmean(values) if values else float("nan")
+
+
+def check_compare(context: Context[CompareStage]) -> Seen:
+    """Its tasks, and that its judge knows how to ask."""
+    if context.config.judge is not None:
+        build_wording(context.config.judge)
+    return check_tasks(context)
+
+
+KIND = Kind(config=CompareStage, run=run_compare, check=check_compare, look=Look(makes_rows=True))

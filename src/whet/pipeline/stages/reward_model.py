@@ -23,12 +23,15 @@ from whet.files import write_json
 from whet.models.heads import RewardFacts, note_reward_facts, objectives_in
 from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.lessons import Lesson, Lessons, lessons, ratings_of
-from whet.pipeline.loop import drive
-from whet.pipeline.sft_stage import with_evaluation
-from whet.pipeline.stage import Context, NewGate
+from whet.pipeline.loop import drive, with_evaluation
+from whet.pipeline.playing import SHOWN
+from whet.pipeline.stage import Context, Kind, Needs, NewGate, Seen
 from whet.records import Column, Metric, Step, TokenRow
+from whet.tracking.catalogue import JUDGEMENT, TRAINING
+from whet.tracking.charts import Look
 from whet.tracking.judged import RULES
 from whet.tracking.log import RunLog
+from whet.tracking.text import number, percent
 from whet.training.base import Trainer
 
 REFERENCES = 512
@@ -37,11 +40,10 @@ EVALUATED = ("loss", "accuracy")
 """What is measured on held-out data as well."""
 
 
-def run_reward_model(context: Context) -> None:
+def run_reward_model(context: Context[RewardModelStage]) -> None:
     """Train on the rows that pass the gate, then say what the numbers mean and how good they are."""
     config = context.config
-    assert isinstance(config, RewardModelStage)
-    given = lessons(context.world, config.gate or context.model, config)
+    given = lessons(context.world, context.model, config)
     context.console.say(f"{context.name}: {given.described}")
     for key, lost in given.lost.items():
         keep_dropped(context, key, lost)
@@ -155,3 +157,26 @@ def _scores(trainer: Trainer, given: Sequence[Lesson]) -> list[list[Column]]:
     """For each lesson and each of its rows all outputs of the head, (places read, K)."""
     found = iter(trainer.forward(_rows(given), "score")["score"])
     return [[next(found) for _ in lesson.atom.rows] for lesson in given]
+
+
+def check_reward_model(context: Context[RewardModelStage]) -> Seen:
+    """All rows through the gate."""
+    given = lessons(context.world, context.model, context.config)
+    return Seen(summary=given.described, rows=_rows(given.taught[:SHOWN]))
+
+
+KIND = Kind(
+    config=RewardModelStage,
+    run=run_reward_model,
+    check=check_reward_model,
+    needs=lambda config: Needs(train=config.train if config.gate is None else None, scalar=True),
+    look=Look(
+        charts=(*JUDGEMENT, *TRAINING),
+        headline=(
+            ("eval_accuracy", "the accuracy on held-out data", percent),
+            ("accuracy", "the accuracy", percent),
+            ("eval_loss", "the squared error of held-out ratings", number),
+            ("loss", "the squared error of ratings", number),
+        ),
+    ),
+)

@@ -1,23 +1,55 @@
 """The policy-gradient space: one section with one key for each axis, and presets that are points in it.
 
-A preset (`config.presets`) is data: the axes that differ from `PolicyConfig`'s own defaults. Naming one and
-changing an axis is how a variant is made; the loop in `algorithms.policy` has no branch for any of them. `formulas`
-holds the functions that the names stand for, and a law in the tests holds the two together. What would be
-meaningless is refused here, with the reason.
+A preset (`policy_presets`) is data: the axes that differ from `PolicyConfig`'s own defaults. Naming one and changing an
+axis is how a variant is made; the loop in `algorithms.policy` has no branch for any of them. The names on an axis are
+those of its table in `formulas`, and a clip's keys are its function's constants: adding a formula adds them here. What
+would be meaningless is refused, with the reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Mapping
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from whet.config.clip import TOKEN_CLIPS, Clip, PPOClip, RatioConfig
+from whet.algorithms.policy_presets import PRESETS
 from whet.config.critic import CriticConfig
 from whet.config.data import Source
-from whet.config.presets import PRESETS, Preset, with_preset
+from whet.config.derived import OneOf, section_of
+from whet.config.preset import kind_of, with_preset
 from whet.config.strict import Strict
+from whet.formulas import kl, ratios
+from whet.formulas.advantages import BASELINES, CREDITS, SCALES
+from whet.formulas.policy import SURROGATES
+from whet.formulas.reduce import REDUCTIONS
+
+# ------------------------------------------------------------------------------------------- ratio and clip
+
+
+class RatioConfig(Strict):
+    """What the policy's probability is compared with, and over how many tokens."""
+
+    level: Annotated[str, OneOf(ratios.LEVELS)] = "token"
+    """token: PPO, GRPO. sequence_mean: GSPO's geometric mean. sequence_mean_token: that value with each token's own
+    gradient. sequence_product: the whole answer's (R1 as printed). none: no ratio, plain log p (REINFORCE)."""
+    denominator: Literal["old", "sampler"] = "old"
+    """old: the trainer's own log-probabilities at rollout. sampler: what the sampler reported; saves a pass."""
+
+
+class ClipSection(Strict):
+    """What bounds the ratio: a surrogate of `formulas.policy`, with its constants as keys."""
+
+    kind: str
+
+
+CLIPS = {kind: section_of(each.loss, f"{kind}_clip", base=ClipSection, kind=kind) for kind, each in SURROGATES.items()}
+if TYPE_CHECKING:
+    Clip = ClipSection
+else:
+    Clip = Annotated[reduce(or_, (Annotated[s, Tag(k)] for k, s in CLIPS.items())), Discriminator(kind_of)]
 
 # ------------------------------------------------------------------------------------- KL and other terms
 
@@ -26,7 +58,7 @@ class KLConfig(Strict):
     """A penalty for leaving the reference policy (the stage's starting weights, frozen)."""
 
     place: Literal["none", "reward", "loss"] = "none"
-    estimator: Literal["k1", "k2", "k3", "k3_unbiased"] = "k3"
+    estimator: Annotated[str, OneOf(["k1", *kl.LOSSES])] = "k3"
     """In the reward: k1 (and the default is). In the loss: k2 has KL's gradient on-policy, k3 is GRPO's, k3_unbiased
     is k3 times the ratio (DeepSeek-V3.2)."""
     level: Literal["token", "sequence"] = "token"
@@ -114,7 +146,7 @@ TokenFilter = Annotated[HighEntropyFilter | CovarianceFilter, Field(discriminato
 class CorrectionConfig(Strict):
     """Weighs the loss by w = p(trainer) / p(sampler), where the two compute different probabilities."""
 
-    kind: Literal["truncate", "mask"] = "truncate"
+    kind: Annotated[str, OneOf(ratios.CORRECTIONS)] = "truncate"
     """truncate: min(w, high) (TIS). mask: w where low <= w <= high, else 0 (IcePop)."""
     level: Literal["token", "sequence_mean", "sequence_product"] = "token"
     low: float = Field(0.5, ge=0)
@@ -152,26 +184,24 @@ class PtxConfig(Strict):
 class PolicyConfig(Strict):
     """A point in the space of policy gradients."""
 
-    preset: Preset | None = None
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+
+    preset: Annotated[str, OneOf(PRESETS)] | None = None
     objectives: Literal["summed", "normalised"] = "summed"
     """How several rewards become one: weighed and added, or each normalised in its group before (GDPO)."""
-    credit: Literal["outcome", "process", "return_to_go", "gae"] = "outcome"
+    credit: Annotated[str, OneOf([*CREDITS, "process", "gae"])] = "outcome"
     """What a token is credited with: the answer's whole reward; the grades of the steps that end with it or later,
     each against the group's other steps (baseline and scale are then over steps); what comes from it on (KL or step
     grades in the reward); or the critic's estimate of how much better it was than its state (GAE)."""
     step_weight: float = Field(0.0, ge=0)
     """What a step's grade counts for in the reward of the token that completes it (return_to_go, gae)."""
     critic: CriticConfig | None = None
-    baseline: Literal["none", "group_mean", "leave_one_out", "length_weighted_mean", "batch_mean", "greedy"] = (
-        "group_mean"
-    )
-    scale: Literal["none", "group_std", "batch_std", "token_std", "informative_share"] = "group_std"
+    baseline: Annotated[str, OneOf(BASELINES)] = "group_mean"
+    scale: Annotated[str, OneOf(SCALES)] = "group_std"
     ratio: RatioConfig = RatioConfig()
-    clip: Clip = PPOClip()
+    clip: Clip = CLIPS["ppo"](kind="ppo")
     kl: KLConfig = KLConfig()
-    aggregate: Literal[
-        "token_mean", "group_token_mean", "sequence_mean", "sequence_sum", "sequence_sum_over_constant", "token_sum"
-    ] = "token_mean"
+    aggregate: Annotated[str, OneOf(REDUCTIONS)] = "token_mean"
     dynamic_sampling: DynamicSamplingConfig | None = None
     overlong_filter: bool = False
     """Leave truncated completions out of the loss, after the group's statistics were taken."""
@@ -268,7 +298,7 @@ class PolicyConfig(Strict):
             "ratio.level: none is right for the first update only, and minibatches makes more; use ratio.level: token",
         )
         yield (
-            kind in TOKEN_CLIPS and level != "token",
+            SURROGATES[kind].of_tokens and level != "token",
             f"clip: {kind} is defined for the ratio of tokens; use ratio: {{level: token}}",
         )
         yield (

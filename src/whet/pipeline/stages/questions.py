@@ -4,22 +4,59 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
-from whet.config.feedback import QuestionsStage
+from pydantic import Field, model_validator
+
+from whet.config.budget import Budget, of_chunks
+from whet.config.data import Source
+from whet.config.judge import ChatConfig, JudgeWording
+from whet.config.stage import RowsBase
 from whet.data.base import Comparison
 from whet.envs.asked import Chat
 from whet.envs.judges.judge import Wording, build_wording
 from whet.envs.judges.questions import Known, questions, teach
+from whet.pipeline.asking import questions_seen
 from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.rows import Chunk, Row, make_rows
 from whet.pipeline.sources import comparisons
-from whet.pipeline.stage import Context
+from whet.pipeline.stage import Context, Kind, Seen
+from whet.tracking.charts import Look
 
 
-def run_questions(context: Context) -> None:
+class QuestionsStage(RowsBase):
+    """Comparisons as questions to a judge, with the known verdict: a judge in training imitates and then reasons.
+
+    A row has `prompt` (the question), `completion` (to imitate) and `verdict` (for `rewards: [{kind: verdict}]`).
+    """
+
+    reads_model: ClassVar[bool] = False
+    kind: Literal["questions"]
+    data: Source
+    """Comparisons."""
+    form: Literal["pairs", "points"] = "pairs"
+    """pairs: which is better, in both orders. points: is the best answer good, is the worst (scale yes_no)."""
+    wording: JudgeWording = JudgeWording()
+    """The questions' wording. Give the trained judge the same keys where it is used."""
+    teacher: ChatConfig | None = None
+    """Who writes reasons to imitate; only those whose verdict is the known one become rows. None: the verdict alone."""
+    max_tokens: int = Field(512, ge=1)
+    """Most tokens of what the teacher writes."""
+
+    def budget(self) -> Budget:
+        """It samples nothing itself."""
+        return of_chunks(self.data, self.chunk, each=0, tokens=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> QuestionsStage:
+        if self.form == "points" and self.wording.scale != "yes_no":
+            raise ValueError("wording.scale must be yes_no for form: points; comparisons say better or worse, no score")
+        return self
+
+
+def run_questions(context: Context[QuestionsStage]) -> None:
     """Write the questions, each with what to imitate."""
     config = context.config
-    assert isinstance(config, QuestionsStage)
     listed, unread = comparisons(config.data)
     lost = f"; {unread.describe()}" if unread.total else ""
     keep_dropped(context, "data", [unread])
@@ -59,8 +96,22 @@ class _Ask:
 
 def _row(known: Known, completion: str) -> Row:
     return {
-        "prompt": [{"role": message.role, "content": message.content} for message in known.prompt],
+        "prompt": [message.as_dict() for message in known.prompt],
         "completion": completion,
         "verdict": known.verdict,
         "task": known.origin,
     }
+
+
+def check_questions(context: Context[QuestionsStage]) -> Seen:
+    """Its comparisons, and the first of its questions."""
+    return questions_seen(context.config.data, context.config.wording, context.config.form)
+
+
+KIND = Kind(
+    config=QuestionsStage,
+    run=run_questions,
+    check=check_questions,
+    needs=lambda config: None,
+    look=Look(makes_rows=True),
+)

@@ -1,0 +1,118 @@
+"""The preference losses of a recipe: a section with one key for each loss that is in the sum, and presets.
+
+`loss: dpo` is short for `{preset: dpo}`, which is `{dpo: {}}`; `loss: {dpo: {beta: 0.3}, nll: {weight: 0.5}}` mixes
+two. The keys are the losses of `formulas.preference`, and their keys the constants of those functions: adding a loss
+there adds it here. A loss by itself is a preset; the others are named sums, and constants other than the defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field, SerializerFunctionWrapHandler, create_model, model_serializer, model_validator
+
+from whet.config.derived import OneOf, section_of
+from whet.config.preset import with_preset
+from whet.config.strict import Strict
+from whet.config.train import TrainConfig
+from whet.formulas.preference import LOSSES, kto
+
+
+class Term(Strict):
+    """One loss of the sum."""
+
+    weight: float = Field(1.0, gt=0)
+    """What its value is multiplied by."""
+
+
+FUNCTIONS = {**{name: formula.loss for name, formula in LOSSES.items()}, "kto": kto}
+TERMS = {name: section_of(function, f"{name}_term", base=Term) for name, function in FUNCTIONS.items()}
+PREFERENCE_PRESETS: Mapping[str, Mapping[str, Any]] = {
+    **{name: {name: {}} for name in TERMS},
+    "cdpo": {"dpo": {"smoothing": 0.1}},
+    # Iterative RPO (2404.19733): DPO and the NLL of the better answer.
+    "rpo": {"dpo": {}, "nll": {}},
+    "slic": {"slic": {}, "nll": {}},
+    # CPO (2401.08417): a contrast and the NLL of the better answer.
+    "cpo": {"contrast": {}, "nll": {}},
+    # ORPO (2403.07691): NLL and a tenth of the odds ratio.
+    "orpo": {"nll": {}, "odds_ratio": {"weight": 0.1}},
+}
+"""The named methods, as keys of `LossConfig`."""
+
+
+class _Losses(Strict):
+    """A sum of preference losses, each weighted; no key of a loss that is not in the sum."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PREFERENCE_PRESETS
+
+    preset: Annotated[str, OneOf(PREFERENCE_PRESETS)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_preset(cls, data: Any) -> Any:
+        """Keys beside a preset replace its own, number by number; `null` takes a loss out of it."""
+        return with_preset(data, PREFERENCE_PRESETS)
+
+    @model_validator(mode="after")
+    def _check(self) -> _Losses:
+        if not self.terms:
+            raise ValueError("no loss is left; name a preset (dpo) or give one its section (dpo: {beta: 0.1})")
+        if "kto" in self.terms and len(self.terms) > 1:
+            raise ValueError("kto is of single answers and the others are of pairs; leave one of them out")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = handler(self)
+        return {name: value for name, value in found.items() if value is not None}
+
+    @property
+    def terms(self) -> dict[str, Term]:
+        """The losses of the sum by name."""
+        found = {name: getattr(self, name) for name in type(self).model_fields if name != "preset"}
+        return {name: term for name, term in found.items() if term is not None}
+
+    @property
+    def pairs_only(self) -> bool:
+        """Whether some loss ranks the step's pairs among themselves, so that a prompt may have one pair only."""
+        return bool(self._step_wide)
+
+    @property
+    def why_pairs(self) -> str:
+        """The complaint about more than two answers."""
+        return (
+            f"{', '.join(self._step_wide)}: takes a statistic over the step's pairs, one for each prompt; set pairs: "
+            "best_worst"
+        )
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether some loss compares with a reference."""
+        return any(name == "kto" or LOSSES[name].reference for name in self.terms)
+
+    @property
+    def _step_wide(self) -> list[str]:
+        return [name for name in self.terms if name != "kto" and LOSSES[name].statistic is not None]
+
+
+if TYPE_CHECKING:
+
+    class LossConfig(_Losses):
+        """With a key for each loss."""
+
+        kto: Any = None
+else:
+    LossConfig = create_model(
+        "LossConfig",
+        __base__=_Losses,
+        __doc__=_Losses.__doc__,
+        **{name: (term | None, None) for name, term in TERMS.items()},
+    )
+
+
+class PreferenceTrainConfig(TrainConfig):
+    """The same keys with DPO's default: a tenth of what RL or SFT would take, or the answers fall apart."""
+
+    lr: float = Field(5e-7, ge=0)

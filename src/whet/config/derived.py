@@ -1,0 +1,52 @@
+"""Sections made from functions: a formula's keyword-only constants are the keys, said once, in its signature."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from pydantic import Field, GetCoreSchemaHandler, create_model
+from pydantic_core import CoreSchema, core_schema
+
+from whet.config.strict import Strict
+
+
+class OneOf:
+    """`Annotated[str, OneOf(TABLE)]`: one of the names of a table of functions, and an error names them all."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = list(names)
+
+    def __get_pydantic_core_schema__(self, _: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Exactly these strings."""
+        return core_schema.literal_schema(self.names)
+
+
+Section = TypeVar("Section", bound=Strict)
+
+
+def section_of(
+    function: Callable[..., Any], name: str, *, base: type[Section], kind: str | None = None
+) -> type[Section]:
+    """A section with a key for each keyword-only parameter: its type, range, default, and text as description.
+
+    `kind`: the section is one of several that this key tells apart.
+    """
+    hints = get_type_hints(function, include_extras=True)
+    fields: dict[str, Any] = {} if kind is None else {"kind": (Literal[kind], kind)}
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            assert parameter.default is not parameter.empty, f"{name}.{parameter.name} has a published default"
+            fields[parameter.name] = (_described(hints[parameter.name]), parameter.default)
+    return create_model(name, __base__=base, __doc__=inspect.getdoc(function), **fields)
+
+
+def _described(hint: Any) -> Any:
+    """The hint with a text among its metadata as pydantic's description."""
+    if get_origin(hint) is not Annotated:
+        return hint
+    plain, *metadata = get_args(hint)
+    texts = [each for each in metadata if isinstance(each, str)]
+    ranges = [each for each in metadata if not isinstance(each, str)]
+    return Annotated[plain, *ranges, Field(description=texts[0] if texts else None)]

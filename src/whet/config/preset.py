@@ -1,0 +1,33 @@
+"""Presets: named points of a section, as the keys in which they differ from its defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def kind_of(value: Any) -> Any:
+    """The `kind` of a clip as it is written or as it was loaded; ppo where nothing is said."""
+    return value.get("kind", "ppo") if isinstance(value, dict) else getattr(value, "kind", "ppo")
+
+
+def with_preset(data: Any, presets: Mapping[str, Mapping[str, Any]]) -> Any:
+    """A section as it was written, with what its `preset` says filled in; text alone is a preset's name.
+
+    Keys beside the preset replace its own, inside an axis number by number; `null` takes an axis away. Another `kind`
+    of an axis begins from that kind's own defaults. What is no section or names no preset is left for pydantic to name.
+    """
+    if isinstance(data, str):
+        data = {"preset": data}
+    name = data.get("preset") if isinstance(data, dict) else None
+    if not isinstance(name, str) or name not in presets:
+        return data
+    merged = dict(data)
+    for axis, value in presets[name].items():
+        given = data.get(axis)
+        if axis not in data:
+            merged[axis] = value
+        elif isinstance(value, dict) and isinstance(given, dict):
+            same_kind = "kind" not in given or given["kind"] == kind_of(value)
+            merged[axis] = {**value, **given} if same_kind else given
+    return merged

@@ -1,0 +1,59 @@
+"""What stages share that imitate: conversations through the data gate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from whet.config import GeneratedConfig, ModelConfig, Source, Sources, TrainConfig
+from whet.config.data import listed, weights
+from whet.data.mixture import Blend, end_to_end
+from whet.pipeline.sources import conversations
+from whet.pipeline.stage import World
+from whet.records import TokenRow
+from whet.training.tokenize import Gated, Say, tokenise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sets:
+    """The rows of all data sets of a stage that pass the gate."""
+
+    sets: Mapping[str, Gated]
+    """By their names."""
+    blend: Blend
+
+    @property
+    def rows(self) -> Sequence[TokenRow]:
+        """All sets end to end."""
+        return end_to_end([each.rows for each in self.sets.values()])
+
+    def describe(self, seed: int) -> str:
+        """What each is, and their shares under the stage's seed where there are several."""
+        parts = [each.describe() for each in self.sets.values()]
+        if len(parts) == 1:
+            return parts[0]
+        lengths = [each.kept.lengths for each in self.sets.values()]
+        named = [f"{name}: {part}" for name, part in zip(self.sets, parts, strict=True)]
+        return "; ".join([*named, self.blend.describe(list(self.sets), lengths, seed)])
+
+
+def gate_sets(world: World, model: ModelConfig, train: TrainConfig, data: Sources, say: Say | None = None) -> Sets:
+    """The rows to train on, set by set; `say` hears how far it is, where it takes long."""
+    sets: dict[str, Gated] = {}
+    for source in listed(data):
+        name = source.generate if isinstance(source, GeneratedConfig) else source.path
+        sets[name if name not in sets else f"{name} ({len(sets) + 1})"] = gate(world, model, train, source, say)
+    return Sets(sets=sets, blend=Blend(tuple(len(each.rows) for each in sets.values()), weights(data)))
+
+
+def gate(world: World, model: ModelConfig, train: TrainConfig, source: Source, say: Say | None = None) -> Gated:
+    """Rows, tokenised and checked; nothing but the tokenizer is loaded for it."""
+    limit = world.max_length(model)
+    return tokenise(
+        conversations(source),
+        world.template(model),
+        loss_on=train.loss_on,
+        max_length=min(train.max_length or limit, limit),
+        on_bad_row="error" if isinstance(source, GeneratedConfig) else source.on_bad_row,
+        say=say,
+    )

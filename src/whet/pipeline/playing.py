@@ -1,0 +1,79 @@
+"""What stages share that play tasks: the tasks that can be used, and who plays them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from whet.config import ModelConfig, SamplingConfig, Source
+from whet.data.faults import Dropped
+from whet.envs.base import Rubric, Task
+from whet.envs.rubric import WeightedRubric
+from whet.envs.single_turn import SingleTurn
+from whet.pipeline.sources import rubric, tasks, usable
+from whet.pipeline.stage import Context, Policy, Seen, World
+from whet.rollouts.play import Player
+from whet.sampling.base import SamplingParams
+from whet.templates.base import Template
+
+SHOWN = 3
+"""Prompts that a check shows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Playable:
+    """The tasks of a stage, and what was left out of them."""
+
+    tasks: Sequence[Task]
+    lost: tuple[Dropped, ...]
+
+    def describe(self) -> str:
+        """`5,107 tasks; 2 rows dropped: ...`."""
+        return "; ".join([f"{len(self.tasks):,} tasks", *(d.describe() for d in self.lost if d.total)])
+
+
+def playable(source: Source, model: ModelConfig, world: World, grading: WeightedRubric) -> Playable:
+    """The tasks of a source, checked against the rewards and the model's template; no weights are loaded for it."""
+    listed, unread = tasks(source)
+    kept, unusable = usable(source, listed, grading, world.template(model), world.max_length(model))
+    return Playable(tasks=kept, lost=(unread, unusable))
+
+
+def look_at_tasks(context: Context[Any]) -> tuple[Seen, Playable]:
+    """The tasks of a stage with `tasks` and `rewards`, and what a check shows of them."""
+    config, world = context.config, context.world
+    grading = rubric(config.tasks, config.rewards, world)
+    try:
+        found = playable(config.tasks, context.model, world, grading)
+    finally:
+        grading.close()
+    return Seen(summary=found.describe(), prompts=[task.messages for task in found.tasks[:SHOWN]]), found
+
+
+def check_tasks(context: Context[Any]) -> Seen:
+    """The check of a stage that has tasks and rewards alone."""
+    return look_at_tasks(context)[0]
+
+
+def player(policy: Policy, grading: Rubric, sampling: SamplingConfig) -> Player:
+    """Plays single-turn tasks with this policy."""
+    return Player(
+        sampler=policy.sampler,
+        template=policy.template,
+        environment=SingleTurn,
+        rubric=grading,
+        params=sampling_params(sampling, policy.template),
+        max_length=policy.max_length,
+    )
+
+
+def sampling_params(config: SamplingConfig, template: Template) -> SamplingParams:
+    """The recipe's sampling section, with the stop tokens that the template knows."""
+    return SamplingParams(
+        max_tokens=config.max_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        stop_ids=template.stop_ids,
+    )

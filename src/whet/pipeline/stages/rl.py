@@ -1,0 +1,235 @@
+"""The RL stage: tasks, rewards, a feed, and the policy gradient between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from whet.algorithms.critic import Critic
+from whet.algorithms.policy import first_state, policy_gradient
+from whet.algorithms.policy_config import PolicyConfig
+from whet.algorithms.ptx import PretrainingMix
+from whet.algorithms.standing import Setting
+from whet.config import CurriculumConfig, ModelConfig
+from whet.config.budget import Budget, times
+from whet.config.constraint import ConstraintConfig
+from whet.config.data import Source
+from whet.config.health import HealthConfig
+from whet.config.reward_model import RewardModelStage
+from whet.config.rewards import JudgeReward, RewardConfig, check_cost, check_normalised, check_rewards, judged, weights
+from whet.config.stage import StageBase
+from whet.config.strict import Made
+from whet.config.train import RLTrainConfig, SamplingConfig
+from whet.envs.base import Task
+from whet.pipeline.dropped import keep_dropped
+from whet.pipeline.gate import gate
+from whet.pipeline.loop import Saved, WithCritic, drive
+from whet.pipeline.playing import look_at_tasks, playable, player
+from whet.pipeline.sources import rubric
+from whet.pipeline.stage import Context, Kind, Needs, Policy, Seen, World, training_and_sampling
+from whet.records import Step
+from whet.rollouts.curriculum import Curriculum, hardness_of
+from whet.rollouts.feed import Feed
+from whet.tracking.catalogue import TRAINING
+from whet.tracking.charts import Look
+from whet.tracking.log import RunLog
+from whet.tracking.text import number, percent
+from whet.training.tokenize import Gated
+
+
+class RLStage(StageBase):
+    """Reinforcement learning with verifiable rewards: sample, score, weigh, step."""
+
+    makes: ClassVar[Made | None] = "model"
+    kind: Literal["rl"]
+    tasks: Source
+    rewards: list[RewardConfig] = Field(min_length=1)
+    algorithm: PolicyConfig = PolicyConfig()
+    constraint: ConstraintConfig | None = None
+    curriculum: CurriculumConfig | None = None
+    """Which tasks come next; None: all of them, shuffled anew in every epoch."""
+    prompts_per_step: int = Field(32, ge=1)
+    rollouts_per_prompt: int = Field(8, ge=1)
+    sampling: SamplingConfig = SamplingConfig()
+    train: RLTrainConfig = RLTrainConfig()
+    health: HealthConfig = HealthConfig()
+    max_gap: float = Field(0.5, gt=0)
+    """Largest mean |sampler - trainer| log-probability difference per token; beyond it the run stops."""
+
+    @model_validator(mode="after")
+    def _check(self) -> RLStage:
+        if self.train.steps is None:
+            raise ValueError("train.steps must be given for RL: there is no epoch to end it")
+        check_rewards(self.rewards)
+        pairs = any(isinstance(r, JudgeReward) and r.form == "pairs" for r in self.rewards)
+        if pairs and (self.rollouts_per_prompt < 2 or self.algorithm.baseline == "greedy"):
+            raise ValueError("rewards: a judge of pairs compares answers to one task; it needs two or more of them")
+        self.algorithm.check_step(
+            prompts=self.prompts_per_step,
+            rollouts=self.rollouts_per_prompt,
+            objectives=len(weights(self.rewards)) + (self.constraint is not None),
+            judged=judged(self.rewards),
+            graded_steps=any(r.grades_steps for r in self.rewards),
+            lora=self.train.lora is not None,
+        )
+        if self.algorithm.objectives == "normalised":
+            check_normalised(self.rewards)
+        if self.constraint is not None:
+            check_cost(self.constraint.cost, self.rewards)
+            self.algorithm.check_constrained()
+        if self.curriculum is not None and self.curriculum.measures and not judged(self.rewards):
+            raise ValueError(
+                "curriculum measures which answers are right, and no reward judges that; add one that does, "
+                "or order by a column"
+            )
+        if self.train.quantize is not None and self.sampling.engine == "vllm":
+            raise ValueError("train.quantize and sampling.engine vllm do not go together: vLLM is handed whole weights")
+        if self.sampling.temperature == 0:
+            raise ValueError("sampling.temperature must be above 0 for RL: greedy samples carry no signal")
+        if self.sampling.top_p < 1 or self.sampling.top_k is not None:
+            raise ValueError(
+                "sampling.top_p < 1 or top_k truncates the distribution that the policy gradient differentiates; "
+                "use top_p 1 and no top_k for RL"
+            )
+        return self
+
+    def budget(self) -> Budget:
+        """A batch of rollouts a step, drawn up to `rounds` times."""
+        dynamic = self.algorithm.dynamic_sampling
+        return Budget(
+            steps=self.train.steps,
+            optimizer_steps=times(self.train.steps, self.algorithm.minibatches),
+            prompts=self.prompts_per_step,
+            sequences=self.prompts_per_step * self.rollouts_per_prompt,
+            tokens_each=self.sampling.max_tokens,
+            rounds=dynamic.rounds if dynamic else 1,
+        )
+
+    def unfit(self, made: Mapping[str, StageBase]) -> Iterator[str]:
+        """A critic has one number."""
+        critic = self.algorithm.critic
+        if critic is not None and critic.model is not None:
+            stage = made.get(critic.model.path)
+            if isinstance(stage, RewardModelStage) and (stage.several or stage.gate is not None):
+                yield f"algorithm.critic.model is {critic.model.path}, which has several objectives and not one number"
+
+
+def run_rl(context: Context[RLStage]) -> None:
+    """Sample, score, weigh and step until the steps are done."""
+    config = context.config
+    assert config.train.steps is not None
+    grading = rubric(config.tasks, config.rewards, context.world)
+    try:
+        problems = playable(config.tasks, context.model, context.world, grading)
+        context.console.say(f"{context.name}: {problems.describe()}")
+        keep_dropped(context, "tasks", problems.lost)
+        mix = _mix(context, config)
+        policy = context.world.policy(
+            context.model,
+            config.train,
+            config.sampling,
+            reference=config.algorithm.kl.place != "none",
+            with_value=config.algorithm.shares_trunk,
+        )
+        context.console.say(f"{context.name}: {policy.about}")
+        critic = _critic(context, config, policy)
+        greedy = player(policy, grading, config.sampling.model_copy(update={"temperature": 0.0}))
+        feed = Feed(
+            player=player(policy, grading, config.sampling),
+            tasks=problems.tasks,
+            samples=config.rollouts_per_prompt,
+            steps=config.train.steps,
+            seed=context.seed,
+            hand_over=policy.hand_over,
+            greedy=greedy if config.algorithm.baseline == "greedy" else None,
+            curriculum=_curriculum(config.curriculum, problems.tasks),
+        )
+        setting = Setting(
+            config=config.algorithm,
+            train=config.train,
+            steps=config.train.steps,
+            prompts_per_step=config.prompts_per_step,
+            temperature=config.sampling.temperature,
+            max_tokens=config.sampling.max_tokens,
+            max_gap=config.max_gap,
+            weights=weights(config.rewards),
+            constraint=config.constraint,
+            health=config.health,
+            seed=context.seed,
+            mix=mix,
+        )
+        first = first_state(setting, feed)
+
+        def begin(start: int, state: Mapping[str, float]) -> Iterator[Step]:
+            feed.restore(state or first)
+            return policy_gradient(policy.trainer, feed, setting, critic=critic, start=start, state=state)
+
+        log = RunLog(context.folder, policy.template.decode)
+        learning: Saved = policy.trainer
+        if critic is not None and critic.trainer is not policy.trainer:
+            learning = WithCritic(policy.trainer, critic.trainer)
+        drive(context, learning, log, begin, steps=setting.steps)
+    finally:
+        grading.close()
+
+
+def _curriculum(config: CurriculumConfig | None, listed: Sequence[Task]) -> Curriculum | None:
+    if config is None:
+        return None
+    return Curriculum(config=config, tasks=len(listed), hardness=hardness_of(listed, config))
+
+
+def _critic(context: Context[RLStage], config: RLStage, policy: Policy) -> Critic | None:
+    """The critic that the recipe asks for: a head of the policy, or a model of its own or of the policy's weights."""
+    asked = config.algorithm.critic
+    if asked is None:
+        return None
+    if asked.share_trunk:
+        return Critic(trainer=policy.trainer, config=asked)
+    start = context.model
+    model = start if asked.model is None else start.model_copy(update={"path": asked.model.path})
+    train = config.train.model_copy(update={"lr": asked.lr, "muon_lr": asked.muon_lr})
+    return Critic(trainer=context.world.scalar_model(model, train, reads=start), config=asked)
+
+
+def _pretraining_rows(config: RLStage, model: ModelConfig, world: World) -> Gated | None:
+    """The rows of PPO-ptx that pass the gate, where the recipe asks for them."""
+    return None if config.algorithm.ptx is None else gate(world, model, config.train, config.algorithm.ptx.data)
+
+
+def _mix(context: Context[RLStage], config: RLStage) -> PretrainingMix | None:
+    data, asked = _pretraining_rows(config, context.model, context.world), config.algorithm.ptx
+    if data is None or asked is None:
+        return None
+    context.console.say(f"{context.name}: ptx {data.describe()}")
+    keep_dropped(context, "ptx", data.kept.dropped)
+    return PretrainingMix(rows=data.rows, config=asked, seed=context.seed)
+
+
+def check_rl(context: Context[RLStage]) -> Seen:
+    """Its tasks, what its curriculum orders them by, and rows that are mixed in."""
+    seen, found = look_at_tasks(context)
+    hardness_of(found.tasks, context.config.curriculum)  # raises where a column has no number
+    mixed = _pretraining_rows(context.config, context.model, context.world)
+    return seen if mixed is None else replace(seen, summary=f"{seen.summary}; ptx {mixed.describe()}")
+
+
+def needs_of_rl(config: RLStage) -> Needs:
+    """A policy, a reference for the KL, and a critic."""
+    reference = config.algorithm.kl.place != "none"
+    return replace(training_and_sampling(config), reference=reference, critic=config.algorithm.critic)
+
+
+KIND = Kind(
+    config=RLStage,
+    run=run_rl,
+    check=check_rl,
+    needs=needs_of_rl,
+    look=Look(
+        charts=TRAINING,
+        headline=(("solved", "the solved share of training tasks", percent), ("reward", "the reward", number)),
+    ),
+)

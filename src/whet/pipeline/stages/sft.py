@@ -1,0 +1,94 @@
+"""The SFT stage: data gate, training, evaluation loss, model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from whet.algorithms.sft import Imitate, sft, weigh
+from whet.algorithms.supervised import supervised_steps
+from whet.config import SamplingConfig
+from whet.config.budget import Budget, of_rows
+from whet.config.data import Source, Sources, weights
+from whet.config.stage import StageBase
+from whet.config.strict import Made
+from whet.config.train import TrainConfig
+from whet.pipeline.dropped import keep_dropped
+from whet.pipeline.gate import gate, gate_sets
+from whet.pipeline.loop import drive, with_evaluation
+from whet.pipeline.playing import SHOWN
+from whet.pipeline.stage import Context, Kind, Seen
+from whet.records import Metric, Step, TokenRow
+from whet.tracking.catalogue import IMITATION, TRAINING
+from whet.tracking.charts import Look
+from whet.tracking.log import RunLog
+from whet.tracking.text import number
+
+
+class SFTStage(StageBase):
+    """Supervised fine-tuning on conversations, prompt-completion pairs or text."""
+
+    makes: ClassVar[Made | None] = "model"
+    kind: Literal["sft"]
+    data: Sources
+    """A data set, or a list of them, which may have weights."""
+    eval_data: Source | None = None
+    eval_every: int = Field(50, ge=1)
+    """Steps between evaluation losses, where `eval_data` is given."""
+    train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> SFTStage:
+        weights(self.data)
+        return self
+
+    def budget(self) -> Budget:
+        """An answer a row."""
+        return of_rows(self.data, self.train, answers=1)
+
+
+def run_sft(context: Context[SFTStage]) -> None:
+    """Train on the rows that pass the gate."""
+    config = context.config
+    data = gate_sets(context.world, context.model, config.train, config.data, context.console.say)
+    context.console.say(f"{context.name}: {data.describe(context.seed)}")
+    keep_dropped(context, "data", [dropped for each in data.sets.values() for dropped in each.kept.dropped])
+    held_out: Sequence[TokenRow] = ()
+    if config.eval_data is not None:
+        evaluation = gate(context.world, context.model, config.train, config.eval_data)
+        keep_dropped(context, "eval_data", evaluation.kept.dropped)
+        held_out = evaluation.rows
+    policy = context.world.policy(context.model, config.train, SamplingConfig())
+    context.console.say(f"{context.name}: {policy.about}")
+    rows = data.rows
+    steps = supervised_steps(len(rows), config.train)
+    train = partial(sft, policy.trainer, rows, config.train, seed=context.seed, blend=data.blend)
+
+    def measure() -> Mapping[str, Metric]:
+        return policy.trainer.evaluate(weigh(held_out), Imitate()) if held_out else {}
+
+    def begin(start: int, state: Mapping[str, float]) -> Iterator[Step]:
+        return with_evaluation(train(start=start, state=state), measure, every=config.eval_every, last=steps)
+
+    drive(context, policy.trainer, RunLog(context.folder), begin, steps=steps)
+
+
+def check_sft(context: Context[SFTStage]) -> Seen:
+    """All sets of rows through the gate."""
+    config, world, model = context.config, context.world, context.model
+    data = gate_sets(world, model, config.train, config.data)
+    summary = data.describe(context.seed)
+    if config.eval_data is not None:
+        summary += f"; for evaluation {gate(world, model, config.train, config.eval_data).describe()}"
+    return Seen(summary=summary, rows=data.rows[:SHOWN])
+
+
+KIND = Kind(
+    config=SFTStage,
+    run=run_sft,
+    check=check_sft,
+    look=Look(charts=(*IMITATION, *TRAINING), headline=(("loss", "loss", number),)),
+)
