@@ -21,7 +21,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from whet.errors import SamplerError
 from whet.models.attention import Tree, TreeLayout
@@ -361,4 +360,3 @@ class Engine:
     def _own(self, row: Ticket) -> int:
         """Tokens of its own, the next one included."""
         return self.steps - row.born + 1
-
