@@ -38,7 +38,7 @@ class Says:
 
     async def sample(self, request: Request) -> Completion:
         self.seen.append(request)
-        text = TEMPLATE._encode(self.script(request))
+        text = TEMPLATE._encoder.one(self.script(request))
         tokens = (*text, STOP)[: request.params.max_tokens]
         logprobs = tuple(-float(len(request.prompt) + at) for at in range(len(tokens)))
         ending = Ending.STOP if tokens[-1] == STOP else Ending.LENGTH
@@ -244,7 +244,7 @@ def test_an_environment_that_fails_ends_its_own_episode_only(said: str, note: st
     assert 0 < len(failed) < 8
     for episode in failed:
         assert episode.score.value is None and episode.score.note.startswith(note)
-        assert episode.turns[-1].completion.tokens[0] == TEMPLATE._encode(said)[0]
+        assert episode.turns[-1].completion.tokens[0] == TEMPLATE._encoder.one(said)[0]
     assert all(e.outcome is Outcome.FINISHED and e.score.value == 2.0 for e in episodes if e not in failed)
     assert len(table.rubric.seen) == 8 - len(failed)  # type: ignore[attr-defined]
     assert sum(len(Group(task="", episodes=tuple(episodes[i : i + 4])).scored) for i in (0, 4)) == 8 - len(failed)
