@@ -17,7 +17,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -34,6 +33,7 @@ from whet.models.language import LanguageModel
 from whet.models.load import load_model
 from whet.records import Atom, TokenRow
 from whet.sampling.base import Request, SamplingParams
+from whet.sampling.bridge import run, sample_all
 from whet.sampling.embedded import EmbeddedSampler
 from whet.training.base import Objective
 from whet.training.engine import LocalTrainer
@@ -192,7 +192,7 @@ def decoding(bench: Bench, model: LanguageModel) -> Iterator[Line]:
         prompts = [tuple(draw.randrange(3, model.vocabulary) for _ in range(size.prompt)) for _ in range(count)]
         params = SamplingParams(max_tokens=size.answer, temperature=0)
         requests = [Request(prompt=prompt, seed=0, params=params) for prompt in prompts]
-        took = bench.seconds(partial(sampler.sample, requests))
+        took = bench.seconds(lambda sampler=sampler, requests=requests: run(sample_all(sampler, requests)))
         cached = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * bench.dtype.itemsize
         read = size.answer * (weights + count * cached * (size.prompt + size.answer / 2))
         yield Line(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ from whet.records import Atom, Completion, Message, Metric, Score, TokenRow
 from whet.rollouts.feed import Feed
 from whet.rollouts.play import Player
 from whet.sampling.base import Request, SamplingParams
+from whet.sampling.bridge import run
 from whet.sampling.embedded import EmbeddedSampler
 from whet.templates.jinja import JinjaTemplate
 from whet.training.base import Objective, OptimResult
@@ -47,23 +49,19 @@ class Forced:
 
     inner: EmbeddedSampler
     work: Work
-    step: int = 0
+    asked: int = 0
 
     @property
     def version(self) -> int:
         """Of the weights."""
         return self.inner.version
 
-    def sample(self, requests: Sequence[Request]) -> list[Completion]:
-        """Completions of exactly these lengths."""
-        lengths = self.work.lengths(self.step)
-        self.step += 1
-        return self.inner.sample(
-            [
-                replace(request, params=replace(request.params, max_tokens=length, stop_ids=frozenset()))
-                for request, length in zip(requests, lengths, strict=True)
-            ]
-        )
+    async def sample(self, request: Request) -> Completion:
+        """A completion of exactly its length; requests come in the order of the work."""
+        step, place = divmod(self.asked, self.work.rows * self.work.group)
+        self.asked += 1
+        params = replace(request.params, max_tokens=self.work.lengths(step)[place], stop_ids=frozenset())
+        return await self.inner.sample(replace(request, params=params))
 
 
 class TimedTrainer(LocalTrainer):
@@ -226,11 +224,22 @@ def decode(work: Work, model: LanguageModel, session: Session) -> dict[str, floa
         ]
         if not session.wait():
             break
-        completions = sampler.sample(requests)
-        checks = [crc32(repr(list(c.tokens)).encode()) for c in completions]
+        completions = run(arriving(sampler, requests, work.arrivals or len(requests)))
+        checks = [crc32(repr(c.tokens.tolist()).encode()) for c in completions]
         session.done(tokens=sum(lengths), checks=checks)
     session.worked()
     return {"copy_bytes_per_s": copy_bytes_per_s(), "bytes": decode_bytes(work, model)}
+
+
+async def arriving(sampler: EmbeddedSampler, requests: Sequence[Request], at_once: int) -> list[Completion]:
+    """The answers to requests that come so many at a time, the next ones once the engine has taken a step."""
+    tasks: list[asyncio.Task[Completion]] = []
+    for first in range(0, len(requests), at_once):
+        tasks += [asyncio.create_task(sampler.sample(request)) for request in requests[first : first + at_once]]
+        taken = sampler.engine.steps
+        while sampler.engine.steps == taken and len(tasks) < len(requests):
+            await asyncio.sleep(0)
+    return await asyncio.gather(*tasks)
 
 
 def _rows(work: Work, step: int, template: JinjaTemplate) -> Sequence[TokenRow]:

@@ -31,6 +31,8 @@ class Work:
     prompt: tuple[int, int] = (15, 15)
     """Least and most bytes of a prompt's text (decoding: tokens)."""
     steps: int = 5
+    arrivals: int = 0
+    """Decoding: requests that come at each step of the sampler (whet alone); 0: all of them at once."""
 
     def lengths(self, step: int) -> list[int]:
         """Tokens of each answer of this step, group after group."""
@@ -110,6 +112,8 @@ WORKS = {
         _grpo("grpo-long-prompt", rows=4, group=16, prompt=(238, 238), steps=3),
         _decode("decode"),
         _decode("decode-ragged", ragged=True),
+        _decode("decode-many", rows=192, peers=("generate",), steps=3),
+        _decode("decode-mixed", rows=192, peers=("generate",), steps=3, arrivals=1),
         Work(name="sft-base60", kind="sft", model="base60", peers=("trl",), rows=8, answer=88, ragged=True, steps=3),
         _grpo("grpo-base60", model="base60", rows=4, group=4, answer=32, steps=3),
         _decode("decode-base60", model="base60", answer=32, steps=3),

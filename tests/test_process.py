@@ -36,7 +36,7 @@ TASKS = GeneratedConfig(generate="arithmetic", digits=2, count=4)
 
 
 def turn(text: str, *, ending: Ending = Ending.STOP) -> Turn:
-    tokens = (*TEMPLATE._encode(text), *([STOP] if ending is Ending.STOP else []))
+    tokens = (*TEMPLATE._encoder.one(text), *([STOP] if ending is Ending.STOP else []))
     return Turn(
         prompt=(1,), completion=Completion(tokens=tokens, logprobs=(-1.0,) * len(tokens), version=0, ending=ending)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -35,12 +36,9 @@ class Says:
     version: int = 0
     seen: list[Request] = field(default_factory=list)
 
-    def sample(self, requests: Sequence[Request]) -> list[Completion]:
-        return [self._complete(request) for request in requests]
-
-    def _complete(self, request: Request) -> Completion:
+    async def sample(self, request: Request) -> Completion:
         self.seen.append(request)
-        text = TEMPLATE._encode(self.script(request))
+        text = TEMPLATE._encoder.one(self.script(request))
         tokens = (*text, STOP)[: request.params.max_tokens]
         logprobs = tuple(-float(len(request.prompt) + at) for at in range(len(tokens)))
         ending = Ending.STOP if tokens[-1] == STOP else Ending.LENGTH
@@ -175,6 +173,42 @@ def test_an_episode_that_is_not_over_in_time_is_truncated() -> None:
     assert (episode.outcome, len(episode.turns)) == (Outcome.FINISHED, 3)
 
 
+def test_episodes_do_not_wait_for_one_another() -> None:
+    """The first one's environment answers once the other episode has ended, three turns later."""
+    ended = asyncio.Event()
+
+    class Slow(Guessing):
+        async def step(self, message: Message) -> tuple[tuple[Message, ...], bool]:
+            if self.task.id == "slow":
+                await asyncio.wait_for(ended.wait(), 20)
+            observations, over = await super().step(message)
+            if self.task.id == "quick" and over:
+                ended.set()
+            return observations, over
+
+    for episode in play(player(environment=Slow), "slow", "quick"):
+        assert (episode.outcome, len(episode.turns)) == (Outcome.FINISHED, 3)
+
+
+def test_it_plays_inside_a_running_event_loop() -> None:
+    async def notebook() -> tuple[list[Episode], list[Episode]]:
+        played = await player().play_async([task("a")], 2, step=0, seed=5)
+        return play(player(), "a", samples=2), list(played.groups[0].episodes)
+
+    aside, here = asyncio.run(notebook())
+    assert aside == here == play(player(), "a", samples=2)
+
+
+def test_a_turn_s_random_numbers_follow_from_its_position() -> None:
+    """Not from the place in a call: the second of three tasks draws what it draws when it is played alone."""
+    whole, alone = player(), player()
+    whole.play([task(name) for name in "abc"], 2, step=0, seed=5, positions=[10, 11, 12])
+    alone.play([task("b")], 2, step=7, seed=5, positions=[11])
+    seeds = {request.seed for request in alone.sampler.seen}  # type: ignore[attr-defined]
+    assert seeds < {request.seed for request in whole.sampler.seen}  # type: ignore[attr-defined]
+    assert len(seeds) == 2 * 3
+
+
 # ---------------------------------------------------------------------------------------------- failures
 
 
@@ -182,8 +216,10 @@ def test_a_request_that_fails_in_the_sampler_ends_its_own_episode_only() -> None
     table = player(lambda request: "no")
     answer = table.sampler.sample
 
-    def failing(requests: Sequence[Request]) -> list[Completion | SamplerError]:
-        return [SamplerError("lost") if r.seed % 3 == 0 else a for r, a in zip(requests, answer(requests), strict=True)]
+    async def failing(request: Request) -> Completion:
+        if request.seed % 3 == 0:
+            raise SamplerError("lost")
+        return await answer(request)
 
     table.sampler.sample = failing  # type: ignore[method-assign]
     episodes = play(table, "a", "b", samples=6)
@@ -208,7 +244,7 @@ def test_an_environment_that_fails_ends_its_own_episode_only(said: str, note: st
     assert 0 < len(failed) < 8
     for episode in failed:
         assert episode.score.value is None and episode.score.note.startswith(note)
-        assert episode.turns[-1].completion.tokens[0] == TEMPLATE._encode(said)[0]
+        assert episode.turns[-1].completion.tokens[0] == TEMPLATE._encoder.one(said)[0]
     assert all(e.outcome is Outcome.FINISHED and e.score.value == 2.0 for e in episodes if e not in failed)
     assert len(table.rubric.seen) == 8 - len(failed)  # type: ignore[attr-defined]
     assert sum(len(Group(task="", episodes=tuple(episodes[i : i + 4])).scored) for i in (0, 4)) == 8 - len(failed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,14 +38,12 @@ class Script:
         self.prompts: list[str] = []
         self.seeds: list[int] = []
 
-    def sample(self, requests: Sequence[Request]) -> list[Completion]:
-        texts = []
-        self.seeds += [request.seed for request in requests]
-        for index, request in enumerate(requests):
-            said = TEMPLATE.decode(request.prompt).rpartition("assistant\n")[2]
-            self.prompts.append(said)
-            texts.append({"": "a;b;c", "a;": "x!" if index % ROLLOUTS == 0 else "x", "a;b;": "y"}[said])
-        return [self._completion(text) for text in texts]
+    async def sample(self, request: Request) -> Completion:
+        self.seeds.append(request.seed)
+        said = TEMPLATE.decode(list(request.prompt)).rpartition("assistant\n")[2]
+        text = {"": "a;b;c", "a;": "x!" if said not in self.prompts else "x", "a;b;": "y"}[said]
+        self.prompts.append(said)
+        return self._completion(text)
 
     def _completion(self, text: str) -> Completion:
         tokens = tuple(byte_tokenizer()(f"{text}<|im_end|>")["input_ids"])
@@ -83,11 +80,13 @@ def test_a_step_is_worth_what_comes_of_it(kind: str, labels: list[float]) -> Non
 class Mixed(Script):
     """One answer as ever, one that was cut off, one that says nothing, and one without a verdict."""
 
-    def sample(self, requests: Sequence[Request]) -> list[Completion]:
-        if len(requests) != 4:
-            return super().sample(requests)
-        whole, cut, empty, unjudged = map(self._completion, ("x!", "a;b", "", "?"))
-        return [whole, replace(cut, ending=Ending.LENGTH), empty, unjudged]
+    async def sample(self, request: Request) -> Completion:
+        if len(self.prompts) >= 4:
+            return await super().sample(request)
+        text = ("x!", "a;b", "", "?")[len(self.prompts)]
+        self.prompts.append(text)
+        completion = self._completion(text)
+        return replace(completion, ending=Ending.LENGTH) if text == "a;b" else completion
 
 
 def test_an_answer_that_says_nothing_of_its_steps_makes_no_row_and_is_counted() -> None:

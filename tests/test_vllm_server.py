@@ -14,12 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.laws.support import tiny_model
+from tests.laws.support import answers_of, tiny_model
 from whet.config import LoraConfig, SamplingConfig
 from whet.errors import ConfigError, SamplerError
 from whet.models.language import LanguageModel
 from whet.records import Completion
 from whet.sampling.base import Request, SamplingParams
+from whet.sampling.bridge import run
 from whet.sampling.calls import Patience
 from whet.sampling.embedded import EmbeddedSampler
 from whet.sampling.vllm_server import VllmServerSampler
@@ -100,14 +101,14 @@ class FakeServer(ThreadingHTTPServer):
         )
         request = Request(prompt=tuple(body["token_ids"]), seed=asked["seed"], params=params)
         with self.lock:
-            (written,) = self.sampler.sample([request])
+            written = run(self.sampler.sample(request))
         assert isinstance(written, Completion)
         content = [
             {"token_id": token, "logprob": logprob}
-            for token, logprob in zip(written.tokens, written.logprobs, strict=True)
+            for token, logprob in zip(written.tokens.tolist(), written.logprobs.tolist(), strict=True)
         ]
         versions = [{"version": self.version, "start": 0, "end": len(content)}]
-        choice = {"token_ids": list(written.tokens), "logprobs": {"content": content}, "weight_versions": versions}
+        choice = {"token_ids": written.tokens.tolist(), "logprobs": {"content": content}, "weight_versions": versions}
         return {"choices": [{**choice, "finish_reason": "length"}]}
 
 
@@ -160,9 +161,9 @@ def test_it_samples_what_the_embedded_sampler_does_with_the_weights_that_were_ha
     with serving() as server:
         sampler = connect(server, model)
         for version in (0, 3):
-            expected = EmbeddedSampler(model).sample(ASKED)
-            found = sampler.sample(ASKED)
-            assert [a.tokens for a in found] == [a.tokens for a in expected]  # type: ignore[union-attr]
+            expected = answers_of(EmbeddedSampler(model), ASKED)
+            found = answers_of(sampler, ASKED)
+            assert [a.tokens.tolist() for a in found] == [a.tokens.tolist() for a in expected]
             for ours, theirs in zip(expected, found, strict=True):
                 assert isinstance(ours, Completion) and isinstance(theirs, Completion)
                 assert theirs.logprobs == pytest.approx(ours.logprobs, abs=1e-5)
@@ -183,7 +184,7 @@ def test_a_request_that_fails_alone_is_answered_with_its_error() -> None:
     with serving() as server:
         sampler = connect(server)
         server.spoil = refuse
-        found = sampler.sample(ASKED)
+        found = answers_of(sampler, ASKED)
     assert [isinstance(each, SamplerError) for each in found] == [False, False, True, False]
     assert "400 Bad Request" in str(found[2])
 
@@ -198,11 +199,11 @@ def test_a_server_error_is_tried_again_and_one_that_stays_is_raised() -> None:
     with serving() as server:
         sampler = connect(server)
         server.spoil = busy
-        assert all(isinstance(each, Completion) for each in sampler.sample(ASKED))
+        assert all(isinstance(each, Completion) for each in answers_of(sampler, ASKED))
         assert sorted(tried) == [0, 0, 1, 1, 2, 2, 3, 3]
         server.spoil = lambda body, answer: 500
         with pytest.raises(SamplerError, match=r"500 Internal Server Error.*no attempt is left"):
-            sampler.sample(ASKED)
+            raise answers_of(sampler, ASKED)[-1]
 
 
 @pytest.mark.parametrize(
@@ -225,7 +226,7 @@ def test_an_answer_that_is_not_whole_is_an_error_and_names_itself(change: Callab
     with serving() as server:
         sampler = connect(server)
         server.spoil = spoil
-        found = sampler.sample(ASKED)
+        found = answers_of(sampler, ASKED)
         assert [isinstance(each, SamplerError) for each in found] == [False, True, False, False]
         with pytest.raises(SamplerError, match=said):
             raise found[1]  # type: ignore[misc]
@@ -255,7 +256,7 @@ def test_adapters_go_one_after_the_other() -> None:
             sampler._name + "-0",
             server.adapter,
         ]
-        assert {answer.version for answer in sampler.sample(ASKED) if isinstance(answer, Completion)} == {1}
+        assert {answer.version for answer in answers_of(sampler, ASKED) if isinstance(answer, Completion)} == {1}
 
 
 @pytest.mark.parametrize(

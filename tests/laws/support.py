@@ -5,16 +5,29 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from whet.config import CreateConfig, LoraConfig, ModelConfig, TrainConfig
 from whet.models.language import LanguageModel
 from whet.models.load import load_model
-from whet.records import Atom, TokenRow
+from whet.records import Atom, Completion, TokenRow
+from whet.sampling.base import Request, TokenSampler
+from whet.sampling.bridge import run, sample_all
 from whet.training.engine import LocalTrainer
 
 SHAPE = CreateConfig(hidden_size=32, layers=2, heads=4, kv_heads=2, intermediate_size=48, max_length=128)
+
+
+def answers_of(sampler: TokenSampler, requests: Sequence[Request]) -> list[Any]:
+    """The completion, or the error, of each request, all of them awaited together."""
+    return run(sample_all(sampler, requests))
+
+
+def written(answer: Completion) -> tuple[int, ...]:
+    """Its tokens."""
+    return tuple(answer.tokens.tolist())
 
 
 def tiny_model(*, dtype: torch.dtype = torch.float64, lora: LoraConfig | None = None, seed: int = 0) -> LanguageModel:

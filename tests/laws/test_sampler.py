@@ -8,23 +8,25 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-import whet.sampling.embedded
-from tests.laws.support import logps_of, tiny_model
+import whet.sampling.engine
+from tests.laws.support import answers_of, logps_of, tiny_model, written
 from whet.config import LoraConfig, ModelConfig, TrainConfig
 from whet.errors import SamplerError
 from whet.models.attention import Tree, TreeLayout
 from whet.models.create import byte_tokenizer
 from whet.models.language import LanguageModel
 from whet.models.load import load_model
-from whet.records import Completion, Ending, TokenRow
+from whet.models.products import ROWS
+from whet.records import Completion, Ending, TokenRow, token_ids
 from whet.sampling.base import Request, SamplingParams
-from whet.sampling.cache import Cache
 from whet.sampling.choose import choose
 from whet.sampling.embedded import EmbeddedSampler
 from whet.sampling.forward import Plain, plan
+from whet.sampling.slabs import Member, Slab
 from whet.training.engine import LocalTrainer
 
 PROMPTS = [tuple(range(3, 3 + length)) for length in (1, 17, 5, 2, 40, 9)]
@@ -53,7 +55,9 @@ def requests(params: SamplingParams, *, each: int = 3) -> list[Request]:
 
 def rows(asked: Sequence[Request], answers: Sequence[Completion]) -> list[TokenRow]:
     return [
-        TokenRow(tokens=r.prompt + a.tokens, trained=(False,) * len(r.prompt) + (True,) * len(a.tokens))
+        TokenRow(
+            tokens=token_ids(r.prompt + written(a)), trained=np.arange(len(r.prompt) + len(a.tokens)) >= len(r.prompt)
+        )
         for r, a in zip(asked, answers, strict=True)
     ]
 
@@ -71,7 +75,7 @@ def logits_of(model: LanguageModel, tokens: Sequence[int]) -> torch.Tensor:
 @pytest.fixture(params=["in front of each answer", "kept apart"])
 def prompts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways in which prompts are cached, whatever would pay."""
-    monkeypatch.setattr(whet.sampling.embedded, "SHARED_TOKENS", 0 if request.param == "kept apart" else 10**9)
+    monkeypatch.setattr(whet.sampling.engine, "SHARED_TOKENS", 0 if request.param == "kept apart" else 10**9)
 
 
 @pytest.mark.usefixtures("prompts")
@@ -79,7 +83,7 @@ def prompts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("max_running", [1, 4, 64])
 def test_sampler_and_trainer_agree(model: LanguageModel, temperature: float, max_running: int) -> None:
     asked = requests(SamplingParams(max_tokens=24, temperature=temperature, stop_ids=STOP))
-    answers = EmbeddedSampler(model, max_running=max_running).sample(asked)
+    answers = answers_of(EmbeddedSampler(model, max_running=max_running), asked)
     trained = logps_of(LocalTrainer(model, TrainConfig()), rows(asked, answers), temperature=temperature)
     for answer, logps in zip(answers, trained, strict=True):
         assert answer.logprobs == pytest.approx(logps, abs=1e-5)
@@ -88,9 +92,9 @@ def test_sampler_and_trainer_agree(model: LanguageModel, temperature: float, max
 @pytest.mark.parametrize("changes", [{"top_p": 0.6}, {"top_k": 3}, {"top_p": 0.8, "top_k": 20, "temperature": 1.5}])
 def test_a_truncated_distribution_is_the_one_reported(model: LanguageModel, changes: dict[str, float]) -> None:
     asked = requests(SamplingParams(**{"max_tokens": 12, "stop_ids": STOP, **changes}))
-    for request, answer in zip(asked, EmbeddedSampler(model, max_running=7).sample(asked), strict=True):
-        logits = logits_of(model, request.prompt + answer.tokens)[len(request.prompt) - 1 : -1]
-        for at, (token, logp) in enumerate(zip(answer.tokens, answer.logprobs, strict=True)):
+    for request, answer in zip(asked, answers_of(EmbeddedSampler(model, max_running=7), asked), strict=True):
+        logits = logits_of(model, request.prompt + written(answer))[len(request.prompt) - 1 : -1]
+        for at, (token, logp) in enumerate(zip(written(answer), answer.logprobs, strict=True)):
             assert logp == pytest.approx(math.log(nucleus(logits[at], **changes)[token]), abs=1e-5)
 
 
@@ -109,14 +113,14 @@ def nucleus(logits: torch.Tensor, temperature: float = 1, top_p: float = 1, top_
 
 def test_greedy_is_what_transformers_generates(model: LanguageModel) -> None:
     asked = requests(SamplingParams(max_tokens=20, temperature=0, stop_ids=STOP))
-    answers = EmbeddedSampler(model, max_running=5).sample(asked)
+    answers = answers_of(EmbeddedSampler(model, max_running=5), asked)
     assert {answer.ending for answer in answers} == {Ending.STOP, Ending.LENGTH}
     model.module.config._attn_implementation = "sdpa"
     for request, answer in zip(asked, answers, strict=True):
         prompt = torch.tensor([request.prompt])
         settings = {"max_new_tokens": request.params.max_tokens, "do_sample": False, "eos_token_id": sorted(STOP)}
-        written = model.module.generate(prompt, attention_mask=torch.ones_like(prompt), **settings)
-        assert tuple(written[0, len(request.prompt) :].tolist()) == answer.tokens
+        generated = model.module.generate(prompt, attention_mask=torch.ones_like(prompt), **settings)
+        assert tuple(generated[0, len(request.prompt) :].tolist()) == written(answer)
     model.module.config._attn_implementation = "whet"
 
 
@@ -124,42 +128,42 @@ def test_greedy_is_what_transformers_generates(model: LanguageModel) -> None:
 def test_the_batch_changes_no_token(model: LanguageModel) -> None:
     """Slots fewer than requests, rows that leave and enter, another order, alone: the seed alone decides."""
     asked = requests(SamplingParams(max_tokens=30, temperature=1.0, stop_ids=STOP), each=5)
-    expected = EmbeddedSampler(model, max_running=len(asked)).sample(asked)
+    expected = answers_of(EmbeddedSampler(model, max_running=len(asked)), asked)
     for max_running in (1, 2, 3, 8, 16):
-        again = EmbeddedSampler(model, max_running=max_running).sample(asked)
-        assert [a.tokens for a in again] == [a.tokens for a in expected]
-    backwards = EmbeddedSampler(model, max_running=6).sample(asked[::-1])[::-1]
-    assert [a.tokens for a in backwards] == [a.tokens for a in expected]
+        again = answers_of(EmbeddedSampler(model, max_running=max_running), asked)
+        assert [written(a) for a in again] == [written(a) for a in expected]
+    backwards = answers_of(EmbeddedSampler(model, max_running=6), asked[::-1])[::-1]
+    assert [written(a) for a in backwards] == [written(a) for a in expected]
     for at in range(0, len(asked), 7):
-        (alone,) = EmbeddedSampler(model).sample([asked[at]])
-        assert alone.tokens == expected[at].tokens
-        assert alone.logprobs == pytest.approx(expected[at].logprobs, abs=1e-5)
+        (alone,) = answers_of(EmbeddedSampler(model), [asked[at]])
+        assert written(alone) == written(expected[at])
+        assert alone.logprobs.tobytes() == expected[at].logprobs.tobytes()
 
 
 def test_a_seed_is_one_answer_and_another_seed_another(model: LanguageModel) -> None:
     params = SamplingParams(max_tokens=20)
     asked = [Request(prompt=PROMPTS[1], seed=seed, params=params) for seed in (1, 2, 3, 1)]
-    first, *others, again = [answer.tokens for answer in EmbeddedSampler(model).sample(asked)]
+    first, *others, again = [written(answer) for answer in answers_of(EmbeddedSampler(model), asked)]
     assert first == again and first not in others
 
 
 def test_mixed_settings_stay_with_their_request(model: LanguageModel) -> None:
     settings = [SamplingParams(max_tokens=9, temperature=t, top_k=k) for t, k in ((0, None), (1, None), (0.7, 5))]
     asked = [Request(prompt=PROMPTS[2], seed=7, params=params) for params in settings]
-    together = EmbeddedSampler(model).sample(asked)
-    alone = [EmbeddedSampler(model).sample([request])[0] for request in asked]
-    assert [a.tokens for a in together] == [a.tokens for a in alone]
+    together = answers_of(EmbeddedSampler(model), asked)
+    alone = [answers_of(EmbeddedSampler(model), [request])[0] for request in asked]
+    assert [written(a) for a in together] == [written(a) for a in alone]
 
 
 def test_endings_say_what_happened(model: LanguageModel) -> None:
     asked = requests(SamplingParams(max_tokens=9, stop_ids=STOP), each=8)
-    answers = EmbeddedSampler(model, max_running=11).sample(asked)
+    answers = answers_of(EmbeddedSampler(model, max_running=11), asked)
     for request, answer in zip(asked, answers, strict=True):
-        assert STOP.isdisjoint(answer.tokens[:-1])
-        stopped = answer.tokens[-1] in STOP
+        assert STOP.isdisjoint(written(answer)[:-1])
+        stopped = written(answer)[-1] in STOP
         assert answer.ending is (Ending.STOP if stopped else Ending.LENGTH)
-        assert stopped or len(answer.tokens) == request.params.max_tokens
-        assert len(answer.tokens) <= request.params.max_tokens
+        assert stopped or len(written(answer)) == request.params.max_tokens
+        assert len(written(answer)) <= request.params.max_tokens
     assert {answer.ending for answer in answers} == {Ending.STOP, Ending.LENGTH}
 
 
@@ -175,63 +179,59 @@ def test_a_prompt_is_computed_once(model: LanguageModel, monkeypatch: pytest.Mon
     monkeypatch.setattr(Plain, "hidden", counting)
     params = SamplingParams(max_tokens=3)
     asked = [Request(prompt=prompt, seed=seed, params=params) for seed in range(4) for prompt in PROMPTS]
-    sampler.sample(asked)
-    assert computed == [sum(map(len, PROMPTS)), len(asked), len(asked)]
+    answers_of(sampler, asked)
+    whole = -(-sum(map(len, PROMPTS)) // ROWS) * ROWS
+    assert computed == [whole, len(asked), len(asked)]
     computed.clear()
-    sampler.max_running = 6  # one prompt's four answers at a time, and never two of four
-    sampler.sample(asked)
-    assert sum(computed) == sum(map(len, PROMPTS)) + 2 * len(asked)
+    sampler.engine.max_running = 6  # one prompt's four answers at a time, and never two of four
+    answers_of(sampler, asked)
+    assert sum(computed) == sum(-(-len(prompt) // ROWS) * ROWS for prompt in PROMPTS) + 2 * len(asked)
 
 
-def test_columns_that_are_used_up_change_nothing(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows enter all the time, so that what is seen moves to the front again and again."""
-    moves: list[slice] = []
-    shift = Cache.shift
+def test_rows_that_outgrow_their_slab_change_nothing(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slabs of few columns, so that rows move from one to the next again and again."""
+    moves: list[int] = []
+    take = Slab.take
 
-    def counting(self: Cache, rows: int, seen: slice, to: slice) -> None:
-        moves.append(to)
-        shift(self, rows, seen, to)
+    def counting(self: Slab, members: Sequence[Member]) -> None:
+        moves.append(self.width)
+        take(self, members)
 
-    monkeypatch.setattr(Cache, "shift", counting)
-    asked = requests(SamplingParams(max_tokens=24, stop_ids=STOP), each=12)
-    asked = [replace(request, prompt=(number, *request.prompt)) for number, request in enumerate(asked)]
-    expected = EmbeddedSampler(model, max_running=len(asked)).sample(asked)
-    assert not moves
-    assert [a.tokens for a in EmbeddedSampler(model, max_running=3).sample(asked)] == [a.tokens for a in expected]
-    assert len(moves) > 2
+    monkeypatch.setattr(Slab, "take", counting)
+    asked = requests(SamplingParams(max_tokens=60, stop_ids=frozenset()), each=4)
+    expected = [written(answer) for answer in answers_of(EmbeddedSampler(model), asked)]
+    assert {64, 96} <= set(moves)
+    assert [written(a) for a in answers_of(EmbeddedSampler(model, max_running=5), asked)] == expected
 
 
 @pytest.mark.usefixtures("prompts")
-def test_the_cache_stays_within_its_memory(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_stays_within_its_memory(model: LanguageModel) -> None:
     """Fewer rows at once, the same tokens; and one row where even that is more than there is."""
-    made: list[Cache] = []
-    build = whet.sampling.embedded._cache
-    monkeypatch.setattr(whet.sampling.embedded, "_cache", lambda *args: made.append(build(*args)) or made[-1])
     asked = requests(SamplingParams(max_tokens=24, stop_ids=STOP), each=4)
-    expected = [answer.tokens for answer in EmbeddedSampler(model).sample(asked)]
+    expected = [written(answer) for answer in answers_of(EmbeddedSampler(model), asked)]
     for kib in (160, 1):
-        answers = EmbeddedSampler(model, cache_gib=kib / 2**20).sample(asked)
-        assert [answer.tokens for answer in answers] == expected
-        held = sum(
-            t.nbytes
-            for layer in made[-1].layers
-            for t in (layer.keys, layer.values, layer.prompt_keys, layer.prompt_values)
-        )
-        assert held <= kib * 2**10 or made[-1].slots == 1
-        assert made[-1].slots < made[0].slots
+        sampler = EmbeddedSampler(model, cache_gib=kib / 2**20)
+        tickets = [sampler.engine.submit(request) for request in asked]
+        found = {}
+        while sampler.engine.busy:
+            found.update(sampler.engine.step())
+            slabs = sampler.engine._slabs.values()
+            rows = len(sampler.engine._rows)
+            assert sum(t.nbytes for slab in slabs for t in (*slab.keys, *slab.values)) <= kib * 2**10 or rows <= 1
+        assert [written(found[ticket]) for ticket in tickets] == expected
 
 
 def test_weights_and_adapters_are_the_trainer_s(tmp_path: Path) -> None:
     """As they are when somebody samples, not as they were when the sampler was made; an adapter's too."""
     model = tiny_model(dtype=torch.float32, lora=LoraConfig(rank=4))
     sampler, params = EmbeddedSampler(model), SamplingParams(max_tokens=12)
-    assert sampler.plan.plain
+    assert sampler.engine.plan.plain
     for _ in range(2):
         with torch.no_grad():
             for p in model.module.parameters():
                 p.add_(torch.randn_like(p) * 0.1)
         asked = requests(params, each=1)
-        answers = sampler.sample(asked)
+        answers = answers_of(sampler, asked)
         trained = logps_of(LocalTrainer(model, TrainConfig()), rows(asked, answers))
         for answer, logps in zip(answers, trained, strict=True):
             assert answer.logprobs == pytest.approx(logps, abs=1e-5)
@@ -261,7 +261,7 @@ def test_an_answer_whose_logits_are_no_numbers_fails_alone(temperature: float, m
     with torch.no_grad():
         model.module.get_input_embeddings().weight[PROMPTS[4][-1]] = float("nan")  # only this prompt is so long
         model.module.lm_head.weight = torch.nn.Parameter(torch.zeros_like(model.module.lm_head.weight))
-    for request, answer in zip(asked, EmbeddedSampler(model, max_running=max_running).sample(asked), strict=True):
+    for request, answer in zip(asked, answers_of(EmbeddedSampler(model, max_running=max_running), asked), strict=True):
         assert isinstance(answer, SamplerError) is (request.prompt == PROMPTS[4])
 
 
@@ -271,7 +271,7 @@ def test_frequencies_are_the_distribution(model: LanguageModel, changes: dict[st
     prompt = PROMPTS[1]
     params = SamplingParams(max_tokens=2, **changes)
     asked = [Request(prompt=prompt, seed=seed, params=params) for seed in range(5000)]
-    answers = [answer.tokens for answer in EmbeddedSampler(model, max_running=5000).sample(asked)]
+    answers = [written(answer) for answer in answers_of(EmbeddedSampler(model, max_running=5000), asked)]
     first = Counter(tokens[0] for tokens in answers)
     assert_drawn_from(first, logits_of(model, prompt)[-1], **changes)
     ((usual, _),) = first.most_common(1)
@@ -337,11 +337,11 @@ def test_other_architectures_agree_too(kind: str, tmp_path: Path) -> None:
     loaded = load_model(ModelConfig(path=str(tmp_path)))
     asked = requests(SamplingParams(max_tokens=12), each=2)
     sampler = EmbeddedSampler(loaded, max_running=5)
-    assert sampler.plan.plain is PLAIN[kind]
-    answers = sampler.sample(asked)
+    assert sampler.engine.plan.plain is PLAIN[kind]
+    answers = answers_of(sampler, asked)
     trained = logps_of(LocalTrainer(loaded, TrainConfig()), rows(asked, answers))
     for request, answer, logps in zip(asked, answers, trained, strict=True):
         assert answer.logprobs == pytest.approx(logps, abs=2e-5)
-        logp = logits_of(loaded, request.prompt + answer.tokens)[len(request.prompt) - 1 : -1].log_softmax(-1)
-        own = [float(logp[at, token]) for at, token in enumerate(answer.tokens)]
+        logp = logits_of(loaded, request.prompt + written(answer))[len(request.prompt) - 1 : -1].log_softmax(-1)
+        own = [float(logp[at, token]) for at, token in enumerate(written(answer))]
         assert answer.logprobs == pytest.approx(own, abs=2e-5)

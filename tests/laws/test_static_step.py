@@ -9,18 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
-import whet.sampling.embedded
+import whet.sampling.engine
 import whet.sampling.static
-from tests.laws.support import tiny_model
+from tests.laws.support import answers_of, tiny_model
 from whet.config import ModelConfig
 from whet.models.create import byte_tokenizer
 from whet.models.language import LanguageModel
 from whet.models.load import load_model
 from whet.records import Completion
 from whet.sampling.base import Request, SamplingParams
-from whet.sampling.cache import Cache
 from whet.sampling.embedded import EmbeddedSampler
+from whet.sampling.engine import Engine
 from whet.sampling.forward import Forward
+from whet.sampling.slabs import Slab
 from whet.sampling.static import EagerStep, RecordedStep, Run, StaticStep, Step
 
 STOP = frozenset(range(200, 230))
@@ -49,19 +50,31 @@ def model() -> LanguageModel:
 @pytest.fixture(autouse=True)
 def _small_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(whet.sampling.static, "BUCKET", 16)
-    monkeypatch.setattr(whet.sampling.embedded, "SHARED_TOKENS", 10**9)  # prompts in front of each answer
+    monkeypatch.setattr(whet.sampling.engine, "BUCKET", 16)
 
 
-def step_with(monkeypatch: pytest.MonkeyPatch, make: Callable[[EagerStep, StaticStep], Step]) -> None:
-    def step(forward: Forward, cache: Cache, device: torch.device, *, plain: bool) -> Step:
-        return make(EagerStep(forward), StaticStep(forward, cache, device))
+def step_with(monkeypatch: pytest.MonkeyPatch, record: Callable[[Run], Run], made: list[Slab] | None = None) -> None:
+    """Step as on a GPU: one slab, and a recorded step for each bucket of its columns."""
 
-    monkeypatch.setattr(whet.sampling.embedded, "step_for", step)
+    def step(forward: Forward, device: torch.device, *, plain: bool) -> Step:
+        def static(slab: Slab) -> StaticStep:
+            if made is not None:
+                made.append(slab)
+            return StaticStep(forward, slab, device)
+
+        return RecordedStep(EagerStep(forward), static, record)
+
+    monkeypatch.setattr(whet.sampling.engine, "step_for", step)
+    monkeypatch.setattr(Engine, "one_width", True)
+
+
+def as_it_is(run: Run) -> Run:
+    return run
 
 
 def assert_equal(found: list[Completion], expected: list[Completion]) -> None:
     for ours, theirs in zip(found, expected, strict=True):
-        assert ours.tokens == theirs.tokens
+        assert ours.tokens.tolist() == theirs.tokens.tolist()
         assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
 
 
@@ -71,11 +84,11 @@ def test_the_static_step_samples_the_same(
 ) -> None:
     """Rows come and go, slots are empty, columns pass from bucket to bucket and move to the front."""
     sampler = EmbeddedSampler(model, max_running=max_running)
-    expected = sampler.sample(ASKED)
-    steps: list[StaticStep] = []
-    step_with(monkeypatch, lambda eager, static: steps.append(static) or static)  # type: ignore[func-returns-value]
-    assert_equal(sampler.sample(ASKED), expected)  # type: ignore[arg-type]
-    assert len(steps) == 1
+    expected = answers_of(sampler, ASKED)
+    slabs: list[Slab] = []
+    step_with(monkeypatch, as_it_is, slabs)
+    assert_equal(answers_of(sampler, ASKED), expected)
+    assert slabs
 
 
 def test_a_slot_without_a_row_keeps_no_nan_for_the_next_one(
@@ -92,9 +105,9 @@ def test_a_slot_without_a_row_keeps_no_nan_for_the_next_one(
         for number, tokens in enumerate(each)
     ]
     sampler = EmbeddedSampler(model, max_running=4)
-    expected = sampler.sample(asked)
-    step_with(monkeypatch, lambda eager, static: static)
-    assert_equal(sampler.sample(asked), expected)  # type: ignore[arg-type]
+    expected = answers_of(sampler, asked)
+    step_with(monkeypatch, as_it_is)
+    assert_equal(answers_of(sampler, asked), expected)
 
 
 def test_sliding_windows_too(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,10 +123,10 @@ def test_sliding_windows_too(tmp_path: object, monkeypatch: pytest.MonkeyPatch) 
     AutoModelForCausalLM.from_config(config).save_pretrained(str(tmp_path))
     tokenizer.save_pretrained(str(tmp_path))
     sampler = EmbeddedSampler(load_model(ModelConfig(path=str(tmp_path))))
-    assert {call.window for call in sampler.plan.calls} == {12}
-    expected = sampler.sample(ASKED)
-    step_with(monkeypatch, lambda eager, static: static)
-    assert_equal(sampler.sample(ASKED), expected)  # type: ignore[arg-type]
+    assert {call.window for call in sampler.engine.plan.calls} == {12}
+    expected = answers_of(sampler, ASKED)
+    step_with(monkeypatch, as_it_is)
+    assert_equal(answers_of(sampler, ASKED), expected)
 
 
 def test_a_recording_that_agrees_is_used(
@@ -132,9 +145,9 @@ def test_a_recording_that_agrees_is_used(
 
     asked = [replace(request, params=SamplingParams(max_tokens=30)) for request in ASKED]
     sampler = EmbeddedSampler(model)
-    expected = sampler.sample(asked)
-    step_with(monkeypatch, lambda eager, static: RecordedStep(eager, static, record))
-    assert_equal(sampler.sample(asked), expected)  # type: ignore[arg-type]
+    expected = answers_of(sampler, asked)
+    step_with(monkeypatch, record)
+    assert_equal(answers_of(sampler, asked), expected)
     assert not caplog.records
     assert len(recorded) == 3 and sum(recorded) == 29  # columns 40 to 68: three buckets, one replay for every step
 
@@ -157,8 +170,8 @@ def test_a_recording_that_does_not_is_not(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     sampler = EmbeddedSampler(model)
-    expected = sampler.sample(ASKED)
-    step_with(monkeypatch, lambda eager, static: RecordedStep(eager, static, record))
-    assert_equal(sampler.sample(ASKED), expected)  # type: ignore[arg-type]
+    expected = answers_of(sampler, ASKED)
+    step_with(monkeypatch, record)
+    assert_equal(answers_of(sampler, ASKED), expected)
     (warning,) = caplog.records
     assert said in warning.getMessage()

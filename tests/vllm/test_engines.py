@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.laws.support import answers_of
 from tests.vllm.conftest import CACHE_GIB, disturb, largest_gap
 from tests.vllm.test_hand_over import ASKED, TOLERANCE, WRONG
 from whet.config import LoraConfig, ModelConfig
@@ -42,12 +43,12 @@ stages:
 def test_adapters_are_handed_over_by_version() -> None:
     model = load_model(ModelConfig(path="whet:demo"), lora=LoraConfig(rank=5, rslora=True))
     sampler = VllmSampler(model, max_running=16, cache_gib=CACHE_GIB)
-    assert largest_gap(model, ASKED, sampler.sample(ASKED)) < TOLERANCE
+    assert largest_gap(model, ASKED, answers_of(sampler, ASKED)) < TOLERANCE
     for version in (1, 2, 3):
         disturb(model, size=0.05)
-        assert largest_gap(model, ASKED, sampler.sample(ASKED)) > WRONG
+        assert largest_gap(model, ASKED, answers_of(sampler, ASKED)) > WRONG
         sampler.publish(version)
-        answers = sampler.sample(ASKED)
+        answers = answers_of(sampler, ASKED)
         assert largest_gap(model, ASKED, answers) < TOLERANCE
         assert {answer.version for answer in answers} == {version}
 
@@ -69,18 +70,18 @@ def test_other_architectures_are_handed_over_too(kind: str, tmp_path: Path) -> N
     sampler = VllmSampler(model, max_running=16, cache_gib=CACHE_GIB)
     for version in (1, 2):
         disturb(model, size=0.1)
-        assert largest_gap(model, ASKED, sampler.sample(ASKED)) > WRONG
+        assert largest_gap(model, ASKED, answers_of(sampler, ASKED)) > WRONG
         sampler.publish(version)
-        assert largest_gap(model, ASKED, sampler.sample(ASKED)) < TOLERANCE
+        assert largest_gap(model, ASKED, answers_of(sampler, ASKED)) < TOLERANCE
 
 
 def test_one_engine_at_a_time() -> None:
     first = VllmSampler(load_model(ModelConfig(path="whet:demo")), max_running=4, cache_gib=CACHE_GIB)
     second = VllmSampler(load_model(ModelConfig(path="whet:demo")), max_running=4, cache_gib=CACHE_GIB)
     with pytest.raises(SamplerError, match="has ended"):
-        first.sample(ASKED)
+        answers_of(first, ASKED)
     del first
-    assert len(second.sample(ASKED)) == len(ASKED)
+    assert len(answers_of(second, ASKED)) == len(ASKED)
 
 
 def test_a_run_learns_through_vllm(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import whet.sampling.vllm
+from tests.laws.support import answers_of
 from tests.vllm.conftest import disturb, largest_gap
 from whet.errors import SamplerError
 from whet.sampling.base import Request, SamplingParams
@@ -21,22 +22,22 @@ WRONG = 0.1
 def test_what_is_handed_over_is_used(sampler: VllmSampler) -> None:
     for version in (3, 4, 9):
         disturb(sampler.model)
-        assert largest_gap(sampler.model, ASKED, sampler.sample(ASKED)) > WRONG
+        assert largest_gap(sampler.model, ASKED, answers_of(sampler, ASKED)) > WRONG
         sampler.publish(version)
-        answers = sampler.sample(ASKED)
+        answers = answers_of(sampler, ASKED)
         assert largest_gap(sampler.model, ASKED, answers) < TOLERANCE
         assert {answer.version for answer in answers} == {version} == {sampler.version}
 
 
 def test_the_cache_is_of_the_new_weights(sampler: VllmSampler, monkeypatch: pytest.MonkeyPatch) -> None:
-    sampler.sample(ASKED)
+    answers_of(sampler, ASKED)
     disturb(sampler.model)
     sampler.publish(1)
-    assert largest_gap(sampler.model, ASKED, sampler.sample(ASKED)) < TOLERANCE
+    assert largest_gap(sampler.model, ASKED, answers_of(sampler, ASKED)) < TOLERANCE
     disturb(sampler.model)
     monkeypatch.setattr(sampler._engine, "reset_prefix_cache", lambda: True)  # a reset that does nothing is seen above
     sampler.publish(2)
-    assert largest_gap(sampler.model, ASKED, sampler.sample(ASKED)) > WRONG
+    assert largest_gap(sampler.model, ASKED, answers_of(sampler, ASKED)) > WRONG
     monkeypatch.setattr(sampler._engine, "reset_prefix_cache", lambda: False)
     with pytest.raises(SamplerError, match="prefix cache"):
         sampler.publish(3)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.laws.support import answers_of
 from tests.vllm.conftest import disturb, largest_gap, serving
 from tests.vllm.test_hand_over import ASKED, TOLERANCE, WRONG
 from whet.config import LoraConfig, ModelConfig
@@ -65,8 +66,8 @@ def test_versions_are_handed_over_to_a_server(server: str, folder: Path, lora: L
     if lora is None:
         newer = VllmServerSampler(load_model(ModelConfig(path=str(folder))), server)
         with pytest.raises(Exception, match="is another run using this server"):
-            sampler.sample(ASKED)
-        assert len(newer.sample(ASKED)) == len(ASKED)
+            answers_of(sampler, ASKED)
+        assert len(answers_of(newer, ASKED)) == len(ASKED)
 
 
 def test_a_server_that_reads_less_than_the_model_is_refused(server: str) -> None:
@@ -75,6 +76,6 @@ def test_a_server_that_reads_less_than_the_model_is_refused(server: str) -> None
 
 
 def whole(sampler: VllmServerSampler) -> list[Completion]:
-    answers = sampler.sample(ASKED)
+    answers = answers_of(sampler, ASKED)
     assert all(isinstance(answer, Completion) for answer in answers)
     return [answer for answer in answers if isinstance(answer, Completion)]

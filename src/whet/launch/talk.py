@@ -6,13 +6,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from whet.config import ModelConfig, SamplingConfig, TrainConfig
-from whet.errors import DataError, RunError, SamplerError
+from whet.errors import DataError, RunError
 from whet.files import is_sealed, read_json
 from whet.launch.world import LocalWorld
 from whet.pipeline.playing import sampling_params
 from whet.pipeline.stage import Policy
 from whet.records import Message, seed_of
 from whet.sampling.base import Request
+from whet.sampling.bridge import run
 
 
 @dataclass
@@ -34,9 +35,7 @@ class Conversation:
         params = sampling_params(self.sampling, self.policy.template)
         params = replace(params, max_tokens=min(params.max_tokens, room))
         request = Request(prompt=prompt, seed=seed_of(self.seed, len(self.messages)), params=params)
-        (completion,) = self.policy.sampler.sample([request])
-        if isinstance(completion, SamplerError):
-            raise completion
+        completion = run(self.policy.sampler.sample(request))
         answer = self.policy.template.parse(completion.tokens.tolist(), completion.ending)
         self.messages.append(answer)
         return answer.content

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TypedDict
 
@@ -32,14 +32,13 @@ from whet.models.load import (
 )
 from whet.pipeline.stage import NewGate, Policy
 from whet.rollouts.chat import Speaker
+from whet.sampling.base import PolicySampler
 from whet.sampling.embedded import EmbeddedSampler
 from whet.sampling.vllm import VllmSampler
 from whet.sampling.vllm_server import VllmServerSampler
 from whet.templates.jinja import JinjaTemplate
 from whet.training.base import REFERENCE, Trainer
 from whet.training.engine import LocalTrainer
-
-PolicySampler = EmbeddedSampler | VllmSampler | VllmServerSampler
 
 
 def _vllm(model: LanguageModel, config: SamplingConfig) -> VllmSampler | VllmServerSampler:
@@ -86,12 +85,10 @@ class LocalWorld:
         template = self.template(model)
         language = load_model(model, **_how(train), with_score=with_value, stop_ids=template.stop_ids)
         frozen = load_model(model) if reference and train.lora is None else None
-        sampler = SAMPLERS[sampling.engine](language, sampling)
         return Policy(
             template=template,
             trainer=LocalTrainer(language, train, {} if frozen is None else {REFERENCE: frozen}, tokens=tokens),
-            sampler=sampler,
-            hand_over=sampler.publish,
+            start_sampler=cache(lambda: SAMPLERS[sampling.engine](language, sampling)),
             max_length=language.max_length,
             about=_about(language, tokens),
         )

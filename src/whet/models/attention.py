@@ -365,6 +365,11 @@ class _FlashTree(torch.autograd.Function):
         return (*(grad.transpose(0, 1)[None] for grad in grads), None, None)
 
 
+def causal(query: Tensor, key: Tensor, value: Tensor, *, scale: float) -> Tensor:
+    """One sequence by itself, on a CPU, without gradients: (1, H, N, D) and twice (1, K, N, D) -> (1, N, H, D)."""
+    return _flash(query, key, value, causal=True, scale=scale)[0].transpose(1, 2)
+
+
 def _one(tensor_NH: Tensor) -> Tensor:
     """(N, H, ...) -> (1, H, N, ...): a stretch of the stream as a batch of one."""
     return tensor_NH.transpose(0, 1)[None]

@@ -23,7 +23,7 @@ from whet.config.rewards import ScorerConfig
 from whet.config.stage import StageBase
 from whet.envs.asked import Chat, Scorer
 from whet.records import Message, TokenRow
-from whet.sampling.base import TokenSampler
+from whet.sampling.base import PolicySampler
 from whet.templates.base import Template
 from whet.tracking.base import Sink
 from whet.tracking.charts import PLAIN, Look
@@ -38,17 +38,25 @@ LEARNED = "learned.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """A model at work: its template, a trainer, and a sampler that gets the trainer's weights by `hand_over`."""
+    """A model at work: its template, a trainer, and a sampler for stages that sample."""
 
     template: Template
     trainer: Trainer
-    sampler: TokenSampler
-    hand_over: Callable[[int], None]
-    """Brings the current weights to the sampler under this version."""
+    start_sampler: Callable[[], PolicySampler]
+    """Starts the sampler at the first call, and returns the same one ever after."""
     max_length: int
     """Most tokens that the model attends to."""
     about: str
     """How it computes: what was chosen for this machine, for people to read."""
+
+    @property
+    def sampler(self) -> PolicySampler:
+        """The sampler; a stage that never asks for it has none."""
+        return self.start_sampler()
+
+    def hand_over(self, version: int) -> None:
+        """Bring the current weights to the sampler under this version."""
+        self.sampler.publish(version)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

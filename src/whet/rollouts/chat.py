@@ -11,6 +11,7 @@ import numpy as np
 from whet.errors import DataError, SamplerError
 from whet.records import Ending, Message, Reply, TokenRow, token_ids
 from whet.sampling.base import Request, SamplingParams, TokenSampler
+from whet.sampling.bridge import run, sample_all
 from whet.templates.base import Template
 from whet.training.base import Trainer
 
@@ -53,7 +54,7 @@ class ModelAsker:
         if not requests:
             return
         speaker = self._speaking()
-        completions = speaker.sampler.sample(list(requests.values()))
+        completions = run(sample_all(speaker.sampler, list(requests.values())))
         for number, completion in zip(requests, completions, strict=True):
             if isinstance(completion, SamplerError):
                 yield number, Reply(message=None, failure=str(completion))

@@ -77,10 +77,10 @@ class Feed:
         resting = self.curriculum.resting(step) if self.curriculum is not None else 0
         again = self.curriculum.again(count, step=step, seed=self.seed) if self.curriculum is not None else []
         while len(groups) < count and done < rounds:
-            numbers = list(again) if done == 0 else []
-            numbers += [self._next(step) for _ in range(count - len(groups) - len(numbers))]
-            played = self._play([self.tasks[i] for i in numbers], step=step, seed=seed_of(self.seed, step, done))
-            for number, group in zip(numbers, played.groups, strict=True):
+            places: list[tuple[int | str, int]] = [] if done else [(f"again {step} {task}", task) for task in again]
+            places += [self._next(step) for _ in range(count - len(groups) - len(places))]
+            played = self._play(places, step)
+            for (_, number), group in zip(places, played.groups, strict=True):
                 (groups if keep is None or keep(group) else left_out).append(group)
                 if self.curriculum is not None:
                     self.curriculum.observe(number, group, step)
@@ -113,11 +113,13 @@ class Feed:
                 f"weights of version {version} were handed over, but the sampler has {self.player.sampler.version}"
             )
 
-    def _play(self, tasks: Sequence[Task], *, step: int, seed: int) -> Played:
-        played = self.player.play(tasks, self.samples, step=step, seed=seed)
+    def _play(self, places: Sequence[tuple[int | str, int]], step: int) -> Played:
+        """Groups of these tasks, each at its position in the order of the whole stage, which its seeds follow from."""
+        tasks, positions = [self.tasks[number] for _, number in places], [position for position, _ in places]
+        played = self.player.play(tasks, self.samples, step=step, seed=self.seed, positions=positions)
         if self.greedy is None:
             return played
-        once = self.greedy.play(tasks, 1, step=step, seed=seed)
+        once = self.greedy.play(tasks, 1, step=step, seed=self.seed, positions=positions)
         groups = (replace(g, greedy=one.episodes[0]) for g, one in zip(played.groups, once.groups, strict=True))
         return Played(
             groups=tuple(groups),
@@ -134,14 +136,14 @@ class Feed:
             steps = "step" if self._unscored == 1 else f"{self._unscored} steps"
             raise RewardError(f"no answer of the last {steps} could be scored; the last one: {why}")
 
-    def _next(self, step: int) -> int:
-        """The number of the next task; where all of them rest, one is woken."""
+    def _next(self, step: int) -> tuple[int, int]:
+        """Position and number of the next task; where all of them rest, one is woken."""
         for _ in range(len(self.tasks)):
-            task = self._at(self.position)
+            position, task = self.position, self._at(self.position)
             self.position += 1
             if self.curriculum is None or not self.curriculum.rests(task, step):
                 break
-        return task
+        return position, task
 
     def _at(self, position: int) -> int:
         epoch, place = divmod(position, len(self.tasks))

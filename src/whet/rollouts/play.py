@@ -1,9 +1,12 @@
 """Playing episodes: environment x sampler x template.
 
-All episodes of a call advance together, one turn at a time, so that the sampler sees large batches. An episode's
-tokens are kept as they were sampled: the next turn's prompt extends them, nothing is decoded and tokenized again.
-Grading happens once, for all finished episodes of the call. An environment that fails, or a
-request that the sampler cannot answer, ends its own episode, unscored.
+Every episode is a coroutine of its own: it awaits its sampler and its environment, and no other episode. The sampler
+batches whatever is awaited at the same time. An episode's tokens are kept as they were sampled: the next turn's prompt
+extends them, nothing is decoded and tokenized again. An environment that fails, or a request that the sampler cannot
+answer, ends its own episode, unscored.
+
+Grading happens once, for all finished episodes of a call, in a thread: rewards that compare answers or ask a judge see
+the same batch whatever the timing was, and the event loop goes on meanwhile.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from whet.errors import DataError, EnvironmentFailure, GraderError, SamplerError
 from whet.records import Completion, Ending, Episode, Group, Message, Outcome, Score, Turn, seed_of, token_ids
 from whet.rollouts.assemble import to_token_steps
 from whet.sampling.base import Request, SamplingParams, TokenSampler
+from whet.sampling.bridge import run, together
 from whet.templates.base import Template
 
 
@@ -45,20 +49,29 @@ class Player:
     max_turns: int = 1
     """An episode that is not over by then is truncated."""
 
-    def play(self, tasks: Sequence[Task], samples: int, *, step: int, seed: int) -> Played:
+    def play(
+        self, tasks: Sequence[Task], samples: int, *, step: int, seed: int, positions: Sequence[int | str] | None = None
+    ) -> Played:
+        """`play_async` for those who cannot await; also from inside a running event loop, which then waits."""
+        return run(self.play_async(tasks, samples, step=step, seed=seed, positions=positions))
+
+    async def play_async(
+        self, tasks: Sequence[Task], samples: int, *, step: int, seed: int, positions: Sequence[int | str] | None = None
+    ) -> Played:
         """`samples` episodes of each task, graded: one group for each task, in order.
 
-        The random numbers of an episode depend on `seed`, its task's place and its sample number alone.
+        The random numbers of a turn follow from `seed`, the task's position (`positions`; none: its place among these
+        tasks), the sample and the turn alone. `step` is what rewards see as the trainer's step.
         """
         games = [
-            _Game(task=task, sample=sample, seed=seed_of(seed, place, sample))
-            for place, task in enumerate(tasks)
+            _Game(task=task, sample=sample, seed=seed_of(seed, position, sample), samples=samples)
+            for task, position in zip(tasks, range(len(tasks)) if positions is None else positions, strict=True)
             for sample in range(samples)
         ]
         began = time.monotonic()
-        asyncio.run(self._play_all(games))
+        await together(self._play(game) for game in games)
         played = time.monotonic()
-        scores = self._grade(games, step)
+        scores = await asyncio.to_thread(self._grade, games, step)
         episodes = [game.episode(score, self.template) for game, score in zip(games, scores, strict=True)]
         groups = tuple(
             Group(task=task.id, episodes=tuple(episodes[i * samples : (i + 1) * samples]))
@@ -66,18 +79,19 @@ class Player:
         )
         return Played(groups=groups, rollout_s=played - began, score_s=time.monotonic() - played)
 
-    async def _play_all(self, games: Sequence[_Game]) -> None:
-        await asyncio.gather(*(self._start(game) for game in games))
+    async def _play(self, game: _Game) -> None:
+        """One episode from its start to its end."""
+        await self._start(game)
         for turn in range(self.max_turns):
-            active = [game for game in games if not game.over]
-            if not active:
-                break
-            completions = self.sampler.sample([self._request(game, turn) for game in active])
-            await asyncio.gather(
-                *(self._answer(game, completion) for game, completion in zip(active, completions, strict=True))
-            )
-        for game in games:
-            game.truncated |= not game.over
+            if game.over:
+                return
+            try:
+                completion = await self.sampler.sample(self._request(game, turn))
+            except SamplerError as error:
+                game.failure, game.blamed, game.over = str(error), Outcome.ENGINE_ERROR, True
+            else:
+                await self._answer(game, completion)
+        game.truncated |= not game.over
 
     async def _start(self, game: _Game) -> None:
         with game.blaming_environment():
@@ -88,12 +102,14 @@ class Player:
 
     def _request(self, game: _Game, turn: int) -> Request:
         left = min(self.params.max_tokens, self.max_length - len(game.prompt))
-        return Request(prompt=game.prompt, seed=seed_of(game.seed, turn), params=replace(self.params, max_tokens=left))
+        return Request(
+            prompt=game.prompt,
+            seed=seed_of(game.seed, turn),
+            params=replace(self.params, max_tokens=left),
+            samples=1 if game.turns else game.samples,
+        )
 
-    async def _answer(self, game: _Game, completion: Completion | SamplerError) -> None:
-        if isinstance(completion, SamplerError):
-            game.failure, game.blamed, game.over = str(completion), Outcome.ENGINE_ERROR, True
-            return
+    async def _answer(self, game: _Game, completion: Completion) -> None:
         message = self.template.parse(completion.tokens.tolist(), completion.ending)
         game.turns.append(Turn(prompt=token_ids(game.prompt), completion=completion))
         game.messages.append(message)
@@ -128,6 +144,8 @@ class _Game:
     task: Task
     sample: int
     seed: int
+    samples: int
+    """Episodes that begin with the same prompt."""
     environment: Environment = field(init=False)
     prompt: tuple[int, ...] = ()
     messages: list[Message] = field(default_factory=list)

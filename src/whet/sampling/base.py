@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from whet.errors import SamplerError
+import numpy as np
+
 from whet.records import Completion, Message
 
 
@@ -35,11 +36,14 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One completion to sample. Its seed alone decides its random numbers, whatever else is in the batch."""
+    """One completion to sample. It alone decides what is sampled, whatever other requests there are."""
 
-    prompt: tuple[int, ...]
+    prompt: Sequence[int] | np.ndarray
     seed: int
+    """Decides its random numbers."""
     params: SamplingParams
+    samples: int = 1
+    """How many requests of this prompt belong together: whether keeping the prompt apart from its answers pays."""
 
 
 class TokenSampler(Protocol):
@@ -49,15 +53,23 @@ class TokenSampler(Protocol):
     def version(self) -> int:
         """How many weight hand-overs it has seen."""
 
-    def sample(self, requests: Sequence[Request]) -> Sequence[Completion | SamplerError]:
-        """One completion for each request, in order. Requests with equal prompts share the prompt's work.
+    async def sample(self, request: Request) -> Completion:
+        """The completion; `SamplerError` where there is none, for this request alone.
 
-        A request that fails alone is answered with its error; what fails for all of them is raised.
+        Any number of requests may be awaited together: those that wait are batched, and equal prompts computed once.
+        Cancelling the awaiting task gives the request up and frees its place.
         """
 
 
-class ChatSampler(Protocol):
-    """Answers conversations with text: an endpoint, a teacher, a judge. No tokens, no log-probabilities."""
+class PolicySampler(TokenSampler, Protocol):
+    """A token sampler over the weights that a trainer hands over."""
 
-    def chat(self, conversations: Sequence[Sequence[Message]], params: SamplingParams) -> list[Message]:
-        """One assistant message for each conversation; raises `SamplerError` where the endpoint fails."""
+    def publish(self, version: int) -> None:
+        """Sample with the trainer's weights as they are now, under this version. No request may be running."""
+
+
+class ChatSampler(Protocol):
+    """Answers a conversation with text: an endpoint, a teacher, a judge. No tokens, no log-probabilities."""
+
+    async def chat(self, conversation: Sequence[Message], params: SamplingParams) -> Message:
+        """One assistant message; raises `SamplerError` where there is none."""

@@ -16,10 +16,10 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Coroutine, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
 import httpx
@@ -74,6 +74,17 @@ class Failure:
     timed_out: bool
 
 
+@dataclass(slots=True)
+class _Line:
+    """What calls that are under way together share."""
+
+    client: httpx.AsyncClient
+    gate: asyncio.Semaphore
+    silent: list[Failure] = field(default_factory=list)
+    """The calls that had no answer since the last one that had."""
+    users: int = 0
+
+
 class Caller:
     """Asks a server. At most `concurrency` calls are under way together, and at most `per_minute` begin in a minute,
     evenly spread; a 429 with a Retry-After holds all of them. `remedy` adds to a final status what to do about it."""
@@ -91,6 +102,7 @@ class Caller:
         self._who, self._patience, self._concurrency = who, patience, concurrency
         self._pace = _Pace(per_minute)
         self._headers, self._remedy = headers, remedy
+        self._lines: dict[asyncio.AbstractEventLoop, _Line] = {}
 
     def each(self, calls: Sequence[Call[T]]) -> Generator[tuple[int, T | Failure], None, None]:
         """The number of each call (from 0) with what came of it, as soon as that is known.
@@ -110,33 +122,61 @@ class Caller:
             raise answer.error
         return answer
 
+    async def ask(self, call: Call[T]) -> T:
+        """The answer to one call, in the running event loop; raises its `SamplerError`.
+
+        Calls that are awaited together in a loop share their connections and the limits.
+        """
+        async with self._line() as line:
+            answer = await self._outcome(call, line)
+        if isinstance(answer, Failure):
+            raise answer.error
+        return answer
+
     async def _ask_all(self, calls: Sequence[Call[T]], tell: Callable[[int, T | Failure], None]) -> None:
-        gate = asyncio.Semaphore(self._concurrency)
-        limits = httpx.Limits(max_connections=self._concurrency)
-        began = time.monotonic()
-        silent: list[Failure] = []  # the calls that had no answer since the last one that had
-        async with httpx.AsyncClient(headers=self._headers(), timeout=None, limits=limits) as client:
+        async with self._line() as line:
 
             async def one(number: int, call: Call[T]) -> None:
-                wait = _Wait(self._who, call.what, began, self._patience.total_s)
-                try:
-                    async with asyncio.timeout(wait.left_s()), gate:
-                        if len(silent) >= SILENT:
-                            tell(number, _given_up(call.what, silent))
-                            return
-                        answer = await self._answer(client, call, wait)
-                    silent.clear()
-                    tell(number, answer)
-                except TimeoutError:
-                    tell(number, Failure(wait.over(), timed_out=True))
-                except _Silence as error:
-                    silent.append(Failure(error, timed_out=wait.timed_out))
-                    tell(number, silent[-1])
-                except SamplerError as error:  # an answer all the same, and the last one
-                    silent.clear()
-                    tell(number, Failure(error, timed_out=False))
+                answer: T | Failure = await self._outcome(call, line)
+                tell(number, answer)
 
             await asyncio.gather(*(one(number, call) for number, call in enumerate(calls)))
+
+    @asynccontextmanager
+    async def _line(self) -> AsyncIterator[_Line]:
+        """What the calls of this event loop have in common, as long as one of them is under way."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._lines:
+            limits = httpx.Limits(max_connections=self._concurrency)
+            client = httpx.AsyncClient(headers=self._headers(), timeout=None, limits=limits)
+            self._lines[loop] = _Line(client, asyncio.Semaphore(self._concurrency))
+        line = self._lines[loop]
+        line.users += 1
+        try:
+            yield line
+        finally:
+            line.users -= 1
+            if not line.users:
+                del self._lines[loop]
+                await line.client.aclose()
+
+    async def _outcome(self, call: Call[T], line: _Line) -> T | Failure:
+        wait = _Wait(self._who, call.what, time.monotonic(), self._patience.total_s)
+        try:
+            async with asyncio.timeout(wait.left_s()), line.gate:
+                if len(line.silent) >= SILENT:
+                    return _given_up(call.what, line.silent)
+                answer = await self._answer(line.client, call, wait)
+            line.silent.clear()
+        except TimeoutError:
+            return Failure(wait.over(), timed_out=True)
+        except _Silence as error:
+            line.silent.append(Failure(error, timed_out=wait.timed_out))
+            return line.silent[-1]
+        except SamplerError as error:  # an answer all the same, and the last one
+            line.silent.clear()
+            return Failure(error, timed_out=False)
+        return answer
 
     async def _answer(self, client: httpx.AsyncClient, call: Call[T], wait: _Wait) -> T:
         patience = self._patience

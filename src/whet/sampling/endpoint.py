@@ -29,7 +29,7 @@ class EndpointSampler:
     `base_url` ends where the API begins (`https://host/v1`); `api_key_env` names the environment variable that holds
     the key, so no key is ever in a recipe. At most `concurrency` requests are under way together, and at most
     `requests_per_minute` begin in a minute, evenly spread; a 429 with a Retry-After holds all of them. An attempt may
-    take `request_s` seconds, a call of `chat` `total_s`; the first wait between attempts is up to `first_wait_s`.
+    take `request_s` seconds, an answer `total_s`; the first wait between attempts is up to `first_wait_s`.
     `budget_key` is how the endpoint spells the token budget; `extra` is added to every request's body.
     """
 
@@ -65,20 +65,15 @@ class EndpointSampler:
         )
         self._budget_key, self._extra = budget_key, dict(extra or {})
 
-    def chat(self, conversations: Sequence[Sequence[Message]], params: SamplingParams) -> list[Message]:
-        """One assistant message for each conversation, in order.
+    async def chat(self, conversation: Sequence[Message], params: SamplingParams) -> Message:
+        """One assistant message; raises `SamplerError` where there is none.
 
         Thinking (`reasoning_content`, `reasoning` or a leading `<think>` block) is apart from the content; that of
-        earlier turns is not sent. Raises `SamplerError` for the first conversation without an answer; the other
-        requests are then given up. May be called from inside an event loop.
+        earlier turns is not sent.
         """
-        answers: dict[int, Message] = {}
-        with closing(self.replies(conversations, params)) as replies:
-            for number, reply in replies:
-                if reply.message is None:
-                    raise SamplerError(reply.failure)
-                answers[number] = reply.message
-        return [answers[number] for number in range(len(conversations))]
+        reply = await self._caller.ask(self._call(conversation, params, "the answer to a conversation"))
+        assert reply.message is not None, "a reply that was read has a message"
+        return reply.message
 
     def replies(
         self, conversations: Sequence[Sequence[Message]], params: SamplingParams
@@ -87,16 +82,9 @@ class EndpointSampler:
 
         Nothing is raised for one that failed: its reply says why. Closing the generator gives up what is under way.
         """
-        if params.stop_ids:
-            raise ValueError("stop_ids are tokens, and an endpoint ends its turns itself; leave them out")
-        read = partial(_to_reply, who=self._who)
+        count = len(conversations)
         calls = [
-            Call(
-                self._url,
-                self._body(conversation, params),
-                read,
-                f"the answer to conversation {number} of {len(conversations)}",
-            )
+            self._call(conversation, params, f"the answer to conversation {number} of {count}")
             for number, conversation in enumerate(conversations, 1)
         ]
         answers = self._caller.each(calls)
@@ -106,6 +94,11 @@ class EndpointSampler:
                     yield number, Reply(message=None, failure=str(answer.error), timed_out=answer.timed_out)
                 else:
                     yield number, answer
+
+    def _call(self, conversation: Sequence[Message], params: SamplingParams, what: str) -> Call[Reply]:
+        if params.stop_ids:
+            raise ValueError("stop_ids are tokens, and an endpoint ends its turns itself; leave them out")
+        return Call(self._url, self._body(conversation, params), partial(_to_reply, who=self._who), what)
 
     def _headers(self) -> dict[str, str]:
         return {} if self._key_env is None else {"Authorization": f"Bearer {os.environ[self._key_env]}"}

@@ -27,14 +27,18 @@ from whet.models.architecture import decoder_of
 from whet.models.attention import Call, Layout, Tree, TreeLayout
 from whet.models.language import LanguageModel
 from whet.models.products import linear
+from whet.sampling.slabs import LayerShape
 
 DECODER = {"embed_tokens", "layers", "norm", "rotary_emb"}
 LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 HEAD_NORMS = {"q_norm", "k_norm"}
 GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+SILU = {"SiLU", "SiLUActivation"}
 FIXED_ROTARY = {"default", "linear", "llama3", "yarn"}
 """Rotary embeddings whose angles depend on a token's position alone."""
+TABLE = 1024
+"""Positions whose angles are computed together."""
 PROBE_TOLERANCE = 1e-3
 """Largest difference of hidden states scaled to unit size; a part that is missing is off by far more."""
 COARSE_TOLERANCE = 0.1
@@ -58,9 +62,14 @@ class Plan:
     """How the layers of a model ask for attention, and whether `Plain` computes what its module does."""
 
     calls: tuple[Call, ...]
-    token_bytes: int
-    """Keys and values of one token, in all layers."""
+    shapes: tuple[LayerShape, ...]
+    """What each layer keeps of a token."""
     plain: bool
+
+    @property
+    def token_bytes(self) -> int:
+        """Keys and values of one token, in all layers."""
+        return sum(shape.bytes for shape in self.shapes)
 
     def bind(self, model: LanguageModel, positions: int) -> Forward:
         """The forward pass over the weights as they are now, for positions below this."""
@@ -77,14 +86,14 @@ def plan(model: LanguageModel) -> Plan:
         expected = model.hidden(probe_N, positions_N, recorder)
         calls = tuple(recorder.calls)
         if not _usual(decoder_of(model.module)):
-            return Plan(calls, recorder.token_bytes, plain=False)
+            return Plan(calls, tuple(recorder.shapes), plain=False)
         try:
             computed = Plain(model, calls, len(probe_N)).hidden(probe_N, positions_N, recorder.inner)
         except (ModelError, RuntimeError, AttributeError):
-            return Plan(calls, recorder.token_bytes, plain=False)
+            return Plan(calls, tuple(recorder.shapes), plain=False)
     gap = (_unit(computed) - _unit(expected)).abs().max().item()
     close = gap < (PROBE_TOLERANCE if model.compute == torch.float32 else COARSE_TOLERANCE)
-    return Plan(calls, recorder.token_bytes, plain=close)
+    return Plan(calls, tuple(recorder.shapes), plain=close)
 
 
 class Plain:
@@ -98,8 +107,10 @@ class Plain:
             self.layers = [_Layer.of(layer, call, cast) for layer, call in zip(decoder.layers, calls, strict=True)]
             self.head = cast(head)
             self.embedding, self.norm = decoder.embed_tokens.weight, _Norm.of(decoder.norm)
-            at = torch.arange(positions, device=model.device)
-            cos, sin = decoder.rotary_emb(self.embedding[:1, None], at[None])
+            # In pieces of one size: the last few numbers of a tensor may be rounded in another way than the others.
+            at = torch.arange(-(-positions // TABLE) * TABLE, device=model.device)
+            pieces = [decoder.rotary_emb(self.embedding[:1, None], piece[None]) for piece in at.split(TABLE)]
+            cos, sin = (torch.cat(halves, 1) for halves in zip(*pieces, strict=True))
         half = cos.shape[-1] // 2
         sin = torch.cat((-sin[..., :half], sin[..., half:]), -1)  # turning is then x cos + (x, halves swapped) sin
         self.rotary = torch.cat((cos, sin), -1)[0, :, None]
@@ -195,7 +206,7 @@ class _Layer:
             gate=cast(gated.gate_proj),
             up=cast(gated.up_proj),
             down=cast(gated.down_proj),
-            activation=gated.act_fn,
+            activation=_activation(gated),
         )
 
 
@@ -205,12 +216,27 @@ class _Recorder:
     def __init__(self, inner: TreeLayout) -> None:
         self.inner = inner
         self.calls: list[Call] = []
-        self.token_bytes = 0
+        self.shapes: list[LayerShape] = []
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
         self.calls.append(call)
-        self.token_bytes += (key.nbytes + value.nbytes) // key.shape[2]
+        self.shapes.append(LayerShape(key.shape[1], key.shape[3], value.shape[3], key.dtype))
         return self.inner.attend(query, key, value, call)
+
+
+def _activation(gated: Any) -> Product:
+    """The layer's own, or one that rounds every number alike wherever it stands.
+
+    torch computes the last few numbers of each thread's share in another way than the others (up to 31 of them). With
+    one or two threads, rows in multiples of four and a width in multiples of 16 there are none.
+    """
+    whole = torch.get_num_threads() <= 2 and gated.gate_proj.out_features % 16 == 0
+    return _silu if type(gated.act_fn).__name__ in SILU and not whole else gated.act_fn
+
+
+def _silu(x: Tensor) -> Tensor:
+    """x / (1 + exp(-x))."""
+    return x.div_(x.neg().exp_().add_(1)) if x.dtype.itemsize >= 4 else F.silu(x)
 
 
 def _product(module: Any, *, dtype: torch.dtype) -> Product:

@@ -33,13 +33,11 @@ def base_weights(model: LanguageModel) -> Iterator[tuple[str, Tensor]]:
             yield plain_name(name), p.detach()
 
 
-def check_probe(sampler: TokenSampler, model: LanguageModel) -> None:
+async def check_probe(sampler: TokenSampler, model: LanguageModel) -> None:
     """A few greedy tokens must have the log-probabilities that the model itself gives them; else `SamplerError`."""
     prompt = tuple(n * 7 % model.vocabulary for n in range(2, 14))
     params = SamplingParams(max_tokens=PROBE_TOKENS, temperature=0)
-    (written,) = sampler.sample([Request(prompt=prompt, seed=0, params=params)])
-    if isinstance(written, SamplerError):
-        raise written
+    written = await sampler.sample(Request(prompt=prompt, seed=0, params=params))
     gap = (_logp(model, prompt, written.tokens.tolist()) - torch.tensor(written.logprobs)).abs().max().item()
     if not gap <= PROBE_TOLERANCE[model.compute]:
         raise SamplerError(
@@ -58,12 +56,12 @@ def check_temperature(params: SamplingParams) -> None:
 
 def complete(
     request: Request, tokens: Sequence[int], logprobs: Sequence[float], *, version: int, why: str
-) -> Completion | SamplerError:
-    """What vLLM wrote, or the error if that is not all of it; `why` is the reason that it gives for the end."""
+) -> Completion:
+    """What vLLM wrote; `SamplerError` if that is not all of it. `why` is the reason that it gives for the end."""
     params = request.params
     stopped = len(tokens) > 0 and tokens[-1] in params.stop_ids
     if not stopped and len(tokens) != params.max_tokens:
-        return SamplerError(f"vLLM ended a completion after {len(tokens)} of {params.max_tokens} tokens: {why}")
+        raise SamplerError(f"vLLM ended a completion after {len(tokens)} of {params.max_tokens} tokens: {why}")
     return Completion(
         tokens=token_ids(tokens),
         logprobs=np.array(logprobs, np.float32),

@@ -40,16 +40,13 @@ class ScriptedSampler:
         """Report this version from now on."""
         self.version = version
 
-    def chat(self, conversations: Sequence[Sequence[Message]], params: SamplingParams) -> list[Message]:
-        """The scripted answer to each conversation, in order; `params` change nothing."""
-        return [Message(role="assistant", content=self._answer(conversation)) for conversation in conversations]
+    async def chat(self, conversation: Sequence[Message], params: SamplingParams) -> Message:
+        """The scripted answer; `params` change nothing."""
+        return Message(role="assistant", content=self._answer(conversation))
 
-    def sample(self, requests: Sequence[Request]) -> list[Completion]:
-        """The scripted answer to each prompt, in order, as tokens."""
-        return [self._complete(request) for request in requests]
-
-    def _complete(self, request: Request) -> Completion:
-        text = self._answer([Message(role="user", content=self._decode(request.prompt))])
+    async def sample(self, request: Request) -> Completion:
+        """The scripted answer as tokens."""
+        text = self._answer([Message(role="user", content=self._decode([int(token) for token in request.prompt]))])
         whole = (*self._encode(text), *sorted(request.params.stop_ids)[:1])
         tokens = whole[: request.params.max_tokens]
         stopped = bool(tokens) and tokens[-1] in request.params.stop_ids

@@ -1,14 +1,15 @@
 """A decode step that is the same kernels over the same addresses every time, so that a GPU may record it once.
 
 A small step of decoding is a few hundred kernels, and starting them one by one takes longer than they run. A CUDA graph
-starts them together, but only if nothing about them changes: so every slot takes part, whoever is in it, the columns
-that are looked at are a bucket, and which column is written and where a row begins are tensors. What a slot without a
-row computes is not read; a column that a row does not see has a bias of -inf, as in the step of changing shape
-(`cache.Decode`), which computes the same and to which a recorded step is compared before it is believed.
+starts them together, but only if nothing about them changes: so every place takes part, whoever is in it, the columns
+that are looked at are a bucket, and where a row stands is a tensor. What a place without a row computes is not read; a
+column that a row does not see has a bias of -inf, as in the step of changing shape (`layouts.Decode`), which computes
+the same and to which a recorded step is compared before it is believed.
 
-A recording lasts for one `sample`: the next one's cache, and below float32 its weights, are elsewhere.
+A recording lasts until the engine has nothing left to do: the next cache, and below float32 the next weights, are
+elsewhere.
 
-Legend: S slots, H query heads, K key-value heads, D head size, L columns of the bucket, V vocabulary.
+Legend: S places of a slab, H query heads, K key-value heads, D head size, W columns of the bucket, V vocabulary.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ import torch
 from torch import Tensor
 
 from whet.models.attention import Call
-from whet.sampling.cache import Cache, Decode, Rows, attend_rows
+from whet.models.products import padded
 from whet.sampling.forward import Forward
+from whet.sampling.layouts import Batch, Decode, attend_rows
+from whet.sampling.slabs import Slab, hidden_columns
 
 BUCKET = 256
 """Columns are looked at in multiples of this: each multiple is a recording of its own."""
@@ -39,68 +42,68 @@ class EagerStep:
     def __init__(self, forward: Forward) -> None:
         self._forward = forward
 
-    def __call__(self, token_S: Tensor, position_S: Tensor, rows: Rows, column: int) -> Tensor:
-        """(rows, V): writes the keys and values of these tokens into this column."""
-        return self._forward.logits(self._forward.hidden(token_S, position_S, Decode(rows, column)))
+    def __call__(self, token_S: Tensor, position_S: Tensor, batch: Batch) -> Tensor:
+        """(rows, V): writes the keys and values of these tokens into their rows' next columns."""
+        hidden = self._forward.hidden(padded(token_S), padded(position_S), Decode(batch))
+        return self._forward.logits(hidden)[: len(token_S)]
 
 
 class StaticStep:
     """The same by kernels of one shape for each bucket of columns.
 
-    Only where prompts stand in front of their answers; kept apart, their places change as rows come and go.
+    Only where all rows stand in one slab, with their prompts in front; it is for that slab, wherever its tensors are
+    when it first runs.
     """
 
-    def __init__(self, forward: Forward, cache: Cache, device: torch.device) -> None:
-        self._forward, self._cache = forward, cache
-        self._token_S, self._position_S, self._first_S = torch.zeros(3, cache.slots, dtype=torch.long, device=device)
-        self._column = torch.zeros(1, dtype=torch.long, device=device)
-        self._rows: Rows | None = None
+    def __init__(self, forward: Forward, slab: Slab, device: torch.device) -> None:
+        self._forward, self.slab = forward, slab
+        self._token_S, self._position_S = torch.zeros(2, slab.capacity, dtype=torch.long, device=device)
 
-    def __call__(self, token_S: Tensor, position_S: Tensor, rows: Rows, column: int) -> Tensor:
-        """(rows, V): writes the keys and values of these tokens into this column."""
-        self.place(token_S, position_S, rows, column)
-        return self.run(self.bucket(column))[: rows.count]
+    def __call__(self, token_S: Tensor, position_S: Tensor, longest: int) -> Tensor:
+        """(rows, V): writes the keys and values of these tokens; the longest row has so many."""
+        self.place(token_S, position_S)
+        return self.run(self.bucket(longest))[: len(token_S)]
 
-    def place(self, token_S: Tensor, position_S: Tensor, rows: Rows, column: int) -> None:
+    def place(self, token_S: Tensor, position_S: Tensor) -> None:
         """Put what the step reads where it reads it."""
-        self._token_S[: rows.count] = token_S
-        self._position_S[: rows.count] = position_S
-        self._column.fill_(column)
-        if rows is not self._rows:
-            self._rows = rows
-            self._first_S.zero_()  # a slot without a row: one that saw no column would write NaN, which stays
-            self._first_S[: rows.count] = torch.tensor(rows.firsts, device=self._first_S.device)
+        self._token_S[: len(token_S)] = token_S
+        self._position_S[: len(position_S)] = position_S
 
-    def bucket(self, column: int) -> int:
-        """How many columns a step that writes this one looks at."""
-        return min(self._cache.columns, -(-(column + 1) // BUCKET) * BUCKET)
+    def bucket(self, longest: int) -> int:
+        """How many columns a step looks at whose longest row has so many."""
+        return min(self.slab.width, -(-longest // BUCKET) * BUCKET)
 
     def run(self, columns: int) -> Tensor:
-        """Logits (S, V) of all slots; only tensors decide what is computed."""
-        layout = _StaticDecode(self._cache, self._first_S, self._column, columns)
+        """Logits (S, V) of all places; only tensors decide what is computed."""
+        layout = _StaticDecode(self.slab, self._position_S, columns)
         return self._forward.logits(self._forward.hidden(self._token_S, self._position_S, layout))
 
 
 class RecordedStep:
     """`StaticStep`, each bucket recorded at its first use and compared with `EagerStep`; else that, with a warning."""
 
-    def __init__(self, eager: EagerStep, static: StaticStep, record: Callable[[Run], Run]) -> None:
-        self._eager, self._static, self._record = eager, static, record
+    def __init__(self, eager: EagerStep, static: Callable[[Slab], StaticStep], record: Callable[[Run], Run]) -> None:
+        self._eager, self._make, self._record = eager, static, record
+        self._static: StaticStep | None = None
         self._recordings: dict[int, Run] = {}
         self._trusted = True
 
-    def __call__(self, token_S: Tensor, position_S: Tensor, rows: Rows, column: int) -> Tensor:
-        """(rows, V): writes the keys and values of these tokens into this column."""
-        if not self._trusted:
-            return self._eager(token_S, position_S, rows, column)
-        self._static.place(token_S, position_S, rows, column)
-        columns = self._static.bucket(column)
+    def __call__(self, token_S: Tensor, position_S: Tensor, batch: Batch) -> Tensor:
+        """(rows, V): writes the keys and values of these tokens into their rows' next columns."""
+        if not self._trusted or not batch.alone or len(batch.slabs) > 1:
+            return self._eager(token_S, position_S, batch)
+        (slab,) = batch.slabs
+        if self._static is None or self._static.slab is not slab:
+            self._static, self._recordings = self._make(slab), {}
+        self._static.place(token_S, position_S)
+        columns = self._static.bucket(batch.longest)
         if columns in self._recordings:
-            return self._recordings[columns]()[: rows.count]
-        expected = self._eager(token_S, position_S, rows, column)
+            return self._recordings[columns]()[: len(token_S)]
+        expected = self._eager(token_S, position_S, batch)
         try:
-            recording = self._record(lambda: self._static.run(columns))
-            gap = _gap(recording()[: rows.count], expected)
+            static = self._static
+            recording = self._record(lambda: static.run(columns))
+            gap = _gap(recording()[: len(token_S)], expected)
         except RuntimeError as error:
             return self._distrust(f"could not be recorded ({error})", expected)
         if not gap <= TOLERANCE.get(expected.dtype, COARSE_TOLERANCE):
@@ -133,48 +136,41 @@ def record_cuda_graph(run: Run) -> Run:
     return replay
 
 
-Step = EagerStep | StaticStep | RecordedStep
+Step = EagerStep | RecordedStep
 
 
-def step_for(forward: Forward, cache: Cache, device: torch.device, *, plain: bool) -> Step:
-    """Recorded on a GPU, where the forward pass is our own and prompts are not kept apart."""
+def step_for(forward: Forward, device: torch.device, *, plain: bool) -> Step:
+    """Recorded on a GPU, where the forward pass is our own."""
     eager = EagerStep(forward)
-    if device.type != "cuda" or cache.prompts or not plain:
+    if device.type != "cuda" or not plain:
         return eager
-    return RecordedStep(eager, StaticStep(forward, cache, device), record_cuda_graph)
+    return RecordedStep(eager, lambda slab: StaticStep(forward, slab, device), record_cuda_graph)
 
 
 @dataclass(slots=True)
 class _StaticDecode:
-    """One new token for each slot: `Layout` whose shapes depend on the bucket alone."""
+    """One new token for each place of a slab: `Layout` whose shapes depend on the bucket alone."""
 
-    cache: Cache
-    first_S: Tensor
-    column: Tensor
+    slab: Slab
+    position_S: Tensor
     columns: int
     biases: dict[int | None, Tensor] = field(default_factory=dict)
-    """(S * K, 1, L) by the window."""
+    """(S * K, 1, W) by the window."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
         """`Layout`."""
-        layer, S, K = self.cache.layer(call.layer, key), self.cache.slots, key.shape[1]
-        layer.keys.index_copy_(3, self.column, key[0].transpose(0, 1)[..., None])
-        layer.values.index_copy_(2, self.column, value[0].transpose(0, 1)[:, :, None])
-        keys = layer.keys[..., : self.columns].flatten(0, 1)
-        values = layer.values[:, :, : self.columns].flatten(0, 1)
+        S, K = self.slab.capacity, key.shape[1]
+        held_keys, held_values = self.slab.keys[call.layer], self.slab.values[call.layer]
+        rows, at = torch.arange(S * K, device=query.device), self.position_S.repeat_interleave(K)
+        held_keys[rows, :, at] = key[0].transpose(0, 1).flatten(0, 1)
+        held_values[rows, at] = value[0].transpose(0, 1).flatten(0, 1)
+        keys, values = held_keys[..., : self.columns], held_values[:, : self.columns]
         query = query[0].transpose(0, 1).reshape(S * K, -1, query.shape[3])
         if call.window not in self.biases:
-            self.biases[call.window] = self._bias(call.window, query, K)
-        return attend_rows(query, keys, values, self.biases[call.window], call).view(1, S, -1, query.shape[2])
-
-    def _bias(self, window: int | None, like: Tensor, heads: int) -> Tensor:
-        at = torch.arange(self.columns, device=like.device)
-        hidden = (at < self.first_S[:, None]) | (at > self.column)
-        if window is not None:
-            hidden = hidden | (at <= self.column - window)
-        # A slot without a row begins at 0 and sees zeros, or what a row that has left wrote.
-        bias = torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill(hidden, float("-inf"))
-        return bias[:, None].repeat_interleave(heads, 0)
+            hidden = hidden_columns(self.position_S, self.columns, call.window)
+            bias = torch.zeros(hidden.shape, dtype=query.dtype, device=query.device).masked_fill(hidden, float("-inf"))
+            self.biases[call.window] = bias[:, None].repeat_interleave(K, 0)
+        return attend_rows(query, keys, values, self.biases[call.window], call).view(1, S, -1, values.shape[2])
 
 
 def _gap(found: Tensor, expected: Tensor) -> float:

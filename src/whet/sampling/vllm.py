@@ -17,7 +17,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from whet.errors import ConfigError, MissingExtra, ModelError, SamplerError
 from whet.models.language import LanguageModel
 from whet.records import Completion
 from whet.sampling.base import Request
+from whet.sampling.bridge import run
+from whet.sampling.driver import Driver
 from whet.sampling.hand_over import base_weights, check_probe, check_temperature, complete
 
 ENVIRONMENT = {
@@ -57,6 +59,9 @@ class VllmSampler:
         self.version = -1
         self._adapters = 0
         self._adapter: Any = None
+        self._asked: dict[str, Request] = {}
+        self._count = 0
+        self._driver = Driver("vLLM's engine", self)
         # vLLM reads the model's shape from a folder, and an adapter each time that there is a new one.
         self._folder = tempfile.TemporaryDirectory(prefix="whet-vllm-")
         _write_config(model, Path(self._folder.name))
@@ -82,30 +87,55 @@ class VllmSampler:
             self._load_adapter()
         if not self._engine.reset_prefix_cache():
             raise SamplerError("vLLM keeps the keys and values of the weights before: its prefix cache was not reset")
-        check_probe(self, self.model)
+        run(check_probe(self, self.model))
         self.version = version
 
-    def sample(self, requests: Sequence[Request]) -> list[Completion | SamplerError]:
-        """One completion for each request, in order; an error for one that vLLM gave up.
-
-        Whole blocks of a prompt that others share are computed once.
-        """
+    async def sample(self, request: Request) -> Completion:
+        """`TokenSampler`. Whole blocks of a prompt that others share are computed once."""
         if not self._end.alive:
             raise SamplerError("this vLLM engine has ended: there is one in a process, and a newer sampler has its own")
-        with _as_guest():
-            outputs = self._engine.generate(
-                [{"prompt_token_ids": list(request.prompt)} for request in requests],
-                [_params(request) for request in requests],
-                lora_request=self._adapter,
-                use_tqdm=False,
-            )
-        return [self._complete(request, output) for request, output in zip(requests, outputs, strict=True)]
+        return await self._driver.sample(request)
 
-    def _complete(self, request: Request, output: Any) -> Completion | SamplerError:
-        (written,) = output.outputs
-        return complete(
-            request, written.token_ids, written.logprobs.logprobs, version=self.version, why=written.finish_reason
-        )
+    # ------------------------------------------------------------------------------ `driver.Engine`
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step has anything to do."""
+        return bool(self._asked)
+
+    def submit(self, request: Request) -> str:
+        """Hand a request to vLLM, under a name of its own."""
+        self._count += 1
+        name = str(self._count)
+        prompt = {"prompt_token_ids": [int(token) for token in request.prompt]}
+        with _as_guest():
+            self._engine.llm_engine.add_request(name, prompt, _params(request), lora_request=self._adapter)
+        self._asked[name] = request
+        return name
+
+    def cancel(self, ticket: str) -> None:
+        """Take a request back."""
+        if self._asked.pop(ticket, None) is not None:
+            self._engine.llm_engine.abort_request([ticket])
+
+    def clear(self) -> None:
+        """Take every request back."""
+        for ticket in tuple(self._asked):
+            self.cancel(ticket)
+
+    def step(self) -> list[tuple[str, Completion | SamplerError]]:
+        """One step of vLLM's scheduler."""
+        with _as_guest():
+            outputs = self._engine.llm_engine.step()
+        return [(output.request_id, self._complete(output)) for output in outputs if output.finished]
+
+    def _complete(self, output: Any) -> Completion | SamplerError:
+        request, (written,) = self._asked.pop(output.request_id), output.outputs
+        logprobs = written.logprobs.logprobs
+        try:
+            return complete(request, written.token_ids, logprobs, version=self.version, why=written.finish_reason)
+        except SamplerError as error:
+            return error
 
     def _load_weights(self) -> None:
         """The tensors in memory, through vLLM's own loader; an adapter's are left out."""

@@ -15,8 +15,7 @@ import math
 import secrets
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +28,8 @@ from whet.files import writing
 from whet.models.language import LanguageModel
 from whet.records import Completion
 from whet.sampling.base import Request
-from whet.sampling.calls import Call, Caller, Failure, Patience, excerpt
+from whet.sampling.bridge import run
+from whet.sampling.calls import Call, Caller, Patience, excerpt
 from whet.sampling.hand_over import base_weights, check_probe, check_temperature, complete
 
 PATIENCE = Patience(request_s=600.0, total_s=3600.0)
@@ -88,29 +88,13 @@ class VllmServerSampler:
         else:
             self._load_adapter(self._label)
         self._tell("/update_weight_version", {"new_version": self._label}, _json)
-        check_probe(self, self.model)
+        run(check_probe(self, self.model))
         self.version = version
 
-    def sample(self, requests: Sequence[Request]) -> list[Completion | SamplerError]:
-        """One completion for each request, in order; an error for one that failed, raised where all have."""
-        calls: list[Call[Completion | SamplerError]] = [
-            Call(
-                f"{self._server}/inference/v1/generate",
-                self._body(request),
-                partial(self._read, request),
-                f"completion {number} of {len(requests)}",
-            )
-            for number, request in enumerate(requests, 1)
-        ]
-        answers: dict[int, Completion | SamplerError] = {}
-        found = self._caller.each(calls)
-        with closing(found):
-            for number, answer in found:
-                answers[number] = answer.error if isinstance(answer, Failure) else answer
-        failures = [answer for answer in answers.values() if isinstance(answer, SamplerError)]
-        if failures and len(failures) == len(requests):
-            raise failures[0]
-        return [answers[number] for number in range(len(requests))]
+    async def sample(self, request: Request) -> Completion:
+        """`TokenSampler`: one call, which the server batches with others."""
+        body, read = self._body(request), partial(self._read, request)
+        return await self._caller.ask(Call(f"{self._server}/inference/v1/generate", body, read, "a completion"))
 
     def _body(self, request: Request) -> dict[str, Any]:
         params = request.params
@@ -127,9 +111,9 @@ class VllmServerSampler:
             "detokenize": False,
         }
         named = {} if self._adapter is None else {"model": self._adapter}
-        return {"token_ids": list(request.prompt), "sampling_params": settings, **named}
+        return {"token_ids": [int(token) for token in request.prompt], "sampling_params": settings, **named}
 
-    def _read(self, request: Request, response: httpx.Response) -> Completion | SamplerError:
+    def _read(self, request: Request, response: httpx.Response) -> Completion:
         """The completion, if it is whole and of the version that was handed over."""
         answer = response.json()
         try:
@@ -139,19 +123,19 @@ class VllmServerSampler:
             versions = {str(span["version"]) for span in choice["weight_versions"]}
         except (KeyError, TypeError, ValueError) as error:
             said = f"{type(error).__name__}: {error}; it says {excerpt(answer)}"
-            return SamplerError(f"vLLM at {self._server}: the answer is no completion ({said})")
+            raise SamplerError(f"vLLM at {self._server}: the answer is no completion ({said})") from error
         if versions != {self._label}:
             found = ", ".join(sorted(versions)) or "without a version"
-            return SamplerError(
+            raise SamplerError(
                 f"vLLM at {self._server} sampled with weights {found}, and {self._label} were handed over; is another "
                 "run using this server?"
             )
         if [token for token, _ in written] != tokens:
-            return SamplerError(
+            raise SamplerError(
                 f"vLLM at {self._server}: {len(tokens)} tokens came with {len(written)} log-probabilities, or of others"
             )
         if not all(math.isfinite(logprob) and logprob > NO_LOGPROB for _, logprob in written):
-            return SamplerError(f"vLLM at {self._server}: the model's log-probabilities are not finite")
+            raise SamplerError(f"vLLM at {self._server}: the model's log-probabilities are not finite")
         return complete(
             request, tokens, [logprob for _, logprob in written], version=self.version, why=choice.get("finish_reason")
         )

@@ -18,7 +18,7 @@ from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.playing import check_tasks, playable, player
 from whet.pipeline.sources import rubric
 from whet.pipeline.stage import Context, Interrupted, Kind
-from whet.records import Group, Outcome, seed_of
+from whet.records import Group, Outcome
 from whet.tracking.log import RunLog
 
 CHUNK_EPISODES = 512
@@ -72,7 +72,8 @@ def _answers(
     context.console.begin(f"{context.name} {label}", len(chunks))
     for number, chunk in enumerate(chunks, start=1):
         # The same seeds for every model: differences between models are then less noisy.
-        played = play.play(chunk, config.samples, step=number, seed=seed_of(context.seed, number))
+        places = range((number - 1) * size, (number - 1) * size + len(chunk))
+        played = play.play(chunk, config.samples, step=number, seed=context.seed, positions=places)
         log.write(number, {}, played.groups)
         answers |= {group.task: _judge(group) for group in played.groups}
         right = [answer.correct for given in answers.values() for answer in given if answer.correct is not None]

@@ -24,6 +24,7 @@ from whet.pipeline.stage import Context, Kind
 from whet.records import Ending, Episode, Outcome, seed_of
 from whet.rollouts.play import Player
 from whet.sampling.base import Request
+from whet.sampling.bridge import run, sample_all
 from whet.templates.places import completing_tokens
 from whet.tracking.charts import Look
 
@@ -104,12 +105,13 @@ class _Labels:
                 prompt=self.player.template.prompt(task.messages) + prefix,
                 seed=seed_of(seed, "go on", place, sample),
                 params=replace(self.player.params, max_tokens=self._room(task, prefix)),
+                samples=self.config.rollouts,
             )
             for place, ((_, prefix), task) in enumerate(asked)
             for sample in range(self.config.rollouts)
         ]
         finished: list[tuple[int, Attempt]] = []
-        for index, completion in enumerate(self.player.sampler.sample(requests)):
+        for index, completion in enumerate(run(sample_all(self.player.sampler, requests))):
             if isinstance(completion, SamplerError):
                 continue  # says nothing about the step
             place = index // self.config.rollouts

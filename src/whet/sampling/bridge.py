@@ -1,0 +1,79 @@
+"""From plain functions to the asynchronous ones, with or without an event loop that is running already."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any, TypeVar
+
+from whet.errors import SamplerError
+from whet.records import Completion
+from whet.sampling.base import Request, TokenSampler
+
+T = TypeVar("T")
+
+_local = threading.local()
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`.
+
+    It runs in this thread's own event loop, which lives as long as the thread. Where one is running already (a
+    notebook, a server), it runs in another thread, and this one waits: what can await should await instead.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return _run_here(work)
+    return _aside().submit(_run_here, work).result()
+
+
+async def together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of all of them, in order. Where one raises, the others are cancelled before that goes on."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+async def sample_all(sampler: TokenSampler, requests: Sequence[Request]) -> list[Completion | SamplerError]:
+    """The completion of each request, or its error, in order."""
+
+    async def one(request: Request) -> Completion | SamplerError:
+        try:
+            return await sampler.sample(request)
+        except SamplerError as error:
+            return error
+
+    return await together(one(request) for request in requests)
+
+
+def _run_here(work: Coroutine[Any, Any, T]) -> T:
+    loop = getattr(_local, "loop", None)
+    if loop is None:
+        loop = _local.loop = asyncio.new_event_loop()
+    try:
+        result: T = loop.run_until_complete(work)
+    except BaseException:
+        loop.run_until_complete(_cancel_all())
+        raise
+    return result
+
+
+@cache
+def _aside() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, "whet-loop")
+
+
+async def _cancel_all() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

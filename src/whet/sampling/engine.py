@@ -1,0 +1,362 @@
+"""The embedded engine: continuous batching over the trainer's own weights, one step at a time.
+
+Requests come (`submit`) and go (`cancel`) between steps. A step lets waiting requests in, writes one token for every
+running row, and hands back what is done. A prompt is computed once for all requests that ask for it while one of them
+waits or runs. What a step has to know of its rows is in tensors, so nothing in Python happens for each token, only
+when a row comes or goes.
+
+An answer is the same bits, tokens and log-probabilities, in whatever company it is written, on a CPU in float32: its
+random numbers come from the request's own seed (one uniform number per token, used to invert the cumulative
+distribution), its place in the cache from its own length (`sampling.slabs`), and the products' rows do not depend on
+their number (`models.products.rows_alike`).
+
+From the first request until the last one is done the engine holds a cache and, below float32, a cast of the weights.
+
+Legend: S running rows, P prompts, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from whet.errors import SamplerError
+from whet.models.attention import Tree, TreeLayout
+from whet.models.language import LanguageModel
+from whet.models.products import padded, rows_alike
+from whet.records import Completion
+from whet.sampling.answers import Answers, Kind, Pens
+from whet.sampling.base import Request, SamplingParams
+from whet.sampling.forward import Forward, plan
+from whet.sampling.layouts import Batch, Entry, Prefill, Shared
+from whet.sampling.slabs import Slab, size_class
+from whet.sampling.static import BUCKET, Step, step_for
+from whet.sampling.tickets import PROMPTS, TAILS, WHOLE, Prompt, Ticket, where
+
+PREFILL_TOKENS = 1024
+"""Most prompt tokens computed at once, or one prompt of any length: more do not fit the processor's caches."""
+ADMIT_SHARE = 0.125
+"""Waiting requests enter when at least this share of the places is free: a few prompts at once are cheaper than one."""
+EARLY = 8
+"""Rows leave a slab so many steps before it is full, together with one that must: a few copies instead of many."""
+SHARED_TOKENS = 48
+"""A prompt is kept once, apart, where that saves so many cached tokens a row; below, merging costs more."""
+
+
+Done = list[tuple[Ticket, Completion | SamplerError]]
+
+
+class Engine:
+    """Runs requests over a model's weights as they are when the first of them starts."""
+
+    def __init__(self, model: LanguageModel, *, max_running: int, cache_bytes: int) -> None:
+        """At most so many rows side by side, and no more than whose keys and values fit; one always runs."""
+        self.model, self.max_running, self.version = model, max_running, 0
+        self.plan = plan(model)
+        self._cache_tokens = cache_bytes // self.plan.token_bytes
+        self.clear()
+
+    @property
+    def one_width(self) -> bool:
+        """Whether rows with their prompt in front share one slab, as recorded steps want it."""
+        return self.model.device.type == "cuda"
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step has anything to do."""
+        return bool(self._prompts)
+
+    def submit(self, request: Request) -> Ticket:
+        """Take a request in; it starts at a later step."""
+        tokens = np.asarray(request.prompt, dtype=np.int64)
+        key = (tokens.tobytes(), self._apart(len(tokens), request.samples))
+        prompt = self._prompts.setdefault(key, Prompt(key=key, tokens=tokens))
+        params = Kind.key(request.params)
+        if params not in self._kinds:
+            self._kinds[params] = Kind.of(params, self.model.device)
+        ticket = Ticket(request=request, prompt=prompt, kind=self._kinds[params])
+        prompt.waiting.append(ticket)
+        self._waiting[prompt] = None
+        self._queued += 1
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Forget a request, waiting or running; its place is free at once."""
+        if ticket.slab is not None:
+            self._leave([ticket])
+        elif ticket in ticket.prompt.waiting:
+            ticket.prompt.waiting.remove(ticket)
+            self._queued -= 1
+            self._forget(ticket.prompt)
+        if not self.busy:
+            self._release()
+
+    @torch.no_grad()
+    def step(self) -> Done:
+        """Let waiting requests in and write one token for every row. Returns those that are done."""
+        self.model.module.eval()
+        done: Done = []
+        with rows_alike():
+            while self._may_enter() and (entered := self._enter()):
+                done += self._begin(entered)
+            if self._rows:
+                done += self._decode()
+        if not self.busy:
+            self._release()
+        return done
+
+    def clear(self) -> None:
+        """Forget every request."""
+        self._prompts: dict[tuple[bytes, bool], Prompt] = {}
+        self._waiting: dict[Prompt, None] = {}
+        self._queued = 0
+        self._release()
+
+    def _release(self) -> None:
+        """Nobody waits or runs: the cache goes, and so does what was made of the weights."""
+        self._forward: Forward | None = None
+        self._decoding: Step | None = None
+        self._slabs: dict[tuple[str, int], Slab] = {}
+        self._kinds: dict[SamplingParams, Kind] = {}
+        self._answers = Answers(self.model.device)
+        self._rows: list[Ticket] = []
+        self._token_S = self._position_S = torch.zeros(0, dtype=torch.long, device=self.model.device)
+        self._held = self.steps = self._widest = self._until = 0
+        self._changed = False
+
+    # -------------------------------------------------------------------------------- who comes in
+
+    def _apart(self, length: int, samples: int) -> bool:
+        """By the request alone, so that its bits are the same whoever else is there."""
+        usual = all(call.window is None and call.usual for call in self.plan.calls)
+        return usual and length * (samples - 1) >= SHARED_TOKENS * samples
+
+    def _may_enter(self) -> bool:
+        free = self.max_running - len(self._rows)
+        return bool(self._queued) and (not self._rows or free >= min(ADMIT_SHARE * self.max_running, self._queued))
+
+    def _enter(self) -> list[Ticket]:
+        """Requests that become rows now, as many as there are places and memory for, their prompts computed."""
+        entered: list[Ticket] = []
+        new: list[Prompt] = []
+        entries: list[Entry] = []
+        at = 0
+        while self._waiting:
+            prompt = next(iter(self._waiting))
+            count = self._room(prompt, at)
+            if not count:
+                break
+            tickets, source = self._rows_of(prompt, count), next(iter(prompt.running), None)
+            first, length = tickets[0], len(prompt.tokens)
+            assert first.slab is not None
+            if prompt.known and source is not None and source.slab is not None and not prompt.apart:
+                for layer in range(len(self.plan.shapes)):
+                    first.slab.fill(layer, first.place, count, *source.slab.read(layer, source.place, length))
+            elif not prompt.known:
+                if prompt.apart:
+                    self._slab(PROMPTS, length).add([prompt])
+                    self._held += prompt.cost
+                member, places = (prompt, 1) if prompt.apart else (first, count)
+                assert member.slab is not None
+                entries.append(Entry(slice(at, at + length), member.slab, member.place, places))
+                new.append(prompt)
+                at += length
+            prompt.running += tickets
+            entered += tickets
+        if new:
+            self._prefill(new, entries)
+        return entered
+
+    def _room(self, prompt: Prompt, computed: int) -> int:
+        """How many requests of this prompt enter now, beside prompts of so many tokens that are to be computed."""
+        free = self.max_running - len(self._rows)
+        wanted = min(len(prompt.waiting), self.max_running)
+        if prompt.known:
+            wanted = min(wanted, free)
+        elif free < wanted or (computed and computed + len(prompt.tokens) > PREFILL_TOKENS):
+            return 0
+        if self.one_width and not prompt.apart:
+            width = self._width_for(max(ticket.span for ticket in prompt.waiting))
+            fitting = self._cache_tokens // width - len(self._rows)
+        else:
+            own = prompt.cost if prompt.apart and not prompt.known else 0
+            fitting = (self._cache_tokens - self._held - own) // max(ticket.cost for ticket in prompt.waiting)
+        if fitting >= wanted:
+            return wanted
+        return 0 if self._rows else max(1, fitting)
+
+    def _rows_of(self, prompt: Prompt, count: int) -> list[Ticket]:
+        """The next requests of a prompt, each with a place in a slab and a line for its answer."""
+        tickets = [prompt.waiting.popleft() for _ in range(count)]
+        if not prompt.waiting:
+            del self._waiting[prompt]
+        self._queued -= count
+        self._reach(max(ticket.span for ticket in tickets))
+        self._slab(*where(prompt, 1)).add(tickets)
+        for ticket in tickets:
+            ticket.line, ticket.born = self._answers.begin(ticket.request), self.steps
+            self._held += ticket.cost
+        self._rows += tickets
+        self._changed = True
+        return tickets
+
+    def _reach(self, positions: int) -> None:
+        """Be ready for so many positions: weights as they are now, angles, on a GPU slabs of one width."""
+        if positions > self._widest:
+            self._widest = self._width_for(positions)
+            self._forward = self.plan.bind(self.model, self._widest)
+            self._decoding = step_for(self._forward, self.model.device, plain=self.plan.plain)
+
+    def _width_for(self, positions: int) -> int:
+        return self._widest if positions <= self._widest else -(-max(positions, 2 * self._widest) // BUCKET) * BUCKET
+
+    def _slab(self, role: str, tokens: int) -> Slab:
+        """The slab for members of so many tokens."""
+        fixed = self.one_width and role == WHOLE
+        width = self._widest if fixed else size_class(tokens)
+        if (role, width) not in self._slabs:
+            capacity = min(self.max_running, self._cache_tokens // width) if fixed else None
+            self._slabs[role, width] = Slab(width, self.plan.shapes, self.model.device, capacity=capacity)
+        return self._slabs[role, width]
+
+    def _prefill(self, prompts: Sequence[Prompt], entries: Sequence[Entry]) -> None:
+        """The hidden state after each of these prompts; their keys and values go into the cache."""
+        assert self._forward is not None
+        device, lengths = self.model.device, [len(prompt.tokens) for prompt in prompts]
+        layout = TreeLayout(tuple(Tree(0, (length,)) for length in lengths), device, self.model.backend)
+        stream_N = padded(torch.from_numpy(np.concatenate([prompt.tokens for prompt in prompts])).to(device))
+        hidden_ND = self._forward.hidden(stream_N, padded(layout.positions_N), Prefill(entries, layout))
+        for prompt, last in zip(prompts, np.cumsum(lengths) - 1, strict=True):
+            prompt.hidden_D = hidden_ND[last].clone()
+
+    # ------------------------------------------------------------------------------ one token for all
+
+    def _begin(self, entered: Sequence[Ticket]) -> Done:
+        """The first token of these rows."""
+        assert self._forward is not None
+        after_PD = torch.stack([t.prompt.hidden_D for t in entered if t.prompt.hidden_D is not None])
+        logits_PV = self._forward.logits(padded(after_PD))[: len(entered)]
+        _, ended = self._pens_of(entered, written=0).write(logits_PV)
+        return self._finish([entered[row] for row in ended])
+
+    def _decode(self) -> Done:
+        """One more token for every row."""
+        assert self._decoding is not None
+        if self._changed or not self._until:
+            self._arrange()
+        else:
+            self._batch.advance()
+            self._position_S += 1
+        logits_SV = self._decoding(self._token_S, self._position_S, self._batch)
+        self.steps += 1
+        self._until -= 1
+        self._token_S, ended = self._pens.write(logits_SV)
+        return self._finish([self._rows[row] for row in ended])
+
+    def _arrange(self) -> None:
+        """Rows came, went or filled their slabs: bring everything that a step knows of them up to date."""
+        self._widen()
+        whole, tails, prompts = (
+            [slab for (role, _), slab in sorted(self._slabs.items()) if role == wanted and slab.members]
+            for wanted in (WHOLE, TAILS, PROMPTS)
+        )
+        self._rows = [row for slab in (*whole, *tails) for row in slab.members if isinstance(row, Ticket)]
+        for slab in (*whole, *tails):
+            slab.arrange([self._column(row) for row in slab.members if isinstance(row, Ticket)])
+        self._batch = self._batch_of(whole, tails, prompts)
+        self._until = min(row.slab.width - self._column(row) for row in self._rows if row.slab is not None)
+        self._pens = self._pens_of(self._rows, written=1)
+        self._token_S = self._pens.token_S
+        positions = [len(row.prompt.tokens) + self.steps - row.born for row in self._rows]
+        self._position_S = torch.tensor(positions, device=self.model.device)
+        self._changed = False
+
+    def _batch_of(self, whole: Sequence[Slab], tails: Sequence[Slab], prompts: Sequence[Slab]) -> Batch:
+        """The rows of these slabs, those whose prompt is apart beside their prompts."""
+        device = self.model.device
+        number = {row: at for at, row in enumerate(row for slab in tails for row in slab.members)}
+        place_T, shared, at = [0] * len(number), [], 0
+        for slab in prompts:
+            asking = [p for p in slab.members if isinstance(p, Prompt)]
+            slab.arrange([len(prompt.tokens) - 1 for prompt in asking])
+            shared.append(Shared.of(slab, [[number[row] for row in prompt.running] for prompt in asking], device))
+            for prompt in asking:
+                for rank, row in enumerate(prompt.running):
+                    place_T[number[row]] = at + rank
+                at += shared[-1].shape[1]
+        places = torch.tensor(place_T, dtype=torch.long, device=device)
+        longest = max(len(row.prompt.tokens) + self._own(row) for row in self._rows)
+        return Batch((*whole, *tails), len(whole), shared, places, longest)
+
+    def _widen(self) -> None:
+        """Rows that have filled their slab go on in a wider one."""
+        full = {row.slab for row in self._rows if self._past(row, 0)}
+        moves: dict[tuple[Slab, Slab], list[Ticket]] = {}
+        for row in self._rows:
+            if row.slab is not None and row.slab in full and self._past(row, EARLY):
+                wider = self._slab(*where(row.prompt, self._own(row) + EARLY))
+                moves.setdefault((row.slab, wider), []).append(row)
+        for (_, wider), rows in moves.items():
+            wider.take(rows)
+        if sum(slab.held for slab in self._slabs.values()) > self._cache_tokens:
+            for slab in self._slabs.values():
+                slab.trim()
+
+    def _past(self, row: Ticket, steps: int) -> bool:
+        """Whether the row's slab is too narrow for it, or will be after so many steps."""
+        assert row.slab is not None
+        fixed = self.one_width and not row.prompt.apart
+        return row.slab.width < self._widest if fixed else self._column(row) + steps >= row.slab.width
+
+    def _finish(self, ended: Sequence[Ticket]) -> Done:
+        """These rows are done."""
+        if not ended:
+            return []
+        done: Done = []
+        for row in ended:
+            count = self.steps - row.born + 1
+            done.append((row, self._answers.completion(row.line, count, row.request, self.version)))
+        self._leave(ended)
+        if any(isinstance(answer, SamplerError) for _, answer in done):
+            for slab in self._slabs.values():
+                slab.zero_nonfinite()
+        return done
+
+    def _leave(self, rows: Sequence[Ticket]) -> None:
+        """These rows give their places back."""
+        for slab in {row.slab for row in rows}:
+            assert slab is not None
+            slab.remove([row for row in rows if row.slab is slab])
+        for row in rows:
+            row.slab = None
+            row.prompt.running.remove(row)
+            self._answers.end(row.line)
+            self._held -= row.cost
+            self._forget(row.prompt)
+        self._rows = [row for row in self._rows if row.slab is not None]
+        self._changed = True
+
+    def _forget(self, prompt: Prompt) -> None:
+        """A prompt that nobody waits for or runs on."""
+        if not prompt.waiting:
+            self._waiting.pop(prompt, None)
+        if prompt.waiting or prompt.running:
+            return
+        del self._prompts[prompt.key]
+        if prompt.slab is not None:
+            prompt.slab.remove([prompt])
+            self._held -= prompt.cost
+
+    def _pens_of(self, rows: Sequence[Ticket], *, written: int) -> Pens:
+        lines = [(row.line, self.steps - row.born + written, row.request.params.max_tokens) for row in rows]
+        return Pens(self._answers, lines, [row.kind for row in rows])
+
+    def _column(self, row: Ticket) -> int:
+        """Where its next token goes in its slab."""
+        return (0 if row.prompt.apart else len(row.prompt.tokens)) + self.steps - row.born
+
+    def _own(self, row: Ticket) -> int:
+        """Tokens of its own, the next one included."""
+        return self.steps - row.born + 1

@@ -1,0 +1,71 @@
+"""What the engine knows of a request and of its prompt."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from whet.sampling.answers import Kind
+from whet.sampling.base import Request
+from whet.sampling.slabs import Member, size_class
+
+WHOLE, TAILS, PROMPTS = "whole", "tails", "prompts"
+"""Slabs of rows with their prompt in front, of rows whose prompt is apart, and of such prompts."""
+
+
+@dataclass(eq=False, slots=True)
+class Ticket(Member):
+    """A request on its way: waiting, or running as a row of a slab."""
+
+    request: Request = field(kw_only=True)
+    prompt: Prompt = field(kw_only=True)
+    kind: Kind = field(kw_only=True)
+    line: int = -1
+    """Where its answer is written."""
+    born: int = 0
+    """The steps that had been taken when it began to run."""
+
+    @property
+    def span(self) -> int:
+        """Most tokens, prompt and answer."""
+        return len(self.prompt.tokens) + self.request.params.max_tokens
+
+    @property
+    def cost(self) -> int:
+        """Cached tokens that its row may come to need."""
+        return size_class(self.request.params.max_tokens if self.prompt.apart else self.span)
+
+
+@dataclass(eq=False, slots=True)
+class Prompt(Member):
+    """A prompt that tickets wait for or run on; it has a place of its own where it is kept apart."""
+
+    key: tuple[bytes, bool] = field(kw_only=True)
+    tokens: np.ndarray = field(kw_only=True)
+    waiting: deque[Ticket] = field(default_factory=deque)
+    running: list[Ticket] = field(default_factory=list)
+    hidden_D: Tensor | None = None
+    """The hidden state after it, once that is computed."""
+
+    @property
+    def apart(self) -> bool:
+        """Whether its keys and values are kept once for all its rows."""
+        return self.key[1]
+
+    @property
+    def cost(self) -> int:
+        """Cached tokens that it needs where it is kept apart."""
+        return size_class(len(self.tokens))
+
+    @property
+    def known(self) -> bool:
+        """Whether its keys and values are there to be read."""
+        return self.slab is not None if self.apart else bool(self.running)
+
+
+def where(prompt: Prompt, tokens: int) -> tuple[str, int]:
+    """Which slab a row of this prompt stands in that has so many tokens of its own."""
+    return (TAILS, tokens) if prompt.apart else (WHOLE, len(prompt.tokens) + tokens)
