@@ -14,8 +14,13 @@ LONGEST_NUMBER = 400
 
 _ANSWER_TAGS = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_BETWEEN = re.compile(
+    r"(?:\s|\$|\\[(),;\[\]]|\\q?quad|\\text\{\s*(?:and|or)\s*\}|,|;|and\b|or\b|(?:[a-zA-Z](?:_\{?\w+\}?)?\s*=))*"
+)
 _HASHES = re.compile(r"####[ \t:]*([^\n]*)")
-_ANSWER_IS = re.compile(r"\banswer(?:\s+is\b|[ *]*[:=])[ *:]*([^\n]+)", re.IGNORECASE)
+_ANSWER_IS = re.compile(r"(?:\banswer(?:\s+is\b|[ *]*[:=])|答案\s*[是为:：])[ *:]*([^\n]+)", re.IGNORECASE)
+_SPECIAL = re.compile(r"<\|(?:im_end|im_start|endoftext|eot_id|end|end_of_text)\|>.*", re.DOTALL)
+"""A template's tokens that were decoded, and what follows them."""
 _SENTENCE_END = re.compile(r"\.(?:\s|$)")
 # Not inside a word, an index, an exponent or a LaTeX argument, whose digits alone are not the answer.
 _NUMBER = re.compile(r"(?<![\w.{^])(?:(?<![)\]])-)?\$?\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?")
@@ -55,23 +60,41 @@ def gold_answer(value: object) -> str:
 
 def after_thinking(text: str) -> str:
     """What follows the last `</think>`; all of it without a thinking block; nothing while the block is still open."""
+    text = _SPECIAL.sub("", text)
     _, closed, rest = text.rpartition("</think>")
-    return "" if not closed and "<think>" in text else rest
+    if closed or "<think>" not in text:
+        return rest
+    return rest[rest.rindex("<answer>") :] if re.search(r"<answer>.*</answer>\s*$", rest, re.DOTALL) else ""
 
 
 def last_boxed(text: str) -> str | None:
-    r"""The inside of the last `\boxed{...}`, braces balanced; None without one, or where it never closes."""
-    start = next((match.end() for match in reversed(list(_BOX.finditer(text)))), None)
-    if start is None:
-        return None
-    depth, position = 1, start
+    r"""The inside of the last `\boxed{...}`, braces balanced; None without one, or where it never closes.
+
+    Boxes with nothing between them but "and", a comma or a name (`x = `) are one answer: `\boxed{1} and \boxed{2}`.
+    """
+    inside: list[str] = []
+    following = len(text)
+    for start in reversed([match for match in _BOX.finditer(text)]):
+        end = _closing(text, start.end())
+        if end is None:
+            return None if not inside else ", ".join(inside)
+        if inside and _BETWEEN.fullmatch(text[end + 1 : following]) is None:
+            break
+        inside.insert(0, text[start.end() : end])
+        following = start.start()
+    return ", ".join(inside) if inside else None
+
+
+def _closing(text: str, position: int) -> int | None:
+    """Where the brace closes that opens before `position`."""
+    depth = 1
     while position < len(text):
         character = text[position]
         if character == "\\":  # the next character is escaped: \{ opens nothing
             position += 1
         depth += (character == "{") - (character == "}")
         if depth == 0:
-            return text[start:position]
+            return position
         position += 1
     return None
 

@@ -1,0 +1,362 @@
+r"""Whether an answer agrees with a gold one: rules for each type of value, exact before anything else.
+
+The rules need no algebra where golds are numbers, texts, dates or choices. Where expressions must be compared, they ask
+an `Algebra`; the trainer's process hands in `NO_ALGEBRA`, which raises `Undecided`, and the question goes to a worker,
+whose algebra is sympy's (`algebra.py`). So the rules stand here once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Protocol
+
+from whet.envs.rewards import arithmetic
+from whet.envs.rewards.notation import plain, split_top, untext
+from whet.envs.rewards.values import (
+    Choice,
+    Date,
+    Formula,
+    Items,
+    Matrix,
+    Named,
+    Number,
+    Piece,
+    Region,
+    Relation,
+    Text,
+    Value,
+    YesNo,
+    read,
+)
+
+FEWEST_DIGITS = 3
+"""Significant digits that a decimal number must have to stand for an exact value that it rounds."""
+
+
+class Undecided(Exception):
+    """The rules need algebra."""
+
+
+class Algebra(Protocol):
+    """What the rules ask of expressions, in the notation of `plain`."""
+
+    def equal(self, gold: str, answer: str) -> bool:
+        """Whether two expressions are the same function of their variables, or the same number."""
+
+    def same_relation(self, gold: Relation, answer: Relation) -> bool:
+        """Whether two equations, inequalities or chains say the same."""
+
+    def solves(self, gold: Relation, answer: str) -> bool:
+        """Whether the equation `gold`, solved for one of its names, gives `answer`."""
+
+    def near(self, expression: str, decimal: Fraction, within: Fraction) -> bool:
+        """Whether a number lies within `within` of a decimal one."""
+
+    def same_function(self, gold: str, name: str, answer: str, other: str) -> bool:
+        """Whether two functions of one named argument each are the same function."""
+
+
+class _NoAlgebra:
+    def __getattr__(self, name: str) -> object:
+        raise Undecided
+
+
+NO_ALGEBRA: Algebra = _NoAlgebra()  # type: ignore[assignment]
+
+
+def agree(gold: Value, answer: Value, algebra: Algebra, tolerance: float = 0.0) -> bool:
+    """Whether the answer is the gold value. `tolerance` is relative, of numbers. Raises `Undecided` with NO_ALGEBRA."""
+    return _Rules(algebra, tolerance).agree(gold, answer)
+
+
+class _Rules:
+    def __init__(self, algebra: Algebra, tolerance: float) -> None:
+        self.algebra, self.tolerance = algebra, Fraction(tolerance)
+
+    def agree(self, gold: Value, answer: Value) -> bool:
+        if isinstance(gold, Named) and isinstance(answer, Named):
+            return self._named(gold, answer)
+        if isinstance(gold, Named):
+            return self.agree(gold.value, answer)
+        if isinstance(answer, Named):
+            return not isinstance(gold, Relation | Choice) and self.agree(gold, answer.value)
+        match gold, answer:
+            case Choice(), Choice():
+                return gold.letter == answer.letter
+            case Choice(), Text() | Formula():
+                return bool(gold.text) and same_words(gold.text, answer.text) or same_words(gold.letter, answer.text)
+            case _, Choice():
+                return self._of_choice(gold, answer)
+            case YesNo(), YesNo():
+                return gold.yes == answer.yes
+            case Date(), Date():
+                return gold == answer
+            case (Text(), Formula()) | (Formula(), Text()) if "\\infty" in (gold.text, answer.text):
+                return words(gold.text if isinstance(gold, Text) else answer.text)[0] in ("infinite", "infinitely", "infinity")
+            case Text(), Text() | Formula():
+                return same_words(gold.text, answer.text)
+            case Formula(), Text():
+                return same_words(untext(gold.text), answer.text)
+            case Number(), Number():
+                return self._numbers(gold, answer)
+            case Number() | Formula(), Number() | Formula():
+                return _compatible(gold, answer) and self._expressions(gold, answer)
+            case Items(), Items():
+                return self._items(gold, answer)
+            case Number(), Items() if "," in gold.text:
+                return self._items(Items("list", tuple(map(read, gold.text.split(",")))), answer)
+            case Items(), Number() if "," in answer.text:
+                return self._items(gold, Items("list", tuple(map(read, answer.text.split(",")))))
+            case Number(), Text():
+                return self._decimal_comma(gold, answer.text)
+            case Region(), Region():
+                return self._regions(gold.pieces, answer.pieces)
+            case Region(), Items():
+                return (other := _as_region(answer)) is not None and self._regions(gold.pieces, other.pieces)
+            case Items(), Region():
+                return (other := _as_region(gold)) is not None and self._regions(other.pieces, answer.pieces)
+            case Relation(), Relation():
+                return _squeezed(gold) == _squeezed(answer) or self.algebra.same_relation(gold, answer)
+            case Relation(), Items() if set(gold.signs) == {"<"} and len(gold.sides) > 2:
+                return self._in_order(tuple(map(read, gold.sides)), answer.items) if len(gold.sides) == len(answer.items) else False
+            case Relation(), Formula() if gold.signs == ("=",):
+                return self.algebra.solves(gold, answer.text)
+            case Matrix(), Matrix():
+                return self._matrices(gold, answer)
+            case Matrix(), Formula() | Items():
+                return self._matrices(gold, _column(answer)) if isinstance(answer, Items) else False
+            case _:
+                return False
+
+    # ------------------------------------------------------------------------------------------- leaves
+
+    def _named(self, gold: Named, answer: Named) -> bool:
+        ours, theirs = _argument(gold.name), _argument(answer.name)
+        if ours and theirs and ours != theirs and isinstance(gold.value, Formula) and isinstance(answer.value, Formula):
+            return self.algebra.same_function(gold.value.text, ours, answer.value.text, theirs)
+        return self.agree(gold.value, answer.value)
+
+    def _of_choice(self, gold: Value, answer: Choice) -> bool:
+        """An option's letter with its words answers a gold that is its words; a letter alone may be a variable."""
+        if answer.text:
+            return self.agree(gold, read(answer.text))
+        return isinstance(gold, Text | Formula) and same_words(untext(gold.text), answer.letter)
+
+    def _numbers(self, gold: Number, answer: Number) -> bool:
+        if not _compatible(gold, answer):
+            return False
+        given = [answer.exact]
+        if gold.unit is not None and answer.unit is not None and gold.unit != answer.unit:
+            given = [answer.exact * answer.unit.factor / gold.unit.factor]
+        if answer.percent and not gold.percent:
+            given.append(answer.exact * 100)
+        if gold.percent and not answer.percent:
+            given.append(answer.exact / 100)
+        if "_" in gold.text and "_" not in answer.text:  # the question asks for digits in a base
+            return same_words(gold.text.partition("_")[0], answer.text)
+        return any(self._close(gold, answer, value) for value in given)
+
+    def _close(self, gold: Number, answer: Number, value: Fraction) -> bool:
+        if value == gold.exact:
+            return True
+        if self.tolerance:
+            return abs(value - gold.exact) <= self.tolerance * abs(gold.exact)
+        if (gold.places is None) == (answer.places is None):
+            return False
+        decimal, exact = (gold, value) if gold.places is not None else (answer, gold.exact)
+        return _rounds(decimal, exact if decimal is gold else exact)
+
+    def _decimal_comma(self, gold: Number, text: str) -> bool:
+        return False if gold.places is None else arithmetic.value(text.replace(",", ".")) == gold.exact
+
+    def _expressions(self, gold: Number | Formula, answer: Number | Formula) -> bool:
+        if squeeze(gold.text) == squeeze(answer.text):
+            return True
+        for decimal, other in ((gold, answer), (answer, gold)):
+            if isinstance(decimal, Number) and decimal.places is not None and isinstance(other, Formula):
+                if digits(decimal.text) >= FEWEST_DIGITS:
+                    within = max(_last_place(decimal), abs(decimal.exact) * self.tolerance)
+                    return self.algebra.near(other.text, decimal.exact, within)
+        if self.tolerance and isinstance(gold, Number):
+            return self.algebra.near(answer.text, gold.exact, abs(gold.exact) * self.tolerance)
+        return self.algebra.equal(_with_degrees(gold, answer), _with_degrees(answer, gold))
+
+    # ------------------------------------------------------------------------------------- several values
+
+    def _items(self, gold: Items, answer: Items) -> bool:
+        if gold.kind in ("tuple", "bracket") and answer.kind == "set":
+            return False
+        if gold.kind == "set" and answer.kind in ("tuple", "bracket"):
+            return False
+        names = {item.name for item in gold.items if isinstance(item, Named)}
+        if len(names) == len(gold.items) and names == {item.name for item in answer.items if isinstance(item, Named)}:
+            by_name = {item.name: item for item in answer.items if isinstance(item, Named)}
+            return len(answer.items) == len(names) and all(
+                isinstance(item, Named) and self.agree(item.value, by_name[item.name].value) for item in gold.items
+            )
+        if gold.kind in ("tuple", "bracket") or answer.kind in ("tuple", "bracket"):
+            if len(gold.items) == len(answer.items) and self._in_order(gold.items, answer.items):
+                return True
+        elif self._in_any_order(_distinct(gold), _distinct(answer)):
+            return True
+        flat, given = _flat(gold), _flat(answer)
+        nested = len(flat) != len(gold.items) or len(given) != len(answer.items)
+        return nested and len(flat) == len(given) and _shape(gold) != _shape(answer) and self._in_order(flat, given)
+
+    def _in_order(self, gold: Sequence[Value], answer: Sequence[Value]) -> bool:
+        return all(self.agree(one, other) for one, other in zip(gold, answer, strict=True))
+
+    def _in_any_order(self, gold: Sequence[Value], answer: Sequence[Value]) -> bool:
+        """Each gold item has an answer of its own. Rules first: a question for algebra only where none decides."""
+        if len(gold) != len(answer):
+            return False
+        left = list(answer)
+        undecided = False
+        for item in gold:
+            found = None
+            for place, other in enumerate(left):
+                try:
+                    if self.agree(item, other):
+                        found = place
+                        break
+                except Undecided:
+                    undecided = True
+            if found is None:
+                if undecided:
+                    raise Undecided
+                return False
+            del left[found]
+        return True
+
+    def _regions(self, gold: Sequence[Piece], answer: Sequence[Piece]) -> bool:
+        ours, theirs = ([_piece_items(piece) for piece in _ordered(pieces)] for pieces in (gold, answer))
+        return len(ours) == len(theirs) and self._in_any_order(ours, theirs)
+
+    def _matrices(self, gold: Matrix, answer: Matrix) -> bool:
+        same = [len(row) for row in gold.rows] == [len(row) for row in answer.rows]
+        return same and all(map(self._in_order, gold.rows, answer.rows))
+
+
+# ------------------------------------------------------------------------------------------------------ helpers
+
+
+def same_words(left: str, right: str) -> bool:
+    """Whether two texts have the same words in the same order; case, punctuation, articles and spaces aside."""
+    ours, theirs = words(left), words(right)
+    return bool(ours) and ours == theirs
+
+
+def words(text: str) -> list[str]:
+    """The words, numbers and symbols of a text that count."""
+    found = re.findall(r"\d+(?:[.,]\d+)*|\w+|[^\w\s.,;:!?'\"()\[\]{}$*`-]", untext(text).casefold())
+    return [word for word in found if word not in ("a", "an", "the")] or found
+
+
+def squeeze(text: str) -> str:
+    """The text without what never changes an expression: spaces and braces around single characters."""
+    text = re.sub(r"\s+(?![a-zA-Z])|(?<![a-zA-Z])\s+", "", untext(text))
+    return re.sub(r"(?<=[\^_])\{(\w)\}", r"\1", text)
+
+
+def digits(text: str) -> int:
+    """Significant digits of a decimal number."""
+    return len(re.sub(r"\D", "", re.split(r"[eE*\\]", text)[0]).lstrip("0"))
+
+
+def _rounds(decimal: Number, exact: Fraction) -> bool:
+    """Whether `exact`, which needs more digits than `decimal` has, rounds to it."""
+    if decimal.places is None or digits(decimal.text) < FEWEST_DIGITS:
+        return False
+    return abs(exact - decimal.exact) <= _last_place(decimal)
+
+
+def _last_place(decimal: Number) -> Fraction:
+    """How far the exact value may lie from a decimal: half a unit in its last place; a whole one (cut off) from 5 digits."""
+    assert decimal.places is not None, "only decimals have a last place"
+    share = 1 if digits(decimal.text) >= 5 else 2
+    return Fraction(1, share * 10**decimal.places * (100 if decimal.percent else 1))
+
+
+def _compatible(gold: Number | Formula, answer: Number | Formula) -> bool:
+    """Whether the units do not exclude each other: two that we know must have one dimension, and one factor if not numbers."""
+    if gold.unit is None or answer.unit is None or gold.unit == answer.unit:
+        return True
+    if isinstance(gold, Number) and isinstance(answer, Number):
+        return gold.unit.dimension == answer.unit.dimension
+    return gold.unit.dimension in ((("deg", 1),), (("rad", 1),)) and answer.unit.dimension in ((("deg", 1),), (("rad", 1),))
+
+
+def _with_degrees(one: Number | Formula, other: Number | Formula) -> str:
+    """The expression, in radians where it is in degrees and the other one speaks of pi."""
+    if one.unit is not None and one.unit.dimension == (("deg", 1),) and "\\pi" in other.text:
+        return f"\\frac{{({one.text})\\pi}}{{180}}"
+    return one.text
+
+
+def _argument(name: str) -> str:
+    found = re.fullmatch(r"[A-Za-z]\w*\s*\(\s*([a-zA-Z])\s*\)", name.strip())
+    return found[1] if found else ""
+
+
+def _squeezed(relation: Relation) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return tuple(map(squeeze, relation.sides)), relation.signs
+
+
+def _distinct(items: Items) -> list[Value]:
+    """The items; of a set, equal ones once."""
+    once = items.kind == "set" or all(isinstance(item, Items) for item in items.items)
+    return list(dict.fromkeys(items.items)) if once else list(items.items)
+
+
+def _flat(value: Value) -> list[Value]:
+    if isinstance(value, Named):
+        return _flat(value.value)
+    return [leaf for item in value.items for leaf in _flat(item)] if isinstance(value, Items) else [value]
+
+
+def _shape(value: Value) -> object:
+    if isinstance(value, Named):
+        return _shape(value.value)
+    return tuple(_shape(item) for item in value.items) if isinstance(value, Items) else None
+
+
+def _as_region(items: Items) -> Region | None:
+    """`(1, 2)` and `[1, 2]` as intervals, `{1, 2}` as points."""
+    if any(isinstance(item, Items) for item in items.items):
+        return None
+    texts = [_text_of(item) for item in items.items]
+    if None in texts:
+        return None
+    ends = [text for text in texts if text is not None]
+    if items.kind in ("tuple", "bracket"):
+        closed = items.kind == "bracket"
+        return Region((Piece(ends[0], ends[1], closed, closed),)) if len(ends) == 2 else None
+    return Region(tuple(Piece(end, end, True, True) for end in ends))
+
+
+def _text_of(value: Value) -> str | None:
+    if isinstance(value, Named):
+        return _text_of(value.value)
+    return value.text if isinstance(value, Number | Formula) else None
+
+
+def _ordered(pieces: Sequence[Piece]) -> list[Piece]:
+    """The pieces without those that say the same twice."""
+    return list(dict.fromkeys(pieces))
+
+
+def _piece_items(piece: Piece) -> Items:
+    low, high = read(piece.low), read(piece.high)
+    marks = (Text(f"low {piece.low_closed}"), Text(f"high {piece.high_closed}"))
+    return Items("tuple", (*marks, low, high))
+
+
+def _column(items: Items) -> Matrix:
+    return Matrix(tuple((item,) for item in items.items))
+
+
+def candidates(text: str) -> str:
+    """The text with its decimal comma as a point."""
+    return ".".join(split_top(plain(text), re.compile(",")))

@@ -1,0 +1,111 @@
+r"""From a completion to a verdict: the answer in it, read as the gold's type asks, and compared with the gold.
+
+What stands in `<answer>` or in a box may be a sentence. `grade` compares it as it stands first, and where it is prose,
+the value that the sentence states: what follows its last "=" or "is", else the one number that the question does not
+give, else the first. There is always one candidate, so a list of guesses is never right.
+"""
+
+from __future__ import annotations
+
+import re
+
+from whet.envs.rewards.agree import Algebra, agree
+from whet.envs.rewards.answers import final_answer, gold_answer, marked_answer
+from whet.envs.rewards.notation import plain, untext
+from whet.envs.rewards.values import Choice, Date, Named, Number, Text, Value, YesNo, read
+
+_NUMBER = (
+    r"(?<![A-Za-z0-9.{^_])-?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:\s*\\frac\{\d+\}\{\d+\}|\s\d+/\d+|/\d+|%)?"
+    r"|-?\\frac\{\d+\}\{\d+\}"
+)
+_NUMBERS = re.compile(_NUMBER)
+_AFTER = re.compile(rf"(?:=|\b(?:is|are|was|equals?|be|it's|that's|of about)(?:\s+(?:approximately|about|exactly|only|now|then|equal to))?)\s*({_NUMBER})(?!\s*[*^+(\\])(?![a-z](?![a-z^]))")
+_OPERAND = re.compile(r"\b(?:root|square|cube|log|logarithm|power|half|third|multiple|factor|sum|product)s?\s+of\s*$", re.IGNORECASE)
+_DECIMAL_COMMA = re.compile(r"^[^\d]*(-?\d+),(\d{1,2})(?![\d,])[^\d]*$")
+_LETTERS = re.compile(r"(?<![a-zA-Z'])([A-J])(?![a-zA-Z'])(?!\s+[a-z]{3,}\s+[a-z])")
+_DENIED = re.compile(r"(?:\bnot|n't(?:\s+be)?|\bcannot be|\bnon|\bneither|不是)\s*\(?[A-J]\)?(?![a-zA-Z])(?:\s*(?:,|or|and|nor)\s*\(?[A-J]\)?(?![a-zA-Z]))*")
+_FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$((?:[^$\\]|\\.)+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'*\\$])|(?<=[。！？])|\n+")
+
+
+def grade(gold: str, completion: str, algebra: Algebra, question: str | None = None, tolerance: float = 0.0) -> bool:
+    """Whether the completion's final answer is the gold one."""
+    wanted = read(gold_answer(gold))
+    marked = marked_answer(completion)
+    given = final_answer(completion) if marked is None else marked
+    return answers(wanted, given, algebra, question, marked=marked is not None, tolerance=tolerance)
+
+
+def answers(
+    gold: Value, given: str, algebra: Algebra, question: str | None, *, marked: bool, tolerance: float = 0.0
+) -> bool:
+    """Whether the words of an answer give the gold value."""
+    value = read(given)
+    if isinstance(gold, Number) and (comma := _DECIMAL_COMMA.search(given)) and len(comma[2]) == gold.places:
+        return agree(gold, read(f"{comma[1]}.{comma[2]}"), algebra, tolerance)
+    if agree(gold, value, algebra, tolerance):
+        return True
+    if isinstance(gold, Text | YesNo | Choice | Date) or not isinstance(value, Text):
+        return _leading(gold, value)
+    stated = statement(given, question, marked=marked)
+    return stated is not None and agree(gold, read(stated), algebra, tolerance)
+
+
+def _leading(gold: Value, value: Value) -> bool:
+    """A yes or no, or the letter of an option, before its reasons."""
+    if not isinstance(value, Text):
+        return False
+    if isinstance(gold, YesNo):
+        first = re.match(r"(yes|no|true|false)\b", value.text, re.IGNORECASE)
+        return first is not None and (first[1].lower() in ("yes", "true")) == gold.yes
+    return isinstance(gold, Choice) and _option(value.text) == gold.letter
+
+
+def _option(text: str) -> str | None:
+    """The letter that a sentence settles on: first, after "answer", or last, where those that it denies do not count."""
+    text = _DENIED.sub(" ", text)
+    if first := re.match(r"\(?([A-J])(?![a-zA-Z'])(?!\s+[a-z])", text):
+        return first[1]
+    found = list(_LETTERS.finditer(text))
+    said = re.search(r"\b(?:answer|option|choice|r[ée]ponse|respuesta|antwort)\b|答案", text, re.IGNORECASE)
+    after = [letter for letter in found if said is not None and letter.start() >= said.end()]
+    return after[0][1] if after else found[-1][1] if found else None
+
+
+def statement(text: str, question: str | None, *, marked: bool) -> str | None:
+    """The value that prose states; None where it states none."""
+    dollars = [text[found.end() : found.end() + 1] for found in re.finditer(r"\$", text)]
+    if all(after.isdigit() for after in dollars):  # an amount of money, no formula
+        text = text.replace("$", " ")
+    sentences = [sentence for sentence in _SENTENCE.split(text) if re.search(r"\d|\$|\\[(\[]", sentence)]
+    if not sentences:
+        return None
+    formulas = [next(filter(None, groups)) for groups in _FORMULA.findall(sentences[-1] if not marked else text)]
+    formulas = [formula for formula in formulas if not isinstance(read(formula), Text)]
+    if formulas:
+        return formulas[-1]
+    prose = untext(plain(text))
+    before, equals, after = prose.rpartition("=")
+    later = _SENTENCE.split(after, maxsplit=1)
+    if equals and not (len(later) == 2 and _NUMBERS.search(later[1])):
+        return after if isinstance(read(after), Number) else _first(after)
+    seen = f"{question or ''} {before}"
+    prose = later[1] if equals else prose
+    if found := list(_AFTER.finditer(prose)):
+        return found[-1][1]
+    numbers = [m for m in _NUMBERS.finditer(prose) if m.group() and not _OPERAND.search(prose[: m.start()])]
+    known = {read(m.group()) for m in _NUMBERS.finditer(untext(plain(seen))) if m.group()}
+    new = [m.group() for m in numbers if read(m.group()) not in known]
+    if known and len(new) == 1:
+        return new[0]
+    if not numbers:
+        return None
+    return numbers[0].group() if marked else numbers[-1].group()
+
+
+def _first(prose: str) -> str | None:
+    found = next((m for m in _NUMBERS.finditer(prose) if m.group()), None)
+    return None if found is None else found.group()
+
+
+__all__ = ["Named", "answers", "grade", "statement"]
