@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import Protocol
 
 from whet.envs.rewards import arithmetic
-from whet.envs.rewards.notation import plain, split_top, untext
+from whet.envs.rewards.notation import untext
 from whet.envs.rewards.values import (
     Choice,
     Date,
@@ -54,6 +54,9 @@ class Algebra(Protocol):
     def near(self, expression: str, decimal: Fraction, within: Fraction) -> bool:
         """Whether a number lies within `within` of a decimal one."""
 
+    def otherwise(self, gold: str, answer: str) -> bool:
+        """Whether Math-Verify holds two texts for equal: for kinds of values that no rule covers."""
+
     def same_function(self, gold: str, name: str, answer: str, other: str) -> bool:
         """Whether two functions of one named argument each are the same function."""
 
@@ -81,6 +84,8 @@ class _Rules:
         if isinstance(gold, Named):
             return self.agree(gold.value, answer)
         if isinstance(answer, Named):
+            if isinstance(gold, Relation) and isinstance(answer.value, Number | Formula) and gold.signs == ("=",):
+                return self.agree(gold, Relation((answer.name, answer.value.text), ("=",)))
             return not isinstance(gold, Relation | Choice) and self.agree(gold, answer.value)
         match gold, answer:
             case Choice(), Choice():
@@ -96,7 +101,7 @@ class _Rules:
             case (Text(), Formula()) | (Formula(), Text()) if "\\infty" in (gold.text, answer.text):
                 return words(gold.text if isinstance(gold, Text) else answer.text)[0] in ("infinite", "infinitely", "infinity")
             case Text(), Text() | Formula():
-                return same_words(gold.text, answer.text)
+                return same_words(gold.text, answer.text) or same_words(predicate(gold.text), predicate(answer.text))
             case Formula(), Text():
                 return same_words(untext(gold.text), answer.text)
             case Number(), Number():
@@ -125,8 +130,8 @@ class _Rules:
                 return self.algebra.solves(gold, answer.text)
             case Matrix(), Matrix():
                 return self._matrices(gold, answer)
-            case Matrix(), Formula() | Items():
-                return self._matrices(gold, _column(answer)) if isinstance(answer, Items) else False
+            case Matrix(), Items():
+                return self._matrices(gold, _column(answer))
             case _:
                 return False
 
@@ -196,14 +201,29 @@ class _Rules:
             return len(answer.items) == len(names) and all(
                 isinstance(item, Named) and self.agree(item.value, by_name[item.name].value) for item in gold.items
             )
+        if {gold.kind, answer.kind} == {"tuple", "bracket"} and len(gold.items) == 2:
+            return False  # as intervals they have other ends
         if gold.kind in ("tuple", "bracket") or answer.kind in ("tuple", "bracket"):
             if len(gold.items) == len(answer.items) and self._in_order(gold.items, answer.items):
+                return True
+            if self._same_family(gold.items, answer.items):
                 return True
         elif self._in_any_order(_distinct(gold), _distinct(answer)):
             return True
         flat, given = _flat(gold), _flat(answer)
         nested = len(flat) != len(gold.items) or len(given) != len(answer.items)
         return nested and len(flat) == len(given) and _shape(gold) != _shape(answer) and self._in_order(flat, given)
+
+    def _same_family(self, gold: Sequence[Value], answer: Sequence[Value]) -> bool:
+        """Whether two tuples differ in the name of the one parameter that runs through them: (3x, 1 - x), (3t, 1 - t)."""
+        ours, theirs = _names(gold), _names(answer)
+        if len(gold) != len(answer) or len(ours) != 1 or len(theirs) != 1 or ours == theirs:
+            return False
+        return all(
+            self.algebra.same_function(one.text, min(ours), other.text, min(theirs))
+            for one, other in zip(gold, answer, strict=True)
+            if isinstance(one, Formula | Number) and isinstance(other, Formula | Number)
+        )
 
     def _in_order(self, gold: Sequence[Value], answer: Sequence[Value]) -> bool:
         return all(self.agree(one, other) for one, other in zip(gold, answer, strict=True))
@@ -246,6 +266,12 @@ def same_words(left: str, right: str) -> bool:
     """Whether two texts have the same words in the same order; case, punctuation, articles and spaces aside."""
     ours, theirs = words(left), words(right)
     return bool(ours) and ours == theirs
+
+
+def predicate(text: str) -> str:
+    """What a sentence says of its subject (`The function is odd` says `odd`); a text without a verb says itself."""
+    found = re.fullmatch(r"(?:[A-Z]|it\b|this\b).*?\b(?:is|are|was|were)\s+(?P<said>[^.!?]+)[.!?]?", text.strip(), re.DOTALL)
+    return found["said"] if found else text
 
 
 def words(text: str) -> list[str]:
@@ -298,6 +324,14 @@ def _with_degrees(one: Number | Formula, other: Number | Formula) -> str:
 def _argument(name: str) -> str:
     found = re.fullmatch(r"[A-Za-z]\w*\s*\(\s*([a-zA-Z])\s*\)", name.strip())
     return found[1] if found else ""
+
+
+def _names(items: Sequence[Value]) -> set[str]:
+    """The letters in a tuple of expressions; several where it is none of those."""
+    if not all(isinstance(item, Formula | Number) for item in items):
+        return {"", " "}
+    texts = [re.sub(r"\\[a-zA-Z]+", " ", item.text) for item in items if isinstance(item, Formula)]
+    return {letter for text in texts for letter in re.findall("[a-zA-Z]", text)} - {"e", "i"}
 
 
 def _squeezed(relation: Relation) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -355,8 +389,3 @@ def _piece_items(piece: Piece) -> Items:
 
 def _column(items: Items) -> Matrix:
     return Matrix(tuple((item,) for item in items.items))
-
-
-def candidates(text: str) -> str:
-    """The text with its decimal comma as a point."""
-    return ".".join(split_top(plain(text), re.compile(",")))

@@ -15,12 +15,16 @@ from typing import Any
 import sympy
 from latex2sympy2_extended import NormalizationConfig, latex2sympy
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig
+from math_verify import LatexExtractionConfig, verify
+from math_verify import parse as math_verify_parse
 
 from whet.envs.rewards.values import Relation
 
 DIGITS = 50
 CLOSE = sympy.Float(10, DIGITS) ** -40
 CLOSE_AT_POINTS = sympy.Float(10, DIGITS) ** -30
+ZERO = sympy.Float(10, DIGITS) ** -45
+"""What cancels to less than this at numbers of ordinary size is zero."""
 POINTS = (
     "1.3721856109", "0.4382716155", "2.7153406278", "-0.7321564987", "0.1192837465", "3.6190273344", "0.6283946177",
     "-2.1837465523", "5.1728394411", "0.2846173925",
@@ -32,6 +36,10 @@ _KEEP_CASE = ConversionConfig(lowercase_symbols=False)
 _NORMAL = NormalizationConfig(
     basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False
 )
+
+
+_ALONE = re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc|ln|log)(?:\^(?:\d|\{\d+\}))?)\s*(?:\s|(?=\\))(\\?[a-zA-Z]+)\s*\\cdot(?![a-zA-Z])")
+r"""`\cot t \cdot x`: the argument ends before the dot."""
 
 
 class Unreadable(Exception):
@@ -80,7 +88,7 @@ class Sympy:
         except Unreadable:
             return False
         for name in sorted((left - right).free_symbols - given.free_symbols, key=str):
-            if given.free_symbols and same((left - right).subs(name, given), sympy.Integer(0)):
+            if given.free_symbols and same(left.subs(name, given), right.subs(name, given)):
                 return True
         return False
 
@@ -93,6 +101,10 @@ class Sympy:
             return False
         return bool(abs(number - sympy.Rational(decimal.numerator, decimal.denominator)) <= _rational(within))
 
+    def otherwise(self, gold: str, answer: str) -> bool:
+        wanted, given = ([part for part in _math_verify(text) if not isinstance(part, str)] for text in (gold, answer))
+        return bool(wanted and given) and bool(verify(wanted, given, timeout_seconds=None))
+
     def same_function(self, gold: str, name: str, answer: str, other: str) -> bool:
         try:
             return same(parse(gold), parse(answer).subs(sympy.Symbol(other), sympy.Symbol(name)))
@@ -100,10 +112,17 @@ class Sympy:
             return False
 
 
+def _math_verify(text: str) -> list[Any]:
+    wrapped = text if any(mark in text for mark in ("$", "\\(", "\\[", "\\boxed")) else f"${text}$"
+    found: list[Any] = math_verify_parse(wrapped, [LatexExtractionConfig()], parsing_timeout=None)
+    return found
+
+
 @lru_cache(maxsize=4096)
 def parse(text: str) -> Any:
     """The expression that `text` writes, decimals exact, i and e as numbers. Raises `Unreadable`."""
     prepared = re.sub(r"(?<![a-zA-Z\\])(pi|theta|alpha|beta|sin|cos|tan|ln|log|exp)(?![a-zA-Z])", r"\\\1 ", text)
+    prepared = _ALONE.sub(r"\1(\2)\\cdot ", prepared)
     prepared = prepared.replace("^{\\circ}", "\\cdot \\pi/180") if re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", text) else prepared
     prepared = re.sub(r"\\log(?![a-zA-Z_])\s*(?!_)", r"\\ln ", prepared)
     try:
@@ -136,7 +155,7 @@ def same(left: Any, right: Any) -> bool:
         values = {
             symbol: sympy.Integer(INTEGERS[(turn + 3 * place) % len(INTEGERS)])
             if whole
-            else sympy.Rational(POINTS[(turn + 3 * place) % len(POINTS)]) + sympy.Rational(place, 7)
+            else sympy.Float(POINTS[(turn + 3 * place) % len(POINTS)], DIGITS) + sympy.Float(place, DIGITS) / 7
             for place, symbol in enumerate(symbols)
         }
         ours, theirs = _number(left.xreplace(values)), _number(right.xreplace(values))
@@ -178,7 +197,9 @@ def _equal_numbers(left: Any, right: Any, close: Any) -> bool:
     if left in (sympy.oo, -sympy.oo) or right in (sympy.oo, -sympy.oo):
         return bool(left == right)
     size = max(abs(left), abs(right))
-    return bool(size == 0 or abs(left - right) <= close * size)
+    if left == 0 or right == 0:
+        return bool(size <= ZERO)
+    return bool(abs(left - right) <= close * size)
 
 
 def _ratio(left: Any, right: Any) -> Any:
@@ -186,7 +207,7 @@ def _ratio(left: Any, right: Any) -> Any:
     symbols = sorted(left.free_symbols, key=str)
     if not symbols or left.free_symbols != right.free_symbols:
         return None
-    values = {symbol: sympy.Rational(POINTS[3 * place % len(POINTS)]) for place, symbol in enumerate(symbols)}
+    values = {symbol: sympy.Float(POINTS[3 * place % len(POINTS)], DIGITS) for place, symbol in enumerate(symbols)}
     ours, theirs = _number(left.xreplace(values)), _number(right.xreplace(values))
     if ours is None or theirs is None or theirs == 0 or not (_real(ours) and _real(theirs)):
         return None

@@ -12,13 +12,15 @@ from fractions import Fraction
 LONGEST_NUMBER = 400
 """Characters; Python refuses to read much longer integers, and no answer is one."""
 
-_ANSWER_TAGS = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_ANSWER_TAGS = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL)
+"""Also one that is not closed: a sampler may stop at `</answer>`."""
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BETWEEN = re.compile(
-    r"(?:\s|\$|\\[(),;\[\]]|\\q?quad|\\text\{\s*(?:and|or)\s*\}|,|;|and\b|or\b|(?:[a-zA-Z](?:_\{?\w+\}?)?\s*=))*"
+    r"[^.\n\\]{0,20}(?:\\text\{[^{}.]*)?(?:,|and\b)[^.\n\\]{0,20}|(?:\s|\$|\\[(),;\[\]]|\\q?quad|\\text\{\s*(?:and|or)\s*\}|,|;|and\b|or\b|(?:[a-zA-Z](?:_\{?\w+\}?)?\s*=))*"
 )
 _HASHES = re.compile(r"####[ \t:]*([^\n]*)")
 _ANSWER_IS = re.compile(r"(?:\banswer(?:\s+is\b|[ *]*[:=])|答案\s*[是为:：])[ *:]*([^\n]+)", re.IGNORECASE)
+_GOLD_IS = re.compile(r"\bthe answer is:?\s+(.+)$", re.IGNORECASE | re.DOTALL)
 _SPECIAL = re.compile(r"<\|(?:im_end|im_start|endoftext|eot_id|end|end_of_text)\|>.*", re.DOTALL)
 """A template's tokens that were decoded, and what follows them."""
 _SENTENCE_END = re.compile(r"\.(?:\s|$)")
@@ -52,10 +54,11 @@ def marked_answer(text: str) -> str | None:
 def gold_answer(value: object) -> str:
     r"""The answer that a data set's gold column means: `#### 42`, `\boxed{42}`, or the value as it stands."""
     text = str(value)
-    for found in (last_boxed(text), _last(_HASHES, text)):
+    for found in (last_boxed(text), _last(_HASHES, text), _last(_GOLD_IS, text)):
         if found is not None:
             return found.strip()
-    return text.strip()
+    opened = _BOX.search(text)  # a box that never closes: a gold is not cut off
+    return text[opened.end() :].strip() if opened else text.strip()
 
 
 def after_thinking(text: str) -> str:

@@ -49,7 +49,7 @@ _SPELLINGS: tuple[tuple[str, str], ...] = (
     (r"\\lbrace(?![a-zA-Z])", r"\\{"),
     (r"\\rbrace(?![a-zA-Z])", r"\\}"),
     (r"\\lvert|\\rvert|\\vert(?![a-zA-Z])", "|"),
-    (r"\s*\^\s*\{?\s*\\(?:circ|degree)(?![a-zA-Z])\s*\}?|\\degree(?![a-zA-Z])|\s*\^\{\\text\{o\}\}", r"^{\\circ}"),
+    (r"\s*\^\s*\{?\s*\\(?:circ|degree|textcirc|textdegree)(?![a-zA-Z])\s*\}?|\\degree(?![a-zA-Z])|\s*\^\{\\text\{o\}\}", r"^{\\circ}"),
     (r"\\(?:varnothing|emptyset)(?![a-zA-Z])", r"\\emptyset "),
     (r"\\mid(?![a-zA-Z])", "|"),
     (r"\\(?:lor|vee)(?![a-zA-Z])", r"\\text{ or }"),
@@ -60,7 +60,7 @@ _SPELLINGS: tuple[tuple[str, str], ...] = (
 )  # fmt: skip
 _COMPILED = tuple((re.compile(pattern), new) for pattern, new in _SPELLINGS)
 _HTML = ((re.compile(r"<sup>(.*?)</sup>"), r"^{\1}"), (re.compile(r"<sub>(.*?)</sub>"), r"_{\1}"))
-_DAMAGED = re.compile("\x0c(?=rac)|\x08(?=oxed|inom|egin|eta)")
+_DAMAGED = re.compile("\x0c(?=rac)|\x08(?=oxed|inom|egin|eta)|\t(?=extcirc)")
 """What is left of `\frac` and `\binom` where a JSON string was written with one backslash."""
 _ARGUMENT = re.compile(r"\\(frac|sqrt|binom)(?![a-zA-Z])")
 _WORD_SQRT = re.compile(r"(?<![\\a-zA-Z])(sqrt|cbrt)\s*(?=[(\d{])")
@@ -69,7 +69,7 @@ _FENCES = ("$$", "$", "**", "*", "`", '"', "'")
 
 def plain(text: str) -> str:
     """The text in the one notation, without what stands around it: see the module."""
-    text = _DAMAGED.sub(lambda found: {"\x0c": "\\f", "\x08": "\\b"}[found.group()], text)
+    text = _DAMAGED.sub(lambda found: {"\x0c": "\\f", "\x08": "\\b", "\t": "\\t"}[found.group()], text)
     text = _unicode(strip_emphasis(text))
     for html, latex in _HTML:
         text = html.sub(latex, text)

@@ -12,7 +12,7 @@ import re
 from whet.envs.rewards.agree import Algebra, agree
 from whet.envs.rewards.answers import final_answer, gold_answer, marked_answer
 from whet.envs.rewards.notation import plain, untext
-from whet.envs.rewards.values import Choice, Date, Named, Number, Text, Value, YesNo, read
+from whet.envs.rewards.values import Choice, Date, Items, Matrix, Named, Number, Region, Relation, Text, Value, YesNo, read
 
 _NUMBER = (
     r"(?<![A-Za-z0-9.{^_])-?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:\s*\\frac\{\d+\}\{\d+\}|\s\d+/\d+|/\d+|%)?"
@@ -22,6 +22,8 @@ _NUMBERS = re.compile(_NUMBER)
 _AFTER = re.compile(rf"(?:=|\b(?:is|are|was|equals?|be|it's|that's|of about)(?:\s+(?:approximately|about|exactly|only|now|then|equal to))?)\s*({_NUMBER})(?!\s*[*^+(\\])(?![a-z](?![a-z^]))")
 _OPERAND = re.compile(r"\b(?:root|square|cube|log|logarithm|power|half|third|multiple|factor|sum|product)s?\s+of\s*$", re.IGNORECASE)
 _DECIMAL_COMMA = re.compile(r"^[^\d]*(-?\d+),(\d{1,2})(?![\d,])[^\d]*$")
+_CALCULATION = re.compile(r"\d\s*[-+*/×x]\s*\$?\d[^=]*=")
+_UNKNOWN = re.compile(r"^\W*(?:it |this |the (?:answer|value|result) )?(?:cannot|can't|can not|impossible|not possible|unable|insufficient|not enough)\b", re.IGNORECASE)
 _LETTERS = re.compile(r"(?<![a-zA-Z'])([A-J])(?![a-zA-Z'])(?!\s+[a-z]{3,}\s+[a-z])")
 _DENIED = re.compile(r"(?:\bnot|n't(?:\s+be)?|\bcannot be|\bnon|\bneither|不是)\s*\(?[A-J]\)?(?![a-zA-Z])(?:\s*(?:,|or|and|nor)\s*\(?[A-J]\)?(?![a-zA-Z]))*")
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$((?:[^$\\]|\\.)+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
@@ -33,11 +35,11 @@ def grade(gold: str, completion: str, algebra: Algebra, question: str | None = N
     wanted = read(gold_answer(gold))
     marked = marked_answer(completion)
     given = final_answer(completion) if marked is None else marked
-    return answers(wanted, given, algebra, question, marked=marked is not None, tolerance=tolerance)
+    return answers(wanted, gold_answer(gold), given, algebra, question, marked=marked is not None, tolerance=tolerance)
 
 
 def answers(
-    gold: Value, given: str, algebra: Algebra, question: str | None, *, marked: bool, tolerance: float = 0.0
+    gold: Value, gold_text: str, given: str, algebra: Algebra, question: str | None, *, marked: bool, tolerance: float = 0.0
 ) -> bool:
     """Whether the words of an answer give the gold value."""
     value = read(given)
@@ -45,20 +47,31 @@ def answers(
         return agree(gold, read(f"{comma[1]}.{comma[2]}"), algebra, tolerance)
     if agree(gold, value, algebra, tolerance):
         return True
-    if isinstance(gold, Text | YesNo | Choice | Date) or not isinstance(value, Text):
-        return _leading(gold, value)
+    if isinstance(gold, YesNo | Choice):
+        return _leading(gold, value, given)
+    if isinstance(gold, Region | Matrix | Relation) and algebra.otherwise(gold_text, given):
+        return True
+    if isinstance(gold, Text | Date) or not (_has_words(value) or _CALCULATION.search(given)):
+        return False
     stated = statement(given, question, marked=marked)
     return stated is not None and agree(gold, read(stated), algebra, tolerance)
 
 
-def _leading(gold: Value, value: Value) -> bool:
-    """A yes or no, or the letter of an option, before its reasons."""
-    if not isinstance(value, Text):
-        return False
-    if isinstance(gold, YesNo):
-        first = re.match(r"(yes|no|true|false)\b", value.text, re.IGNORECASE)
-        return first is not None and (first[1].lower() in ("yes", "true")) == gold.yes
-    return isinstance(gold, Choice) and _option(value.text) == gold.letter
+def _has_words(value: Value) -> bool:
+    """Whether words are left that were not understood."""
+    if isinstance(value, Items):
+        return any(map(_has_words, value.items))
+    if isinstance(value, Relation):
+        return any(isinstance(read(side), Text) for side in value.sides)
+    return isinstance(value, Text) or isinstance(value, Named) and _has_words(value.value)
+
+
+def _leading(gold: YesNo | Choice, value: Value, given: str) -> bool:
+    """A yes or no, or the letter of an option, among its reasons."""
+    if isinstance(gold, Choice):
+        return _has_words(value) and _option(given) == gold.letter
+    first = re.match(r"(yes|no|true|false)\b", plain(given), re.IGNORECASE)
+    return first is not None and (first[1].lower() in ("yes", "true")) == gold.yes
 
 
 def _option(text: str) -> str | None:
@@ -80,10 +93,13 @@ def statement(text: str, question: str | None, *, marked: bool) -> str | None:
     sentences = [sentence for sentence in _SENTENCE.split(text) if re.search(r"\d|\$|\\[(\[]", sentence)]
     if not sentences:
         return None
-    formulas = [next(filter(None, groups)) for groups in _FORMULA.findall(sentences[-1] if not marked else text)]
-    formulas = [formula for formula in formulas if not isinstance(read(formula), Text)]
-    if formulas:
-        return formulas[-1]
+    if _UNKNOWN.search(text):
+        return None
+    place = text if marked else sentences[-1]
+    spans = [span for span in _FORMULA.finditer(place) if not isinstance(read(_inside(span)), Text)]
+    if spans:
+        said = _AFTER.search(place, spans[-1].end())
+        return said[1] if said else _inside(spans[-1])
     prose = untext(plain(text))
     before, equals, after = prose.rpartition("=")
     later = _SENTENCE.split(after, maxsplit=1)
@@ -103,9 +119,11 @@ def statement(text: str, question: str | None, *, marked: bool) -> str | None:
     return numbers[0].group() if marked else numbers[-1].group()
 
 
+def _inside(span: re.Match[str]) -> str:
+    return str(next(filter(None, span.groups())))
+
+
 def _first(prose: str) -> str | None:
     found = next((m for m in _NUMBERS.finditer(prose) if m.group()), None)
     return None if found is None else found.group()
 
-
-__all__ = ["Named", "answers", "grade", "statement"]

@@ -136,13 +136,13 @@ _APPLIED = rf"{_ATOM}\s*(?:\([^()=<>]*\)|\[[^\[\]=<>]*\])?"
 _POINTS = r"(?:\\(?:angle|triangle|overline|vec|widehat|frac|text)(?![a-z])|[A-Z]|[{}:/\s\d_|'])+"
 _NAME = re.compile(rf"\s*(?:{_APPLIED}|\(?{_APPLIED}(?:\s*,\s*{_APPLIED})+\)?|\|?(?=[^A-Z]*[A-Z]){_POINTS}\|?)\s*")
 _LABEL = re.compile(r"\s*([A-Za-z][A-Za-z ]{1,30}?)(?:\s+\d+)?\s*:\s+(?=\S)(?!\S*/)")
-_WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{3,}")
+_WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{3,}|[^\W\d_\x00-\x7f]{2,}")
 _FUNCTIONS = frozenset(
     "sin cos tan cot sec csc log lim max min exp mod gcd lcm det deg arcsin arccos arctan sinh cosh tanh sqrt cis sgn abs".split()
 )
 _RELATION = re.compile(r"\\le(?![a-z])|\\ge(?![a-z])|\\ne(?![a-z])|\\approx(?![a-z])|\\equiv(?![a-z])|\\sim(?![a-z])|[<>=]")
 _FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
-_AND = r"\\text\{\s*(?:,?\s*(?:and|or|y|et|und))\s*,?\s*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])"
+_AND = r"\\text\{\s*(?:,?\s*(?:and|or|y|et|und))\s*,?\s*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])|(?<=[\d)}])(?:and|or)(?=[A-Z])"
 _SEMICOLON = re.compile(r"\s*;\s*")
 _COMMA = re.compile(rf"\s*(?:,\s*(?:{_AND})?|;|{_AND})\s*")
 _SEPARATOR = re.compile(rf"\s*(?:(?:,(?=\s)|,(?!\d\d\d(?!\d))|(?<!\d),)\s*(?:{_AND})?|;|{_AND})\s*")
@@ -164,7 +164,7 @@ _CONDITION = re.compile(
     r"(?<=\S)\s*,?\s*(?:\\text\{\s*)?(?:for|where)\s+(?:all|any|every|each|some|\\?\w+\s+(?:is|are|\\in))(?![a-zA-Z])[^,]*"
 )
 """Of the names in a formula: "for all x", "where k is an integer"."""
-_ASIDE = re.compile(r"\s*\((?=[^()]*[a-zA-Z]{3,}|\s*\w+\s*=)[^()]*\)\s*$")
+_ASIDE = re.compile(r"(?<=[\w}])\s+\((?=[^()\\]*[a-zA-Z]{3,}|\s*\w+\s*=)[^()\\]*\)\s*$")
 _CURRENCY = re.compile(r"\s*(?:US|USD|\\?\$|€|£|¥|₹|EUR|GBP)\s*(?=[\d.\-\\(])")
 _TAIL = re.compile(
     r"(?P<head>.*?[\d)}!\]])(?P<gap>\s*-?\s*)(?P<tail>(?=[%^\\A-Za-z€£¥₹¢°/])(?:\\text\{[^{}]*\}|\^\{\\(?:circ|prime)\}|\\mu"
@@ -199,6 +199,8 @@ def _known(text: str) -> Value | None:
     bare = untext(text).strip(" .!")
     if bare.casefold() in _YES:
         return YesNo(_YES[bare.casefold()])
+    if found := re.fullmatch(r"([B-H])\s+([A-Z][a-z].*)", bare, re.DOTALL):
+        return Choice(found[1], found[2])
     return _date(bare) or _choice(bare)
 
 
@@ -313,14 +315,14 @@ def _region(text: str) -> Value | None:
     pieces: list[Piece] = []
     parts = split_top(text, _UNION)
     for part in parts:
-        found_pieces = _pieces(part, alone=len(parts) == 1 and not removed)
+        found_pieces = _pieces(part, alone=len(parts) == 1 and not removed, joined="\\cup" in text or bool(removed))
         if found_pieces is None:
             return None
         pieces += found_pieces
     return Region(tuple(_without(pieces, removed)))
 
 
-def _pieces(part: str, *, alone: bool) -> list[Piece] | None:
+def _pieces(part: str, *, alone: bool, joined: bool) -> list[Piece] | None:
     part = part.strip()
     if part.startswith("\\{") and part.endswith("\\}"):
         if "|" in part:
@@ -331,7 +333,7 @@ def _pieces(part: str, *, alone: bool) -> list[Piece] | None:
         ends = split_top(part[1:-1], re.compile(r"\s*[,;]\s*"))
         if len(ends) != 2:
             return None
-        if alone and "\\infty" not in part and (part[0] == "[") == (part[-1] == "]"):
+        if not joined and "\\infty" not in part and (part[0] == "[") == (part[-1] == "]"):
             return None  # (1, 2) may be a point, [1, 2] a list: `_several` keeps the brackets
         return [Piece(ends[0].strip(), ends[1].strip(), part[0] == "[", part[-1] == "]")]
     signs = _RELATION.findall(part)
