@@ -55,13 +55,30 @@ class StepsReward(RewardBase):
         return True
 
 
-class MathReward(RightReward):
-    """1 if the final answer equals the gold one mathematically (math-verify, in a process with a deadline)."""
+class GoldReward(RightReward):
+    """A reward that compares the final answer with a gold one, exactly (algebra in a process with a deadline)."""
 
-    kind: Literal["math"]
     gold: str = "answer"
     """Column with the gold answer; `#### 42`, `\\boxed{42}` and `42` are understood."""
-    deadline_s: float = Field(5.0, gt=0)
+    deadline_s: float = Field(2.0, gt=0)
+    """For one answer that takes algebra; one that takes longer is wrong if the gold itself does not."""
+    tolerance: float = Field(0.0, ge=0, lt=1)
+    """Relative error that a number may have; 0: none beyond the rounding of a decimal."""
+
+
+class MathReward(GoldReward):
+    """1 if the final answer equals the gold one mathematically; golds must be mathematics."""
+
+    kind: Literal["math"]
+
+
+class AnswerReward(GoldReward):
+    """1 if the final answer is the gold one, of any type: number with unit, choice, name, date, yes or no, formula.
+
+    The gold column may list several, any of which counts.
+    """
+
+    kind: Literal["answer"]
 
 
 class ExactReward(RightReward):
@@ -229,6 +246,7 @@ RewardConfig = Annotated[
     VerifierReward
     | StepsReward
     | MathReward
+    | AnswerReward
     | ExactReward
     | FormatReward
     | OverlongReward

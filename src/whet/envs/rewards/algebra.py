@@ -138,6 +138,15 @@ def parse(text: str) -> Any:
     return found.xreplace({**exact, **named})
 
 
+def reads(text: str) -> bool:
+    """Whether `parse` can read the text."""
+    try:
+        parse(text)
+    except Unreadable:
+        return False
+    return True
+
+
 def same(left: Any, right: Any) -> bool:
     """Whether two expressions have the same value wherever both have one."""
     if left == right:

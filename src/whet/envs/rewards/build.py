@@ -10,7 +10,7 @@ from whet.config import rewards as kinds
 from whet.envs.asked import Models
 from whet.envs.base import Attempt, Grade, Reward
 from whet.envs.judges.judge import build_judge
-from whet.envs.rewards.exact import exact
+from whet.envs.rewards.exact import exact, exact_gold
 from whet.envs.rewards.format import well_formed
 from whet.envs.rewards.function import FunctionReward
 from whet.envs.rewards.judge import PairsReward, PointsReward
@@ -62,8 +62,15 @@ def _build(
 ) -> Reward:
     name, weight, judges = kinds.name_of(config), config.weight, config.says_right
     match config:
-        case kinds.MathReward():
-            return MathReward(name=name, weight=weight, gold=config.gold, deadline_s=config.deadline_s)
+        case kinds.MathReward() | kinds.AnswerReward():
+            return MathReward(
+                name=name,
+                weight=weight,
+                gold=config.gold,
+                deadline_s=config.deadline_s,
+                tolerance=config.tolerance,
+                words=isinstance(config, kinds.AnswerReward),
+            )
         case kinds.GroupLengthReward():
             return GroupLength(name=name, weight=weight)
         case kinds.FunctionReward():
@@ -76,7 +83,8 @@ def _build(
             )
         case kinds.ExactReward():
             grade = partial(exact, gold=config.gold)
-            return PlainReward(name=name, weight=weight, judges=judges, function=grade, columns=(config.gold,))
+            check = partial(exact_gold, column=config.gold)
+            return PlainReward(name=name, weight=weight, judges=judges, function=grade, check_task=check)
         case kinds.VerifierReward():
             checker = _checker(verify, "kind verifier is for generated tasks (generate: ...); use math or exact")
             return PlainReward(name=name, weight=weight, judges=judges, function=checker)

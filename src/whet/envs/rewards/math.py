@@ -1,7 +1,11 @@
-r"""Mathematical equality with the gold answer: by rule where that is plain, else by math-verify in a worker.
+r"""Whether the final answer is the gold one: by rule where that is plain, else with computer algebra in a worker.
 
-math-verify hands answers to sympy, which some answers keep busy for ever, or until memory ends. So it runs in
-processes that are killed at a deadline, with its own timeouts off. Such an attempt is unscored and counted.
+The gold is read once into a typed value (`values`), when the tasks are checked; its type decides which rules compare it
+(`agree`). Algebra may take for ever, or until memory ends, so it runs in processes that are killed at a deadline.
+
+Whose fault a grade without a verdict is, a control job decides: the gold answered with itself, beside it. Where the
+control passes, the answer was what no grader finishes, and it is wrong (`Grade.gave_up`); else the machinery failed,
+and the attempt is unscored.
 """
 
 from __future__ import annotations
@@ -9,91 +13,185 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from whet.envs.base import Attempt, Grade, Task
-from whet.envs.rewards.answers import as_number, final_answer, gold_answer, tidy
+from whet.envs.rewards.agree import NO_ALGEBRA, Undecided
+from whet.envs.rewards.answers import final_answer, gold_answer, marked_answer
 from whet.envs.rewards.plain import require
+from whet.envs.rewards.reading import answers
+from whet.envs.rewards.values import LONGEST, Date, Text, Value, YesNo, read
 from whet.errors import DataError
-from whet.sandbox.base import FailureKind, Result
+from whet.sandbox.base import JSON, Failure, FailureKind, Result
 from whet.sandbox.workers import WorkerPool
 
-LONGEST_ANSWER = 2000
-"""Characters. A longer final answer is wrong by rule, without being graded."""
 MEMORY_MB = 2048
 RIGHT, WRONG = Grade(value=1.0), Grade(value=0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """Gold and given answer, tidied: what a worker compares. Equal ones are asked once."""
+    """What a worker is asked where no rule decides. Equal ones are asked once."""
 
     gold: str
     answer: str
+    question: str
+    marked: bool
+
+    def payload(self, tolerance: float) -> dict[str, JSON]:
+        return {**{name: getattr(self, name) for name in self.__slots__}, "tolerance": tolerance}
 
 
 class MathReward:
-    r"""1 if the final answer equals the gold one, else 0. `gold` names the column; `answers` says what is understood.
+    r"""1 if the final answer equals the gold one, else 0. `gold` names the column.
 
-    `check` refuses gold answers that are no mathematics; an attempt at such a task is unscored.
+    `words` allows golds that are no mathematics (names, dates, yes or no) and lists of golds, any of which counts.
+    `tolerance` is relative, of numbers. `check` refuses golds that no answer can meet.
     """
 
     judges = True
 
-    def __init__(self, *, name: str, weight: float, gold: str, deadline_s: float, workers: int | None = None) -> None:
-        self.name, self.weight, self._gold = name, weight, gold
+    def __init__(
+        self,
+        *,
+        name: str,
+        weight: float,
+        gold: str,
+        deadline_s: float,
+        words: bool = False,
+        tolerance: float = 0.0,
+        workers: int | None = None,
+    ) -> None:
+        self.name, self.weight, self._gold, self._words, self._tolerance = name, weight, gold, words, tolerance
         self._pool = WorkerPool(
             "whet.envs.rewards.math_worker:load",
             workers=workers or os.cpu_count() or 1,
             deadline_s=deadline_s,
             memory_mb=MEMORY_MB,
+            forked=True,
         )
 
     def grade(self, attempts: Sequence[Attempt], *, step: int) -> list[Grade]:
         """One grade for each attempt; the workers only see what no rule decides."""
         judged = [self._by_rule(attempt) for attempt in attempts]
-        questions = list(dict.fromkeys(item for item in judged if isinstance(item, _Question)))
-        results = self._pool.map([{"gold": q.gold, "answer": q.answer} for q in questions])
-        grades = {question: _grade(result) for question, result in zip(questions, results, strict=True)}
-        return [grades[item] if isinstance(item, _Question) else item for item in judged]
+        questions = list(dict.fromkeys(q for item in judged if not isinstance(item, Grade) for q in item))
+        results = self._pool.map([question.payload(self._tolerance) for question in questions])
+        grades = dict(zip(questions, self._attributed(questions, results), strict=True))
+        return [item if isinstance(item, Grade) else _best([grades[q] for q in item]) for item in judged]
 
     def check(self, tasks: Sequence[Task]) -> None:
-        """Raise `DataError` for the first task whose gold answer is missing or cannot be read as mathematics."""
-        golds = [tidy(gold_answer(require(task, self._gold, self.name))) for task in tasks]
-        unsure = [(task, gold) for task, gold in zip(tasks, golds, strict=True) if as_number(gold) is None]
-        for (task, gold), result in zip(unsure, self._pool.map([{"gold": gold} for _, gold in unsure]), strict=True):
-            failure = _grade(result).failure
-            if failure:
-                raise DataError(f"task {task.id}: gold answer {gold[:80]!r} in column {self._gold!r}: {failure}")
+        """Raise `DataError` for the first task whose gold answer is missing or cannot be met."""
+        golds = [(task, gold) for task in tasks for gold in self._golds(task)]
+        unsure: list[tuple[Task, str]] = []
+        for task, gold in golds:
+            value = _read(gold)
+            if isinstance(value, Text | Date | YesNo):
+                if not self._words or not value:
+                    raise self._unmet(task, gold, "is text, not mathematics; use kind: answer or exact")
+            else:
+                unsure.append((task, gold))
+        distinct = list(dict.fromkeys(gold for _, gold in unsure if not _plain(gold)))
+        results = dict(zip(distinct, self._pool.map([{"gold": gold} for gold in distinct]), strict=True))
+        for task, gold in unsure:
+            result = results.get(gold)
+            if result is not None and result.failure is not None:
+                raise self._unmet(task, gold, result.failure.message)
+            if result is not None and result.value is None and not self._words:
+                raise self._unmet(task, gold, "cannot be read as mathematics")
 
     def close(self) -> None:
         """Kill the workers."""
         self._pool.close()
 
-    def _by_rule(self, attempt: Attempt) -> Grade | _Question:
-        """The grade where it needs no mathematics: no answer, too long, the same text, two plain numbers."""
+    def _unmet(self, task: Task, gold: str, why: str) -> DataError:
+        return DataError(f"task {task.id}: gold answer {gold[:80]!r} in column {self._gold!r}: {why}")
+
+    def _golds(self, task: Task) -> list[str]:
+        """The accepted answers of a task, as texts. Raises `DataError` where there is none or it has no text."""
+        value = require(task, self._gold, self.name)
+        listed = list(value) if self._words and isinstance(value, list | tuple) else [value]
+        texts = []
+        for each in listed:
+            if not isinstance(each, str | int | float):
+                raise self._unmet(task, repr(each), f"is a {type(each).__name__}; a gold answer is a text or a number")
+            text = gold_answer(each)
+            if not text:
+                raise self._unmet(task, str(each), "is empty")
+            texts.append(text)
+        if not texts:
+            raise self._unmet(task, "[]", "is an empty list")
+        return texts
+
+    def _by_rule(self, attempt: Attempt) -> Grade | list[_Question]:
+        """The grade where it needs no algebra, else what to ask of a worker for each gold."""
         try:
-            gold = tidy(gold_answer(require(attempt.task, self._gold, self.name)))
+            golds = self._golds(attempt.task)
         except DataError as error:
             return Grade(value=None, failure=str(error))
-        answer = final_answer(attempt.answer)
-        if not answer:
+        marked = marked_answer(attempt.answer)
+        given = final_answer(attempt.answer) if marked is None else marked
+        if not given:
             return Grade(value=0.0, note="no answer found")
-        if len(answer) > LONGEST_ANSWER:
-            return Grade(value=0.0, note=f"the answer has more than {LONGEST_ANSWER} characters")
-        answer = tidy(answer)
-        wanted, given = as_number(gold), as_number(answer)
-        if answer == gold or (wanted is not None and wanted == given):
-            return RIGHT
-        if wanted is not None and given is not None and wanted.denominator == given.denominator == 1:
-            return WRONG
-        return _Question(gold=gold, answer=answer)
+        if len(given) > LONGEST:
+            return Grade(value=0.0, note=f"the answer has more than {LONGEST} characters")
+        question = attempt.task.messages[-1].content if attempt.task.messages else ""
+        open_questions: list[_Question] = []
+        for gold in golds:
+            value = _read(gold)
+            if isinstance(value, Text) and not self._words:
+                return Grade(value=None, failure=f"the gold answer {gold[:80]!r} is text, not mathematics")
+            asked = marked is not None
+            try:
+                if answers(value, gold, given, NO_ALGEBRA, question, marked=asked, tolerance=self._tolerance):
+                    return RIGHT
+            except Undecided:
+                open_questions.append(_Question(gold=gold, answer=given, question=question, marked=asked))
+        return open_questions or WRONG
+
+    def _attributed(self, questions: Sequence[_Question], results: Sequence[Result]) -> list[Grade]:
+        """Verdicts, and for what has none whose fault that is.
+
+        A worker that died is asked once more; a late one is not. Both count against the answer if a control passes.
+        """
+        failed = [place for place, result in enumerate(results) if result.failure is not None]
+        if not failed:
+            return [RIGHT if result.value else WRONG for result in results]
+        controls = [_Question(gold=q.gold, answer=q.gold, question="", marked=True) for q in (questions[p] for p in failed)]
+        again = [place for place in failed if not _late(results[place].failure)]
+        asked = [*controls, *(questions[place] for place in again)]
+        answered = self._pool.map([question.payload(self._tolerance) for question in asked])
+        passed = dict(zip(failed, answered, strict=False))
+        final = {**dict(enumerate(results)), **dict(zip(again, answered[len(failed) :], strict=True))}
+        return [_fault(final[place], passed.get(place)) for place in range(len(results))]
 
 
-def _grade(result: Result) -> Grade:
-    """A worker's word as a grade. Its value is 1, 0, or null for a gold answer that it cannot read."""
-    if result.failure is not None:
-        timed_out = result.failure.kind is FailureKind.TIMEOUT
-        return Grade(value=None, failure=result.failure.message, timed_out=timed_out)
-    if result.value is None:
-        return Grade(value=None, failure="the gold answer cannot be read as mathematics")
-    return RIGHT if result.value == 1 else WRONG
+def _fault(result: Result, control: Result | None) -> Grade:
+    if result.failure is None:
+        return RIGHT if result.value else WRONG
+    if control is not None and control.value == 1:
+        return Grade(value=0.0, gave_up=True, note=f"no grader finishes on this answer: {result.failure.message}")
+    return Grade(value=None, failure=result.failure.message, timed_out=_late(result.failure))
+
+
+def _late(failure: Failure | None) -> bool:
+    return failure is not None and failure.kind is FailureKind.TIMEOUT
+
+
+def _best(grades: Sequence[Grade]) -> Grade:
+    """Of the grades by several golds: right by one is right; a failure only where none is right."""
+    return max(grades, key=lambda grade: (grade.value == 1, grade.failure != "", grade.gave_up))
+
+
+@lru_cache(maxsize=1 << 16)
+def _read(gold: str) -> Value:
+    """The gold's typed value: read once however often it is asked about."""
+    return read(gold)
+
+
+def _plain(gold: str) -> bool:
+    """Whether the gold is met by itself without algebra, so that no worker need look at it."""
+    try:
+        same = answers(_read(gold), gold, gold, NO_ALGEBRA, None, marked=True)
+    except Undecided:
+        return False
+    return same and any(character.isalnum() for character in gold) and "\\" not in gold

@@ -19,6 +19,8 @@ class PlainReward:
     function: Callable[[Attempt], Grade]
     columns: tuple[str, ...] = ()
     """Columns that every task must have."""
+    check_task: Callable[[Task], object] | None = None
+    """Raises `DataError` for a task that it cannot grade."""
 
     def grade(self, attempts: Sequence[Attempt], *, step: int) -> list[Grade]:
         """One grade for each attempt."""
@@ -29,6 +31,8 @@ class PlainReward:
         for task in tasks:
             for column in self.columns:
                 require(task, column, self.name)
+            if self.check_task is not None:
+                self.check_task(task)
 
     def close(self) -> None:
         """Nothing to end."""
