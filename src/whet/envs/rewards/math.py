@@ -46,7 +46,8 @@ class MathReward:
     r"""1 if the final answer equals the gold one, else 0. `gold` names the column.
 
     `words` allows golds that are no mathematics (names, dates, yes or no) and lists of golds, any of which counts.
-    `tolerance` is relative, of numbers. `check` refuses golds that no answer can meet.
+    `tolerance` is relative, of numbers. `check` refuses golds that no answer can meet, and without `words` those that
+    are words.
     """
 
     judges = True
@@ -138,8 +139,6 @@ class MathReward:
         open_questions: list[_Question] = []
         for gold in golds:
             value = _read(gold)
-            if isinstance(value, Text) and not self._words:
-                return Grade(value=None, failure=f"the gold answer {gold[:80]!r} is text, not mathematics")
             asked = marked is not None
             try:
                 if answers(value, gold, given, NO_ALGEBRA, question, marked=asked, tolerance=self._tolerance):
@@ -155,7 +154,7 @@ class MathReward:
         """
         failed = [place for place, result in enumerate(results) if result.failure is not None]
         if not failed:
-            return [RIGHT if result.value else WRONG for result in results]
+            return [_verdict(result) for result in results]
         controls = [_Question(gold=q.gold, answer=q.gold, question="", marked=True) for q in (questions[p] for p in failed)]
         again = [place for place in failed if not _late(results[place].failure)]
         asked = [*controls, *(questions[place] for place in again)]
@@ -167,10 +166,16 @@ class MathReward:
 
 def _fault(result: Result, control: Result | None) -> Grade:
     if result.failure is None:
-        return RIGHT if result.value else WRONG
+        return _verdict(result)
     if control is not None and control.value == 1:
         return Grade(value=0.0, gave_up=True, note=f"no grader finishes on this answer: {result.failure.message}")
     return Grade(value=None, failure=result.failure.message, timed_out=_late(result.failure))
+
+
+def _verdict(result: Result) -> Grade:
+    if result.value is None:
+        return Grade(value=None, failure="the gold answer cannot be read as mathematics")
+    return RIGHT if result.value else WRONG
 
 
 def _late(failure: Failure | None) -> bool:

@@ -30,13 +30,15 @@ def load() -> Callable[[Mapping[str, Any]], int | None]:
 
 
 def answer(payload: Mapping[str, Any]) -> int | None:
-    """1 or 0: whether `answer` gives `gold`; without an `answer`: 1 where the gold can be read, None where it cannot."""
+    """1 or 0: whether `answer` gives `gold`, None where the gold cannot be read; without an `answer`, whether it can."""
     gold = payload["gold"]
     value = _read(gold)
     if "answer" not in payload:
         return 1 if _readable(value) or ALGEBRA.otherwise(gold, gold) else None
-    given, question = payload["answer"], payload["question"]
-    return int(answers(value, gold, given, ALGEBRA, question, marked=payload["marked"], tolerance=payload["tolerance"]))
+    asked = {name: payload[name] for name in ("question", "marked", "tolerance")}
+    if answers(value, gold, payload["answer"], ALGEBRA, **asked):
+        return 1
+    return 0 if _readable(value) or ALGEBRA.otherwise(gold, gold) else None
 
 
 @lru_cache(maxsize=4096)
