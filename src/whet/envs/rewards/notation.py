@@ -84,7 +84,8 @@ def plain(text: str) -> str:
 
 def strip_emphasis(text: str) -> str:
     """Without Markdown's `**bold**`: its asterisks are no power."""
-    return re.sub(r"\*\*([^*]+)\*\*", r"\1", text)
+    text = re.sub(r"\*\*([^*]+)\*\*", r"\1", text)
+    return re.sub(r"^[*\s]+|\*[*\s.,;:]*$", "", text)
 
 
 def strip_marks(text: str) -> str:

@@ -50,7 +50,7 @@ acre acres = 4046.8564224 m2 | hectare hectares ha = 10000 m2 | atm atmosphere a
 bar = 100000000 Pa0 | cal calorie calories = 4184 J0 | kcal kilocalorie kilocalories = 4184000 J0 |
 mph = 0.44704 v | kph kmh = 5/18 v | dollar dollars USD usd buck bucks \\$ $ = 1 usd | cent cents ¢ = 1/100 usd |
 euro euros EUR € = 1 eur | £ = 1 gbp | ¥ yen = 1 jpy | rupee rupees ₹ = 1 inr | peso pesos = 1 mxn |
-degree degrees deg ° = 1 deg | °C celsius = 1 celsius | °F fahrenheit = 1 fahrenheit | dozen dozens = 12 dozen | percent % = 1/100 percent
+degree degrees deg ° = 1 deg | °C celsius = 1 celsius | °F fahrenheit = 1 fahrenheit | dozen dozens = 12 dozen
 """
 _DIMENSIONS: dict[str, dict[str, int]] = {
     "m2": {"m": 2}, "m3": {"m": 3}, "v": {"m": 1, "s": -1},

@@ -136,7 +136,7 @@ _APPLIED = rf"{_ATOM}\s*(?:\([^()=<>]*\)|\[[^\[\]=<>]*\])?"
 _POINTS = r"(?:\\(?:angle|triangle|overline|vec|widehat|frac|text)(?![a-z])|[A-Z]|[{}:/\s\d_|'])+"
 _NAME = re.compile(rf"\s*(?:{_APPLIED}|\(?{_APPLIED}(?:\s*,\s*{_APPLIED})+\)?|\|?(?=[^A-Z]*[A-Z]){_POINTS}\|?)\s*")
 _LABEL = re.compile(r"\s*([A-Za-z][A-Za-z ]{1,30}?)(?:\s+\d+)?\s*:\s+(?=\S)(?!\S*/)")
-_WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{3,}|[^\W\d_\x00-\x7f]{2,}")
+_WORD = re.compile(r"(?<![\\a-zA-Z])(?:[a-zA-Z]{3,}|(?:[Ii]s|[Ii]t|of|to|[Ww]e|[Ii]f)(?![a-zA-Z]))|[^\W\d_\x00-\x7f]{2,}")
 _FUNCTIONS = frozenset(
     "sin cos tan cot sec csc log lim max min exp mod gcd lcm det deg arcsin arccos arctan sinh cosh tanh sqrt cis sgn abs".split()
 )
@@ -279,8 +279,10 @@ def _measured(text: str) -> Value | None:
     elif words in SINGLE and not gap and "\\text" not in tail:
         return None  # 5m may be a product
     exact = arithmetic.value(head)
+    if exact is not None and words in ("percent", "per cent"):
+        return Number(f"{head}%", exact / 100, arithmetic.decimals(head), percent=True)
     if exact is not None:
-        return Number(head, exact, arithmetic.decimals(head), "%" in tail or "percent" in tail, measure)
+        return Number(head, exact, arithmetic.decimals(head), unit=measure)
     inner = _read(head)
     return Formula(inner.text, measure) if isinstance(inner, Formula) else None
 
