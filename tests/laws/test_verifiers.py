@@ -19,8 +19,19 @@ from whet.records import Message
 
 COUNT = 2000
 WORDS = "silent parity evening triangle rectangle monday Kafelnikov ellipse odd prime stopped north hexagon".split()
-UNITS = [("cm", "centimeters", "kg"), ("m/s", "meters per second", "km"), ("kg", "kilograms", "g"), ("hours", "h", "minutes")]
-MARKS = ("<answer>{}</answer>", "so \\boxed{{{}}}", "work\n#### {}", "The answer is {}.", "<think>5</think>**Answer:** {}")
+UNITS = [
+    ("cm", "centimeters", "kg"),
+    ("m/s", "meters per second", "km"),
+    ("kg", "kilograms", "g"),
+    ("hours", "h", "minutes"),
+]
+MARKS = (
+    "<answer>{}</answer>",
+    "so \\boxed{{{}}}",
+    "work\n#### {}",
+    "The answer is {}.",
+    "<think>5</think>**Answer:** {}",
+)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +96,12 @@ Pair = tuple[str, str]
 def whole(draw: random.Random) -> Pair:
     number = draw.choice([1, -1]) * draw.randint(1000, 10**7)
     forms = [f"{number:,}", f"${number}$", f"{number}.0", f"{number}.00", f"{number:,} apples", f"\\({number}\\)"]
-    forms += [f"x = {number}", f"{number:,}".replace(",", "{,}"), f"{2 * number}/2", f"{number:,}".replace(",", "\\!,\\!")]
+    forms += [
+        f"x = {number}",
+        f"{number:,}".replace(",", "{,}"),
+        f"{2 * number}/2",
+        f"{number:,}".replace(",", "\\!,\\!"),
+    ]
     return str(number), draw.choice(forms)
 
 
@@ -95,7 +111,12 @@ def fraction(draw: random.Random) -> Pair:
         value += Fraction(1, 3)
     top, bottom = value.numerator, value.denominator
     entire, rest = divmod(top, bottom)
-    forms = [f"{top}/{bottom}", f"\\dfrac{{{top}}}{{{bottom}}}", f"\\tfrac{{{2 * top}}}{{{2 * bottom}}}", f"{top} / {bottom}"]
+    forms = [
+        f"{top}/{bottom}",
+        f"\\dfrac{{{top}}}{{{bottom}}}",
+        f"\\tfrac{{{2 * top}}}{{{2 * bottom}}}",
+        f"{top} / {bottom}",
+    ]
     forms += [f"{entire} {rest}/{bottom}", f"{entire}\\frac{{{rest}}}{{{bottom}}}"] if entire else []
     forms += [f"{float(value)!r}"] if bottom in (8, 16, 20) else []
     return f"\\frac{{{top}}}{{{bottom}}}", draw.choice(forms)
@@ -105,14 +126,23 @@ def decimal(draw: random.Random) -> Pair:
     digits, places = draw.randint(101, 99999), draw.randint(1, 4)
     value = Fraction(digits, 10**places)
     gold = f"{digits // 10**places}.{digits % 10**places:0{places}d}"
-    power = f"{digits}e-{places}", f"{digits} \\times 10^{{-{places}}}", f"{digits}\\cdot 10^{{-{places}}}", f"{digits}×10⁻{'⁰¹²³⁴'[places]}"
-    return gold, draw.choice([gold + "0", f"{value.numerator}/{value.denominator}", f"${gold}$", f"about {gold}", *power])
+    power = (
+        f"{digits}e-{places}",
+        f"{digits} \\times 10^{{-{places}}}",
+        f"{digits}\\cdot 10^{{-{places}}}",
+        f"{digits}×10⁻{'⁰¹²³⁴'[places]}",
+    )
+    return gold, draw.choice(
+        [gold + "0", f"{value.numerator}/{value.denominator}", f"${gold}$", f"about {gold}", *power]
+    )
 
 
 def repeating(draw: random.Random) -> Pair:
     period, lead = draw.randint(1, 98), draw.randint(0, 9)
     value = lead + Fraction(period, 99)
-    return f"{value.numerator}/{value.denominator}", draw.choice([f"{lead}.\\overline{{{period:02d}}}", f"{lead}.({period:02d})"])
+    return f"{value.numerator}/{value.denominator}", draw.choice(
+        [f"{lead}.\\overline{{{period:02d}}}", f"{lead}.({period:02d})"]
+    )
 
 
 def percent(draw: random.Random) -> Pair:
@@ -130,56 +160,95 @@ def money(draw: random.Random) -> Pair:
 
 def measured(draw: random.Random) -> Pair:
     number, (unit, words, _) = draw.randint(2, 5000), draw.choice(UNITS)
-    forms = [f"{number} {words}", f"{number}\\text{{ {unit}}}", f"{number} \\mathrm{{{unit}}}", str(number), f"It is {number} {words}."]
+    forms = [
+        f"{number} {words}",
+        f"{number}\\text{{ {unit}}}",
+        f"{number} \\mathrm{{{unit}}}",
+        str(number),
+        f"It is {number} {words}.",
+    ]
     return f"{number} {unit}", draw.choice(forms)
 
 
 def root(draw: random.Random) -> Pair:
     a, b = draw.randint(2, 12), draw.choice([2, 3, 5, 6, 7, 10])
-    forms = [f"{a}√{b}", f"\\sqrt{{{a * a * b}}}", f"{a} \\cdot \\sqrt{b}", f"\\sqrt{{{b}}} \\times {a}", f"{a}*sqrt({b})"]
+    forms = [
+        f"{a}√{b}",
+        f"\\sqrt{{{a * a * b}}}",
+        f"{a} \\cdot \\sqrt{b}",
+        f"\\sqrt{{{b}}} \\times {a}",
+        f"{a}*sqrt({b})",
+    ]
     return f"{a}\\sqrt{{{b}}}", draw.choice([*forms, f"\\frac{{{a * b}}}{{\\sqrt{{{b}}}}}"])
 
 
 def polynomial(draw: random.Random) -> Pair:
     a, b = draw.randint(1, 9), draw.randint(10, 19)
     gold = f"x^2+{a + b}x+{a * b}"
-    forms = [f"(x+{a})(x+{b})", f"{a * b} + {a + b}x + x²", f"f(x) = x^{{2}} + {a + b} x + {a * b}", f"x(x+{a + b})+{a * b}"]
+    forms = [
+        f"(x+{a})(x+{b})",
+        f"{a * b} + {a + b}x + x²",
+        f"f(x) = x^{{2}} + {a + b} x + {a * b}",
+        f"x(x+{a + b})+{a * b}",
+    ]
     return gold, draw.choice(forms)
 
 
 def interval(draw: random.Random) -> Pair:
     low, high = draw.randint(-50, 0), draw.randint(1, 50)
-    forms = [f"{low} \\leq x < {high}", f"{low} <= x < {high}", f"x \\in [{low},{high})", f"\\left[{low}, {high}\\right)"]
+    forms = [
+        f"{low} \\leq x < {high}",
+        f"{low} <= x < {high}",
+        f"x \\in [{low},{high})",
+        f"\\left[{low}, {high}\\right)",
+    ]
     return f"[{low}, {high})", draw.choice([*forms, f"{high} > x ≥ {low}"])
 
 
 def ray(draw: random.Random) -> Pair:
     end = draw.randint(-50, 50)
-    return f"(-\\infty, {end}]", draw.choice([f"x \\le {end}", f"{end} \\ge x", f"(-∞, {end}]", f"\\{{x | x \\leqslant {end}\\}}"])
+    return f"(-\\infty, {end}]", draw.choice(
+        [f"x \\le {end}", f"{end} \\ge x", f"(-∞, {end}]", f"\\{{x | x \\leqslant {end}\\}}"]
+    )
 
 
 def several(draw: random.Random) -> Pair:
     numbers = draw.sample(range(-99, 99), 3)
     shuffled = draw.sample(numbers, 3)
     a, b, c = shuffled
-    forms = [f"{a}, {b}, {c}", f"\\{{{a}, {b}, {c}\\}}", f"{a}, {b} and {c}", f"x = {a}, x = {b}, x = {c}", f"{a}; {b}; {c}"]
+    forms = [
+        f"{a}, {b}, {c}",
+        f"\\{{{a}, {b}, {c}\\}}",
+        f"{a}, {b} and {c}",
+        f"x = {a}, x = {b}, x = {c}",
+        f"{a}; {b}; {c}",
+    ]
     return ", ".join(map(str, numbers)), draw.choice(forms)
 
 
 def point(draw: random.Random) -> Pair:
     a, b = draw.randint(-20, 20), draw.randint(21, 40)
-    return f"({a}, {b})", draw.choice([f"(x, y) = ({a}, {b})", f"$({a},{b})$", f"\\left({a}, {b}\\right)", f"x={a}, y={b}"])
+    return f"({a}, {b})", draw.choice(
+        [f"(x, y) = ({a}, {b})", f"$({a},{b})$", f"\\left({a}, {b}\\right)", f"x={a}, y={b}"]
+    )
 
 
 def choice(draw: random.Random) -> Pair:
     letter = draw.choice("ABCD")
-    return letter, draw.choice([f"({letter})", f"{letter}.", f"\\textbf{{({letter})}}", f"{letter}) because", f"option {letter}"])
+    return letter, draw.choice(
+        [f"({letter})", f"{letter}.", f"\\textbf{{({letter})}}", f"{letter}) because", f"option {letter}"]
+    )
 
 
 def day(draw: random.Random) -> Pair:
     month, number, year = draw.randint(1, 12), draw.randint(1, 28), draw.randint(1900, 2030)
     name = "January February March April May June July August September October November December".split()[month - 1]
-    forms = [f"{name} {number}, {year}", f"{number} {name} {year}", f"{month}/{number}/{year}", f"{name[:3]} {number}, {year}"]
+    forms = [
+        f"{name} {number}, {year}",
+        f"{number} {name} {year}",
+        f"{month}/{number}/{year}",
+        f"{name[:3]} {number}, {year}",
+    ]
     return f"{year}-{month:02d}-{number:02d}", draw.choice(forms)
 
 
@@ -225,7 +294,9 @@ def factor_of_ten(draw: random.Random) -> Pair:
 
 def other_fraction(draw: random.Random) -> Pair:
     top, bottom = draw.randint(1, 60), draw.randint(61, 120)
-    return f"\\frac{{{top}}}{{{bottom}}}", draw.choice([f"{top + 1}/{bottom}", f"\\frac{{{bottom}}}{{{top}}}", f"-{top}/{bottom}"])
+    return f"\\frac{{{top}}}{{{bottom}}}", draw.choice(
+        [f"{top + 1}/{bottom}", f"\\frac{{{bottom}}}{{{top}}}", f"-{top}/{bottom}"]
+    )
 
 
 def other_power(draw: random.Random) -> Pair:
@@ -240,7 +311,13 @@ def other_factorial(draw: random.Random) -> Pair:
 
 def other_ends(draw: random.Random) -> Pair:
     low, high = draw.randint(-50, 0), draw.randint(1, 50)
-    wrong = [f"({low}, {high}]", f"[{low}, {high}]", f"({low}, {high})", f"{low} < x \\le {high}", f"[{low}, {high + 1})"]
+    wrong = [
+        f"({low}, {high}]",
+        f"[{low}, {high}]",
+        f"({low}, {high})",
+        f"{low} < x \\le {high}",
+        f"[{low}, {high + 1})",
+    ]
     return f"[{low}, {high})", draw.choice(wrong)
 
 
@@ -251,7 +328,9 @@ def other_ray(draw: random.Random) -> Pair:
 
 def other_unit(draw: random.Random) -> Pair:
     number, (unit, _, other) = draw.randint(2, 500), draw.choice(UNITS)
-    return f"{number} {unit}", draw.choice([f"{number} {other}", f"{number}\\text{{ {other}}}", f"{10 * number} {unit}"])
+    return f"{number} {unit}", draw.choice(
+        [f"{number} {other}", f"{number}\\text{{ {other}}}", f"{10 * number} {unit}"]
+    )
 
 
 def other_order(draw: random.Random) -> Pair:
@@ -261,12 +340,16 @@ def other_order(draw: random.Random) -> Pair:
 
 def other_root(draw: random.Random) -> Pair:
     a, b = draw.randint(2, 12), draw.choice([2, 3, 5, 6, 7, 10])
-    return f"{a}\\sqrt{{{b}}}", draw.choice([str(a), f"{a}", f"-{a}√{b}", f"{a}\\sqrt{{{b + 1}}}", f"{a + 1}\\sqrt{{{b}}}", f"\\sqrt{{{a * b}}}"])
+    return f"{a}\\sqrt{{{b}}}", draw.choice(
+        [str(a), f"{a}", f"-{a}√{b}", f"{a}\\sqrt{{{b + 1}}}", f"{a + 1}\\sqrt{{{b}}}", f"\\sqrt{{{a * b}}}"]
+    )
 
 
 def only_a_part(draw: random.Random) -> Pair:
     a, b = draw.randint(2, 99), draw.choice([2, 3, 5])
-    return str(a), draw.choice([f"{a}\\sqrt{{{b}}}", f"{a} + √{b}", f"x \\geq {a}", f"{a} or {a + b}", f"{a}x", f"{a}, {a + b}", f"{a}\\pi"])
+    return str(a), draw.choice(
+        [f"{a}\\sqrt{{{b}}}", f"{a} + √{b}", f"x \\geq {a}", f"{a} or {a + b}", f"{a}x", f"{a}, {a + b}", f"{a}\\pi"]
+    )
 
 
 def other_polynomial(draw: random.Random) -> Pair:
@@ -283,12 +366,19 @@ def one_less(draw: random.Random) -> Pair:
 
 def other_choice(draw: random.Random) -> Pair:
     letter, other = draw.sample("ABCD", 2)
-    return letter, draw.choice([f"({other})", f"{other}.", other, f"not {letter} but {other}", f"\\textbf{{({other})}}"])
+    return letter, draw.choice(
+        [f"({other})", f"{other}.", other, f"not {letter} but {other}", f"\\textbf{{({other})}}"]
+    )
 
 
 def other_day(draw: random.Random) -> Pair:
     month, number, year = draw.randint(1, 11), draw.randint(1, 27), draw.randint(1900, 2030)
-    wrong = [f"{year}-{month + 1:02d}-{number:02d}", f"{year}-{month:02d}-{number + 1:02d}", f"{year + 1}-{month:02d}-{number:02d}", str(year)]
+    wrong = [
+        f"{year}-{month + 1:02d}-{number:02d}",
+        f"{year}-{month:02d}-{number + 1:02d}",
+        f"{year + 1}-{month:02d}-{number:02d}",
+        str(year),
+    ]
     return f"{year}-{month:02d}-{number:02d}", draw.choice(wrong)
 
 

@@ -19,7 +19,9 @@ POLL_S = 0.1
 """How soon a wait for a template notices that it is no longer wanted."""
 
 
-def start(spec: Mapping[str, JSON], channel: socket.socket, printing: int, *, template: bool) -> subprocess.Popen[bytes]:
+def start(
+    spec: Mapping[str, JSON], channel: socket.socket, printing: int, *, template: bool
+) -> subprocess.Popen[bytes]:
     """A process of `worker_main` that serves `channel` and prints into the pipe `printing`. Raises OSError."""
     whole = {**spec, "fd": channel.fileno(), "parent": os.getpid(), "template": template}
     path = os.pathsep.join(filter(None, [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH")]))

@@ -99,7 +99,11 @@ class _Rules:
             case Date(), Date():
                 return gold == answer
             case (Text(), Formula()) | (Formula(), Text()) if "\\infty" in (gold.text, answer.text):
-                return words(gold.text if isinstance(gold, Text) else answer.text)[0] in ("infinite", "infinitely", "infinity")
+                return words(gold.text if isinstance(gold, Text) else answer.text)[0] in (
+                    "infinite",
+                    "infinitely",
+                    "infinity",
+                )
             case Text(), Text() | Formula():
                 return same_words(gold.text, answer.text) or same_words(predicate(gold.text), predicate(answer.text))
             case Formula(), Text():
@@ -125,7 +129,11 @@ class _Rules:
             case Relation(), Relation():
                 return _squeezed(gold) == _squeezed(answer) or self.algebra.same_relation(gold, answer)
             case Relation(), Items() if set(gold.signs) == {"<"} and len(gold.sides) > 2:
-                return self._in_order(tuple(map(read, gold.sides)), answer.items) if len(gold.sides) == len(answer.items) else False
+                return (
+                    self._in_order(tuple(map(read, gold.sides)), answer.items)
+                    if len(gold.sides) == len(answer.items)
+                    else False
+                )
             case Relation(), Formula() if gold.signs == ("=",):
                 return self.algebra.solves(gold, answer.text)
             case Matrix(), Matrix():
@@ -270,7 +278,9 @@ def same_words(left: str, right: str) -> bool:
 
 def predicate(text: str) -> str:
     """What a sentence says of its subject (`The function is odd` says `odd`); a text without a verb says itself."""
-    found = re.fullmatch(r"(?:[A-Z]|it\b|this\b).*?\b(?:is|are|was|were)\s+(?P<said>[^.!?]+)[.!?]?", text.strip(), re.DOTALL)
+    found = re.fullmatch(
+        r"(?:[A-Z]|it\b|this\b).*?\b(?:is|are|was|were)\s+(?P<said>[^.!?]+)[.!?]?", text.strip(), re.DOTALL
+    )
     return found["said"] if found else text
 
 
@@ -311,7 +321,10 @@ def _compatible(gold: Number | Formula, answer: Number | Formula) -> bool:
         return True
     if isinstance(gold, Number) and isinstance(answer, Number):
         return gold.unit.dimension == answer.unit.dimension
-    return gold.unit.dimension in ((("deg", 1),), (("rad", 1),)) and answer.unit.dimension in ((("deg", 1),), (("rad", 1),))
+    return gold.unit.dimension in ((("deg", 1),), (("rad", 1),)) and answer.unit.dimension in (
+        (("deg", 1),),
+        (("rad", 1),),
+    )
 
 
 def _with_degrees(one: Number | Formula, other: Number | Formula) -> str:

@@ -38,7 +38,9 @@ _NORMAL = NormalizationConfig(
 )
 
 
-_ALONE = re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc|ln|log)(?:\^(?:\d|\{\d+\}))?)\s*(?:\s|(?=\\))(\\?[a-zA-Z]+)\s*\\cdot(?![a-zA-Z])")
+_ALONE = re.compile(
+    r"(\\(?:sin|cos|tan|cot|sec|csc|ln|log)(?:\^(?:\d|\{\d+\}))?)\s*(?:\s|(?=\\))(\\?[a-zA-Z]+)\s*\\cdot(?![a-zA-Z])"
+)
 r"""`\cot t \cdot x`: the argument ends before the dot."""
 
 
@@ -123,7 +125,11 @@ def parse(text: str) -> Any:
     """The expression that `text` writes, decimals exact, i and e as numbers. Raises `Unreadable`."""
     prepared = re.sub(r"(?<![a-zA-Z\\])(pi|theta|alpha|beta|sin|cos|tan|ln|log|exp)(?![a-zA-Z])", r"\\\1 ", text)
     prepared = _ALONE.sub(r"\1(\2)\\cdot ", prepared)
-    prepared = prepared.replace("^{\\circ}", "\\cdot \\pi/180") if re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", text) else prepared
+    prepared = (
+        prepared.replace("^{\\circ}", "\\cdot \\pi/180")
+        if re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", text)
+        else prepared
+    )
     prepared = re.sub(r"\\log(?![a-zA-Z_])\s*(?!_)", r"\\ln ", prepared)
     try:
         found = latex2sympy(prepared, is_real=None, normalization_config=_NORMAL, conversion_config=_KEEP_CASE)
@@ -136,15 +142,6 @@ def parse(text: str) -> Any:
     exact = {number: sympy.Rational(str(number)) for number in found.atoms(sympy.Float)}
     named = {sympy.Symbol("i"): sympy.I, sympy.Symbol("e"): sympy.E}
     return found.xreplace({**exact, **named})
-
-
-def reads(text: str) -> bool:
-    """Whether `parse` can read the text."""
-    try:
-        parse(text)
-    except Unreadable:
-        return False
-    return True
 
 
 def same(left: Any, right: Any) -> bool:
@@ -193,7 +190,11 @@ def _number(expression: Any) -> Any:
     except Exception:  # noqa: BLE001 - sympy raises anything where an expression has no value
         return None
     finite = value.is_number and not value.has(sympy.zoo, sympy.nan, sympy.oo, -sympy.oo)
-    return value if finite and value.is_comparable | value.is_complex else (value if value in (sympy.oo, -sympy.oo) else None)
+    return (
+        value
+        if finite and value.is_comparable | value.is_complex
+        else (value if value in (sympy.oo, -sympy.oo) else None)
+    )
 
 
 def _real(value: Any) -> bool:

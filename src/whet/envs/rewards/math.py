@@ -82,23 +82,18 @@ class MathReward:
 
     def check(self, tasks: Sequence[Task]) -> None:
         """Raise `DataError` for the first task whose gold answer is missing or cannot be met."""
-        golds = [(task, gold) for task in tasks for gold in self._golds(task)]
-        unsure: list[tuple[Task, str]] = []
-        for task, gold in golds:
-            value = _read(gold)
-            if isinstance(value, Text | Date | YesNo):
-                if not self._words or not value:
+        unsure: dict[str, Task] = {}
+        for task in tasks:
+            for gold in self._golds(task):
+                if isinstance(_read(gold), Text | Date | YesNo) and not self._words:
                     raise self._unmet(task, gold, "is text, not mathematics; use kind: answer or exact")
-            else:
-                unsure.append((task, gold))
-        distinct = list(dict.fromkeys(gold for _, gold in unsure if not _plain(gold)))
-        results = dict(zip(distinct, self._pool.map([{"gold": gold} for gold in distinct]), strict=True))
-        for task, gold in unsure:
-            result = results.get(gold)
-            if result is not None and result.failure is not None:
-                raise self._unmet(task, gold, result.failure.message)
-            if result is not None and result.value is None and not self._words:
-                raise self._unmet(task, gold, "cannot be read as mathematics")
+                if not _meets_itself(gold):
+                    unsure.setdefault(gold, task)
+        asked = [_Question(gold=gold, answer=gold, question="", marked=True).payload(0.0) for gold in unsure]
+        for (gold, task), result in zip(unsure.items(), self._pool.map(asked), strict=True):
+            if result.value != 1:
+                why = "cannot be read as mathematics" if result.failure is None else result.failure.message
+                raise self._unmet(task, gold, why)
 
     def close(self) -> None:
         """Kill the workers."""
@@ -110,14 +105,14 @@ class MathReward:
     def _golds(self, task: Task) -> list[str]:
         """The accepted answers of a task, as texts. Raises `DataError` where there is none or it has no text."""
         value = require(task, self._gold, self.name)
-        listed = list(value) if self._words and isinstance(value, list | tuple) else [value]
+        listed = list(value) if self._words and isinstance(value, list | tuple) else [_listed(value)]
         texts = []
         for each in listed:
             if not isinstance(each, str | int | float):
                 raise self._unmet(task, repr(each), f"is a {type(each).__name__}; a gold answer is a text or a number")
             text = gold_answer(each)
-            if not text:
-                raise self._unmet(task, str(each), "is empty")
+            if not any(character.isalnum() for character in text):
+                raise self._unmet(task, str(each), "is empty" if not text else "has no letter and no digit")
             texts.append(text)
         if not texts:
             raise self._unmet(task, "[]", "is an empty list")
@@ -154,8 +149,10 @@ class MathReward:
         """
         failed = [place for place, result in enumerate(results) if result.failure is not None]
         if not failed:
-            return [_verdict(result) for result in results]
-        controls = [_Question(gold=q.gold, answer=q.gold, question="", marked=True) for q in (questions[p] for p in failed)]
+            return [RIGHT if result.value else WRONG for result in results]
+        controls = [
+            _Question(gold=q.gold, answer=q.gold, question="", marked=True) for q in (questions[p] for p in failed)
+        ]
         again = [place for place in failed if not _late(results[place].failure)]
         asked = [*controls, *(questions[place] for place in again)]
         answered = self._pool.map([question.payload(self._tolerance) for question in asked])
@@ -164,18 +161,18 @@ class MathReward:
         return [_fault(final[place], passed.get(place)) for place in range(len(results))]
 
 
+def _listed(value: object) -> object:
+    """A list of numbers as the vector that it is: `[1, 2]`."""
+    numbers = isinstance(value, list | tuple) and all(isinstance(each, int | float) for each in value)
+    return str(list(value)) if numbers and value else value  # type: ignore[call-overload]
+
+
 def _fault(result: Result, control: Result | None) -> Grade:
     if result.failure is None:
-        return _verdict(result)
+        return RIGHT if result.value else WRONG
     if control is not None and control.value == 1:
         return Grade(value=0.0, gave_up=True, note=f"no grader finishes on this answer: {result.failure.message}")
     return Grade(value=None, failure=result.failure.message, timed_out=_late(result.failure))
-
-
-def _verdict(result: Result) -> Grade:
-    if result.value is None:
-        return Grade(value=None, failure="the gold answer cannot be read as mathematics")
-    return RIGHT if result.value else WRONG
 
 
 def _late(failure: Failure | None) -> bool:
@@ -193,10 +190,11 @@ def _read(gold: str) -> Value:
     return read(gold)
 
 
-def _plain(gold: str) -> bool:
-    """Whether the gold is met by itself without algebra, so that no worker need look at it."""
+def _meets_itself(gold: str) -> bool:
+    """Whether the gold, given as the answer, is right by rule; its brackets must close, so that it can be read at all."""
+    if gold.count("{") != gold.count("}"):
+        return False
     try:
-        same = answers(_read(gold), gold, gold, NO_ALGEBRA, None, marked=True)
+        return answers(_read(gold), gold, gold, NO_ALGEBRA, None, marked=True)
     except Undecided:
         return False
-    return same and any(character.isalnum() for character in gold) and "\\" not in gold

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
-from whet.envs.rewards.algebra import Sympy, reads
+from whet.envs.rewards.algebra import Sympy
 from whet.envs.rewards.reading import answers
-from whet.envs.rewards.values import Formula, Items, Matrix, Named, Relation, Value, read
+from whet.envs.rewards.values import Value, read
 
 ALGEBRA = Sympy()
 WARM = (
@@ -19,7 +19,7 @@ WARM = (
 """Expressions after which the parser has met most of its grammar."""
 
 
-def load() -> Callable[[Mapping[str, Any]], int | None]:
+def load() -> Callable[[Mapping[str, Any]], int]:
     """The function that answers payloads, warm: the parser learns its grammar as it reads, which no deadline should pay."""
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it warns that its timeouts are off; ours are on
     logging.getLogger("latex2sympy2_extended").setLevel(logging.CRITICAL)
@@ -29,35 +29,12 @@ def load() -> Callable[[Mapping[str, Any]], int | None]:
     return answer
 
 
-def answer(payload: Mapping[str, Any]) -> int | None:
-    """1 or 0: whether `answer` gives `gold`, None where the gold cannot be read; without an `answer`, whether it can."""
-    gold = payload["gold"]
-    value = _read(gold)
-    if "answer" not in payload:
-        return 1 if _readable(value) or ALGEBRA.otherwise(gold, gold) else None
+def answer(payload: Mapping[str, Any]) -> int:
+    """1 or 0: whether `answer` gives `gold`."""
     asked = {name: payload[name] for name in ("question", "marked", "tolerance")}
-    if answers(value, gold, payload["answer"], ALGEBRA, **asked):
-        return 1
-    return 0 if _readable(value) or ALGEBRA.otherwise(gold, gold) else None
+    return int(answers(_read(payload["gold"]), payload["gold"], payload["answer"], ALGEBRA, **asked))
 
 
 @lru_cache(maxsize=4096)
 def _read(gold: str) -> Value:
     return read(gold)
-
-
-def _readable(value: Value) -> bool:
-    """Whether every expression in it parses."""
-    match value:
-        case Formula():
-            return reads(value.text)
-        case Items():
-            return all(map(_readable, value.items))
-        case Named():
-            return _readable(value.value)
-        case Matrix():
-            return all(_readable(cell) for row in value.rows for cell in row)
-        case Relation():
-            return all(map(reads, value.sides))
-        case _:
-            return True

@@ -12,20 +12,42 @@ import re
 from whet.envs.rewards.agree import Algebra, agree
 from whet.envs.rewards.answers import final_answer, gold_answer, marked_answer
 from whet.envs.rewards.notation import plain, untext
-from whet.envs.rewards.values import Choice, Date, Items, Matrix, Named, Number, Region, Relation, Text, Value, YesNo, read
+from whet.envs.rewards.values import (
+    Choice,
+    Date,
+    Items,
+    Matrix,
+    Named,
+    Number,
+    Region,
+    Relation,
+    Text,
+    Value,
+    YesNo,
+    read,
+)
 
 _NUMBER = (
     r"(?<![A-Za-z0-9.{^_])-?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:\s*\\frac\{\d+\}\{\d+\}|\s\d+/\d+|/\d+|%)?"
     r"|-?\\frac\{\d+\}\{\d+\}"
 )
 _NUMBERS = re.compile(_NUMBER)
-_AFTER = re.compile(rf"(?:=|\b(?:is|are|was|equals?|be|it's|that's|of about)(?:\s+(?:approximately|about|exactly|only|now|then|equal to))?)\s*({_NUMBER})(?!\s*[*^+(\\])(?![a-z](?![a-z^]))")
-_OPERAND = re.compile(r"\b(?:root|square|cube|log|logarithm|power|half|third|multiple|factor|sum|product)s?\s+of\s*$", re.IGNORECASE)
+_AFTER = re.compile(
+    rf"(?:=|\b(?:is|are|was|equals?|be|it's|that's|of about)(?:\s+(?:approximately|about|exactly|only|now|then|equal to))?)\s*({_NUMBER})(?!\s*[*^+(\\])(?![a-z](?![a-z^]))"
+)
+_OPERAND = re.compile(
+    r"\b(?:root|square|cube|log|logarithm|power|half|third|multiple|factor|sum|product)s?\s+of\s*$", re.IGNORECASE
+)
 _DECIMAL_COMMA = re.compile(r"^[^\d]*(-?\d+),(\d{1,2})(?![\d,])[^\d]*$")
 _CALCULATION = re.compile(r"\d\s*[-+*/×x]\s*\$?\d[^=]*=")
-_UNKNOWN = re.compile(r"^\W*(?:it |this |the (?:answer|value|result) )?(?:cannot|can't|can not|impossible|not possible|unable|insufficient|not enough)\b", re.IGNORECASE)
+_UNKNOWN = re.compile(
+    r"^\W*(?:it |this |the (?:answer|value|result) )?(?:cannot|can't|can not|impossible|not possible|unable|insufficient|not enough)\b",
+    re.IGNORECASE,
+)
 _LETTERS = re.compile(r"(?<![a-zA-Z'])([A-J])(?![a-zA-Z'])(?!\s+[a-z]{3,}\s+[a-z])")
-_DENIED = re.compile(r"(?:\bnot|n't(?:\s+be)?|\bcannot be|\bnon|\bneither|不是)\s*\(?[A-J]\)?(?![a-zA-Z])(?:\s*(?:,|or|and|nor)\s*\(?[A-J]\)?(?![a-zA-Z]))*")
+_DENIED = re.compile(
+    r"(?:\bnot|n't(?:\s+be)?|\bcannot be|\bnon|\bneither|不是)\s*\(?[A-J]\)?(?![a-zA-Z])(?:\s*(?:,|or|and|nor)\s*\(?[A-J]\)?(?![a-zA-Z]))*"
+)
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$((?:[^$\\]|\\.)+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'*\\$])|(?<=[。！？])|\n+")
 
@@ -39,7 +61,14 @@ def grade(gold: str, completion: str, algebra: Algebra, question: str | None = N
 
 
 def answers(
-    gold: Value, gold_text: str, given: str, algebra: Algebra, question: str | None, *, marked: bool, tolerance: float = 0.0
+    gold: Value,
+    gold_text: str,
+    given: str,
+    algebra: Algebra,
+    question: str | None,
+    *,
+    marked: bool,
+    tolerance: float = 0.0,
 ) -> bool:
     """Whether the words of an answer give the gold value."""
     value = read(given)
@@ -126,4 +155,3 @@ def _inside(span: re.Match[str]) -> str:
 def _first(prose: str) -> str | None:
     found = next((m for m in _NUMBERS.finditer(prose) if m.group()), None)
     return None if found is None else found.group()
-

@@ -122,9 +122,7 @@ class Named:
     value: Value
 
 
-Value: TypeAlias = (
-    Number | Formula | Choice | YesNo | Date | Text | Items | Region | Relation | Matrix | Named
-)
+Value: TypeAlias = Number | Formula | Choice | YesNo | Date | Text | Items | Region | Relation | Matrix | Named
 
 _GREEK = (
     "alpha|beta|gamma|delta|epsilon|theta|lambda|mu|rho|sigma|phi|omega|tau|eta|zeta|xi|psi|kappa|nu|chi|Delta|Omega"
@@ -136,25 +134,35 @@ _APPLIED = rf"{_ATOM}\s*(?:\([^()=<>]*\)|\[[^\[\]=<>]*\])?"
 _POINTS = r"(?:\\(?:angle|triangle|overline|vec|widehat|frac|text)(?![a-z])|[A-Z]|[{}:/\s\d_|'])+"
 _NAME = re.compile(rf"\s*(?:{_APPLIED}|\(?{_APPLIED}(?:\s*,\s*{_APPLIED})+\)?|\|?(?=[^A-Z]*[A-Z]){_POINTS}\|?)\s*")
 _LABEL = re.compile(r"\s*([A-Za-z][A-Za-z ]{1,30}?)(?:\s+\d+)?\s*:\s+(?=\S)(?!\S*/)")
-_WORD = re.compile(r"(?<![\\a-zA-Z])(?:[a-zA-Z]{3,}|(?:[Ii]s|[Ii]t|of|to|[Ww]e|[Ii]f)(?![a-zA-Z]))|[^\W\d_\x00-\x7f]{2,}")
+_WORD = re.compile(
+    r"(?<![\\a-zA-Z])(?:[a-zA-Z]{3,}|(?:[Ii]s|[Ii]t|of|to|[Ww]e|[Ii]f)(?![a-zA-Z]))|[^\W\d_\x00-\x7f]{2,}"
+)
 _FUNCTIONS = frozenset(
     "sin cos tan cot sec csc log lim max min exp mod gcd lcm det deg arcsin arccos arctan sinh cosh tanh sqrt cis sgn abs".split()
 )
-_RELATION = re.compile(r"\\le(?![a-z])|\\ge(?![a-z])|\\ne(?![a-z])|\\approx(?![a-z])|\\equiv(?![a-z])|\\sim(?![a-z])|[<>=]")
+_RELATION = re.compile(
+    r"\\le(?![a-z])|\\ge(?![a-z])|\\ne(?![a-z])|\\approx(?![a-z])|\\equiv(?![a-z])|\\sim(?![a-z])|[<>=]"
+)
 _FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
 _AND = r"\\text\{\s*(?:,?\s*(?:and|or|y|et|und))\s*,?\s*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])|(?<=[\d)}])(?:and|or)(?=[A-Z])"
 _SEMICOLON = re.compile(r"\s*;\s*")
 _COMMA = re.compile(rf"\s*(?:,\s*(?:{_AND})?|;|{_AND})\s*")
 _SEPARATOR = re.compile(rf"\s*(?:(?:,(?=\s)|,(?!\d\d\d(?!\d))|(?<!\d),)\s*(?:{_AND})?|;|{_AND})\s*")
 """Not the commas of 1,234; `_COMMA` takes those too, as brackets without other spaces do."""
-_UNION = re.compile(rf"\s*(?:\\cup(?![a-z])|\\text\{{\s*or\s*\}}|(?<![a-zA-Z\\])or(?![a-zA-Z])|,(?=[^,]*(?:<|>|\\le|\\ge)))\s*")
+_UNION = re.compile(
+    rf"\s*(?:\\cup(?![a-z])|\\text\{{\s*or\s*\}}|(?<![a-zA-Z\\])or(?![a-zA-Z])|,(?=[^,]*(?:<|>|\\le|\\ge)))\s*"
+)
 _YES = {"yes": True, "true": True, "no": False, "false": False, "correct": True, "incorrect": False}
-_LETTER = re.compile(r"(?:(?:option|choice|answer)\s+)?\(?\s*([A-J])\s*(?:[).:]+\s*(.*)|\)?)", re.DOTALL | re.IGNORECASE)
+_LETTER = re.compile(
+    r"(?:(?:option|choice|answer)\s+)?\(?\s*([A-J])\s*(?:[).:]+\s*(.*)|\)?)", re.DOTALL | re.IGNORECASE
+)
 _MONTHS = "january february march april may june july august september october november december".split()
 _ISO = re.compile(r"(\d{4})[-/.](\d{1,2})[-/.](\d{1,2})(?:T\S*)?")
 _AMERICAN = re.compile(r"(\d{1,2})/(\d{1,2})/(\d{4})")
 _ORDINAL = r"(?:st|nd|rd|th)"
-_DAY = re.compile(rf"(?:([A-Za-z]{{3,9}})\.?\s+(\d{{1,2}}){_ORDINAL}?|(\d{{1,2}}){_ORDINAL}?\s+(?:of\s+)?([A-Za-z]{{3,9}})\.?)(?:,?\s+(\d{{4}}))?")
+_DAY = re.compile(
+    rf"(?:([A-Za-z]{{3,9}})\.?\s+(\d{{1,2}}){_ORDINAL}?|(\d{{1,2}}){_ORDINAL}?\s+(?:of\s+)?([A-Za-z]{{3,9}})\.?)(?:,?\s+(\d{{4}}))?"
+)
 _LEADING = re.compile(
     r"(?:(?:approximately|approx\.?|about|around|roughly|exactly|only|nearly|almost|is|are|a total of|total|therefore|so|hence"
     r"|thus)(?![a-zA-Z])|\\(?:approx|sim|therefore|implies|Rightarrow|rightarrow|to)(?![a-zA-Z])|=|:|≈|~|>\s*)\s*",
@@ -167,7 +175,7 @@ _CONDITION = re.compile(
 _ASIDE = re.compile(r"(?<=[\w}])\s+\((?=[^()\\]*[a-zA-Z]{3,}|\s*\w+\s*=)[^()\\]*\)\s*$")
 _CURRENCY = re.compile(r"\s*(?:US|USD|\\?\$|€|£|¥|₹|EUR|GBP)\s*(?=[\d.\-\\(])")
 _TAIL = re.compile(
-    r"(?P<head>.*?[\d)}!\]])(?P<gap>\s*-?\s*)(?P<tail>(?=[%^\\A-Za-z€£¥₹¢°/])(?:\\text\{[^{}]*\}|\^\{\\(?:circ|prime)\}|\\mu"
+    r"(?P<head>.*?[\d)}!\]])(?P<gap>\s*-?\s*)(?P<tail>(?=[%^\\A-Za-z€£¥₹¢°/])(?:\\text\{[^{}]*\}|\^\{\\(?:circ|prime)\}|\\(?:mu|Omega|cdot)(?![a-zA-Z])"
     r"|\^\{?-?\d\}?|(?<=[A-Za-z}])\d|[A-Za-z€£¥₹¢'°%/., ()-])+)",
     re.DOTALL,
 )
@@ -180,10 +188,13 @@ _BASE = re.compile(r"(\d+)_\{?(\d{1,2})\}?")
 
 def read(raw: str) -> Value:
     """The value that `raw` writes. What is no number, formula or other known form is `Text`."""
+    if len(raw) > LONGEST:
+        return Text(raw)
     text = plain(raw)
-    if len(text) > LONGEST:
+    try:
+        return _known(text) or _read(text, _unit_of(raw))
+    except RecursionError:  # brackets within brackets, deeper than any answer
         return Text(text)
-    return _known(text) or _read(text, _unit_of(raw))
 
 
 def _unit_of(raw: str) -> Unit | None:
@@ -219,7 +230,9 @@ def _date(text: str) -> Date | None:
         return _valid(int(found[3]), int(found[1]), int(found[2]))
     if found := _DAY.fullmatch(text):
         word = (found[1] or found[4]).casefold()
-        months = [n for n, month in enumerate(_MONTHS, 1) if month == word or (len(word) in (3, 4) and month.startswith(word))]
+        months = [
+            n for n, month in enumerate(_MONTHS, 1) if month == word or (len(word) in (3, 4) and month.startswith(word))
+        ]
         return _valid(int(found[5] or 0), months[0], int(found[2] or found[3])) if months else None
     return None
 
@@ -305,7 +318,9 @@ def _region(text: str) -> Value | None:
     if found := re.match(rf"\s*({_APPLIED})\s*\\in(?![a-z])\s*", text):
         inner = _read(text[found.end() :])
         return inner if isinstance(inner, Region | Items) else None
-    if text.startswith("\\{") and (found := re.match(rf"\\\{{\s*({_APPLIED})(?:\s*\\in\s*\\mathbb\{{R\}}|\s*\\in\s*R)?\s*[|:]\s*", text)):
+    if text.startswith("\\{") and (
+        found := re.match(rf"\\\{{\s*({_APPLIED})(?:\s*\\in\s*\\mathbb\{{R\}}|\s*\\in\s*R)?\s*[|:]\s*", text)
+    ):
         if text.rstrip().endswith("\\}") and text.count("\\{") == 1:
             return _region(text.rstrip()[found.end() : -2].replace(" ,", ","))
     if not ("<" in text or ">" in text or "\\" in text or text[:1] in "[("):
@@ -328,7 +343,7 @@ def _pieces(part: str, *, alone: bool, joined: bool) -> list[Piece] | None:
     part = part.strip()
     if part.startswith("\\{") and part.endswith("\\}"):
         if "|" in part:
-            inner = _region(part)
+            inner = None if alone else _region(part)
             return list(inner.pieces) if isinstance(inner, Region) else None
         return None if alone else [Piece(p.strip(), p.strip(), True, True) for p in part[2:-2].split(",")]
     if part[:1] in ("[", "(") and part[-1:] in ("]", ")") and closing(part, 0) == len(part) - 1:
@@ -340,7 +355,11 @@ def _pieces(part: str, *, alone: bool, joined: bool) -> list[Piece] | None:
         return [Piece(ends[0].strip(), ends[1].strip(), part[0] == "[", part[-1] == "]")]
     signs = _RELATION.findall(part)
     sides = [side.strip() for side in _RELATION.split(part)]
-    if len(signs) == 2 and re.fullmatch(_APPLIED, sides[1]) and (set(signs) <= {"<", "\\le"} or set(signs) <= {">", "\\ge"}):
+    if (
+        len(signs) == 2
+        and re.fullmatch(_APPLIED, sides[1])
+        and (set(signs) <= {"<", "\\le"} or set(signs) <= {">", "\\ge"})
+    ):
         low, high = (sides[0], sides[2]) if signs[0] in ("<", "\\le") else (sides[2], sides[0])
         first, last = signs if signs[0] in ("<", "\\le") else signs[::-1]
         return [Piece(low, high, first in ("\\le", "\\ge"), last in ("\\le", "\\ge"))]
@@ -375,7 +394,10 @@ def _without(pieces: list[Piece], removed: list[str]) -> list[Piece]:
             below = low is not None and at is not None and low < at or piece.low == "-\\infty"
             above = high is not None and at is not None and at < high or piece.high == "\\infty"
             if at is not None and below and above:
-                out += [Piece(piece.low, point, piece.low_closed, False), Piece(point, piece.high, False, piece.high_closed)]
+                out += [
+                    Piece(piece.low, point, piece.low_closed, False),
+                    Piece(point, piece.high, False, piece.high_closed),
+                ]
             else:
                 out.append(piece)
         pieces = out
@@ -390,7 +412,11 @@ def _sides(text: str) -> Value | None:
             return None
     elif (found := _LABEL.match(text)) and found.end() < len(text):
         return Named(found[1].strip(), _read(text[found.end() :]))
-    cuts = [(found.start(), found.end(), found.group()) for found in _RELATION.finditer(text) if _depth(text, found.start()) == 0]
+    cuts = [
+        (found.start(), found.end(), found.group())
+        for found in _RELATION.finditer(text)
+        if _depth(text, found.start()) == 0
+    ]
     if not cuts:
         return None
     ends = [0, *(end for _, end, _ in cuts)]
@@ -445,7 +471,9 @@ def _several(text: str) -> Value | None:
                 return _read(inner) if inner.strip() else None
             values = _items(parts)
             if kind == "tuple" and "\\pm" in text:
-                return Items("list", tuple(Items("tuple", choice) for choice in product(*(_both(part) for part in parts))))
+                return Items(
+                    "list", tuple(Items("tuple", choice) for choice in product(*(_both(part) for part in parts)))
+                )
             return Items(kind, values)  # type: ignore[arg-type]
     groups = split_top(text, _SEMICOLON)
     if len(groups) > 1 and all("," in group for group in groups):
@@ -462,7 +490,11 @@ def _several(text: str) -> Value | None:
 def _summed(items: tuple[Value, ...]) -> Value:
     """`3 hours and 20 minutes` as one value; other lists as they are."""
     units = [item.unit for item in items if isinstance(item, Number) and item.unit is not None]
-    if len(units) == len(items) and len({u.dimension for u in units}) == 1 and len({u.factor for u in units}) == len(units):
+    if (
+        len(units) == len(items)
+        and len({u.dimension for u in units}) == 1
+        and len({u.factor for u in units}) == len(units)
+    ):
         total = sum((n.exact * n.unit.factor for n in items if isinstance(n, Number) and n.unit), Fraction(0))
         return Number(str(total / units[0].factor), total / units[0].factor, None, False, units[0])
     return Items("list", items)
