@@ -14,11 +14,25 @@ import pytest
 from whet.envs.base import Attempt, Task
 from whet.envs.rewards.agree import NO_ALGEBRA, agree
 from whet.envs.rewards.math import MathReward
-from whet.envs.rewards.values import read
+from whet.envs.rewards.reader import read
 from whet.records import Message
 
 COUNT = 2000
-WORDS = "silent parity evening triangle rectangle monday Kafelnikov ellipse odd prime stopped north hexagon".split()
+WORDS = [
+    "silent",
+    "parity",
+    "evening",
+    "triangle",
+    "rectangle",
+    "monday",
+    "Kafelnikov",
+    "ellipse",
+    "odd",
+    "prime",
+    "stopped",
+    "north",
+    "hexagon",
+]
 UNITS = [
     ("cm", "centimeters", "kg"),
     ("m/s", "meters per second", "km"),
@@ -242,7 +256,20 @@ def choice(draw: random.Random) -> Pair:
 
 def day(draw: random.Random) -> Pair:
     month, number, year = draw.randint(1, 12), draw.randint(1, 28), draw.randint(1900, 2030)
-    name = "January February March April May June July August September October November December".split()[month - 1]
+    name = [
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
+        "December",
+    ][month - 1]
     forms = [
         f"{name} {number}, {year}",
         f"{number} {name} {year}",

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Protocol
 
-from whet.envs.rewards import arithmetic
 from whet.envs.rewards.notation import untext
+from whet.envs.rewards.reader import read
 from whet.envs.rewards.values import (
     Choice,
     Date,
@@ -28,11 +28,16 @@ from whet.envs.rewards.values import (
     Text,
     Value,
     YesNo,
-    read,
 )
 
 FEWEST_DIGITS = 3
 """Significant digits that a decimal number must have to stand for an exact value that it rounds."""
+
+
+DEGREES, RADIANS = (("deg", 1),), (("rad", 1),)
+ORDERED = {"tuple", "bracket"}
+CUT_DIGITS = 5
+"""Significant digits from which a decimal number may also be cut off instead of rounded."""
 
 
 class Undecided(Exception):
@@ -79,83 +84,89 @@ class _Rules:
         self.algebra, self.tolerance = algebra, Fraction(tolerance)
 
     def agree(self, gold: Value, answer: Value) -> bool:
-        if isinstance(gold, Named) and isinstance(answer, Named):
-            return self._named(gold, answer)
+        """By the types of both: names first, then what is one value, then what has parts."""
         if isinstance(gold, Named):
-            return self.agree(gold.value, answer)
+            return self._named(gold, answer)
         if isinstance(answer, Named):
-            if isinstance(gold, Relation) and isinstance(answer.value, Number | Formula) and gold.signs == ("=",):
-                return self.agree(gold, Relation((answer.name, answer.value.text), ("=",)))
-            return not isinstance(gold, Relation | Choice) and self.agree(gold, answer.value)
+            if isinstance(gold, Relation):
+                return self._equation(gold, answer)
+            return not isinstance(gold, Choice) and self.agree(gold, answer.value)
+        if isinstance(gold, Choice) or isinstance(answer, Choice):
+            return self._choices(gold, answer)
+        if isinstance(gold, Text) or isinstance(answer, Text):
+            return self._texts(gold, answer)
         match gold, answer:
-            case Choice(), Choice():
-                return gold.letter == answer.letter
-            case Choice(), Text() | Formula():
-                return bool(gold.text) and same_words(gold.text, answer.text) or same_words(gold.letter, answer.text)
-            case _, Choice():
-                return self._of_choice(gold, answer)
-            case YesNo(), YesNo():
-                return gold.yes == answer.yes
-            case Date(), Date():
+            case (YesNo(), YesNo()) | (Date(), Date()):
                 return gold == answer
-            case (Text(), Formula()) | (Formula(), Text()) if "\\infty" in (gold.text, answer.text):
-                return words(gold.text if isinstance(gold, Text) else answer.text)[0] in (
-                    "infinite",
-                    "infinitely",
-                    "infinity",
-                )
-            case Text(), Text() | Formula():
-                return same_words(gold.text, answer.text) or same_words(predicate(gold.text), predicate(answer.text))
-            case Formula(), Text():
-                return same_words(untext(gold.text), answer.text)
             case Number(), Number():
                 return self._numbers(gold, answer)
             case Number() | Formula(), Number() | Formula():
                 return _compatible(gold, answer) and self._expressions(gold, answer)
+            case Number(), Items():
+                return "," in gold.text and self._items(_listed(gold), answer)
+            case Items(), Number():
+                return "," in answer.text and self._items(gold, _listed(answer))
+            case _:
+                return self._structures(gold, answer)
+
+    def _structures(self, gold: Value, answer: Value) -> bool:
+        match gold, answer:
             case Items(), Items():
                 return self._items(gold, answer)
-            case Number(), Items() if "," in gold.text:
-                return self._items(Items("list", tuple(map(read, gold.text.split(",")))), answer)
-            case Items(), Number() if "," in answer.text:
-                return self._items(gold, Items("list", tuple(map(read, answer.text.split(",")))))
-            case Number(), Text():
-                return self._decimal_comma(gold, answer.text)
-            case Region(), Region():
-                return self._regions(gold.pieces, answer.pieces)
-            case Region(), Items():
-                return (other := _as_region(answer)) is not None and self._regions(gold.pieces, other.pieces)
-            case Items(), Region():
-                return (other := _as_region(gold)) is not None and self._regions(other.pieces, answer.pieces)
+            case (Region(), Region() | Items()) | (Items(), Region()):
+                ours, theirs = _as_region(gold), _as_region(answer)
+                return ours is not None and theirs is not None and self._regions(ours.pieces, theirs.pieces)
             case Relation(), Relation():
                 return _squeezed(gold) == _squeezed(answer) or self.algebra.same_relation(gold, answer)
-            case Relation(), Items() if set(gold.signs) == {"<"} and len(gold.sides) > 2:
-                return (
-                    self._in_order(tuple(map(read, gold.sides)), answer.items)
-                    if len(gold.sides) == len(answer.items)
-                    else False
-                )
-            case Relation(), Formula() if gold.signs == ("=",):
-                return self.algebra.solves(gold, answer.text)
-            case Matrix(), Matrix():
-                return self._matrices(gold, answer)
-            case Matrix(), Items():
-                return self._matrices(gold, _column(answer))
+            case Relation(), Items():  # `a < b < c` asks for an order
+                ordered = set(gold.signs) == {"<"} and 2 < len(gold.sides) == len(answer.items)
+                return ordered and self._in_order(tuple(map(read, gold.sides)), answer.items)
+            case Relation(), Formula():
+                return gold.signs == ("=",) and self.algebra.solves(gold, answer.text)
+            case Matrix(), Matrix() | Items():
+                return self._matrices(gold, answer if isinstance(answer, Matrix) else _column(answer))
             case _:
                 return False
 
     # ------------------------------------------------------------------------------------------- leaves
 
-    def _named(self, gold: Named, answer: Named) -> bool:
+    def _named(self, gold: Named, answer: Value) -> bool:
+        """Names are how a question is asked, not its answer; but functions may name their argument otherwise."""
+        if not isinstance(answer, Named):
+            return self.agree(gold.value, answer)
         ours, theirs = _argument(gold.name), _argument(answer.name)
         if ours and theirs and ours != theirs and isinstance(gold.value, Formula) and isinstance(answer.value, Formula):
             return self.algebra.same_function(gold.value.text, ours, answer.value.text, theirs)
         return self.agree(gold.value, answer.value)
 
-    def _of_choice(self, gold: Value, answer: Choice) -> bool:
-        """An option's letter with its words answers a gold that is its words; a letter alone may be a variable."""
-        if answer.text:
-            return self.agree(gold, read(answer.text))
-        return isinstance(gold, Text | Formula) and same_words(untext(gold.text), answer.letter)
+    def _equation(self, gold: Relation, answer: Named) -> bool:
+        """`y = 2x` may be one of the forms that the gold equation has."""
+        one = isinstance(answer.value, Number | Formula) and gold.signs == ("=",)
+        return one and self.agree(gold, Relation((answer.name, _text_of(answer.value) or ""), ("=",)))
+
+    def _choices(self, gold: Value, answer: Value) -> bool:
+        """Letters decide; an option's letter with its words answers a gold that is its words."""
+        match gold, answer:
+            case Choice(), Choice():
+                return gold.letter == answer.letter
+            case Choice(), Text() | Formula():
+                return same_words(gold.letter, answer.text) or (bool(gold.text) and same_words(gold.text, answer.text))
+            case Text() | Formula(), Choice() if not answer.text:
+                return same_words(untext(gold.text), answer.letter)
+            case _, Choice():
+                return bool(answer.text) and self.agree(gold, read(answer.text))
+            case _:
+                return False
+
+    def _texts(self, gold: Value, answer: Value) -> bool:
+        match gold, answer:
+            case (Text(said), Formula(text)) | (Formula(text), Text(said)) if text.strip() == "\\infty":
+                return words(said)[0] in ("infinite", "infinitely", "infinity")
+            case Text() | Formula(), Text() | Formula():
+                ours, theirs = untext(gold.text), untext(answer.text)
+                return same_words(ours, theirs) or same_words(predicate(ours), predicate(theirs))
+            case _:
+                return False
 
     def _numbers(self, gold: Number, answer: Number) -> bool:
         if not _compatible(gold, answer):
@@ -179,19 +190,15 @@ class _Rules:
         if (gold.places is None) == (answer.places is None):
             return False
         decimal, exact = (gold, value) if gold.places is not None else (answer, gold.exact)
-        return _rounds(decimal, exact if decimal is gold else exact)
-
-    def _decimal_comma(self, gold: Number, text: str) -> bool:
-        return False if gold.places is None else arithmetic.value(text.replace(",", ".")) == gold.exact
+        return _longer(exact, decimal) and any(abs(exact - centre) <= within for centre, within in _windows(decimal))
 
     def _expressions(self, gold: Number | Formula, answer: Number | Formula) -> bool:
         if squeeze(gold.text) == squeeze(answer.text):
             return True
         for decimal, other in ((gold, answer), (answer, gold)):
-            if isinstance(decimal, Number) and decimal.places is not None and isinstance(other, Formula):
-                if digits(decimal.text) >= FEWEST_DIGITS:
-                    within = max(_last_place(decimal), abs(decimal.exact) * self.tolerance)
-                    return self.algebra.near(other.text, decimal.exact, within)
+            if isinstance(decimal, Number) and decimal.places is not None and (windows := _windows(decimal)):
+                windows += [(decimal.exact, abs(decimal.exact) * self.tolerance)] if self.tolerance else []
+                return any(self.algebra.near(other.text, centre, within) for centre, within in windows)
         if self.tolerance and isinstance(gold, Number):
             return self.algebra.near(answer.text, gold.exact, abs(gold.exact) * self.tolerance)
         return self.algebra.equal(_with_degrees(gold, answer), _with_degrees(answer, gold))
@@ -199,22 +206,19 @@ class _Rules:
     # ------------------------------------------------------------------------------------- several values
 
     def _items(self, gold: Items, answer: Items) -> bool:
-        if gold.kind in ("tuple", "bracket") and answer.kind == "set":
+        kinds = {gold.kind, answer.kind}
+        if "set" in kinds and kinds & ORDERED:
             return False
-        if gold.kind == "set" and answer.kind in ("tuple", "bracket"):
-            return False
-        names = {item.name for item in gold.items if isinstance(item, Named)}
-        if len(names) == len(gold.items) and names == {item.name for item in answer.items if isinstance(item, Named)}:
-            by_name = {item.name: item for item in answer.items if isinstance(item, Named)}
-            return len(answer.items) == len(names) and all(
-                isinstance(item, Named) and self.agree(item.value, by_name[item.name].value) for item in gold.items
-            )
-        if {gold.kind, answer.kind} == {"tuple", "bracket"} and len(gold.items) == 2:
+        ours, theirs = _by_name(gold), _by_name(answer)
+        if ours.keys() == theirs.keys() and len(ours) == len(gold.items) == len(answer.items):
+            return all(self.agree(value, theirs[name]) for name, value in ours.items())
+        if kinds == ORDERED and len(gold.items) == 2:
             return False  # as intervals they have other ends
-        if gold.kind in ("tuple", "bracket") or answer.kind in ("tuple", "bracket"):
-            if len(gold.items) == len(answer.items) and self._in_order(gold.items, answer.items):
-                return True
-            if self._same_family(gold.items, answer.items):
+        if kinds & ORDERED:
+            same_length = len(gold.items) == len(answer.items)
+            if same_length and (
+                self._in_order(gold.items, answer.items) or self._same_family(gold.items, answer.items)
+            ):
                 return True
         elif self._in_any_order(_distinct(gold), _distinct(answer)):
             return True
@@ -225,7 +229,7 @@ class _Rules:
     def _same_family(self, gold: Sequence[Value], answer: Sequence[Value]) -> bool:
         """Whether two tuples differ in the name of the one parameter that runs through them: (3x, 1 - x), (3t, 1 - t)."""
         ours, theirs = _names(gold), _names(answer)
-        if len(gold) != len(answer) or len(ours) != 1 or len(theirs) != 1 or ours == theirs:
+        if len(ours) != 1 or len(theirs) != 1 or ours == theirs:
             return False
         return all(
             self.algebra.same_function(one.text, min(ours), other.text, min(theirs))
@@ -259,7 +263,7 @@ class _Rules:
         return True
 
     def _regions(self, gold: Sequence[Piece], answer: Sequence[Piece]) -> bool:
-        ours, theirs = ([_piece_items(piece) for piece in _ordered(pieces)] for pieces in (gold, answer))
+        ours, theirs = ([_piece_items(piece) for piece in dict.fromkeys(pieces)] for pieces in (gold, answer))
         return len(ours) == len(theirs) and self._in_any_order(ours, theirs)
 
     def _matrices(self, gold: Matrix, answer: Matrix) -> bool:
@@ -301,22 +305,29 @@ def digits(text: str) -> int:
     return len(re.sub(r"\D", "", re.split(r"[eE*\\]", text)[0]).lstrip("0"))
 
 
-def _rounds(decimal: Number, exact: Fraction) -> bool:
-    """Whether `exact`, which needs more digits than `decimal` has, rounds to it."""
+def _windows(decimal: Number) -> list[tuple[Fraction, Fraction]]:
+    """Where an exact value may lie for which a decimal stands, as (centre, half width): what rounds to it, and from
+    `CUT_DIGITS` on also what it is the beginning of. None where it has too few digits to stand for anything.
+    """
     if decimal.places is None or digits(decimal.text) < FEWEST_DIGITS:
-        return False
-    return abs(exact - decimal.exact) <= _last_place(decimal)
+        return []
+    half = Fraction(1, 2 * _scale(decimal))
+    cut = (decimal.exact + (half if decimal.exact > 0 else -half), half)
+    return [(decimal.exact, half), *([cut] if digits(decimal.text) >= CUT_DIGITS else [])]
 
 
-def _last_place(decimal: Number) -> Fraction:
-    """How far the exact value may lie from a decimal: half a unit in its last place; a whole one (cut off) from 5 digits."""
-    assert decimal.places is not None, "only decimals have a last place"
-    share = 1 if digits(decimal.text) >= 5 else 2
-    return Fraction(1, share * 10**decimal.places * (100 if decimal.percent else 1))
+def _longer(exact: Fraction, decimal: Number) -> bool:
+    """Whether `exact` cannot be written with the places that `decimal` has: else the two are simply different."""
+    return (exact * _scale(decimal)).denominator != 1
+
+
+def _scale(decimal: Number) -> int:
+    assert decimal.places is not None, "only decimals have places"
+    return int(10**decimal.places) * (100 if decimal.percent else 1)
 
 
 def _compatible(gold: Number | Formula, answer: Number | Formula) -> bool:
-    """Whether the units do not exclude each other: two that we know must have one dimension, and one factor if not numbers."""
+    """Whether the units do not exclude each other: two known ones must have one dimension, of formulas be equal."""
     if gold.unit is None or answer.unit is None or gold.unit == answer.unit:
         return True
     if isinstance(gold, Number) and isinstance(answer, Number):
@@ -329,7 +340,7 @@ def _compatible(gold: Number | Formula, answer: Number | Formula) -> bool:
 
 def _with_degrees(one: Number | Formula, other: Number | Formula) -> str:
     """The expression, in radians where it is in degrees and the other one speaks of pi."""
-    if one.unit is not None and one.unit.dimension == (("deg", 1),) and "\\pi" in other.text:
+    if one.unit is not None and one.unit.dimension == DEGREES and "\\pi" in other.text:
         return f"\\frac{{({one.text})\\pi}}{{180}}"
     return one.text
 
@@ -351,6 +362,10 @@ def _squeezed(relation: Relation) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(map(squeeze, relation.sides)), relation.signs
 
 
+def _by_name(items: Items) -> dict[str, Value]:
+    return {item.name: item.value for item in items.items if isinstance(item, Named)}
+
+
 def _distinct(items: Items) -> list[Value]:
     """The items; of a set, equal ones once."""
     once = items.kind == "set" or all(isinstance(item, Items) for item in items.items)
@@ -369,29 +384,28 @@ def _shape(value: Value) -> object:
     return tuple(_shape(item) for item in value.items) if isinstance(value, Items) else None
 
 
-def _as_region(items: Items) -> Region | None:
+def _as_region(value: Value) -> Region | None:
     """`(1, 2)` and `[1, 2]` as intervals, `{1, 2}` as points."""
-    if any(isinstance(item, Items) for item in items.items):
+    if not isinstance(value, Items):
+        return value if isinstance(value, Region) else None
+    ends = [text for item in value.items if (text := _text_of(item)) is not None]
+    if len(ends) != len(value.items):
         return None
-    texts = [_text_of(item) for item in items.items]
-    if None in texts:
-        return None
-    ends = [text for text in texts if text is not None]
-    if items.kind in ("tuple", "bracket"):
-        closed = items.kind == "bracket"
+    if value.kind in ("tuple", "bracket"):
+        closed = value.kind == "bracket"
         return Region((Piece(ends[0], ends[1], closed, closed),)) if len(ends) == 2 else None
     return Region(tuple(Piece(end, end, True, True) for end in ends))
+
+
+def _listed(number: Number) -> Items:
+    """`1,200` as the two numbers that its comma may separate."""
+    return Items("list", tuple(map(read, number.text.split(","))))
 
 
 def _text_of(value: Value) -> str | None:
     if isinstance(value, Named):
         return _text_of(value.value)
     return value.text if isinstance(value, Number | Formula) else None
-
-
-def _ordered(pieces: Sequence[Piece]) -> list[Piece]:
-    """The pieces without those that say the same twice."""
-    return list(dict.fromkeys(pieces))
 
 
 def _piece_items(piece: Piece) -> Items:

@@ -28,7 +28,6 @@ from whet.records import Message
 from whet.sandbox.base import JSON, FailureKind, Result
 from whet.sandbox.workers import WorkerPool
 
-
 ALONE = frozenset({"verl", "entry"})
 """Forms that are called for each attempt."""
 MISSHAPEN = "the function's value has the wrong shape"

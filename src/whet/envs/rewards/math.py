@@ -19,8 +19,9 @@ from whet.envs.base import Attempt, Grade, Task
 from whet.envs.rewards.agree import NO_ALGEBRA, Undecided
 from whet.envs.rewards.answers import final_answer, gold_answer, marked_answer
 from whet.envs.rewards.plain import require
+from whet.envs.rewards.reader import read
 from whet.envs.rewards.reading import answers
-from whet.envs.rewards.values import LONGEST, Date, Text, Value, YesNo, read
+from whet.envs.rewards.values import LONGEST, Date, Text, Value, YesNo
 from whet.errors import DataError
 from whet.sandbox.base import JSON, Failure, FailureKind, Result
 from whet.sandbox.workers import WorkerPool

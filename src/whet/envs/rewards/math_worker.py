@@ -8,8 +8,9 @@ from functools import lru_cache
 from typing import Any
 
 from whet.envs.rewards.algebra import Sympy
+from whet.envs.rewards.reader import read
 from whet.envs.rewards.reading import answers
-from whet.envs.rewards.values import Value, read
+from whet.envs.rewards.values import Value
 
 ALGEBRA = Sympy()
 WARM = (

@@ -12,6 +12,7 @@ import re
 from whet.envs.rewards.agree import Algebra, agree
 from whet.envs.rewards.answers import final_answer, gold_answer, marked_answer
 from whet.envs.rewards.notation import plain, untext
+from whet.envs.rewards.reader import read
 from whet.envs.rewards.values import (
     Choice,
     Date,
@@ -24,7 +25,6 @@ from whet.envs.rewards.values import (
     Text,
     Value,
     YesNo,
-    read,
 )
 
 _NUMBER = (
@@ -92,7 +92,7 @@ def _has_words(value: Value) -> bool:
         return any(map(_has_words, value.items))
     if isinstance(value, Relation):
         return any(isinstance(read(side), Text) for side in value.sides)
-    return isinstance(value, Text) or isinstance(value, Named) and _has_words(value.value)
+    return isinstance(value, Text) or (isinstance(value, Named) and _has_words(value.value))
 
 
 def _leading(gold: YesNo | Choice, value: Value, given: str) -> bool:
