@@ -1,4 +1,4 @@
-"""Laws of verifiers: every rewriting of a right answer is right, every wrong variant of it wrong, no text is its anagram.
+"""Laws of verifiers: rewritings of a right answer are right, wrong variants of it wrong, and no text is its anagram.
 
 The answers are drawn here from seeds, of every type that golds have, so no example can be learnt by heart.
 """
@@ -12,9 +12,11 @@ from fractions import Fraction
 import pytest
 
 from whet.envs.base import Attempt, Task
-from whet.envs.rewards.agree import NO_ALGEBRA, agree
+from whet.envs.rewards.agree import NO_ALGEBRA, Undecided, agree
 from whet.envs.rewards.math import MathReward
 from whet.envs.rewards.reader import read
+from whet.envs.rewards.reading import answers
+from whet.envs.rewards.values import LONGEST, Value
 from whet.records import Message
 
 COUNT = 2000
@@ -94,6 +96,71 @@ def test_no_text_gold_accepts_an_anagram() -> None:
         draw.shuffle(letters)
         anagram = "".join(letters)
         assert agree(read(word), read(anagram), NO_ALGEBRA) == (anagram.lower() == word.lower()), (word, anagram)
+
+
+def test_no_garbage_raises_or_is_right() -> None:
+    """Random strings of the symbols that answers are made of, and brackets without end: read, and wrong."""
+    draw = random.Random(5)
+    parts = [
+        *"()[]{}<>=+-*/^_,.;:|!%$&~ 0123456789abxyzABIE",
+        "\\frac",
+        "\\sqrt",
+        "\\le ",
+        "\\cup ",
+        "\\{",
+        "\\}",
+        "\\text{",
+    ]
+    parts += [
+        "\\pm ",
+        "\\infty ",
+        " and ",
+        " or ",
+        "\\begin{pmatrix}",
+        "\\end{pmatrix}",
+        "\\\\",
+        "²",
+        "½",
+        "√",
+        "°",
+        "\\in ",
+        "#### ",
+    ]
+    gold = read("\\frac{31}{7}")
+    for _ in range(3000):
+        text = "".join(draw.choices(parts, k=draw.randint(1, 60)))
+        assert not decided(gold, text), text
+    for symbol in (
+        "(",
+        "{",
+        "\\frac{",
+        "\\{",
+        "[",
+        "-",
+        "^",
+        "x_",
+        "1,",
+        "1 ",
+        "a ",
+        "\\text{a}",
+        "|",
+        "\\sqrt",
+        "!",
+        "%",
+        "'",
+        "is ",
+    ):
+        for text in (symbol * 1900, "1" + symbol * 1900, symbol * 900 + "1", (symbol + "1") * 600):
+            assert not decided(gold, text[:LONGEST]), symbol
+    assert read("(" * LONGEST) == read("(" * LONGEST) and not decided(gold, "1" * 10_000_000)
+
+
+def decided(gold: Value, text: str) -> bool:
+    """The verdict by rule; a question for algebra counts as wrong."""
+    try:
+        return answers(gold, "31/7", text, NO_ALGEBRA, None, marked=True)
+    except Undecided:
+        return False
 
 
 def test_every_value_agrees_with_itself(reward: MathReward) -> None:
@@ -285,8 +352,8 @@ def word(draw: random.Random) -> Pair:
 
 
 REWRITINGS = (
-    whole, fraction, decimal, repeating, percent, money, measured, root, polynomial, interval, ray, several, point, choice,
-    day, word,
+    whole, fraction, decimal, repeating, percent, money, measured, root, polynomial, interval, ray, several, point,
+    choice, day, word,
 )  # fmt: skip
 
 
@@ -324,6 +391,15 @@ def other_fraction(draw: random.Random) -> Pair:
     return f"\\frac{{{top}}}{{{bottom}}}", draw.choice(
         [f"{top + 1}/{bottom}", f"\\frac{{{bottom}}}{{{top}}}", f"-{top}/{bottom}"]
     )
+
+
+def nearly(draw: random.Random) -> Pair:
+    """A decimal beside an exact value: not its rounding, nor its beginning."""
+    value, places = Fraction(draw.randint(1, 999), draw.choice([3, 7, 8, 16, 1])), draw.randint(3, 7)
+    rounded = round(value, places) + draw.choice([-2, 2, 10]) * Fraction(1, 10**places)
+    digits = f"{abs(rounded.numerator) * 10**places // rounded.denominator:0{places + 1}d}"
+    gold = f"\\frac{{{value.numerator}}}{{{value.denominator}}}" if value.denominator > 1 else str(value)
+    return gold, f"{'-' if rounded < 0 else ''}{digits[:-places]}.{digits[-places:]}"
 
 
 def other_power(draw: random.Random) -> Pair:
@@ -415,6 +491,6 @@ def other_word(draw: random.Random) -> Pair:
 
 
 WRONG = (
-    other_sign, other_digit, factor_of_ten, other_fraction, other_power, other_factorial, other_ends, other_ray, other_unit,
-    other_order, other_root, only_a_part, other_polynomial, one_less, other_choice, other_day, other_word,
+    other_sign, other_digit, factor_of_ten, other_fraction, nearly, other_power, other_factorial, other_ends, other_ray,
+    other_unit, other_order, other_root, only_a_part, other_polynomial, one_less, other_choice, other_day, other_word,
 )  # fmt: skip

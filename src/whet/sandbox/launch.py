@@ -47,10 +47,10 @@ class Template:
 
     def fork(self, channel: socket.socket, printing: int, unwanted: Callable[[], bool]) -> str:
         """Start a worker; why there is none, where there is none. `unwanted` ends the wait for a loading template."""
-        if self._process is None or self._process.poll() is not None:
-            if failure := self._load(unwanted):
-                self.close()
-                return failure
+        alive = self._process is not None and self._process.poll() is None
+        if not alive and (failure := self._load(unwanted)):
+            self.close()
+            return failure
         assert self._requests is not None, "loaded"
         try:
             socket.send_fds(self._requests, [b"f"], [channel.fileno(), printing])

@@ -227,7 +227,7 @@ class _Rules:
         return nested and len(flat) == len(given) and _shape(gold) != _shape(answer) and self._in_order(flat, given)
 
     def _same_family(self, gold: Sequence[Value], answer: Sequence[Value]) -> bool:
-        """Whether two tuples differ in the name of the one parameter that runs through them: (3x, 1 - x), (3t, 1 - t)."""
+        """Whether tuples differ in the name of the one parameter that runs through them: (3x, 1 - x), (3t, 1 - t)."""
         ours, theirs = _names(gold), _names(answer)
         if len(ours) != 1 or len(theirs) != 1 or ours == theirs:
             return False

@@ -1,4 +1,4 @@
-r"""Algebra for the rules of `agree`, with sympy, in a worker: expressions are parsed by latex2sympy and compared by value.
+r"""Algebra for the rules of `agree`, with sympy, in a worker: latex2sympy parses expressions, and values compare them.
 
 Two numbers are equal where 40 digits are, relative to their size (so 2^{-99} is not 2^{-98}); two expressions in the
 same variables where they are at points drawn once, over reals at which both are defined. Identities of school algebra
@@ -30,6 +30,7 @@ POINTS = (
     "-2.1837465523", "5.1728394411", "0.2846173925",
 )  # fmt: skip
 INTEGERS = (7, 5, 3, 2, 11, 4, 6, 9, 8, 13)
+FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
 PARAMETERS = frozenset("kntm")
 """Names that stand for any integer in families of solutions."""
 _KEEP_CASE = ConversionConfig(lowercase_symbols=False)
@@ -52,6 +53,7 @@ class Sympy:
     """`agree.Algebra`, by values at points."""
 
     def equal(self, gold: str, answer: str) -> bool:
+        """The same value at every point; or in another name of an integer parameter, or other capitals."""
         try:
             left, right = parse(gold), parse(answer)
         except Unreadable:
@@ -62,7 +64,7 @@ class Sympy:
         return left.free_symbols != right.free_symbols and same(left.xreplace(lower), right.xreplace(lower))
 
     def same_relation(self, gold: Relation, answer: Relation) -> bool:
-        flipped = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
+        """The same sides, perhaps from the other end; or two sides whose difference is a constant multiple."""
         if len(gold.sides) != len(answer.sides):
             return False
         try:
@@ -72,7 +74,7 @@ class Sympy:
             return False
         for signs, sides in (
             (answer.signs, theirs),
-            (tuple(flipped.get(sign, sign) for sign in reversed(answer.signs)), theirs[::-1]),
+            (tuple(FLIPPED.get(sign, sign) for sign in reversed(answer.signs)), theirs[::-1]),
         ):
             if signs == gold.signs and all(map(same, ours, sides)):
                 return True
@@ -81,10 +83,11 @@ class Sympy:
         ratio = _ratio(ours[0] - ours[1], theirs[0] - theirs[1])
         if ratio is None:
             return False
-        sign = gold.signs[0] if ratio > 0 else flipped.get(gold.signs[0], gold.signs[0])
+        sign = gold.signs[0] if ratio > 0 else FLIPPED.get(gold.signs[0], gold.signs[0])
         return bool(sign == answer.signs[0])
 
     def solves(self, gold: Relation, answer: str) -> bool:
+        """The answer, put in for a name that it does not contain, makes the equation an identity."""
         try:
             left, right, given = parse(gold.sides[0]), parse(gold.sides[1]), parse(answer)
         except Unreadable:
@@ -95,6 +98,7 @@ class Sympy:
         return False
 
     def near(self, expression: str, decimal: Fraction, within: Fraction) -> bool:
+        """A real number within reach of a decimal one."""
         try:
             number = _number(parse(expression))
         except Unreadable:
@@ -104,10 +108,12 @@ class Sympy:
         return bool(abs(number - sympy.Rational(decimal.numerator, decimal.denominator)) <= _rational(within))
 
     def otherwise(self, gold: str, answer: str) -> bool:
+        """Math-Verify's word, gold first: it is not symmetric."""
         wanted, given = ([part for part in _math_verify(text) if not isinstance(part, str)] for text in (gold, answer))
         return bool(wanted and given) and bool(verify(wanted, given, timeout_seconds=None))
 
     def same_function(self, gold: str, name: str, answer: str, other: str) -> bool:
+        """Equal once both have one name."""
         try:
             return same(parse(gold), parse(answer).subs(sympy.Symbol(other), sympy.Symbol(name)))
         except Unreadable:

@@ -77,7 +77,7 @@ def last_boxed(text: str) -> str | None:
     """
     inside: list[str] = []
     following = len(text)
-    for start in reversed([match for match in _BOX.finditer(text)]):
+    for start in reversed(list(_BOX.finditer(text))):
         end = _closing(text, start.end())
         if end is None:
             return None if not inside else ", ".join(inside)

@@ -56,7 +56,7 @@ def value(text: str) -> Fraction | None:
 
 
 def decimals(text: str) -> int | None:
-    r"""Digits after the point of a decimal number (`0.120` has 3, `1.5 \cdot 10^{-3}` has 4); None for anything else."""
+    r"""Digits after the point of a decimal number (`0.120` has 3, `1.5 \cdot 10^{-3}` has 4), or None."""
     found = _DECIMAL.fullmatch(text.strip())
     return None if found is None else max(0, len(found[1]) - int(found[2] or found[3] or found[4] or 0))
 

@@ -19,7 +19,7 @@ Call = Callable[[Sequence[Attempt]], list[Grade]]
 
 
 def attribute(attempts: Sequence[Attempt], grades: Sequence[Grade], call: Call) -> list[Grade]:
-    """The grades, where those that failed against a control that passed are the lowest value of the others, at most 0."""
+    """The grades, where one that failed and whose control passed has the lowest value of the others, at most 0."""
     failed = [place for place, grade in enumerate(grades) if grade.failure]
     if not failed:
         return list(grades)

@@ -76,7 +76,7 @@ class FunctionReward:
         self._pool.close()
 
     def _together(self, attempts: Sequence[Attempt], call: Call) -> list[Grade]:
-        """The grades of one call; where that call failed, of one call each, given up after two late ones and no grade."""
+        """The grades of one call; where that failed, of one call each, until two were late and none was graded."""
         result = call(attempts)
         if len(attempts) < 2 or not all(grade.failure for grade in result) or result[0].note == MISSHAPEN:
             return result

@@ -34,7 +34,7 @@ class Misshapen(Exception):
 
 def load(path: str) -> Callable[[dict[str, Any] | None], Any]:
     """The function that answers payloads; None asks what the user's function takes. A class is made an object of."""
-    function = load_function(path)
+    function: Any = load_function(path)
     if inspect.isclass(function):
         function = function()
     signature = describe_signature(path, function)
@@ -62,7 +62,7 @@ def describe_signature(path: str, function: Callable[..., Any]) -> dict[str, Any
     any_name = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     form = next((name for name, needed in FORMS.items() if needed <= parameters.keys()), "trl" if any_name else None)
     if form is None or any(p.kind is inspect.Parameter.POSITIONAL_ONLY for p in parameters.values()):
-        known = "(completions, ...), (data_source, solution_str, ground_truth, ...), (queries, prompts, labels), (answer, entry)"
+        known = ", ".join(f"({', '.join(sorted(needed))})" for needed in FORMS.values())
         raise TargetError(f"{path} takes ({', '.join(parameters)}), no signature of a reward; known are {known}")
     plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     required = {name for name, p in parameters.items() if p.kind in plain and p.default is inspect.Parameter.empty}

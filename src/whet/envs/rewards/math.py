@@ -192,7 +192,7 @@ def _read(gold: str) -> Value:
 
 
 def _meets_itself(gold: str) -> bool:
-    """Whether the gold, given as the answer, is right by rule; its brackets must close, so that it can be read at all."""
+    """Whether the gold, given as the answer, is right by rule; its braces must close."""
     if gold.count("{") != gold.count("}"):
         return False
     try:

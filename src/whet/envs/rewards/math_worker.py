@@ -14,14 +14,15 @@ from whet.envs.rewards.values import Value
 
 ALGEBRA = Sympy()
 WARM = (
-    r"\frac{\sqrt{2}}{2}+x^{2}-3(x+1)", r"\sin(2x)\cos x-\tan^2(x)", r"\ln 2+\log_{10}3", r"e^{x}\cdot 2^{n+1}", r"5!+\binom{n}{k}",
-    r"\sqrt[3]{4x}-|x-1|", r"a_{n}+b_1", r"\frac{a+b}{c-d}(x-y)", r"2\pi r^2+\frac{\pi}{6}", r"-x y z+0.25x", r"f(x)+1",
+    r"\frac{\sqrt{2}}{2}+x^{2}-3(x+1)", r"\sin(2x)\cos x-\tan^2(x)", r"\ln 2+\log_{10}3", r"e^{x}\cdot 2^{n+1}",
+    r"5!+\binom{n}{k}", r"\sqrt[3]{4x}-|x-1|", r"a_{n}+b_1", r"\frac{a+b}{c-d}(x-y)", r"2\pi r^2+\frac{\pi}{6}",
+    r"-x y z+0.25x", r"f(x)+1",
 )  # fmt: skip
 """Expressions after which the parser has met most of its grammar."""
 
 
 def load() -> Callable[[Mapping[str, Any]], int]:
-    """The function that answers payloads, warm: the parser learns its grammar as it reads, which no deadline should pay."""
+    """The function that answers payloads, warm: the parser learns its grammar as it reads, outside any deadline."""
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it warns that its timeouts are off; ours are on
     logging.getLogger("latex2sympy2_extended").setLevel(logging.CRITICAL)
     for text in WARM:

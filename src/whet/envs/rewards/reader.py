@@ -28,7 +28,10 @@ from whet.envs.rewards.values import (
 )
 
 _LABEL = re.compile(r"\s*([A-Za-z][A-Za-z ]{1,30}?)(?:\s+\d+)?\s*:\s+(?=\S)(?!\S*/)")
-_AND = r"\\text\{\s*(?:,?\s*(?:and|or|y|et|und))\s*,?\s*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])|(?<=[\d)}])(?:and|or)(?=[A-Z])"
+_AND = (
+    r"\\text\{\s*(?:,?\s*(?:and|or|y|et|und))\s*,?\s*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])"
+    r"|(?<=[\d)}])(?:and|or)(?=[A-Z])"
+)
 _SEMICOLON = re.compile(r"\s*;\s*")
 _COMMA = re.compile(rf"\s*(?:,\s*(?:{_AND})?|;|{_AND})\s*")
 _SEPARATOR = re.compile(rf"\s*(?:(?:,(?=\s)|,(?!\d\d\d(?!\d))|(?<!\d),)\s*(?:{_AND})?|;|{_AND})\s*")
@@ -58,8 +61,8 @@ _DAY = re.compile(
     rf"(?:([A-Za-z]{{3,9}})\.?\s+(\d{{1,2}}){_ORDINAL}?|(\d{{1,2}}){_ORDINAL}?\s+(?:of\s+)?([A-Za-z]{{3,9}})\.?)(?:,?\s+(\d{{4}}))?"
 )
 _LEADING = re.compile(
-    r"(?:(?:approximately|approx\.?|about|around|roughly|exactly|only|nearly|almost|is|are|a total of|total|therefore|so|hence"
-    r"|thus)(?![a-zA-Z])|\\(?:approx|sim|therefore|implies|Rightarrow|rightarrow|to)(?![a-zA-Z])|=|:|≈|~|>\s*)\s*",
+    r"(?:(?:approximately|approx\.?|about|around|roughly|exactly|only|nearly|almost|is|are|a total of|total|therefore"
+    r"|so|hence|thus)(?![a-zA-Z])|\\(?:approx|sim|therefore|implies|Rightarrow|rightarrow|to)(?![a-zA-Z])|=|:|≈|~|>\s*)\s*",
     re.IGNORECASE,
 )
 _CONDITION = re.compile(
@@ -143,8 +146,9 @@ def _read(text: str, money: Unit | None = None) -> Value:
     text = _ASIDE.sub("", text) if _ASIDE.sub("", text) else text
     for reader in (_number, _matrix, _member, region, _sides, _several):
         if (value := reader(text)) is not None:
-            bare = isinstance(value, Number | Formula) and value.unit is None
-            return replace(value, unit=money) if money is not None and bare else value  # type: ignore[call-arg]
+            if money is not None and isinstance(value, Number | Formula) and value.unit is None:
+                return replace(value, unit=money)
+            return value
     return _leaf(text, money)
 
 

@@ -33,7 +33,8 @@ _NUMBER = (
 )
 _NUMBERS = re.compile(_NUMBER)
 _AFTER = re.compile(
-    rf"(?:=|\b(?:is|are|was|equals?|be|it's|that's|of about)(?:\s+(?:approximately|about|exactly|only|now|then|equal to))?)\s*({_NUMBER})(?!\s*[*^+(\\])(?![a-z](?![a-z^]))"
+    r"(?:=|\b(?:is|are|was|equals?|be|it's|that's|of about)(?:\s+(?:approximately|about|exactly|only|now))?)"
+    rf"\s*({_NUMBER})(?!\s*[*^+(\\])(?![a-z](?![a-z^]))"
 )
 _OPERAND = re.compile(
     r"\b(?:root|square|cube|log|logarithm|power|half|third|multiple|factor|sum|product)s?\s+of\s*$", re.IGNORECASE
@@ -41,12 +42,14 @@ _OPERAND = re.compile(
 _DECIMAL_COMMA = re.compile(r"^[^\d]*(-?\d+),(\d{1,2})(?![\d,])[^\d]*$")
 _CALCULATION = re.compile(r"\d\s*[-+*/×x]\s*\$?\d[^=]*=")
 _UNKNOWN = re.compile(
-    r"^\W*(?:it |this |the (?:answer|value|result) )?(?:cannot|can't|can not|impossible|not possible|unable|insufficient|not enough)\b",
+    r"^\W*(?:it |this |the (?:answer|value|result) )?"
+    r"(?:cannot|can't|can not|impossible|not possible|unable|insufficient|not enough)\b",
     re.IGNORECASE,
 )
 _LETTERS = re.compile(r"(?<![a-zA-Z'])([A-J])(?![a-zA-Z'])(?!\s+[a-z]{3,}\s+[a-z])")
 _DENIED = re.compile(
-    r"(?:\bnot|n't(?:\s+be)?|\bcannot be|\bnon|\bneither|不是)\s*\(?[A-J]\)?(?![a-zA-Z])(?:\s*(?:,|or|and|nor)\s*\(?[A-J]\)?(?![a-zA-Z]))*"
+    r"(?:\bnot|n't(?:\s+be)?|\bcannot be|\bnon|\bneither|不是)\s*\(?[A-J]\)?(?![a-zA-Z])"
+    r"(?:\s*(?:,|or|and|nor)\s*\(?[A-J]\)?(?![a-zA-Z]))*"
 )
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$((?:[^$\\]|\\.)+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'*\\$])|(?<=[。！？])|\n+")
@@ -104,7 +107,7 @@ def _leading(gold: YesNo | Choice, value: Value, given: str) -> bool:
 
 
 def _option(text: str) -> str | None:
-    """The letter that a sentence settles on: first, after "answer", or last, where those that it denies do not count."""
+    """The letter that a sentence settles on: first, after "answer", or last; those that it denies do not count."""
     text = _DENIED.sub(" ", text)
     if first := re.match(r"\(?([A-J])(?![a-zA-Z'])(?!\s+[a-z])", text):
         return first[1]

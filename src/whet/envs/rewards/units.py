@@ -40,8 +40,9 @@ _DERIVED = {
     "eV": ("1602176634e-25", {"g": 1, "m": 2, "s": -2}),
 }  # fmt: skip
 _OTHERS = """
-inch inches in = 0.0254 m | foot feet ft = 0.3048 m | yard yards yd = 0.9144 m | mile miles mi = 1609.344 m | AU = 149597870700 m |
-ly lightyear = 9460730472580800 m |
+inch inches in = 0.0254 m | foot feet ft = 0.3048 m | yard yards yd = 0.9144 m | mile miles mi = 1609.344 m |
+AU = 149597870700 m |
+ly = 9460730472580800 m |
 minute minutes min mins = 60 s | hour hours hr hrs h = 3600 s | day days = 86400 s | week weeks = 604800 s |
 year years yr yrs = 31557600 s | month months = 2629800 s | pound pounds lb lbs = 453.59237 g |
 ounce ounces oz = 28.349523125 g | ton tons tonne tonnes = 1000000 g | gallon gallons = 0.003785411784 m3 |
@@ -86,7 +87,7 @@ TABLE = _table()
 
 @cache
 def unit(text: str) -> Unit | None:
-    """The unit that `text` names (`m/s^2`, `square inches`, `kJ mol^{-1}`), or None where it names none that we know."""
+    """The unit that `text` names (`m/s^2`, `square inches`, `kJ mol^{-1}`); None where it names no known one."""
     text = (
         untext(text)
         .replace("^{\\circ}", "°")

@@ -5,7 +5,8 @@ r"""What an answer is: the typed values that golds and answers are read into.
     read("B) 42")                Choice                        read("2025-01-02")       Date
     read("y = 2x + 1")           Named("y", Formula)           read("silent")           Text
 
-`reader.read` reads both. A gold answer is read once, when the rows are loaded; its type decides which rules of `agree` compare it.
+`reader.read` reads both. A gold answer is read once, when the rows are loaded; its type decides which rules of `agree`
+compare it.
 """
 
 from __future__ import annotations
