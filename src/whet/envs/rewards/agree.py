@@ -154,7 +154,8 @@ class _Rules:
             case Text() | Formula(), Choice() if not answer.text:
                 return same_words(untext(gold.text), answer.letter)
             case _, Choice():
-                return bool(answer.text) and self.agree(gold, read(answer.text))
+                inner = read(answer.text)
+                return not isinstance(inner, Choice) and self.agree(gold, inner)
             case _:
                 return False
 

@@ -23,6 +23,8 @@ _ANSWER_IS = re.compile(r"(?:\banswer(?:\s+is\b|[ *]*[:=])|答案\s*[是为:：]
 _GOLD_IS = re.compile(r"\bthe answer is:?\s+(.+)$", re.IGNORECASE | re.DOTALL)
 _SPECIAL = re.compile(r"<\|(?:im_end|im_start|endoftext|eot_id|end|end_of_text)\|>.*", re.DOTALL)
 """A template's tokens that were decoded, and what follows them."""
+_CALCULATOR = re.compile(r"<<[^<>\n]*>>")
+"""GSM8K's annotations, `2+3=<<2+3=5>>5`."""
 _SENTENCE_END = re.compile(r"\.(?:\s|$)")
 # Not inside a word, an index, an exponent or a LaTeX argument, whose digits alone are not the answer.
 _NUMBER = re.compile(r"(?<![\w.{^])(?:(?<![)\]])-)?\$?\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?")
@@ -63,7 +65,7 @@ def gold_answer(value: object) -> str:
 
 def after_thinking(text: str) -> str:
     """What follows the last `</think>`; all of it without a thinking block; nothing while the block is still open."""
-    text = _SPECIAL.sub("", text)
+    text = _CALCULATOR.sub("", _SPECIAL.sub("", text))
     _, closed, rest = text.rpartition("</think>")
     if closed or "<think>" not in text:
         return rest

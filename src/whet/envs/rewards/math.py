@@ -17,10 +17,10 @@ from functools import lru_cache
 
 from whet.envs.base import Attempt, Grade, Task
 from whet.envs.rewards.agree import NO_ALGEBRA, Undecided
-from whet.envs.rewards.answers import final_answer, gold_answer, marked_answer
+from whet.envs.rewards.answers import gold_answer
 from whet.envs.rewards.plain import require
 from whet.envs.rewards.reader import read
-from whet.envs.rewards.reading import answers
+from whet.envs.rewards.reading import answers, final_words
 from whet.envs.rewards.values import LONGEST, Date, Text, Value, YesNo
 from whet.errors import DataError
 from whet.sandbox.base import JSON, Failure, FailureKind, Result
@@ -125,8 +125,7 @@ class MathReward:
             golds = self._golds(attempt.task)
         except DataError as error:
             return Grade(value=None, failure=str(error))
-        marked = marked_answer(attempt.answer)
-        given = final_answer(attempt.answer) if marked is None else marked
+        given, marked = final_words(attempt.answer)
         if not given:
             return Grade(value=0.0, note="no answer found")
         if len(given) > LONGEST:
@@ -135,12 +134,11 @@ class MathReward:
         open_questions: list[_Question] = []
         for gold in golds:
             value = _read(gold)
-            asked = marked is not None
             try:
-                if answers(value, gold, given, NO_ALGEBRA, question, marked=asked, tolerance=self._tolerance):
+                if answers(value, gold, given, NO_ALGEBRA, question, marked=marked, tolerance=self._tolerance):
                     return RIGHT
             except Undecided:
-                open_questions.append(_Question(gold=gold, answer=given, question=question, marked=asked))
+                open_questions.append(_Question(gold=gold, answer=given, question=question, marked=marked))
         return open_questions or WRONG
 
     def _attributed(self, questions: Sequence[_Question], results: Sequence[Result]) -> list[Grade]:

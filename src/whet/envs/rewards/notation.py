@@ -30,9 +30,7 @@ _SPELLINGS: tuple[tuple[str, str], ...] = (
     (r"\\text\s+\{", r"\\text{"),
     (r"\\text\{\s*(sin|cos|tan|cot|csc|ln|log|arcsin|arccos|arctan)\s*\}", r"\\\1 "),
     (r"\\operatorname\*?\{(\w+)\}", r"\\\1 "),
-    (r"(?<!\\)\\(?:[,;:>\s]|q?quad|(?:enspace|thinspace|medspace|nobreakspace)(?![a-zA-Z])|h?phantom\{[^{}]*\})", " "),
     (r"\{\s*\}\s*(?=\^)", ""),
-    (r"~", " "),
     (r"(?<=\d)\s*\^?\s*\{?\s*(?:\\text\{\s*)?(?:st|nd|rd|th)\s*\}{0,2}(?![a-zA-Z}])", " "),
     (r"\\text\{([^{}]*[^{}\s])\s+(and|or)\s*\}", r"\\text{\1} \\text{ \2 }"),
     (r"\\text\{\s*(and|or)\s+([^{}\s][^{}]*)\}", r"\\text{ \1 } \\text{\2}"),
@@ -62,6 +60,9 @@ _SPELLINGS: tuple[tuple[str, str], ...] = (
     (r"\\varphi(?![a-zA-Z])", r"\\phi"),
     (r"\*\*(?=[-\w({])", "^"),
 )  # fmt: skip
+_SPACES = re.compile(
+    r"(?:\s|~|(?<!\\)\\(?:[,;:>\s]|q?quad|(?:enspace|thinspace|medspace|nobreakspace)(?![a-zA-Z])|h?phantom\{[^{}]*\}))+"
+)
 _COMPILED = tuple((re.compile(pattern), new) for pattern, new in _SPELLINGS)
 _HTML = ((re.compile(r"<sup>(.*?)</sup>"), r"^{\1}"), (re.compile(r"<sub>(.*?)</sub>"), r"_{\1}"))
 _DAMAGED = re.compile("\x0c(?=rac)|\x08(?=oxed|inom|egin|eta)|\t(?=extcirc)")
@@ -79,6 +80,9 @@ def plain(text: str) -> str:
         text = html.sub(latex, text)
     if "\\\\begin" in text or "\\begin" not in text:  # written with doubled backslashes; rows of a matrix need theirs
         text = re.sub(r"\\\\(?=[a-zA-Z{}()\[\],;!%\s])", r"\\", text)
+    text = _SPACES.sub(
+        " ", text
+    )  # first: no pattern below meets a run of spaces, over which it would have to backtrack
     for pattern, new in _COMPILED:
         text = pattern.sub(new, text)
     text = re.sub(r"\\[()\[\]]", "$", text)

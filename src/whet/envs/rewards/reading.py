@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from whet.envs.rewards.agree import Algebra, agree
-from whet.envs.rewards.answers import final_answer, gold_answer, marked_answer
+from whet.envs.rewards.answers import after_thinking, gold_answer, marked_answer
 from whet.envs.rewards.notation import plain, untext
 from whet.envs.rewards.reader import read
 from whet.envs.rewards.values import (
@@ -53,14 +53,29 @@ _DENIED = re.compile(
 )
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$((?:[^$\\]|\\.)+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'*\\$])|(?<=[。！？])|\n+")
+LAST = 20_000
+"""Characters at the end of an unmarked completion in which its answer is looked for."""
+_VALUED = re.compile(r"\d|\\[a-zA-Z(]|\$[^$\s]|[=√½π∞]")
+
+
+def final_words(completion: str) -> tuple[str, bool]:
+    """The words of a completion that give its answer, and whether it marks them; else they are its last statement.
+
+    A statement is a sentence or line with a number or formula in it, or where there is none, the last one at all.
+    """
+    marked = marked_answer(completion)
+    if marked is not None:
+        return marked, True
+    said = [part for part in _SENTENCE.split(after_thinking(completion)[-LAST:]) if part.strip()]
+    valued = [part for part in said if _VALUED.search(part)]
+    return (valued or said or [""])[-1].strip(), False
 
 
 def grade(gold: str, completion: str, algebra: Algebra, question: str | None = None, tolerance: float = 0.0) -> bool:
     """Whether the completion's final answer is the gold one."""
     wanted = read(gold_answer(gold))
-    marked = marked_answer(completion)
-    given = final_answer(completion) if marked is None else marked
-    return answers(wanted, gold_answer(gold), given, algebra, question, marked=marked is not None, tolerance=tolerance)
+    given, marked = final_words(completion)
+    return answers(wanted, gold_answer(gold), given, algebra, question, marked=marked, tolerance=tolerance)
 
 
 def answers(
