@@ -89,9 +89,21 @@ class ExactReward(RightReward):
 
 
 class FormatReward(RewardBase):
-    """1 if the completion is `<think>...</think><answer>...</answer>` and nothing else (DeepSeek-R1)."""
+    """1 if the completion has a layout of thinking and answer (DeepSeek-R1)."""
 
     kind: Literal["format"]
+    form: Literal["strict", "soft", "think", "open_r1", "tags"] = "strict"
+    """strict: `<think>...</think><answer>...</answer>` and nothing else; soft: these tags in this order; think: TRL's;
+    open_r1: each tag on its line; tags: a quarter for each of those."""
+
+
+class LanguageReward(RewardBase):
+    """The share of words in one script: language consistency (DeepSeek-R1)."""
+
+    kind: Literal["language"]
+    script: Literal["LATIN", "CYRILLIC", "ARABIC", "CJK", "DEVANAGARI", "GREEK", "HANGUL", "HEBREW", "THAI"] = "LATIN"
+    thinking: bool = True
+    """Whether the thinking counts too."""
 
 
 class OverlongReward(RewardBase):
@@ -249,6 +261,7 @@ RewardConfig = Annotated[
     | AnswerReward
     | ExactReward
     | FormatReward
+    | LanguageReward
     | OverlongReward
     | CosineReward
     | LengthReward

@@ -11,7 +11,7 @@ from whet.envs.asked import Models
 from whet.envs.base import Attempt, Grade, Reward
 from whet.envs.judges.judge import build_judge
 from whet.envs.rewards.exact import exact, exact_gold
-from whet.envs.rewards.format import well_formed
+from whet.envs.rewards.format import consistent, well_formed
 from whet.envs.rewards.function import FunctionReward
 from whet.envs.rewards.judge import PairsReward, PointsReward
 from whet.envs.rewards.length import GroupLength, cosine, length, repetition
@@ -105,6 +105,7 @@ def _build(
 Shaping = (
     kinds.StepsReward
     | kinds.FormatReward
+    | kinds.LanguageReward
     | kinds.OverlongReward
     | kinds.CosineReward
     | kinds.LengthReward
@@ -118,7 +119,9 @@ def _shaping(config: Shaping, check_steps: Verify | None) -> Verify:
         case kinds.StepsReward():
             return _checker(check_steps, "kind steps is for tasks whose family checks them (generate: arithmetic)")
         case kinds.FormatReward():
-            return well_formed
+            return partial(well_formed, form=config.form)
+        case kinds.LanguageReward():
+            return partial(consistent, script=config.script, thinking=config.thinking)
         case kinds.OverlongReward():
             return partial(overlong, cache_tokens=config.cache_tokens)
         case kinds.CosineReward():

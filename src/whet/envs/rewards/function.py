@@ -173,7 +173,8 @@ def _grades(result: Result, count: int) -> list[Grade]:
     """The worker's list of grades, or one failure for all that the call was about."""
     if result.failure is not None:
         timed_out = result.failure.kind is FailureKind.TIMEOUT
-        return [Grade(value=None, failure=result.failure.message, timed_out=timed_out)] * count
+        remedy = f"; deadline_s is for one call, of {count} answers here" if timed_out else ""
+        return [Grade(value=None, failure=result.failure.message + remedy, timed_out=timed_out)] * count
     values: Any = result.value
     if isinstance(values, str):  # the function answered, in a shape that no answer is to blame for
         return [Grade(value=None, failure=values, note=MISSHAPEN)] * count

@@ -80,9 +80,7 @@ def plain(text: str) -> str:
         text = html.sub(latex, text)
     if "\\\\begin" in text or "\\begin" not in text:  # written with doubled backslashes; rows of a matrix need theirs
         text = re.sub(r"\\\\(?=[a-zA-Z{}()\[\],;!%\s])", r"\\", text)
-    text = _SPACES.sub(
-        " ", text
-    )  # first: no pattern below meets a run of spaces, over which it would have to backtrack
+    text = _SPACES.sub(" ", text)  # first: over runs of spaces the patterns below would backtrack
     for pattern, new in _COMPILED:
         text = pattern.sub(new, text)
     text = re.sub(r"\\[()\[\]]", "$", text)
