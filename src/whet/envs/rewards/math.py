@@ -88,6 +88,8 @@ class MathReward:
             for gold in self._golds(task):
                 if isinstance(_read(gold), Text | Date | YesNo) and not self._words:
                     raise self._unmet(task, gold, "is text, not mathematics; use kind: answer or exact")
+                if gold.count("{") != gold.count("}"):
+                    raise self._unmet(task, gold, "has braces that do not close")
                 if not _meets_itself(gold):
                     unsure.setdefault(gold, task)
         asked = [_Question(gold=gold, answer=gold, question="", marked=True).payload(0.0) for gold in unsure]
@@ -190,9 +192,7 @@ def _read(gold: str) -> Value:
 
 
 def _meets_itself(gold: str) -> bool:
-    """Whether the gold, given as the answer, is right by rule; its braces must close."""
-    if gold.count("{") != gold.count("}"):
-        return False
+    """Whether the gold, given as the answer, is right by rule."""
     try:
         return answers(_read(gold), gold, gold, NO_ALGEBRA, None, marked=True)
     except Undecided:
