@@ -36,6 +36,8 @@ TAIL_BYTES = 2000
 MESSAGE_CHARACTERS = 400
 CLOSE_POLL_S = 0.2
 """How soon a running call notices that its pool was closed."""
+LONG_S = 0.25
+"""After so long a payload no longer holds up the others, where workers are forked: one more takes its place."""
 CHUNK_BYTES, CHUNKS = 1 << 16, 64
 """Read at most so much in one go: a worker that prints without end may not hold up the others."""
 REAP_S = 10.0
@@ -111,6 +113,8 @@ class WorkerPool:
             self._wait()
             for worker in tuple(self._workers):
                 self._attend(worker, jobs, results)
+        for worker in self._workers[self._limit :]:
+            self._drop(worker)
         return [results[index] for index in range(len(payloads))]
 
     def _staff(self, jobs: deque[tuple[int, bytes]], results: dict[int, Result]) -> None:
@@ -127,7 +131,7 @@ class WorkerPool:
                     else:
                         results[index] = _failed(FailureKind.CRASH, "the worker died before it took the payload")
         starting = sum(not worker.ready for worker in self._workers)
-        for _ in range(min(self._limit - len(self._workers), len(jobs) - starting)):
+        for _ in range(min(self._limit + self._stuck() - len(self._workers), len(jobs) - starting)):
             worker = _Worker(self._startup_s)
             try:
                 failure = worker.start(self._spec, self._template, self._closing.is_set)
@@ -138,6 +142,13 @@ class WorkerPool:
                 self._fail_waiting(jobs, results, _failed(FailureKind.START, failure))
                 return
             self._workers.append(worker)
+
+    def _stuck(self) -> int:
+        """Workers that may be started beyond the limit, as many as have been busy for long: forked ones are cheap."""
+        if self._template is None:
+            return 0
+        soon = time.monotonic() + self._deadline_s - LONG_S
+        return min(self._limit, sum(worker.job is not None and worker.deadline < soon for worker in self._workers))
 
     def _wait(self) -> None:
         """Until a worker says something, one is late, or it is time to look whether the pool was closed."""

@@ -45,7 +45,7 @@ def final_answer(text: str) -> str:
 
 def marked_answer(text: str) -> str | None:
     """The answer where the completion says which it is (tags, box, hashes, "answer is"); None where it does not."""
-    region = after_thinking(text)
+    region = spoken(text)
     tagged = _ANSWER_TAGS.findall(region)
     if tagged:
         region = tagged[-1]
@@ -65,11 +65,13 @@ def gold_answer(value: object) -> str:
 
 def after_thinking(text: str) -> str:
     """What follows the last `</think>`; all of it without a thinking block; nothing while the block is still open."""
-    text = _CALCULATOR.sub("", _SPECIAL.sub("", text))
     _, closed, rest = text.rpartition("</think>")
-    if closed or "<think>" not in text:
-        return rest
-    return rest[rest.rindex("<answer>") :] if re.search(r"<answer>.*</answer>\s*$", rest, re.DOTALL) else ""
+    return "" if not closed and "<think>" in text else rest
+
+
+def spoken(text: str) -> str:
+    """What follows the thinking, without a template's tokens that were decoded and without GSM8K's annotations."""
+    return _CALCULATOR.sub("", _SPECIAL.sub("", after_thinking(text)))
 
 
 def last_boxed(text: str) -> str | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from whet.envs.rewards.agree import Algebra, agree
-from whet.envs.rewards.answers import after_thinking, gold_answer, marked_answer
+from whet.envs.rewards.answers import gold_answer, marked_answer, spoken
 from whet.envs.rewards.notation import plain, untext
 from whet.envs.rewards.reader import read
 from whet.envs.rewards.values import (
@@ -66,7 +66,7 @@ def final_words(completion: str) -> tuple[str, bool]:
     marked = marked_answer(completion)
     if marked is not None:
         return marked, True
-    said = [part for part in _SENTENCE.split(after_thinking(completion)[-LAST:]) if part.strip()]
+    said = [part for part in _SENTENCE.split(spoken(completion)[-LAST:]) if part.strip()]
     valued = [part for part in said if _VALUED.search(part)]
     return (valued or said or [""])[-1].strip(), False
 
