@@ -120,6 +120,15 @@ def closing(text: str, start: int) -> int:
     return -1
 
 
+def nesting(text: str) -> int:
+    """How many brackets stand within one another at most, closed or not."""
+    depth = deepest = 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        deepest = max(deepest, depth)
+    return deepest
+
+
 def split_top(text: str, pattern: re.Pattern[str]) -> list[str]:
     """The parts between matches that stand in no bracket."""
     parts, start, place, depth = [], 0, 0, 0

@@ -8,7 +8,7 @@ from fractions import Fraction
 from itertools import product
 
 from whet.envs.rewards import arithmetic
-from whet.envs.rewards.notation import closing, plain, split_top, untext
+from whet.envs.rewards.notation import closing, nesting, plain, split_top, untext
 from whet.envs.rewards.regions import APPLIED, FUNCTIONS, NAME, RELATION, WORD, has_words, region
 from whet.envs.rewards.units import SINGLE, Unit, unit
 from whet.envs.rewards.values import (
@@ -76,6 +76,10 @@ _TAIL = re.compile(
     r"|\^\{?-?\d\}?|(?<=[A-Za-z}])\d|[A-Za-z€£¥₹¢'°%/., ()-])+)",
     re.DOTALL,
 )
+DEEPEST = 40
+"""Brackets within brackets of an answer that is read; a deeper one is text."""
+MOST_SIGNS = 6
+"""Double signs in an answer that is read: each doubles what it stands for."""
 LONGEST_MEASURED = 200
 """Characters of a number with its words; a longer one is a sentence."""
 _CLOCK = re.compile(r"(\d{1,2}):00\s*(?:[aApP]\.?[mM]\.?|o'clock)?")
@@ -85,12 +89,12 @@ _BASE = re.compile(r"(\d+)_\{?(\d{1,2})\}?")
 
 def read(raw: str) -> Value:
     """The value that `raw` writes. What is no number, formula or other known form is `Text`."""
-    if len(raw) > LONGEST:
+    if len(raw) > LONGEST or nesting(raw) > DEEPEST or len(re.findall(r"\\[pm]{2}(?![a-z])|[±∓]", raw)) > MOST_SIGNS:
         return Text(raw)
     text = plain(raw)
     try:
         return _known(text) or _read(text, _unit_of(raw))
-    except RecursionError:  # brackets within brackets, deeper than any answer
+    except RecursionError:  # parts within parts without brackets, such as names of names
         return Text(text)
 
 
