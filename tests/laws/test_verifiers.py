@@ -155,7 +155,7 @@ def test_no_garbage_raises_or_is_right() -> None:
     for text in (
         "(" + ",".join(["\\pm 1"] * 40) + ")",
         "±" * 99 + "1",
-        "(" * 900 + "31/7" + ")" * 900,
+        "(" * 900 + "1" + ")" * 900,
         "1" * 10_000_000,
     ):
         assert not decided(gold, text), text[:40]
