@@ -356,3 +356,51 @@ def test_peers_agree_on_the_layout_of_thinking(shared_data: Path) -> None:
 def test_language_consistency_is_a_share_of_words(script: str, text: str, value: float) -> None:
     given = score({"kind": "language", "script": script}, attempt(text))[0].value
     assert given == pytest.approx(value)
+
+
+# ------------------------------------------------------------------------------------ OpenAI's grader objects
+
+CHECK = {"type": "string_check", "input": "{{ sample.output_text }}", "reference": "{{item.answer}}", "operation": "eq"}
+ALIKE = {**CHECK, "type": "text_similarity", "evaluation_metric": "rouge_1"}
+del ALIKE["operation"]
+SOURCE = """
+def grade(sample, item):
+    return float(len(sample["output_text"]) <= item["limit"]) / (sample["output_text"] != "boom")
+"""
+PYTHON = {"type": "python", "source": SOURCE}
+MULTI = {"type": "multi", "graders": {"a": CHECK, "b": PYTHON}, "calculate_output": "max(a, 0.5) * b ^ 2 - 0.25"}
+
+
+@pytest.mark.parametrize(
+    ("grader", "text", "value"),
+    [
+        (CHECK, "blue sky", 1), (CHECK, "Blue sky", 0), ({**CHECK, "operation": "ne"}, "red", 1),
+        ({**CHECK, "operation": "like"}, "the blue sky!", 1), ({**CHECK, "operation": "ilike"}, "the BLUE SKY!", 1),
+        (ALIKE, "blue sea", 0.5), ({**ALIKE, "evaluation_metric": "rouge_l"}, "sky blue", 0.5),
+        ({**ALIKE, "evaluation_metric": "fuzzy_match"}, "blue sky", 1),
+        ({**ALIKE, "evaluation_metric": "gleu"}, "green", 0),
+        (PYTHON, "12345678901", 0), (PYTHON, "1234567890", 1), (MULTI, "blue sky", 0.75), (MULTI, "red", 0.25),
+    ],
+)  # fmt: skip
+def test_openai_graders_run_as_their_json_has_them(grader: dict[str, Any], text: str, value: float) -> None:
+    given = score({"kind": "grader", "grader": grader}, attempt(text, answer="blue sky", limit=10))[0]
+    assert given.value == pytest.approx(value), given
+
+
+def test_an_answer_that_breaks_a_python_grader_is_scored_lowest() -> None:
+    config = {"kind": "grader", "grader": PYTHON}
+    good, bad = score(config, *(attempt(text, answer="x", limit=10) for text in ("fine", "boom")))
+    assert (good.value, bad.value, bad.outcome) == (1.0, 0.0, Outcome.GRADER_GAVE_UP)
+
+
+def test_a_grader_that_cannot_work_is_refused_before_training() -> None:
+    made = rubric({"kind": "grader", "grader": {**CHECK, "reference": "{{item.gold}}"}})
+    with pytest.raises(DataError, match=r"task t1.*item\.gold"):
+        made.check([attempt("", answer="x").task])
+    for wrong, words in [
+        ({**MULTI, "calculate_output": "a + c"}, "names c"),
+        ({**MULTI, "calculate_output": "__import__('os')"}, "may hold numbers"),
+        ({"type": "score_model"}, "score_model"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            rubric({"kind": "grader", "grader": wrong})

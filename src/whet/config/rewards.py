@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from whet.config.graders import Grader
 from whet.config.judge import JudgeConfig
 from whet.config.model import ModelConfig
 from whet.config.strict import Made, PythonFile, Strict
@@ -166,6 +167,21 @@ class FunctionReward(RewardBase):
         return self.judges
 
 
+class GraderReward(RewardBase):
+    """One of OpenAI's grader objects, as its JSON has it."""
+
+    kind: Literal["grader"]
+    grader: Grader
+    deadline_s: float = Field(30.0, gt=0)
+    judges: bool = False
+    """Whether a value of 1 means that the answer is right, or it only shapes."""
+
+    @property
+    def says_right(self) -> bool:
+        """As the recipe says."""
+        return self.judges
+
+
 class JudgeReward(RewardBase, JudgeConfig):
     """What a judge thinks of the answer, from -1 (worst) to 1 (best): AI feedback without a reward model (d-RLAIF)."""
 
@@ -268,6 +284,7 @@ RewardConfig = Annotated[
     | GroupLengthReward
     | RepetitionReward
     | FunctionReward
+    | GraderReward
     | JudgeReward
     | VerdictReward
     | WorthReward

@@ -13,6 +13,7 @@ from whet.envs.judges.judge import build_judge
 from whet.envs.rewards.exact import exact, exact_gold
 from whet.envs.rewards.format import consistent, well_formed
 from whet.envs.rewards.function import FunctionReward
+from whet.envs.rewards.graders import GraderReward
 from whet.envs.rewards.judge import PairsReward, PointsReward
 from whet.envs.rewards.length import GroupLength, cosine, length, repetition
 from whet.envs.rewards.math import MathReward
@@ -80,6 +81,10 @@ def _build(
                 path=config.path,
                 deadline_s=config.deadline_s,
                 judges=judges,
+            )
+        case kinds.GraderReward():
+            return GraderReward(
+                name=name, weight=weight, grader=config.grader, deadline_s=config.deadline_s, judges=judges
             )
         case kinds.ExactReward():
             grade = partial(exact, gold=config.gold)

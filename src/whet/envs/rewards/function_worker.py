@@ -56,6 +56,23 @@ def load(path: str) -> Callable[[dict[str, Any] | None], Any]:
     return answer
 
 
+def load_source(source: str) -> Callable[[dict[str, Any]], float]:
+    """The function that answers with what `grade(sample, item)` of an OpenAI Python grader returns."""
+    names: dict[str, Any] = {"__name__": "grader"}
+    exec(compile(source, "grader.py", "exec"), names)  # the recipe's own code, in a process of its own
+    grade = names.get("grade")
+    if not callable(grade):
+        raise TargetError("a python grader defines grade(sample, item)")
+
+    def answer(payload: dict[str, Any]) -> float:
+        number = _number(grade(payload["sample"], payload["item"]))
+        if not math.isfinite(number):
+            raise ValueError(f"returned {number}")
+        return number
+
+    return answer
+
+
 def describe_signature(path: str, function: Callable[..., Any]) -> dict[str, Any]:
     """Its form, the parameters that it takes (None: any) and the columns that it needs. Raises `TargetError`."""
     parameters = inspect.signature(function).parameters
