@@ -106,9 +106,7 @@ def fill(template: str, values: Mapping[str, Any], task: str) -> str:
         value: Any = values[found[1]]
         for name in found[2].split("."):
             if not isinstance(value, Mapping) or name not in value:
-                raise DataError(
-                    f"task {task}: the grader names {found[1]}.{found[2]}; the row has no such field"
-                )
+                raise DataError(f"task {task}: the grader names {found[1]}.{found[2]}; the row has no such field")
             value = value[name]
         return str(value)
 
