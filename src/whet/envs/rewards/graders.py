@@ -114,8 +114,11 @@ def fill(template: str, values: Mapping[str, Any], task: str) -> str:
 
 
 def similarity(left: str, right: str, metric: str) -> float:
-    """fuzzy_match: 2 LCS / (sum of lengths) of characters; rouge: F1 of n-grams or of the longest common run of words in
-    order; gleu: the smaller of precision and recall over 1- to 4-grams (Wu et al. 2016)."""
+    """How alike two texts are, from 0 to 1.
+
+    fuzzy_match: 2 LCS / (sum of lengths) of characters, LCS the longest common subsequence. rouge_n: F1 of n-grams of
+    words; rouge_l: of their LCS. gleu: the smaller of precision and recall over 1- to 4-grams (Wu et al. 2016).
+    """
     ours, theirs = left.lower().split(), right.lower().split()
     if metric == "fuzzy_match":
         return _f1(_common(left[:2000], right[:2000]), len(left[:2000]), len(right[:2000]))
