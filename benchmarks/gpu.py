@@ -25,10 +25,10 @@ import torch
 from benchmarks.limits import products_flops
 from benchmarks.make_model import Shape, make
 from whet.algorithms.policy_loss import policy_loss
-from whet.algorithms.sft import Imitate, weigh
+from whet.algorithms.sft import CrossEntropy, weigh
 from whet.config import ModelConfig, PolicyConfig, SamplingConfig, TrainConfig
 from whet.launch.memory import footprint, settle
-from whet.models.attention import Call, Tree, TreeLayout, pick_backend
+from whet.models.attention import AttentionCall, Tree, TreeLayout, pick_backend
 from whet.models.language import LanguageModel
 from whet.models.load import load_model
 from whet.records import Atom, TokenRow
@@ -140,7 +140,7 @@ def attention(bench: Bench) -> Iterator[Line]:
         def work(
             layout: TreeLayout = layout, q: torch.Tensor = query, k: torch.Tensor = key, v: torch.Tensor = value
         ) -> None:
-            layout.attend(q, k, v, Call(layer=0, scale=head**-0.5, window=None)).sum().backward()
+            layout.attend(q, k, v, AttentionCall(layer=0, scale=head**-0.5, window=None)).sum().backward()
 
         seen = 2 * (size.prompt**2 / 2 + size.group * (size.answer * size.prompt + size.answer**2 / 2))
         took = bench.seconds(work)
@@ -161,7 +161,7 @@ def training(bench: Bench, config: ModelConfig, model: LanguageModel) -> Iterato
     planned = footprint("", config, train, None)
     grpo = policy_loss(PolicyConfig(), temperature=1.0, kl_coefficient=0.0)
     works: dict[str, tuple[list[Atom], Objective]] = {
-        "SFT, ragged": (_rows(size), Imitate()),
+        "SFT, ragged": (_rows(size), CrossEntropy()),
         "GRPO, short prompts": (_groups(size, size.prompt // 8), grpo),
         "GRPO, prompts as they are": (_groups(size, size.prompt), grpo),
     }

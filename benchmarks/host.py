@@ -19,14 +19,14 @@ import torch
 
 from whet.algorithms.columns import to_answers, with_advantages, with_logps, with_rewards
 from whet.algorithms.critic import RunningScale
+from whet.algorithms.finite import drop_nonfinite
 from whet.algorithms.policy import weigh
-from whet.algorithms.sound import sound
-from whet.algorithms.standing import Setting
+from whet.algorithms.state import Setting
 from whet.config import PolicyConfig, TrainConfig
 from whet.models.pack import pack
 from whet.records import Completion, Ending, Episode, Group, Outcome, Score, TokenRow, Turn, token_ids
 from whet.training.batch import as_batch, microbatches
-from whet.training.memory import Budget
+from whet.training.memory import TokenBudget
 
 GROUP = 16
 PROMPT = 200
@@ -87,11 +87,11 @@ def main() -> None:
     played = groups(asked.answers, asked.tokens)
     began = time.process_time()
     answers = to_answers(played, lambda score: score.value or 0.0)
-    answers, _ = sound(with_logps(answers, Drawn(), config, temperature=1))  # type: ignore[arg-type]
+    answers, _ = drop_nonfinite(with_logps(answers, Drawn(), config, temperature=1))  # type: ignore[arg-type]
     answers = with_rewards(answers, config, kl_coefficient=0.1, spread=RunningScale())
-    answers, _ = sound(with_advantages(answers, config, weights={}))
+    answers, _ = drop_nonfinite(with_advantages(answers, config, weights={}))
     atoms = weigh(answers, setting)
-    for micro in microbatches(atoms, Budget(16384), together=False):
+    for micro in microbatches(atoms, TokenBudget(16384), together=False):
         packed = pack(micro, torch.device("cpu"))
         as_batch(micro, packed.input_N.float())
     seconds = time.process_time() - began

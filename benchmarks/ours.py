@@ -18,8 +18,8 @@ from whet.algorithms.policy import policy_gradient
 from whet.algorithms.preference import objective_of as preference_objective
 from whet.algorithms.preference import weigh_preferences
 from whet.algorithms.reward_model import comparison, objective_of, weighed
-from whet.algorithms.sft import Imitate, weigh
-from whet.algorithms.standing import Setting
+from whet.algorithms.sft import CrossEntropy, weigh
+from whet.algorithms.state import Setting
 from whet.config import LossConfig, ModelConfig, PolicyConfig, RewardModelStage, TrainConfig
 from whet.data.base import Comparison, Conversation, Origin
 from whet.data.faults import Rejects
@@ -107,7 +107,7 @@ def sft(work: Work, model: LanguageModel, session: Session) -> dict[str, float]:
     for rows in batches:
         if not session.wait():
             break
-        trainer.forward_backward(weigh(rows), Imitate())
+        trainer.forward_backward(weigh(rows), CrossEntropy())
         trainer.optim_step(1.0)
         session.done(tokens=sum(len(row.tokens) for row in rows), train_cpu_s=trainer.take_cpu_s())
     session.worked()

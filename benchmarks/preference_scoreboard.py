@@ -28,8 +28,8 @@ from whet.envs.base import Attempt, Task
 from whet.envs.library import family
 from whet.errors import TrainingError
 from whet.launch.world import LocalWorld
+from whet.pipeline.load_data import rubric, tasks
 from whet.pipeline.playing import player
-from whet.pipeline.sources import rubric, tasks
 from whet.pipeline.stage import Policy
 from whet.pipeline.stages.preference import gate_preferences
 from whet.records import Atom, Episode, TokenRow, seed_of

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.laws.support import logps_of
-from whet.algorithms.sft import Imitate, weigh
+from whet.algorithms.sft import CrossEntropy, weigh
 from whet.config import CreateConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
 from whet.config.loading import load_recipe
 from whet.launch.main import run_recipe
@@ -128,7 +128,7 @@ def test_the_reference_is_where_training_started(base: str, lora: LoraConfig | N
     (reference,) = logps_of(policy.trainer, [ROW], temperature=0.8, frozen="reference")
     assert own == reference
     for _ in range(2):
-        policy.trainer.forward_backward(weigh([ROW]), Imitate())
+        policy.trainer.forward_backward(weigh([ROW]), CrossEntropy())
         policy.trainer.optim_step(1.0)
     assert logps_of(policy.trainer, [ROW], temperature=0.8, frozen="reference") == [reference]
     (moved,) = logps_of(policy.trainer, [ROW], temperature=0.8)

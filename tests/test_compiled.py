@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from tests.laws.support import gradients, largest_difference, random_atoms
-from whet.algorithms.sft import Imitate
+from whet.algorithms.sft import CrossEntropy
 from whet.config import CreateConfig, ModelConfig, TrainConfig
 from whet.errors import ModelError
-from whet.models import products
+from whet.models import matmul
 from whet.models.load import load_model
 from whet.training.engine import LocalTrainer
 
@@ -34,7 +34,7 @@ def trainer(*, compiled: bool) -> LocalTrainer:
 def learn(trainer: LocalTrainer, steps: range) -> list[float]:
     losses = []
     for step in steps:
-        losses.append(trainer.forward_backward(random_atoms(seed=step), Imitate())["loss"].total)
+        losses.append(trainer.forward_backward(random_atoms(seed=step), CrossEntropy())["loss"].total)
         trainer.optim_step(1.0)
     return losses
 
@@ -44,14 +44,14 @@ def test_compiled_layers_are_the_eager_ones_at_any_length_and_resume_exactly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if torch.backends.mkldnn.is_available():  # the products that a compiler must not look into
-        monkeypatch.setattr(products, "_in_use", "onednn")
-        monkeypatch.setattr(products, "LEAST", 0)
+        monkeypatch.setattr(matmul, "_in_use", "onednn")
+        monkeypatch.setattr(matmul, "LEAST", 0)
     compiled, eager = trainer(compiled=True), trainer(compiled=False)  # a model loaded later changes nothing
     torch._dynamo.utils.counters.clear()
     for seed, groups in ((0, 4), (1, 2), (2, 6)):
         both = []
         for each in (compiled, eager):
-            each.forward_backward(random_atoms(groups, seed=seed), Imitate())
+            each.forward_backward(random_atoms(groups, seed=seed), CrossEntropy())
             both.append(gradients(each))
         assert largest_difference(*both) < 1e-5 * max(float(g.abs().max()) for g in both[1].values())
     # One break, at attention; what came with other lengths was compiled already.

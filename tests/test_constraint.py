@@ -13,7 +13,7 @@ from tests.laws.support import tiny_trainer
 from tests.test_policy import FakeFeed, config, group, setting
 from whet.algorithms.columns import to_answers
 from whet.algorithms.policy import policy_gradient, prepare
-from whet.algorithms.standing import Charge, Standing
+from whet.algorithms.state import Charge, RunState
 from whet.config import RLStage
 from whet.config.constraint import ConstraintConfig
 from whet.formulas.constraint import charged, controlled
@@ -82,7 +82,7 @@ def test_a_run_charges_and_goes_on_from_a_steps_state() -> None:
     first, second = policy_gradient(trainer, FakeFeed(trainer, costly), chosen)  # type: ignore[arg-type]
     assert first.metrics["constraint/multiplier"] == 0.5 + 0.125 + 0.5
     assert second.metrics["constraint/multiplier"] == 0.5 + 0.25 + 0.5
-    gone_on = Standing.start(chosen, first.state).seeing(second.metrics, still=False)
+    gone_on = RunState.start(chosen, first.state).seeing(second.metrics, still=False)
     assert gone_on.charge is not None
     assert gone_on.charge.multiplier == second.metrics["constraint/multiplier"]
     assert gone_on.reward(Score(value=1.0, parts={"cost": 1.0})) < 0.0
@@ -94,7 +94,7 @@ def test_where_rewards_are_normalised_one_by_one_the_cost_is_one_of_them() -> No
 
     def advantages(multiplier: float) -> list[float]:
         charge = Charge(config=LIMIT, integral=0.0, multiplier=multiplier)
-        standing = replace(Standing.start(chosen, {}), charge=charge)
+        standing = replace(RunState.start(chosen, {}), charge=charge)
         given = prepare(trainer, None, to_answers(costly(), standing.reward), chosen, standing, step=0).answers
         return [answer.rows[0].columns["advantage"][-1] for answer in given]
 

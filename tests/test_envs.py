@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from whet.config import GeneratedConfig
-from whet.config.rewards import ExactReward, FormatReward, MathReward, VerifierReward
+from whet.config.rewards import ExactReward, FormatReward, MathRewardConfig, VerifierReward
 from whet.envs.base import Attempt, Task
 from whet.envs.library import Family, family
 from whet.envs.library.arithmetic import Sum
@@ -198,7 +198,7 @@ def test_countdown_judges_given_solutions_of_others(shared_data: Path) -> None:
 
 def test_other_rewards_understand_the_families_answers() -> None:
     made = family(GeneratedConfig(generate="arithmetic"))
-    rubric = build_rubric([MathReward(kind="math"), ExactReward(kind="exact")])
+    rubric = build_rubric([MathRewardConfig(kind="math"), ExactReward(kind="exact")])
     rubric.check([made.task(index) for index in range(20)])
     scores = rubric.score([answered(*solved(made, index)) for index in range(20)], step=0)
     rubric.close()

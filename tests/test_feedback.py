@@ -27,7 +27,7 @@ from whet.errors import ConfigError, DataError, RewardError, RunError
 from whet.launch.check import check_recipe
 from whet.launch.main import run_recipe
 from whet.pipeline.lineage import Choices
-from whet.pipeline.sources import comparisons
+from whet.pipeline.load_data import comparisons
 from whet.records import Message, Reply
 from whet.tracking.log import read_metrics, read_rollouts
 

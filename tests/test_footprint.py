@@ -18,7 +18,7 @@ from whet.config import CreateConfig, LoraConfig, ModelConfig, SamplingConfig, T
 from whet.config.critic import CriticConfig
 from whet.config.loading import load_recipe
 from whet.launch.memory import footprint, footprints, frugal, settle, trainings
-from whet.launch.needs import FULL_TOKENS, ROOM, Footprint, Role, fitting_tokens
+from whet.launch.memory_report import FULL_TOKENS, ROOM, Footprint, Role, fitting_tokens
 from whet.pipeline.run import Run
 
 ROOT = Path(__file__).parent.parent
@@ -33,7 +33,7 @@ from pathlib import Path
 from whet.config import ModelConfig, TrainConfig
 from whet.launch.memory import _full_microbatch, footprint
 from whet.models.load import load_model
-from whet.models.machine import give_memory_back
+from whet.models.device import give_memory_back
 from whet.training.optim import Optimizers
 
 def measure(model, train):

@@ -16,8 +16,8 @@ import pytest
 from whet.config import CreateConfig
 from whet.config.judge import EndpointChat, JudgeConfig, LocalChat, ScriptedChat
 from whet.config.rewards import JudgeReward
-from whet.envs.asked import Chat
 from whet.envs.base import Attempt, Task
+from whet.envs.clients import ChatClient
 from whet.envs.judges import rules
 from whet.envs.judges.ask import Opinion, Question, Reader, read_reply, read_verdict
 from whet.envs.judges.cache import CachedChat, read_answers
@@ -311,7 +311,7 @@ def test_everybody_meets_as_many_opponents() -> None:
 @pytest.mark.parametrize("form", ["points", "pairs"])
 def test_silence_and_nonsense_are_outcomes_and_never_a_number(reply: str | Reply, outcome: Outcome, form: str) -> None:
     class Models:
-        def chat(self, config: object) -> Chat:
+        def chat(self, config: object) -> ChatClient:
             return chat(lambda _: reply)
 
     config = JudgeReward(kind="judge", by=ScriptedChat(script="x.py:f"), form=form)  # type: ignore[arg-type]

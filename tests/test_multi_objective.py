@@ -16,12 +16,12 @@ from tests.test_ratings import STAGE, TRAIN, rows
 from tests.test_reward_model import MODEL
 from whet.config import RewardModelStage
 from whet.config.loading import load_recipe
-from whet.config.rewards import ModelReward, ScorerConfig, weights
-from whet.envs.asked import Passage, Reading
+from whet.config.rewards import ModelRewardConfig, ScorerConfig, weights
+from whet.envs.clients import Passage, ScoreReading
 from whet.errors import ConfigError, ModelError
 from whet.launch.main import run_recipe
 from whet.launch.world import LocalWorld
-from whet.pipeline.lessons import lessons
+from whet.pipeline.reward_dataset import reward_dataset
 from whet.records import Message
 
 RL = """
@@ -90,7 +90,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run" / "stages"
 
 
-def read(path: Path, prompt: str, answer: str, objectives: Mapping[str, float] | None = None) -> Reading:
+def read(path: Path, prompt: str, answer: str, objectives: Mapping[str, float] | None = None) -> ScoreReading:
     scorer = LocalWorld().scorer(ScorerConfig(path=str(path / "model"), objectives=dict(objectives or {})), steps=False)
     turns = (Message(role="user", content=prompt), Message(role="assistant", content=answer))
     (found,) = scorer.read([Passage(messages=turns, ends=(len(answer),))])
@@ -146,7 +146,7 @@ def test_what_is_debiased_is_chosen_on_taught_answers_by_what_the_gate_s_own_mod
     run_recipe(loaded, quiet=True)
     config = loaded.recipe.stages["gate"]
     assert isinstance(config, RewardModelStage) and config.gate is not None
-    given = lessons(LocalWorld(), config.gate.alone(), config)
+    given = reward_dataset(LocalWorld(), config.gate.alone(), config)
     taught, all_of_them = (
         fmean(length for lesson in part for length in lesson.lengths)
         for part in (given.taught, [*given.taught, *given.held_out])
@@ -166,7 +166,7 @@ def test_every_objective_and_every_weight_is_logged_on_its_own(stages: Path) -> 
 
 
 def test_each_objective_is_a_reward_of_its_own_where_rewards_are_normalised() -> None:
-    reward = ModelReward(kind="model", path="x", weight=2, objectives={"a": 0.5, "b": -1, "c": 0})
+    reward = ModelRewardConfig(kind="model", path="x", weight=2, objectives={"a": 0.5, "b": -1, "c": 0})
     assert weights([reward]) == {"model/a": 1.0, "model/b": -2.0}
 
 

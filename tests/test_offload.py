@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from tests.laws.support import logps_of, random_atoms, tiny_model
-from whet.algorithms.sft import Imitate
+from whet.algorithms.sft import CrossEntropy
 from whet.cli.app import app
 from whet.config import CreateConfig, ModelConfig, SamplingConfig, TrainConfig
 from whet.launch.memory import footprint
@@ -32,7 +32,7 @@ def trainer(optimizer: str, offloaded: list[str]) -> LocalTrainer:
 def learn(trainer: LocalTrainer, steps: range) -> list[Any]:
     seen = []
     for step in steps:
-        seen.append(trainer.forward_backward(random_atoms(seed=step), Imitate())["loss"])
+        seen.append(trainer.forward_backward(random_atoms(seed=step), CrossEntropy())["loss"])
         trainer.optim_step(1.0)
         if step == 1:
             trainer.update_frozen("reference", 0.5)
@@ -76,7 +76,7 @@ def test_one_part_visits_at_a_time_and_everything_goes_home(monkeypatch: pytest.
         step(optimizer)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", counted)
-    away.forward_backward(random_atoms(), Imitate())
+    away.forward_backward(random_atoms(), CrossEntropy())
     away.optim_step(1.0)
     everything = sum(tensor.nbytes for tensor in away.optimizers.state().values())
     assert sum(visits) == everything and max(visits) == away.optimizers.largest_visit() < everything / 2

@@ -11,12 +11,12 @@ import pytest
 
 from whet.cli.app import main
 from whet.config import DataConfig
-from whet.config.rewards import MathReward
+from whet.config.rewards import MathRewardConfig
 from whet.envs.base import Attempt
 from whet.envs.rewards.build import build_rubric
 from whet.errors import RunError
 from whet.files import read_json, seal, unseal
-from whet.pipeline.sources import tasks
+from whet.pipeline.load_data import tasks
 from whet.records import Message
 from whet.tracking.log import read_metrics, read_rollouts
 
@@ -81,7 +81,7 @@ def test_every_gsm8k_solution_scores_one_and_another_answer_none(shared_data: Pa
     source = DataConfig(path=str(shared_data / "gsm8k" / "dev" / "train.jsonl.gz"), columns={"prompt": "question"})
     listed, dropped = tasks(source)
     assert (len(listed), dropped.total) == (ROWS, 0)
-    grading = build_rubric([MathReward(kind="math")])
+    grading = build_rubric([MathRewardConfig(kind="math")])
     try:
         grading.check(listed)
         for said, value in (("", 1.0), ("7", 0.0)):

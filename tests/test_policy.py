@@ -16,7 +16,7 @@ from whet.algorithms.columns import with_advantages as from_rewards
 from whet.algorithms.critic import RunningScale
 from whet.algorithms.policy import informative, policy_gradient, prepare, weigh
 from whet.algorithms.policy_loss import policy_loss
-from whet.algorithms.standing import Coefficients, Setting, Standing
+from whet.algorithms.state import Coefficients, RunState, Setting
 from whet.config import PRESETS, LoraConfig, PolicyConfig, RLStage, TrainConfig
 from whet.errors import TrainingError
 from whet.records import Completion, Ending, Episode, Group, Outcome, Score, TokenStep, Turn
@@ -65,7 +65,7 @@ def with_advantages(answers: Sequence[Answer], policy: PolicyConfig, *, kl_coeff
 
 
 def prepared(trainer: LocalTrainer, groups: Sequence[Group], chosen: Setting) -> list[Answer]:
-    return prepare(trainer, None, to_answers(groups, own), chosen, Standing.start(chosen, {}), step=0).answers
+    return prepare(trainer, None, to_answers(groups, own), chosen, RunState.start(chosen, {}), step=0).answers
 
 
 @dataclass
@@ -349,13 +349,13 @@ def test_a_corrections_bounds_are_those_of_its_kind() -> None:
 def test_counts_go_on_from_a_steps_state() -> None:
     chosen, idle = setting(config()), {"optimizer_steps": 0.0, "value/optimizer_steps": 0.0}
 
-    def after(standing: Standing, **learnt: float) -> tuple[Standing, tuple[float, float]]:
+    def after(standing: RunState, **learnt: float) -> tuple[RunState, tuple[float, float]]:
         """The next one, begun again from what it saves."""
         made = standing.after(idle | learnt, chosen, answers=4)
-        assert Standing.start(chosen, made.saved) == made
+        assert RunState.start(chosen, made.saved) == made
         return made, (made.updates, made.barren)
 
-    standing, _ = after(Standing.start(chosen, {}))
+    standing, _ = after(RunState.start(chosen, {}))
     standing, counts = after(standing)
     assert counts == (0, 2), "steps from which nobody learnt"
     assert after(standing, **{"value/optimizer_steps": 1.0})[1] == (0, 0), "the critic did"

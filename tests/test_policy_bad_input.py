@@ -15,8 +15,8 @@ from tests.laws.support import tiny_trainer
 from tests.test_policy import FakeFeed, config, episode, group, setting
 from tests.test_ppo import TINY, recipe, run
 from whet.algorithms.columns import to_answers
+from whet.algorithms.finite import drop_nonfinite, listed
 from whet.algorithms.policy import informative, policy_gradient
-from whet.algorithms.sound import listed, sound
 from whet.config import CreateConfig, ModelConfig, TrainConfig
 from whet.envs.base import Attempt, Grade, Task
 from whet.envs.rewards.plain import PlainReward
@@ -79,7 +79,7 @@ def test_infinity_is_left_out_too_and_a_line_names_three() -> None:
     good, bad = to_answers([group(1, 0)], lambda score: score.value or 0.0)
     count = bad.rows[0].trained_count
     bad = replace(bad, rows=(bad.rows[0].with_columns(ratio=(-math.inf,) * count),))
-    assert sound([good, bad]) == ([good], ["task t sample 0 (ratio is -inf)"])
+    assert drop_nonfinite([good, bad]) == ([good], ["task t sample 0 (ratio is -inf)"])
     assert listed(list("abcde"), 7) == "a, b, c and 2 more (rollouts/step-000007.parquet)"
     assert listed(list("abc"), 7) == "a, b, c (rollouts/step-000007.parquet)"
 

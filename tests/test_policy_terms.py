@@ -15,7 +15,7 @@ from tests.test_ppo import recipe, run, weights
 from whet.algorithms.policy import policy_gradient, weigh
 from whet.algorithms.policy_loss import policy_loss
 from whet.algorithms.ptx import PretrainingMix
-from whet.algorithms.sft import Imitate
+from whet.algorithms.sft import CrossEntropy
 from whet.algorithms.sft import weigh as weigh_rows
 from whet.config.policy import PtxConfig
 from whet.pipeline.stage import Interrupted
@@ -46,7 +46,7 @@ def test_ptx_adds_its_coefficient_times_the_mean_nll() -> None:
     trainer.forward_backward(weigh(answers, chosen), objective)
     policy = gradients(trainer)
     taken = [atom.rows[0] for atom in added.atoms(7)]
-    trainer.forward_backward(weigh_rows([TokenRow(tokens=r.tokens, trained=r.trained) for r in taken]), Imitate())
+    trainer.forward_backward(weigh_rows([TokenRow(tokens=r.tokens, trained=r.trained) for r in taken]), CrossEntropy())
     imitation = gradients(trainer)
     trainer.forward_backward(weigh(answers, chosen), objective)
     found = added.add(trainer, 7)

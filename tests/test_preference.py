@@ -61,7 +61,7 @@ def test_rows_that_changed_under_a_checkpoint_are_refused(tmp_path: Path, monkey
     rows.write_text("".join(json.dumps({**pair, "chosen": str(i)}) + "\n" for i in range(8)))
     path = write(tmp_path, {"data": {"path": str(rows)}, "train": {"steps": 3}})
     with monkeypatch.context() as patched:
-        patched.setattr("whet.pipeline.loop._Saver.consider", _save_then_stop)
+        patched.setattr("whet.pipeline.runner._Saver.consider", _save_then_stop)
         with pytest.raises(KeyboardInterrupt):
             run_recipe(load_recipe(path), quiet=True)
     rows.write_text(rows.read_text().replace('"7"', '"8"'))

@@ -16,7 +16,7 @@ from whet.envs.base import Attempt
 from whet.envs.library import family
 from whet.errors import DataError
 from whet.launch.world import LocalWorld
-from whet.pipeline.sources import comparisons, judged
+from whet.pipeline.load_data import comparisons, judged
 from whet.records import Message
 from whet.templates.base import Encoded, Script
 from whet.training.compare import ends_only, tokenise_comparisons, tokenise_judged

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.laws.support import SHAPE, logps_of, random_atoms
-from whet.algorithms.sft import Imitate
+from whet.algorithms.sft import CrossEntropy
 from whet.config import CreateConfig, LoraConfig, ModelConfig, TrainConfig
 from whet.errors import MissingExtra, ModelError
 from whet.launch.memory import footprint
@@ -46,7 +46,7 @@ def trainer(folder: str, *, quantised: bool = True, optimizer: str = "adamw8bit"
 def learn(trainer: LocalTrainer, steps: range) -> list[float]:
     losses = []
     for step in steps:
-        losses.append(trainer.forward_backward(random_atoms(seed=step % 2), Imitate())["loss"].total)
+        losses.append(trainer.forward_backward(random_atoms(seed=step % 2), CrossEntropy())["loss"].total)
         trainer.optim_step(1.0)
     return losses
 

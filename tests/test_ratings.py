@@ -16,13 +16,13 @@ from tests.test_reward_model import run
 from whet.config import CreateConfig, ModelConfig, RewardModelStage
 from whet.config.loading import load_recipe
 from whet.config.rewards import ScorerConfig
-from whet.envs.asked import Passage
+from whet.envs.clients import Passage
 from whet.errors import ConfigError, DataError, ModelError
 from whet.evals.ratings import Rating, correlation, judge_ratings
 from whet.evals.stats import explained_variance
 from whet.launch.main import run_recipe
 from whet.launch.world import LocalWorld
-from whet.pipeline.lessons import lessons
+from whet.pipeline.reward_dataset import reward_dataset
 from whet.records import Message
 
 NAMES = ("polite", "long")
@@ -98,7 +98,7 @@ def test_a_subset_of_the_ratings_is_enough_and_a_misspelled_one_is_none(tmp_path
             {"kind": "reward_model", "data": {"path": str(tmp_path / "rows.jsonl")}, "learn": "ratings",
              "objectives": objectives}
         )  # fmt: skip
-        return lessons(LocalWorld(), MODEL, config).described
+        return reward_dataset(LocalWorld(), MODEL, config).described
 
     assert given("long").startswith("20 answers, 20 ratings, those by polite left unread;")
     assert given("long", "polite").startswith("20 answers, 35 ratings;")

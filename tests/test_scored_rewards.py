@@ -17,16 +17,16 @@ from transformers import AutoModelForSequenceClassification
 from whet.algorithms.scorer import ModelScorer
 from whet.config.loading import load_recipe
 from whet.config.rewards import ScorerConfig
-from whet.envs.asked import Passage, Reading
 from whet.envs.base import Attempt, Task
+from whet.envs.clients import Passage, ScoreReading
 from whet.envs.rewards.model import ModelReward, ProcessReward, split_steps
 from whet.errors import ConfigError, ModelError
 from whet.formulas.aggregate import pessimistic
 from whet.launch.main import run_recipe
 from whet.launch.memory import footprints
 from whet.launch.world import LocalWorld
+from whet.models.armo import GateFacts
 from whet.models.create import byte_tokenizer
-from whet.models.gating import GateFacts
 from whet.models.heads import RewardFacts
 from whet.pipeline.run import Run
 from whet.records import Message, TokenRow
@@ -51,11 +51,11 @@ class Lengths:
     def __init__(self, factor: float = 1.0) -> None:
         self.factor = factor
 
-    def read(self, passages: Sequence[Passage]) -> list[Reading]:
+    def read(self, passages: Sequence[Passage]) -> list[ScoreReading]:
         return [
-            Reading(scores=(), failure="an x")
+            ScoreReading(scores=(), failure="an x")
             if "x" in passage.messages[-1].content
-            else Reading(scores=tuple(self.factor * end for end in passage.ends))
+            else ScoreReading(scores=tuple(self.factor * end for end in passage.ends))
             for passage in passages
         ]
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tests.laws.support import random_atoms, tiny_trainer
-from whet.algorithms.answers import add_constant
-from whet.algorithms.sft import Imitate
+from whet.algorithms.sequence_sums import add_constant
+from whet.algorithms.sft import CrossEntropy
 from whet.algorithms.supervised import supervised
 from whet.config import TrainConfig
 from whet.errors import TrainingError
@@ -24,7 +24,7 @@ def steps(weights: Iterator[float], **resumed: object) -> Iterator[Step]:
     def weigh(batch: list[Atom]) -> list[Atom]:
         return [add_constant(atom, "weight", weight) for weight in [next(weights)] for atom in batch]
 
-    loop = partial(supervised, tiny_trainer(dtype=torch.float32), random_atoms(), weigh, Imitate())
+    loop = partial(supervised, tiny_trainer(dtype=torch.float32), random_atoms(), weigh, CrossEntropy())
     return loop(TrainConfig(batch_size=2, steps=6), seed=0, **resumed)  # type: ignore[arg-type]
 
 

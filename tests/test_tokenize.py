@@ -24,7 +24,7 @@ from whet.records import Message, TokenRow
 from whet.templates import JinjaTemplate
 from whet.templates.base import Encoded, LossOn, Script
 from whet.training import tokenize
-from whet.training.gate import Rule, check_row, write_row
+from whet.training.gate import RowRule, check_row, write_row
 from whet.training.tokenize import Gated, tokenise
 
 TEXTS = [f"What is {n} and {n + 1}?" * (n % 7 + 1) for n in range(60)]
@@ -144,7 +144,7 @@ def test_a_row_far_too_long_is_known_before_much_of_it_is_tokenized(
         origin=Origin(source="a", line=3),
         messages=(Message(role="user", content="a b " * 5_000_000), Message(role="assistant", content="c")),
     )
-    rule = Rule(template=template, max_length=1000)
+    rule = RowRule(template=template, max_length=1000)
     seen.clear()
     (encoded,) = template.encode([write_row(long, rule)], most=rule.max_length)
     with pytest.raises(BadRow, match=r"^a:3: messages: longer than max_length 1000; it has more than 2000; raise"):

@@ -17,7 +17,7 @@ from whet.records import Completion, Ending, Episode, Group, Message, Outcome, S
 from whet.tracking import RunLog, write_report
 from whet.tracking.catalogue import TRAINING
 from whet.tracking.charts import PLAIN, panels
-from whet.tracking.story import EvalLine, StageView, figures, stage_line, verdict
+from whet.tracking.summary import EvalLine, StageView, figures, stage_line, verdict
 from whet.tracking.svg import Axis, Series, line_chart, nice_ticks, stacked_chart
 from whet.tracking.text import THIN, counted, number, percent, points, seconds, share
 

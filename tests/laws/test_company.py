@@ -14,7 +14,7 @@ from whet.config import ModelConfig
 from whet.errors import SamplerError
 from whet.models.language import LanguageModel
 from whet.models.load import load_model
-from whet.models.products import library, use_library
+from whet.models.matmul import library, use_library
 from whet.records import Completion
 from whet.sampling.base import Request, SamplingParams
 from whet.sampling.bridge import run, sample_all

@@ -13,18 +13,18 @@ from tests.laws.support import gradients, largest_difference, random_atoms, tiny
 from whet.algorithms.columns import Answer
 from whet.algorithms.policy import weigh
 from whet.algorithms.policy_loss import PolicyLoss, policy_loss
-from whet.algorithms.sft import Imitate
-from whet.algorithms.standing import Setting
+from whet.algorithms.sft import CrossEntropy
+from whet.algorithms.state import Setting
 from whet.config import PRESETS, PolicyConfig, TrainConfig
 from whet.formulas.reduce import REDUCTIONS
-from whet.models.attention import AGREEMENT, Call, Tree, TreeLayout, largest_gap
+from whet.models.attention import AGREEMENT, AttentionCall, Tree, TreeLayout, largest_gap
 from whet.models.flex import Labels
 from whet.models.language import Ask
 from whet.models.pack import pack
 from whet.records import Atom, Episode, Outcome, Score, TokenRow
 from whet.training.base import Objective
 from whet.training.batch import microbatches
-from whet.training.memory import Budget
+from whet.training.memory import TokenBudget
 
 AXES = {
     "k2": {"kl": {"place": "loss", "estimator": "k2", "coefficient": 0.1}},
@@ -48,7 +48,7 @@ def policy_objective(config: PolicyConfig) -> PolicyLoss:
 
 
 OBJECTIVES: dict[str, Objective] = {
-    "sft": Imitate(),
+    "sft": CrossEntropy(),
     **{name: policy_objective(PolicyConfig.model_validate(name)) for name in PRESETS},
     **{name: policy_objective(PolicyConfig.model_validate(axes)) for name, axes in AXES.items()},
 }
@@ -102,11 +102,11 @@ def test_a_group_is_cut_to_the_budget_and_rows_that_are_compared_are_not() -> No
     idle = row.with_columns(weight=0.0)
     group = Atom(rows=(row,) * 16)
     for budget, rows in ((10_000, [16]), (1_000, [9, 7]), (540, [5, 5, 5, 1]), (100, [1] * 16)):
-        cut = list(microbatches([group, Atom(rows=(idle,))], Budget(budget), together=False))
+        cut = list(microbatches([group, Atom(rows=(idle,))], TokenBudget(budget), together=False))
         assert [sum(len(atom.rows) for atom in micro) for micro in cut] == rows
         assert all(sum(atom.cost for atom in micro) <= max(budget, 140) for micro in cut)
         assert [
-            [len(atom.rows) for atom in micro] for micro in microbatches([group], Budget(budget), together=True)
+            [len(atom.rows) for atom in micro] for micro in microbatches([group], TokenBudget(budget), together=True)
         ] == [[16]]
 
 
@@ -156,7 +156,7 @@ def test_the_attention_backends_agree(kv_heads: int) -> None:
     inputs = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in (size, kv_size, kv_size)]
     results = []
     for layout in (flash, masked):
-        out = layout.attend(*inputs, Call(layer=0, scale=0.3, window=None))
+        out = layout.attend(*inputs, AttentionCall(layer=0, scale=0.3, window=None))
         grads = torch.autograd.grad((out * torch.arange(out.numel()).view_as(out).sin()).sum(), inputs)
         results.append([out.detach(), *grads])
     for left, right in zip(*results, strict=True):

@@ -78,3 +78,13 @@ def undocumented(file: Path) -> Iterator[tuple[int, str]]:
                 yield node.lineno, node.name
             if isinstance(node, ast.ClassDef):
                 nodes.extend(node.body)
+
+
+def test_a_class_has_a_name_of_its_own() -> None:
+    """Two public classes of one name are two meanings of one word."""
+    homes: dict[str, list[str]] = {}
+    for file in FILES:
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(str(file.relative_to(SOURCE)))
+    assert not {name: files for name, files in homes.items() if len(files) > 1}

@@ -19,7 +19,7 @@ from whet.config.policy import CLIPS, PolicyConfig
 from whet.config.presets import PRESETS
 from whet.config.strict import Strict
 from whet.formulas import kl, policy, ratios
-from whet.formulas.advantages import BASELINES, CREDITS, EPS, SCALES, Answers
+from whet.formulas.advantages import BASELINES, CREDITS, EPS, SCALES, StepAnswers
 from whet.formulas.constants import Beta
 from whet.formulas.reduce import REDUCTIONS, group_token_mean, sequence_mean, sequence_sum_over_constant, token_mean
 
@@ -43,8 +43,10 @@ def tokens(
     )
 
 
-def answers(rewards: list[float], groups: list[int], lengths: list[int], greedy: list[float] | None = None) -> Answers:
-    return Answers(
+def answers(
+    rewards: list[float], groups: list[int], lengths: list[int], greedy: list[float] | None = None
+) -> StepAnswers:
+    return StepAnswers(
         reward_N=vector(*rewards),
         group_N=torch.tensor(groups),
         length_N=torch.tensor(lengths),
@@ -52,7 +54,7 @@ def answers(rewards: list[float], groups: list[int], lengths: list[int], greedy:
     )
 
 
-def advantages(known: Answers, baseline: str, scale: str) -> Tensor:
+def advantages(known: StepAnswers, baseline: str, scale: str) -> Tensor:
     """One number for each token, all rewards credited to all tokens."""
     return SCALES[scale](known.per_token(known.reward_N) - known.per_token(BASELINES[baseline](known)), known)
 

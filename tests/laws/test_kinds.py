@@ -12,7 +12,7 @@ from pydantic import Field
 
 from whet.cli.plan import recipe_tree
 from whet.config import STAGES, SamplingConfig, Source, TrainConfig
-from whet.config.budget import Budget, of_rows
+from whet.config.budget import StageBudget, of_rows
 from whet.config.loading import Loaded, load_recipe
 from whet.config.stage import StageBase
 from whet.config.strict import Made
@@ -21,9 +21,9 @@ from whet.launch.check import check_recipe
 from whet.launch.main import run_recipe
 from whet.launch.memory import footprints
 from whet.pipeline.kinds import KINDS
-from whet.pipeline.loop import drive
+from whet.pipeline.load_data import conversations
 from whet.pipeline.run import Run
-from whet.pipeline.sources import conversations
+from whet.pipeline.runner import drive
 from whet.pipeline.stage import Context, Kind, Needs, Seen
 from whet.records import Step
 from whet.tracking.charts import Chart, Curve, Look
@@ -43,7 +43,7 @@ class DecayStage(StageBase):
     factor: float = Field(0.5, gt=0, le=1)
     train: TrainConfig = TrainConfig()
 
-    def budget(self) -> Budget:
+    def budget(self) -> StageBudget:
         return of_rows(self.data, self.train, answers=1)
 
     def unfit(self, made: Mapping[str, StageBase]) -> Iterator[str]:

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from tests.laws.support import gradients, largest_difference, logps_of, random_atoms, tiny_trainer
-from whet.algorithms.sft import Imitate
+from whet.algorithms.sft import CrossEntropy
 from whet.errors import TrainingError
 from whet.records import Atom, add_metrics
 from whet.training.engine import LocalTrainer
-from whet.training.memory import CPU_MESSAGE, Budget, attempt
+from whet.training.memory import CPU_MESSAGE, TokenBudget, attempt
 
 ERRORS = {"cuda": torch.OutOfMemoryError("CUDA out of memory"), "cpu": RuntimeError(f"{CPU_MESSAGE}: you tried")}
 LOWER, UPPER = "model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight"
@@ -49,28 +49,28 @@ def trainer() -> LocalTrainer:
 @pytest.mark.parametrize("calls", [{1}, {1, 2}, {2}])
 def test_the_gradient_is_exact_wherever_memory_ran_out(trainer: LocalTrainer, where: str, calls: set[int]) -> None:
     atoms, others = random_atoms(groups=6), random_atoms(seed=5)
-    trainer.budget = Budget(10_000)
-    expected_metrics = trainer.forward_backward(others, Imitate())
-    trainer.forward_backward(atoms, Imitate())
+    trainer.budget = TokenBudget(10_000)
+    expected_metrics = trainer.forward_backward(others, CrossEntropy())
+    trainer.forward_backward(atoms, CrossEntropy())
     expected = gradients(trainer)
     cost = sum(atom.cost for atom in atoms)
-    trainer.forward_backward(others, Imitate())  # gradients that are there already must stay
-    trainer.budget = Budget(cost if 1 in calls else cost // 2)
+    trainer.forward_backward(others, CrossEntropy())  # gradients that are there already must stay
+    trainer.budget = TokenBudget(cost if 1 in calls else cost // 2)
     with failing(trainer, where, calls, ERRORS["cpu" if 2 in calls else "cuda"]):
-        metrics = trainer.forward_backward(atoms, Imitate())
+        metrics = trainer.forward_backward(atoms, CrossEntropy())
     assert largest_difference(gradients(trainer), expected) < 1e-12
     assert metrics["oom_retries"].total == len(calls)
     assert add_metrics(metrics, expected_metrics)["loss"].weight == _trained(atoms) + _trained(others)
 
 
 def test_what_was_learnt_of_the_machine_is_kept(trainer: LocalTrainer) -> None:
-    atoms, trainer.budget = random_atoms(groups=6), Budget(10_000)
+    atoms, trainer.budget = random_atoms(groups=6), TokenBudget(10_000)
     cost = sum(atom.cost for atom in atoms)
     with failing(trainer, "forward", {1}, ERRORS["cuda"]) as calls:
-        trainer.forward_backward(atoms, Imitate())
+        trainer.forward_backward(atoms, CrossEntropy())
         assert trainer.budget.tokens == cost // 2
         used = calls[0] - 1
-        metrics = trainer.forward_backward(atoms, Imitate())
+        metrics = trainer.forward_backward(atoms, CrossEntropy())
     assert metrics["oom_retries"].total == 0
     assert calls[0] == 2 * used + 1
 
@@ -84,7 +84,7 @@ def test_a_resumed_stage_keeps_the_cut_that_it_had(tmp_path: Path) -> None:
 
 
 def test_a_budget_that_shrinks_holds_for_the_rest_of_the_call() -> None:
-    budget = Budget(100)
+    budget = TokenBudget(100)
     runs = budget.fill([50, 50, 50, 50, 50])
     assert next(runs) == [0, 1]
     budget.shrink(100, 2)
@@ -94,25 +94,25 @@ def test_a_budget_that_shrinks_holds_for_the_rest_of_the_call() -> None:
 def test_reading_survives_too(trainer: LocalTrainer) -> None:
     atoms = random_atoms()
     rows = [row for atom in atoms for row in atom.rows]
-    trainer.budget = Budget(10_000)
-    expected, loss = logps_of(trainer, rows), trainer.evaluate(atoms, Imitate())["loss"].mean
+    trainer.budget = TokenBudget(10_000)
+    expected, loss = logps_of(trainer, rows), trainer.evaluate(atoms, CrossEntropy())["loss"].mean
     with failing(trainer, "forward", {1, 3}, ERRORS["cpu"]):
         found = logps_of(trainer, rows)
     assert trainer.budget.retries == 2
     for left, right in zip(found, expected, strict=True):
         assert left == pytest.approx(right, abs=1e-12)
-    trainer.budget = Budget(10_000)
+    trainer.budget = TokenBudget(10_000)
     with failing(trainer, "forward", {1}, ERRORS["cpu"]):
-        assert trainer.evaluate(atoms, Imitate())["loss"].mean == pytest.approx(loss, abs=1e-12)
+        assert trainer.evaluate(atoms, CrossEntropy())["loss"].mean == pytest.approx(loss, abs=1e-12)
 
 
 def test_one_atom_that_does_not_fit_is_the_users_to_mend(trainer: LocalTrainer) -> None:
-    trainer.budget = Budget(10_000)
+    trainer.budget = TokenBudget(10_000)
     with (
         failing(trainer, "forward", set(range(50)), ERRORS["cuda"]),
         pytest.raises(TrainingError, match="cannot be cut further"),
     ):
-        trainer.forward_backward(random_atoms(), Imitate())
+        trainer.forward_backward(random_atoms(), CrossEntropy())
 
 
 def test_other_errors_pass() -> None:

@@ -24,8 +24,8 @@ from whet.errors import DataError, TrainingError
 from whet.formulas import preference as formulas
 from whet.formulas.preference import LOSSES, Pairs, kto, log_odds
 from whet.launch.world import LocalWorld
+from whet.pipeline.load_data import comparisons, judged
 from whet.pipeline.reference import with_reference
-from whet.pipeline.sources import comparisons, judged
 from whet.records import Atom, TokenRow
 from whet.training.compare import tokenise_comparisons, tokenise_judged
 from whet.training.engine import LocalTrainer

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from whet.cli.app import main
 from whet.formulas import logprobs
-from whet.models import products
+from whet.models import matmul
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
 
@@ -22,20 +22,20 @@ needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reas
 def test_onednn_s_products_are_torch_s(
     shape: tuple[int, ...], with_bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(products, "_in_use", "onednn")
-    monkeypatch.setattr(products, "LEAST", 0)
+    monkeypatch.setattr(matmul, "_in_use", "onednn")
+    monkeypatch.setattr(matmul, "LEAST", 0)
     torch.manual_seed(0)
     x, weight, grad = torch.randn(*shape, 40), torch.randn(24, 40), torch.randn(*shape, 24)
     bias = torch.randn(24) if with_bias else None
     taken = (x, weight, bias) if with_bias else (x, weight)
     found = []
-    for function, dtype in ((products.linear, torch.float32), (F.linear, torch.float64)):
+    for function, dtype in ((matmul.linear, torch.float32), (F.linear, torch.float64)):
         inputs = [t.detach().to(dtype).requires_grad_() for t in taken]
         out = function(*inputs)
         found.append((out.detach(), *torch.autograd.grad(out, inputs, grad.to(dtype))))
         with torch.no_grad():
             torch.testing.assert_close(function(*inputs), out.detach(), rtol=0, atol=0)
-    assert "_Linear" in type(products.linear(x.requires_grad_(), weight).grad_fn).__name__
+    assert "_Linear" in type(matmul.linear(x.requires_grad_(), weight).grad_fn).__name__
     for ours, exact in zip(*found, strict=True):
         torch.testing.assert_close(ours.double(), exact, rtol=0, atol=2e-5)
 
@@ -43,16 +43,16 @@ def test_onednn_s_products_are_torch_s(
 @needs_onednn
 @pytest.mark.parametrize("wide", [0, 1000])
 def test_a_head_says_the_same_by_either_library(wide: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_in_use", "onednn")
-    monkeypatch.setattr(products, "LEAST", 0)
+    monkeypatch.setattr(matmul, "_in_use", "onednn")
+    monkeypatch.setattr(matmul, "LEAST", 0)
     monkeypatch.setattr(logprobs, "WIDE", wide)
     calls: list[int] = []
-    multiply = products._multiply
-    monkeypatch.setattr(products, "_multiply", lambda *given: (calls.append(1), multiply(*given))[1])
+    multiply = matmul._multiply
+    monkeypatch.setattr(matmul, "_multiply", lambda *given: (calls.append(1), multiply(*given))[1])
     torch.manual_seed(0)
     hidden, weight, target = torch.randn(20, 16), torch.randn(48, 16), torch.randint(0, 48, (20,))
     found = []
-    for product, dtype in ((products.linear, torch.float32), (F.linear, torch.float64)):
+    for product, dtype in ((matmul.linear, torch.float32), (F.linear, torch.float64)):
         inputs = [t.to(dtype).requires_grad_() for t in (hidden, weight)]
         head = logprobs.Linear(inputs[1], None, product)
         logp_T, _ = logprobs.chunked_logp(inputs[0], target, head, vocabulary=48, chunk_elements=48 * 8)
@@ -64,36 +64,36 @@ def test_a_head_says_the_same_by_either_library(wide: int, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_precisions_stay_where_they_are(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_in_use", "onednn")
-    monkeypatch.setattr(products, "LEAST", 0)
+    monkeypatch.setattr(matmul, "_in_use", "onednn")
+    monkeypatch.setattr(matmul, "LEAST", 0)
     x, weight = torch.randn(8, 16).to(dtype), torch.randn(4, 16).to(dtype)
-    assert torch.equal(products.linear(x, weight), F.linear(x, weight))
+    assert torch.equal(matmul.linear(x, weight), F.linear(x, weight))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert products.linear(x.float(), weight.float()).dtype == torch.bfloat16
+        assert matmul.linear(x.float(), weight.float()).dtype == torch.bfloat16
 
 
 def test_small_products_and_slower_libraries_stay_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[int] = []
-    monkeypatch.setattr(products, "_multiply", lambda *_: called.append(1))
+    monkeypatch.setattr(matmul, "_multiply", lambda *_: called.append(1))
     x, weight = torch.randn(64, 256), torch.randn(256, 256)
-    monkeypatch.setattr(products, "_in_use", "onednn")
-    products.linear(x, weight)
+    monkeypatch.setattr(matmul, "_in_use", "onednn")
+    matmul.linear(x, weight)
     assert len(called) == 1
-    products.linear(x[:2], weight)
-    monkeypatch.setattr(products, "_in_use", "mkl")
-    products.linear(x, weight)
+    matmul.linear(x[:2], weight)
+    monkeypatch.setattr(matmul, "_in_use", "mkl")
+    matmul.linear(x, weight)
     assert len(called) == 1
 
 
 @needs_onednn
 def test_an_adopted_model_is_the_same_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "LEAST", 0)
+    monkeypatch.setattr(matmul, "LEAST", 0)
     model = torch.nn.Sequential(torch.nn.Linear(16, 24), torch.nn.Tanh(), torch.nn.Linear(24, 4, bias=False))
     x = torch.randn(9, 16)
     found = []
     for chosen in ("mkl", "onednn"):
-        monkeypatch.setattr(products, "_in_use", chosen)
-        products.adopt(model)
+        monkeypatch.setattr(matmul, "_in_use", chosen)
+        matmul.adopt(model)
         out = model(x)
         assert ("_Linear" in type(out.grad_fn).__name__) is (chosen == "onednn")
         found.append((out.detach(), *torch.autograd.grad(out.square().sum(), tuple(model.parameters()))))
@@ -107,14 +107,14 @@ def test_a_run_goes_on_with_the_library_that_it_began_with(
     first: str, then: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(products, "_in_use", None)
+    monkeypatch.setattr(matmul, "_in_use", None)
     stage = {"kind": "sft", "data": {"generate": "arithmetic", "count": 4}, "train": {"steps": 1, "batch_size": 2}}
     Path("run.yaml").write_text(
         json.dumps({"name": "run", "threads": 1, "model": "whet:tiny", "stages": {"sft": stage}})
     )
     for faster in (first, then):
-        monkeypatch.setattr(products, "_faster", lambda faster=faster: faster)
+        monkeypatch.setattr(matmul, "_faster", lambda faster=faster: faster)
         with pytest.raises(SystemExit, match="0"):
             main(["run", "run.yaml", "--json"])
-        assert products.library() == first
+        assert matmul.library() == first
     assert json.loads(Path("runs/run/run.json").read_text())["products"] == first

@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.laws.support import SHAPE, _widen_norms, gradients, largest_difference, random_atoms, scores_of
-from whet.algorithms.answers import pairs_of
 from whet.algorithms.reward_model import comparison, objective_of, rated, scaled, weighed
+from whet.algorithms.sequence_sums import pairs_of
 from whet.config import ModelConfig, RewardModelStage, TrainConfig
 from whet.data.base import Origin
 from whet.formulas import reward
 from whet.formulas.aggregate import STEPS, pessimistic
-from whet.models.gating import Gate, GateFacts
+from whet.models.armo import Gate, GateFacts
 from whet.models.heads import Scale
 from whet.models.load import load_scalar_model
 from whet.records import Atom, TokenRow

@@ -20,12 +20,12 @@ from whet.models.attention import Tree, TreeLayout
 from whet.models.create import byte_tokenizer
 from whet.models.language import LanguageModel
 from whet.models.load import load_model
-from whet.models.products import ROWS
+from whet.models.matmul import ROWS
 from whet.records import Completion, Ending, TokenRow, token_ids
 from whet.sampling.base import Request, SamplingParams
-from whet.sampling.choose import choose
 from whet.sampling.embedded import EmbeddedSampler
 from whet.sampling.forward import Plain, plan
+from whet.sampling.sample_token import choose
 from whet.sampling.slabs import Member, Slab
 from whet.training.engine import LocalTrainer
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+import whet.sampling.cuda_graph
 import whet.sampling.engine
-import whet.sampling.static
 from tests.laws.support import answers_of, tiny_model
 from whet.config import ModelConfig
 from whet.models.create import byte_tokenizer
@@ -18,11 +18,11 @@ from whet.models.language import LanguageModel
 from whet.models.load import load_model
 from whet.records import Completion
 from whet.sampling.base import Request, SamplingParams
+from whet.sampling.cuda_graph import EagerStep, RecordedStep, Run, StaticStep, Step
 from whet.sampling.embedded import EmbeddedSampler
 from whet.sampling.engine import Engine
 from whet.sampling.forward import Forward
 from whet.sampling.slabs import Slab
-from whet.sampling.static import EagerStep, RecordedStep, Run, StaticStep, Step
 
 STOP = frozenset(range(200, 230))
 """So many that an answer ends by itself after some nine tokens."""
@@ -49,7 +49,7 @@ def model() -> LanguageModel:
 
 @pytest.fixture(autouse=True)
 def _small_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(whet.sampling.static, "BUCKET", 16)
+    monkeypatch.setattr(whet.sampling.cuda_graph, "BUCKET", 16)
     monkeypatch.setattr(whet.sampling.engine, "BUCKET", 16)
 
 

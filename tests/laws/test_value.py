@@ -21,11 +21,11 @@ from tests.laws.support import (
     tiny_trainer,
     values_of,
 )
-from whet.algorithms.critic import RegressValue, WithValue
-from whet.algorithms.sft import Imitate
+from whet.algorithms.critic import ValueLoss, WithValue
+from whet.algorithms.sft import CrossEntropy
 from whet.config import LoraConfig, ModelConfig, TrainConfig
 from whet.config.rewards import ScorerConfig
-from whet.envs.asked import Passage
+from whet.envs.clients import Passage
 from whet.errors import ModelError
 from whet.formulas import value
 from whet.launch.world import LocalWorld
@@ -37,7 +37,7 @@ from whet.training.base import Objective
 from whet.training.engine import LocalTrainer, share_prompts
 
 TINY = ModelConfig(path="whet:tiny", create=SHAPE)
-REGRESS = RegressValue(clip=0.2)
+REGRESS = ValueLoss(clip=0.2)
 
 
 def vector(*numbers: float) -> Tensor:
@@ -164,7 +164,7 @@ def judged_atoms() -> list[Atom]:
 
 KINDS: dict[str, tuple[Callable[..., LocalTrainer], Objective]] = {
     "separate": (separate, REGRESS),
-    "shared": (shared, WithValue(policy=Imitate(), value=RegressValue(clip=None), coefficient=0.1)),
+    "shared": (shared, WithValue(policy=CrossEntropy(), value=ValueLoss(clip=None), coefficient=0.1)),
     "shared, values alone": (shared, REGRESS),
 }
 

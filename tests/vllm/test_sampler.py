@@ -14,8 +14,8 @@ from tests.vllm.conftest import largest_gap
 from whet.errors import ConfigError
 from whet.records import Ending
 from whet.sampling.base import Request, SamplingParams
-from whet.sampling.choose import truncate
 from whet.sampling.embedded import EmbeddedSampler
+from whet.sampling.sample_token import truncate
 from whet.sampling.vllm import PREFILL_TOKENS, VllmSampler
 
 PROMPTS = [tuple(n * 7 % 250 for n in range(length)) for length in (1, 17, 5, 2, 40, 9, 130, 300)]

@@ -20,7 +20,7 @@ from torch import Tensor
 from whet.algorithms.critic import Critic, RunningScale, Trajectory
 from whet.config import PolicyConfig
 from whet.config.policy import CovarianceFilter, HighEntropyFilter, TokenFilter
-from whet.formulas.advantages import BASELINES, CREDITS, SCALES, Answers, normalised_sum, steps_to_go
+from whet.formulas.advantages import BASELINES, CREDITS, SCALES, StepAnswers, normalised_sum, steps_to_go
 from whet.formulas.kl import k1
 from whet.formulas.policy import covariance
 from whet.records import Column, Episode, Group, Outcome, Score, TokenRow
@@ -128,7 +128,7 @@ def with_advantages(answers: Sequence[Answer], config: PolicyConfig, *, weights:
     group_N = _numbered([answer.group for answer in answers])
     if config.objectives == "normalised":
         reward_N = normalised_sum(_objectives(answers, weights), torch.tensor(list(weights.values())), group_N)
-    known = Answers(
+    known = StepAnswers(
         reward_N=reward_N,
         group_N=group_N,
         length_N=length_N,
@@ -148,7 +148,7 @@ def _from_steps(answers: Sequence[Answer], config: PolicyConfig) -> Tensor:
     """Each token's advantage where steps are graded: baseline and scale are taken over the steps of all answers."""
     steps = [(place, last, value) for place, answer in enumerate(answers) for last, value in answer.steps]
     reward_S = torch.tensor([value for _, _, value in steps], dtype=torch.float64)
-    known = Answers(
+    known = StepAnswers(
         reward_N=reward_S,
         group_N=_numbered([answers[place].group for place, _, _ in steps]),
         length_N=torch.ones(len(steps), dtype=torch.long),

@@ -41,7 +41,7 @@ class Trajectory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RegressValue:
+class ValueLoss:
     """Half the squared distance of the values to the column `return`, clipped around the column `value`."""
 
     clip: float | None
@@ -71,7 +71,7 @@ class WithValue:
     """A policy's objective and its critic's on one trunk, in one pass: L_policy + coefficient * L_value."""
 
     policy: Objective
-    value: RegressValue
+    value: ValueLoss
     coefficient: float
 
     @property
@@ -143,7 +143,7 @@ class Critic:
 
         Rows of one prompt stay together. `lr_factor` is the share of the peak rate, `seed` draws the epochs' orders.
         """
-        atoms, objective = to_atoms(rows), RegressValue(clip=self.config.clip)
+        atoms, objective = to_atoms(rows), ValueLoss(clip=self.config.clip)
         metrics: dict[str, Metric] = {}
         norms: list[float] = []
         skipped = 0

@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from whet.algorithms.measure import measure_groups, measure_taken
 from whet.algorithms.preference import check_start, objective_of, weigh_preferences
+from whet.algorithms.rollout_metrics import measure_groups, measure_taken
 from whet.algorithms.supervised import NOT_FINITE
 from whet.config import LossConfig, TrainConfig
 from whet.errors import TrainingError
@@ -40,7 +40,7 @@ class OnlineSetting:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Counts:
+class RunCounts:
     """What a run carries from step to step besides weights and the feed."""
 
     updates: float = 0.0
@@ -63,7 +63,7 @@ def online_preference(
     `state` is what the `Step` before `start` carried. Raises `TrainingError` where nothing can be preferred, or the
     gradient is not finite, again and again.
     """
-    counts = Counts(**{name: state[name] for name in Counts().saved}) if state else Counts()
+    counts = RunCounts(**{name: state[name] for name in RunCounts().saved}) if state else RunCounts()
     feed.publish(start)
     for step in range(start, setting.steps):
         taken = feed.take(setting.prompts_per_step, step=step)
@@ -93,7 +93,7 @@ def online_preference(
 
 def first_state(feed: Feed) -> dict[str, float]:
     """What a `Step` before the first one would have carried, of a feed from which nothing was taken."""
-    return {**feed.state, **Counts().saved}
+    return {**feed.state, **RunCounts().saved}
 
 
 def ranked(group: Group, *, all_pairs: bool) -> Atom | None:
@@ -123,8 +123,8 @@ def _row(episode: Episode) -> TokenRow:
 
 
 def _update(
-    trainer: Trainer, atoms: Sequence[Atom], setting: OnlineSetting, counts: Counts, *, rate: float
-) -> tuple[dict[str, float], Counts]:
+    trainer: Trainer, atoms: Sequence[Atom], setting: OnlineSetting, counts: RunCounts, *, rate: float
+) -> tuple[dict[str, float], RunCounts]:
     """The optimizer steps that follow one batch of answers, each on its share of the prompts."""
     tallies: dict[str, Metric] = {}
     norms, skipped = [], 0

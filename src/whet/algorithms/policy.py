@@ -23,11 +23,11 @@ from whet.algorithms.columns import (
     with_rewards,
     with_values,
 )
-from whet.algorithms.critic import Critic, RegressValue, WithValue, largest
-from whet.algorithms.measure import measure_groups, measure_taken
+from whet.algorithms.critic import Critic, ValueLoss, WithValue, largest
+from whet.algorithms.finite import drop_nonfinite, find_nonfinite, listed
 from whet.algorithms.policy_loss import policy_loss
-from whet.algorithms.sound import blame, listed, sound
-from whet.algorithms.standing import Setting, Standing
+from whet.algorithms.rollout_metrics import measure_groups, measure_taken
+from whet.algorithms.state import RunState, Setting
 from whet.config import PolicyConfig
 from whet.errors import TrainingError
 from whet.formulas.reduce import REDUCTIONS
@@ -45,7 +45,7 @@ below 1e-2; another mask, temperature or a dropout is an order of magnitude abov
 
 def first_state(setting: Setting, feed: Feed) -> dict[str, float]:
     """What a `Step` before the first one would have carried, of a feed from which nothing was taken."""
-    return {**feed.state, **Standing.start(setting, {}).saved}
+    return {**feed.state, **RunState.start(setting, {}).saved}
 
 
 def policy_gradient(
@@ -62,7 +62,7 @@ def policy_gradient(
     `state` is what the `Step` before `start` carried. A recipe with `credit: gae` needs its critic.
     """
     assert (critic is None) == (setting.config.critic is None), "the critic that the recipe asks for"
-    standing = Standing.start(setting, state or {})
+    standing = RunState.start(setting, state or {})
     dynamic = setting.config.dynamic_sampling
     feed.publish(start)
     for step in range(start, setting.steps):
@@ -115,7 +115,7 @@ def update(
     critic: Critic | None,
     answers: Sequence[Answer],
     setting: Setting,
-    standing: Standing,
+    standing: RunState,
     *,
     step: int,
     rate: float,
@@ -146,7 +146,7 @@ def update(
             result = trainer.optim_step(rate)
             norms.append(result.grad_norm)
             if not result.applied:
-                alone = blame(trainer, [(answer, weigh([answer], setting)) for answer in minibatch], objective)
+                alone = find_nonfinite(trainer, [(answer, weigh([answer], setting)) for answer in minibatch], objective)
                 who = f"of {listed(alone, step + 1)}" if alone else "though each answer's own loss is"
                 faults.append(f"an update was skipped, its gradient was not finite: the loss {who}")
     updates = _measure_updates(tallies, norms, passes=passes, skipped=len(faults))
@@ -157,7 +157,7 @@ def update(
     return updates | critic.update(rows, lr_factor=rate, seed=seed), faults
 
 
-def objective_of(critic: Critic | None, setting: Setting, standing: Standing) -> Objective:
+def objective_of(critic: Critic | None, setting: Setting, standing: RunState) -> Objective:
     """What the policy learns by now, and with a shared trunk its critic in the same pass."""
     policy = policy_loss(
         setting.config,
@@ -167,7 +167,7 @@ def objective_of(critic: Critic | None, setting: Setting, standing: Standing) ->
     )
     if critic is None or not critic.config.share_trunk:
         return policy
-    return WithValue(policy=policy, value=RegressValue(clip=critic.config.clip), coefficient=critic.config.coefficient)
+    return WithValue(policy=policy, value=ValueLoss(clip=critic.config.clip), coefficient=critic.config.coefficient)
 
 
 def pretraining(config: PolicyConfig, step: int) -> bool:
@@ -199,21 +199,21 @@ def prepare(
     critic: Critic | None,
     answers: Sequence[Answer],
     setting: Setting,
-    standing: Standing,
+    standing: RunState,
     *,
     step: int,
 ) -> Prepared:
     """The answers with every column that the objective reads; whatever is not finite is left out where it appears."""
     config, temperature = setting.config, setting.temperature
     measured: Mapping[str, float] = {}
-    answers, first = sound(with_logps(answers, trainer, config, temperature=temperature))
+    answers, first = drop_nonfinite(with_logps(answers, trainer, config, temperature=temperature))
     answers = with_rewards(answers, config, kl_coefficient=standing.coefficients.kl, spread=standing.spread)
     second: list[str] = []
     if critic is not None and answers:
         judge = replace(critic, config=critic.config.monte_carlo) if pretraining(config, step) else critic
         answers, measured = with_values(answers, judge)
-        answers, second = sound(answers)
-    answers, third = sound(with_advantages(answers, config, weights=standing.weights(setting)))
+        answers, second = drop_nonfinite(answers)
+    answers, third = drop_nonfinite(with_advantages(answers, config, weights=standing.weights(setting)))
     seed = seed_of(setting.seed, "token filter", step)
     answers = with_filters(answers, trainer, config, temperature=temperature, seed=seed)
     return Prepared(answers=answers, metrics=measured, left_out=first + second + third)
@@ -289,7 +289,7 @@ def _measure_updates(
     }
 
 
-def _measure_control(config: PolicyConfig, now: Standing, answers: Sequence[Answer]) -> dict[str, float]:
+def _measure_control(config: PolicyConfig, now: RunState, answers: Sequence[Answer]) -> dict[str, float]:
     """What the controllers look at and where they stand, for the terms that are in use."""
     metrics = {}
     if config.kl.place != "none":

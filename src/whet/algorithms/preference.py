@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from whet.algorithms.answers import Answers, add_constant, answers_of, pairs_of
+from whet.algorithms.sequence_sums import SequenceSums, add_constant, pairs_of, sequence_sums
 from whet.algorithms.supervised import supervised
 from whet.config import TrainConfig
 from whet.config.preference import LossConfig, Term
@@ -118,7 +118,7 @@ class PairLoss:
 
     def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Mapping[str, Tally]]:
         """The weighted loss, and metrics under TRL's names, as means over pairs."""
-        answers = answers_of(outputs.logp_T, batch)
+        answers = sequence_sums(outputs.logp_T, batch)
         better_P, worse_P = pairs_of(batch.atom_R)
         weight_P = answers.constants["weight"][better_P]
         losses = {term.name: _doubted(term, answers, better_P, worse_P) for term in self.terms}
@@ -141,7 +141,7 @@ class PairLoss:
             }
         return (weight_P * loss_P).sum(), {**tallies, **answers.distance}
 
-    def _rewards(self, answers: Answers, better_P: Tensor, worse_P: Tensor) -> tuple[Tensor, Tensor]:
+    def _rewards(self, answers: SequenceSums, better_P: Tensor, worse_P: Tensor) -> tuple[Tensor, Tensor]:
         """beta times what the first loss compares: how good it holds the two answers to be."""
         term = next((term for term in self.terms if term.name != "nll"), self.terms[0])
         measure_R = answers.logp_R - answers.ref_R if term.reference else answers.logp_R
@@ -150,7 +150,7 @@ class PairLoss:
         return term.beta * measure_R[better_P], term.beta * measure_R[worse_P]
 
 
-def _doubted(term: PairTerm, answers: Answers, better_P: Tensor, worse_P: Tensor) -> Tensor:
+def _doubted(term: PairTerm, answers: SequenceSums, better_P: Tensor, worse_P: Tensor) -> Tensor:
     """The loss of each pair; where the order is right with some confidence only, that share of it both ways."""
     loss_P = term.loss(answers.pairs(better_P, worse_P, term.name))
     if "confidence" not in answers.constants:
@@ -178,7 +178,7 @@ def _with_statistics(atoms: Sequence[Atom], config: LossConfig, trainer: Trainer
     logp_R = torch.tensor(_sums(trainer.forward(rows, "logp")["logp"]), dtype=torch.float64)
     ref_R = torch.tensor(_sums([row.columns["ref_logp"] for row in rows]), dtype=torch.float64)
     length_R = torch.tensor([row.trained_count for row in rows], dtype=torch.float64)
-    known = Answers(logp_R=logp_R, ref_R=ref_R, length_R=length_R, constants={}, distance={})
+    known = SequenceSums(logp_R=logp_R, ref_R=ref_R, length_R=length_R, constants={}, distance={})
     first_P = torch.arange(0, len(rows), 2)
     for kind in config.terms:
         statistic = LOSSES[kind].statistic
@@ -214,7 +214,7 @@ class KTOLoss:
 
     def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Mapping[str, Tally]]:
         """The weighted loss, and metrics under TRL's names, as means over good or bad answers."""
-        answers = answers_of(outputs.logp_T, batch)
+        answers = sequence_sums(outputs.logp_T, batch)
         weight_R, good_R, baseline_R = (answers.constants[name] for name in ("weight", "good", "baseline"))
         ratio_R = answers.logp_R - answers.ref_R
         loss_R = self.weight * self.loss(ratio_R, good_R, baseline_R)

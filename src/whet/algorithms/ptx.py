@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from whet.algorithms.sft import Imitate, weigh
+from whet.algorithms.sft import CrossEntropy, weigh
 from whet.config.policy import PtxConfig
 from whet.records import Atom, Metric, TokenRow, seed_of
 from whet.training.base import Trainer
@@ -26,7 +26,7 @@ class PretrainingMix:
 
     def add(self, trainer: Trainer, update: int) -> dict[str, Metric]:
         """Add the gradient of coefficient x mean NLL of the rows of this update (from 0), and say what the NLL is."""
-        found = trainer.forward_backward(self.atoms(update), Imitate())
+        found = trainer.forward_backward(self.atoms(update), CrossEntropy())
         return {"ptx/loss": found["loss"], "oom_retries": found["oom_retries"]}
 
     def atoms(self, update: int) -> list[Atom]:

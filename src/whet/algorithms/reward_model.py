@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from whet.algorithms.answers import add_constant, pairs_of
+from whet.algorithms.sequence_sums import add_constant, pairs_of
 from whet.algorithms.supervised import supervised
 from whet.config.reward_model import RewardModelStage
 from whet.formulas import reward as formulas
@@ -53,12 +53,12 @@ def reward_model(
 def objective_of(config: RewardModelStage) -> Objective:
     """What a stage teaches, as a value."""
     if config.learn == "comparisons":
-        return Rank(ranking=config.ranking, centring=config.centring)
-    return Rate(objectives=tuple(config.objectives)) if config.learn == "ratings" else Label()
+        return RankingLoss(ranking=config.ranking, centring=config.centring)
+    return RatingLoss(objectives=tuple(config.objectives)) if config.learn == "ratings" else LabelLoss()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rank:
+class RankingLoss:
     """The better answer scores higher. Columns, at the better row of each pair: `margin`, `confidence`."""
 
     ranking: Ranking = "pairs"
@@ -100,7 +100,7 @@ class Rank:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Label:
+class LabelLoss:
     """The score's sigmoid is the probability of the column `label`."""
 
     needs: frozenset[Need] = field(default_factory=lambda: frozenset({"score"}))
@@ -121,7 +121,7 @@ class Label:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rate:
+class RatingLoss:
     """Each output is the rating by its objective. Columns `rating/NAME`: NaN where nobody rated."""
 
     objectives: tuple[str, ...]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from whet.envs.asked import Passage, Reading
+from whet.envs.clients import Passage, ScoreReading
 from whet.errors import DataError
 from whet.models.heads import RewardFacts
 from whet.records import TokenRow
@@ -29,30 +29,30 @@ class ModelScorer:
     weights: Mapping[str, float] = field(default_factory=dict)
     """What each objective counts for, where no gate decides."""
 
-    def read(self, passages: Sequence[Passage]) -> list[Reading]:
+    def read(self, passages: Sequence[Passage]) -> list[ScoreReading]:
         """One reading of each passage; what cannot be written, is too long or has no number is a failure."""
         rows = [self._row(passage) for passage in passages]
         writable = [row for row in rows if isinstance(row, TokenRow)]
         scored = iter(self.trainer.forward(writable, "score")["score"])
         return [
-            self._reading(next(scored).tolist()) if isinstance(row, TokenRow) else Reading(scores=(), failure=row)
+            self._reading(next(scored).tolist()) if isinstance(row, TokenRow) else ScoreReading(scores=(), failure=row)
             for row in rows
         ]
 
-    def _reading(self, read: Sequence[Sequence[float]]) -> Reading:
+    def _reading(self, read: Sequence[Sequence[float]]) -> ScoreReading:
         """What the raw scores mean. A NaN is said here: `min` passes it over, and a comparison makes it a number."""
         wrong = next((score for outputs in read for score in outputs if not math.isfinite(score)), None)
         if wrong is not None:
-            return Reading(scores=(), failure=f"the reward model says {wrong}")
+            return ScoreReading(scores=(), failure=f"the reward model says {wrong}")
         if not self.objectives:
-            return Reading(scores=tuple(self._meant(score) for (score,) in read))
+            return ScoreReading(scores=tuple(self._meant(score) for (score,) in read))
         if self.facts.gate is None:
             said = [dict(zip(self.objectives, outputs, strict=True)) for outputs in read]
             scores = (sum(weight * each[name] for name, weight in self.weights.items()) for each in said)
-            return Reading(scores=tuple(scores), parts=said[-1])
+            return ScoreReading(scores=tuple(scores), parts=said[-1])
         names = (*self.objectives, *(f"gate/{name}" for name in self.objectives))
         parts = dict(zip(names, read[-1][1:], strict=True))
-        return Reading(scores=tuple(self._meant(score) for score, *_ in read), parts=parts)
+        return ScoreReading(scores=tuple(self._meant(score) for score, *_ in read), parts=parts)
 
     def _row(self, passage: Passage) -> TokenRow | str:
         try:

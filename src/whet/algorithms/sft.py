@@ -17,7 +17,7 @@ from whet.training.base import Batch, Need, Outputs, Tally, Trainer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Imitate:
+class CrossEntropy:
     """Cross-entropy: sum of w * (-log p)."""
 
     needs: frozenset[Need] = field(default_factory=frozenset)
@@ -50,7 +50,9 @@ def sft(
         return weigh([atom.rows[0] for atom in batch])
 
     atoms = Lazy(len(rows), lambda index: Atom(rows=(rows[index],)))
-    return supervised(trainer, atoms, weigh_batch, Imitate(), config, seed=seed, start=start, state=state, blend=blend)
+    return supervised(
+        trainer, atoms, weigh_batch, CrossEntropy(), config, seed=seed, start=start, state=state, blend=blend
+    )
 
 
 def weigh(rows: Sequence[TokenRow]) -> list[Atom]:

@@ -16,9 +16,9 @@ if TYPE_CHECKING:  # `whet --help` imports this file and must not pay for these
     from rich.table import Table
     from rich.tree import Tree
 
-    from whet.config.budget import Budget
-    from whet.config.loading import Loaded, Origin
-    from whet.launch.needs import Footprint
+    from whet.config.budget import StageBudget
+    from whet.config.loading import Loaded, ValueOrigin
+    from whet.launch.memory_report import Footprint
 
 STYLES = {"default": "dim", "preset": "magenta", "file": "cyan", "command line": "bold yellow"}
 
@@ -70,7 +70,7 @@ def recipe_tree(loaded: Loaded) -> Tree:
     return tree
 
 
-def budget_table(costs: list[Budget]) -> Table:
+def budget_table(costs: list[StageBudget]) -> Table:
     """Prompts, sequences, tokens and updates (optimizer steps), of each step and in all."""
     from rich import box
     from rich.table import Table
@@ -127,7 +127,7 @@ def _mib(size: int) -> str:
     return f"{size / 2**20:,.0f}"
 
 
-def _grow(tree: Tree, value: object, origins: Mapping[str, Origin], path: str) -> None:
+def _grow(tree: Tree, value: object, origins: Mapping[str, ValueOrigin], path: str) -> None:
     from rich.text import Text
 
     children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()

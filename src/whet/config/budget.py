@@ -13,7 +13,7 @@ from whet.config.train import TrainConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Budget:
+class StageBudget:
     """One stage's arithmetic. None: not known before the run."""
 
     stage: str = ""
@@ -71,13 +71,13 @@ def answers_of(source: Source) -> int | None:
     return source.answers if isinstance(source, GeneratedConfig) else None
 
 
-def of_rows(source: Sources, train: TrainConfig, *, answers: int | None) -> Budget:
+def of_rows(source: Sources, train: TrainConfig, *, answers: int | None) -> StageBudget:
     """Training on rows of so many answers each."""
     counts, steps = [rows_of(each) for each in listed(source)], train.steps
     rows = sum(filter(None, counts)) if None not in counts else None
     if steps is None and rows is not None:
         steps = max(1, -(-int(rows * train.epochs) // train.batch_size))
-    return Budget(
+    return StageBudget(
         steps=steps,
         optimizer_steps=steps,
         prompts=train.batch_size,
@@ -86,14 +86,14 @@ def of_rows(source: Sources, train: TrainConfig, *, answers: int | None) -> Budg
     )
 
 
-def of_chunks(source: Source, chunk: int, *, each: int | None, tokens: int) -> Budget:
+def of_chunks(source: Source, chunk: int, *, each: int | None, tokens: int) -> StageBudget:
     """Making rows: a step is a chunk of tasks, each with so many sequences of so many tokens at most.
 
     What a judge reads and writes elsewhere is not counted.
     """
     rows = rows_of(source)
     prompts = chunk if rows is None else min(chunk, rows)
-    return Budget(
+    return StageBudget(
         steps=None if rows is None else -(-rows // chunk),
         optimizer_steps=0,
         prompts=prompts,

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from whet.config.budget import Budget, rows_of, times
+from whet.config.budget import StageBudget, rows_of, times
 from whet.config.data import Source
 from whet.config.rewards import RewardConfig, check_rewards
 from whet.config.stage import StageBase
@@ -40,10 +40,10 @@ class EvalStage(StageBase):
         """Its `models`."""
         return self.models
 
-    def budget(self) -> Budget:
+    def budget(self) -> StageBudget:
         """One step, of all samples of all models."""
         rows = rows_of(self.tasks)
-        return Budget(
+        return StageBudget(
             steps=1,
             optimizer_steps=0,
             prompts=rows,

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from whet.config.budget import Budget, of_chunks
+from whet.config.budget import StageBudget, of_chunks
 from whet.config.data import Source
 from whet.config.judge import ChatConfig, JudgeConfig, JudgeWording
 from whet.config.rewards import RewardConfig, judged
@@ -48,7 +48,7 @@ class CompareStage(RowsBase):
             raise ValueError("sampling.temperature must be above 0: greedy answers to one task are all the same")
         return self
 
-    def budget(self) -> Budget:
+    def budget(self) -> StageBudget:
         """Its samples."""
         return of_chunks(self.tasks, self.chunk, each=self.samples, tokens=self.sampling.max_tokens)
 
@@ -71,7 +71,7 @@ class ReviseStage(RowsBase):
     max_tokens: int = Field(512, ge=1)
     """Most tokens of an answer, of a critique and of a revision."""
 
-    def budget(self) -> Budget:
+    def budget(self) -> StageBudget:
         """Its answer and, without another writer, the critiques and revisions."""
         own = 1 if self.writer is not None else 1 + 2 * self.rounds
         return of_chunks(self.tasks, self.chunk, each=own, tokens=self.max_tokens)
@@ -96,7 +96,7 @@ class QuestionsStage(RowsBase):
     max_tokens: int = Field(512, ge=1)
     """Most tokens of what the teacher writes."""
 
-    def budget(self) -> Budget:
+    def budget(self) -> StageBudget:
         """It samples nothing itself."""
         return of_chunks(self.data, self.chunk, each=0, tokens=0)
 
@@ -120,7 +120,7 @@ class AgreementStage(RowsBase):
     """Comparisons."""
     judge: JudgeConfig
 
-    def budget(self) -> Budget:
+    def budget(self) -> StageBudget:
         """It samples nothing itself."""
         return of_chunks(self.data, self.chunk, each=0, tokens=0)
 
@@ -153,6 +153,6 @@ class StepLabelsStage(RowsBase):
             raise ValueError("sampling.temperature must be above 0: greedy completions of one prefix are all the same")
         return self
 
-    def budget(self) -> Budget:
+    def budget(self) -> StageBudget:
         """`rollouts` for each step, whose number is not known before."""
         return of_chunks(self.tasks, self.chunk, each=None, tokens=self.sampling.max_tokens)

@@ -25,7 +25,7 @@ from whet.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Origin:
+class ValueOrigin:
     """Who gave a value."""
 
     kind: Literal["default", "preset", "file", "command line"]
@@ -37,7 +37,7 @@ class Origin:
 
 
 Stages = Sequence[type[StageBase]]
-DEFAULT = Origin(kind="default", text="default")
+DEFAULT = ValueOrigin(kind="default", text="default")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,7 @@ class Loaded:
     """A recipe, and the origin of every value in it by dotted path (`stages.rl.train.lr`)."""
 
     recipe: Recipe
-    origins: Mapping[str, Origin]
+    origins: Mapping[str, ValueOrigin]
     raw: Mapping[str, Any]
     """What was written, after inheritance and overrides and before defaults."""
 
@@ -254,19 +254,19 @@ def _kinds_known(root: Node, kinds: Stages) -> bool:
 # ----------------------------------------------------------------------------------------------- origins
 
 
-def _origins(recipe: Recipe, root: Node) -> dict[str, Origin]:
-    presets: dict[KeyPath, Origin] = {}
+def _origins(recipe: Recipe, root: Node) -> dict[str, ValueOrigin]:
+    presets: dict[KeyPath, ValueOrigin] = {}
     for name, stage in recipe.stages.items():
         for section, preset, values in _presets(stage):
             for path, _ in leaves(values):
-                presets["stages", name, section, *path] = Origin(kind="preset", text=f"preset {preset}")
-    origins: dict[str, Origin] = {}
+                presets["stages", name, section, *path] = ValueOrigin(kind="preset", text=f"preset {preset}")
+    origins: dict[str, ValueOrigin] = {}
     for path, _ in leaves(recipe.model_dump()):
         node = root.find(path)
         if node is None:
             origins[dotted(path)] = presets.get(path, DEFAULT)
         else:
-            origins[dotted(path)] = Origin(kind="file" if node.line else "command line", text=node.place)
+            origins[dotted(path)] = ValueOrigin(kind="file" if node.line else "command line", text=node.place)
     return origins
 
 

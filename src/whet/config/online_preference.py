@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from whet.config.budget import Budget, times
+from whet.config.budget import StageBudget, times
 from whet.config.data import Source
 from whet.config.preference import LossConfig, PreferenceTrainConfig
 from whet.config.rewards import RewardConfig, check_rewards
@@ -62,9 +62,9 @@ class OnlinePreferenceStage(StageBase):
             )
         return self
 
-    def budget(self) -> Budget:
+    def budget(self) -> StageBudget:
         """A batch of answers a step."""
-        return Budget(
+        return StageBudget(
             steps=self.train.steps,
             optimizer_steps=times(self.train.steps, self.minibatches),
             prompts=self.prompts_per_step,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, create_model, model_serializer, model_validator
 
-from whet.config.budget import Budget, answers_of, of_rows
+from whet.config.budget import StageBudget, answers_of, of_rows
 from whet.config.data import GeneratedConfig, Source
 from whet.config.derived import OneOf, section_of
 from whet.config.preset import with_preset
@@ -148,7 +148,7 @@ class PreferenceStage(StageBase):
                 raise ValueError(self.loss.why_pairs)
         return self
 
-    def budget(self) -> Budget:
+    def budget(self) -> StageBudget:
         """Rows of two answers, of one for KTO, or of as many as there are."""
         answers = 2 if self.pairs == "best_worst" else answers_of(self.data)
         return of_rows(self.data, self.train, answers=answers if self.loss.kto is None else 1)

@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, create_model, model_validator
 
-from whet.config.budget import Budget
+from whet.config.budget import StageBudget
 from whet.config.evaluation import EvalStage
 from whet.config.feedback import AgreementStage, CompareStage, QuestionsStage, ReviseStage, StepLabelsStage
 from whet.config.model import ModelConfig
@@ -94,7 +94,7 @@ class Recipe(Strict):
             earlier[f"@{name}"] = stage
         return self
 
-    def budgets(self) -> list[Budget]:
+    def budgets(self) -> list[StageBudget]:
         """The arithmetic of every stage, in order."""
         return [replace(stage.budget(), stage=name, kind=stage.kind) for name, stage in self.stages.items()]
 

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from whet.config.budget import Budget, answers_of, of_rows
+from whet.config.budget import StageBudget, answers_of, of_rows
 from whet.config.data import GeneratedConfig, Source
 from whet.config.model import ModelConfig
 from whet.config.rewards import ProcessModelReward, RewardConfig, scorers
@@ -101,7 +101,7 @@ class RewardModelStage(StageBase):
         if self.train.lora is not None or self.train.quantize is not None:
             raise ValueError("gate leaves the model as it is, so train.lora and train.quantize would change nothing")
 
-    def budget(self) -> Budget:
+    def budget(self) -> StageBudget:
         """Rows of one answer, but for comparisons."""
         return of_rows(self.data, self.train, answers=answers_of(self.data) if self.learn == "comparisons" else 1)
 

@@ -67,7 +67,7 @@ class GoldReward(RightReward):
     """Relative error that a number may have; 0: none beyond the rounding of a decimal."""
 
 
-class MathReward(GoldReward):
+class MathRewardConfig(GoldReward):
     """1 if the final answer equals the gold one mathematically; golds must be mathematics."""
 
     kind: Literal["math"]
@@ -151,7 +151,7 @@ class RepetitionReward(RewardBase):
     ngram: int = Field(40, ge=1)
 
 
-class FunctionReward(RewardBase):
+class FunctionRewardConfig(RewardBase):
     """A function in a Python file with TRL's signature, run in its own process with a deadline."""
 
     kind: Literal["function"]
@@ -167,7 +167,7 @@ class FunctionReward(RewardBase):
         return self.judges
 
 
-class GraderReward(RewardBase):
+class GraderRewardConfig(RewardBase):
     """One of OpenAI's grader objects, as its JSON has it."""
 
     kind: Literal["grader"]
@@ -230,7 +230,7 @@ class ScoredReward(RewardBase):
     """For all answers of a step; what is not scored by then counts as failed."""
 
 
-class ModelReward(ScoredReward, ScorerConfig):
+class ModelRewardConfig(ScoredReward, ScorerConfig):
     """What a reward model says of the whole answer, in its own template and tokens."""
 
     kind: Literal["model"]
@@ -273,7 +273,7 @@ class ProcessModelReward(ScoredReward, ScorerConfig):
 RewardConfig = Annotated[
     VerifierReward
     | StepsReward
-    | MathReward
+    | MathRewardConfig
     | AnswerReward
     | ExactReward
     | FormatReward
@@ -283,12 +283,12 @@ RewardConfig = Annotated[
     | LengthReward
     | GroupLengthReward
     | RepetitionReward
-    | FunctionReward
-    | GraderReward
+    | FunctionRewardConfig
+    | GraderRewardConfig
     | JudgeReward
     | VerdictReward
     | WorthReward
-    | ModelReward
+    | ModelRewardConfig
     | EnsembleReward
     | ProcessModelReward,
     Field(discriminator="kind"),
@@ -297,7 +297,7 @@ RewardConfig = Annotated[
 
 def name_of(reward: RewardConfig) -> str:
     """What a reward is called: as the recipe says, else after its kind, a function after itself."""
-    own = reward.path.rpartition(":")[2] if isinstance(reward, FunctionReward) else reward.kind
+    own = reward.path.rpartition(":")[2] if isinstance(reward, FunctionRewardConfig) else reward.kind
     return reward.name or own
 
 
@@ -305,14 +305,14 @@ def weights(rewards: Sequence[RewardConfig]) -> dict[str, float]:
     """The weights of what counts for something in the score, by name; objectives (`model/NAME`) one by one."""
     found: dict[str, float] = {}
     for reward in rewards:
-        if isinstance(reward, ModelReward) and reward.objectives:
+        if isinstance(reward, ModelRewardConfig) and reward.objectives:
             found |= _objectives(reward)
         elif not isinstance(reward, StepsReward):  # which gives grades of steps alone: it is no part of the score
             found[name_of(reward)] = reward.weight
     return {name: weight for name, weight in found.items() if weight}
 
 
-def _objectives(reward: ModelReward) -> dict[str, float]:
+def _objectives(reward: ModelRewardConfig) -> dict[str, float]:
     """What each objective counts for in the score, by its name among the rewards."""
     return {f"{name_of(reward)}/{name}": reward.weight * weight for name, weight in reward.objectives.items()}
 
@@ -327,7 +327,7 @@ def check_cost(cost: str, rewards: Sequence[RewardConfig]) -> None:
     """Raise `ValueError` where a constraint's cost is no reward and no objective, or counts in the score as well."""
     found = {name_of(reward): reward.weight for reward in rewards if not isinstance(reward, StepsReward)}
     for reward in rewards:
-        found |= _objectives(reward) if isinstance(reward, ModelReward) else {}
+        found |= _objectives(reward) if isinstance(reward, ModelRewardConfig) else {}
     if cost in [name_of(reward) for reward in rewards if isinstance(reward, StepsReward)]:
         raise ValueError(f"constraint.cost is {cost!r}, which grades steps and no answers")
     if cost not in found:
@@ -343,7 +343,7 @@ def judged(rewards: Sequence[RewardConfig]) -> bool:
 
 def check_normalised(rewards: Sequence[RewardConfig]) -> None:
     """Raise `ValueError` where rewards that are normalised one by one would pass over one of their settings."""
-    if any(isinstance(r, ModelReward) and r.objectives and r.truncated is not None for r in rewards):
+    if any(isinstance(r, ModelRewardConfig) and r.objectives and r.truncated is not None for r in rewards):
         raise ValueError(
             "rewards: truncated is a value of the sum, and algorithm.objectives: normalised takes the objectives of a "
             "reward model one by one; leave truncated out"

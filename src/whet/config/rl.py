@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from whet.config.budget import Budget, times
+from whet.config.budget import StageBudget, times
 from whet.config.constraint import ConstraintConfig
 from whet.config.curriculum import CurriculumConfig
 from whet.config.data import Source
@@ -84,10 +84,10 @@ class RLStage(StageBase):
             )
         return self
 
-    def budget(self) -> Budget:
+    def budget(self) -> StageBudget:
         """A batch of rollouts a step, drawn up to `rounds` times."""
         dynamic = self.algorithm.dynamic_sampling
-        return Budget(
+        return StageBudget(
             steps=self.train.steps,
             optimizer_steps=times(self.train.steps, self.algorithm.minibatches),
             prompts=self.prompts_per_step,

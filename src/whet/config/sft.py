@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from whet.config.budget import Budget, of_rows
+from whet.config.budget import StageBudget, of_rows
 from whet.config.data import Source, Sources, weights
 from whet.config.stage import StageBase
 from whet.config.strict import Made
@@ -30,6 +30,6 @@ class SFTStage(StageBase):
         weights(self.data)
         return self
 
-    def budget(self) -> Budget:
+    def budget(self) -> StageBudget:
         """An answer a row."""
         return of_rows(self.data, self.train, answers=1)

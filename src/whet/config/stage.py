@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import ClassVar, get_args
 
-from whet.config.budget import Budget
+from whet.config.budget import StageBudget
 from whet.config.model import ModelConfig
 from whet.config.strict import Made, Strict
 
@@ -38,9 +38,9 @@ class StageBase(Strict):
         """The paths of the models that it compares, by label; None: that is not what it does."""
         return None
 
-    def budget(self) -> Budget:
+    def budget(self) -> StageBudget:
         """What it costs at most, as far as its keys say."""
-        return Budget()
+        return StageBudget()
 
     def unfit(self, made: Mapping[str, StageBase]) -> Iterator[str]:
         """What is wrong with how it uses the artifacts of earlier stages, by `@name`; each begins with a key."""

@@ -27,7 +27,7 @@ class Rating:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Objective:
+class ObjectiveFit:
     """One objective on held-out data."""
 
     name: str
@@ -49,7 +49,7 @@ class Ratings:
     what: str
     """ratings."""
     count: int
-    objectives: tuple[Objective, ...]
+    objectives: tuple[ObjectiveFit, ...]
     """Those of which there is anything to explain among the held-out ratings."""
 
 
@@ -63,7 +63,7 @@ def judge_ratings(rated: Mapping[str, Sequence[Rating]]) -> Ratings:
     )
 
 
-def _objective(name: str, given: Sequence[Rating]) -> Objective:
+def _objective(name: str, given: Sequence[Rating]) -> ObjectiveFit:
     errors: dict[Hashable, float] = {}
     totals: dict[Hashable, float] = {}
     for each in given:
@@ -71,7 +71,7 @@ def _objective(name: str, given: Sequence[Rating]) -> Objective:
         totals[each.prompt] = totals.get(each.prompt, 0.0) + each.rating**2
     scores, ratings = [each.score for each in given], [each.rating for each in given]
     lengths = [float(each.length) for each in given]
-    return Objective(
+    return ObjectiveFit(
         name=name,
         count=len(given),
         explained=explained_variance(list(errors.values()), list(totals.values())),

@@ -15,7 +15,7 @@ from whet.evals.stats import differences, mean_interval, paired_interval, pass_a
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class SampledAnswer:
     """One sampled answer to a task."""
 
     correct: bool | None
@@ -56,7 +56,7 @@ class EvalRow:
     """Exact two-sided sign-flip p-value of "no difference"."""
 
 
-def summarise(label: str, answers: Mapping[str, Sequence[Answer]]) -> EvalRow:
+def summarise(label: str, answers: Mapping[str, Sequence[SampledAnswer]]) -> EvalRow:
     """The row of one model: task id to its sampled answers.
 
     pass@k is given for k = 1, 2, 4, ... and the number of samples, each as the mean over the tasks that have at least
@@ -120,7 +120,7 @@ def _with_gain(first: EvalRow, row: EvalRow) -> EvalRow:
     return replace(row, gain=gain.mean, gain_low=gain.low, gain_high=gain.high, gain_p=p)
 
 
-def _mean_rewards(answers: Sequence[Answer]) -> dict[str, float]:
+def _mean_rewards(answers: Sequence[SampledAnswer]) -> dict[str, float]:
     given: dict[str, list[float]] = {}
     for answer in answers:
         for name, value in answer.rewards.items():

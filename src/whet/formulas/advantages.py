@@ -25,7 +25,7 @@ EPS = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answers:
+class StepAnswers:
     """The scored answers of a training step. Under process supervision its N are their graded steps, of length 1."""
 
     reward_N: Tensor
@@ -72,7 +72,7 @@ def normalised_sum(value_NK: Tensor, weight_K: Tensor, group_N: Tensor) -> Tenso
     for value_N, weight in zip(value_NK.unbind(1), weight_K, strict=True):
         applies_N = ~value_N.isnan()
         reward_N = value_N[applies_N]
-        there = Answers(
+        there = StepAnswers(
             reward_N=reward_N,
             group_N=torch.unique(group_N[applies_N], return_inverse=True)[1],
             length_N=torch.ones_like(reward_N, dtype=torch.long),
@@ -106,34 +106,34 @@ def steps_to_go(advantage_S: Tensor, last_S: Tensor, length: int) -> Tensor:
 # ---------------------------------------------------------------------------------------------- baseline
 
 
-def no_baseline(answers: Answers) -> Tensor:
+def no_baseline(answers: StepAnswers) -> Tensor:
     """0: the raw reward is the advantage (REINFORCE)."""
     return torch.zeros_like(answers.reward_N)
 
 
-def group_mean(answers: Answers) -> Tensor:
+def group_mean(answers: StepAnswers) -> Tensor:
     """The group's mean (GRPO 2402.03300, section 4.1.2)."""
     return _or_own(answers, answers.group_sum(answers.reward_N) / answers.size_N)
 
 
-def leave_one_out(answers: Answers) -> Tensor:
+def leave_one_out(answers: StepAnswers) -> Tensor:
     """The mean of the *other* answers of the group (RLOO 2402.14740 eq. 7)."""
     return _or_own(answers, (answers.group_sum(answers.reward_N) - answers.reward_N) / (answers.size_N - 1))
 
 
-def length_weighted_mean(answers: Answers) -> Tensor:
+def length_weighted_mean(answers: StepAnswers) -> Tensor:
     """sum(length x reward) / sum(length) over the group (OPO 2505.23585 eq. 6)."""
     length_N = answers.length_N.to(answers.reward_N.dtype)
     return _or_own(answers, answers.group_sum(length_N * answers.reward_N) / answers.group_sum(length_N))
 
 
-def batch_mean(answers: Answers) -> Tensor:
+def batch_mean(answers: StepAnswers) -> Tensor:
     """The mean over all answers of the step."""
     reward_N = answers.reward_N
     return reward_N if _all_equal(reward_N) else reward_N.mean().expand_as(reward_N)
 
 
-def greedy(answers: Answers) -> Tensor:
+def greedy(answers: StepAnswers) -> Tensor:
     """The reward of the greedy answer to the same prompt (ReMax 2310.10505 eq. 6)."""
     return answers.greedy_N
 
@@ -141,12 +141,12 @@ def greedy(answers: Answers) -> Tensor:
 # ------------------------------------------------------------------------------------------------- scale
 
 
-def no_scale(advantage_T: Tensor, answers: Answers) -> Tensor:
+def no_scale(advantage_T: Tensor, answers: StepAnswers) -> Tensor:
     """As it is (Dr. GRPO 2503.20783: dividing by the std favours very easy and very hard prompts)."""
     return advantage_T
 
 
-def group_std(advantage_T: Tensor, answers: Answers) -> Tensor:
+def group_std(advantage_T: Tensor, answers: StepAnswers) -> Tensor:
     """Over the standard deviation (Bessel) of the group's rewards (GRPO 2402.03300)."""
     mean_N = answers.group_sum(answers.reward_N) / answers.size_N
     square_N = answers.group_sum((answers.reward_N - mean_N).square())
@@ -154,27 +154,27 @@ def group_std(advantage_T: Tensor, answers: Answers) -> Tensor:
     return _over(advantage_T, answers.per_token(std_N))
 
 
-def batch_std(advantage_T: Tensor, answers: Answers) -> Tensor:
+def batch_std(advantage_T: Tensor, answers: StepAnswers) -> Tensor:
     """Over the standard deviation (Bessel) of all rewards of the step (Lite PPO 2508.08221)."""
     reward_N = answers.reward_N
     return _over(advantage_T, torch.zeros_like(advantage_T) if _all_equal(reward_N) else reward_N.std(correction=1))
 
 
-def token_std(advantage_T: Tensor, answers: Answers) -> Tensor:
+def token_std(advantage_T: Tensor, answers: StepAnswers) -> Tensor:
     """Whitened: minus the mean and over the std (Bessel) of all tokens (REINFORCE++ 2501.03262 eq. 10)."""
     if _all_equal(advantage_T):
         return torch.zeros_like(advantage_T)
     return _over(advantage_T - advantage_T.mean(), advantage_T.std(correction=1))
 
 
-def informative_share(advantage_T: Tensor, answers: Answers) -> Tensor:
+def informative_share(advantage_T: Tensor, answers: StepAnswers) -> Tensor:
     """Over the share of answers whose group has a signal, i.e. times B / (B - M) (GPG 2504.02546 eq. 7)."""
     share = answers.differ_N.to(advantage_T.dtype).mean()
     return advantage_T / share if share > 0 else advantage_T
 
 
 CREDITS: dict[str, Callable[[Tensor], Tensor]] = {"outcome": outcome, "return_to_go": return_to_go}
-BASELINES: dict[str, Callable[[Answers], Tensor]] = {
+BASELINES: dict[str, Callable[[StepAnswers], Tensor]] = {
     "none": no_baseline,
     "group_mean": group_mean,
     "leave_one_out": leave_one_out,
@@ -182,7 +182,7 @@ BASELINES: dict[str, Callable[[Answers], Tensor]] = {
     "batch_mean": batch_mean,
     "greedy": greedy,
 }
-SCALES: dict[str, Callable[[Tensor, Answers], Tensor]] = {
+SCALES: dict[str, Callable[[Tensor, StepAnswers], Tensor]] = {
     "none": no_scale,
     "group_std": group_std,
     "batch_std": batch_std,
@@ -191,7 +191,7 @@ SCALES: dict[str, Callable[[Tensor, Answers], Tensor]] = {
 }
 
 
-def _or_own(answers: Answers, value_N: Tensor) -> Tensor:
+def _or_own(answers: StepAnswers, value_N: Tensor) -> Tensor:
     """The value, or the answer's own reward where all of its group are equal: its advantage is then exactly 0."""
     return torch.where(answers.differ_N, value_N, answers.reward_N)
 

@@ -15,7 +15,7 @@ from whet.files import read_json
 from whet.launch.main import asked_to_stop
 from whet.launch.talk import find_model
 from whet.launch.world import LocalWorld
-from whet.models.machine import pick_threads
+from whet.models.device import pick_threads
 from whet.pipeline.lineage import identity_name
 from whet.pipeline.run import Run, claimed, context_of
 from whet.pipeline.stage import Interrupted

@@ -19,8 +19,8 @@ from whet.files import read_json, writing
 from whet.launch.check import check_ahead
 from whet.launch.memory import frugal, require_offload, trainings
 from whet.launch.world import LocalWorld
-from whet.models.machine import give_memory_back, pick_threads
-from whet.models.products import library, use_library
+from whet.models.device import give_memory_back, pick_threads
+from whet.models.matmul import library, use_library
 from whet.pipeline.kinds import KINDS
 from whet.pipeline.lineage import UNDECIDED, Choices
 from whet.pipeline.run import Run

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from whet.algorithms.sft import Imitate, weigh
+from whet.algorithms.sft import CrossEntropy, weigh
 from whet.config import ModelConfig, SamplingConfig, TrainConfig
 from whet.config.critic import CriticConfig
 from whet.config.judge import LocalChat
@@ -27,11 +27,11 @@ from whet.config.references import children
 from whet.config.rewards import scorers
 from whet.config.stage import StageBase
 from whet.errors import ModelError
-from whet.launch.needs import Footprint, Role, fitting_tokens
+from whet.launch.memory_report import Footprint, Role, fitting_tokens
+from whet.models.device import pick_device
 from whet.models.footprint import Ledger, rehearsal
 from whet.models.heads import is_scalar
 from whet.models.language import LanguageModel
-from whet.models.machine import pick_device
 from whet.models.pack import Packed, pack
 from whet.models.quantize import NF4_BYTES, quantisable
 from whet.pipeline.run import Run
@@ -290,7 +290,7 @@ class _Microbatch:
             model.value_at(model.stream(self.packed)[self.packed.source_T]).sum().backward()
             return
         logp_T, entropy_T = self._logp(model)
-        loss, _ = Imitate()(Outputs(logp_T=logp_T, entropy_T=entropy_T), self.batch)
+        loss, _ = CrossEntropy()(Outputs(logp_T=logp_T, entropy_T=entropy_T), self.batch)
         loss.backward()
 
     def read(self, model: LanguageModel) -> None:

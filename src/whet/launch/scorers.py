@@ -9,7 +9,7 @@ from whet.algorithms.scorer import ModelScorer
 from whet.config import ModelConfig, TrainConfig
 from whet.config.reward_model import misweighed
 from whet.config.rewards import ScorerConfig
-from whet.envs.asked import Passage, Reading
+from whet.envs.clients import Passage, ScoreReading
 from whet.errors import ModelError
 from whet.models.heads import RewardFacts, objectives_of, reward_facts
 from whet.models.load import load_scalar_model
@@ -26,7 +26,7 @@ class LazyScorer:
     template: Callable[[ModelConfig], Template]
     _loaded: ModelScorer | None = field(default=None, init=False)
 
-    def read(self, passages: Sequence[Passage]) -> list[Reading]:
+    def read(self, passages: Sequence[Passage]) -> list[ScoreReading]:
         """One reading of each passage. Raises `ModelError` where the model cannot be loaded or is of another kind."""
         if self._loaded is None:
             self._loaded = self._load()

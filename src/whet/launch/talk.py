@@ -17,7 +17,7 @@ from whet.sampling.bridge import run
 
 
 @dataclass
-class Conversation:
+class ChatSession:
     """A conversation with one model; every answer is sampled with a seed of its own."""
 
     policy: Policy
@@ -41,10 +41,10 @@ class Conversation:
         return answer.content
 
 
-def open_conversation(what: str, sampling: SamplingConfig, *, seed: int = 0) -> Conversation:
+def open_conversation(what: str, sampling: SamplingConfig, *, seed: int = 0) -> ChatSession:
     """Talk to a run folder (its last model, or `RUN@stage`), a model directory, a hub id or a built-in model."""
     policy = LocalWorld().policy(ModelConfig(path=find_model(what)), TrainConfig(), sampling)
-    return Conversation(policy=policy, sampling=sampling, seed=seed)
+    return ChatSession(policy=policy, sampling=sampling, seed=seed)
 
 
 def find_model(what: str) -> str:

@@ -19,7 +19,7 @@ from whet.errors import ModelError
 from whet.launch.chats import build_chat
 from whet.launch.memory import settle
 from whet.launch.scorers import LazyScorer
-from whet.models.gating import LENGTH, Gate, GateFacts
+from whet.models.armo import LENGTH, Gate, GateFacts
 from whet.models.heads import RewardFacts, objectives_of, reward_facts, set_reward_facts
 from whet.models.language import LanguageModel
 from whet.models.load import (

@@ -48,7 +48,7 @@ BUCKET_WASTE = 1.25
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class AttentionCall:
     """What a model layer says when it asks for attention."""
 
     layer: int
@@ -68,7 +68,7 @@ class Call:
 class Layout(Protocol):
     """Knows who sees whom in one forward pass."""
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
         """query (1, H, N, D), key and value (1, K, N, D) -> (1, N, H, D)."""
 
 
@@ -98,14 +98,14 @@ def attend(
     if torch.is_autocast_enabled(query.device.type):  # norms and rotary embeddings leave float32 behind
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    call = Call(layer=module.layer_idx, scale=scaling, window=sliding_window, softcap=softcap, sinks_H=s_aux)
+    call = AttentionCall(layer=module.layer_idx, scale=scaling, window=sliding_window, softcap=softcap, sinks_H=s_aux)
     size = value.shape[-1]
     if size < key.shape[-1]:  # latent attention (DeepSeek) has values of a size of their own
         value = F.pad(value, (0, key.shape[-1] - size))
     return layout.attend(query, key, value, call)[..., :size], None
 
 
-def weigh(score: Tensor, call: Call, bias: Tensor | None, sinks: Tensor | None) -> Tensor:
+def weigh(score: Tensor, call: AttentionCall, bias: Tensor | None, sinks: Tensor | None) -> Tensor:
     """Scores (..., keys) as shares of a softmax, summed in float32 or wider; `bias` hides keys with -inf.
 
     `sinks`: the call's, in a shape that broadcasts to (..., 1).
@@ -256,13 +256,13 @@ class TreeLayout:
             self.block_masks[window] = block_mask(self.segments, self.links, self.labels, window)
         return self.block_masks[window]
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
         """Attention of every token to its prefix and its own branch."""
         window = call.window if call.window is not None and call.window < self.longest else None
         if self.backend == "flash" and window is None and call.usual and query.device.type == "cpu":
             return _FlashTree.apply(query, key, value, self, call.scale)  # type: ignore[no-any-return, no-untyped-call]
         if self.backend == "flex":
-            rule = flex.Rule(scale=call.scale, softcap=call.softcap, sinks_H=call.sinks_H)
+            rule = flex.MaskRule(scale=call.scale, softcap=call.softcap, sinks_H=call.sinks_H)
             return flex.attend(query, key, value, self.block_mask(window), rule).transpose(1, 2)
         mask = self.mask_NN(window)
         if not call.usual:
@@ -298,7 +298,7 @@ def largest_gap(backend: str, device: torch.device, *, backward: bool = True) ->
         found = []
         sinks_H = torch.linspace(-1, 2, 4, device=device)
         for window, softcap, sinks in ((None, None, None), (30, None, None), (30, 2.0, None), (None, None, sinks_H)):
-            call = Call(layer=0, scale=0.125, window=window, softcap=softcap, sinks_H=sinks)
+            call = AttentionCall(layer=0, scale=0.125, window=window, softcap=softcap, sinks_H=sinks)
             out = layout.attend(query, key, value, call)
             upstream = torch.arange(out.numel(), device=device).view_as(out).sin()
             found += [out.detach(), *(torch.autograd.grad(out, (query, key, value), upstream) if backward else ())]
@@ -306,7 +306,7 @@ def largest_gap(backend: str, device: torch.device, *, backward: bool = True) ->
     return max(float((left - right).abs().max()) for left, right in zip(*results, strict=True))
 
 
-def _masked(query: Tensor, key: Tensor, value: Tensor, mask_NN: Tensor, call: Call) -> Tensor:
+def _masked(query: Tensor, key: Tensor, value: Tensor, mask_NN: Tensor, call: AttentionCall) -> Tensor:
     """(1, H, N, D) of attention with a softcap or sinks, by the dense mask."""
     K = key.shape[1]
     grouped = query.unflatten(1, (K, -1))  # (1, K, G, N, D): the G query heads of each key-value head

@@ -67,7 +67,7 @@ def block_mask(
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class MaskRule:
     """How scores become shares; see `attention.Call`."""
 
     scale: float
@@ -75,7 +75,7 @@ class Rule:
     sinks_H: Tensor | None = None
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, rule: Rule) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, rule: MaskRule) -> Tensor:
     """(1, H, N, D), (1, K, N, D) twice -> (1, H, N, D)."""
     run = _compiled() if query.device.type == "cuda" else flex_attention
     options = {"score_mod": None if rule.softcap is None else _capped(rule.softcap), "block_mask": mask}

@@ -19,9 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from whet.config import LoraConfig, ModelConfig
+from whet.models.device import pick_compute, pick_device
 from whet.models.language import LanguageModel
 from whet.models.load import load_skeleton
-from whet.models.machine import pick_compute, pick_device
 
 
 class Ledger(TorchDispatchMode):

@@ -21,7 +21,7 @@ from torch import nn
 from whet.errors import ModelError
 from whet.files import read_json, write_atomic
 from whet.models.architecture import text_config
-from whet.models.gating import GateFacts
+from whet.models.armo import GateFacts
 
 SCORE = "score"
 FACTS = "whet_reward"

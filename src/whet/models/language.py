@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from whet.formulas.logprobs import Linear, chunked_logp
 from whet.models.architecture import LogitRule, decoder_of
+from whet.models.armo import Gate
 from whet.models.attention import Layout, pick_backend
 from whet.models.export import save_model
-from whet.models.gating import Gate
 from whet.models.heads import reward_facts
+from whet.models.matmul import linear
 from whet.models.pack import Packed, prompt_ends
-from whet.models.products import linear
 
 Want = Literal["logp", "entropy", "value", "score", "top_k"]
 """What may be read of a row's trained tokens without a gradient."""

@@ -32,10 +32,11 @@ from whet.models.architecture import (
     text_config,
     without_randomness,
 )
+from whet.models.armo import load_gate
 from whet.models.attention import ATTENTION, attend
 from whet.models.compiled import compile_layers
 from whet.models.create import byte_tokenizer, create_model
-from whet.models.gating import load_gate
+from whet.models.device import pick_compute, pick_device
 from whet.models.heads import (
     SCORE,
     add_score,
@@ -46,9 +47,8 @@ from whet.models.heads import (
     scalar_from_causal,
 )
 from whet.models.language import LanguageModel
-from whet.models.machine import pick_compute, pick_device
+from whet.models.matmul import adopt
 from whet.models.probe import check_forward, first_line
-from whet.models.products import adopt
 from whet.models.quantize import is_quantised, keep_layout, nf4_options
 
 BUILT_IN = {"whet:demo": Path(__file__).parent.parent / "assets" / "demo"}

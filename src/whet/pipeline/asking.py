@@ -8,8 +8,8 @@ from whet.config import Source
 from whet.config.judge import JudgeWording
 from whet.envs.judges.judge import build_wording
 from whet.envs.judges.questions import questions
+from whet.pipeline.load_data import comparisons
 from whet.pipeline.playing import SHOWN
-from whet.pipeline.sources import comparisons
 from whet.pipeline.stage import Seen
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from whet.config import GeneratedConfig, ModelConfig, Source, Sources, TrainConfig
 from whet.config.data import listed, weights
 from whet.data.mixture import Blend, end_to_end
-from whet.pipeline.sources import conversations
+from whet.pipeline.load_data import conversations
 from whet.pipeline.stage import World
 from whet.records import TokenRow
 from whet.training.tokenize import Gated, Say, tokenise

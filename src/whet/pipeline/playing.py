@@ -11,7 +11,7 @@ from whet.data.faults import Dropped
 from whet.envs.base import Rubric, Task
 from whet.envs.rubric import WeightedRubric
 from whet.envs.single_turn import SingleTurn
-from whet.pipeline.sources import rubric, tasks, usable
+from whet.pipeline.load_data import rubric, tasks, usable
 from whet.pipeline.stage import Context, Policy, Seen, World
 from whet.rollouts.play import Player
 from whet.sampling.base import SamplingParams

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from whet.pipeline.passes import kept_pass
+from whet.pipeline.cached_forward import cached_forward
 from whet.pipeline.stage import Context
 from whet.records import Atom, TokenRow
 from whet.training.base import Trainer
@@ -50,11 +50,11 @@ class Referred(Sequence[Atom]):
 def with_reference(context: Context, trainer: Trainer, atoms: Sequence[Atom], name: str) -> Referred:
     """The atoms with the log-probabilities of their rows under the trainer's weights, which must be untouched yet.
 
-    Raises what `kept_pass` raises.
+    Raises what `cached_forward` raises.
     """
 
     def read(rows: Sequence[TokenRow]) -> Tensor:
         return torch.from_numpy(np.concatenate(trainer.forward(rows, "logp")["logp"])).float()
 
     rows = [row for atom in atoms for row in atom.rows]
-    return Referred(atoms, list(kept_pass(context, context.folder / "reference" / name, rows, read)))
+    return Referred(atoms, list(cached_forward(context, context.folder / "reference" / name, rows, read)))

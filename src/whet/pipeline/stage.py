@@ -21,7 +21,7 @@ from whet.config.judge import ChatConfig
 from whet.config.reward_model import GateConfig
 from whet.config.rewards import ScorerConfig
 from whet.config.stage import StageBase
-from whet.envs.asked import Chat, Scorer
+from whet.envs.clients import ChatClient, RewardModelClient
 from whet.records import Message, TokenRow
 from whet.sampling.base import PolicySampler
 from whet.templates.base import Template
@@ -106,10 +106,10 @@ class World(Protocol):
         is another one, or the weights have a head of other outputs.
         """
 
-    def chat(self, config: ChatConfig) -> Chat:
+    def chat(self, config: ChatConfig) -> ChatClient:
         """Somebody who answers conversations: an endpoint, a local model or a script. Asks nobody until it is asked."""
 
-    def scorer(self, config: ScorerConfig, *, steps: bool) -> Scorer:
+    def scorer(self, config: ScorerConfig, *, steps: bool) -> RewardModelClient:
         """A reward model, of answers or of `steps`; nothing is loaded until it is asked."""
 
     def reseed(self, seed: int) -> None:

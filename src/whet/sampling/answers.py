@@ -15,7 +15,7 @@ from torch import Tensor
 from whet.errors import SamplerError
 from whet.records import Completion, Ending
 from whet.sampling.base import Request, SamplingParams
-from whet.sampling.choose import choose
+from whet.sampling.sample_token import choose
 
 
 class Answers:
@@ -67,7 +67,7 @@ class Answers:
 
 
 @dataclass(eq=False, frozen=True, slots=True)
-class Kind:
+class SamplingKind:
     """How some requests are sampled alike, and what ends them."""
 
     params: SamplingParams
@@ -79,7 +79,7 @@ class Kind:
         return replace(params, max_tokens=1)
 
     @classmethod
-    def of(cls, params: SamplingParams, device: torch.device) -> Kind:
+    def of(cls, params: SamplingParams, device: torch.device) -> SamplingKind:
         """The kind of these parameters."""
         return cls(params, torch.tensor(sorted(params.stop_ids), dtype=torch.long, device=device))
 
@@ -87,12 +87,12 @@ class Kind:
 class Pens:
     """Where each of some rows writes next, and how its token is chosen."""
 
-    def __init__(self, answers: Answers, lines: Sequence[tuple[int, int, int]], kinds: Sequence[Kind]) -> None:
+    def __init__(self, answers: Answers, lines: Sequence[tuple[int, int, int]], kinds: Sequence[SamplingKind]) -> None:
         """Of each row: its line, how many tokens stand there, and how many there may be."""
         self._answers = answers
         line_S, count_S, most_S = torch.tensor(lines, device=answers.tokens.device).T
         self.place_S, self.last_S = line_S * answers.size + count_S, line_S * answers.size + most_S - 1
-        by_kind: dict[Kind, list[int]] = {}
+        by_kind: dict[SamplingKind, list[int]] = {}
         for row, kind in enumerate(kinds):
             by_kind.setdefault(kind, []).append(row)
         self._kinds = [

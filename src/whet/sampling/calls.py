@@ -67,7 +67,7 @@ class Call(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class FailedCall:
     """Why a call has no answer. No `read` may return one."""
 
     error: SamplerError
@@ -80,7 +80,7 @@ class _Line:
 
     client: httpx.AsyncClient
     gate: asyncio.Semaphore
-    silent: list[Failure] = field(default_factory=list)
+    silent: list[FailedCall] = field(default_factory=list)
     """The calls that had no answer since the last one that had."""
     users: int = 0
 
@@ -104,13 +104,13 @@ class Caller:
         self._headers, self._remedy = headers, remedy
         self._lines: dict[asyncio.AbstractEventLoop, _Line] = {}
 
-    def each(self, calls: Sequence[Call[T]]) -> Generator[tuple[int, T | Failure], None, None]:
+    def each(self, calls: Sequence[Call[T]]) -> Generator[tuple[int, T | FailedCall], None, None]:
         """The number of each call (from 0) with what came of it, as soon as that is known.
 
         Nothing is raised for one that failed. Closing the generator gives up what is under way. May be used from
         inside an event loop.
         """
-        arrived: queue.SimpleQueue[tuple[int, T | Failure]] = queue.SimpleQueue()
+        arrived: queue.SimpleQueue[tuple[int, T | FailedCall]] = queue.SimpleQueue()
         with _running(self._ask_all(calls, lambda number, answer: arrived.put((number, answer)))) as work:
             for _ in calls:
                 yield _next_of(arrived, work)
@@ -118,7 +118,7 @@ class Caller:
     def one(self, call: Call[T]) -> T:
         """The answer to one call; raises its `SamplerError`."""
         ((_, answer),) = self.each([call])
-        if isinstance(answer, Failure):
+        if isinstance(answer, FailedCall):
             raise answer.error
         return answer
 
@@ -129,15 +129,15 @@ class Caller:
         """
         async with self._line() as line:
             answer = await self._outcome(call, line)
-        if isinstance(answer, Failure):
+        if isinstance(answer, FailedCall):
             raise answer.error
         return answer
 
-    async def _ask_all(self, calls: Sequence[Call[T]], tell: Callable[[int, T | Failure], None]) -> None:
+    async def _ask_all(self, calls: Sequence[Call[T]], tell: Callable[[int, T | FailedCall], None]) -> None:
         async with self._line() as line:
 
             async def one(number: int, call: Call[T]) -> None:
-                answer: T | Failure = await self._outcome(call, line)
+                answer: T | FailedCall = await self._outcome(call, line)
                 tell(number, answer)
 
             await asyncio.gather(*(one(number, call) for number, call in enumerate(calls)))
@@ -160,7 +160,7 @@ class Caller:
                 del self._lines[loop]
                 await line.client.aclose()
 
-    async def _outcome(self, call: Call[T], line: _Line) -> T | Failure:
+    async def _outcome(self, call: Call[T], line: _Line) -> T | FailedCall:
         wait = _Wait(self._who, call.what, time.monotonic(), self._patience.total_s)
         try:
             async with asyncio.timeout(wait.left_s()), line.gate:
@@ -169,13 +169,13 @@ class Caller:
                 answer = await self._answer(line.client, call, wait)
             line.silent.clear()
         except TimeoutError:
-            return Failure(wait.over(), timed_out=True)
+            return FailedCall(wait.over(), timed_out=True)
         except _Silence as error:
-            line.silent.append(Failure(error, timed_out=wait.timed_out))
+            line.silent.append(FailedCall(error, timed_out=wait.timed_out))
             return line.silent[-1]
         except SamplerError as error:  # an answer all the same, and the last one
             line.silent.clear()
-            return Failure(error, timed_out=False)
+            return FailedCall(error, timed_out=False)
         return answer
 
     async def _answer(self, client: httpx.AsyncClient, call: Call[T], wait: _Wait) -> T:
@@ -219,10 +219,10 @@ class _Silence(SamplerError):
     """No attempt at a call brought an answer."""
 
 
-def _given_up(what: str, silent: Sequence[Failure]) -> Failure:
+def _given_up(what: str, silent: Sequence[FailedCall]) -> FailedCall:
     last = silent[-1]
     said = f"{what} was not asked for, because {len(silent)} calls in a row had no answer; the last: {last.error}"
-    return Failure(SamplerError(said), timed_out=last.timed_out)
+    return FailedCall(SamplerError(said), timed_out=last.timed_out)
 
 
 class _Pace:

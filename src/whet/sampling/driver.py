@@ -13,7 +13,7 @@ from whet.sampling.base import Request
 T = TypeVar("T")
 
 
-class Engine(Protocol[T]):
+class Stepper(Protocol[T]):
     """Works on many requests at once, a step at a time. A ticket stands for a request."""
 
     @property
@@ -36,7 +36,7 @@ class Engine(Protocol[T]):
 class Driver(Generic[T]):
     """From `submit` and `step` to `await`. Between two steps all coroutines that can go on do."""
 
-    def __init__(self, name: str, engine: Engine[T]) -> None:
+    def __init__(self, name: str, engine: Stepper[T]) -> None:
         """`name` is what messages call the engine."""
         self._name, self._engine = name, engine
         self._awaited: dict[T, asyncio.Future[Completion]] = {}

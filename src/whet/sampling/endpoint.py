@@ -18,7 +18,7 @@ import httpx
 from whet.errors import ConfigError, SamplerError
 from whet.records import Message, Reply, ToolCall
 from whet.sampling.base import SamplingParams
-from whet.sampling.calls import Call, Caller, Failure, Patience, excerpt
+from whet.sampling.calls import Call, Caller, FailedCall, Patience, excerpt
 
 THINKING = re.compile(r"\s*<think>(.*?)(?:</think>\s*|\Z)", re.DOTALL)
 
@@ -90,7 +90,7 @@ class EndpointSampler:
         answers = self._caller.each(calls)
         with closing(answers):
             for number, answer in answers:
-                if isinstance(answer, Failure):
+                if isinstance(answer, FailedCall):
                     yield number, Reply(message=None, failure=str(answer.error), timed_out=answer.timed_out)
                 else:
                     yield number, answer

@@ -25,15 +25,15 @@ import torch
 from whet.errors import SamplerError
 from whet.models.attention import Tree, TreeLayout
 from whet.models.language import LanguageModel
-from whet.models.products import padded, rows_alike
+from whet.models.matmul import padded, rows_alike
 from whet.records import Completion
-from whet.sampling.answers import Answers, Kind, Pens
+from whet.sampling.answers import Answers, Pens, SamplingKind
 from whet.sampling.base import Request, SamplingParams
+from whet.sampling.cuda_graph import BUCKET, Step, step_for
 from whet.sampling.forward import Forward, plan
-from whet.sampling.layouts import Batch, Entry, Prefill, Shared
+from whet.sampling.layouts import DecodeBatch, Entry, Prefill, Shared
 from whet.sampling.slabs import Slab, size_class
-from whet.sampling.static import BUCKET, Step, step_for
-from whet.sampling.tickets import PROMPTS, TAILS, WHOLE, Prompt, Ticket, where
+from whet.sampling.tickets import PROMPTS, TAILS, WHOLE, SharedPrompt, Ticket, where
 
 PREFILL_TOKENS = 1024
 """Most prompt tokens computed at once, or one prompt of any length: more do not fit the processor's caches."""
@@ -72,10 +72,10 @@ class Engine:
         """Take a request in; it starts at a later step."""
         tokens = np.asarray(request.prompt, dtype=np.int64)
         key = (tokens.tobytes(), self._apart(len(tokens), request.samples))
-        prompt = self._prompts.setdefault(key, Prompt(key=key, tokens=tokens))
-        params = Kind.key(request.params)
+        prompt = self._prompts.setdefault(key, SharedPrompt(key=key, tokens=tokens))
+        params = SamplingKind.key(request.params)
         if params not in self._kinds:
-            self._kinds[params] = Kind.of(params, self.model.device)
+            self._kinds[params] = SamplingKind.of(params, self.model.device)
         ticket = Ticket(request=request, prompt=prompt, kind=self._kinds[params])
         prompt.waiting.append(ticket)
         self._waiting[prompt] = None
@@ -109,8 +109,8 @@ class Engine:
 
     def clear(self) -> None:
         """Forget every request."""
-        self._prompts: dict[tuple[bytes, bool], Prompt] = {}
-        self._waiting: dict[Prompt, None] = {}
+        self._prompts: dict[tuple[bytes, bool], SharedPrompt] = {}
+        self._waiting: dict[SharedPrompt, None] = {}
         self._queued = 0
         self._release()
 
@@ -119,7 +119,7 @@ class Engine:
         self._forward: Forward | None = None
         self._decoding: Step | None = None
         self._slabs: dict[tuple[str, int], Slab] = {}
-        self._kinds: dict[SamplingParams, Kind] = {}
+        self._kinds: dict[SamplingParams, SamplingKind] = {}
         self._answers = Answers(self.model.device)
         self._rows: list[Ticket] = []
         self._token_S = self._position_S = torch.zeros(0, dtype=torch.long, device=self.model.device)
@@ -140,7 +140,7 @@ class Engine:
     def _enter(self) -> list[Ticket]:
         """Requests that become rows now, as many as there are places and memory for, their prompts computed."""
         entered: list[Ticket] = []
-        new: list[Prompt] = []
+        new: list[SharedPrompt] = []
         entries: list[Entry] = []
         at = 0
         while self._waiting:
@@ -169,7 +169,7 @@ class Engine:
             self._prefill(new, entries)
         return entered
 
-    def _room(self, prompt: Prompt, computed: int) -> int:
+    def _room(self, prompt: SharedPrompt, computed: int) -> int:
         """How many requests of this prompt enter now, beside prompts of so many tokens that are to be computed."""
         free = self.max_running - len(self._rows)
         wanted = min(len(prompt.waiting), self.max_running)
@@ -187,7 +187,7 @@ class Engine:
             return wanted
         return 0 if self._rows else max(1, fitting)
 
-    def _rows_of(self, prompt: Prompt, count: int) -> list[Ticket]:
+    def _rows_of(self, prompt: SharedPrompt, count: int) -> list[Ticket]:
         """The next requests of a prompt, each with a place in a slab and a line for its answer."""
         tickets = [prompt.waiting.popleft() for _ in range(count)]
         if not prompt.waiting:
@@ -221,7 +221,7 @@ class Engine:
             self._slabs[role, width] = Slab(width, self.plan.shapes, self.model.device, capacity=capacity)
         return self._slabs[role, width]
 
-    def _prefill(self, prompts: Sequence[Prompt], entries: Sequence[Entry]) -> None:
+    def _prefill(self, prompts: Sequence[SharedPrompt], entries: Sequence[Entry]) -> None:
         """The hidden state after each of these prompts; their keys and values go into the cache."""
         assert self._forward is not None
         device, lengths = self.model.device, [len(prompt.tokens) for prompt in prompts]
@@ -273,13 +273,13 @@ class Engine:
         self._position_S = torch.tensor(positions, device=self.model.device)
         self._changed = False
 
-    def _batch_of(self, whole: Sequence[Slab], tails: Sequence[Slab], prompts: Sequence[Slab]) -> Batch:
+    def _batch_of(self, whole: Sequence[Slab], tails: Sequence[Slab], prompts: Sequence[Slab]) -> DecodeBatch:
         """The rows of these slabs, those whose prompt is apart beside their prompts."""
         device = self.model.device
         number = {row: at for at, row in enumerate(row for slab in tails for row in slab.members)}
         place_T, shared, at = [0] * len(number), [], 0
         for slab in prompts:
-            asking = [p for p in slab.members if isinstance(p, Prompt)]
+            asking = [p for p in slab.members if isinstance(p, SharedPrompt)]
             slab.arrange([len(prompt.tokens) - 1 for prompt in asking])
             shared.append(Shared.of(slab, [[number[row] for row in prompt.running] for prompt in asking], device))
             for prompt in asking:
@@ -288,7 +288,7 @@ class Engine:
                 at += shared[-1].shape[1]
         places = torch.tensor(place_T, dtype=torch.long, device=device)
         longest = max(len(row.prompt.tokens) + self._own(row) for row in self._rows)
-        return Batch((*whole, *tails), len(whole), shared, places, longest)
+        return DecodeBatch((*whole, *tails), len(whole), shared, places, longest)
 
     def _widen(self) -> None:
         """Rows that have filled their slab go on in a wider one."""
@@ -338,7 +338,7 @@ class Engine:
         self._rows = [row for row in self._rows if row.slab is not None]
         self._changed = True
 
-    def _forget(self, prompt: Prompt) -> None:
+    def _forget(self, prompt: SharedPrompt) -> None:
         """A prompt that nobody waits for or runs on."""
         if not prompt.waiting:
             self._waiting.pop(prompt, None)

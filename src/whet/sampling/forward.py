@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from whet.errors import ModelError
 from whet.models.architecture import decoder_of
-from whet.models.attention import Call, Layout, Tree, TreeLayout
+from whet.models.attention import AttentionCall, Layout, Tree, TreeLayout
 from whet.models.language import LanguageModel
-from whet.models.products import linear
+from whet.models.matmul import linear
 from whet.sampling.slabs import LayerShape
 
 DECODER = {"embed_tokens", "layers", "norm", "rotary_emb"}
@@ -61,7 +61,7 @@ class Forward(Protocol):
 class Plan:
     """How the layers of a model ask for attention, and whether `Plain` computes what its module does."""
 
-    calls: tuple[Call, ...]
+    calls: tuple[AttentionCall, ...]
     shapes: tuple[LayerShape, ...]
     """What each layer keeps of a token."""
     plain: bool
@@ -99,7 +99,7 @@ def plan(model: LanguageModel) -> Plan:
 class Plain:
     """The usual decoder over a module's own weights."""
 
-    def __init__(self, model: LanguageModel, calls: tuple[Call, ...], positions: int) -> None:
+    def __init__(self, model: LanguageModel, calls: tuple[AttentionCall, ...], positions: int) -> None:
         decoder, head = decoder_of(model.module), model.module.get_output_embeddings()
         self.autocast, self.rule = model.autocast, model.rule
         with model.autocast():
@@ -166,7 +166,7 @@ class _Norm:
 class _Layer:
     """The weights of one layer and how it asks for attention."""
 
-    call: Call
+    call: AttentionCall
     heads: int
     head_size: int
     norm: _Norm
@@ -183,7 +183,7 @@ class _Layer:
     activation: Product
 
     @classmethod
-    def of(cls, layer: Any, call: Call, cast: Callable[[Any], Product]) -> _Layer:
+    def of(cls, layer: Any, call: AttentionCall, cast: Callable[[Any], Product]) -> _Layer:
         attention, gated = layer.self_attn, layer.mlp
         size = int(attention.head_dim)
         heads, keys = (projection.out_features // size for projection in (attention.q_proj, attention.k_proj))
@@ -215,10 +215,10 @@ class _Recorder:
 
     def __init__(self, inner: TreeLayout) -> None:
         self.inner = inner
-        self.calls: list[Call] = []
+        self.calls: list[AttentionCall] = []
         self.shapes: list[LayerShape] = []
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
         self.calls.append(call)
         self.shapes.append(LayerShape(key.shape[1], key.shape[3], value.shape[3], key.dtype))
         return self.inner.attend(query, key, value, call)

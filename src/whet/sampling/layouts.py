@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from whet.models.attention import Call, TreeLayout, causal, weigh
-from whet.models.products import ROWS
+from whet.models.attention import AttentionCall, TreeLayout, causal, weigh
+from whet.models.matmul import ROWS
 from whet.sampling.slabs import Slab
 
 PART = 128
@@ -45,7 +45,7 @@ class Prefill:
     whole: TreeLayout
     """All of them at once, for devices and layers on which a prompt is not computed by itself."""
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
         """`Layout`."""
         for entry in self.entries:
             keys_KDL = key[0, :, entry.tokens].transpose(1, 2)
@@ -66,7 +66,7 @@ class Prefill:
 class Shared:
     """Rows arranged by their prompts, P x R places of one slab of prompts; a place without a row repeats another one.
 
-    R is such that the products have as many rows as `models.products` wants.
+    R is such that the products have as many rows as `models.matmul` wants.
     """
 
     slab: Slab
@@ -81,7 +81,7 @@ class Shared:
         row_PR = [row for rows in rows_P for row in _filled(rows, rows[-1] if rows else 0, R)]
         return cls(slab, torch.tensor(row_PR, device=device), (len(rows_P), R))
 
-    def look(self, query_TKGD: Tensor, call: Call) -> Tensor:
+    def look(self, query_TKGD: Tensor, call: AttentionCall) -> Tensor:
         """(P * R, K, G, D + 2): what each place sees of its prompt, with the largest score and share."""
         P, R = self.shape
         _, K, G, D = query_TKGD.shape
@@ -91,7 +91,7 @@ class Shared:
 
 
 @dataclass(slots=True)
-class Batch:
+class DecodeBatch:
     """The running rows: those with their prompt in front, slab by slab, and then those whose prompt is shared."""
 
     slabs: Sequence[Slab]
@@ -114,9 +114,9 @@ class Batch:
 class Decode:
     """One new token for each running row: writes its key and value, and attends to what the row sees."""
 
-    batch: Batch
+    batch: DecodeBatch
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
         """`Layout`. Tokens beyond the running rows are padding."""
         N, K, D = query.shape[2], key.shape[1], key.shape[3]
         query = query[0].transpose(0, 1).reshape(N * K, -1, D)
@@ -144,7 +144,7 @@ def _filled(rows: Sequence[int], filler: int, count: int) -> list[int]:
     return [*rows, *[filler] * (count - len(rows))]
 
 
-def _look(query: Tensor, slab: Slab, call: Call, *, marks: bool) -> Tensor:
+def _look(query: Tensor, slab: Slab, call: AttentionCall, *, marks: bool) -> Tensor:
     """(n * K, M, D) -> what they see of a slab; with `marks`, the largest score and the largest share beside it."""
     keys, values = slab.keys[call.layer][: len(query)], slab.values[call.layer][: len(query)]
     bias = slab.bias(len(query) // len(slab.members), call.window, query)
@@ -157,7 +157,7 @@ def _look(query: Tensor, slab: Slab, call: Call, *, marks: bool) -> Tensor:
     return torch.cat((seen, scores.amax(-1, keepdim=True), exact.amax(-1, keepdim=True)), -1)
 
 
-def attend_rows(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, call: Call) -> Tensor:
+def attend_rows(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, call: AttentionCall) -> Tensor:
     """(n * K, G, D), (n * K, D, W), (n * K, W, D) and the bias that hides keys -> (n * K, G, D)."""
     if call.usual:
         return _sum(softmax(torch.baddbmm(bias, query, keys, alpha=call.scale)).to(values.dtype), values)

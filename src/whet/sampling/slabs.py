@@ -5,7 +5,7 @@ position alone; a row that outgrows its slab is copied into a wider one. Widths 
 power of two, so at most an eighth of what a step reads is padding (below 256 tokens, at most `GRANULE` columns).
 
 Two facts about a row never depend on its neighbours: where its tokens stand, and the shapes of the products that meet
-them. Together with products whose rows do not depend on their number (`models.products`), this makes an answer the
+them. Together with products whose rows do not depend on their number (`models.matmul`), this makes an answer the
 same bits in whatever company it is written: columns that a row does not see are exact zeros after its own.
 
 Keys are kept transposed, (D, W): a product of few queries with them is then up to a third faster where they come from

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from whet.sampling.answers import Kind
+from whet.sampling.answers import SamplingKind
 from whet.sampling.base import Request
 from whet.sampling.slabs import Member, size_class
 
@@ -21,8 +21,8 @@ class Ticket(Member):
     """A request on its way: waiting, or running as a row of a slab."""
 
     request: Request = field(kw_only=True)
-    prompt: Prompt = field(kw_only=True)
-    kind: Kind = field(kw_only=True)
+    prompt: SharedPrompt = field(kw_only=True)
+    kind: SamplingKind = field(kw_only=True)
     line: int = -1
     """Where its answer is written."""
     born: int = 0
@@ -40,7 +40,7 @@ class Ticket(Member):
 
 
 @dataclass(eq=False, slots=True)
-class Prompt(Member):
+class SharedPrompt(Member):
     """A prompt that tickets wait for or run on; it has a place of its own where it is kept apart."""
 
     key: tuple[bytes, bool] = field(kw_only=True)
@@ -66,6 +66,6 @@ class Prompt(Member):
         return self.slab is not None if self.apart else bool(self.running)
 
 
-def where(prompt: Prompt, tokens: int) -> tuple[str, int]:
+def where(prompt: SharedPrompt, tokens: int) -> tuple[str, int]:
     """Which slab a row of this prompt stands in that has so many tokens of its own."""
     return (TAILS, tokens) if prompt.apart else (WHOLE, len(prompt.tokens) + tokens)

@@ -31,7 +31,7 @@ from whet.records import Completion
 from whet.sampling.base import Request
 from whet.sampling.bridge import run
 from whet.sampling.driver import Driver
-from whet.sampling.hand_over import base_weights, check_probe, check_temperature, complete
+from whet.sampling.weight_sync import base_weights, check_probe, check_temperature, complete
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in this process: tensors are handed over, not pickled

@@ -30,7 +30,7 @@ from whet.records import Completion
 from whet.sampling.base import Request
 from whet.sampling.bridge import run
 from whet.sampling.calls import Call, Caller, Patience, excerpt
-from whet.sampling.hand_over import base_weights, check_probe, check_temperature, complete
+from whet.sampling.weight_sync import base_weights, check_probe, check_temperature, complete
 
 PATIENCE = Patience(request_s=600.0, total_s=3600.0)
 """An answer of many thousand tokens on a full server takes minutes, and so does reading a large model."""

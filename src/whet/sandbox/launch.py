@@ -37,7 +37,7 @@ def start(
     )
 
 
-class Template:
+class WarmTemplate:
     """A loaded process that forks workers. It is started by the first `fork`, and again where it died."""
 
     def __init__(self, spec: Mapping[str, JSON], startup_s: float) -> None:

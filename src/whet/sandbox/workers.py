@@ -29,7 +29,7 @@ from typing import Any
 
 from whet.sandbox.base import JSON, Failure, FailureKind, Result
 from whet.sandbox.frames import encode, take
-from whet.sandbox.launch import Template, start
+from whet.sandbox.launch import WarmTemplate, start
 
 TAIL_BYTES = 2000
 """How much of what a worker printed is kept, for the message if it dies."""
@@ -71,7 +71,7 @@ class WorkerPool:
         self._spec: dict[str, JSON] = {"target": target, "arguments": list(arguments), "memory_mb": memory_mb}
         self._limit, self._deadline_s, self._startup_s = workers, deadline_s, startup_s
         self._recycle_after = recycle_after
-        self._template = Template(self._spec, startup_s) if forked else None
+        self._template = WarmTemplate(self._spec, startup_s) if forked else None
         self._workers: list[_Worker] = []
         self._closing = threading.Event()
         self._keeper = ThreadPoolExecutor(max_workers=1, thread_name_prefix="whet-workers")
@@ -206,7 +206,7 @@ class _Worker:
         self.process: subprocess.Popen[bytes] | None = None
         self._group: int | None = None
 
-    def start(self, spec: Mapping[str, JSON], template: Template | None, unwanted: Callable[[], bool]) -> str:
+    def start(self, spec: Mapping[str, JSON], template: WarmTemplate | None, unwanted: Callable[[], bool]) -> str:
         """Start the process; why it could not be, where a template could not. Raises OSError."""
         try:
             if template is not None:

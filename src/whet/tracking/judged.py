@@ -14,7 +14,7 @@ RULES = {"pairs": "the longer one is better", "labels": "always the more frequen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
+class JudgementView:
     """The section of one stage."""
 
     stage: str
@@ -31,7 +31,7 @@ class Judged:
     """What else is to be known of it."""
 
 
-def judged(stage: str, found: Mapping[str, Any]) -> Judged | None:
+def judged(stage: str, found: Mapping[str, Any]) -> JudgementView | None:
     """The section for what a stage's `reward.json` says; None where it says nothing."""
     if not found:
         return None
@@ -43,7 +43,7 @@ def judged(stage: str, found: Mapping[str, Any]) -> Judged | None:
     for name, rival in found.get("rivals", {}).items():
         low, high = points(rival["gain"]["low"]), points(rival["gain"]["high"])
         named.append((f"{name} (gain over it {low} to {high})", rival["accuracy"], "grey"))
-    return Judged(
+    return JudgementView(
         stage=stage,
         who=who,
         what=found["what"],
@@ -56,14 +56,14 @@ def judged(stage: str, found: Mapping[str, Any]) -> Judged | None:
     )
 
 
-def _ratings(stage: str, found: Mapping[str, Any]) -> Judged:
+def _ratings(stage: str, found: Mapping[str, Any]) -> JudgementView:
     """Of a model of several objectives."""
     with_length = (
         f"{each['name']} {number(each['length'])} ({number(each['length_of_ratings'])})"
         for each in found["objectives"]
         if each["length"] is not None and each["length_of_ratings"] is not None
     )
-    return Judged(
+    return JudgementView(
         stage=stage,
         who="reward model",
         what="ratings",

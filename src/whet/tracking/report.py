@@ -25,7 +25,7 @@ from whet.files import write_atomic
 from whet.tracking.charts import PLAIN, Look, Panel, panels
 from whet.tracking.judged import judged
 from whet.tracking.log import Rollout, read_metrics, read_rollouts, rollout_steps, rollout_tasks
-from whet.tracking.story import EvalLine, StageView, duration_s, figures, stage_line, verdict
+from whet.tracking.summary import EvalLine, StageView, duration_s, figures, stage_line, verdict
 from whet.tracking.svg import interval, nice_ticks
 from whet.tracking.text import counted, number, percent, points, seconds
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from whet.records import Atom, Column, TokenRow
 from whet.training.base import Batch
-from whet.training.memory import Budget
+from whet.training.memory import TokenBudget
 
 
-def microbatches(atoms: Sequence[Atom], budget: Budget, *, together: bool) -> Iterator[list[Atom]]:
+def microbatches(atoms: Sequence[Atom], budget: TokenBudget, *, together: bool) -> Iterator[list[Atom]]:
     """The rows that weigh anything, in micro-batches within the budget; a row is never cut.
 
     Rows that an objective compares stay `together`; any other atom is cut where it exceeds the budget, and the prompt
@@ -80,5 +80,5 @@ def _cut(atom: Atom, budget_tokens: int) -> list[Atom]:
 
 def _fill(rows: Sequence[TokenRow], budget_tokens: int) -> Iterator[list[int]]:
     """Runs of rows of one prompt that cost at most the budget with it; at least one row is in each."""
-    budget = Budget(budget_tokens - rows[0].shared)
+    budget = TokenBudget(budget_tokens - rows[0].shared)
     return budget.fill([len(row.tokens) - row.shared for row in rows])

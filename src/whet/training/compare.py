@@ -19,7 +19,7 @@ from whet.data.faults import BadRow, Dropped, Rejects
 from whet.errors import DataError
 from whet.records import Atom, Flags, Message, TokenRow
 from whet.templates.base import Template
-from whet.training.gate import Rule, check_row, token_row, write_row
+from whet.training.gate import RowRule, check_row, token_row, write_row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,7 +220,7 @@ def _answer_row(
     field: str,
 ) -> TokenRow:
     whole = Conversation(origin=origin, messages=prompt + answer, tools=tools)
-    rule = Rule(template=template, max_length=max_length)
+    rule = RowRule(template=template, max_length=max_length)
     (encoded,) = template.encode([write_row(whole, rule)], most=max_length)
     return token_row(check_row(encoded, whole, field, rule))
 

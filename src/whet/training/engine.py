@@ -23,7 +23,7 @@ from whet.models.pack import pack
 from whet.records import Atom, Column, Metric, TokenRow, add_metrics
 from whet.training.base import REFERENCE, Objective, OptimResult, Outputs, Tally
 from whet.training.batch import as_batch, microbatches, parts, share_prompts
-from whet.training.memory import CACHED_TOKENS, Budget, attempt
+from whet.training.memory import CACHED_TOKENS, TokenBudget, attempt
 from whet.training.offload import lay_down, visiting
 from whet.training.optim import Optimizers
 
@@ -47,7 +47,7 @@ class LocalTrainer:
         self.frozen = dict(frozen or {})
         self.moved: set[str] = set()  # frozen models that no longer are what the stage started from
         asked = config.microbatch_tokens
-        self.budget = Budget(tokens if asked == "auto" else asked)
+        self.budget = TokenBudget(tokens if asked == "auto" else asked)
         self.optimizers = Optimizers(model.parameters, config)
         self.offloaded = set(self.frozen) & set(config.offload)
         for name in self.offloaded:

@@ -21,7 +21,7 @@ from whet.templates.base import Encoded, LossOn, Script, Template, TooLong
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
+class RowRule:
     """What a row must be."""
 
     template: Template
@@ -43,7 +43,7 @@ class Segment:
     trained: bool
 
 
-def write_row(conversation: Conversation, rule: Rule) -> Script:
+def write_row(conversation: Conversation, rule: RowRule) -> Script:
     """One conversation as text, or `BadRow` saying why it cannot be trained on."""
     _refuse_empty_answers(conversation)
     try:
@@ -56,7 +56,7 @@ def write_row(conversation: Conversation, rule: Rule) -> Script:
         raise _placed(error, conversation.origin) from error
 
 
-def check_row(encoded: Encoded | DataError, conversation: Conversation, field: str, rule: Rule) -> Encoded:
+def check_row(encoded: Encoded | DataError, conversation: Conversation, field: str, rule: RowRule) -> Encoded:
     """Its tokens, or `BadRow` saying why it cannot be trained on; `field` is where it stood."""
     origin = conversation.origin
     field = field if conversation.text is None else "text"

@@ -23,7 +23,7 @@ CPU_MESSAGE = "DefaultCPUAllocator: can't allocate memory"
 """The CPU's allocator has no exception class of its own."""
 
 
-class Budget:
+class TokenBudget:
     """Most tokens of a micro-batch: what the recipe says, and less once that did not fit."""
 
     def __init__(self, tokens: int) -> None:

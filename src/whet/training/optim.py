@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from whet.config import TrainConfig
 from whet.errors import RunError
 from whet.models.quantize import bitsandbytes
-from whet.training.memory import Budget
+from whet.training.memory import TokenBudget
 from whet.training.offload import at_rest, state_visiting
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -138,7 +138,7 @@ class Optimizers:
             yield groups
         for group in groups if self.away else ():
             params = group["params"]
-            for part in Budget(PART_NUMBERS).fill([p.numel() for p in params]):
+            for part in TokenBudget(PART_NUMBERS).fill([p.numel() for p in params]):
                 yield [{**group, "params": [params[i] for i in part]}]
 
 

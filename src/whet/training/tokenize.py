@@ -31,7 +31,7 @@ from whet.data.store import Rows, Writer, kept_rows
 from whet.errors import DataError, UserError
 from whet.records import TokenRow
 from whet.templates.base import Encoded, LossOn, Script, Template
-from whet.training.gate import Rule, check_row, token_row, write_row
+from whet.training.gate import RowRule, check_row, token_row, write_row
 
 BATCH = 2**20
 """Characters, or so, that are tokenized by one call: enough for all cores, and some 50 MB at work."""
@@ -104,7 +104,7 @@ def tokenise(
     leaves such rows out and keeps their places. Raises `DataError` where no row is left. `say` hears how far it is,
     where it takes long.
     """
-    rule = Rule(template=template, loss_on=loss_on, max_length=max_length, on_bad_row=on_bad_row)
+    rule = RowRule(template=template, loss_on=loss_on, max_length=max_length, on_bad_row=on_bad_row)
     making: Making[Conversation] = Making(
         kind="conversation", asks=lambda each: [("messages", each)], makes=lambda _, rows: [(rows[0], {})]
     )
@@ -125,7 +125,7 @@ class Making(Generic[Example]):
     """Names of the numbers that `makes` gives, and their type codes in `array`."""
 
 
-def tokenised(reading: Reading[Example], rule: Rule, making: Making[Example], say: Say | None = None) -> Rows:
+def tokenised(reading: Reading[Example], rule: RowRule, making: Making[Example], say: Say | None = None) -> Rows:
     """The rows of all examples that pass, in order. Raises `DataError` where none is left."""
 
     def fill(writer: Writer) -> Sequence[Dropped]:
@@ -176,7 +176,7 @@ class _Batch(Generic[Example]):
 
 
 def _rows(
-    examples: Iterable[Example], rule: Rule, making: Making[Example], rejects: Rejects
+    examples: Iterable[Example], rule: RowRule, making: Making[Example], rejects: Rejects
 ) -> Iterator[tuple[Origin, Made]]:
     """The rows of all examples in order. While a batch is tokenized, the next one is rendered."""
     waiting: deque[tuple[_Batch[Example], Future[list[Encoded | DataError]]]] = deque()
@@ -196,7 +196,7 @@ def _first(
     return batch, iter(encoded.result())
 
 
-def _batches(examples: Iterable[Example], rule: Rule, making: Making[Example]) -> Iterator[_Batch[Example]]:
+def _batches(examples: Iterable[Example], rule: RowRule, making: Making[Example]) -> Iterator[_Batch[Example]]:
     batch: _Batch[Example] = _Batch()
     try:
         for example in examples:
@@ -219,7 +219,7 @@ def _batches(examples: Iterable[Example], rule: Rule, making: Making[Example]) -
 def _made(
     batch: _Batch[Example],
     encoded: Iterator[Encoded | DataError],
-    rule: Rule,
+    rule: RowRule,
     making: Making[Example],
     rejects: Rejects,
 ) -> Iterator[tuple[Origin, Made]]:

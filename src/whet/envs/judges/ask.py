@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from statistics import fmean
 
-from whet.envs.asked import Chat
+from whet.envs.clients import ChatClient
 from whet.records import Message, Reply
 
 LAST_LINE = re.compile(r"[\s*_`]*verdict\s*:[\s*_`]*([^\s*_`.]+)[\s*_`.]*", re.IGNORECASE)
@@ -51,7 +51,7 @@ class Opinion:
 class Reader:
     """Asks each question `votes` times; the mean verdict counts, where more than half of them could be had."""
 
-    chat: Chat
+    chat: ChatClient
     max_tokens: int
     reasoning: bool = False
     """Whether reasons come before the verdict."""

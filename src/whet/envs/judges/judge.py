@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from whet.config.judge import JudgeConfig, JudgeWording
-from whet.envs.asked import Chat
+from whet.envs.clients import ChatClient
 from whet.envs.judges.ask import Opinion, Question, Reader
 from whet.envs.judges.fence import DATA, fenced, mark_of, steering
 from whet.envs.judges.principles import read_principles
@@ -135,7 +135,7 @@ class Judge:
         )
 
 
-def build_judge(config: JudgeConfig, chat: Chat) -> Judge:
+def build_judge(config: JudgeConfig, chat: ChatClient) -> Judge:
     """The judge that a recipe describes, asking `chat`. Raises `ConfigError` where its principles cannot be read."""
     return Judge(
         wording=build_wording(config),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from whet.data.base import Comparison
-from whet.envs.asked import Chat
+from whet.envs.clients import ChatClient
 from whet.envs.judges.ask import Question, conversation, read_reply
 from whet.envs.judges.judge import FIRST, SECOND, Exchange, Wording, as_text
 from whet.records import Message
@@ -61,7 +61,7 @@ def questions(
         yield known(wording.pair(asked, (worse, better)), SECOND)
 
 
-def teach(teacher: Chat, asked: Sequence[Known], *, max_tokens: int) -> list[Taught]:
+def teach(teacher: ChatClient, asked: Sequence[Known], *, max_tokens: int) -> list[Taught]:
     """What the teacher writes to each question, kept where its verdict is the known one."""
     replies = teacher.chat([known.prompt for known in asked], max_tokens=max_tokens)
     taught = []

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from whet.envs.asked import Chat
+from whet.envs.clients import ChatClient
 from whet.envs.judges.fence import DATA, MARK, fenced, mark_of
 from whet.envs.judges.judge import as_text
 from whet.envs.rewards.answers import after_thinking
@@ -35,7 +35,7 @@ class Revision:
 
 
 def revise(
-    writer: Chat,
+    writer: ChatClient,
     asked: Sequence[tuple[Message, ...]],
     drafts: Sequence[Reply],
     *,

@@ -7,8 +7,8 @@ from functools import partial
 from statistics import fmean
 
 from whet.config import rewards as kinds
-from whet.envs.asked import Models
 from whet.envs.base import Attempt, Grade, Reward
+from whet.envs.clients import Models
 from whet.envs.judges.judge import build_judge
 from whet.envs.rewards.exact import exact, exact_gold
 from whet.envs.rewards.format import consistent, well_formed
@@ -63,7 +63,7 @@ def _build(
 ) -> Reward:
     name, weight, judges = kinds.name_of(config), config.weight, config.says_right
     match config:
-        case kinds.MathReward() | kinds.AnswerReward():
+        case kinds.MathRewardConfig() | kinds.AnswerReward():
             return MathReward(
                 name=name,
                 weight=weight,
@@ -74,7 +74,7 @@ def _build(
             )
         case kinds.GroupLengthReward():
             return GroupLength(name=name, weight=weight)
-        case kinds.FunctionReward():
+        case kinds.FunctionRewardConfig():
             return FunctionReward(
                 name=name,
                 weight=weight,
@@ -82,7 +82,7 @@ def _build(
                 deadline_s=config.deadline_s,
                 judges=judges,
             )
-        case kinds.GraderReward():
+        case kinds.GraderRewardConfig():
             return GraderReward(
                 name=name, weight=weight, grader=config.grader, deadline_s=config.deadline_s, judges=judges
             )
@@ -98,7 +98,7 @@ def _build(
             return PlainReward(name=name, weight=weight, judges=judges, function=agree, columns=(config.gold,))
         case kinds.JudgeReward():
             return _judge(config, models)
-        case kinds.ModelReward() | kinds.EnsembleReward() | kinds.ProcessModelReward():
+        case kinds.ModelRewardConfig() | kinds.EnsembleReward() | kinds.ProcessModelReward():
             return _scored(config, models)
         case kinds.WorthReward():
             known = _checker(worth, "kind worth is for generated tasks (generate: ...), whose worth is known")
@@ -144,7 +144,7 @@ def _checker(checker: Verify | None, who: str) -> Verify:
 
 
 def _scored(
-    config: kinds.ModelReward | kinds.EnsembleReward | kinds.ProcessModelReward, models: Models | None
+    config: kinds.ModelRewardConfig | kinds.EnsembleReward | kinds.ProcessModelReward, models: Models | None
 ) -> Reward:
     name, weight = kinds.name_of(config), config.weight
     if models is None:

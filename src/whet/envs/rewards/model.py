@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from statistics import pstdev
 
-from whet.envs.asked import Passage, Reading, Scorer
 from whet.envs.base import Attempt, Grade, Task
+from whet.envs.clients import Passage, RewardModelClient, ScoreReading
 from whet.formulas.aggregate import STEPS
 from whet.records import Message, StepScore
 
@@ -30,7 +30,7 @@ class ModelReward:
 
     name: str
     weight: float
-    scorers: tuple[Scorer, ...]
+    scorers: tuple[RewardModelClient, ...]
     combine: Combine
     truncated: float | None
     """Value of an answer that was cut off; None: its score."""
@@ -49,7 +49,7 @@ class ModelReward:
     def close(self) -> None:
         """Nothing to end."""
 
-    def _grade(self, attempt: Attempt, read: Sequence[Reading] | None) -> Grade:
+    def _grade(self, attempt: Attempt, read: Sequence[ScoreReading] | None) -> Grade:
         if read is None:
             return LATE
         failed = next((reading.failure for reading in read if reading.failure), "")
@@ -68,7 +68,7 @@ class ProcessReward:
 
     name: str
     weight: float
-    scorer: Scorer
+    scorer: RewardModelClient
     separator: str
     aggregate: str
     deadline_s: float
@@ -86,7 +86,7 @@ class ProcessReward:
     def close(self) -> None:
         """Nothing to end."""
 
-    def _grade(self, ends: Sequence[int], read: Sequence[Reading] | None) -> Grade:
+    def _grade(self, ends: Sequence[int], read: Sequence[ScoreReading] | None) -> Grade:
         if read is None:
             return LATE
         (reading,) = read
@@ -118,8 +118,11 @@ def split_steps(answer: str, separator: str) -> list[str]:
 
 
 def read_all(
-    scorers: Sequence[Scorer], attempts: Sequence[Attempt], ends_of: Sequence[tuple[int, ...]], deadline_s: float
-) -> Iterator[tuple[Reading, ...] | None]:
+    scorers: Sequence[RewardModelClient],
+    attempts: Sequence[Attempt],
+    ends_of: Sequence[tuple[int, ...]],
+    deadline_s: float,
+) -> Iterator[tuple[ScoreReading, ...] | None]:
     """For each attempt every scorer's reading of its last answer; None for those that the clock left out."""
     until = time.monotonic() + deadline_s
     passages = [

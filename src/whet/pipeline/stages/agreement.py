@@ -20,8 +20,8 @@ from whet.evals.judgement import Decided, Judgement, judge_pairs
 from whet.files import write_json
 from whet.pipeline.asking import questions_seen
 from whet.pipeline.dropped import keep_dropped
-from whet.pipeline.rows import Chunk, Row, make_rows
-from whet.pipeline.sources import comparisons
+from whet.pipeline.generate import Chunk, Row, make_rows
+from whet.pipeline.load_data import comparisons
 from whet.pipeline.stage import ROWS, Context, Kind, Seen
 from whet.tracking.charts import Look
 

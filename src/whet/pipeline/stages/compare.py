@@ -19,9 +19,9 @@ from whet.envs.base import Attempt, Task
 from whet.envs.judges.judge import Judge, Preference, build_judge, build_wording
 from whet.envs.rewards.judge import matches
 from whet.pipeline.dropped import keep_dropped
+from whet.pipeline.generate import Chunk, Counts, Row, make_rows, writable
+from whet.pipeline.load_data import rubric
 from whet.pipeline.playing import check_tasks, playable, player
-from whet.pipeline.rows import Chunk, Row, Tally, make_rows, writable
-from whet.pipeline.sources import rubric
 from whet.pipeline.stage import Context, Kind, Seen
 from whet.records import Ending, Episode, Group, Message, Score, seed_of
 from whet.rollouts.play import Player
@@ -78,7 +78,7 @@ class _Compare:
         played = self.player.play(
             chosen, self.config.samples, step=number, seed=seed_of(self.context.seed, "compare", number)
         )
-        tally = Tally()
+        tally = Counts()
         candidates = [
             _different(group, task.messages, self.player.template, tally)
             for task, group in zip(chosen, played.groups, strict=True)
@@ -116,7 +116,7 @@ class _Compare:
             pairs[place].append(_Pair(first, second, preference))
         return pairs
 
-    def _rows(self, task: Task, found: Sequence[_Pair], tally: Tally) -> list[Row]:
+    def _rows(self, task: Task, found: Sequence[_Pair], tally: Counts) -> list[Row]:
         """The rows of one task, the clearest preference first; the same pairs always in the same order."""
         told = []
         for pair in found:
@@ -132,7 +132,7 @@ class _Compare:
         return [_row(task, pair) for pair in told]
 
 
-def _different(group: Group, asked: Sequence[Message], template: Template, tally: Tally) -> list[Episode]:
+def _different(group: Group, asked: Sequence[Message], template: Template, tally: Counts) -> list[Episode]:
     """The answers of a group that can stand in a row, each text once."""
     firsts: dict[str, Episode] = {}
     for episode in group.episodes:
@@ -216,7 +216,7 @@ def _with_win_rates(groups: Sequence[Group], pairs: Sequence[_Pair]) -> tuple[Gr
     )
 
 
-def _metrics(pairs: Sequence[_Pair], rows: Sequence[Row], tally: Tally) -> dict[str, float]:
+def _metrics(pairs: Sequence[_Pair], rows: Sequence[Row], tally: Counts) -> dict[str, float]:
     judged = [pair.found for pair in pairs if pair.found.chance is not None]
     lengths = [len(_answer(episode)) for pair in pairs for episode in (pair.first, pair.second)]
     longer = [len(row["chosen"][0]["content"]) > len(row["rejected"][0]["content"]) for row in rows]

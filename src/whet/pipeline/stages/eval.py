@@ -12,11 +12,11 @@ from dataclasses import asdict
 from whet.config import EvalStage, ModelConfig, TrainConfig
 from whet.envs.base import Rubric, Task
 from whet.errors import ConfigError, RewardError
-from whet.evals.run import Answer, EvalRow, compare, summarise, table
+from whet.evals.run import EvalRow, SampledAnswer, compare, summarise, table
 from whet.files import read_json, write_json
 from whet.pipeline.dropped import keep_dropped
+from whet.pipeline.load_data import rubric
 from whet.pipeline.playing import check_tasks, playable, player
-from whet.pipeline.sources import rubric
 from whet.pipeline.stage import Context, Interrupted, Kind
 from whet.records import Group, Outcome
 from whet.tracking.log import RunLog
@@ -57,16 +57,16 @@ def _check_labels(labels: Iterable[str]) -> None:
 
 def _answers(
     context: Context, config: EvalStage, label: str, model: ModelConfig, problems: Sequence[Task], grading: Rubric
-) -> dict[str, list[Answer]]:
+) -> dict[str, list[SampledAnswer]]:
     """The graded answers of one model, task by task; from its file if an earlier run got that far."""
     done = context.checkpoints / f"answers-{label}.json"
     if done.exists():
-        return {task: [Answer(**answer) for answer in given] for task, given in read_json(done).items()}
+        return {task: [SampledAnswer(**answer) for answer in given] for task, given in read_json(done).items()}
     policy = context.world.policy(model, TrainConfig(), config.sampling)
     play = player(policy, grading, config.sampling)
     log = RunLog(context.folder / label, policy.template.decode)
     log.truncate(0)
-    answers: dict[str, list[Answer]] = {}
+    answers: dict[str, list[SampledAnswer]] = {}
     size = max(1, CHUNK_EPISODES // config.samples)
     chunks = [problems[i : i + size] for i in range(0, len(problems), size)]
     context.console.begin(f"{context.name} {label}", len(chunks))
@@ -95,9 +95,9 @@ def _why_ungraded(groups: Sequence[Group]) -> str:
     return "none of the rewards says what is right (format and overlong only shape; a function does with judges: true)"
 
 
-def _judge(group: Group) -> list[Answer]:
+def _judge(group: Group) -> list[SampledAnswer]:
     return [
-        Answer(
+        SampledAnswer(
             correct=episode.score.correct,
             tokens=episode.sampled_tokens,
             truncated=episode.outcome is Outcome.TRUNCATED,

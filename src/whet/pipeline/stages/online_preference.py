@@ -8,9 +8,9 @@ from dataclasses import replace
 from whet.algorithms.online_preference import OnlineSetting, first_state, online_preference
 from whet.config import OnlinePreferenceStage
 from whet.pipeline.dropped import keep_dropped
-from whet.pipeline.loop import drive
+from whet.pipeline.load_data import rubric
 from whet.pipeline.playing import check_tasks, playable, player
-from whet.pipeline.sources import rubric
+from whet.pipeline.runner import drive
 from whet.pipeline.stage import Context, Kind, training_and_sampling
 from whet.records import Step
 from whet.rollouts.feed import Feed

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from whet.algorithms.answers import add_constant
 from whet.algorithms.preference import beside_mismatched, objective_of, preference, weigh_preferences
+from whet.algorithms.sequence_sums import add_constant
 from whet.algorithms.supervised import supervised_steps
 from whet.config import GeneratedConfig, LossConfig, ModelConfig, PreferenceStage, SamplingConfig, Source
 from whet.data.faults import Dropped
 from whet.errors import DataError
 from whet.pipeline.dropped import keep_dropped
-from whet.pipeline.loop import drive, with_evaluation
+from whet.pipeline.load_data import comparisons, judged
 from whet.pipeline.playing import SHOWN
 from whet.pipeline.reference import with_reference
-from whet.pipeline.sources import comparisons, judged
+from whet.pipeline.runner import drive, with_evaluation
 from whet.pipeline.stage import Context, Kind, Seen, World
 from whet.records import Atom, Metric, Step
 from whet.tracking.catalogue import PREFERENCES, TRAINING
@@ -63,7 +63,7 @@ def run_preference(context: Context[PreferenceStage]) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gated:
+class GatedPreferences:
     """What the two doors of the gate let through: reading the rows, and tokenizing them."""
 
     atoms: Sequence[Atom]
@@ -77,7 +77,7 @@ class Gated:
         return "; ".join([self.stats.describe(), *dropped, *filter(None, [self.warning])])
 
 
-def gate_preferences(world: World, model: ModelConfig, config: PreferenceStage, source: Source) -> Gated:
+def gate_preferences(world: World, model: ModelConfig, config: PreferenceStage, source: Source) -> GatedPreferences:
     """Rows, tokenised and checked; nothing but the tokenizer is loaded for it."""
     limit = world.max_length(model)
     length = min(config.train.max_length or limit, limit)
@@ -87,7 +87,9 @@ def gate_preferences(world: World, model: ModelConfig, config: PreferenceStage, 
         answers, unread = judged(source)
         passed, dropped, stats = tokenise_judged(answers, template, max_length=length, on_bad_row=on_bad_row)
         atoms = beside_mismatched(passed, length)
-        return Gated(atoms=atoms, stats=stats, lost=(unread, dropped), warning=_imbalance(passed, config.loss))
+        return GatedPreferences(
+            atoms=atoms, stats=stats, lost=(unread, dropped), warning=_imbalance(passed, config.loss)
+        )
     rows, unread = comparisons(source)
     compared, dropped, stats = tokenise_comparisons(rows, template, max_length=length, on_bad_row=on_bad_row)
     if config.pairs == "best_worst":
@@ -95,7 +97,7 @@ def gate_preferences(world: World, model: ModelConfig, config: PreferenceStage, 
     longer = next((each for each in compared if len(each.atom.rows) > 2), None)
     if longer is not None and config.loss.pairs_only:
         raise DataError(f"{longer.origin}: {len(longer.atom.rows)} answers; {config.loss.why_pairs}")
-    return Gated(atoms=_with_confidence(compared), stats=stats, lost=(unread, dropped))
+    return GatedPreferences(atoms=_with_confidence(compared), stats=stats, lost=(unread, dropped))
 
 
 def _referred(context: Context, loss: LossConfig, trainer: Trainer, atoms: Sequence[Atom], name: str) -> Sequence[Atom]:

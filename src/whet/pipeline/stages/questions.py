@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from whet.config.feedback import QuestionsStage
 from whet.data.base import Comparison
-from whet.envs.asked import Chat
+from whet.envs.clients import ChatClient
 from whet.envs.judges.judge import Wording, build_wording
 from whet.envs.judges.questions import Known, questions, teach
 from whet.pipeline.asking import questions_seen
 from whet.pipeline.dropped import keep_dropped
-from whet.pipeline.rows import Chunk, Row, make_rows
-from whet.pipeline.sources import comparisons
+from whet.pipeline.generate import Chunk, Row, make_rows
+from whet.pipeline.load_data import comparisons
 from whet.pipeline.stage import Context, Kind, Seen
 from whet.tracking.charts import Look
 
@@ -37,7 +37,7 @@ def run_questions(context: Context[QuestionsStage]) -> None:
 class _Ask:
     config: QuestionsStage
     wording: Wording
-    teacher: Chat | None
+    teacher: ChatClient | None
 
     def chunk(self, number: int, chosen: Sequence[Comparison]) -> Chunk:
         reasoning = self.config.wording.reasoning

@@ -9,14 +9,14 @@ from statistics import fmean
 from whet.config import ModelConfig, SamplingConfig
 from whet.config.feedback import ReviseStage
 from whet.config.judge import LocalChat
-from whet.envs.asked import Chat
 from whet.envs.base import Task
+from whet.envs.clients import ChatClient
 from whet.envs.judges.principles import read_principles
 from whet.envs.judges.revise import Revision, revise
 from whet.pipeline.dropped import keep_dropped
+from whet.pipeline.generate import Chunk, Row, make_rows, writable
+from whet.pipeline.load_data import tasks
 from whet.pipeline.playing import SHOWN
-from whet.pipeline.rows import Chunk, Row, make_rows, writable
-from whet.pipeline.sources import tasks
 from whet.pipeline.stage import Context, Kind, Needs, Seen
 from whet.records import seed_of
 from whet.tracking.charts import Look
@@ -44,8 +44,8 @@ def run_revise(context: Context[ReviseStage]) -> None:
 class _Revise:
     context: Context[ReviseStage]
     config: ReviseStage
-    author: Chat
-    writer: Chat
+    author: ChatClient
+    writer: ChatClient
     principles: tuple[str, ...]
 
     def chunk(self, number: int, chosen: Sequence[Task]) -> Chunk:

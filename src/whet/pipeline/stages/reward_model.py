@@ -22,9 +22,9 @@ from whet.evals.ratings import Rating, Ratings, judge_ratings
 from whet.files import write_json
 from whet.models.heads import RewardFacts, note_reward_facts, objectives_in
 from whet.pipeline.dropped import keep_dropped
-from whet.pipeline.lessons import Lesson, Lessons, lessons, ratings_of
-from whet.pipeline.loop import drive, with_evaluation
 from whet.pipeline.playing import SHOWN
+from whet.pipeline.reward_dataset import RewardDataset, RewardExample, ratings_of, reward_dataset
+from whet.pipeline.runner import drive, with_evaluation
 from whet.pipeline.stage import Context, Kind, Needs, NewGate, Seen
 from whet.records import Column, Metric, Step, TokenRow
 from whet.tracking.catalogue import JUDGEMENT, TRAINING
@@ -43,7 +43,7 @@ EVALUATED = ("loss", "accuracy")
 def run_reward_model(context: Context[RewardModelStage]) -> None:
     """Train on the rows that pass the gate, then say what the numbers mean and how good they are."""
     config = context.config
-    given = lessons(context.world, context.model, config)
+    given = reward_dataset(context.world, context.model, config)
     context.console.say(f"{context.name}: {given.described}")
     for key, lost in given.lost.items():
         keep_dropped(context, key, lost)
@@ -77,7 +77,7 @@ def run_reward_model(context: Context[RewardModelStage]) -> None:
 
 
 def judgement(
-    trainer: Trainer, given: Lessons, config: RewardModelStage, *, names: Sequence[str] = ()
+    trainer: Trainer, given: RewardDataset, config: RewardModelStage, *, names: Sequence[str] = ()
 ) -> Judgement | Ratings:
     """How the trained model judges what it has not seen; `names` are the outputs of its head, where it has several."""
     held_out, scored = given.held_out, _scores(trainer, given.held_out)
@@ -111,7 +111,9 @@ def judgement(
     )
 
 
-def _without_gate(trainer: Trainer, given: Lessons, names: Sequence[str]) -> Mapping[str, Sequence[tuple[float, ...]]]:
+def _without_gate(
+    trainer: Trainer, given: RewardDataset, names: Sequence[str]
+) -> Mapping[str, Sequence[tuple[float, ...]]]:
     """The scores of held-out answers by fixed weights over the objectives, chosen on the answers that were taught."""
     taught, held_out = (
         [np.stack([end[0, 1 : 1 + end.shape[1] // 2] for end in answers]) for answers in _scores(trainer, part)]
@@ -138,7 +140,7 @@ def describe(found: Judgement | Ratings) -> str:
     )
 
 
-def _facts(trainer: Trainer, given: Lessons, config: RewardModelStage) -> RewardFacts:
+def _facts(trainer: Trainer, given: RewardDataset, config: RewardModelStage) -> RewardFacts:
     """Where the scale of a reward begins, and its unit; labels have theirs already."""
     if config.learn == "ratings":
         return RewardFacts(ratings=given.scales)
@@ -149,11 +151,11 @@ def _facts(trainer: Trainer, given: Lessons, config: RewardModelStage) -> Reward
     return RewardFacts(mean=fmean(scores[0] for scores in scored), std=spread or 1.0)
 
 
-def _rows(given: Sequence[Lesson]) -> list[TokenRow]:
+def _rows(given: Sequence[RewardExample]) -> list[TokenRow]:
     return [row for lesson in given for row in lesson.atom.rows]
 
 
-def _scores(trainer: Trainer, given: Sequence[Lesson]) -> list[list[Column]]:
+def _scores(trainer: Trainer, given: Sequence[RewardExample]) -> list[list[Column]]:
     """For each lesson and each of its rows all outputs of the head, (places read, K)."""
     found = iter(trainer.forward(_rows(given), "score")["score"])
     return [[next(found) for _ in lesson.atom.rows] for lesson in given]
@@ -161,7 +163,7 @@ def _scores(trainer: Trainer, given: Sequence[Lesson]) -> list[list[Column]]:
 
 def check_reward_model(context: Context[RewardModelStage]) -> Seen:
     """All rows through the gate."""
-    given = lessons(context.world, context.model, context.config)
+    given = reward_dataset(context.world, context.model, context.config)
     return Seen(summary=given.described, rows=_rows(given.taught[:SHOWN]))
 
 

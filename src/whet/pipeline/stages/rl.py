@@ -8,15 +8,15 @@ from dataclasses import replace
 from whet.algorithms.critic import Critic
 from whet.algorithms.policy import first_state, policy_gradient
 from whet.algorithms.ptx import PretrainingMix
-from whet.algorithms.standing import Setting
+from whet.algorithms.state import Setting
 from whet.config import CurriculumConfig, ModelConfig, RLStage
 from whet.config.rewards import weights
 from whet.envs.base import Task
 from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.gate import gate
-from whet.pipeline.loop import Saved, WithCritic, drive
+from whet.pipeline.load_data import rubric
 from whet.pipeline.playing import look_at_tasks, playable, player
-from whet.pipeline.sources import rubric
+from whet.pipeline.runner import Saved, WithCritic, drive
 from whet.pipeline.stage import Context, Kind, Needs, Policy, Seen, World, training_and_sampling
 from whet.records import Step
 from whet.rollouts.curriculum import Curriculum, hardness_of

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
-from whet.algorithms.sft import Imitate, sft, weigh
+from whet.algorithms.sft import CrossEntropy, sft, weigh
 from whet.algorithms.supervised import supervised_steps
 from whet.config import SamplingConfig, SFTStage
 from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.gate import gate, gate_sets
-from whet.pipeline.loop import drive, with_evaluation
 from whet.pipeline.playing import SHOWN
+from whet.pipeline.runner import drive, with_evaluation
 from whet.pipeline.stage import Context, Kind, Seen
 from whet.records import Metric, Step, TokenRow
 from whet.tracking.catalogue import IMITATION, TRAINING
@@ -38,7 +38,7 @@ def run_sft(context: Context[SFTStage]) -> None:
     train = partial(sft, policy.trainer, rows, config.train, seed=context.seed, blend=data.blend)
 
     def measure() -> Mapping[str, Metric]:
-        return policy.trainer.evaluate(weigh(held_out), Imitate()) if held_out else {}
+        return policy.trainer.evaluate(weigh(held_out), CrossEntropy()) if held_out else {}
 
     def begin(start: int, state: Mapping[str, float]) -> Iterator[Step]:
         return with_evaluation(train(start=start, state=state), measure, every=config.eval_every, last=steps)

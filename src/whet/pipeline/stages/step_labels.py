@@ -17,9 +17,9 @@ from whet.envs.base import Attempt, Task
 from whet.envs.rewards.model import split_steps
 from whet.errors import SamplerError
 from whet.pipeline.dropped import keep_dropped
+from whet.pipeline.generate import Chunk, Counts, Row, make_rows, writable
+from whet.pipeline.load_data import rubric
 from whet.pipeline.playing import check_tasks, playable, player
-from whet.pipeline.rows import Chunk, Row, Tally, make_rows, writable
-from whet.pipeline.sources import rubric
 from whet.pipeline.stage import Context, Kind
 from whet.records import Ending, Episode, Outcome, seed_of
 from whet.rollouts.play import Player
@@ -66,7 +66,7 @@ class _Labels:
         """The rows of a chunk of tasks; answers that were cut off, say nothing or were not judged make none."""
         seed = seed_of(self.context.seed, "step labels", number)
         played = self.player.play(chosen, self.config.samples, step=number, seed=seed)
-        tally = Tally()
+        tally = Counts()
         answers = []
         for task, group in zip(chosen, played.groups, strict=True):
             for episode in group.episodes:

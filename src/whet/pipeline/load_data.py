@@ -14,8 +14,8 @@ from whet.data.preferences import load_comparisons, load_judged
 from whet.data.ratings import load_rated
 from whet.data.sources import Reading, digest_of
 from whet.data.stepwise import load_stepwise
-from whet.envs.asked import Models
 from whet.envs.base import Attempt, Grade, Task
+from whet.envs.clients import Models
 from whet.envs.library import ChecksSteps, Family, family
 from whet.envs.library.ranking import OBJECTIVES
 from whet.envs.rewards.build import build_rubric

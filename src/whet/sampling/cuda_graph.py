@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from whet.models.attention import Call
-from whet.models.products import padded
+from whet.models.attention import AttentionCall
+from whet.models.matmul import padded
 from whet.sampling.forward import Forward
-from whet.sampling.layouts import Batch, Decode, attend_rows
+from whet.sampling.layouts import Decode, DecodeBatch, attend_rows
 from whet.sampling.slabs import Slab, hidden_columns
 
 BUCKET = 256
@@ -42,7 +42,7 @@ class EagerStep:
     def __init__(self, forward: Forward) -> None:
         self._forward = forward
 
-    def __call__(self, token_S: Tensor, position_S: Tensor, batch: Batch) -> Tensor:
+    def __call__(self, token_S: Tensor, position_S: Tensor, batch: DecodeBatch) -> Tensor:
         """(rows, V): writes the keys and values of these tokens into their rows' next columns."""
         hidden = self._forward.hidden(padded(token_S), padded(position_S), Decode(batch))
         return self._forward.logits(hidden)[: len(token_S)]
@@ -88,7 +88,7 @@ class RecordedStep:
         self._recordings: dict[int, Run] = {}
         self._trusted = True
 
-    def __call__(self, token_S: Tensor, position_S: Tensor, batch: Batch) -> Tensor:
+    def __call__(self, token_S: Tensor, position_S: Tensor, batch: DecodeBatch) -> Tensor:
         """(rows, V): writes the keys and values of these tokens into their rows' next columns."""
         if not self._trusted or not batch.alone or len(batch.slabs) > 1:
             return self._eager(token_S, position_S, batch)
@@ -157,7 +157,7 @@ class _StaticDecode:
     biases: dict[int | None, Tensor] = field(default_factory=dict)
     """(S * K, 1, W) by the window."""
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
         """`Layout`."""
         S, K = self.slab.capacity, key.shape[1]
         held_keys, held_values = self.slab.keys[call.layer], self.slab.values[call.layer]

@@ -40,7 +40,7 @@ class Chunk:
 
 
 @dataclass(slots=True)
-class Tally:
+class Counts:
     """Counts what happens to the candidates of a chunk, under the names of its metrics."""
 
     counts: dict[str, float] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What a reward model is taught and judged on: rows of any kind through the gate, one `Lesson` for each.
+"""What a reward model is taught and judged on: rows of any kind through the gate, one `RewardExample` for each.
 
 Prompts are held out whole, by a hash of their tokens, so that no answer to a held-out prompt is ever trained on.
 """
@@ -16,7 +16,7 @@ from whet.data.base import Rated
 from whet.data.faults import Dropped, nearest
 from whet.errors import DataError
 from whet.models.heads import Scale
-from whet.pipeline import sources
+from whet.pipeline import load_data
 from whet.pipeline.stage import World
 from whet.records import Atom, seed_of
 from whet.training.compare import Compared, tokenise_comparisons, tokenise_judged, tokenise_rated
@@ -24,7 +24,7 @@ from whet.training.stepwise import tokenise_stepwise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lesson:
+class RewardExample:
     """One example, and what is known of it beside its tokens."""
 
     atom: Atom
@@ -38,11 +38,11 @@ class Lesson:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lessons:
+class RewardDataset:
     """All rows of a stage."""
 
-    taught: Sequence[Lesson]
-    held_out: Sequence[Lesson]
+    taught: Sequence[RewardExample]
+    held_out: Sequence[RewardExample]
     described: str
     """Both in words."""
     lost: Mapping[str, Sequence[Dropped]]
@@ -51,7 +51,7 @@ class Lessons:
     """What the ratings that are taught are like, by objective; those of all atoms are in these units."""
 
 
-def lessons(world: World, model: ModelConfig, config: RewardModelStage) -> Lessons:
+def reward_dataset(world: World, model: ModelConfig, config: RewardModelStage) -> RewardDataset:
     """Everything through the gate; nothing but the tokenizer is loaded for it. Raises `DataError`."""
     taught, described, dropped = _read(world, model, config, config.data)
     lost = {"data": dropped}
@@ -69,15 +69,15 @@ def lessons(world: World, model: ModelConfig, config: RewardModelStage) -> Lesso
         taught, held_out = (
             [replace(lesson, atom=scaled(lesson.atom, scales)) for lesson in given] for given in (taught, held_out)
         )
-    return Lessons(taught=taught, held_out=held_out, described=described, lost=lost, scales=scales)
+    return RewardDataset(taught=taught, held_out=held_out, described=described, lost=lost, scales=scales)
 
 
-def ratings_of(lesson: Lesson, name: str) -> float:
+def ratings_of(lesson: RewardExample, name: str) -> float:
     """What its answer was rated by this objective, NaN where nobody did."""
     return float(lesson.atom.rows[0].columns[f"rating/{name}"].item())
 
 
-def _scale(taught: Sequence[Lesson], name: str) -> Scale:
+def _scale(taught: Sequence[RewardExample], name: str) -> Scale:
     ratings = [rating for lesson in taught if isfinite(rating := ratings_of(lesson, name))]
     if not ratings:
         raise DataError(f"objectives: no row that is trained on is rated by {name}; leave it out")
@@ -93,40 +93,40 @@ def _share(prompt: Sequence[int]) -> float:
 
 def _read(
     world: World, model: ModelConfig, config: RewardModelStage, source: Source
-) -> tuple[list[Lesson], str, Sequence[Dropped]]:
+) -> tuple[list[RewardExample], str, Sequence[Dropped]]:
     template, limit = world.template(model), world.max_length(model)
     max_length = min(config.train.max_length or limit, limit)
     on_bad_row = "error" if isinstance(source, GeneratedConfig) else source.on_bad_row
     if config.learn == "steps":
-        graded, unread = sources.stepwise(source)
+        graded, unread = load_data.stepwise(source)
         rows, dropped = tokenise_stepwise(graded, template, max_length=max_length, on_bad_row=on_bad_row)
         labels = sum(len(row.labels) for row in rows)
         described = f"{len(rows):,} answers, {labels:,} graded steps"
-        found = [Lesson(atom=stepped(row), lengths=(len(row.row.tokens) - row.row.shared,)) for row in rows]
+        found = [RewardExample(atom=stepped(row), lengths=(len(row.row.tokens) - row.row.shared,)) for row in rows]
     elif config.learn == "ratings":
-        scored, unread = sources.rated(source, config.objectives)
+        scored, unread = load_data.rated(source, config.objectives)
         told, dropped = tokenise_rated(scored, template, max_length=max_length, on_bad_row=on_bad_row)
         described = f"{len(told):,} answers, {sum(len(each.ratings) for each in told):,} ratings"
         if others := dict.fromkeys(name for each in scored for name in each.unread):
             _refuse_unknown(config.objectives, scored, list(others))
             described += f", those by {', '.join(others)} left unread"
-        found = [Lesson(atom=rated(each, config.objectives), lengths=(each.row.trained_count,)) for each in told]
+        found = [RewardExample(atom=rated(each, config.objectives), lengths=(each.row.trained_count,)) for each in told]
     elif config.learn == "outcomes":
-        answers, unread = sources.judged(source)
+        answers, unread = load_data.judged(source)
         passed, dropped, stats = tokenise_judged(answers, template, max_length=max_length, on_bad_row=on_bad_row)
         described = stats.describe()
         found = [
-            Lesson(atom=judged(each, every_token=config.every_token), lengths=(each.row.trained_count,))
+            RewardExample(atom=judged(each, every_token=config.every_token), lengths=(each.row.trained_count,))
             for each in passed
         ]
     else:
-        listed, unread = sources.comparisons(source)
+        listed, unread = load_data.comparisons(source)
         compared, dropped, stats = tokenise_comparisons(listed, template, max_length=max_length, on_bad_row=on_bad_row)
         described = stats.describe()
         if config.ranking == "plackett_luce":
             _refuse_shades(compared)
         found = [
-            Lesson(atom=comparison(each), lengths=tuple(row.trained_count for row in each.atom.rows))
+            RewardExample(atom=comparison(each), lengths=tuple(row.trained_count for row in each.atom.rows))
             for each in compared
         ]
     lost = (unread, dropped)

@@ -14,7 +14,7 @@ from whet.config.rewards import ScorerConfig
 from whet.records import Message, Reply
 
 
-class Chat(Protocol):
+class ChatClient(Protocol):
     """Somebody who answers conversations with text: a judge, a critic, a writer."""
 
     def chat(self, conversations: Sequence[Sequence[Message]], *, max_tokens: int) -> list[Reply]:
@@ -42,7 +42,7 @@ class Passage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class ScoreReading:
     """The scores at a passage's ends, or why there are none."""
 
     scores: tuple[float, ...]
@@ -52,18 +52,18 @@ class Reading:
     and under `gate/NAME` what it counts for where a gate decides."""
 
 
-class Scorer(Protocol):
+class RewardModelClient(Protocol):
     """A model that reads whole conversations and says numbers: a reward model, of answers or of their steps."""
 
-    def read(self, passages: Sequence[Passage]) -> list[Reading]:
+    def read(self, passages: Sequence[Passage]) -> list[ScoreReading]:
         """One reading of each passage, in order: a reward, or the probability that what was read so far is right."""
 
 
 class Models(Protocol):
     """Brings to life the models that rewards ask."""
 
-    def chat(self, config: ChatConfig) -> Chat:
+    def chat(self, config: ChatConfig) -> ChatClient:
         """Who answers, as the recipe says."""
 
-    def scorer(self, config: ScorerConfig, *, steps: bool) -> Scorer:
+    def scorer(self, config: ScorerConfig, *, steps: bool) -> RewardModelClient:
         """A reward model, of answers or of `steps`; nothing is loaded until it is asked."""

@@ -18,7 +18,7 @@ from whet.training.base import Batch, Tally
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answers:
+class SequenceSums:
     """The rows of a micro-batch as whole answers."""
 
     logp_R: Tensor
@@ -46,7 +46,7 @@ class Answers:
         )
 
 
-def answers_of(logp_T: Tensor, batch: Batch) -> Answers:
+def sequence_sums(logp_T: Tensor, batch: Batch) -> SequenceSums:
     """Tokens summed to answers."""
 
     def sums(value_T: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def answers_of(logp_T: Tensor, batch: Batch) -> Answers:
     if "ref_logp" in columns:
         gap_T = (logp_T.detach() - columns["ref_logp"]).abs()
         distance = {"reference/gap": Tally(total=gap_T.sum(), weight=length_R.sum())}
-    return Answers(
+    return SequenceSums(
         logp_R=sums(logp_T),
         ref_R=sums(columns["ref_logp"]) if "ref_logp" in columns else torch.full_like(length_R, nan),
         length_R=length_R,

@@ -22,7 +22,7 @@ CHUNK_ROWS = 512
 """Rows of a file: what is lost, at most, when the pass is killed."""
 
 
-def kept_pass(
+def cached_forward(
     context: Context, folder: Path, rows: Sequence[TokenRow], read: Callable[[Sequence[TokenRow]], Tensor]
 ) -> Iterator[Tensor]:
     """What `read` says of the rows, one tensor for each `CHUNK_ROWS` of them, in order.

@@ -1,6 +1,6 @@
 """What a run of policy gradients is given, and what it carries from step to step besides weights.
 
-`Standing` is a value: `after` makes the next one, and what it saves is what a resumed run starts from.
+`RunState` is a value: `after` makes the next one, and what it saves is what a resumed run starts from.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Charge:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class RunState:
     """What a run carries from step to step besides weights: controllers, the spread of rewards, health."""
 
     coefficients: Coefficients
@@ -127,7 +127,7 @@ class Standing:
     """Steps in a row from which nobody could learn."""
 
     @classmethod
-    def start(cls, setting: Setting, saved: Mapping[str, float]) -> Standing:
+    def start(cls, setting: Setting, saved: Mapping[str, float]) -> RunState:
         """At the beginning of a run, or from what an earlier step had saved."""
         return cls(
             coefficients=Coefficients.start(setting.config, saved),
@@ -156,11 +156,11 @@ class Standing:
         """What each reward counts for now."""
         return setting.weights if self.charge is None else self.charge.weights(setting.weights)
 
-    def seeing(self, metrics: Mapping[str, float], *, still: bool) -> Standing:
+    def seeing(self, metrics: Mapping[str, float], *, still: bool) -> RunState:
         """Having seen a step's answers, before they are rewarded; `still`: the policy will not learn from them."""
         return self if self.charge is None else replace(self, charge=self.charge.seeing(metrics, still=still))
 
-    def after(self, metrics: Mapping[str, float], setting: Setting, *, answers: int) -> Standing:
+    def after(self, metrics: Mapping[str, float], setting: Setting, *, answers: int) -> RunState:
         """Having seen another step."""
         coefficients = self.coefficients.after(setting.config, metrics, answers=answers)
         learnt = metrics["optimizer_steps"] + metrics["value/optimizer_steps"]

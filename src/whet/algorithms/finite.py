@@ -19,14 +19,16 @@ NAMED = 3
 """Most rollouts that one line names."""
 
 
-def sound(answers: Sequence[Answer]) -> tuple[list[Answer], list[str]]:
+def drop_nonfinite(answers: Sequence[Answer]) -> tuple[list[Answer], list[str]]:
     """The answers whose columns are all finite, and of each of the others `NAME (column is nan)`."""
     faults = [_fault(answer) for answer in answers]
     kept = [answer for answer, fault in zip(answers, faults, strict=True) if fault is None]
     return kept, [f"{name_of(a)} ({fault})" for a, fault in zip(answers, faults, strict=True) if fault is not None]
 
 
-def blame(trainer: Trainer, answers: Sequence[tuple[Answer, Sequence[Atom]]], objective: Objective) -> list[str]:
+def find_nonfinite(
+    trainer: Trainer, answers: Sequence[tuple[Answer, Sequence[Atom]]], objective: Objective
+) -> list[str]:
     """The answers, each given with its own atoms, whose loss is not finite by itself."""
     return [
         name_of(answer)
