@@ -12,8 +12,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from whet.config.loading import load_recipe
 from whet.launch.main import run_recipe
-from whet.pipeline.kinds import load_recipe
 
 STUDENT_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
 """Two-sided 95 % quantiles of Student's t for that many seeds."""

@@ -24,10 +24,9 @@ import torch
 
 from benchmarks.limits import products_flops
 from benchmarks.make_model import Shape, make
-from whet.algorithms.policy_config import PolicyConfig
 from whet.algorithms.policy_loss import policy_loss
 from whet.algorithms.sft import Imitate, weigh
-from whet.config import ModelConfig, SamplingConfig, TrainConfig
+from whet.config import ModelConfig, PolicyConfig, SamplingConfig, TrainConfig
 from whet.launch.memory import footprint, settle
 from whet.models.attention import Call, Tree, TreeLayout, pick_backend
 from whet.models.language import LanguageModel

@@ -20,10 +20,9 @@ import torch
 from whet.algorithms.columns import to_answers, with_advantages, with_logps, with_rewards
 from whet.algorithms.critic import RunningScale
 from whet.algorithms.policy import weigh
-from whet.algorithms.policy_config import PolicyConfig
 from whet.algorithms.sound import sound
 from whet.algorithms.standing import Setting
-from whet.config import TrainConfig
+from whet.config import PolicyConfig, TrainConfig
 from whet.models.pack import pack
 from whet.records import Completion, Ending, Episode, Group, Outcome, Score, TokenRow, Turn, token_ids
 from whet.training.batch import as_batch, microbatches

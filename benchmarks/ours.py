@@ -15,14 +15,12 @@ from benchmarks.limits import copy_bytes_per_s, decode_bytes, products_cpu_s, pr
 from benchmarks.session import Session
 from benchmarks.work import WORKS, Work
 from whet.algorithms.policy import policy_gradient
-from whet.algorithms.policy_config import PolicyConfig
 from whet.algorithms.preference import objective_of as preference_objective
 from whet.algorithms.preference import weigh_preferences
-from whet.algorithms.preference_config import LossConfig
 from whet.algorithms.reward_model import comparison, objective_of, weighed
 from whet.algorithms.sft import Imitate, weigh
 from whet.algorithms.standing import Setting
-from whet.config import ModelConfig, RewardModelStage, TrainConfig
+from whet.config import LossConfig, ModelConfig, PolicyConfig, RewardModelStage, TrainConfig
 from whet.data.base import Comparison, Conversation, Origin
 from whet.data.faults import Rejects
 from whet.data.sources import Reading

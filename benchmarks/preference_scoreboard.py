@@ -21,18 +21,17 @@ from statistics import fmean
 
 from benchmarks.board import fill, interval, lines, parser, sft_model
 from whet.algorithms.preference import objective_of, preference, weigh_preferences
-from whet.algorithms.preference_config import PREFERENCE_PRESETS
-from whet.config import GeneratedConfig, ModelConfig
+from whet.config import EvalStage, GeneratedConfig, ModelConfig, PreferenceStage
+from whet.config.loading import load_recipe
+from whet.config.preference import PREFERENCE_PRESETS
 from whet.envs.base import Attempt, Task
 from whet.envs.library import family
 from whet.errors import TrainingError
 from whet.launch.world import LocalWorld
-from whet.pipeline.kinds import load_recipe
 from whet.pipeline.playing import player
 from whet.pipeline.sources import rubric, tasks
 from whet.pipeline.stage import Policy
-from whet.pipeline.stages.eval import EvalStage
-from whet.pipeline.stages.preference import PreferenceStage, gate_preferences
+from whet.pipeline.stages.preference import gate_preferences
 from whet.records import Atom, Episode, TokenRow, seed_of
 from whet.rollouts.assemble import to_rows
 

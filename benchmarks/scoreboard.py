@@ -21,19 +21,15 @@ from statistics import fmean
 from benchmarks.board import fill, interval, lines, parser, sft_model
 from whet.algorithms.critic import Critic
 from whet.algorithms.policy import policy_gradient
-from whet.algorithms.policy_config import PolicyConfig
-from whet.algorithms.policy_presets import PRESETS
 from whet.algorithms.standing import Setting
-from whet.config import ModelConfig
+from whet.config import PRESETS, EvalStage, ModelConfig, PolicyConfig, RLStage
+from whet.config.loading import load_recipe
 from whet.config.rewards import weights
 from whet.errors import TrainingError
 from whet.launch.demo import RECIPE
 from whet.launch.world import LocalWorld
-from whet.pipeline.kinds import load_recipe
 from whet.pipeline.playing import playable, player
 from whet.pipeline.sources import rubric
-from whet.pipeline.stages.eval import EvalStage
-from whet.pipeline.stages.rl import RLStage
 from whet.records import seed_of
 from whet.rollouts.feed import Feed
 

@@ -13,10 +13,10 @@ import torch
 from tests.laws.support import logps_of
 from whet.algorithms.sft import Imitate, weigh
 from whet.config import CreateConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
+from whet.config.loading import load_recipe
 from whet.launch.main import run_recipe
 from whet.launch.world import LocalWorld
 from whet.models.language import LanguageModel
-from whet.pipeline.kinds import load_recipe
 from whet.records import Message, TokenRow
 from whet.tracking.log import read_metrics
 from whet.training.engine import LocalTrainer

@@ -283,11 +283,12 @@ def test_a_short_stage_in_which_nothing_was_scored_is_not_done(
     assert not Path("runs", "rl", "stages", "01-rl", "manifest.json").exists()
 
 
-def test_one_bad_value_is_one_answer_left_out(whet: Callable[..., tuple[int, str, str]]) -> None:
-    reward("return [float('nan'), 1.0, 0.0, None][: len(completions)]")
+def test_one_bad_value_is_one_answer_scored_lowest(whet: Callable[..., tuple[int, str, str]]) -> None:
+    """NaN beside good values of the same task is the answer's doing; None means that the reward does not apply."""
+    reward("return [float('nan'), 1.0, 0.5, None][: len(completions)]")
     assert whet("run", "rl.yaml")[0] == 0
     lines = read_metrics(Path("runs", "rl", "stages", "01-rl"))
-    assert [(line["unscored"], line["reward"]) for line in lines] == [(2, 0.5)] * 5
+    assert [(line["unscored"], line["reward"], line["outcomes/grader_gave_up"]) for line in lines] == [(1, 0.5, 1)] * 5
 
 
 def test_what_a_reward_prints_goes_nowhere(whet: Callable[..., tuple[int, str, str]]) -> None:

@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from whet.config.loading import resolved, split_overrides
+from whet.config import Recipe, RLStage, SFTStage
+from whet.config.loading import load_recipe, resolved, split_overrides
 from whet.config.schema import json_schema
 from whet.errors import ConfigError
-from whet.pipeline.kinds import load_recipe
-from whet.pipeline.stages.rl import RLStage
-from whet.pipeline.stages.sft import SFTStage
 
 RECIPE = """\
 name: small
@@ -280,7 +278,7 @@ def test_the_mathematics_are_all_keys_but_those_that_say_where_and_how_fast(writ
 
 def test_a_resolved_recipe_is_a_recipe(write) -> None:
     recipe = load_recipe(write()).recipe
-    assert type(recipe).model_validate(resolved(recipe)) == recipe
+    assert Recipe.model_validate(resolved(recipe)) == recipe
 
 
 # -------------------------------------------------------------------------------------------- numbers

@@ -14,9 +14,9 @@ from tests.test_policy import FakeFeed, config, group, setting
 from whet.algorithms.columns import to_answers
 from whet.algorithms.policy import policy_gradient, prepare
 from whet.algorithms.standing import Charge, Standing
+from whet.config import RLStage
 from whet.config.constraint import ConstraintConfig
 from whet.formulas.constraint import charged, controlled
-from whet.pipeline.stages.rl import RLStage
 from whet.records import Group, Score
 
 LIMIT = ConstraintConfig(cost="cost", limit=0.25, proportional=2.0, integral=0.5, start=0.5)

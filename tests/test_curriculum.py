@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from tests.test_rollouts import SingleTurn, feed, names, player, task
-from whet.config import CurriculumConfig
+from whet.config import CurriculumConfig, RLStage
 from whet.errors import DataError, RewardError
-from whet.pipeline.stages.rl import RLStage
 from whet.records import Episode, Group, Outcome, Score
 from whet.rollouts.curriculum import Curriculum, hardness_of
 from whet.rollouts.feed import Feed

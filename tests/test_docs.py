@@ -19,18 +19,16 @@ import pytest
 import typer
 import yaml
 
-from whet.algorithms.policy_presets import PRESETS
-from whet.algorithms.preference_config import PREFERENCE_PRESETS
 from whet.cli.app import app
 from whet.cli.errors import exit_codes
+from whet.config import PRESETS, STAGES
+from whet.config.loading import load_recipe
+from whet.config.preference import PREFERENCE_PRESETS
 from whet.launch.main import run_recipe
-from whet.pipeline import kinds
-from whet.pipeline.kinds import load_recipe
 from whet.tracking.log import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
-STAGES = [kind.config for kind in kinds.KINDS]
 KINDS = {stage.kind_name() for stage in STAGES}
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")

@@ -12,7 +12,7 @@ import pytest
 
 from tests.test_endpoint import says, serving, status
 from whet.config import DataConfig, GeneratedConfig
-from whet.config.loading import Loaded
+from whet.config.loading import Loaded, load_recipe
 from whet.data.formats import load_conversations, load_prompts
 from whet.data.preferences import load_comparisons
 from whet.envs.base import Attempt, Task
@@ -26,7 +26,6 @@ from whet.envs.rewards.verdict import right_verdict
 from whet.errors import ConfigError, DataError, RewardError, RunError
 from whet.launch.check import check_recipe
 from whet.launch.main import run_recipe
-from whet.pipeline.kinds import load_recipe
 from whet.pipeline.lineage import Choices
 from whet.pipeline.sources import comparisons
 from whet.records import Message, Reply

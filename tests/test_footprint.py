@@ -16,9 +16,9 @@ from rich.console import Console
 from whet.cli.plan import memory_table
 from whet.config import CreateConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
 from whet.config.critic import CriticConfig
+from whet.config.loading import load_recipe
 from whet.launch.memory import footprint, footprints, frugal, settle, trainings
 from whet.launch.needs import FULL_TOKENS, ROOM, Footprint, Role, fitting_tokens
-from whet.pipeline.kinds import load_recipe
 from whet.pipeline.run import Run
 
 ROOT = Path(__file__).parent.parent

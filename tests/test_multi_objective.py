@@ -15,12 +15,12 @@ from transformers import AutoModelForSequenceClassification
 from tests.test_ratings import STAGE, TRAIN, rows
 from tests.test_reward_model import MODEL
 from whet.config import RewardModelStage
+from whet.config.loading import load_recipe
 from whet.config.rewards import ModelReward, ScorerConfig, weights
 from whet.envs.asked import Passage, Reading
 from whet.errors import ConfigError, ModelError
 from whet.launch.main import run_recipe
 from whet.launch.world import LocalWorld
-from whet.pipeline.kinds import load_recipe
 from whet.pipeline.lessons import lessons
 from whet.records import Message
 

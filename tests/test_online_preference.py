@@ -15,11 +15,10 @@ import yaml
 from tests.laws.support import tiny_trainer
 from tests.test_policy import FakeFeed
 from whet.algorithms.online_preference import BARREN, OnlineSetting, online_preference, ranked
-from whet.algorithms.preference_config import LossConfig
-from whet.config import TrainConfig
+from whet.config import LossConfig, TrainConfig
+from whet.config.loading import load_recipe
 from whet.errors import ConfigError, TrainingError
 from whet.launch.main import run_recipe
-from whet.pipeline.kinds import load_recipe
 from whet.records import Completion, Ending, Episode, Group, Outcome, Score, Step, Turn
 from whet.tracking.log import read_metrics
 from whet.training.base import OptimResult

@@ -15,13 +15,10 @@ from whet.algorithms.columns import Answer, sequence_kl, to_answers, with_filter
 from whet.algorithms.columns import with_advantages as from_rewards
 from whet.algorithms.critic import RunningScale
 from whet.algorithms.policy import informative, policy_gradient, prepare, weigh
-from whet.algorithms.policy_config import PolicyConfig
 from whet.algorithms.policy_loss import policy_loss
-from whet.algorithms.policy_presets import PRESETS
 from whet.algorithms.standing import Coefficients, Setting, Standing
-from whet.config import LoraConfig, TrainConfig
+from whet.config import PRESETS, LoraConfig, PolicyConfig, RLStage, TrainConfig
 from whet.errors import TrainingError
-from whet.pipeline.stages.rl import RLStage
 from whet.records import Completion, Ending, Episode, Group, Outcome, Score, TokenStep, Turn
 from whet.rollouts.feed import Keep, Taken
 from whet.training.engine import LocalTrainer

@@ -13,11 +13,11 @@ from tests.laws.support import gradients, tiny_trainer
 from tests.test_policy import FakeFeed, _two_groups, _with_reference, config, prepared, setting
 from tests.test_ppo import recipe, run, weights
 from whet.algorithms.policy import policy_gradient, weigh
-from whet.algorithms.policy_config import PtxConfig
 from whet.algorithms.policy_loss import policy_loss
 from whet.algorithms.ptx import PretrainingMix
 from whet.algorithms.sft import Imitate
 from whet.algorithms.sft import weigh as weigh_rows
+from whet.config.policy import PtxConfig
 from whet.pipeline.stage import Interrupted
 from whet.records import Atom, TokenRow
 from whet.training.base import Batch, Outputs

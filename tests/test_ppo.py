@@ -10,12 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from whet.algorithms.policy_config import PolicyConfig
-from whet.config.recipe import recipe_of
+from whet.config import PolicyConfig, Recipe
 from whet.launch.world import LocalWorld
 from whet.pipeline.run import Run, run_recipe
 from whet.pipeline.stage import Interrupted
-from whet.pipeline.stages.rl import RLStage
 from whet.tracking.console import Console
 
 TINY = {"hidden_size": 32, "layers": 1, "heads": 2, "kv_heads": 1, "intermediate_size": 48, "max_length": 64}
@@ -34,7 +32,7 @@ def recipe(folder: Path, **algorithm: Any) -> Run:
     }
     model = {"path": "whet:tiny", "create": TINY}
     return Run(
-        recipe=recipe_of((RLStage,)).model_validate(
+        recipe=Recipe.model_validate(
             {"name": "ppo", "model": model, "stages": {"rl": stage}, "save": {"every": 1}, "threads": 1}
         ),
         folder=folder,

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
+from whet.config.loading import load_recipe
 from whet.errors import ConfigError, DataError, RunError
 from whet.launch.check import check_recipe
 from whet.launch.main import run_recipe
-from whet.pipeline.kinds import load_recipe
 from whet.tracking.log import read_metrics
 
 MODEL = {

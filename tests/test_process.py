@@ -11,8 +11,7 @@ import torch
 from tests.test_policy import config, group, own
 from whet.algorithms.columns import to_answers, with_advantages, with_rewards
 from whet.algorithms.critic import RunningScale
-from whet.algorithms.policy_config import PolicyConfig
-from whet.config import GeneratedConfig
+from whet.config import GeneratedConfig, PolicyConfig, RLStage
 from whet.config.rewards import FormatReward, StepsReward, VerifierReward
 from whet.envs.base import Attempt, Grade
 from whet.envs.library import family
@@ -24,7 +23,6 @@ from whet.envs.single_turn import SingleTurn
 from whet.errors import ConfigError
 from whet.formulas.advantages import steps_to_go
 from whet.models.create import byte_tokenizer
-from whet.pipeline.stages.rl import RLStage
 from whet.records import Completion, Ending, Group, Message, StepScore, TokenStep, Turn
 from whet.rollouts.assemble import to_token_steps
 from whet.rollouts.play import Player

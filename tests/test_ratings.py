@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.test_reward_model import run
 from whet.config import CreateConfig, ModelConfig, RewardModelStage
+from whet.config.loading import load_recipe
 from whet.config.rewards import ScorerConfig
 from whet.envs.asked import Passage
 from whet.errors import ConfigError, DataError, ModelError
@@ -21,7 +22,6 @@ from whet.evals.ratings import Rating, correlation, judge_ratings
 from whet.evals.stats import explained_variance
 from whet.launch.main import run_recipe
 from whet.launch.world import LocalWorld
-from whet.pipeline.kinds import load_recipe
 from whet.pipeline.lessons import lessons
 from whet.records import Message
 

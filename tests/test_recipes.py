@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from whet.config import GeneratedConfig
+from whet.config.loading import load_recipe
 from whet.envs.library import family
 from whet.launch.main import run_recipe
-from whet.pipeline.kinds import load_recipe
 from whet.tracking.log import read_metrics, read_rollouts
 
 ROOT = Path(__file__).resolve().parent.parent

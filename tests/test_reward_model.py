@@ -11,12 +11,12 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from whet.config import DataConfig
+from whet.config.loading import load_recipe
 from whet.data.base import Origin, Row, Stepwise
 from whet.data.stepwise import to_stepwise
 from whet.errors import ConfigError, DataError, UserError
 from whet.launch.main import run_recipe
 from whet.models.create import byte_tokenizer
-from whet.pipeline.kinds import load_recipe
 from whet.records import Message
 from whet.templates.jinja import JinjaTemplate
 from whet.tracking.log import read_metrics

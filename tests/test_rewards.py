@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from whet.config import RewardConfig
+from whet.config import RewardConfig, RLStage
 from whet.config.rewards import judged
 from whet.envs.base import Attempt, Grade, Reward, Task
 from whet.envs.rewards.answers import after_thinking, as_number, final_answer, gold_answer, last_boxed, tidy
@@ -27,7 +27,6 @@ from whet.envs.rewards.math import MathReward
 from whet.envs.rewards.plain import PlainReward
 from whet.envs.rubric import WeightedRubric
 from whet.errors import ConfigError, DataError, RewardError
-from whet.pipeline.stages.rl import RLStage
 from whet.records import Message, Outcome, Score
 
 
@@ -106,14 +105,20 @@ def test_a_number_that_is_none_leaves_the_attempt_unscored(value: float) -> None
     assert good.value == 2.0
 
 
-def test_what_plain_code_raises_is_that_attempts_failure_alone() -> None:
+def test_what_an_answer_breaks_is_scored_lowest_and_what_is_broken_anyway_is_unscored() -> None:
+    """The control: another answer to the same task. 1/len fails on the empty answer, 1/0 on every one."""
+
     def function(given: Attempt) -> Grade:
-        return Grade(value=1 / len(given.answer))
+        return Grade(value=1 / len(given.answer) - 2)
 
     made = WeightedRubric([PlainReward(name="a", weight=1.0, judges=True, function=function)])
-    bad, good = made.score([attempt(""), attempt("xy")], step=0)
-    assert bad.value is None and bad.note == "a: the reward raised: ZeroDivisionError: division by zero"
-    assert good.value == 0.5
+    bad, good, other = made.score([attempt(""), attempt("xy"), attempt("x" * 10)], step=0)
+    assert (bad.value, bad.correct, bad.outcome) == (-1.9, False, Outcome.GRADER_GAVE_UP)
+    assert "ZeroDivisionError" in bad.note and (good.value, other.value) == (-1.5, -1.9)
+    alone = made.score([attempt("")], step=0)[0]
+    assert alone.value is None and alone.note == "a: the reward raised: ZeroDivisionError: division by zero"
+    broken = WeightedRubric([PlainReward(name="a", weight=1.0, judges=True, function=lambda _: Grade(value=1 / 0))])
+    assert [score.outcome for score in broken.score([attempt("a"), attempt("b")], step=0)] == [Outcome.GRADER_ERROR] * 2
 
 
 def test_where_nothing_applies_nothing_is_scored() -> None:
@@ -256,23 +261,24 @@ def test_equal_mathematics_is_right_and_other_mathematics_wrong(maths: MathRewar
     assert verdicts(maths, wrong) == [0.0] * len(wrong)
 
 
-def test_gold_comes_first() -> None:
-    """math-verify is not symmetric: a bare value answers an assignment, an inequality is no answer to an interval."""
-    from whet.envs.rewards.math_worker import answer
-
-    assert answer({"gold": "1 < x < 2", "answer": "(1, 2)"}) == 1
-    assert answer({"gold": "(1, 2)", "answer": "1 < x < 2"}) == 0
-
-
-def test_a_hostile_answer_is_unscored_and_its_neighbours_are_not() -> None:
+def test_a_hostile_answer_is_wrong_and_costs_its_neighbours_nothing() -> None:
     reward = MathReward(name="math", weight=1.0, gold="answer", deadline_s=1.5, workers=1)
-    texts = ["\\frac{2}{4}", "9^{9^{9^{9}}}", "\\frac{1}{3}", "1" * 2001, "\\frac{1}{2}"]
+    texts = ["\\frac{2}{4}\\pi", "9^{9^{9^{9}}}", "\\frac{1}{3}", "1" * 2001, "\\frac{\\pi}{2}"]
     made = WeightedRubric([reward])
-    scores = made.score([attempt(f"<answer>{text}</answer>", answer="\\frac12") for text in texts], step=0)
+    scores = made.score([attempt(f"<answer>{text}</answer>", answer="\\frac12\\pi") for text in texts], step=0)
     made.close()
-    values = [each.value for each in scores]
-    assert [values[0], *values[2:]] == [1.0, 0.0, 0.0, 1.0]
-    assert values[1] is None and scores[1].outcome is Outcome.GRADER_TIMEOUT, "the power tower cannot be computed"
+    assert [each.value for each in scores] == [1.0, 0.0, 0.0, 0.0, 1.0]
+    assert scores[1].outcome is Outcome.GRADER_GAVE_UP and scores[1].correct is False, "no grader computes the tower"
+    assert {each.outcome for place, each in enumerate(scores) if place != 1} == {Outcome.FINISHED}
+
+
+def test_where_the_control_fails_too_the_machine_is_at_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that cannot grade anything says nothing of the answers."""
+    reward = MathReward(name="math", weight=1.0, gold="answer", deadline_s=1.5, workers=1)
+    monkeypatch.setitem(reward._pool._spec, "target", "whet.envs.rewards.math_worker:no_such_function")
+    grade = reward.grade([attempt("<answer>b+a</answer>", answer="a+b")], step=0)[0]
+    reward.close()
+    assert (grade.value, grade.gave_up) == (None, False) and "no_such_function" in grade.failure
 
 
 def test_a_gold_answer_that_is_no_mathematics_is_a_fault_of_the_data(maths: MathReward) -> None:
@@ -432,7 +438,7 @@ def test_a_function_that_fails_is_never_a_zero(functions: Path, mode: str, reaso
 @pytest.mark.parametrize(("mode", "reason"), [("nan", "returned nan"), ("type", "returned a str, not a number")])
 def test_one_bad_value_fails_one_attempt(functions: Path, mode: str, reason: str) -> None:
     bad, good = graded(f"{functions}:odd", attempt("", mode=mode), attempt("", mode=mode))
-    assert (bad.value, bad.failure) == (None, reason) and good.value == 1.0
+    assert (bad.value, bad.gave_up, reason in bad.note) == (0.0, True, True) and good.value == 1.0
 
 
 def test_a_column_that_is_no_json_fails_with_its_type(functions: Path) -> None:
@@ -448,8 +454,8 @@ def test_verl_functions_run_unmodified(functions: Path) -> None:
         attempt("4", reward_model={"ground_truth": "4"}, extra_info={"index": 1}),
     ]
     grades = graded(f"{functions}:compute_score", *answers)
-    assert [grade.value for grade in grades] == [1.0, None, 0.0, 1.0]
-    assert grades[1].failure.startswith("ValueError: boom (rewards.py:")
+    assert [grade.value for grade in grades] == [1.0, 0.0, 0.0, 1.0]
+    assert grades[1].gave_up and "ValueError: boom (rewards.py:" in grades[1].note
     assert dict(grades[3].metrics) == {"acc": 0.5}
 
 

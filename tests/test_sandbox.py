@@ -163,6 +163,77 @@ def test_what_a_worker_started_dies_with_it(behaviour: str, tmp_path: Path) -> N
     assert eventually(lambda: not alive(int(note.read_text())))
 
 
+# -------------------------------------------------------------------------------------------- forked workers
+
+
+@pytest.fixture
+def forked(behaviour: str) -> Iterator[WorkerPool]:
+    with WorkerPool(behaviour, deadline_s=1.5, workers=2, memory_mb=4096, forked=True) as made:
+        yield made
+
+
+def test_forked_workers_answer_and_fail_as_others_do(forked: WorkerPool) -> None:
+    payloads = ["a", "hang", "die", "raise", "exit", "memory", "segv", "garbage", "print", "b"]
+    results = forked.map(payloads)
+    expected = {"hang": FailureKind.TIMEOUT}
+    expected |= dict.fromkeys(("exit", "raise", "memory"), FailureKind.RAISED)
+    expected |= dict.fromkeys(("die", "segv", "garbage"), FailureKind.CRASH)
+    assert [kind(result) for result in results] == [expected.get(payload) for payload in payloads]
+    assert message(results[2]) == "the worker died; it last printed: last words"
+
+
+def test_a_target_is_loaded_once_however_many_workers_are_killed(tmp_path: Path) -> None:
+    file = tmp_path / "counting.py"
+    file.write_text(
+        "import os\n"
+        "def load(note):\n"
+        "    open(note, 'a').write('loaded ')\n"
+        "    return lambda payload: os._exit(1) if payload == 'die' else payload\n"
+    )
+    note = tmp_path / "note"
+    with WorkerPool(f"{file}:load", arguments=[str(note)], deadline_s=5, forked=True) as pool:
+        results = pool.map(["die", 1, "die", "die", 2])
+    assert [result.value for result in results] == [None, 1, None, None, 2] and note.read_text() == "loaded "
+
+
+def test_long_payloads_do_not_hold_up_the_others(behaviour: str) -> None:
+    """Both workers hang; what waits behind them is answered before they are killed."""
+    with WorkerPool(behaviour, deadline_s=2.5, workers=2, forked=True) as pool:
+        results = pool.map(["hang", "hang", *["a"] * 20])
+        assert len(pool._workers) <= 2, "the further ones are gone"
+    assert [kind(result) for result in results] == [FailureKind.TIMEOUT] * 2 + [None] * 20
+
+
+def test_a_killed_template_is_started_again(forked: WorkerPool) -> None:
+    assert forked.map(["a"])[0].value == "a"
+    assert forked._template is not None and forked._template._process is not None
+    os.kill(forked._template._process.pid, signal.SIGKILL)
+    assert eventually(lambda: not alive(forked._template._process.pid))  # type: ignore[union-attr]
+    results = forked.map(["b", "d"])
+    assert [result.value for result in results] == ["b", "d"], ("its workers died with it", results)
+
+
+def test_forked_workers_leave_nothing_behind(behaviour: str) -> None:
+    threading.Thread(target=lambda: None).start()
+    before, family = fds(), children()
+    with WorkerPool(behaviour, deadline_s=0.3, workers=2, forked=True) as pool:
+        pids = [result.value for result in pool.map(["pid", "pid"])]
+        for _ in range(3):
+            pool.map(["hang", "die", "child", "a"])
+        assert fds() <= before + 2 * 2 + 2, "two for each worker, and the template's"
+    assert eventually(lambda: fds() == before) and eventually(lambda: children() == family)
+    assert eventually(lambda: not any(alive(pid) for pid in pids if isinstance(pid, int)))
+
+
+def test_what_cannot_be_loaded_is_said_by_the_template_too(behaviour: str) -> None:
+    with WorkerPool(behaviour.removesuffix("load") + "broken", deadline_s=1, forked=True) as pool:
+        assert message(pool.map([1])[0]) == "RuntimeError: no licence (behaviour.py:36)"
+    with WorkerPool(behaviour, arguments=["", 1000], deadline_s=0.2, startup_s=0.3, forked=True) as pool:
+        results = pool.map(["x", "y"])
+    assert [kind(result) for result in results] == [FailureKind.START] * 2
+    assert "did not start within 0.3 s" in message(results[0])
+
+
 def test_starting_has_an_allowance_of_its_own(behaviour: str) -> None:
     with WorkerPool(behaviour, arguments=["hi ", 1.2], deadline_s=1) as pool:
         assert pool.map(["x"]) == [Result(value="hi x")]

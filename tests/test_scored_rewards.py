@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from whet.algorithms.scorer import ModelScorer
+from whet.config.loading import load_recipe
 from whet.config.rewards import ScorerConfig
 from whet.envs.asked import Passage, Reading
 from whet.envs.base import Attempt, Task
@@ -27,7 +28,6 @@ from whet.launch.world import LocalWorld
 from whet.models.create import byte_tokenizer
 from whet.models.gating import GateFacts
 from whet.models.heads import RewardFacts
-from whet.pipeline.kinds import load_recipe
 from whet.pipeline.run import Run
 from whet.records import Message, TokenRow
 from whet.templates.jinja import JinjaTemplate

@@ -10,6 +10,8 @@ from typing import Any, cast
 
 import pytest
 
+from whet.config.feedback import StepLabelsStage
+from whet.config.loading import load_recipe
 from whet.envs.base import Attempt, Grade, Task
 from whet.envs.rewards.plain import PlainReward
 from whet.envs.rubric import WeightedRubric
@@ -17,8 +19,7 @@ from whet.envs.single_turn import SingleTurn
 from whet.errors import ConfigError
 from whet.launch.main import run_recipe
 from whet.models.create import byte_tokenizer
-from whet.pipeline.kinds import load_recipe
-from whet.pipeline.stages.step_labels import StepLabelsStage, _Labels
+from whet.pipeline.stages.step_labels import _Labels
 from whet.records import Completion, Ending, Message
 from whet.rollouts.play import Player
 from whet.sampling.base import Request, SamplingParams

@@ -17,9 +17,9 @@ from typing import get_args
 import pytest
 
 from whet.config import Recipe
+from whet.config.loading import load_recipe
 from whet.errors import ConfigError, MissingExtra, RunError
 from whet.launch.main import run_recipe
-from whet.pipeline.kinds import load_recipe
 from whet.records import Completion, Ending, Episode, Group, Message, Outcome, Score, ToolCall, Turn
 from whet.tracking import (
     Console,

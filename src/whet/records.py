@@ -112,10 +112,12 @@ class Ending(StrEnum):
 
 
 class Outcome(StrEnum):
-    """How an episode ended. Only the first two say something about the policy's answer."""
+    """How an episode ended. Only the first three say something about the policy's answer."""
 
     FINISHED = "finished"
     TRUNCATED = "truncated"
+    GRADER_GAVE_UP = "grader_gave_up"
+    """No grader finishes on this answer: it is scored lowest, and counted."""
     GRADER_ERROR = "grader_error"
     GRADER_TIMEOUT = "grader_timeout"
     ENVIRONMENT_ERROR = "environment_error"
@@ -179,7 +181,7 @@ class Score:
     correct: bool | None = None
     """Whether the answer was right, apart from any shaping; what dynamic sampling and evaluations look at."""
     outcome: Outcome = Outcome.FINISHED
-    """FINISHED, or the grader's failure."""
+    """FINISHED, GRADER_GAVE_UP, or the grader's failure."""
     note: str = ""
     steps: tuple[StepScore, ...] = ()
     """Weighed grades of single steps, in order, where rewards give them; they are not part of `value`."""

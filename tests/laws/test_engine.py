@@ -12,12 +12,10 @@ import torch
 from tests.laws.support import gradients, largest_difference, random_atoms, tiny_model, tiny_trainer
 from whet.algorithms.columns import Answer
 from whet.algorithms.policy import weigh
-from whet.algorithms.policy_config import PolicyConfig
 from whet.algorithms.policy_loss import PolicyLoss, policy_loss
-from whet.algorithms.policy_presets import PRESETS
 from whet.algorithms.sft import Imitate
 from whet.algorithms.standing import Setting
-from whet.config import TrainConfig
+from whet.config import PRESETS, PolicyConfig, TrainConfig
 from whet.formulas.reduce import REDUCTIONS
 from whet.models.attention import AGREEMENT, Call, Tree, TreeLayout, largest_gap
 from whet.models.flex import Labels

@@ -14,9 +14,9 @@ from annotated_types import Ge
 from pydantic import ValidationError
 from torch import Tensor
 
-from whet.algorithms.policy_config import CLIPS, PolicyConfig
-from whet.algorithms.policy_presets import PRESETS
 from whet.config.derived import section_of
+from whet.config.policy import CLIPS, PolicyConfig
+from whet.config.presets import PRESETS
 from whet.config.strict import Strict
 from whet.formulas import kl, policy, ratios
 from whet.formulas.advantages import BASELINES, CREDITS, EPS, SCALES, Answers

@@ -18,15 +18,14 @@ from typing import get_args
 import pytest
 
 import whet.files
-from whet.config import GeneratedConfig
+from whet.config import GeneratedConfig, Stage
+from whet.config.loading import load_recipe
 from whet.config.model import ModelConfig
-from whet.config.stage import StageBase as Stage
 from whet.envs.library import FAMILIES, family
 from whet.errors import ConfigError, DataError, RunError
 from whet.files import Digests, is_sealed, read_json, write_json
 from whet.launch.world import LocalWorld
 from whet.models.load import BUILT_IN, load_tokenizer
-from whet.pipeline.kinds import load_recipe
 from whet.pipeline.lineage import Choices
 from whet.pipeline.run import Run, run_recipe
 from whet.pipeline.stage import Interrupted

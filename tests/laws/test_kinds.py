@@ -11,16 +11,16 @@ import pytest
 from pydantic import Field
 
 from whet.cli.plan import recipe_tree
-from whet.config import SamplingConfig, Source, TrainConfig
+from whet.config import STAGES, SamplingConfig, Source, TrainConfig
 from whet.config.budget import Budget, of_rows
-from whet.config.loading import Loaded
+from whet.config.loading import Loaded, load_recipe
 from whet.config.stage import StageBase
 from whet.config.strict import Made
 from whet.errors import ConfigError, DataError, RunError
 from whet.launch.check import check_recipe
 from whet.launch.main import run_recipe
 from whet.launch.memory import footprints
-from whet.pipeline.kinds import KINDS, load_recipe
+from whet.pipeline.kinds import KINDS
 from whet.pipeline.loop import drive
 from whet.pipeline.run import Run
 from whet.pipeline.sources import conversations
@@ -115,7 +115,7 @@ def load(*words: str) -> Loaded:
 
 
 def test_recipes_and_pipeline_know_the_same_kinds() -> None:
-    assert len({kind.config.kind_name() for kind in KINDS}) == len(KINDS)
+    assert {kind.config for kind in KINDS} == set(STAGES)
 
 
 def test_a_recipe_and_a_plan_know_it(toy: Loaded) -> None:

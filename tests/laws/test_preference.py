@@ -18,8 +18,8 @@ from torch.nn.functional import logsigmoid
 
 from tests.laws.support import gradients, largest_difference, logps_of, tiny_trainer
 from whet.algorithms.preference import beside_mismatched, check_start, objective_of, preference, weigh_preferences
-from whet.algorithms.preference_config import PREFERENCE_PRESETS, LossConfig
 from whet.config import GeneratedConfig, ModelConfig, TrainConfig
+from whet.config.preference import PREFERENCE_PRESETS, LossConfig
 from whet.errors import DataError, TrainingError
 from whet.formulas import preference as formulas
 from whet.formulas.preference import LOSSES, Pairs, kto, log_odds
@@ -27,7 +27,6 @@ from whet.launch.world import LocalWorld
 from whet.pipeline.reference import with_reference
 from whet.pipeline.sources import comparisons, judged
 from whet.records import Atom, TokenRow
-from whet.training.checkpoint import save_generation
 from whet.training.compare import tokenise_comparisons, tokenise_judged
 from whet.training.engine import LocalTrainer
 
@@ -393,22 +392,6 @@ def test_a_damaged_file_of_the_reference_is_computed_again(tmp_path: Path, damag
     file.write_bytes(data[:-4] if damage == "cut" else data)
     assert list(with_reference(context, trainer, atoms, "train")) == before
     assert trainer.asked == (1 if damage == "none" else 2)
-
-
-@pytest.mark.parametrize("begun", [False, True])
-def test_the_reference_is_the_model_that_the_run_began_with(tmp_path: Path, begun: bool) -> None:
-    context, trainer, atoms = referring(tmp_path)
-    (tmp_path / "model").mkdir()
-    weights = tmp_path / "model" / "model.safetensors"
-    weights.write_text("old")
-    with_reference(context, trainer, atoms, "train")
-    if begun:
-        save_generation(context.checkpoints, 1, {}, lambda folder: None, keep=1)
-    with_reference(context, trainer, atoms, "train")
-    assert trainer.asked == 1
-    weights.write_text("other")
-    with_reference(context, trainer, atoms, "train")
-    assert trainer.asked == (1 if begun else 2)  # a checkpoint holds the old weights, so their reference is right
 
 
 # ------------------------------------------------------------------------------------- names and values

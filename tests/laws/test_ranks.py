@@ -11,8 +11,8 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 
 from tests.laws.support import gradients, largest_difference, random_atoms, tiny_trainer
-from whet.algorithms.policy_config import PolicyConfig
 from whet.algorithms.policy_loss import PolicyLoss, policy_loss
+from whet.config import PolicyConfig
 
 PRESETS = ("grpo", "dapo", "gspo")
 

@@ -10,11 +10,11 @@ from tests.laws.support import answers_of
 from tests.vllm.conftest import CACHE_GIB, disturb, largest_gap
 from tests.vllm.test_hand_over import ASKED, TOLERANCE, WRONG
 from whet.config import LoraConfig, ModelConfig
+from whet.config.loading import load_recipe
 from whet.errors import SamplerError
 from whet.launch.main import run_recipe
 from whet.models.create import byte_tokenizer
 from whet.models.load import load_model
-from whet.pipeline.kinds import load_recipe
 from whet.sampling.vllm import VllmSampler
 from whet.tracking.log import read_metrics
 

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from whet.algorithms.critic import Critic, RunningScale, Trajectory
-from whet.algorithms.policy_config import CovarianceFilter, HighEntropyFilter, PolicyConfig, TokenFilter
+from whet.config import PolicyConfig
+from whet.config.policy import CovarianceFilter, HighEntropyFilter, TokenFilter
 from whet.formulas.advantages import BASELINES, CREDITS, SCALES, Answers, normalised_sum, steps_to_go
 from whet.formulas.kl import k1
 from whet.formulas.policy import covariance

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean, stdev
 
@@ -42,8 +43,10 @@ def measure_groups(groups: Sequence[Group]) -> dict[str, float]:
         **_reflection(episodes),
         **_parts(scored),
     }
+    ended = Counter(episode.outcome for episode in episodes)
+    ended[Outcome.GRADER_GAVE_UP] = sum(episode.score.outcome is Outcome.GRADER_GAVE_UP for episode in episodes)
     for outcome in Outcome:
-        if count := sum(episode.outcome is outcome for episode in episodes):
+        if count := ended[outcome]:
             metrics[f"outcomes/{outcome}"] = float(count)
     return metrics
 

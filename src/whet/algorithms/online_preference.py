@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 
 from whet.algorithms.measure import measure_groups, measure_taken
 from whet.algorithms.preference import check_start, objective_of, weigh_preferences
-from whet.algorithms.preference_config import LossConfig
 from whet.algorithms.supervised import NOT_FINITE
-from whet.config import TrainConfig
+from whet.config import LossConfig, TrainConfig
 from whet.errors import TrainingError
 from whet.records import Atom, Episode, Group, Metric, Step, TokenRow, add_metrics
 from whet.rollouts.assemble import to_rows

@@ -25,10 +25,10 @@ from whet.algorithms.columns import (
 )
 from whet.algorithms.critic import Critic, RegressValue, WithValue, largest
 from whet.algorithms.measure import measure_groups, measure_taken
-from whet.algorithms.policy_config import PolicyConfig
 from whet.algorithms.policy_loss import policy_loss
 from whet.algorithms.sound import blame, listed, sound
 from whet.algorithms.standing import Setting, Standing
+from whet.config import PolicyConfig
 from whet.errors import TrainingError
 from whet.formulas.reduce import REDUCTIONS
 from whet.records import Atom, Group, Metric, Step, add_metrics, seed_of

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from whet.algorithms.policy_config import PolicyConfig
+from whet.config.policy import PolicyConfig
 from whet.formulas import kl as divergence
 from whet.formulas import ratios
 from whet.formulas.constants import bind

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from whet.algorithms.answers import Answers, add_constant, answers_of, pairs_of
-from whet.algorithms.preference_config import LossConfig, Term
 from whet.algorithms.supervised import supervised
 from whet.config import TrainConfig
+from whet.config.preference import LossConfig, Term
 from whet.errors import DataError, TrainingError
 from whet.formulas.constants import bind
 from whet.formulas.preference import LOSSES, Pairs, kto

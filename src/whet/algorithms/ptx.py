@@ -10,8 +10,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from whet.algorithms.policy_config import PtxConfig
 from whet.algorithms.sft import Imitate, weigh
+from whet.config.policy import PtxConfig
 from whet.records import Atom, Metric, TokenRow, seed_of
 from whet.training.base import Trainer
 

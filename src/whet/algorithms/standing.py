@@ -11,9 +11,8 @@ from math import isnan, nan
 
 from whet.algorithms.critic import RunningScale
 from whet.algorithms.health import Health
-from whet.algorithms.policy_config import PolicyConfig
 from whet.algorithms.ptx import PretrainingMix
-from whet.config import TrainConfig
+from whet.config import PolicyConfig, TrainConfig
 from whet.config.constraint import ConstraintConfig
 from whet.config.health import HealthConfig
 from whet.formulas.constraint import charged, controlled

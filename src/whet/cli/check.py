@@ -18,8 +18,8 @@ def check(recipe: RecipeFile, overrides: Overrides = None, json: Json = False) -
     """The data gate of every stage, without training: rows counted and checked, a few shown with their loss mask."""
     from rich.console import Console
 
+    from whet.config.loading import load_recipe
     from whet.launch.check import check_recipe
-    from whet.pipeline.kinds import load_recipe
 
     stages = check_recipe(load_recipe(recipe, overrides or ()))
     if json:

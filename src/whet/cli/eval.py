@@ -25,8 +25,8 @@ def evaluate(
     """Only a recipe's eval stage, on models that are there already: the stage's own, or those given."""
     from rich.console import Console
 
+    from whet.config.loading import load_recipe
     from whet.launch.evaluate import evaluate as launch_evaluate
-    from whet.pipeline.kinds import load_recipe
 
     models: dict[str, str] = {}
     for label, path in map(_labelled, model or ()):

@@ -32,8 +32,7 @@ def plan(
     """Show every value with its origin, and the arithmetic of each stage. Nothing is loaded or launched."""
     from rich.console import Console
 
-    from whet.config.loading import resolved
-    from whet.pipeline.kinds import load_recipe
+    from whet.config.loading import load_recipe, resolved
 
     loaded = load_recipe(recipe, overrides or ())
     costs = loaded.recipe.budgets()

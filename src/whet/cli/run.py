@@ -28,8 +28,8 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Run a recipe's stages in order. A run that was stopped goes on where it was; finished stages are skipped."""
+    from whet.config.loading import load_recipe
     from whet.launch.main import run_recipe
-    from whet.pipeline.kinds import load_recipe
     from whet.pipeline.lineage import Choices
 
     choices = Choices(accept=accept or (), restart=restart or ())

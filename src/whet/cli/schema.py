@@ -8,6 +8,5 @@ import json
 def schema() -> None:
     """Print the JSON Schema of a recipe, for editors that complete and check YAML."""
     from whet.config.schema import json_schema
-    from whet.pipeline.kinds import KINDS
 
-    print(json.dumps(json_schema([kind.config for kind in KINDS]), indent=2))
+    print(json.dumps(json_schema(), indent=2))

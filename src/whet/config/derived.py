@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import Field, GetCoreSchemaHandler, create_model
 from pydantic_core import CoreSchema, core_schema
@@ -33,13 +33,18 @@ def section_of(
 
     `kind`: the section is one of several that this key tells apart.
     """
-    hints = get_type_hints(function, include_extras=True)
     fields: dict[str, Any] = {} if kind is None else {"kind": (Literal[kind], kind)}
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY:
+            # Only these: the tensors beside them have a type that only torch knows.
             assert parameter.default is not parameter.empty, f"{name}.{parameter.name} has a published default"
-            fields[parameter.name] = (_described(hints[parameter.name]), parameter.default)
+            fields[parameter.name] = (_described(_hint(parameter, function)), parameter.default)
     return create_model(name, __base__=base, __doc__=inspect.getdoc(function), **fields)
+
+
+def _hint(parameter: inspect.Parameter, function: Callable[..., Any]) -> Any:
+    text = parameter.annotation
+    return eval(text, function.__globals__) if isinstance(text, str) else text
 
 
 def _described(hint: Any) -> Any:

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from whet.config.node import COMMAND_LINE, Key, KeyPath, Node, dotted, parse
 from whet.config.problems import explain, nearest
-from whet.config.recipe import INHERITED, Recipe, recipe_of
+from whet.config.recipe import INHERITED, STAGES, Recipe, recipe_of
 from whet.config.references import children
 from whet.config.stage import StageBase
 from whet.errors import ConfigError
@@ -50,7 +50,7 @@ class Loaded:
     """What was written, after inheritance and overrides and before defaults."""
 
 
-def read_recipe(path: Path | str, overrides: Sequence[str], stages: Stages) -> Loaded:
+def load_recipe(path: Path | str, overrides: Sequence[str] = (), stages: Stages = STAGES) -> Loaded:
     """Read a recipe whose stages are of these kinds, and put the overrides over it.
 
     An override is `train.lr=2e-5`, `--train.lr=2e-5` or `--train.lr 2e-5` (two words); its value is read as YAML.

@@ -12,17 +12,38 @@ from dataclasses import replace
 from functools import lru_cache, reduce
 from operator import or_
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import Field, SerializeAsAny, create_model, model_validator
+from pydantic import Field, create_model, model_validator
 
 from whet.config.budget import Budget
+from whet.config.evaluation import EvalStage
+from whet.config.feedback import AgreementStage, CompareStage, QuestionsStage, ReviseStage, StepLabelsStage
 from whet.config.model import ModelConfig
+from whet.config.online_preference import OnlinePreferenceStage
+from whet.config.preference import PreferenceStage
 from whet.config.references import references
-from whet.config.reward_model import unfit_rewards
+from whet.config.reward_model import RewardModelStage, unfit_rewards
+from whet.config.rl import RLStage
+from whet.config.sft import SFTStage
 from whet.config.stage import StageBase
 from whet.config.strict import Made, Strict
 from whet.config.train import SaveConfig
+
+Stage = Annotated[
+    SFTStage
+    | PreferenceStage
+    | OnlinePreferenceStage
+    | RewardModelStage
+    | RLStage
+    | EvalStage
+    | CompareStage
+    | ReviseStage
+    | QuestionsStage
+    | AgreementStage
+    | StepLabelsStage,
+    Field(discriminator="kind"),
+]
 
 INHERITED = ("train", "sampling")
 """Sections that a recipe file may have at its top, as defaults of its stages; they are no fields of `Recipe`."""
@@ -48,7 +69,7 @@ class Recipe(Strict):
     """Who hears the numbers of every step beside the log files: tensorboard (`RUN/tensorboard`), W&B or trackio."""
     model: ModelConfig
     save: SaveConfig = SaveConfig()
-    stages: dict[str, SerializeAsAny[StageBase]] = Field(min_length=1)
+    stages: dict[str, Stage] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _references(self) -> Recipe:
@@ -78,8 +99,14 @@ class Recipe(Strict):
         return [replace(stage.budget(), stage=name, kind=stage.kind) for name, stage in self.stages.items()]
 
 
+STAGES: tuple[type[StageBase], ...] = get_args(get_args(Stage)[0])
+"""The kinds of stages that recipes know."""
+
+
 @lru_cache(maxsize=8)
 def recipe_of(stages: tuple[type[StageBase], ...]) -> type[Recipe]:
     """The model of recipes whose stages are of these kinds."""
+    if stages == STAGES:
+        return Recipe
     union: Any = Annotated[reduce(or_, stages), Field(discriminator="kind")]
     return create_model("Recipe", __base__=Recipe, stages=(dict[str, union], Field(min_length=1)))

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from whet.config.graders import Grader
 from whet.config.judge import JudgeConfig
 from whet.config.model import ModelConfig
 from whet.config.strict import Made, PythonFile, Strict
@@ -55,13 +56,30 @@ class StepsReward(RewardBase):
         return True
 
 
-class MathReward(RightReward):
-    """1 if the final answer equals the gold one mathematically (math-verify, in a process with a deadline)."""
+class GoldReward(RightReward):
+    """A reward that compares the final answer with a gold one, exactly (algebra in a process with a deadline)."""
 
-    kind: Literal["math"]
     gold: str = "answer"
     """Column with the gold answer; `#### 42`, `\\boxed{42}` and `42` are understood."""
-    deadline_s: float = Field(5.0, gt=0)
+    deadline_s: float = Field(2.0, gt=0)
+    """For one answer that takes algebra; one that takes longer is wrong if the gold itself does not."""
+    tolerance: float = Field(0.0, ge=0, lt=1)
+    """Relative error that a number may have; 0: none beyond the rounding of a decimal."""
+
+
+class MathReward(GoldReward):
+    """1 if the final answer equals the gold one mathematically; golds must be mathematics."""
+
+    kind: Literal["math"]
+
+
+class AnswerReward(GoldReward):
+    """1 if the final answer is the gold one, of any type: number with unit, choice, name, date, yes or no, formula.
+
+    The gold column may list several, any of which counts.
+    """
+
+    kind: Literal["answer"]
 
 
 class ExactReward(RightReward):
@@ -72,9 +90,21 @@ class ExactReward(RightReward):
 
 
 class FormatReward(RewardBase):
-    """1 if the completion is `<think>...</think><answer>...</answer>` and nothing else (DeepSeek-R1)."""
+    """1 if the completion has a layout of thinking and answer (DeepSeek-R1)."""
 
     kind: Literal["format"]
+    form: Literal["strict", "soft", "think", "open_r1", "tags"] = "strict"
+    """strict: `<think>...</think><answer>...</answer>` and nothing else; soft: these tags in this order; think: TRL's;
+    open_r1: each tag on its line; tags: a quarter for each of those."""
+
+
+class LanguageReward(RewardBase):
+    """The share of words in one script: language consistency (DeepSeek-R1)."""
+
+    kind: Literal["language"]
+    script: Literal["LATIN", "CYRILLIC", "ARABIC", "CJK", "DEVANAGARI", "GREEK", "HANGUL", "HEBREW", "THAI"] = "LATIN"
+    thinking: bool = True
+    """Whether the thinking counts too."""
 
 
 class OverlongReward(RewardBase):
@@ -130,6 +160,21 @@ class FunctionReward(RewardBase):
     deadline_s: float = Field(30.0, gt=0)
     judges: bool = False
     """Whether a value of 1 means that the answer is right, or the function only shapes."""
+
+    @property
+    def says_right(self) -> bool:
+        """As the recipe says."""
+        return self.judges
+
+
+class GraderReward(RewardBase):
+    """One of OpenAI's grader objects, as its JSON has it."""
+
+    kind: Literal["grader"]
+    grader: Grader
+    deadline_s: float = Field(30.0, gt=0)
+    judges: bool = False
+    """Whether a value of 1 means that the answer is right, or it only shapes."""
 
     @property
     def says_right(self) -> bool:
@@ -229,14 +274,17 @@ RewardConfig = Annotated[
     VerifierReward
     | StepsReward
     | MathReward
+    | AnswerReward
     | ExactReward
     | FormatReward
+    | LanguageReward
     | OverlongReward
     | CosineReward
     | LengthReward
     | GroupLengthReward
     | RepetitionReward
     | FunctionReward
+    | GraderReward
     | JudgeReward
     | VerdictReward
     | WorthReward

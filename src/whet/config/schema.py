@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from whet.config.recipe import INHERITED, recipe_of
-from whet.config.stage import StageBase
+from whet.config.recipe import INHERITED, STAGES, Recipe
 from whet.config.train import SamplingConfig, TrainConfig
 
 
-def json_schema(stages: Sequence[type[StageBase]]) -> dict[str, Any]:
-    """The JSON Schema of recipes whose stages are of these kinds, with inherited sections and short forms."""
-    schema = recipe_of(tuple(stages)).model_json_schema()
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a recipe file, with what `load_recipe` adds: inherited sections and short forms."""
+    schema = Recipe.model_json_schema()
     for extra in (TrainConfig, SamplingConfig):
         part = extra.model_json_schema(ref_template="#/$defs/{model}")
         schema["$defs"].update(part.pop("$defs", {}))
@@ -22,7 +20,7 @@ def json_schema(stages: Sequence[type[StageBase]]) -> dict[str, Any]:
             "$ref": f"#/$defs/{model.__name__}",
             "description": f"Defaults for the `{name}` section of every stage that has one.",
         }
-    for holder, key in ((schema, "model"), *((schema["$defs"][model.__name__], "model") for model in stages)):
+    for holder, key in ((schema, "model"), *((schema["$defs"][model.__name__], "model") for model in STAGES)):
         _allow_text(holder["properties"], key)
     _allow_text(schema["$defs"]["RLStage"]["properties"], "algorithm")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

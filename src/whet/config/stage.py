@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import ClassVar, get_args
 
-from pydantic import Field
-
 from whet.config.budget import Budget
 from whet.config.model import ModelConfig
 from whet.config.strict import Made, Strict
@@ -47,12 +45,3 @@ class StageBase(Strict):
     def unfit(self, made: Mapping[str, StageBase]) -> Iterator[str]:
         """What is wrong with how it uses the artifacts of earlier stages, by `@name`; each begins with a key."""
         yield from ()
-
-
-class RowsBase(StageBase):
-    """What every stage that makes rows has."""
-
-    makes: ClassVar[Made | None] = "rows"
-    chunk: int = Field(32, ge=1)
-    """Tasks that are worked on together, and kept together: a killed stage goes on after its last whole chunk, and what
-    a judge had answered of the next is not asked again."""

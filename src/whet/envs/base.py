@@ -78,6 +78,8 @@ class Grade:
     failure: str = ""
     """Why grading itself failed (crash, timeout, NaN); such an attempt is unscored as a whole."""
     timed_out: bool = False
+    gave_up: bool = False
+    """The answer is one on which no grader finishes, a control job beside it passed: `value` is the lowest."""
     note: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Further numbers to log beside the value; they are not part of the score."""

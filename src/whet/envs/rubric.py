@@ -76,6 +76,7 @@ class WeightedRubric:
         return Score(
             value=total,
             parts=parts,
+            outcome=Outcome.GRADER_GAVE_UP if any(grade.gave_up for grade in grades) else Outcome.FINISHED,
             correct=None if self._judge is None else _right(parts[self._judge.name]),
             note="; ".join(notes),
             steps=tuple(StepScore(end=end, value=steps[end]) for end in sorted(steps)),

@@ -12,9 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import nan
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from whet.formulas.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 EPS = 1e-6
 """Added to standard deviations (the papers state none; verl uses this)."""

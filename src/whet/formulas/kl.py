@@ -8,8 +8,10 @@ the right gradient on-policy, k3 that of the forward KL (it agrees near the refe
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def k1(logp_T: Tensor, ref_logp_T: Tensor) -> Tensor:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
-import torch
 from annotated_types import Gt, Le
-from torch import Tensor
 
 from whet.formulas.constants import Positive
+from whet.formulas.lazy import torch
 from whet.formulas.ratios import sequence_mean
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import log, log1p
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
-import torch
 from annotated_types import Gt, Lt
-from torch import Tensor
-from torch.nn.functional import logsigmoid, softplus
 
 from whet.formulas.constants import Beta, Doubt, NonNegative, Positive, SomeDoubt
+from whet.formulas.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +82,7 @@ def robust(pairs: Pairs, *, beta: Beta = 0.1, smoothing: SomeDoubt = 0.1) -> Ten
     Robust DPO (2403.00409), of sums.
     """
     z_P = beta * pairs.margin_P
-    return (-(1 - smoothing) * logsigmoid(z_P) + smoothing * logsigmoid(-z_P)) / (1 - 2 * smoothing)
+    return (-(1 - smoothing) * log_sigmoid(z_P) + smoothing * log_sigmoid(-z_P)) / (1 - 2 * smoothing)
 
 
 Average = Annotated[bool, "Means over tokens (as the authors say it is meant) or sums (as the paper prints it)."]
@@ -105,15 +106,15 @@ def dpo_norm(pairs: Pairs, *, beta: Beta = 5.0, smoothing: Doubt = 0.0) -> Tenso
 def exo(pairs: Pairs, *, beta: Beta = 0.1, smoothing: SomeDoubt = 1e-3) -> Tensor:
     """KL(q || p), q = sigma(beta h), p = 1 - e, of sums: the other way round than DPO (EXO 2402.00856 eq. 16)."""
     z_P = beta * pairs.margin_P
-    better_P = z_P.sigmoid() * (logsigmoid(z_P) - log1p(-smoothing))
-    return better_P + (-z_P).sigmoid() * (logsigmoid(-z_P) - log(smoothing))
+    better_P = z_P.sigmoid() * (log_sigmoid(z_P) - log1p(-smoothing))
+    return better_P + (-z_P).sigmoid() * (log_sigmoid(-z_P) - log(smoothing))
 
 
 def discopop(pairs: Pairs, *, beta: Beta = 0.05, tau: Positive = 0.05) -> Tensor:
     """(1 - g) (-log sigma(z)) + g exp(-z) with z = beta h, g = sigma(z / tau), of sums (DiscoPOP 2406.08414)."""
     z_P = beta * pairs.margin_P
     gate_P = (z_P / tau).sigmoid()
-    return -(1 - gate_P) * logsigmoid(z_P) + gate_P * (-z_P).exp()
+    return -(1 - gate_P) * log_sigmoid(z_P) + gate_P * (-z_P).exp()
 
 
 Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
@@ -133,7 +134,7 @@ def f_dpo(pairs: Pairs, *, beta: Beta = 0.1, divergence: Divergence = "js", alph
         "alpha": lambda l_P: (1 - _grown(-alpha * l_P)) / alpha,
     }
     slope = slopes[divergence]
-    return -logsigmoid(beta * (slope(pairs.chosen_ratio_P) - slope(pairs.rejected_ratio_P)))
+    return -log_sigmoid(beta * (slope(pairs.chosen_ratio_P) - slope(pairs.rejected_ratio_P)))
 
 
 # ------------------------------------------------------------------- each answer against a fixed point
@@ -157,13 +158,13 @@ def sppo(pairs: Pairs, *, beta: Beta = 1e-3) -> Tensor:
 def nca(pairs: Pairs, *, beta: Beta = 0.01) -> Tensor:
     """-log sigma(beta l_chosen) - (log sigma(-beta l_chosen) + log sigma(-beta l_rejected)) / 2 (NCA 2402.05369)."""
     chosen_P, rejected_P = beta * pairs.chosen_ratio_P, beta * pairs.rejected_ratio_P
-    return -logsigmoid(chosen_P) - (logsigmoid(-chosen_P) + logsigmoid(-rejected_P)) / 2
+    return -log_sigmoid(chosen_P) - (log_sigmoid(-chosen_P) + log_sigmoid(-rejected_P)) / 2
 
 
 def bco(pairs: Pairs, *, beta: Beta = 0.1) -> Tensor:
     """-log sigma(beta l_chosen - d) - log sigma(d - beta l_rejected), d the step's mean beta l (BCO 2404.04656)."""
     shifted_P = beta * (pairs.chosen_ratio_P - pairs.chosen_step_P)
-    return -logsigmoid(shifted_P) - logsigmoid(-beta * (pairs.rejected_ratio_P - pairs.rejected_step_P))
+    return -log_sigmoid(shifted_P) - log_sigmoid(-beta * (pairs.rejected_ratio_P - pairs.rejected_step_P))
 
 
 def aot(pairs: Pairs, *, beta: Beta = 0.1, smoothing: Doubt = 0.0) -> Tensor:
@@ -207,12 +208,22 @@ def contrast(pairs: Pairs, *, beta: Beta = 0.1, smoothing: Doubt = 0.0) -> Tenso
 
 def odds_ratio(pairs: Pairs) -> Tensor:
     """-log sigma(log odds_chosen - log odds_rejected), odds = P / (1 - P), log P the mean log p (ORPO 2403.07691)."""
-    return -logsigmoid(log_odds(pairs.chosen_mean_P) - log_odds(pairs.rejected_mean_P))
+    return -log_sigmoid(log_odds(pairs.chosen_mean_P) - log_odds(pairs.rejected_mean_P))
 
 
 def nll(pairs: Pairs) -> Tensor:
     """-mean log p of the better answer's tokens: what keeps it likely (ORPO, CPO, iterative RPO 2404.19733)."""
     return -pairs.chosen_mean_P
+
+
+def log_sigmoid(z: Tensor) -> Tensor:
+    """log sigma(z), exact on both ends."""
+    return torch.nn.functional.logsigmoid(z)
+
+
+def softplus(z: Tensor) -> Tensor:
+    """log(1 + exp(z))."""
+    return torch.nn.functional.softplus(z)
 
 
 def log_odds(logp: Tensor) -> Tensor:
@@ -274,7 +285,7 @@ def _matched(left_P: Tensor, right_P: Tensor) -> Tensor:
     return right_P.sort().values[left_P.argsort(stable=True).argsort()]
 
 
-Statistic = Callable[[Pairs], tuple[Tensor, Tensor]]
+Statistic: TypeAlias = "Callable[[Pairs], tuple[Tensor, Tensor]]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -320,8 +331,8 @@ LOSSES: dict[str, PairFormula] = {formula.loss.__name__: formula for formula in 
 def _logistic(z_P: Tensor, smoothing: float) -> Tensor:
     """-(1-e) log sigma(z) - e log sigma(-z)."""
     if smoothing == 0:
-        return -logsigmoid(z_P)
-    return -(1 - smoothing) * logsigmoid(z_P) - smoothing * logsigmoid(-z_P)
+        return -log_sigmoid(z_P)
+    return -(1 - smoothing) * log_sigmoid(z_P) - smoothing * log_sigmoid(-z_P)
 
 
 def _grown(x: Tensor) -> Tensor:

@@ -6,9 +6,12 @@ Legend: T trained tokens of a micro-batch, R its rows. `row_T` says whose token 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
 
-import torch
-from torch import Tensor
+from whet.formulas.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def token(log_T: Tensor, row_T: Tensor, rows: int) -> Tensor:
@@ -36,7 +39,7 @@ def none(log_T: Tensor, row_T: Tensor, rows: int) -> Tensor:
     return log_T - log_T.detach()
 
 
-Level = Callable[[Tensor, Tensor, int], Tensor]
+Level: TypeAlias = "Callable[[Tensor, Tensor, int], Tensor]"
 LEVELS: dict[str, Level] = {
     "none": none,
     "token": token,

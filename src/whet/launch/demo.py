@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from whet.config.loading import load_recipe
 from whet.launch.main import run_recipe
-from whet.pipeline.kinds import load_recipe
 
 RECIPE = Path(__file__).parent.parent / "assets" / "demo.yaml"
 

@@ -1,11 +1,7 @@
-"""The kinds of stages that there are, and recipes of them."""
+"""The kinds of stages that there are."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
-from whet.config.loading import Loaded, read_recipe
 from whet.pipeline.stage import Kind
 from whet.pipeline.stages import (
     agreement,
@@ -34,8 +30,3 @@ KINDS: tuple[Kind, ...] = (
     agreement.KIND,
     step_labels.KIND,
 )
-
-
-def load_recipe(path: Path | str, overrides: Sequence[str] = (), kinds: Sequence[Kind] = KINDS) -> Loaded:
-    """Read a recipe whose stages are of these kinds; see `config.loading.read_recipe`."""
-    return read_recipe(path, overrides, [kind.config for kind in kinds])

@@ -177,7 +177,7 @@ class _Game:
 
     def episode(self, score: Score, template: Template) -> Episode:
         answer = next((message.content for message in reversed(self.messages) if message.role == "assistant"), "")
-        ended = Outcome.TRUNCATED if self.truncated else Outcome.FINISHED
+        ended = Outcome.TRUNCATED if self.truncated else score.outcome
         return Episode(
             task=self.task.id,
             sample=self.sample,

@@ -1,13 +1,18 @@
 """The child's side: load one function, then answer one frame after the other until the parent is gone.
 
+Or, as a template, load the function and fork a worker for each pair of descriptors that the parent sends: the workers
+then start warm, in milliseconds, however long loading takes.
+
 Run as `python -m whet.sandbox.worker_main SPEC`. Standard library only, so that it starts in milliseconds; what
 the target imports is its own affair. Signals that the trainer gets are ignored here: the parent decides who dies.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import difflib
+import gc
 import importlib
 import importlib.util
 import json
@@ -35,7 +40,7 @@ class TargetError(Exception):
 
 
 def main(spec: dict[str, Any]) -> None:
-    """Serve frames on the inherited socket. `spec`: fd, parent (process id), target, arguments, memory_mb."""
+    """Serve on the inherited socket. `spec`: fd, parent (process id), target, arguments, memory_mb, template."""
     _die_with(spec["parent"])
     _limit(spec["memory_mb"])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -48,11 +53,49 @@ def main(spec: dict[str, Any]) -> None:
         channel.sendall(encode({"unusable": describe(error)}))
         return
     channel.sendall(encode({"ready": True}))
+    if spec["template"]:
+        _fork_on_request(channel, answer)
+    else:
+        _serve(channel, answer)
+
+
+def _serve(channel: socket.socket, answer: Callable[[JSON], JSON]) -> None:
     buffer = bytearray()
     while chunk := channel.recv(1 << 16):
         buffer += chunk
         while (frame := take(buffer)) is not None:
             channel.sendall(_reply(answer, frame["payload"]))
+
+
+def _fork_on_request(requests: socket.socket, answer: Callable[[JSON], JSON]) -> None:
+    """One worker for each request: a byte, with the descriptors of its channel and of what it prints."""
+    gc.freeze()  # what is loaded stays shared: collections in a worker do not touch its pages
+    while True:
+        request, descriptors, _, _ = socket.recv_fds(requests, 1, 2)
+        if not request:
+            return
+        _bury()
+        template = os.getpid()
+        if os.fork() == 0:
+            os.setsid()
+            _die_with(template)
+            requests.close()
+            for standard in (1, 2):
+                os.dup2(descriptors[1], standard)
+            os.close(descriptors[1])
+            channel = socket.socket(fileno=descriptors[0])
+            channel.sendall(encode({"ready": True, "pid": os.getpid()}))
+            _serve(channel, answer)
+            os._exit(0)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _bury() -> None:
+    """Reap workers that ended. Not sooner: until then their process ids are surely their own."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 def load_function(target: str) -> Callable[..., Any]:

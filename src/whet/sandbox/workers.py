@@ -14,31 +14,30 @@ parent" to mean the *thread* that started the process.
 
 from __future__ import annotations
 
-import json
 import os
 import selectors
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from whet.sandbox.base import JSON, Failure, FailureKind, Result
 from whet.sandbox.frames import encode, take
+from whet.sandbox.launch import Template, start
 
-PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 TAIL_BYTES = 2000
 """How much of what a worker printed is kept, for the message if it dies."""
 MESSAGE_CHARACTERS = 400
 CLOSE_POLL_S = 0.2
 """How soon a running call notices that its pool was closed."""
+LONG_S = 0.25
+"""After so long a payload no longer holds up the others, where workers are forked: one more takes its place."""
 CHUNK_BYTES, CHUNKS = 1 << 16, 64
 """Read at most so much in one go: a worker that prints without end may not hold up the others."""
 REAP_S = 10.0
@@ -52,6 +51,9 @@ class WorkerPool:
     returns the function that answers payloads. `deadline_s` holds for one payload, `startup_s` for starting and
     importing (generous: a slow disk is no failure). `memory_mb` limits the address space; None where the code may
     reserve much more than it uses, as CUDA does. A process is replaced after `recycle_after` answers, for leaks.
+
+    `forked` workers come from a template process that has loaded the target: a killed one is replaced in milliseconds.
+    For targets that start no threads and hold no device.
     """
 
     def __init__(
@@ -64,10 +66,12 @@ class WorkerPool:
         startup_s: float = 120.0,
         memory_mb: int | None = None,
         recycle_after: int = 1000,
+        forked: bool = False,
     ) -> None:
         self._spec: dict[str, JSON] = {"target": target, "arguments": list(arguments), "memory_mb": memory_mb}
         self._limit, self._deadline_s, self._startup_s = workers, deadline_s, startup_s
         self._recycle_after = recycle_after
+        self._template = Template(self._spec, startup_s) if forked else None
         self._workers: list[_Worker] = []
         self._closing = threading.Event()
         self._keeper = ThreadPoolExecutor(max_workers=1, thread_name_prefix="whet-workers")
@@ -109,6 +113,8 @@ class WorkerPool:
             self._wait()
             for worker in tuple(self._workers):
                 self._attend(worker, jobs, results)
+        for worker in self._workers[self._limit :]:
+            self._drop(worker)
         return [results[index] for index in range(len(payloads))]
 
     def _staff(self, jobs: deque[tuple[int, bytes]], results: dict[int, Result]) -> None:
@@ -125,12 +131,24 @@ class WorkerPool:
                     else:
                         results[index] = _failed(FailureKind.CRASH, "the worker died before it took the payload")
         starting = sum(not worker.ready for worker in self._workers)
-        for _ in range(min(self._limit - len(self._workers), len(jobs) - starting)):
+        for _ in range(min(self._limit + self._stuck() - len(self._workers), len(jobs) - starting)):
+            worker = _Worker(self._startup_s)
             try:
-                self._workers.append(_Worker(self._spec, self._startup_s))
+                failure = worker.start(self._spec, self._template, self._closing.is_set)
             except OSError as error:
-                self._fail_waiting(jobs, results, _failed(FailureKind.START, f"no process could be started: {error}"))
+                failure = f"no process could be started: {error}"
+            if failure:
+                worker.kill()
+                self._fail_waiting(jobs, results, _failed(FailureKind.START, failure))
                 return
+            self._workers.append(worker)
+
+    def _stuck(self) -> int:
+        """Workers that may be started beyond the limit, as many as have been busy for long: forked ones are cheap."""
+        if self._template is None:
+            return 0
+        soon = time.monotonic() + self._deadline_s - LONG_S
+        return min(self._limit, sum(worker.job is not None and worker.deadline < soon for worker in self._workers))
 
     def _wait(self) -> None:
         """Until a worker says something, one is late, or it is time to look whether the pool was closed."""
@@ -167,42 +185,40 @@ class WorkerPool:
     def _kill_all(self) -> None:
         for worker in tuple(self._workers):
             self._drop(worker)
+        if self._template is not None:
+            self._template.close()
 
 
 class _Worker:
     """One process and what the parent holds of it: the channel for frames and the pipe of what it prints."""
 
-    def __init__(self, spec: dict[str, JSON], startup_s: float) -> None:
+    def __init__(self, startup_s: float) -> None:
         self.job: int | None = None
         self.ready = self.finished = self._buried = False
         self.answered = 0
         self.allowed_s, self.deadline = startup_s, time.monotonic() + startup_s
         self._inbox, self._tail = bytearray(), b""
-        self.channel, theirs = socket.socketpair()
+        self.channel, self._theirs = socket.socketpair()
         self._printed: int | None
-        self._printed, printing = os.pipe()
+        self._printed, self._printing = os.pipe()
         os.set_blocking(self._printed, False)
         self.channel.setblocking(False)
-        whole = {**spec, "fd": theirs.fileno(), "parent": os.getpid()}
-        path = os.pathsep.join(filter(None, [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH")]))
+        self.process: subprocess.Popen[bytes] | None = None
+        self._group: int | None = None
+
+    def start(self, spec: Mapping[str, JSON], template: Template | None, unwanted: Callable[[], bool]) -> str:
+        """Start the process; why it could not be, where a template could not. Raises OSError."""
         try:
-            # -P: a file of the working folder cannot shadow a module; -u: what it prints before it dies is seen.
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-u", "-m", "whet.sandbox.worker_main", json.dumps(whole)],
-                stdin=subprocess.DEVNULL,
-                stdout=printing,
-                stderr=printing,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-                env={**os.environ, "PYTHONPATH": path},
-            )
-        except OSError:
-            self.channel.close()
-            os.close(self._printed)
-            raise
+            if template is not None:
+                failure = template.fork(self._theirs, self._printing, unwanted)
+                self.deadline = time.monotonic() + self.allowed_s
+                return failure
+            self.process = start(spec, self._theirs, self._printing, template=False)
+            self._group = self.process.pid
+            return ""
         finally:
-            theirs.close()
-            os.close(printing)
+            self._theirs.close()
+            os.close(self._printing)
 
     @property
     def busy(self) -> bool:
@@ -248,10 +264,12 @@ class _Worker:
         if self._buried:
             return
         self._buried = True
-        with suppress(ProcessLookupError, PermissionError):  # already dead, in Linux's and macOS's words
-            os.killpg(self.process.pid, signal.SIGKILL)  # before wait(): until then the number is surely its own
-        with suppress(subprocess.TimeoutExpired):  # stuck in the kernel; Popen buries it later
-            self.process.wait(REAP_S)
+        if self._group is not None:
+            with suppress(ProcessLookupError, PermissionError):  # already dead, in Linux's and macOS's words
+                os.killpg(self._group, signal.SIGKILL)  # before it is reaped: until then the number is surely its own
+        if self.process is not None:
+            with suppress(subprocess.TimeoutExpired):  # stuck in the kernel; Popen buries it later
+                self.process.wait(REAP_S)
         self._read_printed()
         self.channel.close()
         if self._printed is not None:
@@ -261,6 +279,7 @@ class _Worker:
     def _answer(self, frame: dict[str, Any]) -> Result | None:
         if "ready" in frame:
             self.ready = True
+            self._group = frame.get("pid", self._group)
             return None
         if "unusable" in frame:
             return self._end(FailureKind.START, frame["unusable"])
@@ -274,8 +293,8 @@ class _Worker:
         return _failed(kind, message)
 
     def _obituary(self) -> str:
-        code = self.process.returncode
-        how = f"exited with code {code}" if code is None or code >= 0 else f"was killed by signal {-code}"
+        code = None if self.process is None else self.process.returncode
+        how = "died" if code is None else f"exited with code {code}" if code >= 0 else f"was killed by signal {-code}"
         said = self._tail.decode(errors="replace").strip()
         return f"the worker {how}" + (f"; it last printed: {said[-MESSAGE_CHARACTERS // 2 :]}" if said else "")
 

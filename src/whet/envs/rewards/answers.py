@@ -12,10 +12,19 @@ from fractions import Fraction
 LONGEST_NUMBER = 400
 """Characters; Python refuses to read much longer integers, and no answer is one."""
 
-_ANSWER_TAGS = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_ANSWER_TAGS = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL)
+"""Also one that is not closed: a sampler may stop at `</answer>`."""
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_BETWEEN = re.compile(
+    r"[^.\n\\]{0,20}(?:\\text\{[^{}.]*)?(?:,|and\b)[^.\n\\]{0,20}|(?:\s|\$|\\[(),;\[\]]|\\q?quad|\\text\{\s*(?:and|or)\s*\}|,|;|and\b|or\b|(?:[a-zA-Z](?:_\{?\w+\}?)?\s*=))*"
+)
 _HASHES = re.compile(r"####[ \t:]*([^\n]*)")
-_ANSWER_IS = re.compile(r"\banswer(?:\s+is\b|[ *]*[:=])[ *:]*([^\n]+)", re.IGNORECASE)
+_ANSWER_IS = re.compile(r"(?:\banswer(?:\s+is\b|[ *]*[:=])|答案\s*[是为:：])[ *:]*([^\n]+)", re.IGNORECASE)
+_GOLD_IS = re.compile(r"\bthe answer is:?\s+(.+)$", re.IGNORECASE | re.DOTALL)
+_SPECIAL = re.compile(r"<\|(?:im_end|im_start|endoftext|eot_id|end|end_of_text)\|>.*", re.DOTALL)
+"""A template's tokens that were decoded, and what follows them."""
+_CALCULATOR = re.compile(r"<<[^<>\n]*>>")
+"""GSM8K's annotations, `2+3=<<2+3=5>>5`."""
 _SENTENCE_END = re.compile(r"\.(?:\s|$)")
 # Not inside a word, an index, an exponent or a LaTeX argument, whose digits alone are not the answer.
 _NUMBER = re.compile(r"(?<![\w.{^])(?:(?<![)\]])-)?\$?\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?")
@@ -36,7 +45,7 @@ def final_answer(text: str) -> str:
 
 def marked_answer(text: str) -> str | None:
     """The answer where the completion says which it is (tags, box, hashes, "answer is"); None where it does not."""
-    region = after_thinking(text)
+    region = spoken(text)
     tagged = _ANSWER_TAGS.findall(region)
     if tagged:
         region = tagged[-1]
@@ -47,10 +56,11 @@ def marked_answer(text: str) -> str | None:
 def gold_answer(value: object) -> str:
     r"""The answer that a data set's gold column means: `#### 42`, `\boxed{42}`, or the value as it stands."""
     text = str(value)
-    for found in (last_boxed(text), _last(_HASHES, text)):
+    for found in (last_boxed(text), _last(_HASHES, text), _last(_GOLD_IS, text)):
         if found is not None:
             return found.strip()
-    return text.strip()
+    opened = _BOX.search(text)  # a box that never closes: a gold is not cut off
+    return text[opened.end() :].strip() if opened else text.strip()
 
 
 def after_thinking(text: str) -> str:
@@ -59,19 +69,39 @@ def after_thinking(text: str) -> str:
     return "" if not closed and "<think>" in text else rest
 
 
+def spoken(text: str) -> str:
+    """What follows the thinking, without a template's tokens that were decoded and without GSM8K's annotations."""
+    return _CALCULATOR.sub("", _SPECIAL.sub("", after_thinking(text)))
+
+
 def last_boxed(text: str) -> str | None:
-    r"""The inside of the last `\boxed{...}`, braces balanced; None without one, or where it never closes."""
-    start = next((match.end() for match in reversed(list(_BOX.finditer(text)))), None)
-    if start is None:
-        return None
-    depth, position = 1, start
+    r"""The inside of the last `\boxed{...}`, braces balanced; None without one, or where it never closes.
+
+    Boxes with nothing between them but "and", a comma or a name (`x = `) are one answer: `\boxed{1} and \boxed{2}`.
+    """
+    inside: list[str] = []
+    following = len(text)
+    for start in reversed(list(_BOX.finditer(text))):
+        end = _closing(text, start.end())
+        if end is None:
+            return None if not inside else ", ".join(inside)
+        if inside and _BETWEEN.fullmatch(text[end + 1 : following]) is None:
+            break
+        inside.insert(0, text[start.end() : end])
+        following = start.start()
+    return ", ".join(inside) if inside else None
+
+
+def _closing(text: str, position: int) -> int | None:
+    """Where the brace closes that opens before `position`."""
+    depth = 1
     while position < len(text):
         character = text[position]
         if character == "\\":  # the next character is escaped: \{ opens nothing
             position += 1
         depth += (character == "{") - (character == "}")
         if depth == 0:
-            return text[start:position]
+            return position
         position += 1
     return None
 

@@ -10,9 +10,10 @@ from whet.config import rewards as kinds
 from whet.envs.asked import Models
 from whet.envs.base import Attempt, Grade, Reward
 from whet.envs.judges.judge import build_judge
-from whet.envs.rewards.exact import exact
-from whet.envs.rewards.format import well_formed
+from whet.envs.rewards.exact import exact, exact_gold
+from whet.envs.rewards.format import consistent, well_formed
 from whet.envs.rewards.function import FunctionReward
+from whet.envs.rewards.graders import GraderReward
 from whet.envs.rewards.judge import PairsReward, PointsReward
 from whet.envs.rewards.length import GroupLength, cosine, length, repetition
 from whet.envs.rewards.math import MathReward
@@ -62,8 +63,15 @@ def _build(
 ) -> Reward:
     name, weight, judges = kinds.name_of(config), config.weight, config.says_right
     match config:
-        case kinds.MathReward():
-            return MathReward(name=name, weight=weight, gold=config.gold, deadline_s=config.deadline_s)
+        case kinds.MathReward() | kinds.AnswerReward():
+            return MathReward(
+                name=name,
+                weight=weight,
+                gold=config.gold,
+                deadline_s=config.deadline_s,
+                tolerance=config.tolerance,
+                words=isinstance(config, kinds.AnswerReward),
+            )
         case kinds.GroupLengthReward():
             return GroupLength(name=name, weight=weight)
         case kinds.FunctionReward():
@@ -74,9 +82,14 @@ def _build(
                 deadline_s=config.deadline_s,
                 judges=judges,
             )
+        case kinds.GraderReward():
+            return GraderReward(
+                name=name, weight=weight, grader=config.grader, deadline_s=config.deadline_s, judges=judges
+            )
         case kinds.ExactReward():
             grade = partial(exact, gold=config.gold)
-            return PlainReward(name=name, weight=weight, judges=judges, function=grade, columns=(config.gold,))
+            check = partial(exact_gold, column=config.gold)
+            return PlainReward(name=name, weight=weight, judges=judges, function=grade, check_task=check)
         case kinds.VerifierReward():
             checker = _checker(verify, "kind verifier is for generated tasks (generate: ...); use math or exact")
             return PlainReward(name=name, weight=weight, judges=judges, function=checker)
@@ -97,6 +110,7 @@ def _build(
 Shaping = (
     kinds.StepsReward
     | kinds.FormatReward
+    | kinds.LanguageReward
     | kinds.OverlongReward
     | kinds.CosineReward
     | kinds.LengthReward
@@ -110,7 +124,9 @@ def _shaping(config: Shaping, check_steps: Verify | None) -> Verify:
         case kinds.StepsReward():
             return _checker(check_steps, "kind steps is for tasks whose family checks them (generate: arithmetic)")
         case kinds.FormatReward():
-            return well_formed
+            return partial(well_formed, form=config.form)
+        case kinds.LanguageReward():
+            return partial(consistent, script=config.script, thinking=config.thinking)
         case kinds.OverlongReward():
             return partial(overlong, cache_tokens=config.cache_tokens)
         case kinds.CosineReward():

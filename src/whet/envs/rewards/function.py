@@ -1,13 +1,17 @@
 """Users' reward functions, run unmodified in a process of their own.
 
-Two signatures are known, told apart by the names of the parameters:
+The signature is told by the names of the parameters, when the function is loaded:
 
-* TRL: `f(prompts, completions, completion_ids, trainer_state, log_extra, log_metric, **columns) -> list`, plain or
-  async, called once for all attempts; it gets what its signature takes. None means "does not apply".
+* TRL, open-r1: `f(prompts, completions, completion_ids, trainer_state, log_extra, log_metric, **columns) -> list`,
+  plain, async or a callable object, called once for all attempts; it gets what its signature takes. None means "does
+  not apply".
 * verl: `compute_score(data_source, solution_str, ground_truth, extra_info=None) -> float | dict`, called for each.
+* OpenRLHF: `reward_func(queries, prompts, labels) -> dict with "rewards" | list`, called once.
+* reasoning-gym: `score_answer(answer, entry) -> float`, called for each; `entry` is the row.
 
-Whatever goes wrong over there (an exception, a hang, `sys.exit`, NaN, a list too short) is a failed grade with the
-reason, never a zero.
+What goes wrong over there (an exception, a hang, `sys.exit`, NaN, a list too short) is a failed grade with the reason.
+Where one call for all attempts fails, each is called again alone, so that one answer costs the others nothing; `blame`
+decides whether the answer or the function was at fault.
 """
 
 from __future__ import annotations
@@ -16,10 +20,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from whet.envs.base import Attempt, Grade, Task
+from whet.envs.rewards.answers import after_thinking, marked_answer
+from whet.envs.rewards.blame import Call, attribute
+from whet.envs.rewards.plain import require
 from whet.errors import RewardError
 from whet.records import Message
 from whet.sandbox.base import JSON, FailureKind, Result
 from whet.sandbox.workers import WorkerPool
+
+ALONE = frozenset({"verl", "entry"})
+"""Forms that are called for each attempt."""
+MISSHAPEN = "the function's value has the wrong shape"
 
 
 class FunctionReward:
@@ -37,26 +48,54 @@ class FunctionReward:
             self._pool.close()
             raise RewardError(f"reward {name!r}: {described.failure.message}")
         signature: Any = described.value
-        self._verl: bool = signature["verl"]
+        self._form: str = signature["form"]
+        self._needs: list[str] = signature["needs"]
         self._takes: frozenset[str] | None = None if signature["takes"] is None else frozenset(signature["takes"])
 
     def grade(self, attempts: Sequence[Attempt], *, step: int) -> list[Grade]:
-        """One grade for each attempt, from one call (TRL) or one call each (verl)."""
-        if not attempts:
-            return []
-        if self._verl:
-            calls = [self._only_taken(_verl_arguments(attempt)) for attempt in attempts]
-            results = self._pool.map([{"arguments": call} for call in calls])
-            return [grade for result in results for grade in _grades(result, 1)]
-        payload: JSON = {"arguments": self._only_taken(_trl_arguments(attempts)), "count": len(attempts), "step": step}
-        return _grades(self._pool.map([payload])[0], len(attempts))
+        """One grade for each attempt, from one call for all or one call each."""
+
+        def call(some: Sequence[Attempt]) -> list[Grade]:
+            return self._call(some, step)
+
+        if self._form in ALONE:
+            grades = call(attempts)
+        else:
+            grades = self._together(attempts, call)
+        return grades if any(grade.note == MISSHAPEN for grade in grades) else attribute(attempts, grades, call)
 
     def check(self, tasks: Sequence[Task]) -> None:
-        """Nothing is known of what the function needs."""
+        """Raise `DataError` for the first task without a column that the function cannot do without."""
+        for task in tasks:
+            for column in self._needs:
+                if column not in task.columns:
+                    require(task, column, self.name)
 
     def close(self) -> None:
         """Kill the process."""
         self._pool.close()
+
+    def _together(self, attempts: Sequence[Attempt], call: Call) -> list[Grade]:
+        """The grades of one call; where that failed, of one call each, until two were late and none was graded."""
+        result = call(attempts)
+        if len(attempts) < 2 or not all(grade.failure for grade in result) or result[0].note == MISSHAPEN:
+            return result
+        grades: list[Grade] = []
+        for attempt in attempts:
+            hopeless = len(grades) >= 2 and all(grade.failure and grade.timed_out for grade in grades)
+            grades += [grades[-1]] if hopeless else call([attempt])
+        return grades
+
+    def _call(self, attempts: Sequence[Attempt], step: int) -> list[Grade]:
+        if not attempts:
+            return []
+        if self._form in ALONE:
+            arguments = _verl_arguments if self._form == "verl" else _entry_arguments
+            results = self._pool.map([{"arguments": self._only_taken(arguments(attempt))} for attempt in attempts])
+            return [grade for result in results for grade in _grades(result, 1)]
+        columns = _trl_arguments(attempts) if self._form == "trl" else _openrlhf_arguments(attempts)
+        payload: JSON = {"arguments": self._only_taken(columns), "count": len(attempts), "step": step}
+        return _grades(self._pool.map([payload])[0], len(attempts))
 
     def _only_taken(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in arguments.items() if self._takes is None or key in self._takes}
@@ -78,18 +117,41 @@ def _trl_arguments(attempts: Sequence[Attempt]) -> dict[str, list[Any]]:
     return columns
 
 
+def _openrlhf_arguments(attempts: Sequence[Attempt]) -> dict[str, list[Any]]:
+    """OpenRLHF's three: the prompt with the answer behind it, the prompt alone, and the gold."""
+    prompts = ["\n".join(message.content for message in attempt.task.messages) for attempt in attempts]
+    return {
+        "queries": [prompt + attempt.answer for prompt, attempt in zip(prompts, attempts, strict=True)],
+        "prompts": prompts,
+        "labels": [_truth(attempt) for attempt in attempts],
+    }
+
+
 def _verl_arguments(attempt: Attempt) -> dict[str, Any]:
     """verl's four, from its own columns or, for the ground truth, from `answer`."""
     columns = attempt.task.columns
-    nested = columns.get("reward_model")
-    inner = nested.get("ground_truth") if isinstance(nested, Mapping) else None
-    candidates = (columns.get("ground_truth"), inner, columns.get("answer"))
     return {
         "data_source": columns.get("data_source", ""),
         "solution_str": attempt.answer,
-        "ground_truth": next((value for value in candidates if value is not None), None),
+        "ground_truth": _truth(attempt),
         "extra_info": columns.get("extra_info"),
     }
+
+
+def _entry_arguments(attempt: Attempt) -> dict[str, Any]:
+    """reasoning-gym's two: what the completion marks as its answer, else all of it, and the row."""
+    marked = marked_answer(attempt.answer)
+    said = after_thinking(attempt.answer).strip() if marked is None else marked
+    return {"answer": said, "entry": dict(attempt.task.columns)}
+
+
+def _truth(attempt: Attempt) -> Any:
+    """The gold in verl's or OpenRLHF's own columns, else in `answer`."""
+    columns = attempt.task.columns
+    nested = columns.get("reward_model")
+    inner = nested.get("ground_truth") if isinstance(nested, Mapping) else None
+    candidates = (columns.get("ground_truth"), inner, columns.get("label"), columns.get("answer"))
+    return next((value for value in candidates if value is not None), None)
 
 
 def _dicts(messages: Iterable[Message]) -> list[dict[str, Any]]:
@@ -111,6 +173,9 @@ def _grades(result: Result, count: int) -> list[Grade]:
     """The worker's list of grades, or one failure for all that the call was about."""
     if result.failure is not None:
         timed_out = result.failure.kind is FailureKind.TIMEOUT
-        return [Grade(value=None, failure=result.failure.message, timed_out=timed_out)] * count
+        remedy = f"; deadline_s is for one call, of {count} answers here" if timed_out else ""
+        return [Grade(value=None, failure=result.failure.message + remedy, timed_out=timed_out)] * count
     values: Any = result.value
+    if isinstance(values, str):  # the function answered, in a shape that no answer is to blame for
+        return [Grade(value=None, failure=values, note=MISSHAPEN)] * count
     return [Grade(**fields) for fields in values]

@@ -1,4 +1,4 @@
-"""The worker's side of function rewards: call the user's function as TRL or verl would, check the values."""
+"""The worker's side of function rewards: call the user's function as its library would, check the values."""
 
 from __future__ import annotations
 
@@ -9,28 +9,84 @@ from collections.abc import Awaitable, Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from whet.sandbox.worker_main import load_function
+from whet.sandbox.worker_main import TargetError, load_function
 
-VERL = frozenset({"data_source", "solution_str", "ground_truth"})
-"""Parameters by which verl's `compute_score` is recognised."""
+FORMS = {
+    "verl": {"data_source", "solution_str", "ground_truth"},
+    "openrlhf": {"queries", "prompts", "labels"},
+    "entry": {"answer", "entry"},
+    "trl": {"completions"},
+}
+"""Parameters by which a signature is recognised, the first that it has all of."""
+GIVEN = {
+    "verl": {"extra_info"},
+    "openrlhf": set[str](),
+    "entry": set[str](),
+    "trl": {"prompts", "completion_ids", "trainer_state", "log_extra", "log_metric"},
+}
+"""What else each form is given."""
 LONGEST_NOTE = 200
 
 
+class Misshapen(Exception):
+    """The value is no number for each answer; the message says what it is."""
+
+
 def load(path: str) -> Callable[[dict[str, Any] | None], Any]:
-    """The function that answers payloads; None asks what the user's function takes."""
-    function = load_function(path)
-    parameters = inspect.signature(function).parameters
-    everything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    signature = {"verl": parameters.keys() >= VERL, "takes": None if everything else sorted(parameters)}
+    """The function that answers payloads; None asks what the user's function takes. A class is made an object of."""
+    function: Any = load_function(path)
+    if inspect.isclass(function):
+        function = function()
+    signature = describe_signature(path, function)
 
     def answer(payload: dict[str, Any] | None) -> Any:
         if payload is None:
             return signature
-        if signature["verl"]:
-            return [_verl_grade(_call(function, payload["arguments"]))]
-        return _call_trl(function, payload, signature["takes"])
+        try:
+            match signature["form"]:
+                case "verl" | "entry":
+                    return [_one_grade(_call(function, payload["arguments"]))]
+                case "openrlhf":
+                    return _openrlhf_grades(_call(function, payload["arguments"]), payload["count"])
+                case _:
+                    return _call_trl(function, payload, signature["takes"])
+        except Misshapen as error:
+            return str(error)
 
     return answer
+
+
+def load_source(source: str) -> Callable[[dict[str, Any]], float]:
+    """The function that answers with what `grade(sample, item)` of an OpenAI Python grader returns."""
+    names: dict[str, Any] = {"__name__": "grader"}
+    exec(compile(source, "grader.py", "exec"), names)  # the recipe's own code, in a process of its own
+    grade = names.get("grade")
+    if not callable(grade):
+        raise TargetError("a python grader defines grade(sample, item)")
+
+    def answer(payload: dict[str, Any]) -> float:
+        number = _number(grade(payload["sample"], payload["item"]))
+        if not math.isfinite(number):
+            raise ValueError(f"returned {number}")
+        return number
+
+    return answer
+
+
+def describe_signature(path: str, function: Callable[..., Any]) -> dict[str, Any]:
+    """Its form, the parameters that it takes (None: any) and the columns that it needs. Raises `TargetError`."""
+    parameters = inspect.signature(function).parameters
+    any_name = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    form = next((name for name, needed in FORMS.items() if needed <= parameters.keys()), "trl" if any_name else None)
+    if form is None or any(p.kind is inspect.Parameter.POSITIONAL_ONLY for p in parameters.values()):
+        known = ", ".join(f"({', '.join(sorted(needed))})" for needed in FORMS.values())
+        raise TargetError(f"{path} takes ({', '.join(parameters)}), no signature of a reward; known are {known}")
+    plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    required = {name for name, p in parameters.items() if p.kind in plain and p.default is inspect.Parameter.empty}
+    needs = sorted(required - FORMS[form] - GIVEN[form])
+    if needs and form != "trl":
+        raise TargetError(f"{path} needs {', '.join(needs)}, which its form ({form}) is not given; give them defaults")
+    return {"form": form, "takes": None if any_name else sorted(parameters), "needs": needs}
 
 
 def _call_trl(function: Callable[..., Any], payload: dict[str, Any], takes: Any) -> list[dict[str, Any]]:
@@ -54,20 +110,42 @@ def _call_trl(function: Callable[..., Any], payload: dict[str, Any], takes: Any)
     given = {name: helper for name, helper in helpers.items() if takes is None or name in takes}
     returned = _call(function, {**payload["arguments"], **given})
     if isinstance(returned, str | bytes | Mapping) or not hasattr(returned, "__iter__"):
-        raise TypeError(f"returned a {type(returned).__name__}, not a list with one number for each completion")
-    values = list(returned)
-    if len(values) != count:
-        raise ValueError(f"returned {len(values)} values for {count} completions")
-    graded = zip(map(_grade, values), notes, strict=True)
+        raise Misshapen(f"returned a {type(returned).__name__}, not a list with one number for each completion")
+    graded = zip(map(_grade, _each(returned, count)), notes, strict=True)
     return [{**grade, "note": "; ".join(note), "metrics": metrics} for grade, note in graded]
 
 
-def _verl_grade(returned: Any) -> dict[str, Any]:
+def _each(returned: Any, count: int) -> list[Any]:
+    """One value for each answer, from a list, tuple, array or tensor."""
+    values = list(returned)
+    if len(values) != count:
+        raise Misshapen(f"returned {len(values)} values for {count} completions")
+    return values
+
+
+def _openrlhf_grades(returned: Any, count: int) -> list[dict[str, Any]]:
+    """`rewards` of a dict, or a list or tensor; the lists in `extra_logs` are logged."""
+    logs: Mapping[str, Any] = {}
+    if isinstance(returned, Mapping):
+        if "rewards" not in returned:
+            raise Misshapen(f"returned a dict without 'rewards': {sorted(map(str, returned))}")
+        logs, returned = returned.get("extra_logs") or {}, returned["rewards"]
+    if not hasattr(returned, "__iter__") or isinstance(returned, str):
+        raise Misshapen(f"returned a {type(returned).__name__}, not a list with one number for each query")
+    grades = [_grade(value) for value in _each(returned, count)]
+    columns = {str(name): _each(values, count) for name, values in logs.items() if hasattr(values, "__iter__")}
+    return [
+        {**grade, "metrics": {name: _number(values[place]) for name, values in columns.items()}}
+        for place, grade in enumerate(grades)
+    ]
+
+
+def _one_grade(returned: Any) -> dict[str, Any]:
     """A number, or a dict whose `score` counts and whose other numbers are logged."""
     if not isinstance(returned, Mapping):
         return _grade(returned)
     if "score" not in returned:
-        raise TypeError(f"returned a dict without 'score': {sorted(map(str, returned))}")
+        raise Misshapen(f"returned a dict without 'score': {sorted(map(str, returned))}")
     others = {str(key): value for key, value in returned.items() if key != "score"}
     return {**_grade(returned["score"]), "metrics": {k: float(v) for k, v in others.items() if _finite(v)}}
 

@@ -1,7 +1,11 @@
-r"""Mathematical equality with the gold answer: by rule where that is plain, else by math-verify in a worker.
+r"""Whether the final answer is the gold one: by rule where that is plain, else with computer algebra in a worker.
 
-math-verify hands answers to sympy, which some answers keep busy for ever, or until memory ends. So it runs in
-processes that are killed at a deadline, with its own timeouts off. Such an attempt is unscored and counted.
+The gold is read once into a typed value (`values`), when the tasks are checked; its type decides which rules compare it
+(`agree`). Algebra may take for ever, or until memory ends, so it runs in processes that are killed at a deadline.
+
+Whose fault a grade without a verdict is, a control job decides: the gold answered with itself, beside it. Where the
+control passes, the answer was what no grader finishes, and it is wrong (`Grade.gave_up`); else the machinery failed,
+and the attempt is unscored.
 """
 
 from __future__ import annotations
@@ -9,91 +13,187 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from whet.envs.base import Attempt, Grade, Task
-from whet.envs.rewards.answers import as_number, final_answer, gold_answer, tidy
+from whet.envs.rewards.agree import NO_ALGEBRA, Undecided
+from whet.envs.rewards.answers import gold_answer
 from whet.envs.rewards.plain import require
+from whet.envs.rewards.reader import read
+from whet.envs.rewards.reading import answers, final_words
+from whet.envs.rewards.values import LONGEST, Date, Text, Value, YesNo
 from whet.errors import DataError
-from whet.sandbox.base import FailureKind, Result
+from whet.sandbox.base import JSON, Failure, FailureKind, Result
 from whet.sandbox.workers import WorkerPool
 
-LONGEST_ANSWER = 2000
-"""Characters. A longer final answer is wrong by rule, without being graded."""
 MEMORY_MB = 2048
 RIGHT, WRONG = Grade(value=1.0), Grade(value=0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """Gold and given answer, tidied: what a worker compares. Equal ones are asked once."""
+    """What a worker is asked where no rule decides. Equal ones are asked once."""
 
     gold: str
     answer: str
+    question: str
+    marked: bool
+
+    def payload(self, tolerance: float) -> dict[str, JSON]:
+        return {**{name: getattr(self, name) for name in self.__slots__}, "tolerance": tolerance}
 
 
 class MathReward:
-    r"""1 if the final answer equals the gold one, else 0. `gold` names the column; `answers` says what is understood.
+    r"""1 if the final answer equals the gold one, else 0. `gold` names the column.
 
-    `check` refuses gold answers that are no mathematics; an attempt at such a task is unscored.
+    `words` allows golds that are no mathematics (names, dates, yes or no) and lists of golds, any of which counts.
+    `tolerance` is relative, of numbers. `check` refuses golds that no answer can meet, and without `words` those that
+    are words.
     """
 
     judges = True
 
-    def __init__(self, *, name: str, weight: float, gold: str, deadline_s: float, workers: int | None = None) -> None:
-        self.name, self.weight, self._gold = name, weight, gold
+    def __init__(
+        self,
+        *,
+        name: str,
+        weight: float,
+        gold: str,
+        deadline_s: float,
+        words: bool = False,
+        tolerance: float = 0.0,
+        workers: int | None = None,
+    ) -> None:
+        self.name, self.weight, self._gold, self._words, self._tolerance = name, weight, gold, words, tolerance
         self._pool = WorkerPool(
             "whet.envs.rewards.math_worker:load",
             workers=workers or os.cpu_count() or 1,
             deadline_s=deadline_s,
             memory_mb=MEMORY_MB,
+            forked=True,
         )
 
     def grade(self, attempts: Sequence[Attempt], *, step: int) -> list[Grade]:
         """One grade for each attempt; the workers only see what no rule decides."""
         judged = [self._by_rule(attempt) for attempt in attempts]
-        questions = list(dict.fromkeys(item for item in judged if isinstance(item, _Question)))
-        results = self._pool.map([{"gold": q.gold, "answer": q.answer} for q in questions])
-        grades = {question: _grade(result) for question, result in zip(questions, results, strict=True)}
-        return [grades[item] if isinstance(item, _Question) else item for item in judged]
+        questions = list(dict.fromkeys(q for item in judged if not isinstance(item, Grade) for q in item))
+        results = self._pool.map([question.payload(self._tolerance) for question in questions])
+        grades = dict(zip(questions, self._attributed(questions, results), strict=True))
+        return [item if isinstance(item, Grade) else _best([grades[q] for q in item]) for item in judged]
 
     def check(self, tasks: Sequence[Task]) -> None:
-        """Raise `DataError` for the first task whose gold answer is missing or cannot be read as mathematics."""
-        golds = [tidy(gold_answer(require(task, self._gold, self.name))) for task in tasks]
-        unsure = [(task, gold) for task, gold in zip(tasks, golds, strict=True) if as_number(gold) is None]
-        for (task, gold), result in zip(unsure, self._pool.map([{"gold": gold} for _, gold in unsure]), strict=True):
-            failure = _grade(result).failure
-            if failure:
-                raise DataError(f"task {task.id}: gold answer {gold[:80]!r} in column {self._gold!r}: {failure}")
+        """Raise `DataError` for the first task whose gold answer is missing or cannot be met."""
+        unsure: dict[str, Task] = {}
+        for task in tasks:
+            for gold in self._golds(task):
+                if isinstance(_read(gold), Text | Date | YesNo) and not self._words:
+                    raise self._unmet(task, gold, "is text, not mathematics; use kind: answer or exact")
+                if gold.count("{") != gold.count("}"):
+                    raise self._unmet(task, gold, "has braces that do not close")
+                if not _meets_itself(gold):
+                    unsure.setdefault(gold, task)
+        asked = [_Question(gold=gold, answer=gold, question="", marked=True).payload(0.0) for gold in unsure]
+        for (gold, task), result in zip(unsure.items(), self._pool.map(asked), strict=True):
+            if result.value != 1:
+                why = "cannot be read as mathematics" if result.failure is None else result.failure.message
+                raise self._unmet(task, gold, why)
 
     def close(self) -> None:
         """Kill the workers."""
         self._pool.close()
 
-    def _by_rule(self, attempt: Attempt) -> Grade | _Question:
-        """The grade where it needs no mathematics: no answer, too long, the same text, two plain numbers."""
+    def _unmet(self, task: Task, gold: str, why: str) -> DataError:
+        return DataError(f"task {task.id}: gold answer {gold[:80]!r} in column {self._gold!r}: {why}")
+
+    def _golds(self, task: Task) -> list[str]:
+        """The accepted answers of a task, as texts. Raises `DataError` where there is none or it has no text."""
+        value = require(task, self._gold, self.name)
+        listed = list(value) if self._words and isinstance(value, list | tuple) else [_listed(value)]
+        texts = []
+        for each in listed:
+            if not isinstance(each, str | int | float):
+                raise self._unmet(task, repr(each), f"is a {type(each).__name__}; a gold answer is a text or a number")
+            text = gold_answer(each)
+            if not any(character.isalnum() for character in text):
+                raise self._unmet(task, str(each), "is empty" if not text else "has no letter and no digit")
+            texts.append(text)
+        if not texts:
+            raise self._unmet(task, "[]", "is an empty list")
+        return texts
+
+    def _by_rule(self, attempt: Attempt) -> Grade | list[_Question]:
+        """The grade where it needs no algebra, else what to ask of a worker for each gold."""
         try:
-            gold = tidy(gold_answer(require(attempt.task, self._gold, self.name)))
+            golds = self._golds(attempt.task)
         except DataError as error:
             return Grade(value=None, failure=str(error))
-        answer = final_answer(attempt.answer)
-        if not answer:
+        given, marked = final_words(attempt.answer)
+        if not given:
             return Grade(value=0.0, note="no answer found")
-        if len(answer) > LONGEST_ANSWER:
-            return Grade(value=0.0, note=f"the answer has more than {LONGEST_ANSWER} characters")
-        answer = tidy(answer)
-        wanted, given = as_number(gold), as_number(answer)
-        if answer == gold or (wanted is not None and wanted == given):
-            return RIGHT
-        if wanted is not None and given is not None and wanted.denominator == given.denominator == 1:
-            return WRONG
-        return _Question(gold=gold, answer=answer)
+        if len(given) > LONGEST:
+            return Grade(value=0.0, note=f"the answer has more than {LONGEST} characters")
+        question = attempt.task.messages[-1].content if attempt.task.messages else ""
+        open_questions: list[_Question] = []
+        for gold in golds:
+            value = _read(gold)
+            try:
+                if answers(value, gold, given, NO_ALGEBRA, question, marked=marked, tolerance=self._tolerance):
+                    return RIGHT
+            except Undecided:
+                open_questions.append(_Question(gold=gold, answer=given, question=question, marked=marked))
+        return open_questions or WRONG
+
+    def _attributed(self, questions: Sequence[_Question], results: Sequence[Result]) -> list[Grade]:
+        """Verdicts, and for what has none whose fault that is.
+
+        A worker that died is asked once more; a late one is not. Both count against the answer if a control passes.
+        """
+        failed = [place for place, result in enumerate(results) if result.failure is not None]
+        if not failed:
+            return [RIGHT if result.value else WRONG for result in results]
+        controls = [
+            _Question(gold=q.gold, answer=q.gold, question="", marked=True) for q in (questions[p] for p in failed)
+        ]
+        again = [place for place in failed if not _late(results[place].failure)]
+        asked = [*controls, *(questions[place] for place in again)]
+        answered = self._pool.map([question.payload(self._tolerance) for question in asked])
+        passed = dict(zip(failed, answered, strict=False))
+        final = {**dict(enumerate(results)), **dict(zip(again, answered[len(failed) :], strict=True))}
+        return [_fault(final[place], passed.get(place)) for place in range(len(results))]
 
 
-def _grade(result: Result) -> Grade:
-    """A worker's word as a grade. Its value is 1, 0, or null for a gold answer that it cannot read."""
-    if result.failure is not None:
-        timed_out = result.failure.kind is FailureKind.TIMEOUT
-        return Grade(value=None, failure=result.failure.message, timed_out=timed_out)
-    if result.value is None:
-        return Grade(value=None, failure="the gold answer cannot be read as mathematics")
-    return RIGHT if result.value == 1 else WRONG
+def _listed(value: object) -> object:
+    """A list of numbers as the vector that it is: `[1, 2]`."""
+    numbers = isinstance(value, list | tuple) and all(isinstance(each, int | float) for each in value)
+    return str(list(value)) if numbers and value else value  # type: ignore[call-overload]
+
+
+def _fault(result: Result, control: Result | None) -> Grade:
+    if result.failure is None:
+        return RIGHT if result.value else WRONG
+    if control is not None and control.value == 1:
+        return Grade(value=0.0, gave_up=True, note=f"no grader finishes on this answer: {result.failure.message}")
+    return Grade(value=None, failure=result.failure.message, timed_out=_late(result.failure))
+
+
+def _late(failure: Failure | None) -> bool:
+    return failure is not None and failure.kind is FailureKind.TIMEOUT
+
+
+def _best(grades: Sequence[Grade]) -> Grade:
+    """Of the grades by several golds: right by one is right; a failure only where none is right."""
+    return max(grades, key=lambda grade: (grade.value == 1, grade.failure != "", grade.gave_up))
+
+
+@lru_cache(maxsize=1 << 16)
+def _read(gold: str) -> Value:
+    """The gold's typed value: read once however often it is asked about."""
+    return read(gold)
+
+
+def _meets_itself(gold: str) -> bool:
+    """Whether the gold, given as the answer, is right by rule."""
+    try:
+        return answers(_read(gold), gold, gold, NO_ALGEBRA, None, marked=True)
+    except Undecided:
+        return False

@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from whet.envs.base import Attempt, Grade, Task
+from whet.envs.rewards.blame import attribute
 from whet.errors import DataError, GraderError, boundary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlainReward:
-    """A function of one attempt as a reward. What it raises becomes a failed grade of that attempt alone."""
+    """A function of one attempt as a reward. What it raises concerns that attempt alone."""
 
     name: str
     weight: float
@@ -19,19 +20,26 @@ class PlainReward:
     function: Callable[[Attempt], Grade]
     columns: tuple[str, ...] = ()
     """Columns that every task must have."""
+    check_task: Callable[[Task], object] | None = None
+    """Raises `DataError` for a task that it cannot grade."""
 
     def grade(self, attempts: Sequence[Attempt], *, step: int) -> list[Grade]:
-        """One grade for each attempt."""
-        return [self._grade(attempt) for attempt in attempts]
+        """One grade for each attempt; `blame` decides on those that raised."""
+        return attribute(attempts, self._each(attempts), self._each)
 
     def check(self, tasks: Sequence[Task]) -> None:
         """Raise `DataError` for the first task without a needed column."""
         for task in tasks:
             for column in self.columns:
                 require(task, column, self.name)
+            if self.check_task is not None:
+                self.check_task(task)
 
     def close(self) -> None:
         """Nothing to end."""
+
+    def _each(self, attempts: Sequence[Attempt]) -> list[Grade]:
+        return [self._grade(attempt) for attempt in attempts]
 
     def _grade(self, attempt: Attempt) -> Grade:
         try:

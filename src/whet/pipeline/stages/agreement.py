@@ -11,13 +11,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from statistics import fmean
-from typing import ClassVar, Literal
 
-from whet.config.budget import Budget, of_chunks
-from whet.config.data import Source
-from whet.config.judge import JudgeConfig
-from whet.config.stage import RowsBase
-from whet.config.strict import Made
+from whet.config.feedback import AgreementStage
 from whet.data.base import Comparison
 from whet.envs.judges.judge import Judge, Preference, as_text, build_judge
 from whet.envs.rewards.judge import agreement, failures
@@ -29,24 +24,6 @@ from whet.pipeline.rows import Chunk, Row, make_rows
 from whet.pipeline.sources import comparisons
 from whet.pipeline.stage import ROWS, Context, Kind, Seen
 from whet.tracking.charts import Look
-
-
-class AgreementStage(RowsBase):
-    """How often a judge says what is known: its verdicts on comparisons that people (or a rule) have decided.
-
-    Its rows are to be looked at, and no later stage reads them.
-    """
-
-    makes: ClassVar[Made | None] = None
-    reads_model: ClassVar[bool] = False
-    kind: Literal["agreement"]
-    data: Source
-    """Comparisons."""
-    judge: JudgeConfig
-
-    def budget(self) -> Budget:
-        """It samples nothing itself."""
-        return of_chunks(self.data, self.chunk, each=0, tokens=0)
 
 
 def run_agreement(context: Context[AgreementStage]) -> None:

@@ -11,17 +11,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any, Literal
-
-from pydantic import Field, model_validator
+from typing import Any
 
 from whet.config import TrainConfig
-from whet.config.budget import Budget, of_chunks
-from whet.config.data import Source
-from whet.config.judge import JudgeConfig
-from whet.config.rewards import RewardConfig
-from whet.config.stage import RowsBase
-from whet.config.train import SamplingConfig
+from whet.config.feedback import CompareStage
 from whet.envs.base import Attempt, Task
 from whet.envs.judges.judge import Judge, Preference, build_judge, build_wording
 from whet.envs.rewards.judge import matches
@@ -34,34 +27,6 @@ from whet.records import Ending, Episode, Group, Message, Score, seed_of
 from whet.rollouts.play import Player
 from whet.templates.base import Template
 from whet.tracking.charts import Look
-
-
-class CompareStage(RowsBase):
-    """Sample answers and find out which are better: comparisons for `preference` and `reward_model` stages (RLAIF)."""
-
-    kind: Literal["compare"]
-    tasks: Source
-    samples: int = Field(2, ge=2)
-    """Answers to each task."""
-    judge: JudgeConfig | None = None
-    """Who compares them, in pairs; or `rewards`."""
-    rewards: list[RewardConfig] = []
-    """What scores them, in place of a judge: the higher score is better."""
-    pairs: Literal["best_worst", "all"] = "best_worst"
-    """Which pairs become rows: the one that is furthest apart, or all that are no ties."""
-    sampling: SamplingConfig = SamplingConfig()
-
-    @model_validator(mode="after")
-    def _check(self) -> CompareStage:
-        if (self.judge is None) == (not self.rewards):
-            raise ValueError("give a judge or rewards, one of the two")
-        if self.sampling.temperature == 0:
-            raise ValueError("sampling.temperature must be above 0: greedy answers to one task are all the same")
-        return self
-
-    def budget(self) -> Budget:
-        """Its samples."""
-        return of_chunks(self.tasks, self.chunk, each=self.samples, tokens=self.sampling.max_tokens)
 
 
 def run_compare(context: Context[CompareStage]) -> None:

@@ -6,18 +6,10 @@ Each model's answers are kept before the next one is loaded, so an interrupted e
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import Literal
 
-from pydantic import Field, model_validator
-
-from whet.config import ModelConfig, TrainConfig
-from whet.config.budget import Budget, rows_of, times
-from whet.config.data import Source
-from whet.config.rewards import RewardConfig, check_rewards
-from whet.config.stage import StageBase
-from whet.config.train import SamplingConfig
+from whet.config import EvalStage, ModelConfig, TrainConfig
 from whet.envs.base import Rubric, Task
 from whet.errors import ConfigError, RewardError
 from whet.evals.run import Answer, EvalRow, compare, summarise, table
@@ -28,45 +20,6 @@ from whet.pipeline.sources import rubric
 from whet.pipeline.stage import Context, Interrupted, Kind
 from whet.records import Group, Outcome
 from whet.tracking.log import RunLog
-
-
-class EvalStage(StageBase):
-    """Sampled accuracy of several models on the same held-out tasks, with paired intervals."""
-
-    kind: Literal["eval"]
-    models: dict[str, str] = {}
-    """Label: a model path, `@stage` or `@model` (what the recipe starts from). Empty: the model of the stage before."""
-    baseline: str | None = None
-    """Label of the model that the others' gains are over; None: the first one."""
-    tasks: Source
-    rewards: list[RewardConfig] = Field(min_length=1)
-    samples: int = Field(4, ge=1)
-    """Completions of each task."""
-    sampling: SamplingConfig = SamplingConfig()
-
-    @model_validator(mode="after")
-    def _check(self) -> EvalStage:
-        check_rewards(self.rewards)
-        if self.baseline is not None and self.baseline not in self.models:
-            raise ValueError(f"baseline is {self.baseline!r}, which is none of the labels in models")
-        return self
-
-    @property
-    def evaluates(self) -> Mapping[str, str]:
-        """Its `models`."""
-        return self.models
-
-    def budget(self) -> Budget:
-        """One step, of all samples of all models."""
-        rows = rows_of(self.tasks)
-        return Budget(
-            steps=1,
-            optimizer_steps=0,
-            prompts=rows,
-            sequences=times(rows, self.samples, max(1, len(self.models))),
-            tokens_each=self.sampling.max_tokens,
-        )
-
 
 CHUNK_EPISODES = 512
 

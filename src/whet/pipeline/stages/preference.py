@@ -4,18 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
-
-from pydantic import Field, model_validator
 
 from whet.algorithms.answers import add_constant
 from whet.algorithms.preference import beside_mismatched, objective_of, preference, weigh_preferences
-from whet.algorithms.preference_config import LossConfig, PreferenceTrainConfig
 from whet.algorithms.supervised import supervised_steps
-from whet.config import GeneratedConfig, ModelConfig, SamplingConfig, Source
-from whet.config.budget import Budget, answers_of, of_rows
-from whet.config.stage import StageBase
-from whet.config.strict import Made
+from whet.config import GeneratedConfig, LossConfig, ModelConfig, PreferenceStage, SamplingConfig, Source
 from whet.data.faults import Dropped
 from whet.errors import DataError
 from whet.pipeline.dropped import keep_dropped
@@ -31,39 +24,6 @@ from whet.tracking.log import RunLog
 from whet.tracking.text import number, percent
 from whet.training.base import Trainer
 from whet.training.compare import Compared, JudgedRow, PreferenceStats, tokenise_comparisons, tokenise_judged
-
-
-class PreferenceStage(StageBase):
-    """Learning from comparisons (or, with `loss: kto`, from answers called good or bad), without a reward model."""
-
-    makes: ClassVar[Made | None] = "model"
-    kind: Literal["preference"]
-    data: Source
-    eval_data: Source | None = None
-    eval_every: int = Field(50, ge=1)
-    """Steps between evaluations, where `eval_data` is given."""
-    loss: LossConfig = LossConfig(preset="dpo")
-    pairs: Literal["all", "best_worst"] = "all"
-    """Of more than two ranked answers: every pair, or the best against the worst."""
-    max_reference_gap: float = Field(0.02, gt=0)
-    """Largest mean |log p - log p_ref| per token before the first update, when the two must be the same model."""
-    train: PreferenceTrainConfig = PreferenceTrainConfig()
-
-    @model_validator(mode="after")
-    def _check(self) -> PreferenceStage:
-        for source in (self.data, self.eval_data):
-            if not isinstance(source, GeneratedConfig):
-                continue
-            if source.plain:
-                raise ValueError("data.plain is running text, which nobody compares; leave it out")
-            if source.answers > 2 and self.pairs == "all" and self.loss.pairs_only:
-                raise ValueError(self.loss.why_pairs)
-        return self
-
-    def budget(self) -> Budget:
-        """Rows of two answers, of one for KTO, or of as many as there are."""
-        answers = 2 if self.pairs == "best_worst" else answers_of(self.data)
-        return of_rows(self.data, self.train, answers=answers if self.loss.kto is None else 1)
 
 
 def run_preference(context: Context[PreferenceStage]) -> None:

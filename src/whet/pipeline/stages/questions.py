@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
-
-from whet.config.budget import Budget, of_chunks
-from whet.config.data import Source
-from whet.config.judge import ChatConfig, JudgeWording
-from whet.config.stage import RowsBase
+from whet.config.feedback import QuestionsStage
 from whet.data.base import Comparison
 from whet.envs.asked import Chat
 from whet.envs.judges.judge import Wording, build_wording
@@ -22,36 +16,6 @@ from whet.pipeline.rows import Chunk, Row, make_rows
 from whet.pipeline.sources import comparisons
 from whet.pipeline.stage import Context, Kind, Seen
 from whet.tracking.charts import Look
-
-
-class QuestionsStage(RowsBase):
-    """Comparisons as questions to a judge, with the known verdict: a judge in training imitates and then reasons.
-
-    A row has `prompt` (the question), `completion` (to imitate) and `verdict` (for `rewards: [{kind: verdict}]`).
-    """
-
-    reads_model: ClassVar[bool] = False
-    kind: Literal["questions"]
-    data: Source
-    """Comparisons."""
-    form: Literal["pairs", "points"] = "pairs"
-    """pairs: which is better, in both orders. points: is the best answer good, is the worst (scale yes_no)."""
-    wording: JudgeWording = JudgeWording()
-    """The questions' wording. Give the trained judge the same keys where it is used."""
-    teacher: ChatConfig | None = None
-    """Who writes reasons to imitate; only those whose verdict is the known one become rows. None: the verdict alone."""
-    max_tokens: int = Field(512, ge=1)
-    """Most tokens of what the teacher writes."""
-
-    def budget(self) -> Budget:
-        """It samples nothing itself."""
-        return of_chunks(self.data, self.chunk, each=0, tokens=0)
-
-    @model_validator(mode="after")
-    def _check(self) -> QuestionsStage:
-        if self.form == "points" and self.wording.scale != "yes_no":
-            raise ValueError("wording.scale must be yes_no for form: points; comparisons say better or worse, no score")
-        return self
 
 
 def run_questions(context: Context[QuestionsStage]) -> None:

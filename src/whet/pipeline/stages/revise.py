@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
-from typing import Literal
-
-from pydantic import Field
 
 from whet.config import ModelConfig, SamplingConfig
-from whet.config.budget import Budget, of_chunks
-from whet.config.data import Source
-from whet.config.judge import ChatConfig, LocalChat
-from whet.config.stage import RowsBase
+from whet.config.feedback import ReviseStage
+from whet.config.judge import LocalChat
 from whet.envs.asked import Chat
 from whet.envs.base import Task
 from whet.envs.judges.principles import read_principles
@@ -26,30 +20,6 @@ from whet.pipeline.sources import tasks
 from whet.pipeline.stage import Context, Kind, Needs, Seen
 from whet.records import seed_of
 from whet.tracking.charts import Look
-
-
-class ReviseStage(RowsBase):
-    """Answer, criticise by a principle, rewrite, and again: better answers to imitate (Constitutional AI)."""
-
-    kind: Literal["revise"]
-    tasks: Source
-    principles: list[str] | Path
-    """A list, or a text file with one a line (or a YAML list); one is drawn for each round of each task."""
-    rounds: int = Field(1, ge=1)
-    """Times that an answer is criticised and rewritten."""
-    writer: ChatConfig | None = None
-    """Who criticises and rewrites; None: the model that answered."""
-    sees: Literal["answer", "everything"] = "answer"
-    """answer: what follows a thinking block, in what the writer reads and in what it writes. everything: all of it."""
-    temperature: float = Field(1.0, ge=0)
-    """Of the first answers."""
-    max_tokens: int = Field(512, ge=1)
-    """Most tokens of an answer, of a critique and of a revision."""
-
-    def budget(self) -> Budget:
-        """Its answer and, without another writer, the critiques and revisions."""
-        own = 1 if self.writer is not None else 1 + 2 * self.rounds
-        return of_chunks(self.tasks, self.chunk, each=own, tokens=self.max_tokens)
 
 
 def run_revise(context: Context[ReviseStage]) -> None:

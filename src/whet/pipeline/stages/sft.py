@@ -4,18 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import ClassVar, Literal
-
-from pydantic import Field, model_validator
 
 from whet.algorithms.sft import Imitate, sft, weigh
 from whet.algorithms.supervised import supervised_steps
-from whet.config import SamplingConfig
-from whet.config.budget import Budget, of_rows
-from whet.config.data import Source, Sources, weights
-from whet.config.stage import StageBase
-from whet.config.strict import Made
-from whet.config.train import TrainConfig
+from whet.config import SamplingConfig, SFTStage
 from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.gate import gate, gate_sets
 from whet.pipeline.loop import drive, with_evaluation
@@ -26,28 +18,6 @@ from whet.tracking.catalogue import IMITATION, TRAINING
 from whet.tracking.charts import Look
 from whet.tracking.log import RunLog
 from whet.tracking.text import number
-
-
-class SFTStage(StageBase):
-    """Supervised fine-tuning on conversations, prompt-completion pairs or text."""
-
-    makes: ClassVar[Made | None] = "model"
-    kind: Literal["sft"]
-    data: Sources
-    """A data set, or a list of them, which may have weights."""
-    eval_data: Source | None = None
-    eval_every: int = Field(50, ge=1)
-    """Steps between evaluation losses, where `eval_data` is given."""
-    train: TrainConfig = TrainConfig()
-
-    @model_validator(mode="after")
-    def _check(self) -> SFTStage:
-        weights(self.data)
-        return self
-
-    def budget(self) -> Budget:
-        """An answer a row."""
-        return of_rows(self.data, self.train, answers=1)
 
 
 def run_sft(context: Context[SFTStage]) -> None:

@@ -10,16 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from statistics import fmean
-from typing import Literal
-
-from pydantic import Field, model_validator
 
 from whet.config import TrainConfig
-from whet.config.budget import Budget, of_chunks
-from whet.config.data import Source
-from whet.config.rewards import RewardConfig, judged
-from whet.config.stage import RowsBase
-from whet.config.train import SamplingConfig
+from whet.config.feedback import StepLabelsStage
 from whet.envs.base import Attempt, Task
 from whet.envs.rewards.model import split_steps
 from whet.errors import SamplerError
@@ -34,40 +27,6 @@ from whet.sampling.base import Request
 from whet.sampling.bridge import run, sample_all
 from whet.templates.places import completing_tokens
 from whet.tracking.charts import Look
-
-
-class StepLabelsStage(RowsBase):
-    """Grade the steps of the policy's own answers by where they lead: rows for `learn: steps` (Math-Shepherd).
-
-    From the end of each step `rollouts` answers are finished; the step is right if any of them is (hard), or as far as
-    they are (soft). The last step has the answer's own verdict; what follows a step that leads nowhere has no label.
-    """
-
-    kind: Literal["step_labels"]
-    tasks: Source
-    rewards: list[RewardConfig] = Field(min_length=1)
-    """One of them must say which answers are right."""
-    samples: int = Field(4, ge=1)
-    """Answers to each task whose steps are graded."""
-    rollouts: int = Field(8, ge=1)
-    """Completions of each step's prefix."""
-    labels: Literal["hard", "soft"] = "hard"
-    separator: str = Field("\n", min_length=1)
-    """Ends a step; give the `process_model` reward the same."""
-    sampling: SamplingConfig = SamplingConfig()
-
-    @model_validator(mode="after")
-    def _check(self) -> StepLabelsStage:
-        if not judged(self.rewards):
-            raise ValueError("rewards: none says which answers are right; add one that does (verifier, math, exact)")
-        if self.sampling.temperature == 0:
-            raise ValueError("sampling.temperature must be above 0: greedy completions of one prefix are all the same")
-        return self
-
-    def budget(self) -> Budget:
-        """`rollouts` for each step, whose number is not known before."""
-        return of_chunks(self.tasks, self.chunk, each=None, tokens=self.sampling.max_tokens)
-
 
 Tokens = tuple[int, ...]
 

@@ -1,6 +1,6 @@
 """The policy-gradient space: one section with one key for each axis, and presets that are points in it.
 
-A preset (`policy_presets`) is data: the axes that differ from `PolicyConfig`'s own defaults. Naming one and changing an
+A preset (`config.presets`) is data: the axes that differ from `PolicyConfig`'s own defaults. Naming one and changing an
 axis is how a variant is made; the loop in `algorithms.policy` has no branch for any of them. The names on an axis are
 those of its table in `formulas`, and a clip's keys are its function's constants: adding a formula adds them here. What
 would be meaningless is refused, with the reason.
@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from whet.algorithms.policy_presets import PRESETS
 from whet.config.critic import CriticConfig
 from whet.config.data import Source
 from whet.config.derived import OneOf, section_of
 from whet.config.preset import kind_of, with_preset
+from whet.config.presets import PRESETS
 from whet.config.strict import Strict
 from whet.formulas import kl, ratios
 from whet.formulas.advantages import BASELINES, CREDITS, SCALES

@@ -8,13 +8,16 @@ there adds it here. A loss by itself is a preset; the others are named sums, and
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, create_model, model_serializer, model_validator
 
+from whet.config.budget import Budget, answers_of, of_rows
+from whet.config.data import GeneratedConfig, Source
 from whet.config.derived import OneOf, section_of
 from whet.config.preset import with_preset
-from whet.config.strict import Strict
+from whet.config.stage import StageBase
+from whet.config.strict import Made, Strict
 from whet.config.train import TrainConfig
 from whet.formulas.preference import LOSSES, kto
 
@@ -116,3 +119,36 @@ class PreferenceTrainConfig(TrainConfig):
     """The same keys with DPO's default: a tenth of what RL or SFT would take, or the answers fall apart."""
 
     lr: float = Field(5e-7, ge=0)
+
+
+class PreferenceStage(StageBase):
+    """Learning from comparisons (or, with `loss: kto`, from answers called good or bad), without a reward model."""
+
+    makes: ClassVar[Made | None] = "model"
+    kind: Literal["preference"]
+    data: Source
+    eval_data: Source | None = None
+    eval_every: int = Field(50, ge=1)
+    """Steps between evaluations, where `eval_data` is given."""
+    loss: LossConfig = LossConfig(preset="dpo")
+    pairs: Literal["all", "best_worst"] = "all"
+    """Of more than two ranked answers: every pair, or the best against the worst."""
+    max_reference_gap: float = Field(0.02, gt=0)
+    """Largest mean |log p - log p_ref| per token before the first update, when the two must be the same model."""
+    train: PreferenceTrainConfig = PreferenceTrainConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> PreferenceStage:
+        for source in (self.data, self.eval_data):
+            if not isinstance(source, GeneratedConfig):
+                continue
+            if source.plain:
+                raise ValueError("data.plain is running text, which nobody compares; leave it out")
+            if source.answers > 2 and self.pairs == "all" and self.loss.pairs_only:
+                raise ValueError(self.loss.why_pairs)
+        return self
+
+    def budget(self) -> Budget:
+        """Rows of two answers, of one for KTO, or of as many as there are."""
+        answers = 2 if self.pairs == "best_worst" else answers_of(self.data)
+        return of_rows(self.data, self.train, answers=answers if self.loss.kto is None else 1)

@@ -1,0 +1,158 @@
+"""Stages that make rows rather than models, chunk by chunk: comparisons, revisions, questions, labels, verdicts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from whet.config.budget import Budget, of_chunks
+from whet.config.data import Source
+from whet.config.judge import ChatConfig, JudgeConfig, JudgeWording
+from whet.config.rewards import RewardConfig, judged
+from whet.config.stage import StageBase
+from whet.config.strict import Made
+from whet.config.train import SamplingConfig
+
+
+class RowsBase(StageBase):
+    """What every stage that makes rows has."""
+
+    makes: ClassVar[Made | None] = "rows"
+    chunk: int = Field(32, ge=1)
+    """Tasks that are worked on together, and kept together: a killed stage goes on after its last whole chunk, and what
+    a judge had answered of the next is not asked again."""
+
+
+class CompareStage(RowsBase):
+    """Sample answers and find out which are better: comparisons for `preference` and `reward_model` stages (RLAIF)."""
+
+    kind: Literal["compare"]
+    tasks: Source
+    samples: int = Field(2, ge=2)
+    """Answers to each task."""
+    judge: JudgeConfig | None = None
+    """Who compares them, in pairs; or `rewards`."""
+    rewards: list[RewardConfig] = []
+    """What scores them, in place of a judge: the higher score is better."""
+    pairs: Literal["best_worst", "all"] = "best_worst"
+    """Which pairs become rows: the one that is furthest apart, or all that are no ties."""
+    sampling: SamplingConfig = SamplingConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> CompareStage:
+        if (self.judge is None) == (not self.rewards):
+            raise ValueError("give a judge or rewards, one of the two")
+        if self.sampling.temperature == 0:
+            raise ValueError("sampling.temperature must be above 0: greedy answers to one task are all the same")
+        return self
+
+    def budget(self) -> Budget:
+        """Its samples."""
+        return of_chunks(self.tasks, self.chunk, each=self.samples, tokens=self.sampling.max_tokens)
+
+
+class ReviseStage(RowsBase):
+    """Answer, criticise by a principle, rewrite, and again: better answers to imitate (Constitutional AI)."""
+
+    kind: Literal["revise"]
+    tasks: Source
+    principles: list[str] | Path
+    """A list, or a text file with one a line (or a YAML list); one is drawn for each round of each task."""
+    rounds: int = Field(1, ge=1)
+    """Times that an answer is criticised and rewritten."""
+    writer: ChatConfig | None = None
+    """Who criticises and rewrites; None: the model that answered."""
+    sees: Literal["answer", "everything"] = "answer"
+    """answer: what follows a thinking block, in what the writer reads and in what it writes. everything: all of it."""
+    temperature: float = Field(1.0, ge=0)
+    """Of the first answers."""
+    max_tokens: int = Field(512, ge=1)
+    """Most tokens of an answer, of a critique and of a revision."""
+
+    def budget(self) -> Budget:
+        """Its answer and, without another writer, the critiques and revisions."""
+        own = 1 if self.writer is not None else 1 + 2 * self.rounds
+        return of_chunks(self.tasks, self.chunk, each=own, tokens=self.max_tokens)
+
+
+class QuestionsStage(RowsBase):
+    """Comparisons as questions to a judge, with the known verdict: a judge in training imitates and then reasons.
+
+    A row has `prompt` (the question), `completion` (to imitate) and `verdict` (for `rewards: [{kind: verdict}]`).
+    """
+
+    reads_model: ClassVar[bool] = False
+    kind: Literal["questions"]
+    data: Source
+    """Comparisons."""
+    form: Literal["pairs", "points"] = "pairs"
+    """pairs: which is better, in both orders. points: is the best answer good, is the worst (scale yes_no)."""
+    wording: JudgeWording = JudgeWording()
+    """The questions' wording. Give the trained judge the same keys where it is used."""
+    teacher: ChatConfig | None = None
+    """Who writes reasons to imitate; only those whose verdict is the known one become rows. None: the verdict alone."""
+    max_tokens: int = Field(512, ge=1)
+    """Most tokens of what the teacher writes."""
+
+    def budget(self) -> Budget:
+        """It samples nothing itself."""
+        return of_chunks(self.data, self.chunk, each=0, tokens=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> QuestionsStage:
+        if self.form == "points" and self.wording.scale != "yes_no":
+            raise ValueError("wording.scale must be yes_no for form: points; comparisons say better or worse, no score")
+        return self
+
+
+class AgreementStage(RowsBase):
+    """How often a judge says what is known: its verdicts on comparisons that people (or a rule) have decided.
+
+    Its rows are to be looked at, and no later stage reads them.
+    """
+
+    makes: ClassVar[Made | None] = None
+    reads_model: ClassVar[bool] = False
+    kind: Literal["agreement"]
+    data: Source
+    """Comparisons."""
+    judge: JudgeConfig
+
+    def budget(self) -> Budget:
+        """It samples nothing itself."""
+        return of_chunks(self.data, self.chunk, each=0, tokens=0)
+
+
+class StepLabelsStage(RowsBase):
+    """Grade the steps of the policy's own answers by where they lead: rows for `learn: steps` (Math-Shepherd).
+
+    From the end of each step `rollouts` answers are finished; the step is right if any of them is (hard), or as far as
+    they are (soft). The last step has the answer's own verdict; what follows a step that leads nowhere has no label.
+    """
+
+    kind: Literal["step_labels"]
+    tasks: Source
+    rewards: list[RewardConfig] = Field(min_length=1)
+    """One of them must say which answers are right."""
+    samples: int = Field(4, ge=1)
+    """Answers to each task whose steps are graded."""
+    rollouts: int = Field(8, ge=1)
+    """Completions of each step's prefix."""
+    labels: Literal["hard", "soft"] = "hard"
+    separator: str = Field("\n", min_length=1)
+    """Ends a step; give the `process_model` reward the same."""
+    sampling: SamplingConfig = SamplingConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> StepLabelsStage:
+        if not judged(self.rewards):
+            raise ValueError("rewards: none says which answers are right; add one that does (verifier, math, exact)")
+        if self.sampling.temperature == 0:
+            raise ValueError("sampling.temperature must be above 0: greedy completions of one prefix are all the same")
+        return self
+
+    def budget(self) -> Budget:
+        """`rollouts` for each step, whose number is not known before."""
+        return of_chunks(self.tasks, self.chunk, each=None, tokens=self.sampling.max_tokens)

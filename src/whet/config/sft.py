@@ -1,0 +1,35 @@
+"""The stage of supervised fine-tuning."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from whet.config.budget import Budget, of_rows
+from whet.config.data import Source, Sources, weights
+from whet.config.stage import StageBase
+from whet.config.strict import Made
+from whet.config.train import TrainConfig
+
+
+class SFTStage(StageBase):
+    """Supervised fine-tuning on conversations, prompt-completion pairs or text."""
+
+    makes: ClassVar[Made | None] = "model"
+    kind: Literal["sft"]
+    data: Sources
+    """A data set, or a list of them, which may have weights."""
+    eval_data: Source | None = None
+    eval_every: int = Field(50, ge=1)
+    """Steps between evaluation losses, where `eval_data` is given."""
+    train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> SFTStage:
+        weights(self.data)
+        return self
+
+    def budget(self) -> Budget:
+        """An answer a row."""
+        return of_rows(self.data, self.train, answers=1)

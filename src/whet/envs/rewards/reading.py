@@ -1,0 +1,175 @@
+r"""From a completion to a verdict: the answer in it, read as the gold's type asks, and compared with the gold.
+
+What stands in `<answer>` or in a box may be a sentence. `grade` compares it as it stands first, and where it is prose,
+the value that the sentence states: what follows its last "=" or "is", else the one number that the question does not
+give, else the first. There is always one candidate, so a list of guesses is never right.
+"""
+
+from __future__ import annotations
+
+import re
+
+from whet.envs.rewards.agree import Algebra, agree
+from whet.envs.rewards.answers import gold_answer, marked_answer, spoken
+from whet.envs.rewards.notation import plain, untext
+from whet.envs.rewards.reader import read
+from whet.envs.rewards.values import (
+    Choice,
+    Date,
+    Items,
+    Matrix,
+    Named,
+    Number,
+    Region,
+    Relation,
+    Text,
+    Value,
+    YesNo,
+)
+
+_NUMBER = (
+    r"(?<![A-Za-z0-9.{^_])-?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:\s*\\frac\{\d+\}\{\d+\}|\s\d+/\d+|/\d+|%)?"
+    r"|-?\\frac\{\d+\}\{\d+\}"
+)
+_NUMBERS = re.compile(_NUMBER)
+_AFTER = re.compile(
+    r"(?:=|\b(?:is|are|was|equals?|be|it's|that's|of about)(?:\s+(?:approximately|about|exactly|only|now))?)"
+    rf"\s*({_NUMBER})(?!\s*[*^+(\\])(?![a-z](?![a-z^]))"
+)
+_OPERAND = re.compile(
+    r"\b(?:root|square|cube|log|logarithm|power|half|third|multiple|factor|sum|product)s?\s+of\s*$", re.IGNORECASE
+)
+_DECIMAL_COMMA = re.compile(r"^[^\d]*(-?\d+),(\d{1,2})(?![\d,])[^\d]*$")
+_CALCULATION = re.compile(r"\d\s*[-+*/×x]\s*\$?\d[^=]*=")
+_UNKNOWN = re.compile(
+    r"^\W*(?:it |this |the (?:answer|value|result) )?"
+    r"(?:cannot|can't|can not|impossible|not possible|unable|insufficient|not enough)\b",
+    re.IGNORECASE,
+)
+_LETTERS = re.compile(r"(?<![a-zA-Z'])([A-J])(?![a-zA-Z'])(?!\s+[a-z]{3,}\s+[a-z])")
+_DENIED = re.compile(
+    r"(?:\bnot|n't(?:\s+be)?|\bcannot be|\bnon|\bneither|不是)\s*\(?[A-J]\)?(?![a-zA-Z])"
+    r"(?:\s*(?:,|or|and|nor)\s*\(?[A-J]\)?(?![a-zA-Z]))*"
+)
+_FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$((?:[^$\\]|\\.)+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'*\\$])|(?<=[。！？])|\n+")
+LAST = 20_000
+"""Characters at the end of an unmarked completion in which its answer is looked for."""
+_VALUED = re.compile(r"\d|\\[a-zA-Z(]|\$[^$\s]|[=√½π∞]")
+
+
+def final_words(completion: str) -> tuple[str, bool]:
+    """The words of a completion that give its answer, and whether it marks them; else they are its last statement.
+
+    A statement is a sentence or line with a number or formula in it, or where there is none, the last one at all.
+    """
+    marked = marked_answer(completion)
+    if marked is not None:
+        return marked, True
+    said = [part for part in _SENTENCE.split(spoken(completion)[-LAST:]) if part.strip()]
+    valued = [part for part in said if _VALUED.search(part)]
+    return (valued or said or [""])[-1].strip(), False
+
+
+def grade(gold: str, completion: str, algebra: Algebra, question: str | None = None, tolerance: float = 0.0) -> bool:
+    """Whether the completion's final answer is the gold one."""
+    wanted = read(gold_answer(gold))
+    given, marked = final_words(completion)
+    return answers(wanted, gold_answer(gold), given, algebra, question, marked=marked, tolerance=tolerance)
+
+
+def answers(
+    gold: Value,
+    gold_text: str,
+    given: str,
+    algebra: Algebra,
+    question: str | None,
+    *,
+    marked: bool,
+    tolerance: float = 0.0,
+) -> bool:
+    """Whether the words of an answer give the gold value."""
+    value = read(given)
+    if isinstance(gold, Number) and (comma := _DECIMAL_COMMA.search(given)) and len(comma[2]) == gold.places:
+        return agree(gold, read(f"{comma[1]}.{comma[2]}"), algebra, tolerance)
+    if agree(gold, value, algebra, tolerance):
+        return True
+    if isinstance(gold, YesNo | Choice):
+        return _leading(gold, value, given)
+    if isinstance(gold, Region | Matrix | Relation) and algebra.otherwise(gold_text, given):
+        return True
+    if isinstance(gold, Text | Date) or not (_has_words(value) or _CALCULATION.search(given)):
+        return False
+    stated = statement(given, question, marked=marked)
+    return stated is not None and agree(gold, read(stated), algebra, tolerance)
+
+
+def _has_words(value: Value) -> bool:
+    """Whether words are left that were not understood."""
+    if isinstance(value, Items):
+        return any(map(_has_words, value.items))
+    if isinstance(value, Relation):
+        return any(isinstance(read(side), Text) for side in value.sides)
+    return isinstance(value, Text) or (isinstance(value, Named) and _has_words(value.value))
+
+
+def _leading(gold: YesNo | Choice, value: Value, given: str) -> bool:
+    """A yes or no, or the letter of an option, among its reasons."""
+    if isinstance(gold, Choice):
+        return _has_words(value) and _option(given) == gold.letter
+    first = re.match(r"(yes|no|true|false)\b", plain(given), re.IGNORECASE)
+    return first is not None and (first[1].lower() in ("yes", "true")) == gold.yes
+
+
+def _option(text: str) -> str | None:
+    """The letter that a sentence settles on: first, after "answer", or last; those that it denies do not count."""
+    text = _DENIED.sub(" ", text)
+    if first := re.match(r"\(?([A-J])(?![a-zA-Z'])(?!\s+[a-z])", text):
+        return first[1]
+    found = list(_LETTERS.finditer(text))
+    said = re.search(r"\b(?:answer|option|choice|r[ée]ponse|respuesta|antwort)\b|答案", text, re.IGNORECASE)
+    after = [letter for letter in found if said is not None and letter.start() >= said.end()]
+    return after[0][1] if after else found[-1][1] if found else None
+
+
+def statement(text: str, question: str | None, *, marked: bool) -> str | None:
+    """The value that prose states; None where it states none."""
+    dollars = [text[found.end() : found.end() + 1] for found in re.finditer(r"\$", text)]
+    if all(after.isdigit() for after in dollars):  # an amount of money, no formula
+        text = text.replace("$", " ")
+    sentences = [sentence for sentence in _SENTENCE.split(text) if re.search(r"\d|\$|\\[(\[]", sentence)]
+    if not sentences:
+        return None
+    if _UNKNOWN.search(text):
+        return None
+    place = text if marked else sentences[-1]
+    spans = [span for span in _FORMULA.finditer(place) if not isinstance(read(_inside(span)), Text)]
+    if spans:
+        said = _AFTER.search(place, spans[-1].end())
+        return said[1] if said else _inside(spans[-1])
+    prose = untext(plain(text))
+    before, equals, after = prose.rpartition("=")
+    later = _SENTENCE.split(after, maxsplit=1)
+    if equals and not (len(later) == 2 and _NUMBERS.search(later[1])):
+        return after if isinstance(read(after), Number) else _first(after)
+    seen = f"{question or ''} {before}"
+    prose = later[1] if equals else prose
+    if found := list(_AFTER.finditer(prose)):
+        return found[-1][1]
+    numbers = [m for m in _NUMBERS.finditer(prose) if m.group() and not _OPERAND.search(prose[: m.start()])]
+    known = {read(m.group()) for m in _NUMBERS.finditer(untext(plain(seen))) if m.group()}
+    new = [m.group() for m in numbers if read(m.group()) not in known]
+    if known and len(new) == 1:
+        return new[0]
+    if not numbers:
+        return None
+    return numbers[0].group() if marked else numbers[-1].group()
+
+
+def _inside(span: re.Match[str]) -> str:
+    return str(next(filter(None, span.groups())))
+
+
+def _first(prose: str) -> str | None:
+    found = next((m for m in _NUMBERS.finditer(prose) if m.group()), None)
+    return None if found is None else found.group()

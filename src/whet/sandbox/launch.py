@@ -1,0 +1,91 @@
+"""Starting worker processes: each on its own, or forked from a template that has loaded what they all need."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from whet.sandbox.base import JSON
+from whet.sandbox.frames import take
+
+PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+POLL_S = 0.1
+"""How soon a wait for a template notices that it is no longer wanted."""
+
+
+def start(
+    spec: Mapping[str, JSON], channel: socket.socket, printing: int, *, template: bool
+) -> subprocess.Popen[bytes]:
+    """A process of `worker_main` that serves `channel` and prints into the pipe `printing`. Raises OSError."""
+    whole = {**spec, "fd": channel.fileno(), "parent": os.getpid(), "template": template}
+    path = os.pathsep.join(filter(None, [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH")]))
+    # -P: a file of the working folder cannot shadow a module; -u: what it prints before it dies is seen.
+    return subprocess.Popen(
+        [sys.executable, "-P", "-u", "-m", "whet.sandbox.worker_main", json.dumps(whole)],
+        stdin=subprocess.DEVNULL,
+        stdout=printing,
+        stderr=printing,
+        pass_fds=[channel.fileno()],
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+
+
+class Template:
+    """A loaded process that forks workers. It is started by the first `fork`, and again where it died."""
+
+    def __init__(self, spec: Mapping[str, JSON], startup_s: float) -> None:
+        self._spec, self._startup_s = spec, startup_s
+        self._process: subprocess.Popen[bytes] | None = None
+        self._requests: socket.socket | None = None
+
+    def fork(self, channel: socket.socket, printing: int, unwanted: Callable[[], bool]) -> str:
+        """Start a worker; why there is none, where there is none. `unwanted` ends the wait for a loading template."""
+        alive = self._process is not None and self._process.poll() is None
+        if not alive and (failure := self._load(unwanted)):
+            self.close()
+            return failure
+        assert self._requests is not None, "loaded"
+        try:
+            socket.send_fds(self._requests, [b"f"], [channel.fileno(), printing])
+        except OSError as error:
+            self.close()
+            return f"the template of the workers died: {error}"
+        return ""
+
+    def close(self) -> None:
+        """End it. Workers that it forked die with it."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        if self._requests is not None:
+            self._requests.close()
+        self._process = self._requests = None
+
+    def _load(self, unwanted: Callable[[], bool]) -> str:
+        self.close()
+        self._requests, theirs = socket.socketpair()
+        with theirs, open(os.devnull, "wb") as nowhere:
+            self._process = start(self._spec, theirs, nowhere.fileno(), template=True)
+        deadline, inbox = time.monotonic() + self._startup_s, bytearray()
+        self._requests.settimeout(POLL_S)
+        while not unwanted():
+            try:
+                chunk = self._requests.recv(1 << 16)
+            except TimeoutError:
+                if time.monotonic() >= deadline:
+                    return f"did not start within {self._startup_s:g} s and was killed"
+                continue
+            if not chunk:
+                return f"the worker exited with code {self._process.wait()} while it loaded"
+            inbox += chunk
+            if (frame := take(inbox)) is not None:
+                self._requests.settimeout(None)
+                return str(frame.get("unusable", ""))
+        return "the pool was closed"
