@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from math import nan
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,10 @@ from whet.algorithms.sequence_sums import add_constant
 from whet.algorithms.sft import CrossEntropy
 from whet.algorithms.supervised import supervised
 from whet.config import TrainConfig
+from whet.config.loading import load_recipe
 from whet.errors import TrainingError
+from whet.launch import world
+from whet.launch.main import run_recipe
 from whet.records import Atom, Step
 
 
@@ -39,3 +43,15 @@ def test_a_run_that_goes_on_remembers_how_many_there_were() -> None:
     *_, last = (next(loop) for _ in range(3))
     with pytest.raises(TrainingError, match="step 4"):
         next(steps(iter([nan]), start=3, state=last.state))
+
+
+def test_a_stage_that_never_samples_starts_no_sampler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise AssertionError("SFT samples nothing")
+
+    monkeypatch.setitem(world.SAMPLERS, "embedded", refused)
+    (tmp_path / "sft.yaml").write_text(
+        'name: sft\nmodel: "whet:demo"\nstages: {sft: {kind: sft, data: {generate: arithmetic}, train: {steps: 1}}}\n'
+    )
+    run_recipe(load_recipe(tmp_path / "sft.yaml", [f"out={tmp_path / 'run'}"]), quiet=True)
+    assert (tmp_path / "run" / "stages" / "01-sft" / "model").is_dir()

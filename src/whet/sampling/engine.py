@@ -39,6 +39,8 @@ PREFILL_TOKENS = 1024
 """Most prompt tokens computed at once, or one prompt of any length: more do not fit the processor's caches."""
 ADMIT_SHARE = 0.125
 """Waiting requests enter when at least this share of the places is free: a few prompts at once are cheaper than one."""
+ADMIT_EVERY = 4
+"""Requests that come one by one while others run enter together, at every fourth step."""
 EARLY = 8
 """Rows leave a slab so many steps before it is full, together with one that must: a few copies instead of many."""
 SHARED_TOKENS = 48
@@ -134,8 +136,11 @@ class Engine:
         return usual and length * (samples - 1) >= SHARED_TOKENS * samples
 
     def _may_enter(self) -> bool:
+        if not self._rows or not self._queued:
+            return bool(self._queued)
         free = self.max_running - len(self._rows)
-        return bool(self._queued) and (not self._rows or free >= min(ADMIT_SHARE * self.max_running, self._queued))
+        now = self._queued >= ADMIT_EVERY or self.steps % ADMIT_EVERY == 0
+        return now and free >= min(ADMIT_SHARE * self.max_running, self._queued)
 
     def _enter(self) -> list[Ticket]:
         """Requests that become rows now, as many as there are places and memory for, their prompts computed."""

@@ -183,7 +183,8 @@ class Slab:
                 (self.values[layer], source.values[layer], (slice(source.width),)),
             ):
                 into = held.unflatten(0, (-1, shape.heads))
-                into[(to, slice(None), *width)] = found.unflatten(0, (-1, shape.heads))[at]
+                rows = found.unflatten(0, (-1, shape.heads))[at]
+                into[(to, slice(None), *width)] = rows.clone() if source is self else rows
 
 
 def _rows(numbers: Sequence[int], device: torch.device) -> slice | Tensor:
