@@ -127,7 +127,7 @@ def test_ranked_files_and_losses_of_one_pair_for_each_prompt(tmp_path: Path) -> 
 def test_a_preset_is_said_in_the_plan_and_changed_on_the_command_line(tmp_path: Path) -> None:
     loaded = load_recipe(write(tmp_path, {"loss": "rpo"}), ["stages.p.loss.dpo.beta=0.5"])
     assert str(loaded.origins["stages.p.loss.dpo.beta"]) == "command line"
-    assert str(loaded.origins["stages.p.loss.nll.weight"]) == "preset rpo"
+    assert str(loaded.origins["stages.p.loss.nll.weight"]) == "default"
     terms = loaded.recipe.stages["p"].loss.terms  # type: ignore[union-attr]
     assert {name: term.weight for name, term in terms.items()} == {"dpo": 1.0, "nll": 1.0}
     assert terms["dpo"].beta == 0.5  # type: ignore[attr-defined]

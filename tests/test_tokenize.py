@@ -23,6 +23,7 @@ from whet.models.create import byte_tokenizer
 from whet.records import Message, TokenRow
 from whet.templates import JinjaTemplate
 from whet.templates.base import Encoded, LossOn, Script
+from whet.templates.tokens import Encoder
 from whet.training import tokenize
 from whet.training.gate import RowRule, check_row, write_row
 from whet.training.tokenize import Gated, tokenise
@@ -132,14 +133,14 @@ def test_a_row_far_too_long_is_known_before_much_of_it_is_tokenized(
     template: JinjaTemplate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    encode = JinjaTemplate._encode
+    encode = Encoder.one
 
-    def counting(self: JinjaTemplate, text: str) -> list[int]:
+    def counting(self: Encoder, text: str) -> list[int]:
         seen.append(len(text))
         return encode(self, text)
 
-    monkeypatch.setattr(JinjaTemplate, "_encode", counting)
-    monkeypatch.setattr(JinjaTemplate, "_encode_all", lambda _, texts, **__: seen.extend(map(len, texts)) or [])
+    monkeypatch.setattr(Encoder, "one", counting)
+    monkeypatch.setattr(Encoder, "_texts", lambda _, texts, **__: seen.extend(map(len, texts)) or [])
     long = Conversation(
         origin=Origin(source="a", line=3),
         messages=(Message(role="user", content="a b " * 5_000_000), Message(role="assistant", content="c")),

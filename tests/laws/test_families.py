@@ -21,6 +21,7 @@ from whet.models.load import load_model, load_scalar_model, read_max_length
 from whet.models.pack import pack
 from whet.records import Atom, Completion, TokenRow
 from whet.sampling.base import Request, SamplingParams
+from whet.sampling.bridge import run, sample_all
 from whet.sampling.embedded import EmbeddedSampler
 from whet.training.engine import LocalTrainer
 
@@ -123,7 +124,7 @@ def test_the_sampler_says_of_its_tokens_what_the_trainer_says_of_them(folders: A
     asked = [
         Request(prompt=prompt, seed=10 * at + n, params=params) for n in range(2) for at, prompt in enumerate(PROMPTS)
     ]
-    answers = EmbeddedSampler(model).sample(asked)
+    answers = run(sample_all(EmbeddedSampler(model), asked))
     written = [answer for answer in answers if isinstance(answer, Completion)]
     assert len(written) == len(asked)
     rows = [row_of(tuple(r.prompt), tuple(a.tokens)) for r, a in zip(asked, written, strict=True)]

@@ -76,11 +76,12 @@ def test_what_was_learnt_of_the_machine_is_kept(trainer: LocalTrainer) -> None:
 
 
 def test_a_resumed_stage_keeps_the_cut_that_it_had(tmp_path: Path) -> None:
-    began, goes_on = tiny_trainer(microbatch_tokens=300), tiny_trainer(microbatch_tokens=500)
+    began, goes_on, asked_anew = (tiny_trainer(microbatch_tokens=tokens) for tokens in (300, 300, 500))
     began.budget.shrink(300, 2)
     began.save(tmp_path)
-    goes_on.load(tmp_path)
-    assert goes_on.budget.tokens == 150
+    for trainer, expected in ((goes_on, 150), (asked_anew, 500)):
+        trainer.load(tmp_path)
+        assert trainer.budget.tokens == expected
 
 
 def test_a_budget_that_shrinks_holds_for_the_rest_of_the_call() -> None:

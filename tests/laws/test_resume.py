@@ -35,6 +35,7 @@ SFT = """
 RECIPES = {
     "whole": f"""
 name: whole
+seed: 2
 model: {MODEL}
 save: {{every: 2}}
 stages:
@@ -482,7 +483,7 @@ def test_another_recipe_is_refused_by_name(nursery: Nursery, halfway: Path, tmp_
     before = contents(folder)
     done = run(nursery, "whole", folder, "stages.rl.train.lr=0.5", "seed=3")
     assert done.code == 6 and len(done.errors.splitlines()) == 1
-    assert "sft: seed (was 0 and is 3); rl: seed (was 0 and is 3), train.lr (was 0.003 and is 0.5)" in done.errors
+    assert "sft: seed (was 2 and is 3); rl: seed (was 2 and is 3), train.lr (was 0.003 and is 0.5)" in done.errors
     assert contents(folder) == before
     (folder / "stages" / "01-sft" / "stage.json").write_text("{")
     done = run(nursery, "whole", folder)
