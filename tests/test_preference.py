@@ -105,7 +105,7 @@ def test_the_gate_says_what_pulls_and_what_is_longer(tmp_path: Path) -> None:
         ({"loss": {"kto": {}, "nll": {}}}, "kto is of single answers"),
         ({"loss": {"dpo": {"smoothing": 0.5}}}, "below 0.5"),
         ({"loss": "aot", "data": {**GENERATED, "answers": 3}}, "set pairs: best_worst"),
-        ({"data": {**GENERATED, "plain": True}}, "running text, which nobody compares"),
+        ({"data": {**GENERATED, "plain": True}}, "running text and holds no comparisons"),
     ],
 )
 def test_a_loss_that_cannot_be_is_refused_when_the_recipe_is_loaded(

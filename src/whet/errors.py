@@ -1,6 +1,6 @@
 """One exception class per boundary, and `boundary()`, which attributes whatever crosses it.
 
-`UserError` and its children are the user's to mend, and so is a `SamplerError` that nobody could attribute to one
+`UserError` and its children are the user's to mend, and so is a `SamplerError` that could not be attributed to one
 answer: the command line prints them as one line and exits with `exit_code`. Anything else that reaches the top is our
 bug and shows its traceback.
 """

@@ -37,7 +37,7 @@ def writing(path: Path, size: int) -> Iterator[None]:
         if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             there = next(parent for parent in path.absolute().parents if parent.exists())
             free = shutil.disk_usage(there).free
-            needed = f"{size:,}" if size else "more"  # before the first checkpoint nobody knows how large it will be
+            needed = f"{size:,}" if size else "more"  # before the first checkpoint its size is unknown
             raise RunError(
                 f"{path}: the disk is full: {needed} bytes are needed and {free:,} are free (or a quota or limit is "
                 "reached); make room and give the same command again, it resumes"
@@ -48,7 +48,7 @@ def writing(path: Path, size: int) -> Iterator[None]:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Replace the file by `data`, durably: whoever reads sees the old content or the new, never a part of it."""
+    """Replace the file by `data`, durably: a reader sees the old content or the new, never a part of it."""
     part = path.with_name(path.name + ".part")
     with writing(path, len(data)):
         path.parent.mkdir(parents=True, exist_ok=True)

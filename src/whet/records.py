@@ -92,14 +92,14 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """What came of asking somebody who may fail: a message, or why there is none."""
+    """The answer of a client that may fail: a message, or why there is none."""
 
     message: Message | None
     failure: str = ""
     timed_out: bool = False
     """Whether the failure was a deadline."""
     cut_off: bool = False
-    """Whether the message ran out of its token budget: it ends where nobody chose to end it."""
+    """Whether the message ran out of its token budget: its end is not the model's own."""
 
 
 class Ending(StrEnum):

@@ -122,7 +122,7 @@ class LabelLoss:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RatingLoss:
-    """Each output is the rating by its objective. Columns `rating/NAME`: NaN where nobody rated."""
+    """Each output is the rating by its objective. Columns `rating/NAME`: NaN: not rated."""
 
     objectives: tuple[str, ...]
     needs: frozenset[Need] = field(default_factory=lambda: frozenset({"score"}))
@@ -162,7 +162,7 @@ def stepped(answer: SteppedRow) -> Atom:
 
 
 def rated(answer: RatedRow, objectives: Sequence[str]) -> Atom:
-    """The answer, read at its end, with its rating by each objective, NaN where nobody gave one."""
+    """The answer, read at its end, with its rating by each objective, NaN where there is none."""
     atom = ends_only(Atom(rows=(answer.row,)))
     for name in objectives:
         atom = add_constant(atom, f"rating/{name}", answer.ratings.get(name, nan))

@@ -124,7 +124,7 @@ class RunState:
     updates: float = 0.0
     """Optimizer steps of the policy so far: with none, it still is what the stage started from."""
     barren: float = 0.0
-    """Steps in a row from which nobody could learn."""
+    """Steps in a row without a signal to learn from."""
 
     @classmethod
     def start(cls, setting: Setting, saved: Mapping[str, float]) -> RunState:

@@ -44,7 +44,7 @@ def chat(
 
 
 def _read() -> str:
-    """The next line that somebody types or pipes in; empty at the end."""
+    """The next line typed or piped in; empty at the end."""
     if sys.stdin.isatty():
         print("> ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip()

@@ -13,7 +13,7 @@ import typer
 from whet.errors import INTERRUPTED, SamplerError, UserError
 
 BUG = 1
-"""Exit code of an exception that nobody outside can mend: our fault, shown with its traceback."""
+"""Exit code of an exception that the user cannot mend: a bug in whet, shown with its traceback."""
 
 
 def guarded(command: Callable[[], int], *, as_json: bool, show_traceback: bool) -> int:

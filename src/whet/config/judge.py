@@ -104,7 +104,7 @@ class JudgeWording(Strict):
 
 
 class JudgeConfig(JudgeWording):
-    """A judge: somebody who is asked which answer is better, or how good one is."""
+    """A judge: a model or script that decides which answer is better, or how good one is."""
 
     by: ChatConfig
     read: Literal["text", "probabilities"] = "text"

@@ -143,7 +143,7 @@ class PreferenceStage(StageBase):
             if not isinstance(source, GeneratedConfig):
                 continue
             if source.plain:
-                raise ValueError("data.plain is running text, which nobody compares; leave it out")
+                raise ValueError("data.plain is running text and holds no comparisons; remove it")
             if source.answers > 2 and self.pairs == "all" and self.loss.pairs_only:
                 raise ValueError(self.loss.why_pairs)
         return self

@@ -60,7 +60,7 @@ class RewardModelStage(StageBase):
     """outcomes: the label at every token of the answer (Cobbe et al. 2021), or at its end alone."""
     normalise: Literal["mean", "unit"] = "mean"
     """comparisons: mean: preferred answers of the training data score 0 on average. unit: and all answers have a
-    standard deviation of 1. Written into the model's config; whoever reads the raw head does not see it."""
+    standard deviation of 1. Written into the model's config; the raw head does not show it."""
     train: TrainConfig = TrainConfig()
 
     @property
@@ -70,7 +70,7 @@ class RewardModelStage(StageBase):
 
     @property
     def several(self) -> bool:
-        """Whether its model has more than one number, so that whoever uses it must say what each counts for."""
+        """Whether its model has more than one number, so that its user must weigh them."""
         return len(self.objectives) > 1
 
     @model_validator(mode="after")

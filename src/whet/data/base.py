@@ -62,7 +62,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
-    """One answer that somebody called good or bad (KTO)."""
+    """One answer labelled good or bad (KTO)."""
 
     origin: Origin
     prompt: tuple[Message, ...]
@@ -81,9 +81,9 @@ class Rated:
     prompt: tuple[Message, ...]
     answer: tuple[Message, ...]
     ratings: Mapping[str, float]
-    """Finite, at least one; an objective that nobody rated is absent, which is not zero."""
+    """Finite, at least one; an objective without a rating is absent, which is not zero."""
     unread: tuple[str, ...] = ()
-    """What else it is rated by, which nobody asked for."""
+    """Other objectives that it is rated by and that are not used."""
     tools: tuple[dict[str, Any], ...] = ()
 
 
@@ -96,8 +96,8 @@ class Stepwise:
     steps: tuple[str, ...]
     """Concatenated they are the answer, separators included."""
     labels: tuple[float | None, ...]
-    """In [0, 1], one for each step up to the first wrong one; what follows a wrong step has no label. None: nobody
-    graded this step."""
+    """In [0, 1], one for each step up to the first wrong one; what follows a wrong step has no label. None: not
+    graded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

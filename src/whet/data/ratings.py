@@ -59,7 +59,7 @@ def _ratings(columns: Mapping[str, Any], objectives: Sequence[str], place: Place
         others = _others(listed, objectives)
         remedy = f"it is rated by others, {nearest(objectives[0], others)}" if others else "give one, or leave it out"
         raise place.bad("not one rating by the stage's objectives", remedy)
-    return {name: finite(value, place[name], "null says that nobody rated it") for name, value in given.items()}
+    return {name: finite(value, place[name], "null means no rating") for name, value in given.items()}
 
 
 def _others(listed: Mapping[str, Any], objectives: Sequence[str]) -> tuple[str, ...]:

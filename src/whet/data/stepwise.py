@@ -2,7 +2,7 @@
 
 | columns                            | labels                                                                     |
 |------------------------------------|----------------------------------------------------------------------------|
-| prompt, steps, labels              | one for each step: true, false, a number in [0, 1]; null: nobody graded it |
+| prompt, steps, labels              | one for each step: true, false, a number in [0, 1]; null: not graded |
 | prompt, completions, labels        | the same, as TRL has it                                                    |
 | prompt, steps, label               | the index of the first wrong step from 0, -1 where none is (ProcessBench)  |
 

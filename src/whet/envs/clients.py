@@ -1,6 +1,6 @@
 """The door to models that are asked: judges and writers answer in text, reward models in numbers.
 
-What is behind it is another process, a machine far away or a model beside the policy; here nobody can tell.
+What is behind it is another process, a machine far away or a model beside the policy; the door hides which.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from whet.records import Message, Reply
 
 
 class ChatClient(Protocol):
-    """Somebody who answers conversations with text: a judge, a critic, a writer."""
+    """A client that answers conversations with text: a judge, a critic, a writer."""
 
     def chat(self, conversations: Sequence[Sequence[Message]], *, max_tokens: int) -> list[Reply]:
         """One reply to each conversation, in order. A failure is a reply without a message, never invented text."""
@@ -25,7 +25,7 @@ class ChatClient(Protocol):
     ) -> list[tuple[float, ...] | None]:
         """How likely each option is as the whole next message, of those alone (they sum to 1); None on failure.
 
-        Raises `ConfigError` where whoever answers has no log-probabilities to tell.
+        Raises `ConfigError` for a client without log-probabilities.
         """
 
     def close(self) -> None:

@@ -54,7 +54,7 @@ class Ratings:
 
 
 def judge_ratings(rated: Mapping[str, Sequence[Rating]]) -> Ratings:
-    """All held-out ratings, by objective; an objective that nobody rated, or always as the mean, is left out."""
+    """All held-out ratings, by objective; an objective without ratings, or rated the mean throughout, is left out."""
     found = {name: given for name, given in rated.items() if any(each.rating for each in given)}
     return Ratings(
         what="ratings",

@@ -1,4 +1,4 @@
-"""From played answers to the rows of an evaluation table. Pure: whoever plays the tasks hands the answers in.
+"""From played answers to the rows of an evaluation table. Pure: the caller plays the tasks and passes the answers.
 
 An answer that could not be graded says nothing about the model: it is left out of every figure and counted.
 """

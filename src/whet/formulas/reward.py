@@ -47,7 +47,7 @@ def label_loss(score_T: Tensor, label_T: Tensor) -> Tensor:
 
 
 def rating_loss(score_TK: Tensor, rating_TK: Tensor) -> Tensor:
-    """(r - y)^2 for each objective, 0 where its rating y is NaN: nobody rated it (ArmoRM 2406.12845, section 3.1)."""
+    """(r - y)^2 for each objective, 0 where its rating y is NaN, i.e. missing (ArmoRM 2406.12845, section 3.1)."""
     rated_TK = rating_TK.isfinite()
     return (score_TK - rating_TK.where(rated_TK, 0.0)).square() * rated_TK
 

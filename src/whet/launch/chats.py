@@ -1,4 +1,4 @@
-"""From a recipe's words on who answers to somebody who does."""
+"""Builds the chat client that a recipe describes."""
 
 from __future__ import annotations
 

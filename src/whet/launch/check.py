@@ -77,7 +77,7 @@ def _check_stage(run: Run, name: str, world: LocalWorld) -> StageCheck:
 
 
 def _find_chats(stage: StageBase, world: LocalWorld) -> None:
-    """A script, an address and a key are looked for; nobody is asked."""
+    """Looks for the script, address and key; sends no request."""
     for chat in _chats(stage):
         world.chat(chat).close()
 

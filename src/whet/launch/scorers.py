@@ -36,7 +36,7 @@ class LazyScorer:
         model = self.config.alone()
         language = load_scalar_model(model, new_head=False)
         facts = reward_facts(language.module)
-        if facts is None:  # somebody else's: what it was trained for is known to whoever names it
+        if facts is None:  # of another origin: the recipe's author knows what it was trained for
             facts = RewardFacts(reads="steps", link="sigmoid") if self.steps else RewardFacts()
         if (facts.reads == "steps") != self.steps:
             kind = "model" if self.steps else "process_model"

@@ -73,7 +73,7 @@ def use_library(chosen: Library | None) -> Library:
 
 
 def library() -> Library:
-    """What is in use; where nobody said, the faster one from now on."""
+    """The library in use; the faster one from now on, where none was chosen."""
     return _in_use or use_library(None)
 
 

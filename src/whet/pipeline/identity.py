@@ -71,7 +71,7 @@ def identity_of(context: Context, seed: int, digests: Digests) -> dict[str, Any]
 def section_identity(section: Strict, at: str, digests: Digests) -> dict[str, Any]:
     """What follows from one section: its keys, dotted, and the content of what it reads.
 
-    An input that cannot be read is None: whoever needs it says what is wrong with it.
+    An input that cannot be read is None: its reader reports the fault.
     """
     inputs = _inputs(section, at, digests)
     places = {place for key in inputs for place in (key, f"{key}.path", f"{key}.script")}  # content, not place

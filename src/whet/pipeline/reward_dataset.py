@@ -73,7 +73,7 @@ def reward_dataset(world: World, model: ModelConfig, config: RewardModelStage) -
 
 
 def ratings_of(lesson: RewardExample, name: str) -> float:
-    """What its answer was rated by this objective, NaN where nobody did."""
+    """The rating of its answer by this objective; NaN: none."""
     return float(lesson.atom.rows[0].columns[f"rating/{name}"].item())
 
 

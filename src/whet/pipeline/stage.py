@@ -107,7 +107,7 @@ class World(Protocol):
         """
 
     def chat(self, config: ChatConfig) -> ChatClient:
-        """Somebody who answers conversations: an endpoint, a local model or a script. Asks nobody until it is asked."""
+        """A client that answers conversations: an endpoint, a local model or a script; connects at its first call."""
 
     def scorer(self, config: ScorerConfig, *, steps: bool) -> RewardModelClient:
         """A reward model, of answers or of `steps`; nothing is loaded until it is asked."""
@@ -140,7 +140,7 @@ class Context(Generic[Config]):
     sinks: Sequence[Sink]
     """Who hears of every step: the console, and the recipe's trackers."""
     stopped: Callable[[], bool]
-    """Whether somebody asked to stop; looked at between steps and between batches of an evaluation."""
+    """Whether a stop was requested; looked at between steps and between batches of an evaluation."""
 
 
 class Interrupted(Exception):

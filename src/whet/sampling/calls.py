@@ -31,7 +31,7 @@ T = TypeVar("T")
 LONGEST_WAIT_S = 30.0
 """The wait between two attempts doubles up to this; a server's Retry-After may ask for more."""
 LOOK_S = 1.0
-"""How often somebody who waits for answers looks whether they can still come."""
+"""How often a waiting caller checks whether answers can still come."""
 SILENT = 16
 """Calls in a row that had no answer in all their attempts, after which those that wait are not made."""
 EXCERPT_CHARACTERS = 300
@@ -40,7 +40,7 @@ EXCERPT_CHARACTERS = 300
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
-    """How often and how long somebody asks."""
+    """Retries and deadlines of a call."""
 
     attempts: int = 6
     request_s: float = 120.0

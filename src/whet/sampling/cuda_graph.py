@@ -1,8 +1,8 @@
 """A decode step that is the same kernels over the same addresses every time, so that a GPU may record it once.
 
 A small step of decoding is a few hundred kernels, and starting them one by one takes longer than they run. A CUDA graph
-starts them together, but only if nothing about them changes: so every place takes part, whoever is in it, the columns
-that are looked at are a bucket, and where a row stands is a tensor. What a place without a row computes is not read; a
+starts them together, but only if nothing about them changes: so every place takes part in every step, the columns that
+are looked at are a bucket, and where a row stands is a tensor. What a place without a row computes is not read; a
 column that a row does not see has a bias of -inf, as in the step of changing shape (`layouts.Decode`), which computes
 the same and to which a recorded step is compared before it is believed.
 

@@ -117,7 +117,7 @@ class Engine:
         self._release()
 
     def _release(self) -> None:
-        """Nobody waits or runs: the cache goes, and so does what was made of the weights."""
+        """Nothing waits or runs: the cache goes, and so does what was made of the weights."""
         self._forward: Forward | None = None
         self._decoding: Step | None = None
         self._slabs: dict[tuple[str, int], Slab] = {}
@@ -131,7 +131,7 @@ class Engine:
     # -------------------------------------------------------------------------------- who comes in
 
     def _apart(self, length: int, samples: int) -> bool:
-        """By the request alone, so that its bits are the same whoever else is there."""
+        """By the request alone, so that its bits do not depend on other requests."""
         usual = all(call.window is None and call.usual for call in self.plan.calls)
         return usual and length * (samples - 1) >= SHARED_TOKENS * samples
 
@@ -344,7 +344,7 @@ class Engine:
         self._changed = True
 
     def _forget(self, prompt: SharedPrompt) -> None:
-        """A prompt that nobody waits for or runs on."""
+        """A prompt without waiting or running requests."""
         if not prompt.waiting:
             self._waiting.pop(prompt, None)
         if prompt.waiting or prompt.running:

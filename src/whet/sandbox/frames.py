@@ -1,6 +1,6 @@
 """Frames between the two processes: four bytes of length (big-endian), then a JSON object in ASCII.
 
-NaN and infinities pass as Python's json writes them; whoever reads a number checks it.
+NaN and infinities pass as Python's json writes them; the reader of a number checks it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The tracking door: whoever wants to hear of steps.
+"""The tracking door: sinks receive every step.
 
 The files of `tracking.log` are the truth; sinks only repeat it.
 """

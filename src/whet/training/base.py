@@ -1,6 +1,6 @@
 """The training door: few verbs, and objectives that are values.
 
-`forward_backward(atoms, objective)` adds the gradient of `sum over rows of sum(weight * loss)`. Nobody divides:
+`forward_backward(atoms, objective)` adds the gradient of `sum over rows of sum(weight * loss)`. There is no division:
 the `weight` column was written over the whole step by `formulas.reduce`, before anything was split.
 """
 
@@ -67,7 +67,7 @@ class Objective(Protocol):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What the forward pass must compute for it; nothing is computed for nobody."""
+        """What the forward pass must compute for it; nothing else is computed."""
 
     @property
     def temperature(self) -> float:

@@ -18,7 +18,7 @@ from whet.errors import TrainingError
 T = TypeVar("T")
 CACHED_TOKENS = 2048
 """Tokens whose activations stay in a CPU's cache: micro-batches of 1,024 to 4,096 are the fastest for models of 0.4 to
-60 million parameters (docs/benchmarks.md). What `auto` is where nobody planned for a GPU."""
+60 million parameters (docs/benchmarks.md). The value of `auto` without a plan for a GPU."""
 CPU_MESSAGE = "DefaultCPUAllocator: can't allocate memory"
 """The CPU's allocator has no exception class of its own."""
 

@@ -53,7 +53,7 @@ def _node(value: Any, place: Place) -> _Node:
 
 
 def _answered(node: _Node, before: list[Columns]) -> Iterator[Columns]:
-    """The ranked answers to each of the user's messages, and on its own each answer that nobody ranked."""
+    """The ranked answers to each of the user's messages, and on its own each answer without a rank."""
     prompt = [*before, {"role": node.role, "content": node.text}]
     if node.role == "prompter":
         ranked = [reply for reply in node.replies if reply.rank is not None]

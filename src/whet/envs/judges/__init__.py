@@ -1,1 +1,1 @@
-"""Judges: whoever can be asked is asked which answer is better, and only a verdict that can be read counts."""
+"""Judges: a chat client decides which answer is better; only a verdict that can be parsed counts."""

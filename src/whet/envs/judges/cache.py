@@ -24,7 +24,7 @@ from whet.records import Message, Reply
 
 
 class Asker(Protocol):
-    """Whoever answers: an endpoint, a model or a script."""
+    """The client: an endpoint, a model or a script."""
 
     @property
     def identity(self) -> str:
@@ -39,7 +39,7 @@ class Asker(Protocol):
     ) -> Iterator[tuple[int, Reply]]:
         """Replies with the numbers of their conversations, as they come; every number once.
 
-        Whoever draws random numbers seeds them with the conversation's key.
+        A client that draws random numbers seeds them with the conversation's key.
         """
 
     def probabilities(
@@ -111,7 +111,7 @@ class CachedChat:
 
 
 def no_probabilities(who: str) -> ConfigError:
-    """The error of somebody who answers with text alone."""
+    """The error of a client without log-probabilities."""
     return ConfigError(f"{who} answers with text alone; read: probabilities needs a local model, by: {{path: ...}}")
 
 

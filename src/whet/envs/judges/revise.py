@@ -29,7 +29,7 @@ class Revision:
     failure: str = ""
     leaked: bool = False
     cut_off: bool = False
-    """Whether the draft, a critique or a revision ran out of its tokens; nobody was asked for more after that."""
+    """Whether the draft, a critique or a revision ran out of its tokens; nothing was requested after that."""
     principles: tuple[str, ...] = ()
     critiques: tuple[str, ...] = ()
 

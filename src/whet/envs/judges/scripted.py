@@ -1,4 +1,4 @@
-"""A chat that is a Python function: a rule that plays the judge, or a client of somebody's own.
+"""A chat that is a Python function: a rule that plays the judge, or a user's own client.
 
 The function runs in a process of its own, so it may crash, hang or print; each is a failed reply with the reason.
 """

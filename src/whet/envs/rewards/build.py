@@ -148,7 +148,7 @@ def _scored(
 ) -> Reward:
     name, weight = kinds.name_of(config), config.weight
     if models is None:
-        raise ConfigError(f"rewards: kind {config.kind} asks a model, and there is nobody here to bring one")
+        raise ConfigError(f"reward kind {config.kind!r} needs a model provider; none was passed to build_rubric")
     if isinstance(config, kinds.ProcessModelReward):
         return ProcessReward(
             name=name,
@@ -182,7 +182,7 @@ def _combine(config: kinds.EnsembleReward) -> Combine:
 def _judge(config: kinds.JudgeReward, models: Models | None) -> Reward:
     name, weight = kinds.name_of(config), config.weight
     if models is None:
-        raise ConfigError("rewards: kind judge asks a model, and there is nobody here to bring one")
+        raise ConfigError("reward kind 'judge' needs a model provider; none was passed to build_rubric")
     judge = build_judge(config, models.chat(config.by))
     if config.form == "pairs":
         return PairsReward(name=name, weight=weight, judge=judge, opponents=config.opponents)

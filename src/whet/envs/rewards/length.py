@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from whet.envs.base import Attempt, Grade, Task
 
-UNKNOWN = Grade(value=None, note="nobody judged the answer")
+UNKNOWN = Grade(value=None, note="no reward judged the answer")
 
 
 def cosine(attempt: Attempt, *, right: tuple[float, float], wrong: tuple[float, float], exceeded: float) -> Grade:

@@ -60,7 +60,7 @@ class _Later:
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """Two answers of a group, and how likely it is that the first is better; None: nobody could say."""
+    """Two answers of a group, and how likely it is that the first is better; None: not decided."""
 
     first: Episode
     second: Episode
