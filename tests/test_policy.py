@@ -174,6 +174,22 @@ def test_a_preset_is_its_own_resolved_form(name: str) -> None:
     assert PolicyConfig.model_validate(policy.model_dump()) == policy
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_method_with_a_clip_of_its_own_makes_several_updates(name: str) -> None:
+    """With one update of each batch the ratio is 1 and nothing is clipped, whatever the bounds."""
+    axes = PRESETS[name]
+    if (axes.get("clip", {"kind": "none"}).get("kind") != "none") or axes.get("token_filter", {}).get("kind"):
+        assert config(preset=name).minibatches >= 4
+
+
+@pytest.mark.parametrize("name", ["dapo", "high_entropy"])
+def test_clip_higher_clips(name: str) -> None:
+    trainer = tiny_trainer(dtype=torch.float32, lr=0.05)
+    (step,) = policy_gradient(trainer, FakeFeed(trainer, _two_groups), setting(config(preset=name), steps=1))  # type: ignore[arg-type]
+    assert step.metrics["optimizer_steps"] == 2  # whole groups, and there are two
+    assert step.metrics["clip_ratio/high_mean"] + step.metrics["clip_ratio/low_mean"] > 0
+
+
 def test_keys_beside_a_preset_replace_its_own_axis_by_axis() -> None:
     assert config(preset="dapo", clip={"high": 0.3}).clip.model_dump(exclude={"dual"}) == {
         "kind": "ppo", "low": 0.2, "high": 0.3,
