@@ -344,6 +344,44 @@ def test_the_first_ratio_must_be_one() -> None:
         next(loop)
 
 
+@pytest.mark.parametrize(("wrong", "complaint"), [(0.6, "disagree by 0.0"), (0.3, "by more than 0.25 nats on 12")])
+def test_sampler_and_trainer_must_agree_in_the_mean_and_on_99_of_100_tokens(wrong: float, complaint: str) -> None:
+    """One token of eight is `wrong`; with a max_gap of 0.05 a mean of 0.0375 passes, and the tail does not."""
+    trainer = tiny_trainer(dtype=torch.float32)
+
+    class Wrong(FakeFeed):
+        def _sampled(self, group: Group) -> Group:
+            first, *others = super()._sampled(group).episodes
+            if group.task == "t":
+                (turn,) = first.turns
+                logprobs = (turn.completion.logprobs[0] + wrong, *turn.completion.logprobs[1:])
+                first = replace(first, turns=(replace(turn, completion=replace(turn.completion, logprobs=logprobs)),))
+            return replace(group, episodes=(first, *others))
+
+    feed = Wrong(trainer, lambda: (group(1, 0), replace(group(1, 0), task="u")))
+    loop = policy_gradient(trainer, feed, replace(setting(config()), max_gap=0.05))  # type: ignore[arg-type]
+    with pytest.raises(TrainingError, match=complaint):
+        next(loop)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_no_preset_weighs_answers_by_their_length_unawares(name: str) -> None:
+    assert config(preset=name).cautions == []
+
+
+@pytest.mark.parametrize(
+    ("axes", "names"),
+    [
+        ({"preset": "gspo", "aggregate": "token_mean"}, "ratio.level: sequence_mean"),
+        ({"preset": "gmpo", "aggregate": "sequence_sum"}, "clip: geometric"),
+        ({"kl": {"place": "loss", "level": "sequence", "coefficient": 0.1}}, "kl.level: sequence"),
+    ],
+)
+def test_a_term_of_whole_answers_that_is_counted_by_tokens_is_warned_of(axes: dict[str, object], names: str) -> None:
+    (line,) = config(**axes).cautions
+    assert names in line and "sequence_mean" in line
+
+
 def test_the_first_kl_must_be_zero() -> None:
     trainer = _with_reference(tiny_trainer(dtype=torch.float32))
     with torch.no_grad():

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from whet.config.budget import Budget, times
 from whet.config.data import Source
-from whet.config.preference import LossConfig, PreferenceTrainConfig
+from whet.config.preference import LossConfig, PreferenceTrainConfig, TrainAtRateOfLoss
 from whet.config.rewards import RewardConfig, check_rewards
 from whet.config.stage import StageBase
 from whet.config.strict import Made
@@ -35,7 +35,7 @@ class OnlinePreferenceStage(StageBase):
     max_reference_gap: float = Field(0.02, gt=0)
     """Largest mean |log p - log p_ref| per token before the first update, when the two must be the same model."""
     sampling: SamplingConfig = SamplingConfig()
-    train: PreferenceTrainConfig = PreferenceTrainConfig()
+    train: TrainAtRateOfLoss = PreferenceTrainConfig()
 
     @model_validator(mode="after")
     def _check(self) -> OnlinePreferenceStage:

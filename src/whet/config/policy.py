@@ -59,10 +59,11 @@ class KLConfig(Strict):
 
     place: Literal["none", "reward", "loss"] = "none"
     estimator: Annotated[str, OneOf(["k1", *kl.LOSSES])] = "k3"
-    """In the reward: k1 (and the default is). In the loss: k2 has KL's gradient on-policy, k3 is GRPO's, k3_unbiased
-    is k3 times the ratio (DeepSeek-V3.2)."""
+    """In the reward: k1 (and the default is). In the loss: k2 has on-policy the gradient of the KL of what `level` says,
+    k3 is GRPO's, k3_unbiased is k3 times the ratio (DeepSeek-V3.2)."""
     level: Literal["token", "sequence"] = "token"
-    """sequence: one estimate from the whole answer's log-probability (R1 as printed)."""
+    """token: of the next token, the prefix as it is; what a token does to later ones has no gradient. sequence: one
+    estimate from the whole answer's log-probability (R1 as printed)."""
     coefficient: float = Field(0.0, ge=0)
     target: float | None = Field(None, gt=0)
     """Nats for each answer at which a controller holds the KL by moving the coefficient; None: it is fixed."""
@@ -326,6 +327,25 @@ class PolicyConfig(Strict):
             raise ValueError(
                 "constraint: the cost is one of whole answers, and grades of steps are not charged with it"
             )
+
+    @property
+    def cautions(self) -> list[str]:
+        """What is allowed and seldom meant, for people to read."""
+        of_answers = [
+            name
+            for name, holds in (
+                (f"ratio.level: {self.ratio.level}", self.ratio.level in ("sequence_mean", "sequence_product")),
+                (f"clip: {self.clip.kind}", self.clip.kind == "geometric"),
+                ("kl.level: sequence", self.kl.place == "loss" and self.kl.level == "sequence"),
+            )
+            if holds
+        ]
+        if not of_answers or self.aggregate == "sequence_mean":
+            return []
+        return [
+            f"algorithm.aggregate: {self.aggregate} counts a term of whole answers ({', '.join(of_answers)}) once for "
+            "each token, so answers weigh by their length; use aggregate: sequence_mean unless that is meant"
+        ]
 
     @property
     def needs_gradient_everywhere(self) -> bool:
