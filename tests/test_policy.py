@@ -149,7 +149,6 @@ def test_what_means_nothing_is_refused_with_the_reason(axes: dict[str, object], 
         ({"rollouts_per_prompt": 1}, "a group of one has no baseline"),
         ({"prompts_per_step": 1, "algorithm": "lite_ppo"}, "more than one group"),
         ({"algorithm": "gdpo", "prompts_per_step": 1}, "several rewards, and one alone"),
-        ({"prompts_per_step": 8, "algorithm": "r1"}, "too few for algorithm.minibatches 16"),
         ({"algorithm": "dapo", "rewards": [{"kind": "format"}]}, "no reward judges that"),
         ({"algorithm": "r1", "train": {"steps": 1, "lora": {}}}, "cannot renew the reference of a LoRA run"),
     ],
@@ -366,7 +365,7 @@ def test_sampler_and_trainer_must_agree_in_the_mean_and_on_99_of_100_tokens(wron
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_no_preset_weighs_answers_by_their_length_unawares(name: str) -> None:
-    assert config(preset=name).cautions == []
+    assert config(preset=name).cautions(prompts=16) == []
 
 
 @pytest.mark.parametrize(
@@ -378,8 +377,14 @@ def test_no_preset_weighs_answers_by_their_length_unawares(name: str) -> None:
     ],
 )
 def test_a_term_of_whole_answers_that_is_counted_by_tokens_is_warned_of(axes: dict[str, object], names: str) -> None:
-    (line,) = config(**axes).cautions
+    (line,) = config(**axes).cautions(prompts=4)
     assert names in line and "sequence_mean" in line
+
+
+def test_fewer_prompts_than_updates_are_said() -> None:
+    (line,) = config(preset="dapo").cautions(prompts=2)
+    assert "2 of the 4 updates" in line and "no clip" not in line
+    assert "no clip" in config(preset="dapo").cautions(prompts=1)[0]
 
 
 def test_the_first_kl_must_be_zero() -> None:

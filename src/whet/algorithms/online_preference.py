@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from whet.algorithms.measure import measure_groups, measure_taken
+from whet.algorithms.measure import measure_groups, measure_taken, unscored
 from whet.algorithms.preference import check_start, objective_of, weigh_preferences
 from whet.algorithms.supervised import NOT_FINITE
 from whet.config import LossConfig, TrainConfig
@@ -88,6 +88,7 @@ def online_preference(
                 "lr": setting.train.lr * rate,
             },
             state={**feed.state, **counts.saved},
+            notes=(*unscored(taken.played), *(() if atoms else ("no update: no prompt had answers of unlike reward",))),
         )
 
 

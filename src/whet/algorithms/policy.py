@@ -24,7 +24,7 @@ from whet.algorithms.columns import (
     with_values,
 )
 from whet.algorithms.critic import Critic, RegressValue, WithValue, largest
-from whet.algorithms.measure import measure_groups, measure_taken
+from whet.algorithms.measure import measure_groups, measure_taken, unscored, why_no_signal
 from whet.algorithms.policy_loss import policy_loss
 from whet.algorithms.sound import blame, listed, sound
 from whet.algorithms.standing import Setting, Standing
@@ -101,15 +101,17 @@ def policy_gradient(
             "lr": setting.train.lr * rate,
         }
         standing = standing.after(metrics, setting, answers=len(answers))
+        if standing.barren and not faults:
+            faults = [f"no update: {why_no_signal(taken.played, overlong_filter=setting.config.overlong_filter)}"]
         if standing.barren >= setting.patience:
-            raise TrainingError(_why_barren(setting.patience, taken.played))
+            raise TrainingError(f"no answer carried a signal for {setting.patience} steps: {'; '.join(faults)}")
         health = standing.health
         yield Step(
             index=step + 1,
             groups=(*with_mean_advantages(taken.groups, ready.answers), *taken.left_out),
             metrics=metrics,
             state={**feed.state, **standing.saved},
-            notes=(*faults, *(str(finding) for finding in health.findings)),
+            notes=(*unscored(taken.played), *faults, *(str(finding) for finding in health.findings)),
             ill=health.fatal is not None,
         )
         if health.fatal is not None:
@@ -316,12 +318,3 @@ def _measure_control(config: PolicyConfig, now: Standing, answers: Sequence[Answ
     if now.charge is not None:
         metrics["constraint/multiplier"] = now.charge.multiplier
     return metrics
-
-
-def _why_barren(steps: int, groups: Sequence[Group]) -> str:
-    measured = measure_groups(groups)
-    return (
-        f"no answer carried a signal for {steps} steps: of the last groups {measured['frac_groups_all_wrong']:.0%} "
-        f"were all wrong and {measured['frac_groups_all_right']:.0%} all right; use easier or harder tasks, "
-        "or more rollouts"
-    )

@@ -39,7 +39,7 @@ class OnlinePreferenceStage(StageBase):
 
     @model_validator(mode="after")
     def _check(self) -> OnlinePreferenceStage:
-        check_rewards(self.rewards)
+        check_rewards(self.rewards, max_tokens=self.sampling.max_tokens)
         if self.train.steps is None:
             raise ValueError("train.steps must be given where answers are sampled: there is no epoch to end it")
         if self.sampling.temperature == 0:

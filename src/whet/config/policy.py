@@ -213,7 +213,7 @@ class PolicyConfig(Strict):
     positives: PositiveConfig | None = None
     ptx: PtxConfig | None = None
     minibatches: int = Field(1, ge=1)
-    """Optimizer steps for one batch of rollouts; the clip acts from the second on."""
+    """Optimizer steps for one batch of rollouts, at most one for each prompt; the clip acts from the second on."""
 
     @model_validator(mode="before")
     @classmethod
@@ -328,9 +328,15 @@ class PolicyConfig(Strict):
                 "constraint: the cost is one of whole answers, and grades of steps are not charged with it"
             )
 
-    @property
-    def cautions(self) -> list[str]:
-        """What is allowed and seldom meant, for people to read."""
+    def cautions(self, *, prompts: int) -> list[str]:
+        """What is allowed and seldom meant, with `prompts` a step, for people to read."""
+        lines = []
+        if prompts < self.minibatches:
+            no_clip = ", and no clip ever acts" if prompts == 1 else ""
+            lines.append(
+                f"prompts_per_step: {prompts} gives {prompts} of the {self.minibatches} updates of "
+                f"algorithm.minibatches (each takes whole groups){no_clip}"
+            )
         of_answers = [
             name
             for name, holds in (
@@ -340,12 +346,12 @@ class PolicyConfig(Strict):
             )
             if holds
         ]
-        if not of_answers or self.aggregate == "sequence_mean":
-            return []
-        return [
-            f"algorithm.aggregate: {self.aggregate} counts a term of whole answers ({', '.join(of_answers)}) once for "
-            "each token, so answers weigh by their length; use aggregate: sequence_mean unless that is meant"
-        ]
+        if of_answers and self.aggregate != "sequence_mean":
+            lines.append(
+                f"algorithm.aggregate: {self.aggregate} counts a term of whole answers ({', '.join(of_answers)}) once "
+                "for each token, so answers weigh by their length; use aggregate: sequence_mean unless that is meant"
+            )
+        return lines
 
     @property
     def needs_gradient_everywhere(self) -> bool:
@@ -388,11 +394,6 @@ class PolicyConfig(Strict):
             )
         if prompts < 2 and "batch" in self.baseline + self.scale:
             raise ValueError("prompts_per_step must be at least 2: statistics over the batch need more than one group")
-        if self.minibatches > prompts:
-            raise ValueError(
-                f"prompts_per_step is {prompts}, too few for algorithm.minibatches {self.minibatches}: "
-                "each update takes whole groups"
-            )
         if self.dynamic_sampling and not judged:
             raise ValueError(
                 "algorithm.dynamic_sampling asks which answers are right, and no reward judges that (a shaped reward "

@@ -52,7 +52,7 @@ class RLStage(StageBase):
     def _check(self) -> RLStage:
         if self.train.steps is None:
             raise ValueError("train.steps must be given for RL: there is no epoch to end it")
-        check_rewards(self.rewards)
+        check_rewards(self.rewards, max_tokens=self.sampling.max_tokens)
         pairs = any(isinstance(r, JudgeReward) and r.form == "pairs" for r in self.rewards)
         if pairs and (self.rollouts_per_prompt < 2 or self.algorithm.baseline == "greedy"):
             raise ValueError("rewards: a judge of pairs compares answers to one task; it needs two or more of them")
@@ -90,7 +90,7 @@ class RLStage(StageBase):
         dynamic = self.algorithm.dynamic_sampling
         return Budget(
             steps=self.train.steps,
-            optimizer_steps=times(self.train.steps, self.algorithm.minibatches),
+            optimizer_steps=times(self.train.steps, min(self.algorithm.minibatches, self.prompts_per_step)),
             prompts=self.prompts_per_step,
             sequences=self.prompts_per_step * self.rollouts_per_prompt,
             tokens_each=self.sampling.max_tokens,

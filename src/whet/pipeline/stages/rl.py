@@ -34,8 +34,10 @@ def run_rl(context: Context[RLStage]) -> None:
     assert config.train.steps is not None
     grading = rubric(config.tasks, config.rewards, context.world)
     try:
-        problems = playable(config.tasks, context.model, context.world, grading)
-        for line in (problems.describe(), *config.algorithm.cautions):
+        problems = playable(
+            config.tasks, context.model, context.world, grading, max_tokens=config.sampling.max_tokens
+        )
+        for line in (problems.describe(), *config.algorithm.cautions(prompts=config.prompts_per_step)):
             context.console.say(f"{context.name}: {line}")
         keep_dropped(context, "tasks", problems.lost)
         mix = _mix(context, config)
@@ -127,7 +129,8 @@ def check_rl(context: Context[RLStage]) -> Seen:
     hardness_of(found.tasks, context.config.curriculum)  # raises where a column has no number
     mixed = _pretraining_rows(context.config, context.model, context.world)
     mixing = [] if mixed is None else [f"ptx {mixed.describe()}"]
-    return replace(seen, summary="; ".join([seen.summary, *mixing, *context.config.algorithm.cautions]))
+    cautions = context.config.algorithm.cautions(prompts=context.config.prompts_per_step)
+    return replace(seen, summary="; ".join([seen.summary, *mixing, *cautions]))
 
 
 def needs_of_rl(config: RLStage) -> Needs:
