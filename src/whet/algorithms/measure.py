@@ -72,8 +72,8 @@ def why_no_signal(groups: Sequence[Group], *, overlong_filter: bool = False) -> 
         return "no answer was scored"
     if overlong_filter and cut and any(len(set(_values(group))) > 1 for group in groups):
         return (
-            f"overlong_filter left out {cut} of {len(scored)} answers, which were cut off; raise sampling.max_tokens or "
-            "set overlong_filter: false"
+            f"overlong_filter left out {cut} of {len(scored)} answers, which were cut off; raise sampling.max_tokens "
+            "or set overlong_filter: false"
         )
     wrong, right = measured["frac_groups_all_wrong"], measured["frac_groups_all_right"]
     if wrong + right > 0:

@@ -249,9 +249,10 @@ def weigh(answers: Sequence[Answer], setting: Setting) -> list[Atom]:
 def check_first_update(metrics: Mapping[str, Metric], setting: Setting, step: int, *, untouched: bool) -> None:
     """Stop where numbers that must agree do not: the rollouts' weights are still the trainer's.
 
-    In every step sampler and trainer must agree to `max_gap` in the mean, and to `TAIL` times that on 99 of 100 tokens: a
-    few tokens that are quite wrong (positions, a stop token, a template) hardly move a mean. While the policy is `untouched` by any update the
-    trainer must also agree with itself (the ratio is 1), and with the reference, which is what it started from (KL 0).
+    In every step sampler and trainer must agree to `max_gap` in the mean, and to `TAIL` times that on 99 of 100 tokens:
+    a few tokens that are quite wrong (positions, a stop token, a template) hardly move a mean. While the policy is
+    `untouched` by any update the trainer must also agree with itself (the ratio is 1), and with the reference, which is
+    what it started from (KL 0).
     """
     gap = metrics[GAP].mean
     if not gap <= setting.max_gap:
@@ -262,9 +263,9 @@ def check_first_update(metrics: Mapping[str, Metric], setting: Setting, step: in
     far = metrics[FAR].mean
     if not far <= 0.01:
         raise TrainingError(
-            f"step {step + 1}: sampler and trainer disagree by more than {TAIL * setting.max_gap:g} nats on {far:.1%} of "
-            f"the tokens at the same weights ({TAIL:g} x max_gap, for at most 1%), and by {gap:.3g} in the mean; the "
-            "policy gradient would be wrong"
+            f"step {step + 1}: sampler and trainer disagree by more than {TAIL * setting.max_gap:g} nats on {far:.1%} "
+            f"of the tokens at the same weights ({TAIL:g} x max_gap, for at most 1%), and by {gap:.3g} in the mean; "
+            "the policy gradient would be wrong"
         )
     drift = metrics["ratio/log_mean"].mean if setting.config.ratio.denominator == "old" else 0.0
     if untouched and not drift <= SAME_WEIGHTS:

@@ -59,8 +59,8 @@ class KLConfig(Strict):
 
     place: Literal["none", "reward", "loss"] = "none"
     estimator: Annotated[str, OneOf(["k1", *kl.LOSSES])] = "k3"
-    """In the reward: k1 (and the default is). In the loss: k2 has on-policy the gradient of the KL of what `level` says,
-    k3 is GRPO's, k3_unbiased is k3 times the ratio (DeepSeek-V3.2)."""
+    """In the reward: k1 (and the default is). In the loss: k2 has on-policy the KL's gradient at its `level`, k3 is
+    GRPO's, k3_unbiased is k3 times the ratio (DeepSeek-V3.2)."""
     level: Literal["token", "sequence"] = "token"
     """token: of the next token, the prefix as it is; what a token does to later ones has no gradient. sequence: one
     estimate from the whole answer's log-probability (R1 as printed)."""

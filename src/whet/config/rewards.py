@@ -355,8 +355,8 @@ def check_rewards(rewards: Sequence[RewardConfig], *, max_tokens: int) -> None:
     for reward in rewards:
         if isinstance(reward, OverlongReward) and reward.cache_tokens > max_tokens:
             raise ValueError(
-                f"rewards.overlong.cache_tokens is {reward.cache_tokens}, more than sampling.max_tokens ({max_tokens}): "
-                "every answer would be punished; lower it"
+                f"rewards.overlong.cache_tokens is {reward.cache_tokens}, more than sampling.max_tokens "
+                f"({max_tokens}): every answer would be punished; lower it"
             )
     asking = [r.kind for r in rewards if isinstance(r, CosineReward | GroupLengthReward)]
     if asking and not judged(rewards):

@@ -5,8 +5,8 @@ the KL's gradient on-policy, k3 that of the forward KL (it agrees near the refer
 
 What d is of matters. Of a whole answer (sums over its tokens) all this holds for the KL of answers. Of a token it holds
 for the KL of the next token with the prefix as it is: the sum over tokens is the answers' KL in value, but as a loss it
-lacks what a token does to the KL of those that follow. k1 in the *reward* of tokens, with returns over the whole answer,
-has the gradient of the answers' KL.
+lacks what a token does to the KL of those that follow. k1 in the *reward* of tokens, with returns over the whole
+answer, has the gradient of the answers' KL.
 """
 
 from __future__ import annotations

@@ -36,9 +36,7 @@ class Playable:
         return "; ".join([f"{len(self.tasks):,} tasks", *dropped, *filter(None, [self.narrow])])
 
 
-def playable(
-    source: Source, model: ModelConfig, world: World, grading: WeightedRubric, *, max_tokens: int
-) -> Playable:
+def playable(source: Source, model: ModelConfig, world: World, grading: WeightedRubric, *, max_tokens: int) -> Playable:
     """The tasks of a source, checked against the rewards and the model's template; no weights are loaded for it."""
     listed, unread = tasks(source)
     kept, unusable, rooms = usable(source, listed, grading, world.template(model), world.max_length(model))

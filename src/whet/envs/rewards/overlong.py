@@ -12,5 +12,5 @@ def overlong(attempt: Attempt, *, cache_tokens: int) -> Grade:
     all of L_max where that is less.
     """
     cache = min(cache_tokens, attempt.max_tokens)
-    beyond = len(attempt.completion_tokens) - (attempt.max_tokens - cache)
-    return Grade(value=-min(1.0, max(0, beyond) / cache))
+    left = attempt.max_tokens - len(attempt.completion_tokens)
+    return Grade(value=max(-1.0, min(0, left - cache) / cache))

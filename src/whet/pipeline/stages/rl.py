@@ -34,9 +34,7 @@ def run_rl(context: Context[RLStage]) -> None:
     assert config.train.steps is not None
     grading = rubric(config.tasks, config.rewards, context.world)
     try:
-        problems = playable(
-            config.tasks, context.model, context.world, grading, max_tokens=config.sampling.max_tokens
-        )
+        problems = playable(config.tasks, context.model, context.world, grading, max_tokens=config.sampling.max_tokens)
         for line in (problems.describe(), *config.algorithm.cautions(prompts=config.prompts_per_step)):
             context.console.say(f"{context.name}: {line}")
         keep_dropped(context, "tasks", problems.lost)

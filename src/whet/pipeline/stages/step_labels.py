@@ -36,9 +36,7 @@ def run_step_labels(context: Context[StepLabelsStage]) -> None:
     config = context.config
     grading = rubric(config.tasks, config.rewards, context.world)
     try:
-        problems = playable(
-            config.tasks, context.model, context.world, grading, max_tokens=config.sampling.max_tokens
-        )
+        problems = playable(config.tasks, context.model, context.world, grading, max_tokens=config.sampling.max_tokens)
         context.console.say(f"{context.name}: {problems.describe()} x {config.samples} answers")
         keep_dropped(context, "tasks", problems.lost)
         policy = context.world.policy(context.model, TrainConfig(), config.sampling)
