@@ -149,7 +149,6 @@ def test_what_means_nothing_is_refused_with_the_reason(axes: dict[str, object], 
         ({"rollouts_per_prompt": 1}, "a group of one has no baseline"),
         ({"prompts_per_step": 1, "algorithm": "lite_ppo"}, "more than one group"),
         ({"algorithm": "gdpo", "prompts_per_step": 1}, "several rewards, and one alone"),
-        ({"prompts_per_step": 8, "algorithm": "r1"}, "too few for algorithm.minibatches 16"),
         ({"algorithm": "dapo", "rewards": [{"kind": "format"}]}, "no reward judges that"),
         ({"algorithm": "r1", "train": {"steps": 1, "lora": {}}}, "cannot renew the reference of a LoRA run"),
     ],
@@ -172,6 +171,22 @@ def test_a_preset_is_its_own_resolved_form(name: str) -> None:
     """What `whet plan` prints is the same point."""
     policy = config(preset=name)
     assert PolicyConfig.model_validate(policy.model_dump()) == policy
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_method_with_a_clip_of_its_own_makes_several_updates(name: str) -> None:
+    """With one update of each batch the ratio is 1 and nothing is clipped, whatever the bounds."""
+    axes = PRESETS[name]
+    if (axes.get("clip", {"kind": "none"}).get("kind") != "none") or axes.get("token_filter", {}).get("kind"):
+        assert config(preset=name).minibatches >= 4
+
+
+@pytest.mark.parametrize("name", ["dapo", "high_entropy"])
+def test_clip_higher_clips(name: str) -> None:
+    trainer = tiny_trainer(dtype=torch.float32, lr=0.05)
+    (step,) = policy_gradient(trainer, FakeFeed(trainer, _two_groups), setting(config(preset=name), steps=1))  # type: ignore[arg-type]
+    assert step.metrics["optimizer_steps"] == 2  # whole groups, and there are two
+    assert step.metrics["clip_ratio/high_mean"] + step.metrics["clip_ratio/low_mean"] > 0
 
 
 def test_keys_beside_a_preset_replace_its_own_axis_by_axis() -> None:
@@ -326,6 +341,50 @@ def test_the_first_ratio_must_be_one() -> None:
     loop = policy_gradient(trainer, feed, replace(setting(policy), max_gap=9.0))  # type: ignore[arg-type]
     with pytest.raises(TrainingError, match="first ratio is not 1"):
         next(loop)
+
+
+@pytest.mark.parametrize(("wrong", "complaint"), [(0.6, "disagree by 0.0"), (0.3, "by more than 0.25 nats on 12")])
+def test_sampler_and_trainer_must_agree_in_the_mean_and_on_99_of_100_tokens(wrong: float, complaint: str) -> None:
+    """One token of eight is `wrong`; with a max_gap of 0.05 a mean of 0.0375 passes, and the tail does not."""
+    trainer = tiny_trainer(dtype=torch.float32)
+
+    class Wrong(FakeFeed):
+        def _sampled(self, group: Group) -> Group:
+            first, *others = super()._sampled(group).episodes
+            if group.task == "t":
+                (turn,) = first.turns
+                logprobs = (turn.completion.logprobs[0] + wrong, *turn.completion.logprobs[1:])
+                first = replace(first, turns=(replace(turn, completion=replace(turn.completion, logprobs=logprobs)),))
+            return replace(group, episodes=(first, *others))
+
+    feed = Wrong(trainer, lambda: (group(1, 0), replace(group(1, 0), task="u")))
+    loop = policy_gradient(trainer, feed, replace(setting(config()), max_gap=0.05))  # type: ignore[arg-type]
+    with pytest.raises(TrainingError, match=complaint):
+        next(loop)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_no_preset_weighs_answers_by_their_length_unawares(name: str) -> None:
+    assert config(preset=name).cautions(prompts=16) == []
+
+
+@pytest.mark.parametrize(
+    ("axes", "names"),
+    [
+        ({"preset": "gspo", "aggregate": "token_mean"}, "ratio.level: sequence_mean"),
+        ({"preset": "gmpo", "aggregate": "sequence_sum"}, "clip: geometric"),
+        ({"kl": {"place": "loss", "level": "sequence", "coefficient": 0.1}}, "kl.level: sequence"),
+    ],
+)
+def test_a_term_of_whole_answers_that_is_counted_by_tokens_is_warned_of(axes: dict[str, object], names: str) -> None:
+    (line,) = config(**axes).cautions(prompts=4)
+    assert names in line and "sequence_mean" in line
+
+
+def test_fewer_prompts_than_updates_are_said() -> None:
+    (line,) = config(preset="dapo").cautions(prompts=2)
+    assert "2 of the 4 updates" in line and "no clip" not in line
+    assert "no clip" in config(preset="dapo").cautions(prompts=1)[0]
 
 
 def test_the_first_kl_must_be_zero() -> None:

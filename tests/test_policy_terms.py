@@ -110,22 +110,24 @@ def test_a_reference_that_follows_keeps_the_kl_lower() -> None:
 
 
 def test_decoupled_ppo_by_hand() -> None:
-    """Ratio to the trainer's old policy, clipped at 1.2; weight p_old / p_sampler: e^0.5, and e^2 held to 5."""
+    """Ratio to the trainer's old policy, clipped at 1.2; weight p_old / p_sampler, left out above 5 (AReaL's cap)."""
     policy = config(preset="decoupled_ppo")
     objective = policy_loss(policy, temperature=1.0, kl_coefficient=0.0)
-    logp = torch.tensor([-1.0, -1.0], dtype=torch.float64, requires_grad=True)
-    one = torch.ones(2, dtype=torch.float64)
+    logp = torch.tensor([-1.0, -1.0, -1.0], dtype=torch.float64, requires_grad=True)
+    one = torch.ones(3, dtype=torch.float64)
     columns = {
-        "old_logp": torch.tensor([-1.1, -1.5], dtype=torch.float64),
-        "sampler_logp": torch.tensor([-1.6, -3.5], dtype=torch.float64),
-        "advantage": torch.tensor([2.0, 1.0], dtype=torch.float64),
+        "old_logp": torch.tensor([-1.1, -1.1, -1.5], dtype=torch.float64),
+        "sampler_logp": torch.tensor([-1.6, -3.1, -0.5], dtype=torch.float64),
+        "advantage": torch.tensor([2.0, 1.0, 1.0], dtype=torch.float64),
     }
-    batch = Batch(weight_T=one, row_T=torch.tensor([0, 1]), rows=2, atom_R=torch.tensor([0, 1]), columns=columns)
+    row_T = torch.tensor([0, 1, 1])
+    batch = Batch(weight_T=one, row_T=row_T, rows=2, atom_R=torch.tensor([0, 1]), columns=columns)
     loss, _ = objective(Outputs(logp_T=logp, entropy_T=one), batch)
-    assert float(loss.detach()) == pytest.approx(-(math.exp(0.5) * math.exp(0.1) * 2) - 5 * 1.2)
+    assert float(loss.detach()) == pytest.approx(-(math.exp(0.5) * math.exp(0.1) * 2) - math.exp(-1) * 1.2)
     loss.backward()
-    # The first token is inside the clip: -w r A. The second is beyond it: none.
-    torch.testing.assert_close(logp.grad, torch.tensor([-math.exp(0.6) * 2, 0.0], dtype=torch.float64))
+    # The first token is inside the clip: -w r A. The second weighs e^2 and is left out. The third is beyond the clip,
+    # and its weight of e^-1 stays: there is no lower bound.
+    torch.testing.assert_close(logp.grad, torch.tensor([-math.exp(0.6) * 2, 0.0, 0.0], dtype=torch.float64))
 
 
 def test_where_the_sampler_is_the_trainer_decoupled_ppo_is_ppo() -> None:

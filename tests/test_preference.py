@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 from whet.config.loading import load_recipe
+from whet.config.online_preference import OnlinePreferenceStage
+from whet.config.preference import PreferenceStage
 from whet.errors import ConfigError, DataError, RunError
 from whet.launch.check import check_recipe
 from whet.launch.main import run_recipe
@@ -113,6 +115,18 @@ def test_a_loss_that_cannot_be_is_refused_when_the_recipe_is_loaded(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         load_recipe(write(tmp_path, stage))
+
+
+@pytest.mark.parametrize(("loss", "lr"), [("dpo", 5e-7), ("simpo", 5e-7), ("rpo", 5e-7), ("orpo", 5e-6), ("cpo", 5e-6)])
+def test_the_default_rate_is_that_of_the_loss(loss: str, lr: float) -> None:
+    """Contrasts have DPO's; imitation beside one, with no reference to stay near, has ORPO's; a given rate stays."""
+    stage = {"kind": "preference", "data": {"path": "x"}, "loss": loss}
+    assert PreferenceStage.model_validate(stage).train.lr == lr
+    assert PreferenceStage.model_validate({**stage, "train": {"batch_size": 8}}).train.lr == lr
+    assert PreferenceStage.model_validate({**stage, "train": {"lr": 3e-7}}).train.lr == 3e-7
+    tasks = {"tasks": {"generate": "arithmetic"}, "rewards": [{"kind": "verifier"}], "train": {"steps": 1}}
+    online = {"kind": "online_preference", "loss": loss, **tasks}
+    assert OnlinePreferenceStage.model_validate(online).train.lr == lr
 
 
 def test_ranked_files_and_losses_of_one_pair_for_each_prompt(tmp_path: Path) -> None:

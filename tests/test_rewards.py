@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
-from whet.config import RewardConfig, RLStage
+from whet.config import EvalStage, OnlinePreferenceStage, RewardConfig, RLStage
 from whet.config.rewards import judged
 from whet.envs.base import Attempt, Grade, Reward, Task
 from whet.envs.rewards.answers import after_thinking, as_number, final_answer, gold_answer, last_boxed, tidy
 from whet.envs.rewards.build import build_rubric
 from whet.envs.rewards.function import FunctionReward
+from whet.envs.rewards.function_worker import load
 from whet.envs.rewards.math import MathReward
 from whet.envs.rewards.plain import PlainReward
 from whet.envs.rubric import WeightedRubric
@@ -343,9 +344,23 @@ def test_overlong_is_dapo_equation_13(tokens: int, value: float) -> None:
     assert score({"kind": "overlong", "cache_tokens": 20}, attempt("", tokens=tokens, max_tokens=100))[0].value == value
 
 
-def test_overlong_refuses_a_cache_beyond_the_budget() -> None:
-    with pytest.raises(ConfigError, match="cache_tokens is 20"):
-        score({"kind": "overlong", "cache_tokens": 20}, attempt("", max_tokens=10))
+def test_where_less_than_the_cache_is_left_all_of_it_is_the_cache() -> None:
+    """A prompt left 10 tokens: the punishment falls over these ten, and a cut answer has -1."""
+    tries = [attempt("", tokens=tokens, max_tokens=10) for tokens in (0, 5, 10)]
+    values = [grade.value for grade in score({"kind": "overlong", "cache_tokens": 20}, *tries)]
+    assert values == [0, -0.5, -1]
+
+
+@pytest.mark.parametrize("kind", ["rl", "eval", "online_preference"])
+def test_overlong_refuses_a_cache_beyond_the_budget(kind: str) -> None:
+    stage = {
+        "kind": kind, "tasks": {"generate": "arithmetic"}, "sampling": {"max_tokens": 10},
+        "rewards": [{"kind": "verifier"}, {"kind": "overlong", "cache_tokens": 20}],
+        **({"models": {"a": "@model"}} if kind == "eval" else {"train": {"steps": 1}}),
+    }  # fmt: skip
+    section = {"rl": RLStage, "eval": EvalStage, "online_preference": OnlinePreferenceStage}[kind]
+    with pytest.raises(ValidationError, match=r"cache_tokens is 20, more than sampling\.max_tokens"):
+        section.model_validate(stage)
 
 
 # --------------------------------------------------------------------------------------------- functions
@@ -382,6 +397,15 @@ def odd(completions, mode):
     if kind == "type": return ["1.0", 1.0]
     return [neighbour.VALUE, 1.0]
 
+limit = asyncio.Semaphore(1)
+
+async def limited(completions):
+    async def one(text):
+        async with limit:
+            await asyncio.sleep(0.001)
+            return float(len(text))
+    return await asyncio.gather(*map(one, completions))
+
 def compute_score(data_source, solution_str, ground_truth, extra_info=None):
     if solution_str == "boom": raise ValueError("boom")
     if extra_info: return {"score": float(solution_str == ground_truth), "acc": 0.5, "pred": solution_str}
@@ -414,6 +438,17 @@ def test_trl_functions_run_unmodified(functions: Path) -> None:
     first, second = graded(f"{functions}:logs", attempt("", tokens=4), attempt("", tokens=5))
     assert (first.value, first.failure, second.value) == (None, "", 1.0)
     assert (first.note, second.note, dict(second.metrics)) == ("seen=4", "seen=5", {"spread": 2.5})
+
+
+def test_what_a_module_keeps_for_its_event_loop_serves_every_call(
+    functions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One loop for all calls, as TRL has: a semaphore belongs to the loop in which it was first waited for."""
+    monkeypatch.syspath_prepend(functions.parent)
+    answer = load(f"{functions}:limited")
+    for step in range(3):
+        graded = answer({"arguments": {"completions": ["a", "bb"]}, "count": 2, "step": step})
+        assert [(grade["value"], grade.get("failure", "")) for grade in graded] == [(1.0, ""), (2.0, "")]
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,9 @@ def test_no_request_goes_beyond_what_the_model_attends_to() -> None:
         assert (episode.outcome, len(episode.turns)) == (Outcome.TRUNCATED, turns)
         for request in table.sampler.seen:  # type: ignore[attr-defined]
             assert len(request.prompt) + request.params.max_tokens <= max_length
+        # What the rewards see as the limit is what the first prompt left, where that is less than the sampler's.
+        (attempt,) = table.rubric.seen  # type: ignore[attr-defined]
+        assert attempt.max_tokens == min(20, max_length - length)
 
 
 def test_an_episode_that_is_not_over_in_time_is_truncated() -> None:

@@ -214,6 +214,40 @@ def test_what_is_right_of_the_kl_estimators_by_enumeration() -> None:
     torch.testing.assert_close(gradient((p * kl.k3(logp, ref)).sum()), gradient((ref.exp() * (ref - logp)).sum()))
 
 
+def test_what_holds_of_answers_does_not_hold_of_tokens() -> None:
+    """All answers of two tokens over three words: the answers' KL has the gradient of k2 and r k3 of answers, and of k1
+    in the reward; k2 and r k3 of tokens have that of the next tokens' KL with the prefix fixed, which is another."""
+    torch.manual_seed(1)
+    logits = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)  # row 0: the first token; 1 + a: after token a
+    ref, old = (torch.randn(4, 3, dtype=torch.float64).log_softmax(-1) for _ in range(2))
+
+    def tokens(table: Tensor) -> Tensor:  # (answers, tokens)
+        return torch.stack([torch.stack([table[0, a], table[1 + a, b]]) for a in range(3) for b in range(3)])
+
+    def gradient(of: Tensor) -> Tensor:
+        return torch.autograd.grad(of, logits, retain_graph=True)[0]
+
+    table = logits.log_softmax(-1)
+    logp, ref_logp, old_logp = tokens(table), tokens(ref), tokens(old)
+    answer, ref_answer, old_answer = logp.sum(-1), ref_logp.sum(-1), old_logp.sum(-1)
+    p, p_old = answer.detach().exp(), old_answer.exp()
+    exact = (answer.exp() * (answer - ref_answer)).sum()
+    of_answers = gradient(exact)
+    for estimate in (kl.k1, kl.k3):
+        torch.testing.assert_close((p * estimate(logp, ref_logp).sum(-1)).sum(), exact)
+        torch.testing.assert_close((p * estimate(answer, ref_answer)).sum(), exact)
+    torch.testing.assert_close(gradient((p * kl.k2(answer, ref_answer)).sum()), of_answers)
+    unbiased = kl.k3_unbiased(answer, ref_answer, answer - old_answer)
+    torch.testing.assert_close(gradient((p_old * unbiased).sum()), of_answers)
+    paid = kl.k1(answer, ref_answer).detach()
+    torch.testing.assert_close(gradient((p * paid * answer).sum()), of_answers)
+    next_token = (table.exp() * (table - ref)).sum(-1)  # of each prefix
+    prefix = torch.cat([torch.ones(1, dtype=torch.float64), table[0].detach().exp()])
+    with_prefix_fixed = gradient((prefix * next_token).sum())
+    torch.testing.assert_close(gradient((p * kl.k2(logp, ref_logp).sum(-1)).sum()), with_prefix_fixed)
+    assert (of_answers - with_prefix_fixed).abs().max() > 0.05
+
+
 # ------------------------------------------------------------------------------------------- advantages
 
 TWO_GROUPS = answers([1, 0, 0, 1, 0, 2, 2], [0, 0, 0, 0, 0, 1, 1], [1, 2, 3, 4, 5, 1, 1])

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from whet.algorithms.preference import check_start, objective_of, weigh_preferences
-from whet.algorithms.rollout_metrics import measure_groups, measure_taken
+from whet.algorithms.rollout_metrics import measure_groups, measure_taken, unscored
 from whet.algorithms.supervised import NOT_FINITE
 from whet.config import LossConfig, TrainConfig
 from whet.errors import TrainingError
@@ -88,6 +88,7 @@ def online_preference(
                 "lr": setting.train.lr * rate,
             },
             state={**feed.state, **counts.saved},
+            notes=(*unscored(taken.played), *(() if atoms else ("no update: no prompt had answers of unlike reward",))),
         )
 
 

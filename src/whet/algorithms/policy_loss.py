@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import inf
 
 import torch
 from torch import Tensor
@@ -68,6 +69,8 @@ class PolicyLoss:
     """Coefficients of the entropy bonus, of KL-Cov, of the NLL of right answers; 0: the term is not there."""
     kl_cov: float = 0.0
     positives: float = 0.0
+    far: float = inf
+    """Nats beyond which sampler and trainer are far apart on a token; the share of such tokens is a metric."""
     compares: bool = False
 
     @property
@@ -91,12 +94,14 @@ class PolicyLoss:
             row_T=batch.row_T,
             rows=batch.rows,
         )
+        gap_T = (trainer_T - columns["sampler_logp"]).abs()
         loss_T, stopped_T = self.surrogate(tokens), self.stops(tokens).to(logp_T.dtype)
         measured = {
             "clip_ratio/low_mean": stopped_T * (tokens.advantage_T < 0),
             "clip_ratio/high_mean": stopped_T * (tokens.advantage_T > 0),
             "entropy": entropy_T.detach(),
-            "sampling/logp_gap_mean": (trainer_T - columns["sampler_logp"]).abs(),
+            "sampling/logp_gap_mean": gap_T,
+            "sampling/logp_gap_far": (gap_T > self.far).to(logp_T.dtype),
             "ratio/log_mean": (now_T - old_T).abs(),
         }
         if self.correction is not None:
@@ -122,7 +127,12 @@ class PolicyLoss:
 
 
 def policy_loss(
-    config: PolicyConfig, *, temperature: float = 1.0, kl_coefficient: float = 0.0, entropy_coefficient: float = 0.0
+    config: PolicyConfig,
+    *,
+    temperature: float = 1.0,
+    kl_coefficient: float = 0.0,
+    entropy_coefficient: float = 0.0,
+    far: float = inf,
 ) -> PolicyLoss:
     """The loss of a point in the space of policy gradients, with the coefficients where their controllers stand."""
     surrogate, constants = SURROGATES[config.clip.kind], config.clip.model_dump(exclude={"kind"})
@@ -149,4 +159,5 @@ def policy_loss(
         entropy=entropy_coefficient,
         kl_cov=0.0 if config.kl_cov is None else config.kl_cov.coefficient,
         positives=0.0 if config.positives is None else config.positives.coefficient,
+        far=far,
     )

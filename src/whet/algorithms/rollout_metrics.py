@@ -16,6 +16,8 @@ REFLECTION = re.compile(
     re.IGNORECASE,
 )
 """Words by which a model takes a second look (the kind counted in the R1-Zero literature)."""
+LONGEST = 200
+"""Characters of a reason that the console shows."""
 
 
 def measure_groups(groups: Sequence[Group]) -> dict[str, float]:
@@ -49,6 +51,37 @@ def measure_groups(groups: Sequence[Group]) -> dict[str, float]:
         if count := ended[outcome]:
             metrics[f"outcomes/{outcome}"] = float(count)
     return metrics
+
+
+def unscored(groups: Sequence[Group]) -> list[str]:
+    """`3 of 16 answers were not scored: 2 grader_timeout (...), 1 engine_error (...)`, each with its first reason."""
+    episodes = [episode for group in groups for episode in group.episodes]
+    lost = [episode for episode in episodes if episode.score.value is None]
+    first = {episode.outcome: episode.score.note[:LONGEST] for episode in reversed(lost)}
+    counted = Counter(episode.outcome for episode in lost)
+    reasons = ", ".join(f"{count} {outcome} ({first[outcome]})" for outcome, count in counted.most_common())
+    return [f"{len(lost)} of {len(episodes)} answers were not scored: {reasons}"] if lost else []
+
+
+def why_no_signal(groups: Sequence[Group], *, overlong_filter: bool = False) -> str:
+    """Why nothing could be learned from these groups, and the remedy."""
+    measured = measure_groups(groups)
+    scored = [episode for group in groups for episode in group.scored]
+    cut = sum(episode.outcome is Outcome.TRUNCATED for episode in scored)
+    if not scored:
+        return "no answer was scored"
+    if overlong_filter and cut and any(len(set(_values(group))) > 1 for group in groups):
+        return (
+            f"overlong_filter left out {cut} of {len(scored)} answers, which were cut off; raise sampling.max_tokens "
+            "or set overlong_filter: false"
+        )
+    wrong, right = measured["frac_groups_all_wrong"], measured["frac_groups_all_right"]
+    if wrong + right > 0:
+        what = f"of the groups {wrong:.0%} were all wrong and {right:.0%} all right"
+        return f"{what}; use easier or harder tasks, or more rollouts"
+    if max(episode.sampled_tokens for episode in scored) == 0:
+        return "all answers are empty"
+    return "the answers to each prompt had equal rewards; use a finer reward, or more rollouts"
 
 
 def measure_taken(taken: Taken, trained_s: float) -> dict[str, float]:

@@ -30,7 +30,7 @@ class EvalStage(StageBase):
 
     @model_validator(mode="after")
     def _check(self) -> EvalStage:
-        check_rewards(self.rewards)
+        check_rewards(self.rewards, max_tokens=self.sampling.max_tokens)
         if self.baseline is not None and self.baseline not in self.models:
             raise ValueError(f"baseline is {self.baseline!r}, which is none of the labels in models")
         return self

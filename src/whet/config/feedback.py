@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from whet.config.budget import StageBudget, of_chunks
 from whet.config.data import Source
 from whet.config.judge import ChatConfig, JudgeConfig, JudgeWording
-from whet.config.rewards import RewardConfig, judged
+from whet.config.rewards import RewardConfig, check_rewards, judged
 from whet.config.stage import StageBase
 from whet.config.strict import Made
 from whet.config.train import SamplingConfig
@@ -44,6 +44,7 @@ class CompareStage(RowsBase):
     def _check(self) -> CompareStage:
         if (self.judge is None) == (not self.rewards):
             raise ValueError("give a judge or rewards, one of the two")
+        check_rewards(self.rewards, max_tokens=self.sampling.max_tokens)
         if self.sampling.temperature == 0:
             raise ValueError("sampling.temperature must be above 0: greedy answers to one task are all the same")
         return self
@@ -147,6 +148,7 @@ class StepLabelsStage(RowsBase):
 
     @model_validator(mode="after")
     def _check(self) -> StepLabelsStage:
+        check_rewards(self.rewards, max_tokens=self.sampling.max_tokens)
         if not judged(self.rewards):
             raise ValueError("rewards: none says which answers are right; add one that does (verifier, math, exact)")
         if self.sampling.temperature == 0:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from whet.config.budget import StageBudget, times
 from whet.config.data import Source
-from whet.config.preference import LossConfig, PreferenceTrainConfig
+from whet.config.preference import LossConfig, PreferenceTrainConfig, TrainAtRateOfLoss
 from whet.config.rewards import RewardConfig, check_rewards
 from whet.config.stage import StageBase
 from whet.config.strict import Made
@@ -35,11 +35,11 @@ class OnlinePreferenceStage(StageBase):
     max_reference_gap: float = Field(0.02, gt=0)
     """Largest mean |log p - log p_ref| per token before the first update, when the two must be the same model."""
     sampling: SamplingConfig = SamplingConfig()
-    train: PreferenceTrainConfig = PreferenceTrainConfig()
+    train: TrainAtRateOfLoss = PreferenceTrainConfig()
 
     @model_validator(mode="after")
     def _check(self) -> OnlinePreferenceStage:
-        check_rewards(self.rewards)
+        check_rewards(self.rewards, max_tokens=self.sampling.max_tokens)
         if self.train.steps is None:
             raise ValueError("train.steps must be given where answers are sampled: there is no epoch to end it")
         if self.sampling.temperature == 0:

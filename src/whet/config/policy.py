@@ -59,10 +59,11 @@ class KLConfig(Strict):
 
     place: Literal["none", "reward", "loss"] = "none"
     estimator: Annotated[str, OneOf(["k1", *kl.LOSSES])] = "k3"
-    """In the reward: k1 (and the default is). In the loss: k2 has KL's gradient on-policy, k3 is GRPO's, k3_unbiased
-    is k3 times the ratio (DeepSeek-V3.2)."""
+    """In the reward: k1 (and the default is). In the loss: k2 has on-policy the KL's gradient at its `level`, k3 is
+    GRPO's, k3_unbiased is k3 times the ratio (DeepSeek-V3.2)."""
     level: Literal["token", "sequence"] = "token"
-    """sequence: one estimate from the whole answer's log-probability (R1 as printed)."""
+    """token: of the next token, the prefix as it is; what a token does to later ones has no gradient. sequence: one
+    estimate from the whole answer's log-probability (R1 as printed)."""
     coefficient: float = Field(0.0, ge=0)
     target: float | None = Field(None, gt=0)
     """Nats for each answer at which a controller holds the KL by moving the coefficient; None: it is fixed."""
@@ -212,7 +213,7 @@ class PolicyConfig(Strict):
     positives: PositiveConfig | None = None
     ptx: PtxConfig | None = None
     minibatches: int = Field(1, ge=1)
-    """Optimizer steps for one batch of rollouts; the clip acts from the second on."""
+    """Optimizer steps for one batch of rollouts, at most one for each prompt; the clip acts from the second on."""
 
     @model_validator(mode="before")
     @classmethod
@@ -327,6 +328,31 @@ class PolicyConfig(Strict):
                 "constraint: the cost is one of whole answers, and grades of steps are not charged with it"
             )
 
+    def cautions(self, *, prompts: int) -> list[str]:
+        """What is allowed and seldom meant, with `prompts` a step, for people to read."""
+        lines = []
+        if prompts < self.minibatches:
+            no_clip = ", and no clip ever acts" if prompts == 1 else ""
+            lines.append(
+                f"prompts_per_step: {prompts} gives {prompts} of the {self.minibatches} updates of "
+                f"algorithm.minibatches (each takes whole groups){no_clip}"
+            )
+        of_answers = [
+            name
+            for name, holds in (
+                (f"ratio.level: {self.ratio.level}", self.ratio.level in ("sequence_mean", "sequence_product")),
+                (f"clip: {self.clip.kind}", self.clip.kind == "geometric"),
+                ("kl.level: sequence", self.kl.place == "loss" and self.kl.level == "sequence"),
+            )
+            if holds
+        ]
+        if of_answers and self.aggregate != "sequence_mean":
+            lines.append(
+                f"algorithm.aggregate: {self.aggregate} counts a term of whole answers ({', '.join(of_answers)}) once "
+                "for each token, so answers weigh by their length; use aggregate: sequence_mean unless that is meant"
+            )
+        return lines
+
     @property
     def needs_gradient_everywhere(self) -> bool:
         """Whether tokens without an advantage have a gradient too."""
@@ -368,11 +394,6 @@ class PolicyConfig(Strict):
             )
         if prompts < 2 and "batch" in self.baseline + self.scale:
             raise ValueError("prompts_per_step must be at least 2: statistics over the batch need more than one group")
-        if self.minibatches > prompts:
-            raise ValueError(
-                f"prompts_per_step is {prompts}, too few for algorithm.minibatches {self.minibatches}: "
-                "each update takes whole groups"
-            )
         if self.dynamic_sampling and not judged:
             raise ValueError(
                 "algorithm.dynamic_sampling asks which answers are right, and no reward judges that (a shaped reward "

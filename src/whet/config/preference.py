@@ -10,7 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, create_model, model_serializer, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    create_model,
+    model_serializer,
+    model_validator,
+)
 
 from whet.config.budget import StageBudget, answers_of, of_rows
 from whet.config.data import GeneratedConfig, Source
@@ -43,6 +51,7 @@ PREFERENCE_PRESETS: Mapping[str, Mapping[str, Any]] = {
     "orpo": {"nll": {}, "odds_ratio": {"weight": 0.1}},
 }
 """The named methods, as keys of `LossConfig`."""
+IMITATING_LR = 5e-6
 
 
 class _Losses(Strict):
@@ -96,6 +105,11 @@ class _Losses(Strict):
         return any(name == "kto" or LOSSES[name].reference for name in self.terms)
 
     @property
+    def imitates(self) -> bool:
+        """Whether it is SFT with a contrast beside it: an NLL, and no reference that it must stay near."""
+        return "nll" in self.terms and not self.needs_reference
+
+    @property
     def _step_wide(self) -> list[str]:
         return [name for name in self.terms if name != "kto" and LOSSES[name].statistic is not None]
 
@@ -116,9 +130,22 @@ else:
 
 
 class PreferenceTrainConfig(TrainConfig):
-    """The same keys with DPO's default: a tenth of what RL or SFT would take, or the answers fall apart."""
+    """The same keys with DPO's default rate: a contrast alone takes the answers apart at that of SFT."""
 
     lr: float = Field(5e-7, ge=0)
+    """With a loss that imitates and has no reference (orpo, cpo, slic) the default is 5e-6 (ORPO's code)."""
+
+
+def _at_rate_of_loss(train: PreferenceTrainConfig, info: ValidationInfo) -> PreferenceTrainConfig:
+    """The section at the default rate of the stage's loss, where the recipe gives none; `loss` is validated before."""
+    loss: LossConfig | None = info.data.get("loss")
+    if loss is None or not loss.imitates or "lr" in train.model_fields_set:
+        return train
+    return train.model_copy(update={"lr": IMITATING_LR})
+
+
+TrainAtRateOfLoss = Annotated[PreferenceTrainConfig, AfterValidator(_at_rate_of_loss), Field(validate_default=True)]
+"""The `train` of a stage with a `loss` before it."""
 
 
 class PreferenceStage(StageBase):
@@ -135,7 +162,7 @@ class PreferenceStage(StageBase):
     """Of more than two ranked answers: every pair, or the best against the worst."""
     max_reference_gap: float = Field(0.02, gt=0)
     """Largest mean |log p - log p_ref| per token before the first update, when the two must be the same model."""
-    train: PreferenceTrainConfig = PreferenceTrainConfig()
+    train: TrainAtRateOfLoss = PreferenceTrainConfig()
 
     @model_validator(mode="after")
     def _check(self) -> PreferenceStage:

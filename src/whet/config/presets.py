@@ -1,8 +1,10 @@
 """The named algorithms as data: for each, the axes in which it differs from `PolicyConfig`'s own defaults.
 
 Numbers are the papers'. Where a paper states none, the released code's is taken, and the comment says so. A method
-whose whole point is the clip gets four updates from each batch of rollouts (GSPO's setting): with one update the
-ratio is 1 and no clip ever acts.
+with a clip of its own gets four updates from each batch of rollouts (GSPO's setting): with one update the ratio is 1
+and no clip ever acts. DAPO's paper makes 16, of a batch of 512 prompts; of the default 32 prompts that would leave two
+for each update, and sixteen updates of a small batch did harm here (docs/log.md). Of a batch of hundreds, set
+`minibatches: 16`.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gdpo": {"objectives": "normalised", "scale": "batch_std"},
     # DAPO (2503.14476): clip-higher, token-level loss, dynamic sampling, no KL. The soft overlong punishment is a
     # reward (`kind: overlong`); overlong filtering is an option that the paper's best run left off.
-    "dapo": {"clip": {"high": 0.28}, "dynamic_sampling": {"rounds": 10}},
+    "dapo": {"clip": {"high": 0.28}, "dynamic_sampling": {"rounds": 10}, "minibatches": 4},
     # Dr. GRPO (2503.20783): no std, a constant length in the denominator.
     "dr_grpo": {"scale": "none", "aggregate": "sequence_sum_over_constant"},
     # RLOO (2402.14740): the whole answer is one action, the others' mean is its baseline, KL in the reward.
@@ -77,12 +79,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     # DPPO (2602.04879), binary total variation: bounds on the probability, against the sampler's. Bounds: those of
     # the recipes that run it in verl.
     "dppo": {"ratio": {"denominator": "sampler"}, "clip": {"kind": "dppo"}, "minibatches": 4},
-    # Decoupled PPO (AReaL, 2505.24298): the clip is about the policy before the update, and a capped weight is for what
-    # separates that from the policies that sampled. No critic (gamma and lambda 1), advantages whitened.
+    # Decoupled PPO (AReaL, 2505.24298): the clip is about the policy before the update, and a weight is for what
+    # separates that from the policies that sampled; a token whose weight is above 5 is left out, as in AReaL's code
+    # (`behav_imp_weight_cap`; there is no lower bound). No critic (gamma and lambda 1), advantages whitened.
     "decoupled_ppo": {
         "baseline": "none",
         "scale": "token_std",
-        "correction": {"high": 5.0},
+        "correction": {"kind": "mask", "low": 0.0},
         "minibatches": 4,
     },
     # Lite PPO (2508.08221): the group's mean, the step's std, token-level loss.
@@ -112,6 +115,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "clip": {"high": 0.28},
         "dynamic_sampling": {"rounds": 10},
         "token_filter": {"kind": "high_entropy"},
+        "minibatches": 4,
     },
     # PPO (1707.06347) for language models as in InstructGPT (2203.02155) and the N+ details (2403.17031): KL in the
     # reward of each token, GAE, whitened advantages, four updates from each batch.

@@ -350,8 +350,14 @@ def check_normalised(rewards: Sequence[RewardConfig]) -> None:
         )
 
 
-def check_rewards(rewards: Sequence[RewardConfig]) -> None:
-    """Raise `ValueError` where a reward asks which answers are right and no other says so."""
+def check_rewards(rewards: Sequence[RewardConfig], *, max_tokens: int) -> None:
+    """Raise `ValueError` where a reward asks which answers are right and no other says so, or punishes every length."""
+    for reward in rewards:
+        if isinstance(reward, OverlongReward) and reward.cache_tokens > max_tokens:
+            raise ValueError(
+                f"rewards.overlong.cache_tokens is {reward.cache_tokens}, more than sampling.max_tokens "
+                f"({max_tokens}): every answer would be punished; lower it"
+            )
     asking = [r.kind for r in rewards if isinstance(r, CosineReward | GroupLengthReward)]
     if asking and not judged(rewards):
         raise ValueError(

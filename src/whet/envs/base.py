@@ -36,6 +36,7 @@ class Attempt:
     """Tokens that the policy sampled, over all turns."""
     truncated: bool
     max_tokens: int
+    """Most tokens that the answer could have: the sampler's limit, or where it is less what the prompt left."""
     correct: bool | None = None
     """What the first reward that judges said of it; the rewards that do not judge are asked last, and know it."""
 

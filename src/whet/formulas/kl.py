@@ -1,8 +1,12 @@
 """Estimates of KL(policy || reference) from sampled tokens (Schulman 2020). Legend: T trained tokens.
 
-With d = logp - ref_logp and tokens sampled from the policy, k1 and k3 are unbiased in value. As a *loss* k2 has
-the right gradient on-policy, k3 that of the forward KL (it agrees near the reference), and k1 none at all; in the
-*reward* k1 has the right one.
+With d = logp - ref_logp, and what d is of sampled from the policy, k1 and k3 are unbiased in value. As a *loss* k2 has
+the KL's gradient on-policy, k3 that of the forward KL (it agrees near the reference), and k1 none at all.
+
+What d is of matters. Of a whole answer (sums over its tokens) all this holds for the KL of answers. Of a token it holds
+for the KL of the next token with the prefix as it is: the sum over tokens is the answers' KL in value, but as a loss it
+lacks what a token does to the KL of those that follow. k1 in the *reward* of tokens, with returns over the whole
+answer, has the gradient of the answers' KL.
 """
 
 from __future__ import annotations
@@ -15,12 +19,12 @@ if TYPE_CHECKING:
 
 
 def k1(logp_T: Tensor, ref_logp_T: Tensor) -> Tensor:
-    """d; unbiased, may be negative. Useless as a loss: its expected gradient is zero."""
+    """d; unbiased, may be negative. Useless as a loss: its expected gradient is zero, of tokens and of answers."""
     return logp_T - ref_logp_T
 
 
 def k2(logp_T: Tensor, ref_logp_T: Tensor, log_ratio_T: Tensor | None = None) -> Tensor:
-    """d^2 / 2; biased in value, right in gradient on-policy."""
+    """d^2 / 2; biased in value; on-policy its gradient is that of the KL of what d is of (a token or an answer)."""
     return (logp_T - ref_logp_T).square() / 2
 
 
@@ -31,7 +35,7 @@ def k3(logp_T: Tensor, ref_logp_T: Tensor, log_ratio_T: Tensor | None = None) ->
 
 
 def k3_unbiased(logp_T: Tensor, ref_logp_T: Tensor, log_ratio_T: Tensor) -> Tensor:
-    """r k3 with r = p / p_old in the gradient: KL's own gradient, off-policy too (DeepSeek-V3.2 2512.02556)."""
+    """r k3 with r = p / p_old in the gradient: KL's own, off-policy too, where r and d are of the same (2512.02556)."""
     return log_ratio_T.exp() * k3(logp_T, ref_logp_T)
 
 

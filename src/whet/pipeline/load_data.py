@@ -133,31 +133,33 @@ def rubric(source: Source, rewards: Sequence[RewardConfig], models: Models) -> W
 
 def usable(
     source: Source, listed: Sequence[Task], grading: WeightedRubric, template: Template, max_length: int
-) -> tuple[Sequence[Task], Dropped]:
-    """The tasks whose gold answers the rewards understand and whose prompts leave room for an answer.
+) -> tuple[Sequence[Task], Dropped, list[int]]:
+    """The tasks whose gold answers the rewards understand and whose prompts leave room for an answer, and that room.
 
     What is wrong with a row is an error here, or dropped and counted, and never a silent zero in training.
     """
     if isinstance(source, GeneratedConfig):  # made by us: every gold answer is understood, every prompt short
-        return listed, Dropped()
-    rejects, kept = Rejects(source.on_bad_row), []
+        return listed, Dropped(), []
+    rejects, kept, rooms = Rejects(source.on_bad_row), [], []
     for task in listed:
         try:
             grading.check([task])
-            _check_room(len(template.prompt(task.messages)), max_length)
+            room = _room(len(template.prompt(task.messages)), max_length)
             kept.append(task)
+            rooms.append(room)
         except DataError as error:
             rejects.add(_as_bad_row(task, error))
     if not kept:
         raise DataError(f"{source.path}: no task can be used; {rejects.dropped.describe()}")
-    return kept, rejects.dropped
+    return kept, rejects.dropped, rooms
 
 
-def _check_room(prompt_tokens: int, max_length: int) -> None:
+def _room(prompt_tokens: int, max_length: int) -> int:
     if prompt_tokens >= max_length:
         raise DataError(
             f"the prompt has no room for an answer; it has {prompt_tokens} tokens and the model attends to {max_length}"
         )
+    return max_length - prompt_tokens
 
 
 def _as_bad_row(task: Task, error: DataError) -> BadRow:

@@ -27,17 +27,29 @@ class Playable:
 
     tasks: Sequence[Task]
     lost: tuple[Dropped, ...]
+    narrow: str = ""
+    """How many prompts leave less room than an answer may have, and how much; empty where none does."""
 
     def describe(self) -> str:
-        """`5,107 tasks; 2 rows dropped: ...`."""
-        return "; ".join([f"{len(self.tasks):,} tasks", *(d.describe() for d in self.lost if d.total)])
+        """`5,107 tasks; 2 rows dropped: ...; 3 tasks have room for 12 to 20 of 64 tokens`."""
+        dropped = (d.describe() for d in self.lost if d.total)
+        return "; ".join([f"{len(self.tasks):,} tasks", *dropped, *filter(None, [self.narrow])])
 
 
-def playable(source: Source, model: ModelConfig, world: World, grading: WeightedRubric) -> Playable:
+def playable(source: Source, model: ModelConfig, world: World, grading: WeightedRubric, *, max_tokens: int) -> Playable:
     """The tasks of a source, checked against the rewards and the model's template; no weights are loaded for it."""
     listed, unread = tasks(source)
-    kept, unusable = usable(source, listed, grading, world.template(model), world.max_length(model))
-    return Playable(tasks=kept, lost=(unread, unusable))
+    kept, unusable, rooms = usable(source, listed, grading, world.template(model), world.max_length(model))
+    return Playable(tasks=kept, lost=(unread, unusable), narrow=_narrow(rooms, max_tokens))
+
+
+def _narrow(rooms: Sequence[int], max_tokens: int) -> str:
+    less = [room for room in rooms if room < max_tokens]
+    if not less:
+        return ""
+    who = "1 task has" if len(less) == 1 else f"{len(less):,} tasks have"
+    room = str(min(less)) if min(less) == max(less) else f"{min(less)} to {max(less)}"
+    return f"{who} room for {room} of {max_tokens} tokens"
 
 
 def look_at_tasks(context: Context[Any]) -> tuple[Seen, Playable]:
@@ -45,7 +57,7 @@ def look_at_tasks(context: Context[Any]) -> tuple[Seen, Playable]:
     config, world = context.config, context.world
     grading = rubric(config.tasks, config.rewards, world)
     try:
-        found = playable(config.tasks, context.model, world, grading)
+        found = playable(config.tasks, context.model, world, grading, max_tokens=config.sampling.max_tokens)
     finally:
         grading.close()
     return Seen(summary=found.describe(), prompts=[task.messages for task in found.tasks[:SHOWN]]), found

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from whet.errors import TrainingError
 from whet.files import folder_size, write_json, writing
 from whet.pipeline.stage import LEARNED, Context, Interrupted
 from whet.records import Metric, Step, seed_of
@@ -57,7 +58,10 @@ class WithCritic:
 
 
 def drive(context: Context, trainer: Saved, log: RunLog, begin: Begin, *, steps: int) -> None:
-    """Run an algorithm to its end, from the newest checkpoint if there is one, and export the model."""
+    """Run an algorithm to its end, from the newest checkpoint if there is one, and export the model.
+
+    Raises `TrainingError` where no step made an update: the model would be the one that the stage started from.
+    """
     generation = newest_generation(context.checkpoints)
     done, state = 0, {}
     if generation is not None:
@@ -70,13 +74,14 @@ def drive(context: Context, trainer: Saved, log: RunLog, begin: Begin, *, steps:
     saver = _Saver(context, trainer, log, done=done)
     context.console.begin(context.name, steps, done=done)
     algorithm = begin(done, state)
+    notes: tuple[str, ...] = ()
     while True:
         # Whatever draws from global random state (dropout) draws the same in a resumed run.
         context.world.reseed(seed_of(context.seed, "step", done))
         step = next(algorithm, None)
         if step is None:
             break
-        done = step.index
+        done, notes = step.index, step.notes
         saver.learned = saver.learned or _learns(step.metrics)
         log.write(step.index, step.metrics, step.groups, notes=step.notes)
         for sink in context.sinks:
@@ -91,6 +96,9 @@ def drive(context: Context, trainer: Saved, log: RunLog, begin: Begin, *, steps:
         saver.consider(step)
     log.close()
     context.console.close()
+    if not saver.learned:
+        why = "".join(f"; the last one: {note}" for note in notes[-1:])
+        raise TrainingError(f"{context.name}: nothing was learned: none of {done} steps made an update{why}")
     with writing(context.folder / "model", folder_size(context.checkpoints)):
         trainer.export(context.folder / "model")
 
@@ -118,7 +126,7 @@ class _Saver:
     def __init__(self, context: Context, trainer: Saved, log: RunLog, *, done: int) -> None:
         self.trainer, self.log, self.config, self.root = trainer, log, context.save, context.checkpoints
         self.saved_step, self.saved_at, self.cost_s = done, time.monotonic(), 0.0
-        self.learned = False
+        self.learned = (self.root / LEARNED).exists()
 
     def consider(self, step: Step) -> None:
         """Save if it is time."""

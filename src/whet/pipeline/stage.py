@@ -48,6 +48,8 @@ class Policy:
     """Most tokens that the model attends to."""
     about: str
     """How it computes: what was chosen for this machine, for people to read."""
+    precision: str
+    """What the forward pass computes in: float32 or bfloat16."""
 
     @property
     def sampler(self) -> PolicySampler:

@@ -109,6 +109,11 @@ class Player:
             samples=1 if game.turns else game.samples,
         )
 
+    def _room(self, game: _Game) -> int:
+        """Most tokens that its first answer could have: what the sampler may give, or what the prompt left."""
+        prompt = game.turns[0].prompt if game.turns else game.prompt
+        return min(self.params.max_tokens, self.max_length - len(prompt))
+
     async def _answer(self, game: _Game, completion: Completion) -> None:
         message = self.template.parse(completion.tokens.tolist(), completion.ending)
         game.turns.append(Turn(prompt=token_ids(game.prompt), completion=completion))
@@ -125,7 +130,7 @@ class Player:
 
     def _grade(self, games: Sequence[_Game], step: int) -> list[Score]:
         """One score for each game; those that failed are not shown to the rubric."""
-        attempts = [game.attempt(self.params.max_tokens) for game in games if not game.failure]
+        attempts = [game.attempt(self._room(game)) for game in games if not game.failure]
         try:
             with boundary(GraderError, "the rubric failed"):
                 scores = iter(self.rubric.score(attempts, step=step))

@@ -160,7 +160,7 @@ TRAINING = (
         title="Sampler\N{EN DASH}trainer gap",
         caption="|log p| difference at equal weights. Numerical noise only; growth is a bug.",
         axis=_amount("nats per token, log scale", log=True),
-        curves=(Curve("sampling/logp_gap_mean", "mean", "blue"), Curve("sampling/logp_gap_max", "largest", "red")),
+        curves=(Curve("sampling/logp_gap_mean", "mean", "blue"),),
     ),
     Chart(
         section="Policy",

@@ -27,11 +27,20 @@ PART_NUMBERS = 2**26
 class Muon(torch.optim.Optimizer):
     """Momentum, then the nearest semi-orthogonal matrix by Newton-Schulz (Jordan 2024), for 2-D weights.
 
+    Weight decay is decoupled as in AdamW: p <- p (1 - lr weight_decay) before the update (Liu 2502.16982, eq. 3).
     Iterates in float32: `torch.optim.Muon` uses bfloat16, which a CPU without the units computes very slowly.
     """
 
-    def __init__(self, params: list[nn.Parameter], *, lr: float, momentum: float = 0.95, steps: int = 5) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "steps": steps})
+    def __init__(
+        self,
+        params: list[dict[str, Any]] | list[nn.Parameter],
+        *,
+        lr: float,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+        steps: int = 5,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "steps": steps})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -46,6 +55,7 @@ class Muon(torch.optim.Optimizer):
                 state["momentum"].lerp_(p.grad, 1 - group["momentum"])
                 nesterov = p.grad.lerp(state["momentum"], group["momentum"])
                 update = orthogonalise(nesterov, steps=group["steps"])
+                p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(update, alpha=-group["lr"] * math.sqrt(max(1.0, p.shape[0] / p.shape[1])))
 
 
@@ -79,9 +89,9 @@ class Optimizers:
         decayed = [p for name, p in self.parameters.items() if name in matrices - by_muon]
         plain = [p for name, p in self.parameters.items() if name not in matrices]
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        muon = [{"params": [self.parameters[name] for name in sorted(by_muon)]}]
+        muon = [{"params": [self.parameters[name] for name in sorted(by_muon)], "weight_decay": config.weight_decay}]
         self.adamw = [_adamw(part, config) for part in self._parts(groups)]
-        self.muon = [Muon(group["params"], lr=config.muon_lr) for part in self._parts(muon) for group in part]
+        self.muon = [Muon(part, lr=config.muon_lr) for part in self._parts(muon)]
 
     def step(self, lr_factor: float) -> None:
         """Apply the gradients at this share of the peak rates and clear them."""

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import math
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -38,6 +39,7 @@ def load(path: str) -> Callable[[dict[str, Any] | None], Any]:
     if inspect.isclass(function):
         function = function()
     signature = describe_signature(path, function)
+    call = partial(_call, asyncio.Runner(), function)
 
     def answer(payload: dict[str, Any] | None) -> Any:
         if payload is None:
@@ -45,11 +47,11 @@ def load(path: str) -> Callable[[dict[str, Any] | None], Any]:
         try:
             match signature["form"]:
                 case "verl" | "entry":
-                    return [_one_grade(_call(function, payload["arguments"]))]
+                    return [_one_grade(call(payload["arguments"]))]
                 case "openrlhf":
-                    return _openrlhf_grades(_call(function, payload["arguments"]), payload["count"])
+                    return _openrlhf_grades(call(payload["arguments"]), payload["count"])
                 case _:
-                    return _call_trl(function, payload, signature["takes"])
+                    return _call_trl(call, payload, signature["takes"])
         except Misshapen as error:
             return str(error)
 
@@ -89,7 +91,7 @@ def describe_signature(path: str, function: Callable[..., Any]) -> dict[str, Any
     return {"form": form, "takes": None if any_name else sorted(parameters), "needs": needs}
 
 
-def _call_trl(function: Callable[..., Any], payload: dict[str, Any], takes: Any) -> list[dict[str, Any]]:
+def _call_trl(call: Callable[[dict[str, Any]], Any], payload: dict[str, Any], takes: Any) -> list[dict[str, Any]]:
     """One call for all attempts, with TRL's three helpers where the signature takes them."""
     count = payload["count"]
     notes: list[list[str]] = [[] for _ in range(count)]
@@ -108,7 +110,7 @@ def _call_trl(function: Callable[..., Any], payload: dict[str, Any], takes: Any)
         "log_metric": log_metric,
     }
     given = {name: helper for name, helper in helpers.items() if takes is None or name in takes}
-    returned = _call(function, {**payload["arguments"], **given})
+    returned = call({**payload["arguments"], **given})
     if isinstance(returned, str | bytes | Mapping) or not hasattr(returned, "__iter__"):
         raise Misshapen(f"returned a {type(returned).__name__}, not a list with one number for each completion")
     graded = zip(map(_grade, _each(returned, count)), notes, strict=True)
@@ -150,9 +152,11 @@ def _one_grade(returned: Any) -> dict[str, Any]:
     return {**_grade(returned["score"]), "metrics": {k: float(v) for k, v in others.items() if _finite(v)}}
 
 
-def _call(function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+def _call(runner: asyncio.Runner, function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    """What the function returns; an awaitable is finished in the one event loop of all calls, which what a module keeps
+    (a semaphore, an HTTP client) belongs to."""
     returned = function(**arguments)
-    return asyncio.run(_finish(returned)) if inspect.isawaitable(returned) else returned
+    return runner.run(_finish(returned)) if inspect.isawaitable(returned) else returned
 
 
 async def _finish(awaitable: Awaitable[Any]) -> Any:

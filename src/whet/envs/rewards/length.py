@@ -18,7 +18,7 @@ UNKNOWN = Grade(value=None, note="no reward judged the answer")
 def cosine(attempt: Attempt, *, right: tuple[float, float], wrong: tuple[float, float], exceeded: float) -> Grade:
     """r_L + (r_0 - r_L) (1 + cos(pi L / L_max)) / 2 with r_0, r_L by right or wrong (Yeo 2502.03373, section 4.2).
 
-    L is the number of sampled tokens, held to L_max, the sampler's `max_tokens`. An answer that was cut off gets
+    L is the number of sampled tokens, held to L_max, how many there could be. An answer that was cut off gets
     `exceeded`.
     """
     if attempt.truncated:

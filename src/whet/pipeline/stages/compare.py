@@ -35,7 +35,7 @@ def run_compare(context: Context[CompareStage]) -> None:
     grading = rubric(config.tasks, config.rewards, context.world)
     judge = None if config.judge is None else build_judge(config.judge, context.world.chat(config.judge.by))
     try:
-        problems = playable(config.tasks, context.model, context.world, grading)
+        problems = playable(config.tasks, context.model, context.world, grading, max_tokens=config.sampling.max_tokens)
         context.console.say(f"{context.name}: {problems.describe()} x {config.samples} answers")
         keep_dropped(context, "tasks", problems.lost)
         policy = context.world.policy(context.model, TrainConfig(), config.sampling)

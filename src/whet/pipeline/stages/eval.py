@@ -30,7 +30,8 @@ def run_eval(context: Context[EvalStage]) -> list[EvalRow]:
     _check_labels(context.models)
     grading = rubric(config.tasks, config.rewards, context.world)
     try:
-        found = playable(config.tasks, next(iter(context.models.values())), context.world, grading)
+        model = next(iter(context.models.values()))
+        found = playable(config.tasks, model, context.world, grading, max_tokens=config.sampling.max_tokens)
         # A problem that is listed twice is one question: counting it twice would narrow the intervals.
         problems = list({task.id: task for task in found.tasks}.values())
         keep_dropped(context, "tasks", found.lost)

@@ -26,7 +26,7 @@ def run_online_preference(context: Context[OnlinePreferenceStage]) -> None:
     assert config.train.steps is not None
     grading = rubric(config.tasks, config.rewards, context.world)
     try:
-        problems = playable(config.tasks, context.model, context.world, grading)
+        problems = playable(config.tasks, context.model, context.world, grading, max_tokens=config.sampling.max_tokens)
         context.console.say(f"{context.name}: {problems.describe()}")
         keep_dropped(context, "tasks", problems.lost)
         policy = context.world.policy(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from whet.algorithms.critic import Critic
-from whet.algorithms.policy import first_state, policy_gradient
+from whet.algorithms.policy import MAX_GAP, first_state, policy_gradient
 from whet.algorithms.ptx import PretrainingMix
 from whet.algorithms.state import Setting
 from whet.config import CurriculumConfig, ModelConfig, RLStage
@@ -34,8 +34,9 @@ def run_rl(context: Context[RLStage]) -> None:
     assert config.train.steps is not None
     grading = rubric(config.tasks, config.rewards, context.world)
     try:
-        problems = playable(config.tasks, context.model, context.world, grading)
-        context.console.say(f"{context.name}: {problems.describe()}")
+        problems = playable(config.tasks, context.model, context.world, grading, max_tokens=config.sampling.max_tokens)
+        for line in (problems.describe(), *config.algorithm.cautions(prompts=config.prompts_per_step)):
+            context.console.say(f"{context.name}: {line}")
         keep_dropped(context, "tasks", problems.lost)
         mix = _mix(context, config)
         policy = context.world.policy(
@@ -65,7 +66,7 @@ def run_rl(context: Context[RLStage]) -> None:
             prompts_per_step=config.prompts_per_step,
             temperature=config.sampling.temperature,
             max_tokens=config.sampling.max_tokens,
-            max_gap=config.max_gap,
+            max_gap=MAX_GAP[policy.precision] if config.max_gap is None else config.max_gap,
             weights=weights(config.rewards),
             constraint=config.constraint,
             health=config.health,
@@ -125,7 +126,9 @@ def check_rl(context: Context[RLStage]) -> Seen:
     seen, found = look_at_tasks(context)
     hardness_of(found.tasks, context.config.curriculum)  # raises where a column has no number
     mixed = _pretraining_rows(context.config, context.model, context.world)
-    return seen if mixed is None else replace(seen, summary=f"{seen.summary}; ptx {mixed.describe()}")
+    mixing = [] if mixed is None else [f"ptx {mixed.describe()}"]
+    cautions = context.config.algorithm.cautions(prompts=context.config.prompts_per_step)
+    return replace(seen, summary="; ".join([seen.summary, *mixing, *cautions]))
 
 
 def needs_of_rl(config: RLStage) -> Needs:

@@ -36,7 +36,7 @@ def run_step_labels(context: Context[StepLabelsStage]) -> None:
     config = context.config
     grading = rubric(config.tasks, config.rewards, context.world)
     try:
-        problems = playable(config.tasks, context.model, context.world, grading)
+        problems = playable(config.tasks, context.model, context.world, grading, max_tokens=config.sampling.max_tokens)
         context.console.say(f"{context.name}: {problems.describe()} x {config.samples} answers")
         keep_dropped(context, "tasks", problems.lost)
         policy = context.world.policy(context.model, TrainConfig(), config.sampling)
@@ -122,7 +122,7 @@ class _Labels:
                 messages=(self.player.template.parse(tokens, completion.ending),),
                 completion_tokens=tokens,
                 truncated=completion.ending is Ending.LENGTH,
-                max_tokens=self.player.params.max_tokens,
+                max_tokens=self._room(task, ()),
             )
             finished.append((place, attempt))
         scores = self.player.rubric.score([attempt for _, attempt in finished], step=number)
