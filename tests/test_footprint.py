@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -213,3 +214,21 @@ stages:
     }  # fmt: skip
     judge, small = plan["rl"].roles[-1], ModelConfig(path="whet:tiny", create=CreateConfig(layers=1))
     assert judge.weights == footprint("", small, None, None).weights and judge.cache > 0 and not judge.optimizer
+
+
+def test_the_plan_holds_the_longest_row_and_not_the_whole_group(tmp_path: Path) -> None:
+    """Rollouts more or less change nothing, groups are cut; a longer answer is never cut, and needs more."""
+
+    def peak(rollouts: int, max_tokens: int) -> int:
+        model = {"path": "whet:tiny", "create": {"max_length": 8192, "hidden_size": 64, "intermediate_size": 128}}
+        stage = {
+            "kind": "rl", "tasks": {"generate": "arithmetic"}, "rewards": [{"kind": "verifier"}],
+            "rollouts_per_prompt": rollouts, "sampling": {"max_tokens": max_tokens, "cache_gib": 0.001},
+            "train": {"steps": 1, "microbatch_tokens": 1024},
+        }  # fmt: skip
+        (tmp_path / "r.yaml").write_text(json.dumps({"name": "r", "model": model, "stages": {"rl": stage}}))
+        (found,) = footprints(Run(recipe=load_recipe(tmp_path / "r.yaml").recipe, folder=tmp_path / "run"))
+        return found.roles[0].work
+
+    assert peak(2, 256) == peak(64, 256)
+    assert peak(8, 4000) > 3 * peak(8, 256)

@@ -32,6 +32,7 @@ from whet.models.device import pick_device
 from whet.models.footprint import Ledger, rehearsal
 from whet.models.heads import is_scalar
 from whet.models.language import LanguageModel
+from whet.models.load import read_max_length
 from whet.models.pack import Packed, pack
 from whet.models.quantize import NF4_BYTES, quantisable
 from whet.pipeline.run import Run
@@ -95,10 +96,11 @@ def _footprint(run: Run, name: str, stage: StageBase) -> Footprint | None:
         return None
     if needs is None:  # nothing but a model that is asked
         return footprint(name, asked[0].model, None, asked[0].sampling)
+    model = there(run.model_of(name))
     return footprint(
         name,
-        there(run.model_of(name)),
-        needs.train,
+        model,
+        needs.train and _with_longest_row(needs.train, needs.sampling, model),
         needs.sampling,
         reference=needs.reference,
         critic=needs.critic,
@@ -106,6 +108,16 @@ def _footprint(run: Run, name: str, stage: StageBase) -> Footprint | None:
         scorers=[there(scorer.alone()) for scorer in scorers(getattr(stage, "rewards", ()))],
         asked=asked,
     )
+
+
+def _with_longest_row(train: TrainConfig, sampling: SamplingConfig | None, model: ModelConfig) -> TrainConfig:
+    """The same with micro-batches that hold the longest row that its keys allow: a group is cut, a row never is."""
+    longest = train.max_length or 0
+    if sampling is not None:
+        longest = max(longest, PROMPT_TOKENS + sampling.max_tokens)
+    tokens = CACHED_TOKENS if train.microbatch_tokens == "auto" else train.microbatch_tokens
+    longest = min(longest, read_max_length(model))
+    return train if longest <= tokens else train.model_copy(update={"microbatch_tokens": longest})
 
 
 def _asked_in(section: Any) -> Iterator[Asked]:
