@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from whet.evals import (
-    Answer,
+    SampledAnswer,
     avg_at_n,
     compare,
     maj_at_k,
@@ -161,10 +161,10 @@ def test_sign_flip_with_thousands_of_questions_matches_the_normal_law() -> None:
 # -------------------------------------------------------------------------------------------- the rows
 
 
-def answers(*marks: bool | None, tokens: int = 10) -> list[Answer]:
+def answers(*marks: bool | None, tokens: int = 10) -> list[SampledAnswer]:
     """Right ones have shown their working; `other` never applies."""
     return [
-        Answer(
+        SampledAnswer(
             correct=mark, tokens=tokens, truncated=mark is False, rewards={"worked": float(bool(mark)), "other": None}
         )
         for mark in marks

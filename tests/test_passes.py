@@ -37,7 +37,7 @@ class Pass:
             return torch.tensor([float(sum(row.tokens)) for row in chunk])
 
         context: Any = SimpleNamespace(stopped=lambda: self.stopped)
-        found = torch.cat(list(cached_forward.kept_pass(context, self.folder, rows, model)))
+        found = torch.cat(list(cached_forward.cached_forward(context, self.folder, rows, model)))
         assert found.tolist() == [float(sum(row.tokens)) for row in rows]
         return asked
 

@@ -42,6 +42,8 @@ FAR = "sampling/logp_gap_far"
 MAX_GAP = {"float32": 0.01, "bfloat16": 0.1}
 """Largest mean gap by precision, in nats. Between two engines at the same weights float32 stays below 1e-5 and bfloat16
 below 0.03; another temperature, template, position or version of the weights is an order of magnitude above."""
+DROPOUT_GAP = 0.5
+"""The same where an adapter's dropout acts in training."""
 TAIL = 5.0
 """The 99th percentile of the gap may be this many times the largest mean: that of an exponential tail is 4.6 of its."""
 SAME_WEIGHTS = 0.02

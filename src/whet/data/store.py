@@ -224,9 +224,10 @@ def _part(home: Path, key: str) -> Iterator[Path]:
     with _on_disk(home):
         home.mkdir(parents=True, exist_ok=True)
         for other in home.glob(f"{key}.*.part"):
-            if time.time() - other.stat().st_mtime > LEFT_S and (handle := _hold(other)) is not None:
-                shutil.rmtree(other, ignore_errors=True)
-                os.close(handle)
+            with suppress(FileNotFoundError):  # its owner has just finished
+                if time.time() - other.stat().st_mtime > LEFT_S and (handle := _hold(other)) is not None:
+                    shutil.rmtree(other, ignore_errors=True)
+                    os.close(handle)
         folder = Path(mkdtemp(prefix=f"{key}.", suffix=".part", dir=home))
     held = _hold(folder)
     try:

@@ -91,7 +91,7 @@ def remove(*folders: Path) -> bool:
 def refuse_others(run: Path, ours: Sequence[str]) -> None:
     """Refuse a folder in which stages of another recipe have begun to train; remove those that never did."""
     for folder in sorted((run / "stages").glob("*")):
-        if folder.name not in ours:
+        if folder.name not in ours and (folder / NOTED).is_file():  # anything else is not a stage's
             checkpoints = run / "checkpoints" / folder.name
             if begun(folder, checkpoints):
                 raise RunError(

@@ -16,7 +16,7 @@ from whet.data.sources import Reading, digest_of
 from whet.data.stepwise import load_stepwise
 from whet.envs.base import Attempt, Grade, Task
 from whet.envs.clients import Models
-from whet.envs.library import ChecksSteps, Family, family
+from whet.envs.library import FAMILIES, ChecksSteps, Family, family
 from whet.envs.library.ranking import OBJECTIVES
 from whet.envs.rewards.build import build_rubric
 from whet.envs.rubric import WeightedRubric
@@ -51,7 +51,8 @@ def source_digest(source: Source) -> str:
     """
     if not isinstance(source, GeneratedConfig):
         return digest_of(source)
-    return hashlib.sha256(source.model_dump_json(exclude={"weight"}).encode()).hexdigest()
+    asked = f"{source.model_dump_json(exclude={'weight'})} version {FAMILIES[source.generate].version}"
+    return hashlib.sha256(asked.encode()).hexdigest()
 
 
 def conversations(source: Source) -> Reading[Conversation]:

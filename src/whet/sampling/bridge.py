@@ -6,8 +6,8 @@ import asyncio
 import threading
 from collections.abc import Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from typing import Any, TypeVar
+from contextlib import suppress
+from typing import Any, Generic, TypeVar
 
 from whet.errors import SamplerError
 from whet.records import Completion
@@ -28,7 +28,13 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         asyncio.get_running_loop()
     except RuntimeError:
         return _run_here(work)
-    return _aside().submit(_run_here, work).result()
+    with ThreadPoolExecutor(1, "whet-loop") as thread:  # one of its own: work may call `run` itself
+        beside = _Beside(work)
+        try:
+            return thread.submit(beside.run).result()
+        except BaseException:
+            beside.cancel()
+            raise
 
 
 async def together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
@@ -67,9 +73,26 @@ def _run_here(work: Coroutine[Any, Any, T]) -> T:
     return result
 
 
-@cache
-def _aside() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, "whet-loop")
+class _Beside(Generic[T]):
+    """Work in an event loop of another thread, which can be told to give it up."""
+
+    def __init__(self, work: Coroutine[Any, Any, T]) -> None:
+        self._work, self._loop = work, asyncio.new_event_loop()
+
+    def run(self) -> T:
+        try:
+            return self._loop.run_until_complete(self._work)
+        finally:
+            self._loop.run_until_complete(_cancel_all())
+            self._loop.close()
+
+    def cancel(self) -> None:
+        def each() -> None:
+            for task in asyncio.all_tasks(self._loop):
+                task.cancel()
+
+        with suppress(RuntimeError):  # closed: it is over
+            self._loop.call_soon_threadsafe(each)
 
 
 async def _cancel_all() -> None:

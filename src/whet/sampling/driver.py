@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Generic, Protocol, TypeVar
 
 from whet.errors import SamplerError
@@ -68,22 +69,31 @@ class Driver(Generic[T]):
             while asked != (asked := len(self._awaited)):  # those who can ask do so first: a larger batch
                 await asyncio.sleep(0)
             try:
-                done = self._engine.step()
+                for ticket, answer in self._engine.step():
+                    _settle(self._awaited.pop(ticket), answer)
             except Exception as error:  # noqa: BLE001 - whatever it was, nothing may be awaited for ever
                 self._fail(error)
                 return
-            for ticket, answer in done:
-                future = self._awaited.pop(ticket)
-                if isinstance(answer, SamplerError):
-                    future.set_exception(answer)
-                elif not future.done():
-                    future.set_result(answer)
+            except BaseException as error:
+                self._fail(error)
+                raise
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         """None of the requests gets an answer. The next one finds an engine without any."""
-        self._engine.clear()
         awaited, self._awaited = self._awaited, {}
         for future in awaited.values():
             failure = SamplerError(f"{self._name} failed: {type(error).__name__}: {error}")
             failure.__cause__ = error
-            future.set_exception(failure)
+            _settle(future, failure)
+        with suppress(Exception):  # an engine that is gone cannot forget; what failed is said already
+            self._engine.clear()
+
+
+def _settle(future: asyncio.Future[Completion], answer: Completion | SamplerError) -> None:
+    """Wake the request, unless it was cancelled and only its task does not know yet."""
+    if future.done():
+        return
+    if isinstance(answer, SamplerError):
+        future.set_exception(answer)
+    else:
+        future.set_result(answer)

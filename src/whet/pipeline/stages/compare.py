@@ -95,7 +95,8 @@ class _Compare:
             rows=rows,
             metrics={**_metrics(flat, rows, tally), "time/rollout": played.rollout_s, "time/score": score_s},
             groups=groups,
-            failures=[pair.found.failure for pair in flat if pair.found.chance is None],
+            # Words that are no verdict are a finding about the judge, and cached: silence is a failure.
+            failures=[p.found.failure for p in flat if p.found.chance is None and not p.found.unparsed],
             candidates=len(flat),
         )
 
@@ -136,7 +137,9 @@ def _different(group: Group, asked: Sequence[Message], template: Template, tally
     """The answers of a group that can stand in a row, each text once."""
     firsts: dict[str, Episode] = {}
     for episode in group.episodes:
-        if any(turn.completion.ending is Ending.LENGTH for turn in episode.turns):
+        if not episode.turns:  # the request failed: its last message is the task's
+            tally.add("answers/failed")
+        elif any(turn.completion.ending is Ending.LENGTH for turn in episode.turns):
             tally.add("answers/cut_off")
         elif not writable(template, asked, _answer(episode)):
             tally.add("answers/unusable")

@@ -45,7 +45,10 @@ def run_eval(context: Context[EvalStage]) -> list[EvalRow]:
         grading.close()
     # `whet eval -m` may bring models of other names: the first of them is then what gains are over.
     baseline = config.baseline if config.baseline in answers else None
-    rows = compare([summarise(label, given) for label, given in answers.items()], baseline=baseline)
+    try:
+        rows = compare([summarise(label, given) for label, given in answers.items()], baseline=baseline)
+    except ValueError as error:
+        raise RewardError(f"{context.name}: {error}; the answers are in {context.folder}/*/rollouts") from error
     write_json(context.folder / "eval.json", table(rows))
     return rows
 
@@ -81,7 +84,7 @@ def _answers(
         if not right:
             raise RewardError(f"{context.name}: no answer of {label} could be graded; {_why_ungraded(played.groups)}")
         context.console.log(context.name, number, {"solved": sum(right) / len(right)}, played.groups)
-        if context.stopped():
+        if context.stopped() and number < len(chunks):
             raise Interrupted
     log.close()
     context.console.close()

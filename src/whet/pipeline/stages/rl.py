@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from whet.algorithms.critic import Critic
-from whet.algorithms.policy import MAX_GAP, first_state, policy_gradient
+from whet.algorithms.policy import DROPOUT_GAP, MAX_GAP, first_state, policy_gradient
 from whet.algorithms.ptx import PretrainingMix
 from whet.algorithms.state import Setting
 from whet.config import CurriculumConfig, ModelConfig, RLStage
@@ -66,7 +66,7 @@ def run_rl(context: Context[RLStage]) -> None:
             prompts_per_step=config.prompts_per_step,
             temperature=config.sampling.temperature,
             max_tokens=config.sampling.max_tokens,
-            max_gap=MAX_GAP[policy.precision] if config.max_gap is None else config.max_gap,
+            max_gap=_max_gap(config, policy),
             weights=weights(config.rewards),
             constraint=config.constraint,
             health=config.health,
@@ -92,6 +92,14 @@ def _curriculum(config: CurriculumConfig | None, listed: Sequence[Task]) -> Curr
     if config is None:
         return None
     return Curriculum(config=config, tasks=len(listed), hardness=hardness_of(listed, config))
+
+
+def _max_gap(config: RLStage, policy: Policy) -> float:
+    """The recipe's, or that of the precision; dropout is in the trainer's passes alone, and no fault of either."""
+    if config.max_gap is not None:
+        return config.max_gap
+    dropout = config.train.lora is not None and config.train.lora.dropout > 0
+    return DROPOUT_GAP if dropout else MAX_GAP[policy.precision]
 
 
 def _critic(context: Context[RLStage], config: RLStage, policy: Policy) -> Critic | None:
