@@ -20,7 +20,7 @@ from statistics import fmean
 
 from benchmarks.board import fill, interval, lines, parser, sft_model
 from whet.algorithms.critic import Critic
-from whet.algorithms.policy import policy_gradient
+from whet.algorithms.policy import MAX_GAP, policy_gradient
 from whet.algorithms.state import Setting
 from whet.config import PRESETS, EvalStage, ModelConfig, PolicyConfig, RLStage
 from whet.config.loading import load_recipe
@@ -159,7 +159,8 @@ def train(preset: str, seed: int, model: Path, budget: int, before: float | None
         )
         setting = Setting(
             config=config.algorithm, train=config.train, steps=10_000, prompts_per_step=config.prompts_per_step,
-            temperature=config.sampling.temperature, max_tokens=config.sampling.max_tokens, max_gap=config.max_gap,
+            temperature=config.sampling.temperature, max_tokens=config.sampling.max_tokens,
+            max_gap=config.max_gap or MAX_GAP[policy.precision],
             weights=weights(config.rewards), seed=seed,
         )  # fmt: skip
         curve: list[tuple[float, float]] = []
