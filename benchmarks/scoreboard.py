@@ -20,7 +20,7 @@ from statistics import fmean
 
 from benchmarks.board import fill, interval, lines, parser, sft_model
 from whet.algorithms.critic import Critic
-from whet.algorithms.policy import policy_gradient
+from whet.algorithms.policy import MAX_GAP, policy_gradient
 from whet.algorithms.state import Setting
 from whet.config import PRESETS, EvalStage, ModelConfig, PolicyConfig, RLStage
 from whet.config.loading import load_recipe
@@ -139,7 +139,7 @@ def train(preset: str, seed: int, model: Path, budget: int, before: float | None
         asked = config.algorithm.critic
         critic = None if asked is None else Critic(trainer=world.scalar_model(start, config.train), config=asked)
         held_out = player(policy, exam, test.sampling)
-        problems = playable(test.tasks, start, world, exam).tasks
+        problems = playable(test.tasks, start, world, exam, max_tokens=test.sampling.max_tokens).tasks
 
         def accuracy(version: int) -> float:
             policy.hand_over(version)
@@ -150,7 +150,7 @@ def train(preset: str, seed: int, model: Path, budget: int, before: float | None
         greedy = player(policy, grading, config.sampling.model_copy(update={"temperature": 0.0}))
         feed = Feed(
             player=player(policy, grading, config.sampling),
-            tasks=playable(config.tasks, start, world, grading).tasks,
+            tasks=playable(config.tasks, start, world, grading, max_tokens=config.sampling.max_tokens).tasks,
             samples=config.rollouts_per_prompt,
             steps=10_000,
             seed=seed,
@@ -159,7 +159,8 @@ def train(preset: str, seed: int, model: Path, budget: int, before: float | None
         )
         setting = Setting(
             config=config.algorithm, train=config.train, steps=10_000, prompts_per_step=config.prompts_per_step,
-            temperature=config.sampling.temperature, max_tokens=config.sampling.max_tokens, max_gap=config.max_gap,
+            temperature=config.sampling.temperature, max_tokens=config.sampling.max_tokens,
+            max_gap=config.max_gap or MAX_GAP[policy.precision],
             weights=weights(config.rewards), seed=seed,
         )  # fmt: skip
         curve: list[tuple[float, float]] = []

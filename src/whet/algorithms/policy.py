@@ -260,7 +260,8 @@ def check_first_update(metrics: Mapping[str, Metric], setting: Setting, step: in
     if not gap <= setting.max_gap:
         raise TrainingError(
             f"step {step + 1}: sampler and trainer disagree by {gap:.3g} nats per token at the same weights "
-            f"(max_gap is {setting.max_gap:g}); the policy gradient would be wrong"
+            f"(max_gap is {setting.max_gap:g}); the policy gradient would be wrong. Is there a dropout "
+            "(train.lora.dropout)? It is in the trainer alone; else raise max_gap if the gap is meant"
         )
     far = metrics[FAR].mean
     if not far <= 0.01:

@@ -19,6 +19,9 @@ from whet.training.checkpoint import newest_generation, save_generation
 Begin = Callable[[int, Mapping[str, float]], Iterator[Step]]
 """(step to start after, state noted with it) -> the algorithm's steps."""
 
+TRIAL = 2
+"""A stage of at most so many steps tries out whether a recipe runs, often with a model of no worth."""
+
 
 class Saved(Protocol):
     """Whatever learns in a stage, as far as the runner cares."""
@@ -60,7 +63,8 @@ class WithCritic:
 def drive(context: Context, trainer: Saved, log: RunLog, begin: Begin, *, steps: int) -> None:
     """Run an algorithm to its end, from the newest checkpoint if there is one, and export the model.
 
-    Raises `TrainingError` where no step made an update: the model would be the one that the stage started from.
+    Raises `TrainingError` where no step made an update: the model would be the one that the stage started from. Of a
+    trial that is only said.
     """
     generation = newest_generation(context.checkpoints)
     done, state = 0, {}
@@ -98,7 +102,10 @@ def drive(context: Context, trainer: Saved, log: RunLog, begin: Begin, *, steps:
     context.console.close()
     if not saver.learned:
         why = "".join(f"; the last one: {note}" for note in notes[-1:])
-        raise TrainingError(f"{context.name}: nothing was learned: none of {done} steps made an update{why}")
+        nothing = f"{context.name}: nothing was learned: none of {done} steps made an update{why}"
+        if steps > TRIAL:
+            raise TrainingError(nothing)
+        context.console.say(nothing)
     with writing(context.folder / "model", folder_size(context.checkpoints)):
         trainer.export(context.folder / "model")
 
