@@ -46,7 +46,8 @@ class RLStage(StageBase):
     health: HealthConfig = HealthConfig()
     max_gap: float | None = Field(None, gt=0)
     """Largest mean |sampler - trainer| log-probability difference per token, and a fifth of the largest 99th
-    percentile; beyond either the run stops. None: 0.01 nats in float32, 0.1 in bfloat16."""
+    percentile; beyond either the run stops. None: 0.01 nats in float32, 0.1 in bfloat16, 0.5 where an adapter has
+    dropout."""
 
     @model_validator(mode="after")
     def _check(self) -> RLStage:
