@@ -171,8 +171,8 @@ def test_scalars_are_those_of_yaml_1_2(write) -> None:
         ('"@rl"', '"@lr"', "r.yaml:25: stages.eval.models.after is @lr, which is no earlier stage (@sft, @rl)"),
         (
             "      - kind: verifier",
-            '      - kind: verifier\n      - {kind: judge, by: {path: "@reward"}}',
-            "r.yaml:16: stages.rl.rewards.1.by.path is @reward, which is no earlier stage (@sft)",
+            '      - kind: verifier\n      - {kind: judge, model: {path: "@reward"}}',
+            "r.yaml:16: stages.rl.rewards.1.model.path is @reward, which is no earlier stage (@sft)",
         ),
         (
             "data: {generate: arithmetic, count: 100}",
@@ -181,7 +181,7 @@ def test_scalars_are_those_of_yaml_1_2(write) -> None:
         ),
         (
             "      - kind: verifier",
-            '      - kind: verifier\n      - {kind: judge, by: {base_url: "https://h/v1", model: m}, votes: 3}',
+            '      - kind: verifier\n      - {kind: judge, model: {base_url: "https://h/v1", model: m}, votes: 3}',
             "r.yaml:16: stages.rl.rewards.1.votes above 1 at temperature 0 would be the same vote again",
         ),
         ("  lr: 1e-4", "  lr: 1\n  lr: 2", "r.yaml:5: train.lr: given twice, first in line 4; delete one"),
