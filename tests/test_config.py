@@ -166,7 +166,7 @@ def test_scalars_are_those_of_yaml_1_2(write) -> None:
             "      - weight: 1",
             "r.yaml:15: stages.rl.rewards.0.kind: missing; one of: verifier",
         ),
-        ("{generate: arithmetic}", "file.jsonl", "r.yaml:13: stages.rl.tasks: must be a section of keys, got 'file"),
+        ("{generate: arithmetic}", "[[1]]", "r.yaml:13: stages.rl.tasks: must be a section of keys, got [["),
         ("model: whet:tiny", "seed: 1", "r.yaml:1: model: missing"),
         ('"@rl"', '"@lr"', "r.yaml:25: stages.eval.models.after is @lr, which is no earlier stage (@sft, @rl)"),
         (
@@ -186,6 +186,11 @@ def test_scalars_are_those_of_yaml_1_2(write) -> None:
         ),
         ("  lr: 1e-4", "  lr: 1\n  lr: 2", "r.yaml:5: train.lr: given twice, first in line 4; delete one"),
         ("{rank: 8}", "{rank: 8", "r.yaml:7: not valid YAML: "),
+        (
+            "  steps: 10",
+            "\tsteps: 10",
+            "r.yaml:5: not valid YAML: found character '\\t' that cannot start any token; indent",
+        ),
         ('"@rl"', "@rl", "r.yaml:25: not valid YAML: found character '@' that cannot start any token; put the text"),
         ("name: small", "name: !!python/name:os.system x", "r.yaml:1: name: the YAML tag "),
         ("name: small", "name: &a [*a]", "r.yaml:1: too many values or too deep; does an alias contain itself?"),
