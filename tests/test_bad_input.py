@@ -122,7 +122,10 @@ CASES: dict[str, tuple[tuple[str, ...], int, str]] = {
     "a wrong column": (("sft", DATA + "columns.jsonl"), 3, "columns.jsonl:1: columns of no known format"),
     "an empty message": (("sft", DATA + "empty.jsonl"), 3, "empty.jsonl:2: completion: empty text"),
     "an empty file": (("sft", DATA + "nothing.jsonl"), 3, "nothing.jsonl: it has no rows"),
-    "a row too long": (("sft", DATA + "long.jsonl"), 3, "long.jsonl:1: messages: longer than max_length 64"),
+    "a row too long": (("sft", DATA + "long.jsonl"), 3, "long.jsonl:1: messages: longer than the model attends to, 64"),
+    "a row above max_length": (
+        ("sft", DATA + "long.jsonl", "train.max_length=9"), 3, "long.jsonl:1: messages: longer than max_length 9; it"
+    ),
     "a forged turn": (("sft", DATA + "forged.jsonl"), 3, "forged.jsonl:1: messages[0]: the text contains the special"),
     "nothing left": (("sft", DATA + "long.jsonl", "stages.sft.data.on_bad_row=drop"), 3, "nothing to train on; 1 row"),
     "a task too long": (("rl", "stages.rl.tasks.path=long.jsonl"), 3, "long.jsonl:1: the prompt has no room"),
