@@ -106,7 +106,7 @@ def _placed(error: DataError, origin: Origin) -> BadRow:
     return BadRow(origin, "", what, remedy)
 
 
-def _too_long(origin: Origin, field: str, rule: Rule, tokens: str) -> BadRow:
+def _too_long(origin: Origin, field: str, rule: RowRule, tokens: str) -> BadRow:
     own = isinstance(rule.max_length, Window)
     what = f"longer than {f'the model attends to, {rule.max_length}' if own else f'max_length {rule.max_length}'}"
     return BadRow(origin, field, what, f"{tokens}; {'shorten it' if own else 'raise train.max_length'}", droppable=True)
