@@ -371,8 +371,8 @@ def test_no_preset_weighs_answers_by_their_length_unawares(name: str) -> None:
 @pytest.mark.parametrize(
     ("axes", "names"),
     [
-        ({"preset": "gspo", "aggregate": "token_mean"}, "ratio.level: sequence_mean"),
-        ({"preset": "gmpo", "aggregate": "sequence_sum"}, "clip: geometric"),
+        ({"preset": "gspo", "reduction": "token_mean"}, "ratio.level: sequence_mean"),
+        ({"preset": "gmpo", "reduction": "sequence_sum"}, "clip: geometric"),
         ({"kl": {"place": "loss", "level": "sequence", "coefficient": 0.1}}, "kl.level: sequence"),
     ],
 )

@@ -346,10 +346,10 @@ class PolicyConfig(Strict):
             )
             if holds
         ]
-        if of_answers and self.aggregate != "sequence_mean":
+        if of_answers and self.reduction != "sequence_mean":
             lines.append(
-                f"algorithm.aggregate: {self.aggregate} counts a term of whole answers ({', '.join(of_answers)}) once "
-                "for each token, so answers weigh by their length; use aggregate: sequence_mean unless that is meant"
+                f"algorithm.reduction: {self.reduction} counts a term of whole answers ({', '.join(of_answers)}) once "
+                "for each token, so answers weigh by their length; use reduction: sequence_mean unless that is meant"
             )
         return lines
 
