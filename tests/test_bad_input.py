@@ -51,7 +51,7 @@ ROWS = f"""
 name: rows
 model: {MODEL}
 stages:
-  compare: {{kind: compare, tasks: {{path: tasks.jsonl}}, judge: {{by: {{script: "judge.py:wins"}}}}}}
+  compare: {{kind: compare, tasks: {{path: tasks.jsonl}}, judge: {{model: {{script: "judge.py:wins"}}}}}}
   revise: {{kind: revise, tasks: {{path: tasks.jsonl}}, principles: [Be kind.], writer: {{script: "judge.py:wins"}}}}
   ask: {{kind: questions, data: {{path: "@compare"}}, form: pairs, teacher: {{script: "judge.py:wins"}}}}
 """
@@ -122,7 +122,10 @@ CASES: dict[str, tuple[tuple[str, ...], int, str]] = {
     "a wrong column": (("sft", DATA + "columns.jsonl"), 3, "columns.jsonl:1: columns of no known format"),
     "an empty message": (("sft", DATA + "empty.jsonl"), 3, "empty.jsonl:2: completion: empty text"),
     "an empty file": (("sft", DATA + "nothing.jsonl"), 3, "nothing.jsonl: it has no rows"),
-    "a row too long": (("sft", DATA + "long.jsonl"), 3, "long.jsonl:1: messages: longer than max_length 64"),
+    "a row too long": (("sft", DATA + "long.jsonl"), 3, "long.jsonl:1: messages: longer than the model attends to, 64"),
+    "a row above max_length": (
+        ("sft", DATA + "long.jsonl", "train.max_length=9"), 3, "long.jsonl:1: messages: longer than max_length 9; it"
+    ),
     "a forged turn": (("sft", DATA + "forged.jsonl"), 3, "forged.jsonl:1: messages[0]: the text contains the special"),
     "nothing left": (("sft", DATA + "long.jsonl", "stages.sft.data.on_bad_row=drop"), 3, "nothing to train on; 1 row"),
     "a task too long": (("rl", "stages.rl.tasks.path=long.jsonl"), 3, "long.jsonl:1: the prompt has no room"),
@@ -176,10 +179,10 @@ def test_check_finds_it_before_the_run_does(whet: Callable[..., tuple[int, str, 
 
 
 SCRIPTS = {
-    "no judge": ("stages.compare.judge.by.script=judge.py:winz", 7, "no function 'winz'; did you mean 'wins'?"),
+    "no judge": ("stages.compare.judge.model.script=judge.py:winz", 7, "no function 'winz'; did you mean 'wins'?"),
     "no writer": ("stages.revise.writer.script=jugde.py:wins", 7, "jugde.py does not exist; did you mean judge.py?"),
     "no teacher": ("stages.ask.teacher.script=judge:winz", 7, "script: ModuleNotFoundError: No module named 'judge'"),
-    "no host": ("stages.compare.judge.by={base_url: host, model: m}", 2, "base_url is 'host'; write it in full"),
+    "no host": ("stages.compare.judge.model={base_url: host, model: m}", 2, "base_url is 'host'; write it in full"),
     "no key": (
         "stages.revise.writer={base_url: 'http://127.0.0.1:9', model: m, api_key_env: NO_KEY}", 2,
         "the environment variable NO_KEY is not set",
@@ -305,7 +308,7 @@ def test_what_a_reward_prints_goes_nowhere(whet: Callable[..., tuple[int, str, s
         ("tasks.path=task.jsonl", 3, "task.jsonl: no such file or folder; did you mean 'tasks.jsonl'?"),
         ("tasks.path=null.jsonl", 3, "needs the column 'answer'; it is null"),
         ("rewards=[{kind: function, path: 'rewrad.py:f'}]", 7, "does not exist; did you mean reward.py?"),
-        ("rewards=[{kind: judge, by: {script: 'juge.py:wins'}}]", 7, "did you mean judge.py?"),
+        ("rewards=[{kind: judge, model: {script: 'juge.py:wins'}}]", 7, "did you mean judge.py?"),
     ],
 )
 def test_what_a_later_stage_lacks_is_said_before_the_first_one_trains(
@@ -342,7 +345,7 @@ def test_what_a_killed_stage_left_half_made_is_no_mistake(whet: Callable[..., tu
 
 def test_an_evaluation_that_cannot_be_graded_says_why(whet: Callable[..., tuple[int, str, str]]) -> None:
     reward("raise KeyError('gone')")
-    rewards = REWARDS + "[{kind: function, path: 'reward.py:reward', judges: true}]"
+    rewards = REWARDS + "[{kind: function, path: 'reward.py:reward', verifies: true}]"
     code, _, errors = whet("run", "eval.yaml", rewards, "-q")
     assert code == 7
     assert errors == (

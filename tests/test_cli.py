@@ -168,3 +168,26 @@ def test_exit_codes_are_distinct_and_documented(capsys: pytest.CaptureFixture[st
     for code in (*codes, 130):
         assert f"{code} " in words
     assert "8 training cannot go on" in exit_codes()
+
+
+@pytest.mark.parametrize(
+    ("what", "expected"),
+    [
+        ("runs/dmo", "runs/dmo: no such directory, and not a hub id (org/name); did you mean 'runs/demo'?"),
+        ("runs/dmo@rl", "did you mean 'runs/demo'?"),
+        ("dmo", "did you mean 'runs/demo'?"),
+        ("mine/dmo", "did you mean 'mine/demo'?"),
+        ("./dmo", "./dmo: no such directory"),
+        ("a/b/c", "a/b/c: no such directory"),
+    ],
+)
+def test_what_looks_like_a_run_or_a_path_is_never_looked_for_on_the_hub(
+    what: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: pytest.fail("asked the hub"))
+    for folder in ("runs/demo", "mine/demo"):
+        Path(folder).mkdir(parents=True)
+        Path(folder, "recipe.json").write_text("{}")
+    assert whet("chat", what, "-p", "Hello") == 4
+    assert expected in capsys.readouterr().err

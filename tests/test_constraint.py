@@ -19,7 +19,7 @@ from whet.config.constraint import ConstraintConfig
 from whet.formulas.constraint import charged, controlled
 from whet.records import Group, Score
 
-LIMIT = ConstraintConfig(cost="cost", limit=0.25, proportional=2.0, integral=0.5, start=0.5)
+LIMIT = ConstraintConfig(cost="cost", limit=0.25, proportional=2.0, integral=0.5, initial_multiplier=0.5)
 
 
 def test_by_hand() -> None:
@@ -120,9 +120,9 @@ def costly() -> tuple[Group, ...]:
     [
         ({"constraint": {"cost": "tokens", "limit": 1}}, "none of the rewards: verifier, length"),
         ({"constraint": {"cost": "verifier", "limit": 1}}, "give it weight: 0"),
-        ({"constraint": {"cost": "length", "limit": 1, "start": 200}}, "above most"),
+        ({"constraint": {"cost": "length", "limit": 1, "initial_multiplier": 200}}, "above max_multiplier"),
         ({"constraint": {"cost": "length", "limit": 1, "proportional": 0, "integral": 0}}, "never moves"),
-        ({"constraint": {"cost": "length", "limit": inf, "most": nan}}, "greater than 0|finite"),
+        ({"constraint": {"cost": "length", "limit": inf, "max_multiplier": nan}}, "greater than 0|finite"),
         ({"algorithm": "dr_grpo", "rollouts_per_prompt": 1}, "a group of one"),
         ({"algorithm": "grpo"}, "whatever the multiplier"),
         ({"algorithm": {"preset": "dapo", "scale": "none"}}, "dynamic_sampling: null"),

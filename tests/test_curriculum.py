@@ -1,4 +1,4 @@
-"""Curricula: pools of difficulty, rests, past prompts again, and a feed that goes on as if it had never stopped."""
+"""Curricula: buckets of difficulty, rests, past prompts again, and a feed that goes on as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def result(*right: bool | None) -> Group:
 
 
 def test_pools_come_easiest_first_and_keep_the_shuffle_inside() -> None:
-    made = curriculum([3, 1, 2, 9, 5, 4], by="digits", pools=3)
+    made = curriculum([3, 1, 2, 9, 5, 4], order_by="digits", buckets=3)
     assert made.order([5, 4, 3, 2, 1, 0]) == [2, 1, 5, 0, 4, 3]  # hardness 1, 2 | 3, 4 | 5, 9
 
 
 def test_measured_difficulty_orders_the_next_epoch_only() -> None:
-    made = curriculum(by="solved", pools=2)
+    made = curriculum(order_by="solved", buckets=2)
     made.observe(0, result(True, False, False, False), step=0)
     made.observe(3, result(True, True, True, False), step=0)
     assert made.order([0, 1, 2, 3]) == [0, 1, 2, 3]  # nothing was known when this epoch began
@@ -58,7 +58,7 @@ def test_measured_difficulty_orders_the_next_epoch_only() -> None:
 
 
 def test_what_is_solved_or_hopeless_rests_for_a_while() -> None:
-    made = curriculum(rest_above=1.0, rest_below=0.0, rest_steps=2)
+    made = curriculum(skip_above=1.0, skip_below=0.0, skip_steps=2)
     for number, group in enumerate([result(True, True), result(False, False), result(True, False), result(None)]):
         made.observe(number, group, step=4)
     assert [[made.rests(number, step) for number in range(4)] for step in (5, 6, 7)] == [
@@ -80,7 +80,7 @@ def test_past_prompts_come_again_only_while_they_teach() -> None:
     assert sorted(made.again(8, step=1, seed=0)) == [1, 3]  # four are wanted, two are there
     assert len(made.again(2, step=1, seed=0)) == 1
     assert {made.again(2, step=step, seed=0)[0] for step in range(20)} == {1, 3}
-    made = curriculum(replay=0.9, rest_above=0.5, rest_steps=2)
+    made = curriculum(replay=0.9, skip_above=0.5, skip_steps=2)
     made.observe(0, result(True, False), step=0)
     made.observe(1, result(True, False, False), step=0)
     assert [sorted(made.again(2, step=step, seed=0)) for step in (2, 3)] == [[1], [0, 1]], "the first one rests"
@@ -102,9 +102,9 @@ def learner(keys: Mapping[str, Any], state: Mapping[str, float] | None = None) -
 @pytest.mark.parametrize(
     "keys",
     [
-        {"by": "digits", "pools": 2, "replay": 0.4},
-        {"by": "solved", "pools": 3, "rest_above": 0.9, "rest_steps": 1},
-        {"rest_below": 0.4, "rest_above": 0.6, "rest_steps": 3, "replay": 0.3},
+        {"order_by": "digits", "buckets": 2, "replay": 0.4},
+        {"order_by": "solved", "buckets": 3, "skip_above": 0.9, "skip_steps": 1},
+        {"skip_below": 0.4, "skip_above": 0.6, "skip_steps": 3, "replay": 0.3},
     ],
 )
 def test_a_feed_restored_from_a_steps_state_goes_on_as_if_it_had_never_stopped(keys: Mapping[str, Any]) -> None:
@@ -125,7 +125,7 @@ def test_a_feed_restored_from_a_steps_state_goes_on_as_if_it_had_never_stopped(k
 
 def test_a_feed_passes_over_what_rests_and_wakes_one_where_all_do() -> None:
     source = feed("right", tasks=3)
-    source.curriculum = curriculum(rest_above=1.0, rest_steps=5)
+    source.curriculum = curriculum(skip_above=1.0, skip_steps=5)
     first = names(source.take(2, step=0).groups)
     taken = source.take(2, step=1)
     assert taken.resting == 2
@@ -156,21 +156,21 @@ def test_takes_without_a_score_are_counted_across_a_stop() -> None:
 
 
 def test_a_column_must_hold_numbers() -> None:
-    config = CurriculumConfig(by="level")
+    config = CurriculumConfig(order_by="level")
     listed = [replace(task("a"), columns={"level": 2}), replace(task("b"), columns={"level": "hard"})]
-    with pytest.raises(DataError, match=r"task b: curriculum\.by is 'level', and the row has no number there"):
+    with pytest.raises(DataError, match=r"task b: curriculum\.order_by is 'level', and the row has no number there"):
         hardness_of(listed, config)
     with pytest.raises(DataError, match="no number there"):
         hardness_of([replace(task("c"), columns={"level": True})], config)
-    assert hardness_of(listed[:1], config) == [2.0] and hardness_of(listed, CurriculumConfig(by="solved")) == []
+    assert hardness_of(listed[:1], config) == [2.0] and hardness_of(listed, CurriculumConfig(order_by="solved")) == []
 
 
 @pytest.mark.parametrize(
     ("keys", "why"),
     [
         ({}, "changes nothing"),
-        ({"rest_below": 0.5, "rest_above": 0.5}, "every task would rest"),
-        ({"by": "solved"}, "no reward judges that"),
+        ({"skip_below": 0.5, "skip_above": 0.5}, "skip every task"),
+        ({"order_by": "solved"}, "no reward judges that"),
         ({"replay": 0.5}, "no reward judges that"),
     ],
 )
@@ -178,4 +178,4 @@ def test_what_cannot_work_is_refused(keys: dict[str, Any], why: str) -> None:
     base = {"kind": "rl", "tasks": {"generate": "arithmetic"}, "rewards": [{"kind": "format"}], "train": {"steps": 1}}
     with pytest.raises(ValueError, match=why):
         RLStage.model_validate({**base, "curriculum": keys})
-    RLStage.model_validate({**base, "curriculum": {"by": "difficulty"}})
+    RLStage.model_validate({**base, "curriculum": {"order_by": "difficulty"}})

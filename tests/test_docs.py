@@ -264,7 +264,7 @@ stages:
     kind: compare
     model: whet:demo
     tasks: {generate: arithmetic, count: 4, digits: 1}
-    judge: {by: {script: "whet.envs.judges.rules:longer"}, sees: everything}
+    judge: {model: {script: "whet.envs.judges.rules:longer"}, visible: everything}
     sampling: {max_tokens: 24}
   revise:
     kind: revise
@@ -272,17 +272,17 @@ stages:
     tasks: {generate: arithmetic, count: 2, digits: 1}
     principles: [Show your work.]
     writer: {script: "whet.envs.judges.rules:tutor"}
-    sees: everything
+    visible: everything
     max_tokens: 40
   ask:
     kind: questions
     data: {generate: arithmetic, count: 2}
-    wording: {sees: everything, reasoning: true}
+    wording: {visible: everything, reasoning: true}
     teacher: {script: "whet.envs.judges.rules:longer"}
   agreement:
     kind: agreement
     data: {generate: arithmetic, count: 2}
-    judge: {by: {script: "whet.envs.judges.rules:longer"}, sees: everything}
+    judge: {model: {script: "whet.envs.judges.rules:longer"}, visible: everything}
   steps:
     kind: step_labels
     model: whet:demo
@@ -311,8 +311,8 @@ stages:
     rewards:
       - {kind: verifier}
       - {kind: format}
-      - {kind: judge, name: points, by: &longer {script: "whet.envs.judges.rules:longer"}, sees: everything}
-      - {kind: judge, name: pairs, by: *longer, sees: everything, form: pairs}
+      - {kind: judge, name: points, model: &longer {script: "whet.envs.judges.rules:longer"}, visible: everything}
+      - {kind: judge, name: pairs, model: *longer, visible: everything, form: pairs}
     algorithm: {preset: grpo, minibatches: 2}
     prompts_per_step: 2
     rollouts_per_prompt: 2

@@ -39,7 +39,7 @@ STAGES = {
     samples: 3
     chunk: 4
     model: whet:demo
-    judge: {by: {script: "JUDGE"}, sees: everything}
+    judge: {model: {script: "JUDGE"}, visible: everything}
     sampling: {max_tokens: 24}
 """,
     "revise": """
@@ -48,14 +48,14 @@ STAGES = {
     tasks: {generate: arithmetic, count: 6, digits: 2}
     principles: [Show your work., Be right.]
     writer: {script: "whet.envs.judges.rules:tutor"}
-    sees: everything
+    visible: everything
     chunk: 4
     max_tokens: 40
 """,
     "agreement": """
     kind: agreement
     data: {generate: arithmetic, count: 10, digits: 2, answers: 3}
-    judge: {by: {script: "JUDGE"}, sees: everything}
+    judge: {model: {script: "JUDGE"}, visible: everything}
     chunk: 4
 """,
 }
@@ -198,7 +198,7 @@ def test_a_judge_that_breaks_stops_the_stage_and_nothing_is_lost(how: str, tmp_p
     """Nonsense, unreachable, late: no row, one line, and the same command goes on where it was."""
     (tmp_path / "j.py").write_text(BROKEN.replace("HOW", how))
     (tmp_path / "broken").write_text("")
-    words = ["stages.made.judge.by.deadline_s=0.2"]
+    words = ["stages.made.judge.model.deadline_s=0.2"]
     with pytest.raises(RewardError, match=r"most of chunk [23] of 3 could not be judged") as caught:
         run(tmp_path, "compare", *words, judge=f"{tmp_path}/j.py:j")
     assert "the same command goes on" in str(caught.value) and "\n" not in str(caught.value)
@@ -206,7 +206,7 @@ def test_a_judge_that_breaks_stops_the_stage_and_nothing_is_lost(how: str, tmp_p
     (tmp_path / "broken").unlink()
     (tmp_path / "j.py").write_text(BROKEN.replace("HOW", "pass"))  # a judge that was mended is another judge
     (tmp_path / "asked").write_text("")
-    with pytest.raises(RunError, match=r"judge.by \(.*j.py has changed"):
+    with pytest.raises(RunError, match=r"judge.model \(.*j.py has changed"):
         run(tmp_path, "compare", *words, judge=f"{tmp_path}/j.py:j")
     stage = run(tmp_path, "compare", *words, judge=f"{tmp_path}/j.py:j", accept=("judge",))
     asked_again = (tmp_path / "asked").stat().st_size
@@ -230,7 +230,9 @@ def test_an_endpoint_that_dies_and_comes_back_changes_nothing(tmp_path: Path, mo
         def label(name: str, *more: str) -> Path:
             by = f"{{base_url: '{server.url}', model: m, attempts: 1, concurrency: 1, cache: {tmp_path}/{name}.jsonl}}"
             (tmp_path / name / "again").mkdir(parents=True, exist_ok=True)
-            return run(tmp_path / name / "again" if more else tmp_path / name, "compare", f"stages.made.judge.by={by}")
+            return run(
+                tmp_path / name / "again" if more else tmp_path / name, "compare", f"stages.made.judge.model={by}"
+            )
 
         whole = label("whole")
         asked = len(server.bodies)
@@ -411,7 +413,7 @@ def test_questions_serve_sft_and_rl(tmp_path: Path) -> None:
 name: r
 model: {MODEL}
 stages:
-  ask: {{kind: questions, data: {{generate: arithmetic, count: 3, digits: 1}}, wording: {{sees: everything}}}}
+  ask: {{kind: questions, data: {{generate: arithmetic, count: 3, digits: 1}}, wording: {{visible: everything}}}}
   sft: {{kind: sft, data: {{path: "@ask"}}, train: {{steps: 1, batch_size: 2}}}}
   rl:
     kind: rl
@@ -506,7 +508,7 @@ def test_an_answer_of_several_turns_is_judged_as_a_whole(tmp_path: Path) -> None
         (["stages.made.judge.read=probabilities"], "needs the model's own log-probabilities"),
         (["stages.made.judge.scale=[5, 2]"], "the worst score first"),
         (["stages.made.judge.clamp=[0.6, 0.9]"], "two numbers with 0.5 between them"),
-        (["stages.made.judge.by.deadline=1"], "did you mean 'deadline_s'"),
+        (["stages.made.judge.model.deadline=1"], "did you mean 'deadline_s'"),
         (["stages.made.judge.principles=none.txt"], "cannot be read"),
     ],
 )

@@ -196,14 +196,14 @@ model: whet:demo
 sampling: {max_running: 8, max_tokens: 8}
 stages:
   sft: {kind: sft, data: {generate: arithmetic}}
-  label: {kind: compare, tasks: {generate: arithmetic}, judge: {by: {path: "@sft"}}}
+  label: {kind: compare, tasks: {generate: arithmetic}, judge: {model: {path: "@sft"}}}
   revise: {kind: revise, tasks: {generate: arithmetic}, principles: [Be right.], writer: {path: "@model"}}
   rl:
     kind: rl
     tasks: {generate: arithmetic}
     rewards:
-      - {kind: judge, name: here, by: {path: "whet:tiny", create: {layers: 1}, max_running: 4}, max_tokens: 16}
-      - {kind: judge, name: there, by: {base_url: "http://127.0.0.1:1/v1", model: m}}
+      - {kind: judge, name: here, model: {path: "whet:tiny", create: {layers: 1}, max_running: 4}, max_tokens: 16}
+      - {kind: judge, name: there, model: {base_url: "http://127.0.0.1:1/v1", model: m}}
     train: {steps: 1, microbatch_tokens: 256}
 """)
     recipe = load_recipe(tmp_path / "r.yaml").recipe

@@ -20,7 +20,7 @@ from whet.models.create import byte_tokenizer
 from whet.records import Message, TokenRow
 from whet.templates import JinjaTemplate
 from whet.templates.base import Encoded, Script
-from whet.training.gate import plain, segments
+from whet.training.gate import Window, plain, segments
 from whet.training.tokenize import Gated, Stats, tokenise
 
 TRIMMING = (
@@ -110,6 +110,17 @@ def test_too_long_counts_the_answer_tokens_that_would_be_lost(template: JinjaTem
     for missing, lost in ((1, 0), (2, 1)):
         with pytest.raises(BadRow, match=f"it has {length} tokens, and {lost} of 2 trained ones would be cut off"):
             gate(template, GOOD, max_length=length - missing)
+
+
+@pytest.mark.parametrize(("limit", "remedy"), [(20, "raise train.max_length"), (Window(20), "shorten it")])
+@pytest.mark.parametrize("letters", [30, 3000])
+def test_a_remedy_is_one_that_helps(template: JinjaTemplate, limit: int, remedy: str, letters: int) -> None:
+    """A recipe cannot raise the model's window, and a dropped row needs no advice to drop it."""
+    long = example(user("a"), assistant("b" * letters), line=7)
+    with pytest.raises(BadRow, match=f"; {remedy}, or set data.on_bad_row: drop$"):
+        gate(template, long, max_length=limit)
+    gated = gate(template, GOOD, long, max_length=Window(200) if letters > 200 else limit, on_bad_row="drop")
+    assert "on_bad_row" not in str(gated.dropped.rows[0])
 
 
 def test_a_turn_whose_stop_token_is_not_trained_is_refused(template: JinjaTemplate) -> None:

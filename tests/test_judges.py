@@ -186,15 +186,15 @@ def test_orders_that_disagree_are_averaged_or_a_tie() -> None:
 
 def test_a_judge_is_what_its_recipe_says() -> None:
     spoken, by = chat(longer), {"script": "judge.py:f"}
-    asked = {"criteria": "Be kind.", "scale": [1, 5], "sees": "everything", "reasoning": True, "votes": 3}
+    asked = {"criteria": "Be kind.", "scale": [1, 5], "visible": "everything", "reasoning": True, "votes": 3}
     more = {"disagreement": "tie", "clamp": [0.1, 0.9], "max_tokens": 7}
-    assert build_judge(JudgeConfig.model_validate({"by": by, **asked, **more}), spoken) == Judge(
+    assert build_judge(JudgeConfig.model_validate({"model": by, **asked, **more}), spoken) == Judge(
         wording=Wording(criteria="Be kind.", verdicts=verdicts_of((1, 5)), everything=True),
         reader=Reader(chat=spoken, max_tokens=7, reasoning=True, votes=3),
         ties_on_disagreement=True,
         clamp=(0.1, 0.9),
     )
-    plain = build_judge(JudgeConfig.model_validate({"by": by}), spoken)
+    plain = build_judge(JudgeConfig.model_validate({"model": by}), spoken)
     assert (plain.clamp, plain.ties_on_disagreement, plain.reader.votes) == ((0.0, 1.0), False, 1)
     assert "The verdict is one of 1 (worst) to 10 (best)." in plain.wording.single(Exchange(asked=(), answer="")).text
 
@@ -314,7 +314,7 @@ def test_silence_and_nonsense_are_outcomes_and_never_a_number(reply: str | Reply
         def chat(self, config: object) -> ChatClient:
             return chat(lambda _: reply)
 
-    config = JudgeReward(kind="judge", by=ScriptedChat(script="x.py:f"), form=form)  # type: ignore[arg-type]
+    config = JudgeReward(kind="judge", model=ScriptedChat(script="x.py:f"), form=form)  # type: ignore[arg-type]
     scores = build_rubric([config], models=Models()).score(attempts("a", "b"), step=1)
     assert [(score.value, score.outcome) for score in scores] == [(None, outcome)] * 2
     assert scores[0].note.startswith("judge: ") and scores[0].parts["judge/failed"] == 1.0
@@ -500,7 +500,7 @@ def test_probabilities_are_of_whole_answers_and_sum_to_one(local: CachedChat) ->
 
 
 def test_expected_scores_come_from_probabilities(local: CachedChat) -> None:
-    config = JudgeReward(kind="judge", by=LocalChat(path="whet:tiny"), read="probabilities", scale="yes_no")
+    config = JudgeReward(kind="judge", model=LocalChat(path="whet:tiny"), read="probabilities", scale="yes_no")
     genrm = build_judge(config, local)
     (opinion,) = genrm.points([Exchange(asked=said("2+2"), answer="4")])
     assert opinion.value is not None and 0 < opinion.value < 1
@@ -558,7 +558,7 @@ def test_probabilities_that_are_no_numbers_are_no_verdict() -> None:
         def probabilities(self, conversations: Any, options: Any) -> list[tuple[float, ...] | None]:
             return [(math.nan,) * len(options) for _ in conversations]
 
-    config = JudgeReward(kind="judge", by=LocalChat(path="whet:tiny"), read="probabilities", scale="yes_no")
+    config = JudgeReward(kind="judge", model=LocalChat(path="whet:tiny"), read="probabilities", scale="yes_no")
     genrm = build_judge(config, CachedChat(Broken(lambda q: ""), None))
     (opinion,) = genrm.points([Exchange(asked=said("2+2"), answer="4")])
     assert opinion.value is None and "not finite" in opinion.failure

@@ -125,7 +125,7 @@ def test_every_row_that_was_left_out_is_in_a_file(folder: Path) -> None:
     assert broken["row"] == "a.jsonl:9" and broken["reason"] == "not valid JSON"
     short, long = map(json.loads, (dropped / "eval_data.jsonl").read_text().splitlines())
     assert short["row"] == "c.jsonl:3" and "no such column" in short["fault"]
-    assert long["row"] == "c.jsonl:2" and long["reason"] == "messages: longer than max_length 64"
+    assert long["row"] == "c.jsonl:2" and long["reason"] == "messages: longer than the model attends to, 64"
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
         GATE
         + RL.replace("REWARDS", GATED)
         + fixed
-        + "    algorithm: gdpo\n    constraint: {cost: fixed/brief, limit: 0, start: 1}\n",
+        + "    algorithm: gdpo\n    constraint: {cost: fixed/brief, limit: 0, initial_multiplier: 1}\n",
     )
     run_recipe(load_recipe(path, [f"out={folder}/run"]), quiet=True)
     return folder / "run" / "stages"

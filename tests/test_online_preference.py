@@ -90,7 +90,7 @@ def stage(folder: Path, **changed: Any) -> Path:
 
 @pytest.mark.parametrize("renew", [None, 1])
 def test_against_the_iterate_before_every_step_begins_at_log_two(tmp_path: Path, renew: int | None) -> None:
-    run_recipe(load_recipe(stage(tmp_path, renew_every=renew)), quiet=True)
+    run_recipe(load_recipe(stage(tmp_path, update_reference_every=renew)), quiet=True)
     lines = read_metrics(tmp_path / "run" / "stages" / "01-o")
     losses = [line["loss"] for line in lines]
     assert losses[0] == pytest.approx(math.log(2), abs=1e-6)
@@ -114,7 +114,7 @@ def online(made: Callable[[], tuple[Group, ...]], **resumed: Any) -> Iterator[St
     feed: Any = FakeFeed(trainer, made)
     setting = OnlineSetting(
         loss=LossConfig.model_validate("simpo"), train=TrainConfig(), steps=99, prompts_per_step=1, all_pairs=False,
-        minibatches=1, renew_every=None, max_gap=1e-3,
+        minibatches=1, update_reference_every=None, max_gap=1e-3,
     )  # fmt: skip
     return online_preference(trainer, feed, setting, **resumed)
 
@@ -149,8 +149,8 @@ def test_three_updates_in_a_row_that_are_not_finite_end_the_run_stopped_in_betwe
         ({"loss": "kto"}, "kto is of single answers"),
         ({"train": {"steps": None}}, "train.steps must be given"),
         ({"sampling": {"temperature": 0}}, "greedy answers to a prompt are all the same"),
-        ({"loss": "simpo", "renew_every": 1}, "the loss has no reference"),
-        ({"renew_every": 1, "train": {"lora": {"rank": 2}}}, "cannot renew the reference of a LoRA run"),
+        ({"loss": "simpo", "update_reference_every": 1}, "the loss has no reference"),
+        ({"update_reference_every": 1, "train": {"lora": {"rank": 2}}}, "cannot update the reference of a LoRA run"),
         ({"loss": "bco", "pairs": "all"}, "set pairs: best_worst"),
         ({"minibatches": 5}, "too few for minibatches"),
         ({"rollouts_per_prompt": 1}, "at least 2"),

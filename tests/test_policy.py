@@ -150,7 +150,7 @@ def test_what_means_nothing_is_refused_with_the_reason(axes: dict[str, object], 
         ({"prompts_per_step": 1, "algorithm": "lite_ppo"}, "more than one group"),
         ({"algorithm": "gdpo", "prompts_per_step": 1}, "several rewards, and one alone"),
         ({"algorithm": "dapo", "rewards": [{"kind": "format"}]}, "no reward judges that"),
-        ({"algorithm": "r1", "train": {"steps": 1, "lora": {}}}, "cannot renew the reference of a LoRA run"),
+        ({"algorithm": "r1", "train": {"steps": 1, "lora": {}}}, "cannot update the reference of a LoRA run"),
     ],
 )
 def test_a_stages_numbers_must_fit_its_algorithm(stage: dict[str, object], reason: str) -> None:
@@ -371,8 +371,8 @@ def test_no_preset_weighs_answers_by_their_length_unawares(name: str) -> None:
 @pytest.mark.parametrize(
     ("axes", "names"),
     [
-        ({"preset": "gspo", "aggregate": "token_mean"}, "ratio.level: sequence_mean"),
-        ({"preset": "gmpo", "aggregate": "sequence_sum"}, "clip: geometric"),
+        ({"preset": "gspo", "reduction": "token_mean"}, "ratio.level: sequence_mean"),
+        ({"preset": "gmpo", "reduction": "sequence_sum"}, "clip: geometric"),
         ({"kl": {"place": "loss", "level": "sequence", "coefficient": 0.1}}, "kl.level: sequence"),
     ],
 )
@@ -435,7 +435,7 @@ def test_controllers_go_on_from_a_steps_state() -> None:
 def test_the_reference_is_renewed_and_survives_a_checkpoint(tmp_path) -> None:
     trainer = _with_reference(tiny_trainer(dtype=torch.float32))
     rows = [answer.rows[0] for answer in to_answers(_two_groups(), own)]
-    policy = config(preset="grpo", kl={"renew_every": 2})
+    policy = config(preset="grpo", kl={"update_every": 2})
     list(policy_gradient(trainer, FakeFeed(trainer, _two_groups), setting(policy)))  # type: ignore[arg-type]
     now = logps_of(trainer, rows)
     assert logps_of(trainer, rows, frozen="reference") == now

@@ -31,9 +31,10 @@ def rows(count: int) -> list[TokenRow]:
 
 def mix(count: int, *, coefficient: float = 1.0, size: int = 4) -> PretrainingMix:
     return PretrainingMix(
-        rows=rows(count), config=PtxConfig.model_validate({"data": DATA, "coefficient": coefficient, "rows": size}),
+        rows=rows(count),
+        config=PtxConfig.model_validate({"data": DATA, "coefficient": coefficient, "batch_size": size}),
         seed=3,
-    )  # fmt: skip
+    )
 
 
 # --------------------------------------------------------------------------------------------- PPO-ptx
@@ -66,7 +67,7 @@ def test_the_rows_of_an_update_follow_from_its_number() -> None:
 
 
 def test_a_run_with_ptx_says_its_loss_and_resumes_bit_for_bit(tmp_path: Path) -> None:
-    axes = {"preset": "rloo", "scale": "none", "ptx": {"data": DATA, "coefficient": 0.5, "rows": 4}}
+    axes = {"preset": "rloo", "scale": "none", "ptx": {"data": DATA, "coefficient": 0.5, "batch_size": 4}}
     whole, cut = recipe(tmp_path / "whole", **axes), recipe(tmp_path / "cut", **axes)
     expected = run(whole)
     with pytest.raises(Interrupted):
@@ -102,7 +103,7 @@ def test_a_reference_that_follows_keeps_the_kl_lower() -> None:
         *_, step = policy_gradient(trainer, feed, setting(policy, steps=4))  # type: ignore[arg-type]
         return step.metrics["kl"]
 
-    fixed, average, reset = last_kl(), last_kl(renew_every=1, keep=0.5), last_kl(renew_every=1)
+    fixed, average, reset = last_kl(), last_kl(update_every=1, ema_decay=0.5), last_kl(update_every=1)
     assert reset == pytest.approx(0, abs=1e-9) and reset < average < fixed
 
 

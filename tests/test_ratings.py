@@ -157,7 +157,7 @@ def test_generated_answers_have_ratings_of_their_own(tmp_path: Path) -> None:
     text = (
         "name: g\nmodel: {path: whet:tiny, create: {hidden_size: 16, layers: 1, heads: 2, kv_heads: 1}}\nstages:\n"
         "  rm: {kind: reward_model, learn: ratings, objectives: [right, NAME], train: {batch_size: 4, steps: 2},\n"
-        "    data: {generate: arithmetic, count: 40, digits: 1, wishes: true, answers: 4}}\n"
+        "    data: {generate: arithmetic, count: 40, digits: 1, style_instructions: true, answers: 4}}\n"
     )
     (tmp_path / "r.yaml").write_text(text.replace("NAME", "brief"))
     run_recipe(load_recipe(tmp_path / "r.yaml", [f"out={tmp_path}/run"]), quiet=True)

@@ -259,7 +259,7 @@ def test_a_judge_in_training_sees_right_and_wrong_answers_in_equal_number(tmp_pa
         "student_eval": ["tasks.count=2", "samples=1"],
     }
     overrides = [f"stages.{name}.{word}" for name, words in small.items() for word in words]
-    untaught = "stages.student.rewards.0.by={script: 'whet.envs.judges.rules:checker'}"
+    untaught = "stages.student.rewards.0.model={script: 'whet.envs.judges.rules:checker'}"
     loaded = load_recipe(ROOT / "recipes" / "genrm.yaml", [*overrides, untaught, f"out={tmp_path / 'run'}"])
     run_recipe(loaded, quiet=True)
     stages = tmp_path / "run" / "stages"

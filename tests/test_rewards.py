@@ -135,7 +135,7 @@ def test_the_recipe_and_the_rubric_agree_on_who_says_what_is_right(functions: Pa
         {"kind": "math"},
         {"kind": "exact"},
         {"kind": "verdict"},
-        {"kind": "function", "path": path, "judges": 1},
+        {"kind": "function", "path": path, "verifies": 1},
     ]
     shaping = [{"kind": kind} for kind in ("format", "cosine", "group_length", "repetition")]
     for expected, listed in ((True, judging), (False, [*shaping, {"kind": "function", "path": path}])):
@@ -495,7 +495,7 @@ def test_verl_functions_run_unmodified(functions: Path) -> None:
 
 
 def test_metrics_of_a_function_are_logged_beside_its_part(functions: Path) -> None:
-    made = rubric({"kind": "function", "path": f"{functions}:compute_score", "judges": True})
+    made = rubric({"kind": "function", "path": f"{functions}:compute_score", "verifies": True})
     given = made.score([attempt("4", answer="4", extra_info={"a": 1})], step=0)[0]
     made.close()
     assert given.value == 1.0 and given.correct is True

@@ -70,10 +70,10 @@ def policy_atoms() -> list[Atom]:
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-@pytest.mark.parametrize("aggregate", REDUCTIONS)
-def test_no_cut_changes_the_gradient(name: str, aggregate: str) -> None:
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_no_cut_changes_the_gradient(name: str, reduction: str) -> None:
     setting = Setting(
-        config=PolicyConfig.model_validate({"aggregate": aggregate, "kl": {"place": "loss", "coefficient": 1}}),
+        config=PolicyConfig.model_validate({"reduction": reduction, "kl": {"place": "loss", "coefficient": 1}}),
         train=TrainConfig(), steps=1, prompts_per_step=1, temperature=1, max_tokens=32, max_gap=1,
         weights={},
     )  # fmt: skip

@@ -40,7 +40,7 @@ stages:
 PLAYED = """tasks: {path: tasks.jsonl}
     sampling: {max_tokens: 40}"""
 SCORED = f"""{PLAYED}
-    rewards: [{{kind: function, path: "judge.py:reward", judges: true}}]"""
+    rewards: [{{kind: function, path: "judge.py:reward", verifies: true}}]"""
 LEARNED = f"""{SCORED}
     prompts_per_step: 2
     rollouts_per_prompt: 2
@@ -77,9 +77,9 @@ KINDS: dict[str, tuple[str, str]] = {
     ),
     "compare": (
         f"""{PLAYED}
-    judge: {{by: {{script: "judge.py:longer"}}}}
+    judge: {{model: {{script: "judge.py:longer"}}}}
     chunk: 2""",
-        "tasks judge.by model",
+        "tasks judge.model model",
     ),
     "step_labels": (
         f"""{SCORED}
@@ -104,9 +104,9 @@ KINDS: dict[str, tuple[str, str]] = {
     ),
     "agreement": (
         """data: {path: pairs.jsonl}
-    judge: {by: {script: "judge.py:longer"}}
+    judge: {model: {script: "judge.py:longer"}}
     chunk: 2""",
-        "data judge.by",
+        "data judge.model",
     ),
 }
 """Its keys, and the names of all that it reads."""

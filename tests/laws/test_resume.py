@@ -45,7 +45,7 @@ stages:
     algorithm:
       preset: grpo
       minibatches: 2
-      kl: {{coefficient: 0.05, target: 0.02, horizon: 40, renew_every: 2, keep: 0.3}}
+      kl: {{coefficient: 0.05, target: 0.02, horizon: 40, update_every: 2, ema_decay: 0.3}}
       entropy: {{target: 5.0, rate: 0.01}}
       token_filter: {{kind: covariance, share: 0.3, low: -9, high: 9}}
     train: {{lr: 0.003, steps: 5}}
@@ -95,7 +95,7 @@ stages:
     prompts_per_step: 4
     rollouts_per_prompt: 4
     minibatches: 2
-    renew_every: 2
+    update_reference_every: 2
     sampling: {{max_tokens: 12, max_running: 10}}
     train: {{lr: 0.003, steps: 5}}
 """,
@@ -105,7 +105,7 @@ model: {MODEL}
 save: {{every: 1}}
 stages:
   rl: {RL}
-    curriculum: {{by: difficulty, pools: 2, rest_below: 0.0, rest_steps: 2, replay: 0.3}}
+    curriculum: {{order_by: difficulty, buckets: 2, skip_below: 0.0, skip_steps: 2, replay: 0.3}}
     algorithm: {{preset: vc_ppo, critic: {{lam_value: 1.0, pretrain_steps: 2}}, minibatches: 2}}
     constraint: {{cost: length, limit: 0.3}}
     train: {{lr: 0.003, steps: 4}}
@@ -120,8 +120,8 @@ stages:
     tasks: {{generate: arithmetic, count: 24, digits: 1}}
     rewards:
       - {{kind: verifier}}
-      - {{kind: judge, form: pairs, opponents: 1, by: {{script: "whet.envs.judges.rules:longer"}}}}
-      - {{kind: judge, name: self, by: {{path: "@model", temperature: 1.0}}, scale: yes_no, read: probabilities}}
+      - {{kind: judge, form: pairs, opponents: 1, model: {{script: "whet.envs.judges.rules:longer"}}}}
+      - {{kind: judge, name: self, model: {{path: "@model", temperature: 1.0}}, scale: yes_no, read: probabilities}}
     prompts_per_step: 4
     rollouts_per_prompt: 4
     sampling: {{max_tokens: 12, max_running: 10}}
@@ -149,14 +149,14 @@ stages:
     kind: reward_model
     learn: ratings
     objectives: [right, worked, brief]
-    data: {{generate: arithmetic, count: 40, digits: 1, answers: 4, wishes: true}}
+    data: {{generate: arithmetic, count: 40, digits: 1, answers: 4, style_instructions: true}}
     hold_out: 0.3
     eval_every: 2
     train: {{lr: 0.01, batch_size: 4, steps: 4}}
   gate:
     kind: reward_model
     gate: {{path: "@ratings", hidden: 8, temperature: 1, debias: length}}
-    data: {{generate: arithmetic, count: 24, digits: 1, answers: 3, wishes: true}}
+    data: {{generate: arithmetic, count: 24, digits: 1, answers: 3, style_instructions: true}}
     hold_out: 0.3
     eval_every: 2
     train: {{lr: 0.03, batch_size: 4, steps: 6}}
@@ -171,7 +171,7 @@ stages:
     tasks: {{generate: arithmetic, count: 12, digits: 1}}
     samples: 3
     chunk: 4
-    judge: {{by: {{script: "whet.envs.judges.rules:longer"}}}}
+    judge: {{model: {{script: "whet.envs.judges.rules:longer"}}}}
     sampling: {{max_tokens: 24}}
   revise:
     kind: revise
@@ -188,7 +188,7 @@ stages:
   agreement:
     kind: agreement
     data: {{path: "@compare"}}
-    judge: {{by: {{script: "whet.envs.judges.rules:longer"}}}}
+    judge: {{model: {{script: "whet.envs.judges.rules:longer"}}}}
     chunk: 4
   sft:
     kind: sft

@@ -41,7 +41,7 @@ stages:
     samples: 3
     pairs: all
     chunk: 12
-    judge: {by: BY, sees: everything, max_tokens: 16}
+    judge: {model: BY, visible: everything, max_tokens: 16}
     sampling: {max_tokens: 24}
 """
 
@@ -50,7 +50,7 @@ stages:
 def folder(vllm: object, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that has learnt to write verdicts, on one answer and on two; how good they are is another question."""
     home, random = tmp_path_factory.mktemp("judge"), Random(0)
-    wording = build_wording(JudgeWording(sees="everything"))
+    wording = build_wording(JudgeWording(visible="everything"))
     with (home / "rows.jsonl").open("w") as out:
         for index in range(240):
             asked, answers = SUMS.task(index).messages, list(SUMS.ranking(index))
@@ -79,7 +79,7 @@ def test_a_judge_says_over_http_what_it_says_in_this_process(
 
 
 def verdicts(by: ChatConfig) -> list[float | None]:
-    judge = build_judge(JudgeConfig(by=by, sees="everything", max_tokens=16), LocalWorld().chat(by))
+    judge = build_judge(JudgeConfig(model=by, visible="everything", max_tokens=16), LocalWorld().chat(by))
     asked = [(SUMS.task(index).messages, answer) for index in range(300, 306) for answer in SUMS.ranking(index)]
     points = [opinion.value for opinion in judge.points([Exchange(asked=a, answer=answer) for a, answer in asked])]
     assert sum(value is not None for value in points) > len(points) // 2, "it has learnt to write verdicts"

@@ -180,7 +180,7 @@ def with_filters(
         answers = _put_flat(answers, "advantage", _get(answers, "advantage") * keep_T)
     if config.overlong_filter:
         answers = [answer for answer in answers if answer.episode.outcome is not Outcome.TRUNCATED]
-    if config.positives is not None and answers:
+    if config.positive_nll is not None and answers:
         right_T = torch.cat([torch.full((a.length,), float(a.episode.score.correct is True)) for a in answers]).double()
         answers = _put_flat(answers, "positive", right_T / right_T.mean() if right_T.any() else right_T)
     return list(answers)

@@ -35,7 +35,7 @@ class OnlineSetting:
     prompts_per_step: int
     all_pairs: bool
     minibatches: int
-    renew_every: int | None
+    update_reference_every: int | None
     max_gap: float
 
 
@@ -72,7 +72,7 @@ def online_preference(
         atoms = with_reference([atom for atom in found if atom is not None], trainer, setting.loss)
         rate = learning_rate(step + 1, setting.steps, setting.train)
         metrics, counts = _update(trainer, atoms, setting, counts, rate=rate)
-        if setting.renew_every is not None and (step + 1) % setting.renew_every == 0:
+        if setting.update_reference_every is not None and (step + 1) % setting.update_reference_every == 0:
             trainer.update_frozen(REFERENCE, 0.0)
         feed.publish(step + 1)
         yield Step(

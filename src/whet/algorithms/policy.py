@@ -90,8 +90,8 @@ def policy_gradient(
         updates, faults = update(trainer, critic, ready.answers, setting, standing, step=step, rate=rate)
         faults += [f"left out: {listed(ready.left_out, step + 1)}"] if ready.left_out else []
         kl = setting.config.kl
-        if kl.renew_every and (step + 1) % kl.renew_every == 0:
-            trainer.update_frozen(REFERENCE, kl.keep)
+        if kl.update_every and (step + 1) % kl.update_every == 0:
+            trainer.update_frozen(REFERENCE, kl.ema_decay)
         feed.publish(step + 1)
         metrics = {
             **played,
@@ -237,7 +237,7 @@ def weigh(answers: Sequence[Answer], setting: Setting) -> list[Atom]:
     Rows without trained tokens (an empty answer) have nothing to compute.
     """
     rows = [(answer.group, row) for answer in answers for row in answer.rows]
-    reduce = REDUCTIONS[setting.config.aggregate]
+    reduce = REDUCTIONS[setting.config.reduction]
     weights = reduce([row.trained_count for _, row in rows], [group for group, _ in rows], setting.max_tokens)
     return to_atoms(
         [

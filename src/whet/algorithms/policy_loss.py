@@ -68,7 +68,7 @@ class PolicyLoss:
     entropy: float = 0.0
     """Coefficients of the entropy bonus, of KL-Cov, of the NLL of right answers; 0: the term is not there."""
     kl_cov: float = 0.0
-    positives: float = 0.0
+    positive_nll: float = 0.0
     far: float = inf
     """Nats beyond which sampler and trainer are far apart on a token; the share of such tokens is a metric."""
     compares: bool = False
@@ -118,8 +118,8 @@ class PolicyLoss:
             loss_T = loss_T - self.entropy * entropy_T
         if self.kl_cov:
             loss_T = loss_T + self.kl_cov * columns["kl_cov"] * (logp_T - old_T).abs()
-        if self.positives:
-            loss_T = loss_T - self.positives * columns["positive"] * logp_T
+        if self.positive_nll:
+            loss_T = loss_T - self.positive_nll * columns["positive"] * logp_T
         count = batch.weight_T.new_tensor(len(logp_T))
         tallies = {name: Tally(total=value.sum(), weight=count) for name, value in measured.items()}
         tallies["loss"] = Tally(total=(batch.weight_T * loss_T.detach()).sum(), weight=torch.ones_like(count))
@@ -158,6 +158,6 @@ def policy_loss(
         ),
         entropy=entropy_coefficient,
         kl_cov=0.0 if config.kl_cov is None else config.kl_cov.coefficient,
-        positives=0.0 if config.positives is None else config.positives.coefficient,
+        positive_nll=0.0 if config.positive_nll is None else config.positive_nll.coefficient,
         far=far,
     )

@@ -31,7 +31,7 @@ class PretrainingMix:
 
     def atoms(self, update: int) -> list[Atom]:
         """The rows of an update, each token weighing coefficient / tokens; one shuffled epoch follows another."""
-        size = self.config.rows
+        size = self.config.batch_size
         places = [divmod(position, len(self.rows)) for position in range(update * size, (update + 1) * size)]
         orders = {epoch: self._order(epoch) for epoch, _ in places}
         weighed = weigh([self.rows[orders[epoch][place]] for epoch, place in places])

@@ -12,6 +12,7 @@ from whet.models.heads import RewardFacts
 from whet.records import TokenRow
 from whet.templates.base import Template
 from whet.training.base import Trainer
+from whet.training.gate import Window
 from whet.training.stepwise import read_at
 
 
@@ -56,7 +57,7 @@ class ModelScorer:
 
     def _row(self, passage: Passage) -> TokenRow | str:
         try:
-            return read_at(passage.messages, passage.ends, self.template, max_length=self.max_length)
+            return read_at(passage.messages, passage.ends, self.template, max_length=Window(self.max_length))
         except DataError as error:
             return f"the reward model cannot read it: {error}"
 

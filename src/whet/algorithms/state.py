@@ -86,7 +86,7 @@ class Charge:
         """At the recipe's `start`, or from what an earlier step had saved."""
         if config is None:
             return None
-        integral = saved["constraint_integral"] if saved else config.start
+        integral = saved["constraint_integral"] if saved else config.initial_multiplier
         return cls(config=config, integral=integral, multiplier=integral)
 
     def reward(self, score: Score) -> float:
@@ -108,8 +108,9 @@ class Charge:
         c = self.config
         cost = metrics.get(f"rewards/{c.cost}", nan)
         cost = c.limit if isnan(cost) else cost
-        integral = controlled(self.integral, cost, limit=c.limit, gain=0.0 if still else c.integral, most=c.most)
-        multiplier = controlled(integral, cost, limit=c.limit, gain=c.proportional, most=c.most)
+        gain = 0.0 if still else c.integral
+        integral = controlled(self.integral, cost, limit=c.limit, gain=gain, most=c.max_multiplier)
+        multiplier = controlled(integral, cost, limit=c.limit, gain=c.proportional, most=c.max_multiplier)
         return replace(self, integral=integral, multiplier=multiplier)
 
 

@@ -17,15 +17,17 @@ class ConstraintConfig(Strict):
     """K_P: what each unit of mean cost - limit adds to the multiplier in its own step; it keeps it from swinging."""
     integral: float = Field(0.2, ge=0)
     """K_I: what each unit adds for good, step after step. Alone it is the textbook's multiplier, which swings."""
-    start: float = Field(0.0, ge=0)
-    """Where the integral begins: what one unit of cost is worth in units of reward, if that is known."""
-    most: float = Field(100.0, gt=0)
+    initial_multiplier: float = Field(0.0, ge=0)
+    """Initial value of the integral: what one unit of cost is worth in units of reward, if that is known."""
+    max_multiplier: float = Field(100.0, gt=0)
     """The multiplier's bound, for a limit that cannot be kept."""
 
     @model_validator(mode="after")
     def _check(self) -> ConstraintConfig:
-        if self.start > self.most:
-            raise ValueError(f"start is {self.start}, above most ({self.most})")
+        if self.initial_multiplier > self.max_multiplier:
+            raise ValueError(
+                f"initial_multiplier is {self.initial_multiplier}, above max_multiplier ({self.max_multiplier})"
+            )
         if not self.proportional and not self.integral:
             raise ValueError(
                 "proportional and integral are both 0, so the price never moves; for a fixed price give the reward a "

@@ -52,7 +52,7 @@ class GeneratedConfig(Strict):
     """arithmetic demonstrations: running text for pre-training, without chat turns."""
     answers: int = Field(2, ge=2, le=4)
     """comparisons: ranked answers to each problem, of four kinds: right with steps, right, wrong with steps, wrong."""
-    wishes: bool = False
+    style_instructions: bool = False
     """arithmetic: every prompt asks for the columns (`show`) or to do without (`brief`), half of them each; what an
     answer is worth, and the order of comparisons, depend on it."""
     numbers: int = Field(3, ge=2, le=6)
@@ -60,8 +60,8 @@ class GeneratedConfig(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> GeneratedConfig:
-        if self.wishes and self.generate != "arithmetic":
-            raise ValueError(f"wishes is of arithmetic, and generate is {self.generate}; leave it out")
+        if self.style_instructions and self.generate != "arithmetic":
+            raise ValueError(f"style_instructions needs generate: arithmetic (got {self.generate}); remove it")
         return self
 
 

@@ -65,7 +65,7 @@ class ReviseStage(RowsBase):
     """Times that an answer is criticised and rewritten."""
     writer: ChatConfig | None = None
     """Who criticises and rewrites; None: the model that answered."""
-    sees: Literal["answer", "everything"] = "answer"
+    visible: Literal["answer", "everything"] = "answer"
     """answer: what follows a thinking block, in what the writer reads and in what it writes. everything: all of it."""
     temperature: float = Field(1.0, ge=0)
     """Of the first answers."""

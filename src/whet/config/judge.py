@@ -1,4 +1,4 @@
-"""Who judges, and how: the chats that answer a recipe's questions, and what is asked of them."""
+"""Judges: the models that answer a recipe's questions, and what they are asked."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class JudgeWording(Strict):
     """For single answers: worst and best score, or `yes_no` (a verifier: is the answer good?)."""
     reasoning: bool = False
     """Whether the judge writes its reasons first."""
-    sees: Literal["answer", "everything"] = "answer"
+    visible: Literal["answer", "everything"] = "answer"
     """answer: what follows the thinking block. everything: the thinking, too."""
 
     @model_validator(mode="after")
@@ -106,7 +106,8 @@ class JudgeWording(Strict):
 class JudgeConfig(JudgeWording):
     """A judge: a model or script that decides which answer is better, or how good one is."""
 
-    by: ChatConfig
+    model: ChatConfig
+    """The model that judges: `{path: ...}`, `{base_url: ..., model: ...}` or `{script: ...}`."""
     read: Literal["text", "probabilities"] = "text"
     """text: the verdict line that the judge writes. probabilities: the expected verdict under the model's own
     probabilities of the possible ones (GenRM, d-RLAIF); needs a local model."""
@@ -122,10 +123,10 @@ class JudgeConfig(JudgeWording):
 
     @model_validator(mode="after")
     def _check_judge(self) -> JudgeConfig:
-        if self.read == "probabilities" and not isinstance(self.by, LocalChat):
-            raise ValueError("read: probabilities needs the model's own log-probabilities; use by: {path: ...}")
-        if self.votes > 1 and not isinstance(self.by, ScriptedChat) and self.by.temperature == 0:
-            raise ValueError("votes above 1 at temperature 0 would be the same vote again; set by.temperature")
+        if self.read == "probabilities" and not isinstance(self.model, LocalChat):
+            raise ValueError("read: probabilities needs the model's own log-probabilities; use model: {path: ...}")
+        if self.votes > 1 and not isinstance(self.model, ScriptedChat) and self.model.temperature == 0:
+            raise ValueError("votes above 1 at temperature 0 would be the same vote again; set model.temperature")
         if self.votes > 1 and self.read == "probabilities" and not self.reasoning:
             raise ValueError("votes of probabilities without reasoning are all the same; set reasoning: true")
         if self.clamp is not None and not 0 <= self.clamp[0] < 0.5 < self.clamp[1] <= 1:

@@ -9,6 +9,7 @@ Relative paths in a recipe mean what they would mean if typed: they start at the
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +17,10 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from whet.config.names import OTHER_TOOLS, same_name
 from whet.config.node import COMMAND_LINE, Key, KeyPath, Node, dotted, parse
 from whet.config.problems import explain, nearest
-from whet.config.recipe import INHERITED, STAGES, Recipe, recipe_of
+from whet.config.recipe import INHERITED, SHORT, STAGES, Recipe, recipe_of
 from whet.config.references import children
 from whet.config.stage import StageBase
 from whet.errors import ConfigError
@@ -88,14 +90,17 @@ def split_overrides(words: Sequence[str]) -> list[tuple[KeyPath, str]]:
 
     """
     pairs: list[tuple[KeyPath, str]] = []
-    rest: Iterator[str] = iter(words)
-    for word in rest:
+    rest = deque(words)
+    while rest:
+        word = rest.popleft()
         key, equals, value = word.removeprefix("--").partition("=")
         if not equals and word.startswith("--"):
-            following = next(rest, None)
-            if following is None:
+            if same_name(key) in OTHER_TOOLS and (not rest or rest[0].startswith("--")):  # a flag there: --bf16
+                value = "true"
+            elif not rest:
                 raise ConfigError(f"{COMMAND_LINE}: {word}: no such option, and no value for a key of that name")
-            value = following
+            else:
+                value = rest.popleft()
         elif not equals:
             raise ConfigError(f"{COMMAND_LINE}: {word!r} is not KEY=VALUE; write for example train.lr=2e-5")
         parts = key.split(".")
@@ -127,9 +132,10 @@ def _read(path: Path) -> Node:
 
 def _long_form(path: KeyPath) -> str | None:
     """The key that plain text at this path stands for: `model: PATH` is `model: {path: PATH}`."""
-    if path == ("model",) or (len(path) == 3 and path[0] == "stages" and path[2] == "model"):
-        return "path"
-    return "preset" if len(path) == 3 and path[0] == "stages" and path[2] in ("algorithm", "loss") else None
+    if path == ("model",):
+        return SHORT["model"]
+    entry = len(path) == 4 and str(path[3]).isdecimal() and SHORT.get(str(path[2])) == "path"
+    return SHORT.get(str(path[2])) if path[:1] == ("stages",) and (len(path) == 3 or entry) else None
 
 
 def _expand(node: Node) -> Node:
@@ -137,6 +143,8 @@ def _expand(node: Node) -> Node:
     key = _long_form(node.path)
     if key is not None and isinstance(node.value, str):
         return replace(node, value={key: node})
+    if isinstance(node.value, list) and len(node.path) == 3:
+        return replace(node, value=[_expand(child) for child in node.value])
     if isinstance(node.value, dict) and len(node.path) < 3:
         return replace(node, value={name: _expand(child) for name, child in node.value.items()})
     return node
@@ -153,10 +161,11 @@ def _value(text: str, path: KeyPath) -> Node:
 
 
 def _override(root: Node, path: KeyPath, value: Node) -> Node:
-    """The tree with the value at this path; `model=PATH` keeps the other keys of `model`."""
-    key = _long_form(path)
+    """The tree with the value at this path; `model=PATH` keeps the other keys of `model`, but no `generate`."""
+    key, there = _long_form(path), root.find(path)
     if key is not None and isinstance(value.value, str):
-        path = (*path, key)
+        generated = there is not None and "generate" in there.section
+        path, value = (path, replace(value, value={key: value})) if generated else ((*path, key), value)
     stages = root.child("stages")
     if path[0] == "stages" and len(path) > 1 and stages is not None and stages.child(path[1]) is None:
         raise ConfigError(

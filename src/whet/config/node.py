@@ -111,7 +111,8 @@ def parse(text: str, source: str, path: KeyPath = ()) -> Node:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         at = _place(source, _line(source, mark.line)) if mark else source
-        hint = "; put the text in quotes" if "cannot start any token" in str(error.problem) else ""
+        tab, token = r"\t" in str(error.problem), "cannot start any token" in str(error.problem)
+        hint = "; indent with spaces in place of the tab" if tab else "; put the text in quotes" if token else ""
         raise ConfigError(f"{at}: not valid YAML: {error.problem or error.context}{hint}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: not valid YAML: {str(error).splitlines()[0]}") from error

@@ -29,7 +29,7 @@ class OnlinePreferenceStage(StageBase):
     rollouts_per_prompt: int = Field(4, ge=2)
     minibatches: int = Field(1, ge=1)
     """Optimizer steps for one batch of answers."""
-    renew_every: int | None = Field(None, ge=1)
+    update_reference_every: int | None = Field(None, ge=1)
     """Steps after which the reference becomes the policy as it is (1: always the iterate before); None: it stays what
     the stage started from."""
     max_reference_gap: float = Field(0.02, gt=0)
@@ -48,12 +48,12 @@ class OnlinePreferenceStage(StageBase):
             raise ValueError("kto is of single answers called good or bad; rewards rank answers: use a loss of pairs")
         if self.loss.pairs_only and self.pairs == "all":
             raise ValueError(self.loss.why_pairs)
-        if self.renew_every is not None and not self.loss.needs_reference:
-            raise ValueError("renew_every has no effect, the loss has no reference; leave it out")
-        if self.renew_every is not None and self.train.lora is not None:
+        if self.update_reference_every is not None and not self.loss.needs_reference:
+            raise ValueError("update_reference_every has no effect, the loss has no reference; leave it out")
+        if self.update_reference_every is not None and self.train.lora is not None:
             raise ValueError(
-                "renew_every cannot renew the reference of a LoRA run, which is the model with its adapter off; "
-                "set it to null or train all weights"
+                "update_reference_every cannot update the reference of a LoRA run, which is the model with its "
+                "adapter off; set it to null or train all weights"
             )
         if self.minibatches > self.prompts_per_step:
             raise ValueError(

@@ -69,10 +69,10 @@ class KLConfig(Strict):
     """Nats for each answer at which a controller holds the KL by moving the coefficient; None: it is fixed."""
     horizon: int = Field(10_000, ge=1)
     """Answers over which the controller acts (Ziegler et al. 2019)."""
-    renew_every: int | None = Field(None, ge=1)
-    """Steps between renewals of the reference; None: never."""
-    keep: float = Field(0.0, ge=0, lt=1)
-    """Share of the old reference that a renewal keeps: 0 is a reset, 0.99 every step a moving average."""
+    update_every: int | None = Field(None, ge=1)
+    """Steps between updates of the reference; None: it stays what the stage starts from."""
+    ema_decay: float = Field(0.0, ge=0, lt=1)
+    """EMA: the share of the old reference that an update keeps. 0: a hard copy of the policy."""
 
     @model_validator(mode="before")
     @classmethod
@@ -85,7 +85,7 @@ class KLConfig(Strict):
     def _check(self) -> KLConfig:
         if self.place != "none" and self.coefficient == 0:
             raise ValueError(f"place is {self.place} but coefficient is 0; set one of them")
-        if self.place == "none" and (self.coefficient or self.target or self.renew_every):
+        if self.place == "none" and (self.coefficient or self.target or self.update_every):
             raise ValueError("place is none, so nothing else here has an effect; say place: loss or place: reward")
         if self.place == "loss" and self.estimator == "k1":
             raise ValueError("k1 as a loss has an expected gradient of zero; use k2 or k3, or place: reward")
@@ -175,7 +175,7 @@ class PtxConfig(Strict):
     data: Source
     coefficient: float = Field(gt=0)
     """Times the rows' mean NLL per token. InstructGPT's 27.8 belongs to its own batches; begin well below 1."""
-    rows: int = Field(8, ge=1)
+    batch_size: int = Field(8, ge=1)
     """Rows for each optimizer step of the policy."""
 
 
@@ -202,7 +202,7 @@ class PolicyConfig(Strict):
     ratio: RatioConfig = RatioConfig()
     clip: Clip = CLIPS["ppo"](kind="ppo")
     kl: KLConfig = KLConfig()
-    aggregate: Annotated[str, OneOf(REDUCTIONS)] = "token_mean"
+    reduction: Annotated[str, OneOf(REDUCTIONS)] = "token_mean"
     dynamic_sampling: DynamicSamplingConfig | None = None
     overlong_filter: bool = False
     """Leave truncated completions out of the loss, after the group's statistics were taken."""
@@ -210,7 +210,7 @@ class PolicyConfig(Strict):
     correction: CorrectionConfig | None = None
     entropy: EntropyConfig = EntropyConfig()
     kl_cov: KLCovConfig | None = None
-    positives: PositiveConfig | None = None
+    positive_nll: PositiveConfig | None = None
     ptx: PtxConfig | None = None
     minibatches: int = Field(1, ge=1)
     """Optimizer steps for one batch of rollouts, at most one for each prompt; the clip acts from the second on."""
@@ -287,8 +287,8 @@ class PolicyConfig(Strict):
             "a ratio of whole sequences needs one advantage for all tokens; use ratio: {level: sequence_mean_token}",
         )
         yield (
-            self.positives is not None and self.aggregate != "token_mean",
-            "positives is a mean over tokens; use aggregate: token_mean",
+            self.positive_nll is not None and self.reduction != "token_mean",
+            "positive_nll is a mean over tokens; use reduction: token_mean",
         )
         yield (
             level == "none" and kind != "none",
@@ -346,10 +346,10 @@ class PolicyConfig(Strict):
             )
             if holds
         ]
-        if of_answers and self.aggregate != "sequence_mean":
+        if of_answers and self.reduction != "sequence_mean":
             lines.append(
-                f"algorithm.aggregate: {self.aggregate} counts a term of whole answers ({', '.join(of_answers)}) once "
-                "for each token, so answers weigh by their length; use aggregate: sequence_mean unless that is meant"
+                f"algorithm.reduction: {self.reduction} counts a term of whole answers ({', '.join(of_answers)}) once "
+                "for each token, so answers weigh by their length; use reduction: sequence_mean unless that is meant"
             )
         return lines
 
@@ -360,7 +360,7 @@ class PolicyConfig(Strict):
             self.kl.place == "loss"
             or self.entropy.active
             or self.kl_cov is not None
-            or self.positives is not None
+            or self.positive_nll is not None
             or self.shares_trunk
             or self.clip.kind == "quadratic"
         )
@@ -399,8 +399,8 @@ class PolicyConfig(Strict):
                 "algorithm.dynamic_sampling asks which answers are right, and no reward judges that (a shaped reward "
                 "differs inside an all-right group); add one that does, or set dynamic_sampling: null"
             )
-        if self.kl.renew_every and lora:
+        if self.kl.update_every and lora:
             raise ValueError(
-                "algorithm.kl.renew_every cannot renew the reference of a LoRA run, which is the model with its "
+                "algorithm.kl.update_every cannot update the reference of a LoRA run, which is the model with its "
                 "adapter off; set it to null or train all weights"
             )

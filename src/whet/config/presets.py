@@ -13,9 +13,9 @@ from typing import Any
 
 PRESETS: dict[str, dict[str, Any]] = {
     # DeepSeekMath (2402.03300): group mean and std, 1/|o| per sequence, k3 KL to the reference in the loss.
-    "grpo": {"aggregate": "sequence_mean", "kl": {"place": "loss", "coefficient": 0.04}},
+    "grpo": {"reduction": "sequence_mean", "kl": {"place": "loss", "coefficient": 0.04}},
     # DeepSeekMath (2402.03300), 4.1.3: the same with the grades of steps, normalised over all steps of the group.
-    "grpo_ps": {"credit": "process", "aggregate": "sequence_mean", "kl": {"place": "loss", "coefficient": 0.04}},
+    "grpo_ps": {"credit": "process", "reduction": "sequence_mean", "kl": {"place": "loss", "coefficient": 0.04}},
     # GDPO (2601.05242): each reward normalised in its group, their weighted sum over the std of the step (its mean is 0
     # as it is). The rest is GRPO as it is run today: no KL, token-level loss.
     "gdpo": {"objectives": "normalised", "scale": "batch_std"},
@@ -23,7 +23,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # reward (`kind: overlong`); overlong filtering is an option that the paper's best run left off.
     "dapo": {"clip": {"high": 0.28}, "dynamic_sampling": {"rounds": 10}, "minibatches": 4},
     # Dr. GRPO (2503.20783): no std, a constant length in the denominator.
-    "dr_grpo": {"scale": "none", "aggregate": "sequence_sum_over_constant"},
+    "dr_grpo": {"scale": "none", "reduction": "sequence_sum_over_constant"},
     # RLOO (2402.14740): the whole answer is one action, the others' mean is its baseline, KL in the reward.
     "rloo": {
         "baseline": "leave_one_out",
@@ -31,7 +31,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "ratio": {"level": "none"},
         "clip": {"kind": "none"},
         "kl": {"place": "reward", "coefficient": 0.03},
-        "aggregate": "sequence_sum",
+        "reduction": "sequence_sum",
     },
     # ReMax (2310.10505): the reward of the greedy answer is the baseline. KL coefficient: its code's.
     "remax": {
@@ -40,7 +40,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "ratio": {"level": "none"},
         "clip": {"kind": "none"},
         "kl": {"place": "reward", "coefficient": 0.05},
-        "aggregate": "sequence_sum",
+        "reduction": "sequence_sum",
     },
     # REINFORCE++ (2501.03262): KL in the reward of each token, its return to go, whitened over the step's tokens.
     "reinforce_pp": {
@@ -58,24 +58,24 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gspo": {
         "ratio": {"level": "sequence_mean"},
         "clip": {"low": 3e-4, "high": 4e-4},
-        "aggregate": "sequence_mean",
+        "reduction": "sequence_mean",
         "minibatches": 4,
     },
     # GSPO-token (2507.18071, section 4.3): that value, with each token's own gradient.
     "gspo_token": {
         "ratio": {"level": "sequence_mean_token"},
         "clip": {"low": 3e-4, "high": 4e-4},
-        "aggregate": "sequence_mean",
+        "reduction": "sequence_mean",
         "minibatches": 4,
     },
     # GMPO (2507.20673): tokens' log ratios clipped at 0.4 on one side, then their geometric mean.
-    "gmpo": {"clip": {"kind": "geometric"}, "aggregate": "sequence_mean", "minibatches": 4},
+    "gmpo": {"clip": {"kind": "geometric"}, "reduction": "sequence_mean", "minibatches": 4},
     # CISPO (MiniMax-M1, 2506.13585): the truncated ratio weighs log p. The cap is ScaleRL's (2510.13786).
     "cispo": {"clip": {"kind": "cispo"}, "minibatches": 4},
     # GPG (2504.02546): plain policy gradient, scaled up by the share of answers whose group has a signal.
     "gpg": {"scale": "informative_share", "ratio": {"level": "none"}, "clip": {"kind": "none"}},
     # SAPO (2511.20347): a sigmoid gate in place of the clip, steeper where the advantage is negative.
-    "sapo": {"clip": {"kind": "sapo"}, "aggregate": "sequence_mean", "minibatches": 4},
+    "sapo": {"clip": {"kind": "sapo"}, "reduction": "sequence_mean", "minibatches": 4},
     # DPPO (2602.04879), binary total variation: bounds on the probability, against the sampler's. Bounds: those of
     # the recipes that run it in verl.
     "dppo": {"ratio": {"denominator": "sampler"}, "clip": {"kind": "dppo"}, "minibatches": 4},
@@ -96,15 +96,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "scale": "none",
         "ratio": {"level": "none"},
         "clip": {"kind": "none"},
-        "aggregate": "sequence_sum",
+        "reduction": "sequence_sum",
     },
     # DeepSeek-R1 (2501.12948), stage one as printed: ratio and KL of whole answers, no 1/|o|, epsilon 10, the
     # reference renewed every 400 steps, 16 mini-batches.
     "r1": {
         "ratio": {"level": "sequence_product"},
         "clip": {"low": 10.0, "high": 10.0},
-        "kl": {"place": "loss", "level": "sequence", "coefficient": 0.001, "renew_every": 400},
-        "aggregate": "sequence_mean",
+        "kl": {"place": "loss", "level": "sequence", "coefficient": 0.001, "update_every": 400},
+        "reduction": "sequence_mean",
         "minibatches": 16,
     },
     # Clip-Cov and KL-Cov (2505.22617): brakes on the few tokens whose probability and advantage go together most.
@@ -142,7 +142,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "baseline": "none",
         "scale": "token_std",
         "clip": {"high": 0.28},
-        "positives": {},
+        "positive_nll": {},
         "minibatches": 4,
     },
 }

@@ -16,8 +16,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from whet.config.names import OTHER_KINDS, OTHER_TOOLS, RENAMED, Known, same_name
 from whet.config.node import KeyPath, Node, dotted
 from whet.config.recipe import INHERITED
+from whet.config.stage import StageBase
 from whet.errors import ConfigError
 
 
@@ -104,7 +106,7 @@ def _text(path: KeyPath, group: list[ErrorDetails], given: _Given) -> str:
             return f"missing; one of: {', '.join(_literals(path, given))}"
         case "union_tag_invalid":
             tags, tag = str(context["expected_tags"]), value["kind"]
-            return f"must be one of {tags}, got {_show(tag)}{_close(str(tag), tags)}"
+            return f"must be one of {tags}, got {_show(tag)}{_kind(tag, given) or _close(str(tag), tags)}"
         case "value_error":
             return details["msg"].removeprefix("Value error, ")
         case "string_pattern_mismatch":
@@ -167,32 +169,104 @@ def _hint(path: KeyPath, given: _Given) -> str:
 
 
 def _suggestion(path: KeyPath, given: _Given) -> str:
-    """The nearest key of the section, or the section beside it that has this very key."""
-    model = _model_at(path[:-1], given)
-    if model is None:
+    """What an unknown key is called here: its new name, ours for another tool's, its right section, or the nearest."""
+    model, node, name = _model_at(path[:-1], given), given.root.find(path), str(path[-1])
+    if model is None or node is None:
         return ""
-    name = str(path[-1])
+    for renamed in RENAMED.get(name, ()):
+        if renamed in model.model_fields:
+            return f"; {name} is now called {renamed!r}"
+    names = [(name,), *(names for leaf, _ in node.leaves((name,)) for names in (leaf, leaf[-1:]))]
+    for known_as in map(dotted, names):
+        known = OTHER_TOOLS.get(same_name(known_as))
+        if known is not None:
+            return f"; {_here(known_as, known, path, given)}"
     valid = [*model.model_fields, *(INHERITED if model is given.recipe else ())]
-    homes = [
-        f"{key}.{name}"
-        for key, field in model.model_fields.items()
-        for inner in _models(field.annotation)
-        if _container(field.annotation) is None and name in inner.model_fields
-    ]
-    return f"; did you mean {homes[0]!r}?" if homes else nearest(name, valid)
+    home = _home(name, model, path, given)
+    return f"; did you mean {home!r}?" if home else nearest(name, valid)
+
+
+def _here(name: str, known: Known, path: KeyPath, given: _Given) -> str:
+    """`learning_rate is 'train.lr' here`, or why there is no such key."""
+    note = f": {known.note}" if known.note else ""
+    for key in known.keys:
+        if place := _place(tuple(key.split(".")), path, given):
+            return f"{name} is {place!r} here{note}"
+    for key in known.keys:
+        if kinds := [stage.kind_name() for stage in _stages(given) if has_key(stage, key.split("."))]:
+            return f"{name} is {key!r} of stages of kind {', '.join(kinds)}{note}"
+    return known.note
+
+
+def _home(name: str, model: type[BaseModel], path: KeyPath, given: _Given) -> str | None:
+    """Where this very key belongs: in a section beside the one it was written in, or elsewhere in the stage."""
+    sections = [(key,) for key, field in model.model_fields.items() if _container(field.annotation) is None]
+    below = next((key for (key,) in sections if has_key(model, (key, name))), None)
+    if below is not None:
+        return f"{below}.{name}"
+    for stage in _stages(given):
+        for candidate in [(name,), *((key, name) for key in stage.model_fields)]:
+            if (
+                (len(path) == 1 or candidate[:-1] != path[2:-1])
+                and has_key(stage, candidate)
+                and (place := _place(candidate, path, given))
+            ):
+                return place
+    return None
+
+
+def _place(key: Sequence[str], path: KeyPath, given: _Given) -> str | None:
+    """A stage's (or the recipe's) key as the section around `path` would have it; None: there is no such key there."""
+    node = given.root.find(path)
+    section = node.path[:-1] if node is not None else ()
+    stages = given.root.child("stages")
+    names = [path[1]] if path[0] == "stages" and len(path) > 1 else list(stages.section if stages is not None else ())
+    inherited = key[0] in INHERITED and section[:1] != ("stages",)
+    for name in names:
+        stage = _model_at(("stages", name), given)
+        if stage is not None and has_key(stage, key) and (inherited or section or not has_key(given.recipe, key)):
+            full: KeyPath = tuple(key) if inherited else ("stages", name, *key)
+            return dotted(full[len(section) :] if full[: len(section)] == section else full)
+    return dotted(tuple(key)) if has_key(given.recipe, key) else None
+
+
+def has_key(model: type[BaseModel], key: Sequence[str]) -> bool:
+    """Whether a section has the key, in some form of it."""
+    models = [model]
+    for name in key:
+        found = [each.model_fields[name].annotation for each in models if name in each.model_fields]
+        if not found:
+            return False
+        models = [inner for annotation in found for inner in models_of(annotation)]
+    return True
+
+
+def _stages(given: _Given) -> list[type[StageBase]]:
+    """The kinds of stages."""
+    union = get_args(given.recipe.model_fields["stages"].annotation)[-1]
+    return [model for model in models_of(union) if issubclass(model, StageBase)]
+
+
+def _kind(tag: object, given: _Given) -> str:
+    """Of a method in the place of a stage's kind, `dpo`: the kind and the key that has it as a preset."""
+    for stage in _stages(given):
+        for key, field in stage.model_fields.items():
+            if any(tag in getattr(section, "presets", ()) for section in models_of(field.annotation)):
+                return f"; write kind: {stage.kind_name()}, {key}: {tag}"
+    return f"; write kind: {OTHER_KINDS[tag]}" if isinstance(tag, str) and tag in OTHER_KINDS else ""
 
 
 def _literals(path: KeyPath, given: _Given) -> list[str]:
     """The names that a union's tag may have at this path."""
     annotation = _annotation_at(path[:-1], given)
-    tags = [get_args(model.model_fields[str(path[-1])].annotation) for model in _models(annotation)]
+    tags = [get_args(model.model_fields[str(path[-1])].annotation) for model in models_of(annotation)]
     return [str(name) for names in tags for name in names]
 
 
 def _model_at(path: KeyPath, given: _Given) -> type[BaseModel] | None:
     node = given.root.find(path)
     value = node.plain() if node is not None else None
-    return _pick(_models(_annotation_at(path, given)), value)
+    return _pick(models_of(_annotation_at(path, given)), value)
 
 
 def _annotation_at(path: KeyPath, given: _Given) -> Any:
@@ -204,7 +278,7 @@ def _annotation_at(path: KeyPath, given: _Given) -> Any:
             annotation = get_args(container)[-1 if get_origin(container) is dict else 0]
             continue
         node = given.root.find(path[:depth])
-        model = _pick(_models(annotation), node.plain() if node is not None else None)
+        model = _pick(models_of(annotation), node.plain() if node is not None else None)
         if model is None or str(key) not in model.model_fields:
             return None
         annotation = model.model_fields[str(key)].annotation
@@ -224,7 +298,8 @@ def _container(annotation: Any) -> Any:
     return next((part for part in _parts(annotation) if get_origin(part) in (dict, list, tuple)), None)
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
+def models_of(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a type allows; those of a list are not among them."""
     return [part for part in _parts(annotation) if isinstance(part, type) and issubclass(part, BaseModel)]
 
 

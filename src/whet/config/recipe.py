@@ -8,6 +8,7 @@ Defaults are published settings, named in `docs/`. Units are in the names: `_s` 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache, reduce
 from operator import or_
@@ -47,6 +48,15 @@ Stage = Annotated[
 
 INHERITED = ("train", "sampling")
 """Sections that a recipe file may have at its top, as defaults of its stages; they are no fields of `Recipe`."""
+SHORT: Mapping[str, str] = {
+    "model": "path",
+    "data": "path",
+    "eval_data": "path",
+    "tasks": "path",
+    "algorithm": "preset",
+    "loss": "preset",
+}
+"""Keys of a stage whose value may be text alone, which stands for a section with this key; a recipe's `model` too."""
 
 
 NOUNS: dict[Made, str] = {"model": "stage", "reward": "reward_model stage", "rows": "stage that makes rows"}

@@ -158,13 +158,13 @@ class FunctionRewardConfig(RewardBase):
     path: PythonFile
     """`file.py:function`."""
     deadline_s: float = Field(30.0, gt=0)
-    judges: bool = False
+    verifies: bool = False
     """Whether a value of 1 means that the answer is right, or the function only shapes."""
 
     @property
     def says_right(self) -> bool:
         """As the recipe says."""
-        return self.judges
+        return self.verifies
 
 
 class GraderRewardConfig(RewardBase):
@@ -173,13 +173,13 @@ class GraderRewardConfig(RewardBase):
     kind: Literal["grader"]
     grader: Grader
     deadline_s: float = Field(30.0, gt=0)
-    judges: bool = False
+    verifies: bool = False
     """Whether a value of 1 means that the answer is right, or it only shapes."""
 
     @property
     def says_right(self) -> bool:
         """As the recipe says."""
-        return self.judges
+        return self.verifies
 
 
 class JudgeReward(RewardBase, JudgeConfig):

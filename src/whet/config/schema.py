@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from whet.config.recipe import INHERITED, STAGES, Recipe
+from whet.config.recipe import INHERITED, SHORT, STAGES, Recipe
 from whet.config.train import SamplingConfig, TrainConfig
 
 
@@ -20,14 +20,19 @@ def json_schema() -> dict[str, Any]:
             "$ref": f"#/$defs/{model.__name__}",
             "description": f"Defaults for the `{name}` section of every stage that has one.",
         }
-    for holder, key in ((schema, "model"), *((schema["$defs"][model.__name__], "model") for model in STAGES)):
-        _allow_text(holder["properties"], key)
-    _allow_text(schema["$defs"]["RLStage"]["properties"], "algorithm")
+    _allow_text(schema["properties"], "model")
+    for stage in STAGES:
+        properties = schema["$defs"][stage.__name__]["properties"]
+        for key in SHORT.keys() & properties.keys():
+            _allow_text(properties, key)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def _allow_text(properties: dict[str, Any], key: str) -> None:
     inner = properties[key]
+    for option in inner.get("oneOf", ()):
+        if option.get("type") == "array":
+            option["items"] = {"anyOf": [option["items"], {"type": "string"}]}
     properties[key] = {
         "anyOf": [inner, {"type": "string"}],
         **({"description": inner.pop("description")} if "description" in inner else {}),

@@ -25,14 +25,17 @@ class BadRow(DataError):
     """One row cannot be used: `origin: field: what; remedy`.
 
     `what` is the same for every row with the same fault, so that `reason` can be counted; numbers and values
-    of this one row belong into `remedy`.
+    of this one row belong into `remedy`. `droppable`: the message advises `on_bad_row: drop`; the `fault` that is kept
+    of a dropped row does not.
     """
 
-    def __init__(self, origin: Origin | str, field: str, what: str, remedy: str = "") -> None:
+    def __init__(
+        self, origin: Origin | str, field: str, what: str, remedy: str = "", *, droppable: bool = False
+    ) -> None:
         self.origin, self.fault = origin, f"{field}: {what}" if field else what
         self.reason = re.sub(r"\[\d+\]", "[]", self.fault)
         self.fault += f"; {remedy}" if remedy else ""
-        super().__init__(f"{origin}: {self.fault}")
+        super().__init__(f"{origin}: {self.fault}{', or set data.on_bad_row: drop' if droppable else ''}")
 
 
 class LeftOut(BadRow):

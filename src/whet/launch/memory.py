@@ -22,7 +22,7 @@ from torch import Tensor
 from whet.algorithms.sft import CrossEntropy, weigh
 from whet.config import ModelConfig, SamplingConfig, TrainConfig
 from whet.config.critic import CriticConfig
-from whet.config.judge import LocalChat
+from whet.config.judge import JudgeConfig, LocalChat
 from whet.config.references import children
 from whet.config.rewards import scorers
 from whet.config.stage import StageBase
@@ -125,7 +125,9 @@ def _asked_in(section: Any) -> Iterator[Asked]:
     for key, child in children(section):
         if isinstance(child, LocalChat):
             sampling = SamplingConfig(max_tokens=section.max_tokens, max_running=child.max_running)
-            yield Asked(role="judge" if key == "by" else key, model=child.alone(), sampling=sampling)
+            yield Asked(
+                role="judge" if isinstance(section, JudgeConfig) else key, model=child.alone(), sampling=sampling
+            )
         yield from _asked_in(child)
 
 

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from whet.config import LoraConfig, ModelConfig
+from whet.config.problems import nearest
 from whet.errors import ModelError
 from whet.files import Digests
 from whet.models.architecture import (
@@ -325,8 +326,11 @@ def _locate(path: str) -> tuple[str, str | None]:
         if not (Path(path) / "config.json").is_file():
             raise ModelError(f"{path}: a directory without config.json is not a Hugging Face model")
         return path, None
-    if path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise ModelError(f"{path}: no such directory, and not a hub id (org/name)")
+    folder = Path(path).parent if "/" in path else Path("runs")
+    runs = sorted(str(recipe.parent) for recipe in folder.glob("*/recipe.json"))
+    if path.startswith((".", "/", "~")) or path.count("/") != 1 or runs or folder.name == "runs":  # a path or a run
+        there = nearest(str(folder / Path(path.partition("@")[0]).name), runs)
+        raise ModelError(f"{path}: no such directory, and not a hub id (org/name){there}")
     name, _, revision = path.partition("@")
     if os.environ.get("HF_HUB_OFFLINE") == "1":
         logging.getLogger(__name__).info("offline: looking for %s in the local cache", name)

@@ -11,6 +11,7 @@ from whet.data.mixture import Blend, end_to_end
 from whet.pipeline.load_data import conversations
 from whet.pipeline.stage import World
 from whet.records import TokenRow
+from whet.training.gate import Window
 from whet.training.tokenize import Gated, Say, tokenise
 
 
@@ -46,14 +47,20 @@ def gate_sets(world: World, model: ModelConfig, train: TrainConfig, data: Source
     return Sets(sets=sets, blend=Blend(tuple(len(each.rows) for each in sets.values()), weights(data)))
 
 
+def row_limit(world: World, model: ModelConfig, train: TrainConfig) -> int:
+    """Tokens of the longest row: the recipe's, or the model's own where that is less."""
+    window = world.max_length(model)
+    return Window(window) if train.max_length is None or train.max_length >= window else train.max_length
+
+
 def gate(world: World, model: ModelConfig, train: TrainConfig, source: Source, say: Say | None = None) -> Gated:
     """Rows, tokenised and checked; nothing but the tokenizer is loaded for it."""
-    limit = world.max_length(model)
+    longest = row_limit(world, model, train)
     return tokenise(
         conversations(source),
         world.template(model),
         loss_on=train.loss_on,
-        max_length=min(train.max_length or limit, limit),
+        max_length=longest,
         on_bad_row="error" if isinstance(source, GeneratedConfig) else source.on_bad_row,
         say=say,
     )

@@ -17,6 +17,7 @@ from whet.data.faults import Dropped, nearest
 from whet.errors import DataError
 from whet.models.heads import Scale
 from whet.pipeline import load_data
+from whet.pipeline.gate import row_limit
 from whet.pipeline.stage import World
 from whet.records import Atom, seed_of
 from whet.training.compare import Compared, tokenise_comparisons, tokenise_judged, tokenise_rated
@@ -94,8 +95,8 @@ def _share(prompt: Sequence[int]) -> float:
 def _read(
     world: World, model: ModelConfig, config: RewardModelStage, source: Source
 ) -> tuple[list[RewardExample], str, Sequence[Dropped]]:
-    template, limit = world.template(model), world.max_length(model)
-    max_length = min(config.train.max_length or limit, limit)
+    max_length = row_limit(world, model, config.train)
+    template = world.template(model)
     on_bad_row = "error" if isinstance(source, GeneratedConfig) else source.on_bad_row
     if config.learn == "steps":
         graded, unread = load_data.stepwise(source)

@@ -1,4 +1,4 @@
-"""Which tasks come next: pools of difficulty, rests for what is solved or hopeless, past prompts that still teach.
+"""Which tasks come next: buckets of difficulty, rests for what is solved or hopeless, past prompts that still teach.
 
 A curriculum knows tasks by their numbers. Everything that it does is derived from the seed, the step and three arrays
 of one number per task: the share of right answers when it was last played, that share when the epoch began, and until
@@ -22,7 +22,7 @@ from whet.errors import DataError
 from whet.records import Group, seed_of
 
 UNKNOWN = 0.5
-"""The share of right answers that a task which was never measured is ordered by (`by: solved`)."""
+"""The share of right answers that a task which was never measured is ordered by (`order_by: solved`)."""
 TABLES = ("rate", "rate_before", "rest_until")
 
 
@@ -51,16 +51,16 @@ class Curriculum:
         self.rate_before = self.rate.copy()
 
     def order(self, shuffled: Sequence[int]) -> list[int]:
-        """These tasks with the easiest pool first; inside a pool in the order given."""
-        if self.config.by is None:
+        """These tasks with the easiest bucket first; inside a bucket in the order given."""
+        if self.config.order_by is None:
             return list(shuffled)
         order = np.asarray(shuffled)
-        known_N = self.rate_before if self.config.by == SOLVED else np.asarray(self.hardness)
-        hardness = 1 - np.nan_to_num(known_N, nan=UNKNOWN) if self.config.by == SOLVED else known_N
+        known_N = self.rate_before if self.config.order_by == SOLVED else np.asarray(self.hardness)
+        hardness = 1 - np.nan_to_num(known_N, nan=UNKNOWN) if self.config.order_by == SOLVED else known_N
         place = np.empty(len(order), np.int64)
         place[np.argsort(hardness[order], kind="stable")] = np.arange(len(order))
-        pool = place * self.config.pools // len(order)
-        return [int(task) for task in order[np.argsort(pool, kind="stable")]]
+        bucket = place * self.config.buckets // len(order)
+        return [int(task) for task in order[np.argsort(bucket, kind="stable")]]
 
     def rests(self, task: int, step: int) -> bool:
         """Whether the task is left out of this step."""
@@ -85,9 +85,9 @@ class Curriculum:
         if not right:
             return
         rate = self.rate[task] = sum(right) / len(right)
-        low, high = self.config.rest_below, self.config.rest_above
+        low, high = self.config.skip_below, self.config.skip_above
         rests = (high is not None and rate >= high) or (low is not None and rate <= low)
-        self.rest_until[task] = step + 1 + self.config.rest_steps if rests else 0
+        self.rest_until[task] = step + 1 + self.config.skip_steps if rests else 0
 
     @property
     def state(self) -> dict[str, np.ndarray]:
@@ -107,15 +107,16 @@ def hardness_of(tasks: Sequence[Task], config: CurriculumConfig | None) -> list[
 
     Raises `DataError`, naming the task, where that column has no number.
     """
-    if config is None or config.by is None or config.by == SOLVED:
+    if config is None or config.order_by is None or config.order_by == SOLVED:
         return []
     found = []
     for task in tasks:
-        value = task.columns[config.by] if config.by in task.columns else None
+        value = task.columns[config.order_by] if config.order_by in task.columns else None
         if isinstance(value, bool) or not isinstance(value, int | float):
             has = ", ".join(sorted(task.columns)) or "none"
             raise DataError(
-                f"task {task.id}: curriculum.by is {config.by!r}, and the row has no number there; its columns: {has}"
+                f"task {task.id}: curriculum.order_by is {config.order_by!r}, and the row has no number there; its "
+                f"columns: {has}"
             )
         found.append(float(value))
     return found

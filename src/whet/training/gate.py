@@ -20,6 +20,10 @@ from whet.records import TokenRow
 from whet.templates.base import Encoded, LossOn, Script, Template, TooLong
 
 
+class Window(int):
+    """A longest row that the model itself sets: no `train.max_length` can raise it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowRule:
     """What a row must be."""
@@ -61,8 +65,7 @@ def check_row(encoded: Encoded | DataError, conversation: Conversation, field: s
     origin = conversation.origin
     field = field if conversation.text is None else "text"
     if isinstance(encoded, TooLong):
-        remedy = f"it has more than {2 * rule.max_length}; {ROOM}"
-        raise BadRow(origin, field, f"longer than max_length {rule.max_length}", remedy) from encoded
+        raise _too_long(origin, field, rule, f"it has more than {2 * rule.max_length}") from encoded
     if isinstance(encoded, DataError):
         raise _placed(encoded, origin) from encoded
     tokens, trained = encoded.tokens, encoded.trained
@@ -71,8 +74,9 @@ def check_row(encoded: Encoded | DataError, conversation: Conversation, field: s
         raise BadRow(origin, field, "no trained token", needed)
     if len(tokens) > rule.max_length:
         cut, answer = trained[rule.max_length :].sum(), trained.sum()
-        remedy = f"it has {len(tokens)} tokens, and {cut} of {answer} trained ones would be cut off; {ROOM}"
-        raise BadRow(origin, field, f"longer than max_length {rule.max_length}", remedy)
+        raise _too_long(
+            origin, field, rule, f"it has {len(tokens)} tokens, and {cut} of {answer} trained ones would be cut off"
+        )
     _refuse_unended(encoded, rule.template, origin)
     return encoded
 
@@ -80,9 +84,6 @@ def check_row(encoded: Encoded | DataError, conversation: Conversation, field: s
 def token_row(encoded: Encoded, *, shared: int = 0) -> TokenRow:
     """Tokens as a row without columns."""
     return TokenRow(tokens=encoded.tokens, trained=encoded.trained, shared=shared)
-
-
-ROOM = "raise train.max_length, or set data.on_bad_row: drop"
 
 
 def segments(row: TokenRow, template: Template) -> tuple[Segment, ...]:
@@ -103,6 +104,12 @@ def _placed(error: DataError, origin: Origin) -> BadRow:
     """The template knows what is wrong, we know where."""
     what, _, remedy = str(error).partition("; ")
     return BadRow(origin, "", what, remedy)
+
+
+def _too_long(origin: Origin, field: str, rule: RowRule, tokens: str) -> BadRow:
+    own = isinstance(rule.max_length, Window)
+    what = f"longer than {f'the model attends to, {rule.max_length}' if own else f'max_length {rule.max_length}'}"
+    return BadRow(origin, field, what, f"{tokens}; {'shorten it' if own else 'raise train.max_length'}", droppable=True)
 
 
 def _refuse_empty_answers(conversation: Conversation) -> None:

@@ -19,6 +19,7 @@ from whet.errors import DataError
 from whet.records import Message, TokenRow, token_ids
 from whet.templates.base import Template
 from whet.templates.places import completing_tokens
+from whet.training.gate import Window
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +49,9 @@ def read_at(messages: Sequence[Message], ends: Sequence[int], template: Template
         raise DataError("two steps end in the same token; leave no step empty, or cut the answer elsewhere")
     length = places[-1] + 1
     if length > max_length:
-        raise DataError(f"longer than {max_length} tokens, which is what the model attends to; it has {length}")
+        own = isinstance(max_length, Window)
+        limit = f"the model attends to, {max_length}" if own else f"max_length {max_length}"
+        raise DataError(f"longer than {limit}; it has {length} tokens{'' if own else '; raise train.max_length'}")
     trained = np.isin(np.arange(length), places)
     return TokenRow(tokens=token_ids(rendered.tokens[:length]), trained=trained, shared=first)
 

@@ -112,7 +112,7 @@ class CachedChat:
 
 def no_probabilities(who: str) -> ConfigError:
     """The error of a client without log-probabilities."""
-    return ConfigError(f"{who} answers with text alone; read: probabilities needs a local model, by: {{path: ...}}")
+    return ConfigError(f"{who} answers with text alone; read: probabilities needs a local model, model: {{path: ...}}")
 
 
 def read_answers(path: Path) -> dict[str, Reply]:

@@ -157,7 +157,7 @@ def build_wording(config: JudgeWording) -> Wording:
         criteria=config.criteria,
         principles=read_principles(config.principles),
         verdicts=verdicts_of(config.scale),
-        everything=config.sees == "everything",
+        everything=config.visible == "everything",
     )
 
 

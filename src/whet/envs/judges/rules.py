@@ -27,7 +27,7 @@ Messages = Sequence[Mapping[str, str]]
 def sums(messages: Messages) -> str:
     """A judge that knows addition: right is better than wrong, and shown work is better than none.
 
-    Asked with `sees: everything`, it sees the work inside a thinking block, too.
+    Asked with `visible: everything`, it sees the work inside a thinking block, too.
     """
     question = messages[-1]["content"]
     asked, *answers = opened(question)

@@ -150,7 +150,9 @@ class Arithmetic:
 
     def _wish(self, index: int) -> str:
         """What the prompt asks for beside the sum; nothing where prompts have no wishes."""
-        return Random(f"arithmetic wish/{self.config.seed}/{index}").choice(WISHES) if self.config.wishes else ""
+        if not self.config.style_instructions:
+            return ""
+        return Random(f"arithmetic wish/{self.config.seed}/{index}").choice(WISHES)
 
     def _draw(self, random: Random) -> Sum:
         return Sum(_number(random, self.config.digits), _number(random, self.config.digits))

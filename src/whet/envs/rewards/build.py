@@ -183,7 +183,7 @@ def _judge(config: kinds.JudgeReward, models: Models | None) -> Reward:
     name, weight = kinds.name_of(config), config.weight
     if models is None:
         raise ConfigError("reward kind 'judge' needs a model provider; none was passed to build_rubric")
-    judge = build_judge(config, models.chat(config.by))
+    judge = build_judge(config, models.chat(config.model))
     if config.form == "pairs":
         return PairsReward(name=name, weight=weight, judge=judge, opponents=config.opponents)
     return PointsReward(name=name, weight=weight, judge=judge, probe=config.probe)

@@ -33,7 +33,7 @@ def run_agreement(context: Context[AgreementStage]) -> None:
     lost = f"; {unread.describe()}" if unread.total else ""
     keep_dropped(context, "data", [unread])
     context.console.say(f"{context.name}: {len(listed):,} comparisons{lost}")
-    judge = build_judge(config.judge, context.world.chat(config.judge.by))
+    judge = build_judge(config.judge, context.world.chat(config.judge.model))
     try:
         make_rows(context, listed, config.chunk, _Ask(judge).chunk)
     finally:

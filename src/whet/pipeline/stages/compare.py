@@ -33,7 +33,7 @@ def run_compare(context: Context[CompareStage]) -> None:
     """Sample, judge and write until every task has its chance."""
     config = context.config
     grading = rubric(config.tasks, config.rewards, context.world)
-    judge = None if config.judge is None else build_judge(config.judge, context.world.chat(config.judge.by))
+    judge = None if config.judge is None else build_judge(config.judge, context.world.chat(config.judge.model))
     try:
         problems = playable(config.tasks, context.model, context.world, grading, max_tokens=config.sampling.max_tokens)
         context.console.say(f"{context.name}: {problems.describe()} x {config.samples} answers")

@@ -96,7 +96,9 @@ def _why_ungraded(groups: Sequence[Group]) -> str:
     last = groups[-1].episodes[-1]
     if last.score.value is None:
         return f"the last one: {last.outcome}: {last.score.note}"
-    return "none of the rewards says what is right (format and overlong only shape; a function does with judges: true)"
+    return (
+        "none of the rewards says what is right (format and overlong only shape; a function does with verifies: true)"
+    )
 
 
 def _judge(group: Group) -> list[SampledAnswer]:

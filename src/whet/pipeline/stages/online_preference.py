@@ -48,7 +48,7 @@ def run_online_preference(context: Context[OnlinePreferenceStage]) -> None:
             prompts_per_step=config.prompts_per_step,
             all_pairs=config.pairs == "all",
             minibatches=config.minibatches,
-            renew_every=config.renew_every,
+            update_reference_every=config.update_reference_every,
             max_gap=config.max_reference_gap,
         )
         first = first_state(feed)

@@ -12,6 +12,7 @@ from whet.config import GeneratedConfig, LossConfig, ModelConfig, PreferenceStag
 from whet.data.faults import Dropped
 from whet.errors import DataError
 from whet.pipeline.dropped import keep_dropped
+from whet.pipeline.gate import row_limit
 from whet.pipeline.load_data import comparisons, judged
 from whet.pipeline.playing import SHOWN
 from whet.pipeline.reference import with_reference
@@ -79,8 +80,7 @@ class GatedPreferences:
 
 def gate_preferences(world: World, model: ModelConfig, config: PreferenceStage, source: Source) -> GatedPreferences:
     """Rows, tokenised and checked; nothing but the tokenizer is loaded for it."""
-    limit = world.max_length(model)
-    length = min(config.train.max_length or limit, limit)
+    length = row_limit(world, model, config.train)
     on_bad_row = "error" if isinstance(source, GeneratedConfig) else source.on_bad_row
     template = world.template(model)
     if config.loss.kto is not None:

@@ -58,7 +58,7 @@ class _Revise:
             rounds=self.config.rounds,
             seeds=[seed_of(self.context.seed, number, place) for place in range(len(chosen))],
             max_tokens=self.config.max_tokens,
-            everything=self.config.sees == "everything",
+            everything=self.config.visible == "everything",
         )
         template = self.context.world.template(self.context.model)
         written = [(task, each) for task, each in zip(chosen, found, strict=True) if each.revised is not None]

@@ -1,0 +1,224 @@
+"""Names that are no keys: former ones and those of other tools are answered with the key that is meant."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from whet.config.loading import load_recipe
+from whet.config.names import OTHER_KINDS, OTHER_TOOLS, RENAMED
+from whet.config.preference import PREFERENCE_PRESETS
+from whet.config.presets import PRESETS
+from whet.config.problems import has_key, models_of
+from whet.config.recipe import STAGES, Recipe
+from whet.errors import ConfigError
+
+PAGE = Path(__file__).parents[1] / "docs" / "coming-from.md"
+STAGE = {
+    "sft": {"kind": "sft", "data": {"generate": "arithmetic"}},
+    "preference": {"kind": "preference", "data": {"generate": "arithmetic"}},
+    "rl": {
+        "kind": "rl",
+        "tasks": {"generate": "arithmetic"},
+        "rewards": [{"kind": "verifier"}],
+        "train": {"steps": 1},
+    },
+}
+
+
+def complaint(folder: Path, *words: str, **sections: object) -> str:
+    """What is wrong with a recipe of these sections; empty where nothing is."""
+    recipe = {"name": "r", "model": "whet:demo", **sections}
+    (folder / "r.yaml").write_text(yaml.safe_dump(recipe))
+    try:
+        load_recipe(folder / "r.yaml", words)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def sections(model: type[BaseModel], seen: set[type[BaseModel]]) -> Iterator[type[BaseModel]]:
+    """A section and all below it."""
+    if model in seen:
+        return
+    seen.add(model)
+    yield model
+    for field in model.model_fields.values():
+        parts = re.findall(r"whet\.[\w.]+", str(field.annotation))
+        inner = models_of(field.annotation) if not parts else [*models_of(field.annotation), *_listed(field.annotation)]
+        for each in inner:
+            yield from sections(each, seen)
+
+
+def _listed(annotation: object) -> list[type[BaseModel]]:
+    """The sections of lists and of tagged unions in them."""
+    found: list[type[BaseModel]] = []
+    for part in getattr(annotation, "__args__", ()):
+        found += [*models_of(part), *_listed(part)]
+    return found
+
+
+def every_section() -> list[type[BaseModel]]:
+    seen: set[type[BaseModel]] = set()
+    return [section for stage in (Recipe, *STAGES) for section in sections(stage, seen)]
+
+
+def is_key(key: str) -> bool:
+    """Whether it is one of a stage or of the recipe."""
+    return any(has_key(model, key.split(".")) for model in (*STAGES, Recipe))
+
+
+# --------------------------------------------------------------------------------------- former keys
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_a_renamed_key_exists_under_its_new_name_and_not_under_its_old_one(old: str) -> None:
+    for new in RENAMED[old]:
+        having = [section for section in every_section() if new in section.model_fields]
+        assert having
+        assert not [section for section in having if old in section.model_fields]
+
+
+@pytest.mark.parametrize(
+    ("stage", "keys", "expected"),
+    [
+        ("rl", {"algorithm": {"aggregate": "token_mean"}}, "aggregate is now called 'reduction'"),
+        ("rl", {"algorithm": {"kl": {"keep": 0.9}}}, "kl.keep: unknown key; keep is now called 'ema_decay'"),
+        ("rl", {"algorithm": {"positives": {}}}, "positives is now called 'positive_nll'"),
+        ("rl", {"curriculum": {"by": "solved"}}, "by is now called 'order_by'"),
+        ("rl", {"rewards": [{"kind": "judge", "by": {"path": "x"}}]}, "by is now called 'model'"),
+        ("sft", {"data": {"generate": "arithmetic", "wishes": True}}, "wishes is now called 'style_instructions'"),
+    ],
+)  # fmt: skip
+def test_a_former_key_is_answered_with_its_new_name(stage: str, keys: dict, expected: str, tmp_path: Path) -> None:
+    assert expected in complaint(tmp_path, stages={"s": STAGE[stage] | keys})
+
+
+# -------------------------------------------------------------------------------- names of other tools
+
+
+@pytest.mark.parametrize("name", OTHER_TOOLS)
+def test_a_name_of_another_tool_leads_to_a_key_that_there_is(name: str) -> None:
+    known = OTHER_TOOLS[name]
+    assert known.keys or known.note
+    assert all(map(is_key, known.keys))
+    told = re.findall(r"\b(?:train|tasks|algorithm)\.[\w.]+\b", known.note)
+    assert all(map(is_key, told))
+
+
+@pytest.mark.parametrize("stage", STAGE)
+@pytest.mark.parametrize("name", [name for name in OTHER_TOOLS if "." not in name])
+def test_it_is_answered_wherever_it_is_written(name: str, stage: str, tmp_path: Path) -> None:
+    """At the top, in the stage, in its `train` and as an option: the same key, as that place would write it."""
+    known, own = OTHER_TOOLS[name], STAGE[stage]
+    last = [key.rpartition(".")[2] for key in known.keys]
+    found = [
+        complaint(tmp_path, stages={"s": own}, **{name: 1}),
+        complaint(tmp_path, stages={"s": {**own, name: 1}}),
+        complaint(tmp_path, stages={"s": {**own, "train": {**own.get("train", {}), name: 1}}}),
+        complaint(tmp_path, f"--{name.replace('_', '-')}", "1", stages={"s": own}),
+        complaint(tmp_path, f"--{name}", stages={"s": own}),
+    ]
+    for text in found:
+        assert "\n" not in text
+        assert re.search(rf"{name.replace('_', '[_-]')}: unknown key; ", text)
+        assert re.search(rf"is '([\w-]+\.)*({'|'.join(last)})'", text) if last else known.note in text
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--learning_rate", "1e-5"], "command line: learning_rate: unknown key; learning_rate is 'train.lr' here"),
+        (["--packing", "--bf16"], "bf16: unknown key; bf16 is 'model.dtype' here"),
+        (["actor_rollout_ref.rollout.n=5"], "actor_rollout_ref.rollout.n is 'stages.s.rollouts_per_prompt' here"),
+        (["trainer.total_epochs=5"], "trainer: unknown key; total_epochs is 'train.epochs' here"),
+        (["beta=0.04"], "beta is 'stages.s.algorithm.kl.coefficient' here"),
+        (["stages.s.max_tokens=5"], "unknown key; did you mean 'sampling.max_tokens'?"),
+        (["stages.s.train.rollouts_per_prompt=5"], "unknown key; did you mean 'stages.s.rollouts_per_prompt'?"),
+        (["lr=1"], "command line: lr: unknown key; did you mean 'train.lr'?"),
+        (["tasks=x.jsonl"], "command line: tasks: unknown key; did you mean 'stages.s.tasks'?"),
+    ],
+)
+def test_an_option_of_another_tool_or_a_key_in_the_wrong_place(words: list[str], expected: str, tmp_path: Path) -> None:
+    assert expected in complaint(tmp_path, *words, stages={"s": STAGE["rl"]})
+
+
+@pytest.mark.parametrize("method", [*PRESETS, *PREFERENCE_PRESETS])
+def test_a_method_in_the_place_of_a_kind_is_answered_with_keys_that_load(method: str, tmp_path: Path) -> None:
+    text = complaint(tmp_path, stages={"s": {"kind": method}})
+    found = re.search(r"; write kind: (\w+), (\w+): (\w+)", text)
+    assert found is not None
+    kind, key, preset = found.groups()
+    assert preset == method
+    own = {**STAGE[kind], key: preset}
+    if kind == "rl":
+        own |= {"prompts_per_step": 32, "rewards": [{"kind": "verifier"}, {"kind": "format"}, {"kind": "steps"}]}
+    assert complaint(tmp_path, stages={"s": own}) == ""
+
+
+@pytest.mark.parametrize("name", OTHER_KINDS)
+def test_a_kind_by_another_name(name: str, tmp_path: Path) -> None:
+    kinds = [stage.kind_name() for stage in STAGES]
+    text = complaint(tmp_path, stages={"s": {"kind": name}})
+    assert text.endswith(f"write kind: {OTHER_KINDS[name]}")
+    assert OTHER_KINDS[name].partition(",")[0] in kinds
+    assert name not in kinds
+
+
+@pytest.mark.parametrize(
+    ("data", "words", "paths"),
+    [
+        ("good.jsonl", [], ["good.jsonl"]),
+        (["a.jsonl", {"path": "b.jsonl"}], [], ["a.jsonl", "b.jsonl"]),
+        (["a.jsonl", "b.jsonl"], ["stages.s.data.1=c.jsonl"], ["a.jsonl", "c.jsonl"]),
+        ({"generate": "arithmetic", "count": 9}, ["stages.s.data=d.jsonl"], ["d.jsonl"]),
+    ],
+)
+def test_rows_may_be_named_by_their_path_alone(
+    data: object, words: Sequence[str], paths: list[str], tmp_path: Path
+) -> None:
+    text = yaml.safe_dump({"name": "r", "model": "whet:demo", "stages": {"s": {"kind": "sft", "data": data}}})
+    (tmp_path / "r.yaml").write_text(text)
+    loaded = load_recipe(tmp_path / "r.yaml", words)
+    found = loaded.recipe.stages["s"].data  # type: ignore[attr-defined]
+    assert [each.path for each in (found if isinstance(found, list) else [found])] == paths
+
+
+def test_a_path_alone_keeps_the_other_keys_of_rows(tmp_path: Path) -> None:
+    stage = {"kind": "sft", "data": {"path": "a.jsonl", "on_bad_row": "drop"}}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump({"name": "r", "model": "whet:demo", "stages": {"s": stage}}))
+    loaded = load_recipe(tmp_path / "r.yaml", ["stages.s.data=b.jsonl"])
+    assert loaded.recipe.stages["s"].data.model_dump(include={"path", "on_bad_row"}) == {  # type: ignore[attr-defined]
+        "path": "b.jsonl",
+        "on_bad_row": "drop",
+    }
+    assert str(loaded.origins["stages.s.data.path"]) == "command line"
+
+
+# ------------------------------------------------------------------------------------------- the page
+
+
+def rows() -> Iterator[tuple[list[str], list[str]]]:
+    """The keys and the names of each line of the page's tables of names."""
+    for line in PAGE.read_text().splitlines():
+        cells = line.strip("|").split("|")
+        if line.startswith("| ") and len(cells) == 5 and cells[0].strip() != "here":
+            ours, *others = [re.findall(r"`([^`]+)`", cell) for cell in cells]
+            yield ours, [name for cell in others for name in cell]
+
+
+def test_the_page_has_every_name_with_its_key() -> None:
+    listed: dict[str, set[str]] = {}
+    for ours, others in rows():
+        assert all(map(is_key, ours))
+        for name in others:
+            listed.setdefault(name, set()).update(ours)
+    same = {name for name, ours in listed.items() if any(key.rpartition(".")[2] == name for key in ours)}
+    assert listed.keys() - (same - OTHER_TOOLS.keys()) == OTHER_TOOLS.keys()
+    for name, known in OTHER_TOOLS.items():
+        assert (listed[name] & set(known.keys)) or not (listed[name] or known.keys), name
