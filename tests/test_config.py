@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from pathlib import Path
 
 import pytest
 
-from whet.config import Recipe, RLStage, SFTStage
+from whet.config import LossConfig, PolicyConfig, Recipe, RLStage, SFTStage
 from whet.config.loading import load_recipe, resolved, split_overrides
 from whet.config.schema import json_schema
 from whet.errors import ConfigError
@@ -316,3 +317,8 @@ def test_the_schema_has_what_loading_adds() -> None:
 def test_words_are_split_in_order() -> None:
     words = ["a.b=1=2", "--c", "x y", "--d=", "e=@sft"]
     assert split_overrides(words) == [(("a", "b"), "1=2"), (("c",), "x y"), (("d",), ""), (("e",), "@sft")]
+
+
+@pytest.mark.parametrize("section", [PolicyConfig.model_validate("grpo"), LossConfig.model_validate("rpo")])
+def test_a_section_that_is_made_from_formulas_crosses_a_process(section: PolicyConfig | LossConfig) -> None:
+    assert pickle.loads(pickle.dumps(section)) == section

@@ -26,7 +26,7 @@ Column = npt.NDArray[Any]
 
 
 def token_ids(ids: npt.ArrayLike) -> TokenIds:
-    """Token ids as the records hold them: a read-only int32 array, a view where they are one already."""
+    """Token ids as the records hold them: a read-only int32 array; one that is given is kept, so do not change it."""
     return _frozen(ids, np.int32)
 
 
@@ -321,8 +321,8 @@ State = Mapping[str, Any]
 """Floats by name, and a NumPy array where there is one number for each of many tasks: a copy, not an entry each."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Step(_ByContent):
     """What an algorithm yields after each optimizer step; the runner logs, evaluates and checkpoints it."""
 
     index: int

@@ -223,7 +223,7 @@ def _keep(
         case HighEntropyFilter():
             rows = [row for answer in answers for row in answer.rows]
             entropies = trainer.forward(rows, "entropy", temperature=temperature)["entropy"]
-            return _top(torch.from_numpy(np.concatenate(entropies, dtype=np.float64)), filtering.share)
+            return _top(torch.from_numpy(np.concatenate([*entropies, ()], dtype=np.float64)), filtering.share)
         case CovarianceFilter():
             cov_T = covariance(_old_logp(answers), _get(answers, "advantage"))
             between = ((cov_T > filtering.low) & (cov_T < filtering.high)).nonzero().squeeze(-1)

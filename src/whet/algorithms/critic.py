@@ -310,4 +310,4 @@ def _split(atoms: Sequence[Atom], parts: int) -> list[Sequence[Atom]]:
 
 def _chain(columns: Sequence[Column]) -> Tensor:
     """An episode's rows as one chain of numbers, in double precision."""
-    return torch.from_numpy(np.concatenate(columns, dtype=np.float64))
+    return torch.from_numpy(np.concatenate([*columns, ()], dtype=np.float64))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -27,11 +28,12 @@ Section = TypeVar("Section", bound=Strict)
 
 
 def section_of(
-    function: Callable[..., Any], name: str, *, base: type[Section], kind: str | None = None
+    function: Callable[..., Any], name: str, *, base: type[Section], kind: str | None = None, module: str | None = None
 ) -> type[Section]:
     """A section with a key for each keyword-only parameter: its type, range, default, and text as description.
 
-    `kind`: the section is one of several that this key tells apart.
+    `kind`: the section is one of several that this key tells apart. `module`: where the class is put, so that pickle
+    finds it.
     """
     fields: dict[str, Any] = {} if kind is None else {"kind": (Literal[kind], kind)}
     for parameter in inspect.signature(function).parameters.values():
@@ -39,7 +41,10 @@ def section_of(
             # Only these: the tensors beside them have a type that only torch knows.
             assert parameter.default is not parameter.empty, f"{name}.{parameter.name} has a published default"
             fields[parameter.name] = (_described(_hint(parameter, function)), parameter.default)
-    return create_model(name, __base__=base, __doc__=inspect.getdoc(function), **fields)
+    made = create_model(name, __base__=base, __doc__=inspect.getdoc(function), __module__=module or __name__, **fields)
+    if module is not None:
+        setattr(sys.modules[module], name, made)
+    return made
 
 
 def _hint(parameter: inspect.Parameter, function: Callable[..., Any]) -> Any:

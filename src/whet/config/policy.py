@@ -45,7 +45,10 @@ class ClipSection(Strict):
     kind: str
 
 
-CLIPS = {kind: section_of(each.loss, f"{kind}_clip", base=ClipSection, kind=kind) for kind, each in SURROGATES.items()}
+CLIPS = {
+    kind: section_of(each.loss, f"{kind}_clip", base=ClipSection, kind=kind, module=__name__)
+    for kind, each in SURROGATES.items()
+}
 if TYPE_CHECKING:
     Clip = ClipSection
 else:

@@ -38,7 +38,7 @@ class Term(Strict):
 
 
 FUNCTIONS = {**{name: formula.loss for name, formula in LOSSES.items()}, "kto": kto}
-TERMS = {name: section_of(function, f"{name}_term", base=Term) for name, function in FUNCTIONS.items()}
+TERMS = {name: section_of(function, f"{name}_term", base=Term, module=__name__) for name, function in FUNCTIONS.items()}
 PREFERENCE_PRESETS: Mapping[str, Mapping[str, Any]] = {
     **{name: {name: {}} for name in TERMS},
     "cdpo": {"dpo": {"smoothing": 0.1}},

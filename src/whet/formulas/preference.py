@@ -34,7 +34,7 @@ class Pairs:
     chosen_length_P: Tensor
     rejected_length_P: Tensor
     chosen_step_P: Tensor
-    """A statistic of the whole step (`STATISTICS`), a constant; NaN for losses that have none."""
+    """A statistic of the whole step (`PairFormula.statistic`), a constant; NaN for losses that have none."""
     rejected_step_P: Tensor
 
     @property

@@ -26,7 +26,7 @@ UNKNOWN = 0.5
 TABLES = ("rate", "rate_before", "rest_until")
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Curriculum:
     """The arrays of one run."""
 
@@ -98,8 +98,7 @@ class Curriculum:
         """Go on from `state`, which may hold other numbers too."""
         self.__post_init__()
         for name in TABLES:
-            if name in state:
-                getattr(self, name)[:] = state[name]
+            getattr(self, name)[:] = state[name]
 
 
 def hardness_of(tasks: Sequence[Task], config: CurriculumConfig | None) -> list[float]:

@@ -21,6 +21,7 @@ from whet.errors import RunError
 from whet.files import folder_size, seal, sync_folder, unseal, writing
 from whet.records import State
 
+FORMAT = 2
 TABLES = "tables.safetensors"
 """The arrays of a step's state; its numbers stand in the manifest."""
 
@@ -51,7 +52,7 @@ def save_generation(root: Path, step: int, state: State, write: Callable[[Path],
             if tables:
                 save_file(tables, part / TABLES)
             numbers = {name: value for name, value in state.items() if name not in tables}
-            seal(part, {"format": 1, "step": step, "state": numbers})
+            seal(part, {"format": FORMAT, "step": step, "state": numbers})
             if final.exists():
                 shutil.rmtree(final)
             os.replace(part, final)
@@ -77,8 +78,11 @@ def newest_generation(root: Path) -> Generation | None:
         except RunError as error:
             passed_over.append(str(error))
             continue
-        if facts["format"] != 1:
-            raise RunError(f"{folder}: written by a newer whet (format {facts['format']}); use that version")
+        if facts["format"] != FORMAT:
+            raise RunError(
+                f"{folder}: written by another whet (format {facts['format']}, this one has {FORMAT}); use that "
+                "version, or start over (--restart)"
+            )
         tables = load_file(folder / TABLES) if (folder / TABLES).exists() else {}
         state = {**facts["state"], **tables}
         return Generation(folder=folder, step=step, state=state, passed_over=tuple(passed_over))
