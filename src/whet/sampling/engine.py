@@ -98,7 +98,8 @@ class Engine:
     @torch.no_grad()
     def step(self) -> Done:
         """Let waiting requests in and write one token for every row. Returns those that are done."""
-        self.model.module.eval()
+        if self.model.module.training:
+            self.model.module.eval()
         done: Done = []
         with rows_alike():
             while self._may_enter() and (entered := self._enter()):
