@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from types import MethodType
 from typing import Any, Literal
 
@@ -45,6 +45,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         return _Linear.apply(x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
     return _multiply(x, weight, bias)
+
+
+def product(weight: Tensor, bias: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+    """`linear` by this weight, without gradients and by the library that `rows_alike` takes, chosen once."""
+    with rows_alike():
+        chosen = _multiply if _onednn_takes(weight, weight) else F.linear
+    return partial(chosen, weight=weight, bias=bias)
 
 
 def padded(rows: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ Legend: S running rows, P prompts, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -32,8 +32,8 @@ from whet.sampling.base import Request, SamplingParams
 from whet.sampling.cuda_graph import BUCKET, Step, step_for
 from whet.sampling.forward import Forward, plan
 from whet.sampling.layouts import DecodeBatch, Entry, Prefill, Shared
-from whet.sampling.slabs import Slab, size_class
-from whet.sampling.tickets import PROMPTS, TAILS, WHOLE, SharedPrompt, Ticket, where
+from whet.sampling.slabs import Member, Slab, size_class
+from whet.sampling.tickets import PROMPTS, TAILS, WHOLE, SharedPrompt, Ticket
 
 PREFILL_TOKENS = 1024
 """Most prompt tokens computed at once, or one prompt of any length: more do not fit the processor's caches."""
@@ -78,7 +78,8 @@ class Engine:
         params = SamplingKind.key(request.params)
         if params not in self._kinds:
             self._kinds[params] = SamplingKind.of(params, self.model.device)
-        ticket = Ticket(request=request, prompt=prompt, kind=self._kinds[params])
+        front = 0 if prompt.apart else len(tokens)
+        ticket = Ticket(request=request, prompt=prompt, kind=self._kinds[params], front=front)
         prompt.waiting.append(ticket)
         self._waiting[prompt] = None
         self._queued += 1
@@ -98,7 +99,8 @@ class Engine:
     @torch.no_grad()
     def step(self) -> Done:
         """Let waiting requests in and write one token for every row. Returns those that are done."""
-        self.model.module.eval()
+        if self.model.module.training:
+            self.model.module.eval()
         done: Done = []
         with rows_alike():
             while self._may_enter() and (entered := self._enter()):
@@ -144,35 +146,25 @@ class Engine:
 
     def _enter(self) -> list[Ticket]:
         """Requests that become rows now, as many as there are places and memory for, their prompts computed."""
-        entered: list[Ticket] = []
+        entered: dict[SharedPrompt, list[Ticket]] = {}
         new: list[SharedPrompt] = []
-        entries: list[Entry] = []
-        at = 0
         while self._waiting:
             prompt = next(iter(self._waiting))
-            count = self._room(prompt, at)
+            count = self._room(prompt, sum(len(each.tokens) for each in new))
             if not count:
                 break
-            tickets, source = self._rows_of(prompt, count), next(iter(prompt.running), None)
-            first, length = tickets[0], len(prompt.tokens)
-            assert first.slab is not None
-            if prompt.known and source is not None and source.slab is not None and not prompt.apart:
-                for layer in range(len(self.plan.shapes)):
-                    first.slab.fill(layer, first.place, count, *source.slab.read(layer, source.place, length))
-            elif not prompt.known:
-                if prompt.apart:
-                    self._slab(PROMPTS, length).add([prompt])
-                    self._held += prompt.cost
-                member, places = (prompt, 1) if prompt.apart else (first, count)
-                assert member.slab is not None
-                entries.append(Entry(slice(at, at + length), member.slab, member.place, places))
+            if not prompt.known and prompt not in entered:
                 new.append(prompt)
-                at += length
+                self._held += prompt.cost if prompt.apart else 0
+            entered.setdefault(prompt, []).extend(self._begun(prompt, count))
+        self._place(entered)
+        for prompt, tickets in entered.items():
+            if prompt.running and not prompt.apart:
+                self._repeat(prompt.running[0], tickets, len(prompt.tokens))
             prompt.running += tickets
-            entered += tickets
         if new:
-            self._prefill(new, entries)
-        return entered
+            self._prefill(new, entered)
+        return [ticket for tickets in entered.values() for ticket in tickets]
 
     def _room(self, prompt: SharedPrompt, computed: int) -> int:
         """How many requests of this prompt enter now, beside prompts of so many tokens that are to be computed."""
@@ -192,14 +184,13 @@ class Engine:
             return wanted
         return 0 if self._rows else max(1, fitting)
 
-    def _rows_of(self, prompt: SharedPrompt, count: int) -> list[Ticket]:
-        """The next requests of a prompt, each with a place in a slab and a line for its answer."""
+    def _begun(self, prompt: SharedPrompt, count: int) -> list[Ticket]:
+        """The next requests of a prompt, each with a line for its answer."""
         tickets = [prompt.waiting.popleft() for _ in range(count)]
         if not prompt.waiting:
             del self._waiting[prompt]
         self._queued -= count
         self._reach(max(ticket.span for ticket in tickets))
-        self._slab(*where(prompt, 1)).add(tickets)
         for ticket in tickets:
             ticket.line, ticket.born = self._answers.begin(ticket.request), self.steps
             self._held += ticket.cost
@@ -207,10 +198,28 @@ class Engine:
         self._changed = True
         return tickets
 
+    def _place(self, entered: Mapping[SharedPrompt, Sequence[Ticket]]) -> None:
+        """Places for these rows and for prompts that are kept apart, in each slab for all of them at once."""
+        members: dict[Slab, list[Member]] = {}
+        for prompt, tickets in entered.items():
+            first = tickets[0]
+            members.setdefault(self._slab(first.role, first.front + 1), []).extend(tickets)
+            if prompt.apart and not prompt.known:
+                members.setdefault(self._slab(PROMPTS, len(prompt.tokens)), []).append(prompt)
+        for slab, new in members.items():
+            slab.add(new)
+
+    def _repeat(self, source: Ticket, rows: Sequence[Ticket], length: int) -> None:
+        """These rows begin with the prompt of one that runs."""
+        first = rows[0]
+        assert source.slab is not None and first.slab is not None
+        for layer in range(len(self.plan.shapes)):
+            first.slab.fill(layer, first.place, len(rows), *source.slab.read(layer, source.place, length))
+
     def _reach(self, positions: int) -> None:
         """Be ready for so many positions: weights as they are now, angles, on a GPU slabs of one width."""
         if positions > self._widest:
-            self._widest = self._width_for(positions)
+            self._widest, self._until = self._width_for(positions), 0
             self._forward = self.plan.bind(self.model, self._widest)
             self._decoding = step_for(self._forward, self.model.device, plain=self.plan.plain)
 
@@ -219,17 +228,23 @@ class Engine:
 
     def _slab(self, role: str, tokens: int) -> Slab:
         """The slab for members of so many tokens."""
-        fixed = self.one_width and role == WHOLE
-        width = self._widest if fixed else size_class(tokens)
+        fixed = self._least(role)
+        width = fixed or size_class(tokens)
         if (role, width) not in self._slabs:
             capacity = min(self.max_running, self._cache_tokens // width) if fixed else None
             self._slabs[role, width] = Slab(width, self.plan.shapes, self.model.device, capacity=capacity)
         return self._slabs[role, width]
 
-    def _prefill(self, prompts: Sequence[SharedPrompt], entries: Sequence[Entry]) -> None:
+    def _prefill(self, prompts: Sequence[SharedPrompt], rows: Mapping[SharedPrompt, Sequence[Ticket]]) -> None:
         """The hidden state after each of these prompts; their keys and values go into the cache."""
         assert self._forward is not None
         device, lengths = self.model.device, [len(prompt.tokens) for prompt in prompts]
+        entries, at = [], 0
+        for prompt, length in zip(prompts, lengths, strict=True):
+            member, places = (prompt, 1) if prompt.apart else (rows[prompt][0], len(rows[prompt]))
+            assert member.slab is not None
+            entries.append(Entry(slice(at, at + length), member.slab, member.place, places))
+            at += length
         layout = TreeLayout(tuple(Tree(0, (length,)) for length in lengths), device, self.model.backend)
         stream_N = padded(torch.from_numpy(np.concatenate([prompt.tokens for prompt in prompts])).to(device))
         hidden_ND = self._forward.hidden(stream_N, padded(layout.positions_N), Prefill(entries, layout))
@@ -262,7 +277,11 @@ class Engine:
 
     def _arrange(self) -> None:
         """Rows came, went or filled their slabs: bring everything that a step knows of them up to date."""
-        self._widen()
+        if not self._until:
+            self._widen()
+        if sum(slab.held for slab in self._slabs.values()) > self._cache_tokens:
+            for slab in self._slabs.values():
+                slab.trim()
         whole, tails, prompts = (
             [slab for (role, _), slab in sorted(self._slabs.items()) if role == wanted and slab.members]
             for wanted in (WHOLE, TAILS, PROMPTS)
@@ -292,28 +311,27 @@ class Engine:
                     place_T[number[row]] = at + rank
                 at += shared[-1].shape[1]
         places = torch.tensor(place_T, dtype=torch.long, device=device)
-        longest = max(len(row.prompt.tokens) + self._own(row) for row in self._rows)
+        longest = 1 + max(len(row.prompt.tokens) + self.steps - row.born for row in self._rows)
         return DecodeBatch((*whole, *tails), len(whole), shared, places, longest)
 
     def _widen(self) -> None:
         """Rows that have filled their slab go on in a wider one."""
-        full = {row.slab for row in self._rows if self._past(row, 0)}
         moves: dict[tuple[Slab, Slab], list[Ticket]] = {}
-        for row in self._rows:
-            if row.slab is not None and row.slab in full and self._past(row, EARLY):
-                wider = self._slab(*where(row.prompt, self._own(row) + EARLY))
-                moves.setdefault((row.slab, wider), []).append(row)
+        for slab in list(self._slabs.values()):
+            rows = [row for row in slab.members if isinstance(row, Ticket)]
+            columns = [self._column(row) for row in rows]
+            if not rows or max(columns) < slab.width >= self._least(rows[0].role):
+                continue
+            for row, column in zip(rows, columns, strict=True):
+                wider = self._slab(row.role, column + 1 + EARLY)
+                if wider.width > slab.width:
+                    moves.setdefault((slab, wider), []).append(row)
         for (_, wider), rows in moves.items():
             wider.take(rows)
-        if sum(slab.held for slab in self._slabs.values()) > self._cache_tokens:
-            for slab in self._slabs.values():
-                slab.trim()
 
-    def _past(self, row: Ticket, steps: int) -> bool:
-        """Whether the row's slab is too narrow for it, or will be after so many steps."""
-        assert row.slab is not None
-        fixed = self.one_width and not row.prompt.apart
-        return row.slab.width < self._widest if fixed else self._column(row) + steps >= row.slab.width
+    def _least(self, role: str) -> int:
+        """The least width of slabs of this role: on a GPU, rows with their prompt in front have one."""
+        return self._widest if self.one_width and role == WHOLE else 0
 
     def _finish(self, ended: Sequence[Ticket]) -> Done:
         """These rows are done."""
@@ -360,8 +378,4 @@ class Engine:
 
     def _column(self, row: Ticket) -> int:
         """Where its next token goes in its slab."""
-        return (0 if row.prompt.apart else len(row.prompt.tokens)) + self.steps - row.born
-
-    def _own(self, row: Ticket) -> int:
-        """Tokens of its own, the next one included."""
-        return self.steps - row.born + 1
+        return row.front + self.steps - row.born

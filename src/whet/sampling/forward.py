@@ -26,7 +26,7 @@ from whet.errors import ModelError
 from whet.models.architecture import decoder_of
 from whet.models.attention import AttentionCall, Layout, Tree, TreeLayout
 from whet.models.language import LanguageModel
-from whet.models.matmul import linear
+from whet.models.matmul import product
 from whet.sampling.slabs import LayerShape
 
 DECODER = {"embed_tokens", "layers", "norm", "rotary_emb"}
@@ -245,7 +245,7 @@ def _product(module: Any, *, dtype: torch.dtype) -> Product:
         return module  # type: ignore[no-any-return]
     dtype = torch.float64 if module.weight.dtype == torch.float64 else dtype
     bias = None if module.bias is None else module.bias.to(dtype)
-    return partial(linear, weight=module.weight.to(dtype), bias=bias)
+    return product(module.weight.to(dtype), bias)
 
 
 def _usual(decoder: Any) -> bool:

@@ -121,22 +121,22 @@ class Decode:
         N, K, D = query.shape[2], key.shape[1], key.shape[3]
         query = query[0].transpose(0, 1).reshape(N * K, -1, D)
         keys, values = key[0].transpose(0, 1).reshape(-1), value[0].transpose(0, 1).reshape(N * K, -1)
-        out = query.new_zeros(*query.shape[:2], values.shape[1])
-        at, marked = 0, []
+        at, parts = 0, []
         for number, slab in enumerate(self.batch.slabs):
             rows = slice(at, at + len(slab.members) * K)
             slab.keys[call.layer].view(-1).scatter_(0, slab.place(K, D), keys[rows.start * D : rows.stop * D])
             slab.values[call.layer].flatten(0, 1).index_copy_(0, slab.place(K), values[rows])
-            if number < self.batch.alone:
-                out[rows] = _look(query[rows], slab, call, marks=False)
-            else:
-                marked.append(_look(query[rows], slab, call, marks=True))
+            parts.append(_look(query[rows], slab, call, marks=number >= self.batch.alone))
             at = rows.stop
-        if marked:
-            own = torch.cat(marked)
-            asked = query[at - len(own) : at].unflatten(0, (-1, K))
+        alone = self.batch.alone
+        if own := parts[alone:]:
+            own_TKGD = torch.cat(own)
+            asked = query[at - len(own_TKGD) : at].unflatten(0, (-1, K))
             seen = torch.cat([shared.look(asked, call) for shared in self.batch.prompts])
-            out[at - len(own) : at] = merge(own, seen.index_select(0, self.batch.place_T).flatten(0, 1))
+            parts[alone:] = [merge(own_TKGD, seen.index_select(0, self.batch.place_T).flatten(0, 1))]
+        if at < N * K:
+            parts.append(parts[0].new_zeros(N * K - at, *parts[0].shape[1:]))
+        out = torch.cat(parts) if len(parts) > 1 else parts[0]
         return out.view(1, N, -1, out.shape[2])
 
 

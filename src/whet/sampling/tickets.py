@@ -23,10 +23,17 @@ class Ticket(Member):
     request: Request = field(kw_only=True)
     prompt: SharedPrompt = field(kw_only=True)
     kind: SamplingKind = field(kw_only=True)
+    front: int = field(kw_only=True)
+    """Columns before its answer: its prompt's, where that is not kept apart."""
     line: int = -1
     """Where its answer is written."""
     born: int = 0
     """The steps that had been taken when it began to run."""
+
+    @property
+    def role(self) -> str:
+        """Of the slabs in which it stands."""
+        return TAILS if self.prompt.apart else WHOLE
 
     @property
     def span(self) -> int:
@@ -36,7 +43,7 @@ class Ticket(Member):
     @property
     def cost(self) -> int:
         """Cached tokens that its row may come to need."""
-        return size_class(self.request.params.max_tokens if self.prompt.apart else self.span)
+        return size_class(self.front + self.request.params.max_tokens)
 
 
 @dataclass(eq=False, slots=True)
@@ -64,8 +71,3 @@ class SharedPrompt(Member):
     def known(self) -> bool:
         """Whether its keys and values are there to be read."""
         return self.slab is not None if self.apart else bool(self.running)
-
-
-def where(prompt: SharedPrompt, tokens: int) -> tuple[str, int]:
-    """Which slab a row of this prompt stands in that has so many tokens of its own."""
-    return (TAILS, tokens) if prompt.apart else (WHOLE, len(prompt.tokens) + tokens)
