@@ -30,7 +30,7 @@ RENAMED: Mapping[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class KnownKeys:
     """What another tool's name is here."""
 
     keys: tuple[str, ...]
@@ -39,8 +39,8 @@ class Known:
     """What else must change, or why there is no key."""
 
 
-def _known(note: str, *keys: str) -> Known:
-    return Known(keys, note)
+def _known(note: str, *keys: str) -> KnownKeys:
+    return KnownKeys(keys, note)
 
 
 _BATCH = _known("sequences (RL: prompts) of an optimizer step in all", "prompts_per_step", "train.batch_size")
@@ -62,7 +62,7 @@ _UPDATES = _known("a number of optimizer steps for each batch of rollouts, not a
 _PASSES = _known("a batch of rollouts is passed once, in algorithm.minibatches optimizer steps; delete it")
 _PRESET = _known("the name of a preset", "algorithm")
 
-OTHER_TOOLS: Mapping[str, Known] = {
+OTHER_TOOLS: Mapping[str, KnownKeys] = {
     # optimizer steps
     "learning_rate": _known("", "train.lr"),
     "num_train_epochs": _known("", "train.epochs"),

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from whet.config.names import OTHER_KINDS, OTHER_TOOLS, RENAMED, Known, same_name
+from whet.config.names import OTHER_KINDS, OTHER_TOOLS, RENAMED, KnownKeys, same_name
 from whet.config.node import KeyPath, Node, dotted
 from whet.config.recipe import INHERITED
 from whet.config.stage import StageBase
@@ -186,7 +186,7 @@ def _suggestion(path: KeyPath, given: _Given) -> str:
     return f"; did you mean {home!r}?" if home else nearest(name, valid)
 
 
-def _here(name: str, known: Known, path: KeyPath, given: _Given) -> str:
+def _here(name: str, known: KnownKeys, path: KeyPath, given: _Given) -> str:
     """`learning_rate is 'train.lr' here`, or why there is no such key."""
     note = f": {known.note}" if known.note else ""
     for key in known.keys:

@@ -86,6 +86,7 @@ class RecordedStep:
         self._eager, self._make, self._record = eager, static, record
         self._static: StaticStep | None = None
         self._recordings: dict[int, Run] = {}
+        self._where = 0
         self._trusted = True
 
     def __call__(self, token_S: Tensor, position_S: Tensor, batch: DecodeBatch) -> Tensor:
@@ -93,8 +94,10 @@ class RecordedStep:
         if not self._trusted or not batch.alone or len(batch.slabs) > 1:
             return self._eager(token_S, position_S, batch)
         (slab,) = batch.slabs
-        if self._static is None or self._static.slab is not slab:
-            self._static, self._recordings = self._make(slab), {}
+        where = slab.keys[0].data_ptr()
+        if self._static is None or self._static.slab is not slab or self._where != where:
+            # A recording reads and writes addresses: of a slab that was made anew they are another's.
+            self._static, self._recordings, self._where = self._make(slab), {}, where
         self._static.place(token_S, position_S)
         columns = self._static.bucket(batch.longest)
         if columns in self._recordings:

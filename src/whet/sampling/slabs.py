@@ -117,6 +117,8 @@ class Slab:
 
     def resize(self, capacity: int) -> None:
         """Room for so many members, no fewer than there are."""
+        if capacity == self.capacity:
+            return
         for layer, shape in enumerate(self._shapes):
             for held in (self.keys, self.values):
                 old = held[layer]
