@@ -95,8 +95,7 @@ class _Compare:
             rows=rows,
             metrics={**_metrics(flat, rows, tally), "time/rollout": played.rollout_s, "time/score": score_s},
             groups=groups,
-            # Words that are no verdict are a finding about the judge, and cached: silence is a failure.
-            failures=[p.found.failure for p in flat if p.found.chance is None and not p.found.unparsed],
+            failures=[pair.found.failure for pair in flat if pair.found.chance is None],
             candidates=len(flat),
         )
 

@@ -84,7 +84,7 @@ def _answers(
         if not right:
             raise RewardError(f"{context.name}: no answer of {label} could be graded; {_why_ungraded(played.groups)}")
         context.console.log(context.name, number, {"solved": sum(right) / len(right)}, played.groups)
-        if context.stopped() and number < len(chunks):
+        if context.stopped():
             raise Interrupted
     log.close()
     context.console.close()
