@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -343,9 +344,14 @@ def test_the_first_ratio_must_be_one() -> None:
         next(loop)
 
 
-@pytest.mark.parametrize(("wrong", "complaint"), [(0.6, "disagree by 0.0"), (0.3, "by more than 0.25 nats on 12")])
-def test_sampler_and_trainer_must_agree_in_the_mean_and_on_99_of_100_tokens(wrong: float, complaint: str) -> None:
-    """One token of eight is `wrong`; with a max_gap of 0.05 a mean of 0.0375 passes, and the tail does not."""
+@pytest.mark.parametrize(
+    ("tokens", "wrong", "complaint"),
+    [(2, 1.0, "disagree by 0.06"), (2, 0.3, "by more than 0.25 nats on 6"), (1, 0.3, None)],
+)
+def test_sampler_and_trainer_must_agree_in_the_mean_and_on_99_of_100_tokens(
+    tokens: int, wrong: float, complaint: str | None
+) -> None:
+    """Tokens of 32 are `wrong`; a max_gap of 0.05 passes a mean of 0.019, but not the tail; one of a few is no tail."""
     trainer = tiny_trainer(dtype=torch.float32)
 
     class Wrong(FakeFeed):
@@ -353,12 +359,17 @@ def test_sampler_and_trainer_must_agree_in_the_mean_and_on_99_of_100_tokens(wron
             first, *others = super()._sampled(group).episodes
             if group.task == "t":
                 (turn,) = first.turns
-                logprobs = (turn.completion.logprobs[0] + wrong, *turn.completion.logprobs[1:])
+                logprobs = turn.completion.logprobs + wrong * (np.arange(8) < tokens)
                 first = replace(first, turns=(replace(turn, completion=replace(turn.completion, logprobs=logprobs)),))
             return replace(group, episodes=(first, *others))
 
-    feed = Wrong(trainer, lambda: (group(1, 0), replace(group(1, 0), task="u")))
-    loop = policy_gradient(trainer, feed, replace(setting(config()), max_gap=0.05))  # type: ignore[arg-type]
+    def make() -> tuple[Group, ...]:
+        return group(1, 0, lengths=[8, 8]), replace(group(1, 0, lengths=[8, 8]), task="u")
+
+    loop = policy_gradient(trainer, Wrong(trainer, make), replace(setting(config()), max_gap=0.05))  # type: ignore[arg-type]
+    if complaint is None:
+        assert next(loop).metrics["sampling/logp_gap_far"] == pytest.approx(1 / 32)
+        return
     with pytest.raises(TrainingError, match=complaint):
         next(loop)
 
