@@ -8,7 +8,7 @@ when a row comes or goes.
 An answer is the same bits, tokens and log-probabilities, in whatever company it is written, on a CPU in float32: its
 random numbers come from the request's own seed (one uniform number per token, used to invert the cumulative
 distribution), its place in the cache from its own length (`sampling.slabs`), and the products' rows do not depend on
-their number (`models.products.rows_alike`).
+their number (`models.matmul.rows_alike`).
 
 From the first request until the last one is done the engine holds a cache and, below float32, a cast of the weights.
 
