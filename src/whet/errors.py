@@ -63,10 +63,6 @@ class GraderError(Exception):
     """Grading code failed; says nothing about the answer."""
 
 
-class GraderTimeout(GraderError):
-    """Grading code did not answer before its deadline and was killed."""
-
-
 class EnvironmentFailure(Exception):
     """An environment's code failed; says nothing about the policy."""
 
