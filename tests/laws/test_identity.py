@@ -269,7 +269,11 @@ def test_where_and_how_fast_may_change(inputs: Path) -> None:
     later = Path("run/checkpoints/01-s/step-00000003")
     with pytest.raises(Interrupted):
         run(*words, "train.gradient_checkpointing=true", stopped=later.exists)
-    assert read_json(later / "trainer.json") == {"asked": 64, "microbatch_tokens": 64}
+    assert read_json(later / "trainer.json") == {
+        "asked": 64,
+        "microbatch_tokens": 64,
+        "precision": "float32",
+    }
     run(*words)
     Path("moved.jsonl").unlink()
     run(*words)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 from tests.laws.support import gradients, largest_difference, logps_of, random_atoms, tiny_trainer
 from whet.algorithms.sft import CrossEntropy
-from whet.errors import TrainingError
+from whet.errors import RunError, TrainingError
 from whet.records import Atom, add_metrics
 from whet.training.engine import LocalTrainer
 from whet.training.memory import CPU_MESSAGE, TokenBudget, attempt
@@ -82,6 +83,16 @@ def test_a_resumed_stage_keeps_the_cut_that_it_had(tmp_path: Path) -> None:
     for trainer, expected in ((goes_on, 150), (asked_anew, 500)):
         trainer.load(tmp_path)
         assert trainer.budget.tokens == expected
+
+
+def test_a_stage_does_not_go_on_in_another_precision(tmp_path: Path) -> None:
+    began, elsewhere = tiny_trainer(), tiny_trainer()
+    elsewhere.model = replace(elsewhere.model, compute=torch.bfloat16)  # what `dtype: auto` takes on a GPU
+    began.save(tmp_path)
+    before = {name: p.clone() for name, p in elsewhere.model.parameters.items()}
+    with pytest.raises(RunError, match=r"written in float32, and here the model computes in bfloat16.*model\.dtype"):
+        elsewhere.load(tmp_path)
+    assert all(torch.equal(p, before[name]) for name, p in elsewhere.model.parameters.items())
 
 
 def test_a_budget_that_shrinks_holds_for_the_rest_of_the_call() -> None:

@@ -91,7 +91,7 @@ class LocalWorld:
             start_sampler=cache(lambda: SAMPLERS[sampling.engine](language, sampling)),
             max_length=language.max_length,
             about=_about(language, tokens),
-            precision=_precision(language),
+            precision=language.precision,
         )
 
     def scalar_model(
@@ -174,11 +174,7 @@ def _how(train: TrainConfig) -> _How:
 
 
 def _about(model: LanguageModel, tokens: int) -> str:
-    return f"{_precision(model)} on {model.device.type}, micro-batches of {tokens:,} tokens"
-
-
-def _precision(model: LanguageModel) -> str:
-    return str(model.compute).removeprefix("torch.")
+    return f"{model.precision} on {model.device.type}, micro-batches of {tokens:,} tokens"
 
 
 @lru_cache(maxsize=4)

@@ -205,6 +205,11 @@ class LanguageModel:
         if self.gate is not None:
             self.gate.export(folder)
 
+    @property
+    def precision(self) -> str:
+        """What the forward pass computes in, by name: float32 or bfloat16."""
+        return str(self.compute).removeprefix("torch.")
+
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of the forward pass, as a context."""
         if self.compute == torch.float32 or next(self.module.parameters()).dtype == torch.float64:

@@ -186,7 +186,7 @@ def _settings(model: LanguageModel, folder: str, max_running: int, cache_gib: fl
         "skip_tokenizer_init": True,
         "generation_config": "vllm",
         "logprobs_mode": "processed_logprobs",
-        "dtype": str(model.compute).removeprefix("torch."),
+        "dtype": model.precision,
         "max_model_len": model.max_length,
         "max_num_seqs": max_running,
         "enable_prefix_caching": True,

@@ -21,7 +21,7 @@ from whet.errors import RunError
 from whet.files import folder_size, seal, sync_folder, unseal, writing
 from whet.records import State
 
-FORMAT = 2
+FORMAT = 3
 TABLES = "tables.safetensors"
 """The arrays of a step's state; its numbers stand in the manifest."""
 

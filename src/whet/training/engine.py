@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from whet.config import TrainConfig
+from whet.errors import RunError
 from whet.models.language import Ask, LanguageModel, Want
 from whet.models.pack import pack
 from whet.records import Atom, Column, Metric, TokenRow, add_metrics
@@ -113,11 +114,23 @@ class LocalTrainer:
             moved = {key: p.detach() for key, p in self.frozen[name].module.named_parameters()}
             save_file(moved, folder / f"{name}.safetensors")
         (folder / "trainer.json").write_text(
-            json.dumps({"asked": self.config.microbatch_tokens, "microbatch_tokens": self.budget.tokens})
+            json.dumps(
+                {
+                    "asked": self.config.microbatch_tokens,
+                    "microbatch_tokens": self.budget.tokens,
+                    "precision": self.model.precision,
+                }
+            )
         )
 
     def load(self, folder: Path) -> None:
-        """Continue from `save`, bit for bit."""
+        """Continue from `save`, bit for bit. Raises `RunError` where this machine computes in another precision."""
+        noted = json.loads((folder / "trainer.json").read_text())
+        if noted["precision"] != self.model.precision:  # `dtype: auto`, on another machine
+            raise RunError(
+                f"{folder}: written in {noted['precision']}, and here the model computes in {self.model.precision}; "
+                f"go on with model.dtype: {noted['precision']} and --accept model.dtype, or --restart the stage"
+            )
         weights = load_file(folder / "weights.safetensors")
         with torch.no_grad():
             for name, p in self.model.parameters.items():
@@ -128,7 +141,6 @@ class LocalTrainer:
                 model.module.load_state_dict(load_file(folder / f"{name}.safetensors"), strict=False)
                 self.moved.add(name)
         # Another cut rounds differently: what was chosen or found out holds until the recipe asks for something else.
-        noted = json.loads((folder / "trainer.json").read_text())
         if noted["asked"] == self.config.microbatch_tokens:
             self.budget.tokens = noted["microbatch_tokens"]
 
