@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -18,6 +20,7 @@ from whet.rollouts.assemble import to_atoms, to_rows
 from whet.rollouts.feed import Feed
 from whet.rollouts.play import Player
 from whet.sampling.base import Request, SamplingParams
+from whet.sampling.bridge import aside, run
 from whet.templates.jinja import JinjaTemplate
 
 TEMPLATE = JinjaTemplate(byte_tokenizer())
@@ -383,3 +386,23 @@ def test_nothing_scored_three_times_in_a_row_stops_the_run() -> None:
     text = "no answer of the last 3 steps could be scored; the last one: grader_timeout: judge: late in 8"
     with pytest.raises(RewardError, match=text):
         source.take(2, step=8)
+
+
+def test_who_is_asked_to_stop_at_once_does_not_wait_for_a_grader() -> None:
+    code = """
+import os, signal, time
+from whet.sampling.bridge import aside, run
+def grade():
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(600)
+run(aside(grade))
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert ended.returncode != 0
+    assert ended.stderr.rstrip().endswith("KeyboardInterrupt")
+
+
+def test_what_a_grader_raises_reaches_who_waits_for_it() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run(aside(lambda: 1 // 0))
+    assert run(aside(lambda: 7)) == 7

@@ -11,18 +11,18 @@ the same batch whatever the timing was, and the event loop goes on meanwhile.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from whet.envs.base import Attempt, Environment, Rubric, Task
 from whet.errors import DataError, EnvironmentFailure, GraderError, SamplerError, boundary
 from whet.records import Completion, Ending, Episode, Group, Message, Outcome, Score, Turn, seed_of, token_ids
 from whet.rollouts.assemble import to_token_steps
 from whet.sampling.base import Request, SamplingParams, TokenSampler
-from whet.sampling.bridge import run, together
+from whet.sampling.bridge import aside, run, together
 from whet.templates.base import Template
 
 
@@ -71,7 +71,7 @@ class Player:
         began = time.monotonic()
         await together(self._play(game) for game in games)
         played = time.monotonic()
-        scores = await asyncio.to_thread(self._grade, games, step)
+        scores = await aside(partial(self._grade, games, step))
         episodes = [game.episode(score, self.template) for game, score in zip(games, scores, strict=True)]
         groups = tuple(
             Group(task=task.id, episodes=tuple(episodes[i * samples : (i + 1) * samples]))

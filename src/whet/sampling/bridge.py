@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
@@ -47,6 +47,25 @@ async def together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise
+
+
+async def aside(function: Callable[[], T]) -> T:
+    """The result of `function`, which blocks, from a thread of its own.
+
+    Not `asyncio.to_thread`: the interpreter does not end before that one's threads do, and who is asked to stop at
+    once does not wait for a silent judge.
+    """
+    answer: Future[T] = Future()
+    answer.set_running_or_notify_cancel()  # who gives up leaves it running, and its result goes nowhere
+
+    def work() -> None:
+        try:
+            answer.set_result(function())
+        except BaseException as error:  # noqa: BLE001  whoever awaits it gets it
+            answer.set_exception(error)
+
+    threading.Thread(target=work, name="whet-aside", daemon=True).start()
+    return await asyncio.wrap_future(answer)
 
 
 async def sample_all(sampler: TokenSampler, requests: Sequence[Request]) -> list[Completion | SamplerError]:
