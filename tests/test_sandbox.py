@@ -42,6 +42,10 @@ def load(greeting="", seconds=0.0):
             case "memory": return len(bytearray(8 << 30))
             case "pid": return os.getpid()
             case "served": return len(served)
+            case ["orphan", mark] if os.path.exists(mark): return "spared"
+            case ["orphan" | "patricide", *mark]:
+                for file in mark: open(file, "x").close()
+                os.kill(os.getppid(), signal.SIGKILL); time.sleep(1000)
             case "group": os.killpg(0, signal.SIGINT); os.killpg(0, signal.SIGTERM)
         return f"{greeting}{payload}"
 
@@ -206,11 +210,19 @@ def test_long_payloads_do_not_hold_up_the_others(behaviour: str) -> None:
 
 def test_a_killed_template_is_started_again(forked: WorkerPool) -> None:
     assert forked.map(["a"])[0].value == "a"
-    assert forked._template is not None and forked._template._process is not None
-    os.kill(forked._template._process.pid, signal.SIGKILL)
-    assert eventually(lambda: not alive(forked._template._process.pid))  # type: ignore[union-attr]
+    assert forked._template is not None and forked._template.process is not None
+    os.kill(forked._template.process.pid, signal.SIGKILL)
+    assert eventually(lambda: not alive(forked._template.process.pid))  # type: ignore[union-attr]
     results = forked.map(["b", "d"])
     assert [result.value for result in results] == ["b", "d"], ("its workers died with it", results)
+
+
+def test_a_job_is_not_blamed_for_the_death_of_its_template(forked: WorkerPool, tmp_path: Path) -> None:
+    results = forked.map(["a", ["orphan", str(tmp_path / "mark")], "b"])
+    assert [result.value for result in results] == ["a", "spared", "b"]
+    (killed,) = forked.map([["patricide"]])
+    assert killed.failure is not None and killed.failure.kind is FailureKind.CRASH, "it does so each time"
+    assert forked.map(["a"])[0].value == "a"
 
 
 def test_forked_workers_leave_nothing_behind(behaviour: str) -> None:
@@ -227,7 +239,7 @@ def test_forked_workers_leave_nothing_behind(behaviour: str) -> None:
 
 def test_what_cannot_be_loaded_is_said_by_the_template_too(behaviour: str) -> None:
     with WorkerPool(behaviour.removesuffix("load") + "broken", deadline_s=1, forked=True) as pool:
-        assert message(pool.map([1])[0]) == "RuntimeError: no licence (behaviour.py:36)"
+        assert message(pool.map([1])[0]) == "RuntimeError: no licence (behaviour.py:40)"
     with WorkerPool(behaviour, arguments=["", 1000], deadline_s=0.2, startup_s=0.3, forked=True) as pool:
         results = pool.map(["x", "y"])
     assert [kind(result) for result in results] == [FailureKind.START] * 2
@@ -248,7 +260,7 @@ def test_starting_has_an_allowance_of_its_own(behaviour: str) -> None:
     [
         ("behaviour.py:loading", "has no function 'loading'; did you mean 'load'?"),
         ("behavior.py:load", "behavior.py does not exist; did you mean behaviour.py?"),
-        ("behaviour.py:broken", "RuntimeError: no licence (behaviour.py:36)"),
+        ("behaviour.py:broken", "RuntimeError: no licence (behaviour.py:40)"),
         ("no_such_module:load", "ModuleNotFoundError: No module named 'no_such_module'"),
         ("load", "must be file.py:function"),
     ],

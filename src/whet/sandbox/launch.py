@@ -42,12 +42,12 @@ class WarmTemplate:
 
     def __init__(self, spec: Mapping[str, JSON], startup_s: float) -> None:
         self._spec, self._startup_s = spec, startup_s
-        self._process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | None = None
         self._requests: socket.socket | None = None
 
     def fork(self, channel: socket.socket, printing: int, unwanted: Callable[[], bool]) -> str:
         """Start a worker; why there is none, where there is none. `unwanted` ends the wait for a loading template."""
-        alive = self._process is not None and self._process.poll() is None
+        alive = self.process is not None and self.process.poll() is None
         if not alive and (failure := self._load(unwanted)):
             self.close()
             return failure
@@ -61,18 +61,18 @@ class WarmTemplate:
 
     def close(self) -> None:
         """End it. Workers that it forked die with it."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
         if self._requests is not None:
             self._requests.close()
-        self._process = self._requests = None
+        self.process = self._requests = None
 
     def _load(self, unwanted: Callable[[], bool]) -> str:
         self.close()
         self._requests, theirs = socket.socketpair()
         with theirs, open(os.devnull, "wb") as nowhere:
-            self._process = start(self._spec, theirs, nowhere.fileno(), template=True)
+            self.process = start(self._spec, theirs, nowhere.fileno(), template=True)
         deadline, inbox = time.monotonic() + self._startup_s, bytearray()
         self._requests.settimeout(POLL_S)
         while not unwanted():
@@ -83,7 +83,7 @@ class WarmTemplate:
                     return f"did not start within {self._startup_s:g} s and was killed"
                 continue
             if not chunk:
-                return f"the worker exited with code {self._process.wait()} while it loaded"
+                return f"the worker exited with code {self.process.wait()} while it loaded"
             inbox += chunk
             if (frame := take(inbox)) is not None:
                 self._requests.settimeout(None)

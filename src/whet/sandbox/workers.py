@@ -43,6 +43,9 @@ CHUNK_BYTES, CHUNKS = 1 << 16, 64
 REAP_S = 10.0
 """Longest wait for the kernel to bury a killed process."""
 
+_Job = tuple[int, bytes]
+"""The place of a payload in its call, and its frame."""
+
 
 class WorkerPool:
     """Up to `workers` processes, started when there is work for them.
@@ -73,6 +76,8 @@ class WorkerPool:
         self._recycle_after = recycle_after
         self._template = WarmTemplate(self._spec, startup_s) if forked else None
         self._workers: list[_Worker] = []
+        self._fallen: subprocess.Popen[bytes] | None = None
+        """The template that died in this call, if one did."""
         self._closing = threading.Event()
         self._keeper = ThreadPoolExecutor(max_workers=1, thread_name_prefix="whet-workers")
 
@@ -98,7 +103,8 @@ class WorkerPool:
 
     def _run(self, payloads: Sequence[JSON]) -> list[Result]:
         results: dict[int, Result] = {}
-        jobs: deque[tuple[int, bytes]] = deque()
+        jobs: deque[_Job] = deque()
+        self._fallen = None
         for index, payload in enumerate(payloads):
             try:
                 jobs.append((index, encode({"payload": payload})))
@@ -117,19 +123,19 @@ class WorkerPool:
             self._drop(worker)
         return [results[index] for index in range(len(payloads))]
 
-    def _staff(self, jobs: deque[tuple[int, bytes]], results: dict[int, Result]) -> None:
+    def _staff(self, jobs: deque[_Job], results: dict[int, Result]) -> None:
         """Give every idle worker a job, and start as many more as there is work for."""
         for worker in tuple(self._workers):
             if worker.ready and worker.job is None and jobs:
-                index, frame = jobs.popleft()
+                job = jobs.popleft()
                 try:
-                    worker.send(index, frame, self._deadline_s)
+                    worker.send(job, self._deadline_s)
                 except ConnectionError:
                     self._drop(worker)
-                    if worker.answered:  # it served before and died while idle: not this job's fault
-                        jobs.appendleft((index, frame))
+                    if worker.answered or self._fell(worker):  # it died while idle: not this job's fault
+                        jobs.appendleft(job)
                     else:
-                        results[index] = _failed(FailureKind.CRASH, "the worker died before it took the payload")
+                        results[job[0]] = _failed(FailureKind.CRASH, "the worker died before it took the payload")
         starting = sum(not worker.ready for worker in self._workers)
         for _ in range(min(self._limit + self._stuck() - len(self._workers), len(jobs) - starting)):
             worker = _Worker(self._startup_s)
@@ -159,21 +165,31 @@ class WorkerPool:
                     selector.register(source, selectors.EVENT_READ)
             selector.select(max(0.0, min(first - time.monotonic(), CLOSE_POLL_S)))
 
-    def _attend(self, worker: _Worker, jobs: deque[tuple[int, bytes]], results: dict[int, Result]) -> None:
+    def _attend(self, worker: _Worker, jobs: deque[_Job], results: dict[int, Result]) -> None:
         """Take in what a worker said; bury it if it is dead or late."""
         outcome = worker.listen()
         if outcome is None:
             return
-        if outcome.failure is not None and outcome.failure.kind is FailureKind.START:
+        if worker.finished and self._fell(worker):
+            jobs.extendleft([worker.job] if worker.job else [])
+        elif outcome.failure is not None and outcome.failure.kind is FailureKind.START:
             self._fail_waiting(jobs, results, outcome)
         elif worker.job is not None:
-            results[worker.job] = outcome
+            results[worker.job[0]] = outcome
         worker.job = None
         if worker.finished or worker.answered >= self._recycle_after:
             self._drop(worker)
 
+    def _fell(self, worker: _Worker) -> bool:
+        """Whether it died with its template, and not of its job. One template a call: a job could kill each."""
+        template = worker.template
+        if template is None or template.poll() is None or self._fallen not in (None, template):
+            return False
+        self._fallen = template
+        return True
+
     @staticmethod
-    def _fail_waiting(jobs: deque[tuple[int, bytes]], results: dict[int, Result], outcome: Result) -> None:
+    def _fail_waiting(jobs: deque[_Job], results: dict[int, Result], outcome: Result) -> None:
         """What cannot start would not start for the next payload either: do not try again for each."""
         results.update((index, outcome) for index, _ in jobs)
         jobs.clear()
@@ -193,7 +209,7 @@ class _Worker:
     """One process and what the parent holds of it: the channel for frames and the pipe of what it prints."""
 
     def __init__(self, startup_s: float) -> None:
-        self.job: int | None = None
+        self.job: _Job | None = None
         self.ready = self.finished = self._buried = False
         self.answered = 0
         self.allowed_s, self.deadline = startup_s, time.monotonic() + startup_s
@@ -204,6 +220,8 @@ class _Worker:
         os.set_blocking(self._printed, False)
         self.channel.setblocking(False)
         self.process: subprocess.Popen[bytes] | None = None
+        self.template: subprocess.Popen[bytes] | None = None
+        """What it was forked from, and dies with."""
         self._group: int | None = None
 
     def start(self, spec: Mapping[str, JSON], template: WarmTemplate | None, unwanted: Callable[[], bool]) -> str:
@@ -211,6 +229,7 @@ class _Worker:
         try:
             if template is not None:
                 failure = template.fork(self._theirs, self._printing, unwanted)
+                self.template = template.process
                 self.deadline = time.monotonic() + self.allowed_s
                 return failure
             self.process = start(spec, self._theirs, self._printing, template=False)
@@ -230,12 +249,12 @@ class _Worker:
         """The file descriptors on which it may say something."""
         return [self.channel.fileno()] + ([] if self._printed is None else [self._printed])
 
-    def send(self, job: int, frame: bytes, deadline_s: float) -> None:
+    def send(self, job: _Job, deadline_s: float) -> None:
         """Hand it a job. Raises ConnectionError where it is dead."""
         self.job, self.allowed_s, self.deadline = job, deadline_s, time.monotonic() + deadline_s
         self.channel.settimeout(deadline_s)
         try:
-            self.channel.sendall(frame)
+            self.channel.sendall(job[1])
         except TimeoutError:
             pass  # it does not even read: `listen` finds it late
         finally:
