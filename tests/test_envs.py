@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from whet.config import GeneratedConfig
 from whet.config.rewards import ExactReward, FormatReward, MathRewardConfig, VerifierReward
@@ -27,6 +28,7 @@ CONFIGS: list[dict[str, Any]] = [
     {"generate": "arithmetic"},
     {"generate": "arithmetic", "digits": 1, "bare": 1.0},
     {"generate": "arithmetic", "digits": 6, "bare": 0.5},
+    {"generate": "arithmetic", "digits": 2, "question": "What is {}?"},
     {"generate": "countdown", "numbers": 2},
     {"generate": "countdown"},
     {"generate": "countdown", "numbers": 6},
@@ -141,6 +143,16 @@ def test_plain_text_says_what_the_conversation_says_without_tags() -> None:
     assert styles == {True, False}
     countdown = family(GeneratedConfig(generate="countdown", plain=True)).demonstration(0)
     assert isinstance(countdown, str) and "<" not in countdown
+
+
+def test_a_question_surrounds_the_sum() -> None:
+    asked = family(GeneratedConfig(generate="arithmetic", digits=2, question="What is {}?")).task(0)
+    plain = family(GeneratedConfig(generate="arithmetic", digits=2)).task(0)
+    assert asked.messages[0].content == f"What is {plain.messages[0].content}?"
+    with pytest.raises(ValidationError, match="has no place for the sum"):
+        GeneratedConfig(generate="arithmetic", question="What is it?")
+    with pytest.raises(ValidationError, match="needs generate: arithmetic"):
+        GeneratedConfig(generate="countdown", question="Make {}!")
 
 
 def test_the_arithmetic_verifier_reads_the_answer_and_nothing_else() -> None:

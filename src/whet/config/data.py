@@ -55,13 +55,18 @@ class GeneratedConfig(Strict):
     style_instructions: bool = False
     """arithmetic: every prompt asks for the columns (`show`) or to do without (`brief`), half of them each; what an
     answer is worth, and the order of comparisons, depend on it."""
+    question: str = "{}"
+    """arithmetic: how a prompt asks for the sum that stands in place of `{}` (`What is {}?`)."""
     numbers: int = Field(3, ge=2, le=6)
     """countdown: how many numbers may be used."""
 
     @model_validator(mode="after")
     def _check(self) -> GeneratedConfig:
-        if self.style_instructions and self.generate != "arithmetic":
-            raise ValueError(f"style_instructions needs generate: arithmetic (got {self.generate}); remove it")
+        for key, used in (("style_instructions", self.style_instructions), ("question", self.question != "{}")):
+            if used and self.generate != "arithmetic":
+                raise ValueError(f"{key} needs generate: arithmetic (got {self.generate}); remove it")
+        if self.question.count("{}") != 1:
+            raise ValueError(f"question {self.question!r} has no place for the sum; write {{}} there, once")
         return self
 
 

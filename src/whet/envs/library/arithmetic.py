@@ -77,7 +77,7 @@ class Arithmetic:
         Where prompts have wishes the message ends with one, and the column `wish` has it.
         """
         problem, wish = self._problem(index), self._wish(index)
-        asked = f"{problem} {wish}" if wish else str(problem)
+        asked = self.config.question.replace("{}", str(problem)) + (f" {wish}" if wish else "")
         return Task(
             id=f"arithmetic:{index}:{problem}",
             messages=(Message(role="user", content=asked),),
@@ -159,7 +159,7 @@ class Arithmetic:
 
 
 def _sum_of(task: Task) -> Sum:
-    left, right = task.messages[-1].content.split()[0].split("+")
+    left, right = task.id.rpartition(":")[2].split("+")
     return Sum(int(left), int(right))
 
 
