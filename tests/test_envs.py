@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import re
 import warnings
 from collections import Counter
 from dataclasses import dataclass
@@ -93,7 +94,7 @@ def test_held_out_problems_are_never_trained_on_whatever_the_seed(config: dict[s
         for seed in range(3):
             for task in problems(config, 150, seed=seed, split=split):
                 if config["generate"] == "arithmetic":
-                    found.add(tuple(sorted(map(int, task.messages[0].content.split("+")))))
+                    found.add(tuple(sorted(map(int, re.findall(r"\d+", task.messages[0].content)))))
                 else:
                     found.add((tuple(sorted(task.columns["numbers"])), task.columns["target"]))
         return found
@@ -115,7 +116,7 @@ def test_additions_in_columns() -> None:
 
 def test_the_steps_spell_the_total() -> None:
     for task in problems({"generate": "arithmetic", "digits": 4}, 200):
-        left, right = map(int, task.messages[0].content.split("+"))
+        left, right = map(int, re.findall(r"\d+", task.messages[0].content))
         sums = [step.partition("=")[2] for step in Sum(left, right).steps.split(";")]
         assert sums[-1] + "".join(each[-1] for each in sums[-2::-1]) == str(left + right) == task.columns["answer"]
 
