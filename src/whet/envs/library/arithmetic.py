@@ -17,6 +17,7 @@ from whet.envs.base import Attempt, Grade, Task
 from whet.envs.library.ranking import as_written, pick, rate, worth
 from whet.envs.library.split import draw_problem
 from whet.envs.rewards.answers import as_number, final_answer
+from whet.envs.rewards.plain import graded
 from whet.records import Message, StepScore
 
 GAPS = (":", ": ", " -> ", "\n", "\n\n", "?\nA: ", " is ... ", "\nsteps:\n", "       ")
@@ -122,8 +123,8 @@ class Arithmetic:
 
     def verify(self, attempt: Attempt) -> Grade:
         """1 if the final answer is the total."""
-        given = as_number(final_answer(attempt.answer))
-        return Grade(value=float(given is not None and given == int(attempt.task.columns["answer"])))
+        given, gold = final_answer(attempt.answer), attempt.task.columns["answer"]
+        return graded(as_number(given) == int(gold), given, gold)
 
     def check_steps(self, attempt: Attempt) -> Grade:
         """1 for each written step that is the sum's own at its place, else 0; the last step is the final answer."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from whet.envs.base import Attempt, Grade, Task
 from whet.envs.rewards.answers import after_thinking, gold_answer, marked_answer, same_words
-from whet.envs.rewards.plain import require
+from whet.envs.rewards.plain import graded, require
 from whet.errors import DataError
 
 
@@ -16,7 +16,7 @@ def exact(attempt: Attempt, *, gold: str) -> Grade:
     expected = exact_gold(attempt.task, gold)
     marked = marked_answer(attempt.answer)
     given = after_thinking(attempt.answer) if marked is None else marked
-    return Grade(value=float(bool(given.strip()) and same_words(given, expected)))
+    return graded(bool(given.strip()) and same_words(given, expected), given, expected)
 
 
 def exact_gold(task: Task, column: str) -> str:

@@ -18,7 +18,7 @@ from functools import lru_cache
 from whet.envs.base import Attempt, Grade, Task
 from whet.envs.rewards.agree import NO_ALGEBRA, Undecided
 from whet.envs.rewards.answers import gold_answer
-from whet.envs.rewards.plain import require
+from whet.envs.rewards.plain import graded, require
 from whet.envs.rewards.reader import read
 from whet.envs.rewards.reading import answers, final_words
 from whet.envs.rewards.values import LONGEST, Date, Text, Value, YesNo
@@ -27,7 +27,7 @@ from whet.sandbox.base import JSON, Failure, FailureKind, Result
 from whet.sandbox.workers import WorkerPool
 
 MEMORY_MB = 2048
-RIGHT, WRONG = Grade(value=1.0), Grade(value=0.0)
+RIGHT = Grade(value=1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,10 @@ class _Question:
 
     def payload(self, tolerance: float) -> dict[str, JSON]:
         return {**{name: getattr(self, name) for name in self.__slots__}, "tolerance": tolerance}
+
+    def grade(self, result: Result) -> Grade:
+        """A worker's verdict."""
+        return graded(bool(result.value), self.answer, self.gold)
 
 
 class MathReward:
@@ -141,7 +145,7 @@ class MathReward:
                     return RIGHT
             except Undecided:
                 open_questions.append(_Question(gold=gold, answer=given, question=question, marked=marked))
-        return open_questions or WRONG
+        return open_questions or graded(False, given, " or ".join(golds))
 
     def _attributed(self, questions: Sequence[_Question], results: Sequence[Result]) -> list[Grade]:
         """Verdicts, and for what has none whose fault that is.
@@ -150,7 +154,7 @@ class MathReward:
         """
         failed = [place for place, result in enumerate(results) if result.failure is not None]
         if not failed:
-            return [RIGHT if result.value else WRONG for result in results]
+            return [question.grade(result) for question, result in zip(questions, results, strict=True)]
         controls = [
             _Question(gold=q.gold, answer=q.gold, question="", marked=True) for q in (questions[p] for p in failed)
         ]
@@ -159,7 +163,7 @@ class MathReward:
         answered = self._pool.map([question.payload(self._tolerance) for question in asked])
         passed = dict(zip(failed, answered, strict=False))
         final = {**dict(enumerate(results)), **dict(zip(again, answered[len(failed) :], strict=True))}
-        return [_fault(final[place], passed.get(place)) for place in range(len(results))]
+        return [_fault(question, final[place], passed.get(place)) for place, question in enumerate(questions)]
 
 
 def _listed(value: object) -> object:
@@ -168,9 +172,9 @@ def _listed(value: object) -> object:
     return str(list(value)) if numbers and value else value  # type: ignore[call-overload]
 
 
-def _fault(result: Result, control: Result | None) -> Grade:
+def _fault(question: _Question, result: Result, control: Result | None) -> Grade:
     if result.failure is None:
-        return RIGHT if result.value else WRONG
+        return question.grade(result)
     if control is not None and control.value == 1:
         return Grade(value=0.0, gave_up=True, note=f"no grader finishes on this answer: {result.failure.message}")
     return Grade(value=None, failure=result.failure.message, timed_out=_late(result.failure))

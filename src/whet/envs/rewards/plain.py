@@ -9,6 +9,9 @@ from whet.envs.base import Attempt, Grade, Task
 from whet.envs.rewards.blame import attribute
 from whet.errors import DataError, GraderError, boundary
 
+LONGEST_SHOWN = 80
+"""Characters of an answer in a note."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlainReward:
@@ -47,6 +50,15 @@ class PlainReward:
                 return self.function(attempt)
         except (GraderError, DataError) as error:
             return Grade(value=None, failure=str(error))
+
+
+def graded(right: bool, given: str, gold: object) -> Grade:
+    """1, or 0 with what was read in the answer beside the gold one: a person sees why it is wrong."""
+    return Grade(value=1.0) if right else Grade(value=0.0, note=f"read {_short(given)}, gold is {_short(str(gold))}")
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]} ...")
 
 
 def require(task: Task, column: str, reward: str) -> object:
