@@ -13,7 +13,7 @@ import numpy as np
 
 from whet.algorithms.columns import Answer
 from whet.records import Atom
-from whet.training.base import Objective, Trainer
+from whet.training.base import Objective, OptimResult, Trainer
 
 NAMED = 3
 """Most rollouts that one line names."""
@@ -46,6 +46,11 @@ def listed(names: Sequence[str], step: int) -> str:
     """`task a sample 3, task b sample 0 and 5 more (rollouts/step-000012.parquet)`."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return f"{', '.join(names[:NAMED])}{more} (rollouts/step-{step:06d}.parquet)"
+
+
+def skipped_update(result: OptimResult) -> str:
+    """What became of an update, and where its gradient was first not finite."""
+    return f"an update was skipped, the gradient of {result.not_finite} was not finite"
 
 
 def _fault(answer: Answer) -> str | None:

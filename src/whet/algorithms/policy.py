@@ -24,7 +24,7 @@ from whet.algorithms.columns import (
     with_values,
 )
 from whet.algorithms.critic import Critic, ValueLoss, WithValue, largest
-from whet.algorithms.finite import drop_nonfinite, find_nonfinite, listed
+from whet.algorithms.finite import drop_nonfinite, find_nonfinite, listed, skipped_update
 from whet.algorithms.policy_loss import policy_loss
 from whet.algorithms.rollout_metrics import measure_groups, measure_taken, unscored, why_no_signal
 from whet.algorithms.state import RunState, Setting
@@ -158,7 +158,7 @@ def update(
             if not result.applied:
                 alone = find_nonfinite(trainer, [(answer, weigh([answer], setting)) for answer in minibatch], objective)
                 who = f"of {listed(alone, step + 1)}" if alone else "though each answer's own loss is"
-                faults.append(f"an update was skipped, its gradient was not finite: the loss {who}")
+                faults.append(f"{skipped_update(result)}: the loss {who}")
     updates = _measure_updates(tallies, norms, passes=passes, skipped=len(faults))
     if critic is None or critic.config.share_trunk or not answers:
         return updates, faults

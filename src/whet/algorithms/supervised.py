@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import isfinite
 
+from whet.algorithms.finite import NAMED, skipped_update
 from whet.config import TrainConfig
 from whet.data.mixture import Blend, epoch_order
 from whet.errors import TrainingError
@@ -43,15 +45,15 @@ def supervised(
     tokens = state["num_tokens"] if state else 0.0
     for step in range(start, steps):
         began = time.monotonic()
-        batch = [examples[i] for i in _batch(step, blend, config, seed)]
-        found = trainer.forward_backward(weigh(batch), objective)
+        places = _batch(step, blend, config, seed)
+        batch = weigh([examples[i] for i in places])
+        found = trainer.forward_backward(batch, objective)
         rate = learning_rate(step + 1, steps, config)
         result = trainer.optim_step(rate)
         thrown_away = 0.0 if result.applied else thrown_away + 1
+        notes = [] if result.applied else [f"{skipped_update(result)}; {_culprits(trainer, places, batch, objective)}"]
         if thrown_away >= NOT_FINITE:
-            raise TrainingError(
-                f"step {step + 1}: the gradient was not finite {NOT_FINITE} steps in a row; lower train.lr"
-            )
+            raise TrainingError(f"step {step + 1}: {notes[0]}, {NOT_FINITE} steps in a row; lower train.lr")
         seconds = time.monotonic() - began
         seen = sum(atom.cost for atom in batch)
         tokens += seen
@@ -69,7 +71,16 @@ def supervised(
                 "time/train": seconds,
             },
             state={"thrown_away": thrown_away, "num_tokens": float(tokens)},
+            notes=tuple(notes),
         )
+
+
+def _culprits(trainer: Trainer, places: Sequence[int], batch: Sequence[Atom], objective: Objective) -> str:
+    """The examples of a step whose loss is not finite by itself, by their places in the stage's rows."""
+    alone = [trainer.evaluate([atom], objective)["loss"].total for atom in batch]
+    found = [str(place + 1) for place, loss in zip(places, alone, strict=True) if not isfinite(loss)]
+    named = f"{', '.join(found[:NAMED])}{f' and {len(found) - NAMED} more' if len(found) > NAMED else ''}"
+    return f"the loss of example {named} is not" if found else "each example's own loss is"
 
 
 def supervised_steps(examples: int, config: TrainConfig) -> int:

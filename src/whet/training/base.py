@@ -89,6 +89,8 @@ class OptimResult:
     """False: the gradient was not finite, so the step was skipped and the weights are as before."""
     grad_norm: float
     """Norm before clipping."""
+    not_finite: str = ""
+    """The first parameter whose gradient was not finite, where the step was skipped."""
     metrics: Mapping[str, Metric] = field(default_factory=dict)
 
 
