@@ -15,8 +15,8 @@ from whet.errors import RunError
 from whet.pipeline.kinds import KINDS
 from whet.records import Completion, Ending, Episode, Group, Message, Outcome, Score, Turn
 from whet.tracking import RunLog, write_report
-from whet.tracking.catalogue import TRAINING
-from whet.tracking.charts import PLAIN, panels
+from whet.tracking.catalogue import IMITATION, TRAINING
+from whet.tracking.charts import PLAIN, board
 from whet.tracking.summary import EvalLine, StageView, figures, stage_line, verdict
 from whet.tracking.svg import Axis, Series, line_chart, nice_ticks, stacked_chart
 from whet.tracking.text import THIN, counted, number, percent, points, seconds, share
@@ -176,9 +176,9 @@ def fake_run(folder: Path, *, finished: bool = True) -> Path:
                 log.write(step, {"loss": 4 / step, "lr": 1e-3, "grad_norm": math.nan if step == 3 else 1.0})
             elif name == "rl":
                 lost = {"outcomes/grader_error": 0.1} if step == 7 else {}
-                metrics = {"reward": step / 20, f"rewards/{ATTACK}": 0.1, "solved": step / 20, "loss": 0.0, **lost}
+                metrics = {"reward": step / 20, f"rewards/{ATTACK}": 0.1, "solved": step / 25, "loss": 0.0, **lost}
                 played = Group(task="t", episodes=(episode(0, ATTACK, step / 20), episode(1, "no", 0.0)))
-                log.write(step, {**metrics, "time/rollout": 2.0, "time/train": 1.0}, [played])
+                log.write(step, {**metrics, "time/rollout": 1.9 + 0.2 * (step % 2), "time/train": 1.0}, [played])
         log.close()
         if name == "check":
             rows = [
@@ -213,8 +213,11 @@ def test_the_page_says_what_happened(tmp_path: Path) -> None:
         assert f"<h4>{title}</h4>" in text
     assert "<h4>Entropy</h4>" not in text  # no such metric in this run
     assert "1 min 00 s" in text  # 20 steps of 3 seconds
-    assert "<th>verifier</th><th>&lt;/pre&gt;&lt;script&gt;" in text and "<td>0.36</td><td></td>" in text
-    assert "<td>0.91</td><td>0.25</td>" in text  # the means of several rewards beside the accuracy
+    assert "<th>verifier</th><th>&lt;/pre&gt;&lt;script&gt;" in text
+    assert re.search(r'data-name="verifier">0\.36</td><td data-name="[^"]*"></td>', text)
+    assert re.search(
+        r'data-name="verifier">0\.91</td><td data-name="[^"]*">0\.25</td>', text
+    )  # the means of several rewards beside the accuracy
     assert "the same task early" in text.lower()
 
 
@@ -222,8 +225,37 @@ def test_failures_of_one_step_are_not_drawn_as_if_every_step_had_them(tmp_path: 
     """Outcomes are logged where there are any: a step that finished all its episodes has no failures, not the last."""
     lines: list[dict[str, float | None]] = [{"step": float(n), "outcomes/finished": 8.0} for n in range(1, 21)]
     lines[9] |= {"outcomes/finished": 7.0, "outcomes/truncated": 1.0}
-    (card,) = [card for card in panels(lines, TRAINING)[""] if card.title == "Outcomes other than finished"]
+    (card,) = [card for card in board(lines, TRAINING).sections[""] if card.title == "Outcomes other than finished"]
     assert (card.before, card.now) == ("0", "0")
+
+
+def test_what_says_nothing_is_named_and_not_drawn() -> None:
+    """One reward is the whole reward, and the share that is solved; the rate never moves."""
+    lines = [{"step": n, "reward": n / 9, "rewards/accuracy": n / 9, "solved": n / 9, "lr": 1e-3} for n in range(9)]
+    drawn = board(lines, TRAINING)
+    assert [card.title for card in drawn.sections[""]] == ["Reward"]
+    assert drawn.sections[""][0].legend == ()
+    assert drawn.left_out == ["Solved (as in Reward)", "Learning rate (0.001 throughout)"]
+    flat = board([{"step": n, "loss": 2.0} for n in range(9)], IMITATION)
+    assert [card.title for card in flat.sections[""]] == ["Loss"], "the main chart is drawn whatever it says"
+
+
+def test_the_numbers_above_a_chart_are_the_ends_of_its_curve() -> None:
+    lines = [{"step": n, "reward": n + (-1.0) ** n * 9} for n in range(60)]
+    (card,) = board(lines, TRAINING).sections[""]
+    (ys,) = heights(card.svg, "curve")
+    ticks = re.findall(r'class="tick end" x="[^"]*" y="([^"]+)">([^<]+)<', card.svg)
+    (low, at_low), (high, at_high) = (
+        (float(y) - 3.5, float(value.replace("\N{MINUS SIGN}", "-"))) for y, value in (ticks[0], ticks[-1])
+    )
+    shown = [at_low + (low - y) / (low - high) * (at_high - at_low) for y in (ys[0], ys[-1])]
+    assert [float(card.before.replace("\N{MINUS SIGN}", "-")), float(card.now)] == pytest.approx(shown, abs=0.3)
+
+
+def test_the_headline_of_a_failed_run_is_the_failure(tmp_path: Path) -> None:
+    folder = fake_run(tmp_path / "run", finished=False)
+    text = write_report(folder, LOOKS, failure="<b>no space</b>").read_text()
+    assert 'class="verdict failed">Failed in rl, after 20 steps: &lt;b&gt;no space&lt;/b&gt;' in text
 
 
 def test_a_run_at_work_and_one_without_anything_have_pages(tmp_path: Path) -> None:

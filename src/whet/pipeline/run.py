@@ -159,10 +159,15 @@ def _run_stages(run: Run, world: World, console: Console, stopped: Stopped, choi
                     _run_stage(run, context)
                 # Here, so that a run killed between the manifest and this line loses them the next time.
                 shutil.rmtree(context.checkpoints, ignore_errors=True)
-        except BaseException:
+        except BaseException as error:
             console.close()
+            failure = str(error) or type(error).__name__
             with suppress(Exception):  # what stopped the run is the news, not that its report failed, too
-                write_report(run.folder, run.looks)
+                write_report(
+                    run.folder,
+                    run.looks,
+                    failure=failure if isinstance(error, Exception) and not isinstance(error, Interrupted) else "",
+                )
             raise
         console.close()
         write_report(run.folder, run.looks)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from whet.tracking.svg import Axis, Series, line_chart, stacked_chart
+from whet.tracking.svg import Axis, Point, Series, line_chart, moving_mean, smooth, stacked_chart
 from whet.tracking.text import number
 
 Lines = Sequence[Mapping[str, float | None]]
@@ -62,9 +62,9 @@ class Panel:
     caption: str
     svg: str
     now: str
-    """Its first curve at the end (a mean over the last steps); for a stack the sum."""
+    """Where its first curve, as it is drawn, ends; for a stack the sum."""
     before: str
-    """The same at the beginning."""
+    """Where it begins."""
     legend: tuple[tuple[str, str], ...]
     """(label, tone) of each curve, where a title is not enough."""
 
@@ -75,39 +75,71 @@ FEW = 7
 """Cards that need no headings between them."""
 
 
-def panels(lines: Lines, charts: Sequence[Chart]) -> dict[str, list[Panel]]:
-    """The cards of a stage, by section; a stage with few has one section without a name.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Board:
+    """The cards of a stage."""
 
-    What is in none of the charts comes last under `More`.
-    """
+    sections: Mapping[str, Sequence[Panel]]
+    """By section; a stage with few cards has one section without a name. `More` holds what is in no chart."""
+    left_out: Sequence[str]
+    """Charts that would say nothing, each with the reason: its numbers never change, or another chart has them."""
+
+
+def board(lines: Lines, charts: Sequence[Chart]) -> Board:
+    """Draw the charts that there is data for, then whatever else was logged."""
     known = _names(lines) - HIDDEN
+    others = known.difference(*(_used(chart, known) for chart in charts))
     sections: dict[str, list[Panel]] = {}
-    for chart in charts:
-        panel = _draw(chart, lines, known)
+    left_out: list[str] = []
+    drawn: dict[tuple[Point, ...], str] = {}
+    for chart in (*charts, *map(_plain, sorted(others))):
+        series = _distinct(_series(chart, lines, known))
+        why = _idle(chart, series, drawn) if drawn else ""
+        panel = None if why else _draw(chart, series, lines)
         if panel is not None:
             sections.setdefault(chart.section, []).append(panel)
+            drawn = {s.points: chart.title for s in series} | drawn
+        elif why:
+            left_out.append(f"{chart.title} ({why})")
         known -= _used(chart, known)
-    if 0 < sum(len(cards) for cards in sections.values()) <= FEW:
+    more = {name: sections.pop(name) for name in ("More",) if name in sections}
+    if 0 < sum(map(len, sections.values())) <= FEW:
         sections = {"": [card for cards in sections.values() for card in cards]}
-    for name in sorted(known):
-        axis = Axis(label="", show=number)
-        plain = Chart(title=name, caption="", axis=axis, curves=(Curve(metric=name, label=name, tone="grey"),))
-        panel = _draw(plain, lines, known)
-        if panel is not None:
-            sections.setdefault("More", []).append(panel)
-    return sections
+    return Board(sections=sections | more, left_out=left_out)
 
 
-def points(lines: Lines, metric: str) -> tuple[tuple[float, float], ...]:
+def _plain(metric: str) -> Chart:
+    curve = Curve(metric=metric, label=metric, tone="grey")
+    return Chart(title=metric, caption="", axis=Axis(label="", show=number), curves=(curve,), section="More")
+
+
+def _distinct(series: Sequence[Series]) -> list[Series]:
+    """The first of those that have the same points: the total of one reward is that reward."""
+    return list({s.points: s for s in reversed(series)}.values())[::-1]
+
+
+def _idle(chart: Chart, series: Sequence[Series], drawn: Mapping[tuple[Point, ...], str]) -> str:
+    """Why a chart says nothing; empty where it does, and where there is nothing to draw."""
+    if not series or chart.band:
+        return ""
+    if all(s.points in drawn for s in series):
+        return f"as in {drawn[series[0].points]}"
+    values = [{y for _, y in s.points} for s in series]
+    if all(len(s.points) > 1 and len(heights) == 1 for s, heights in zip(series, values, strict=True)):
+        return f"{', '.join(chart.axis.show(heights.pop()) for heights in values)} throughout"
+    return ""
+
+
+def points(lines: Lines, metric: str) -> tuple[Point, ...]:
     """The metric's (step, value) points, where it is there and finite; the last line of a step counts."""
     found = {line["step"]: line.get(metric) for line in lines if line.get(metric) is not None}
     return tuple((float(step), float(value)) for step, value in found.items() if step is not None and value is not None)
 
 
-def ends(values: Sequence[float]) -> tuple[float, float]:
-    """The mean of the first tenth of the values and of the last, at most ten each."""
-    count = max(1, min(10, len(values) // 10))
-    return sum(values[:count]) / count, sum(values[-count:]) / count
+def ends(points: Sequence[Point]) -> tuple[float, float]:
+    """Where the curve that is drawn through the points begins and ends."""
+    curve = smooth(points)
+    return curve[0][1], curve[-1][1]
 
 
 def _names(lines: Lines) -> set[str]:
@@ -124,8 +156,7 @@ def _used(chart: Chart, names: set[str]) -> set[str]:
     return {name for metric in metrics for name in _matching(metric, names)}
 
 
-def _draw(chart: Chart, lines: Lines, names: set[str]) -> Panel | None:
-    series = _series(chart, lines, names)
+def _draw(chart: Chart, series: list[Series], lines: Lines) -> Panel | None:
     if not series:
         return None
     if chart.stacked:
@@ -135,13 +166,13 @@ def _draw(chart: Chart, lines: Lines, names: set[str]) -> Panel | None:
         if not any(y for s in series for _, y in s.points):
             return None
         svg = stacked_chart(series, chart.axis)
-        first, last = ends([sum(parts) for parts in zip(*([y for _, y in s.points] for s in series), strict=True)])
+        first, last = (sum(moving_mean(s.points)[end][1] for s in series) for end in (0, -1))
     else:
         edges = [Series(name=m.rpartition("/")[2].replace("_", " "), points=points(lines, m), tone="blue")
                  for m in chart.band or ()]  # fmt: skip
         band = (edges[0], edges[1]) if edges and all(edge.points for edge in edges) else None
         svg = line_chart(series, chart.axis, band=band)
-        first, last = ends([y for _, y in series[0].points])
+        first, last = ends(series[0].points)
     return Panel(
         title=chart.title,
         caption=chart.caption,

@@ -19,14 +19,14 @@ from whet.records import Group
 # What a line shows, in this order, of what the step has: metric, label, format.
 NUMBERS = {
     "reward": ("reward", "{:.3f}"),
+    "solved": ("solved", "{:.0%}"),
+    "completions/mean_length": ("length", "{:.0f}"),
     "loss": ("loss", "{:.4g}"),
     "eval_loss": ("eval loss", "{:.4g}"),
     "accuracy": ("right", "{:.0%}"),
     "eval_accuracy": ("held out", "{:.0%}"),
     "rewards/accuracies": ("right", "{:.0%}"),
     "rewards/margins": ("margin", "{:.3f}"),
-    "solved": ("solved", "{:.0%}"),
-    "completions/mean_length": ("length", "{:.0f}"),
     "entropy": ("entropy", "{:.2f}"),
     "kl": ("kl", "{:.2g}"),
     "grad_norm": ("grad", "{:.2g}"),

@@ -22,7 +22,7 @@ import yaml
 
 from whet.errors import RunError
 from whet.files import write_atomic
-from whet.tracking.charts import PLAIN, Look, Panel, panels
+from whet.tracking.charts import PLAIN, Look, board
 from whet.tracking.judged import judged
 from whet.tracking.log import Rollout, read_metrics, read_rollouts, rollout_steps, rollout_tasks
 from whet.tracking.summary import EvalLine, StageView, duration_s, figures, stage_line, verdict
@@ -78,9 +78,10 @@ class Table:
     gain_scale: tuple[float, float] | None
 
 
-def write_report(run_folder: Path, looks: Mapping[str, Look]) -> Path:
+def write_report(run_folder: Path, looks: Mapping[str, Look], *, failure: str = "") -> Path:
     """Write `report.html` into the run folder and return its path; `looks` says how each kind of stage is shown.
 
+    `failure`: why the run could not go on; it is the headline then.
     Raises `RunError` where the folder holds no run, or a file in it cannot be read.
     """
     if not (run_folder / "recipe.json").exists() and not (run_folder / "stages").is_dir():
@@ -88,11 +89,11 @@ def write_report(run_folder: Path, looks: Mapping[str, Look]) -> Path:
             f"{run_folder}: not a run folder (neither recipe.json nor stages/ is there); give one of `runs/`"
         )
     page = run_folder / "report.html"
-    write_atomic(page, render(run_folder, looks).encode())
+    write_atomic(page, render(run_folder, looks, failure=failure).encode())
     return page
 
 
-def render(run_folder: Path, looks: Mapping[str, Look]) -> str:
+def render(run_folder: Path, looks: Mapping[str, Look], *, failure: str = "") -> str:
     """The page as text."""
     import jinja2
 
@@ -108,11 +109,12 @@ def render(run_folder: Path, looks: Mapping[str, Look]) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(counted=counted, percent=percent, number=number, points=points, seconds=seconds)
-    charts: dict[str, dict[str, list[Panel]]] = {s.name: panels(s.lines, s.look.charts) for s in begun if s.lines}
+    charts = {s.name: board(s.lines, s.look.charts) for s in begun if s.lines}
     return environment.get_template("report.html.jinja").render(
         name=info["name"] if "name" in info else run_folder.resolve().name,
         description=recipe["description"] if "description" in recipe else "",
-        verdict=verdict(stages),
+        verdict=verdict(stages, failure),
+        failed=bool(failure),
         figures=figures(stages),
         stages=[(stage, stage_line(stage), duration_s(stage)) for stage in stages],
         charts=charts,

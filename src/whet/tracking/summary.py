@@ -72,8 +72,12 @@ class Figure:
     note: str
 
 
-def verdict(stages: tuple[StageView, ...]) -> str:
-    """The run in one sentence: the last comparison if there is one, else what training showed, else how far it is."""
+def verdict(stages: tuple[StageView, ...], failure: str = "") -> str:
+    """The run in one sentence: why it failed, else the last comparison, else what training showed."""
+    if failure:
+        at = [stage for stage in stages if stage.state == "running"]
+        where = f" in {at[-1].name}, after {counted(at[-1].steps, 'step')}" if at else ""
+        return f"Failed{where}: {failure}"
     compared = [stage for stage in stages if len(stage.rows) > 1]
     if compared:
         return _comparison(compared[-1].baseline, compared[-1].rows[-1])
@@ -146,11 +150,11 @@ def _length_change(before: float, after: float) -> str:
 
 
 def _change(stage: StageView) -> str:
-    """How the stage's main number went from its first steps to its last; no claim that the change is real."""
+    """How the stage's main number went, as its curve is drawn; no claim that the change is real."""
     for metric, name, show in stage.look.headline:
         curve = points(stage.lines, metric)
         if curve:
-            first, last = ends([value for _, value in curve])
+            first, last = ends(curve)
             return f"{name} went from {show(first)} to {show(last)}"
     return ""
 
@@ -161,6 +165,6 @@ def _signal(stage: StageView) -> str:
     wrong = points(stage.lines, "frac_groups_all_wrong")
     if not right or not wrong:
         return ""
-    easy, hard = ends([y for _, y in right])[1], ends([y for _, y in wrong])[1]
+    easy, hard = ends(right)[1], ends(wrong)[1]
     why = f"{percent(easy)} all right, {percent(hard)} all wrong"
     return f"lately {percent(easy + hard)} of groups carry no signal ({why})"

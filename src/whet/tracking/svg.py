@@ -23,12 +23,16 @@ Show = Callable[[float], str]
 """A number as text, for ticks and tips."""
 
 
+Point = tuple[float, float]
+"""(step, value)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """One curve: (step, value) points in order of steps, all finite."""
+    """One curve: points in order of steps, all finite."""
 
     name: str
-    points: tuple[tuple[float, float], ...]
+    points: tuple[Point, ...]
     tone: str
 
 
@@ -53,10 +57,26 @@ def line_chart(series: Sequence[Series], axis: Axis, *, band: tuple[Series, Seri
     for s in series:
         if _is_noisy(s.points):
             body.append(_curve(frame, _thinned(s.points), s.tone, "raw"))
-            body.append(_curve(frame, _thinned(_moving_mean(s.points)), s.tone, "curve"))
-        else:
-            body.append(_curve(frame, _thinned(s.points), s.tone, "curve"))
+        body.append(_curve(frame, _thinned(smooth(s.points)), s.tone, "curve"))
     return _chart(frame, body, [(s, s.points) for s in limits], [s.name for s in series])
+
+
+def smooth(points: Sequence[Point]) -> list[Point]:
+    """The points, or their moving mean where they are noisy: the line that is drawn."""
+    return moving_mean(points) if _is_noisy(points) else list(points)
+
+
+def moving_mean(points: Sequence[Point]) -> list[Point]:
+    """Centred means over a tenth of the curve, so that peaks do not move; curves below 20 points stay as they are."""
+    reach = len(points) // 20
+    if not reach:
+        return list(points)
+    sums = [0.0, *accumulate(y for _, y in points)]
+    mean = []
+    for i, (x, _) in enumerate(points):
+        start, stop = max(0, i - reach), min(len(points), i + reach + 1)
+        mean.append((x, (sums[stop] - sums[start]) / (stop - start)))
+    return mean
 
 
 def stacked_chart(series: Sequence[Series], axis: Axis) -> str:
@@ -66,7 +86,7 @@ def stacked_chart(series: Sequence[Series], axis: Axis) -> str:
     below = [(x, 0.0) for x in steps]
     layers = []
     for s in series:
-        above = [(x, y + base) for (x, y), (_, base) in zip(_moving_mean(s.points), below, strict=True)]
+        above = [(x, y + base) for (x, y), (_, base) in zip(moving_mean(s.points), below, strict=True)]
         layers.append((s, below, above))
         below = above
     frame = _Frame.around([(steps[0], 0.0), *below], axis)
@@ -114,7 +134,7 @@ class _Frame:
     ticks: list[float]
 
     @classmethod
-    def around(cls, points: Sequence[tuple[float, float]], axis: Axis) -> _Frame:
+    def around(cls, points: Sequence[Point], axis: Axis) -> _Frame:
         steps, values = [x for x, _ in points], [y for _, y in points]
         start, stop = min(steps), max(steps)
         if start == stop:
@@ -141,25 +161,23 @@ class _Frame:
         return BOTTOM - (BOTTOM - TOP) * min(1.0, max(0.0, share))
 
 
-def _path(frame: _Frame, points: Sequence[tuple[float, float]]) -> str:
+def _path(frame: _Frame, points: Sequence[Point]) -> str:
     return " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in points)
 
 
-def _curve(frame: _Frame, points: Sequence[tuple[float, float]], tone: str, kind: str) -> str:
+def _curve(frame: _Frame, points: Sequence[Point], tone: str, kind: str) -> str:
     if len(points) == 1:
         (x, y) = points[0]
         return f'<circle class="dot tone-{tone}" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="4"/>'
     return f'<polyline class="{kind} tone-{tone}" points="{_path(frame, points)}"/>'
 
 
-def _area(
-    frame: _Frame, low: Sequence[tuple[float, float]], high: Sequence[tuple[float, float]], tone: str, kind: str
-) -> str:
+def _area(frame: _Frame, low: Sequence[Point], high: Sequence[Point], tone: str, kind: str) -> str:
     outline = [*_thinned(low), *reversed(_thinned(high))]
     return f'<polygon class="{kind} tone-{tone}" points="{_path(frame, outline)}"/>'
 
 
-def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def _thinned(points: Sequence[Point]) -> list[Point]:
     """The points, or the means of `MOST_POINTS` runs of neighbours."""
     if len(points) <= MOST_POINTS:
         return list(points)
@@ -168,24 +186,11 @@ def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
     return [(sum(x for x, _ in piece) / len(piece), sum(y for _, y in piece) / len(piece)) for piece in pieces]
 
 
-def _is_noisy(points: Sequence[tuple[float, float]]) -> bool:
+def _is_noisy(points: Sequence[Point]) -> bool:
     """Whether the curve goes up and down more than a few sweeps of its range would."""
     values = [y for _, y in points]
     travelled = sum(abs(b - a) for a, b in pairwise(values))
     return travelled > 3 * (max(values) - min(values))
-
-
-def _moving_mean(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Centred means over a twentieth of the curve, so that peaks do not move; short curves stay as they are."""
-    reach = len(points) // 40
-    if not reach:
-        return list(points)
-    sums = [0.0, *accumulate(y for _, y in points)]
-    mean = []
-    for i, (x, _) in enumerate(points):
-        start, stop = max(0, i - reach), min(len(points), i + reach + 1)
-        mean.append((x, (sums[stop] - sums[start]) / (stop - start)))
-    return mean
 
 
 # -------------------------------------------------------------------------------------------- drawing
@@ -194,7 +199,7 @@ def _moving_mean(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
 def _chart(
     frame: _Frame,
     body: list[str],
-    shown: Sequence[tuple[Series, Sequence[tuple[float, float]]]],
+    shown: Sequence[tuple[Series, Sequence[Point]]],
     names: Sequence[str],
 ) -> str:
     """Axes, curves and hover columns. `shown` pairs each series with the heights at which its dots go."""
@@ -218,7 +223,7 @@ def _axes(frame: _Frame) -> list[str]:
     return parts
 
 
-def _tips(frame: _Frame, shown: Sequence[tuple[Series, Sequence[tuple[float, float]]]]) -> list[str]:
+def _tips(frame: _Frame, shown: Sequence[tuple[Series, Sequence[Point]]]) -> list[str]:
     """For each hover column the crosshair, a dot on each curve, and a box with the values at that step."""
     steps = sorted({x for s, _ in shown for x, _ in s.points})
     picked = [steps[round(i * (len(steps) - 1) / max(1, MOST_TIPS - 1))] for i in range(MOST_TIPS)]

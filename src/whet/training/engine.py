@@ -75,8 +75,8 @@ class LocalTrainer:
         grads = [p.grad for p in self.model.parameters.values() if p.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
         if not math.isfinite(norm):
-            found = (name for name, p in self.model.parameters.items() if p.grad is not None)
-            first = next((n for n in found if not self.model.parameters[n].grad.isfinite().all()), "their sum")
+            named = ((name, p.grad) for name, p in self.model.parameters.items() if p.grad is not None)
+            first = next((name for name, grad in named if not grad.isfinite().all()), "all parameters together")
             self.optimizers.zero_grad()
             return OptimResult(applied=False, grad_norm=norm, not_finite=first)
         if self.config.clip_norm is not None and norm > self.config.clip_norm:
