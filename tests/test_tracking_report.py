@@ -173,7 +173,7 @@ def fake_run(folder: Path, *, finished: bool = True) -> Path:
         log = RunLog(stage, decode)
         for step in range(1, 21):
             if name == "warm":
-                log.write(step, {"loss": 4 / step, "lr": 1e-3, "grad_norm": math.nan if step == 3 else 1.0})
+                log.write(step, {"loss": 4 / step, "lr": 1e-3, "grad_norm": math.nan if step == 3 else 1 / step})
             elif name == "rl":
                 lost = {"outcomes/grader_error": 0.1} if step == 7 else {}
                 metrics = {"reward": step / 20, f"rewards/{ATTACK}": 0.1, "solved": step / 25, "loss": 0.0, **lost}
@@ -215,9 +215,8 @@ def test_the_page_says_what_happened(tmp_path: Path) -> None:
     assert "1 min 00 s" in text  # 20 steps of 3 seconds
     assert "<th>verifier</th><th>&lt;/pre&gt;&lt;script&gt;" in text
     assert re.search(r'data-name="verifier">0\.36</td><td data-name="[^"]*"></td>', text)
-    assert re.search(
-        r'data-name="verifier">0\.91</td><td data-name="[^"]*">0\.25</td>', text
-    )  # the means of several rewards beside the accuracy
+    # The means of several rewards stand beside the accuracy.
+    assert re.search(r'data-name="verifier">0\.91</td><td data-name="[^"]*">0\.25</td>', text)
     assert "the same task early" in text.lower()
 
 
