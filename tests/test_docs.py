@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import re
 import shlex
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from safetensors import safe_open
 
 from whet.cli.app import app
 from whet.cli.errors import exit_codes
@@ -338,3 +340,13 @@ def test_every_metric_is_explained(tmp_path: Path) -> None:
         for line in read_metrics(folder):
             for name in line:
                 assert any(pattern.fullmatch(name) for pattern in known), f"docs/metrics.md says nothing of {name}"
+
+
+def test_the_counts_in_the_readme_are_true() -> None:
+    text = (ROOT / "README.md").read_text()
+    with safe_open(ROOT / "src" / "whet" / "assets" / "demo" / "model.safetensors", "np") as file:
+        parameters = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    assert f"A model of {parameters:,} parameters" in text
+    assert f"| {len(PRESETS)} presets (" in text
+    others = [name for name in PREFERENCE_PRESETS if name not in ("dpo", "kto")]
+    assert f"| DPO and {len(others)} other losses, KTO" in text
