@@ -53,12 +53,13 @@ def fails(error: BaseException):
 def test_help_and_plan_import_nothing_heavy(recipe: str) -> None:
     """What each may not load: help no model of a recipe, plan no tensor."""
     code = (
-        "import sys\n"
+        "import os, sys\n"
         "from whet.cli.app import main\n"
         "try: main(sys.argv[2:])\n"
         "except SystemExit as end: assert end.code == 0, end.code\n"
         "heavy = set(sys.argv[1].split(',')) & set(sys.modules)\n"
         "assert not heavy, heavy\n"
+        "assert 'GOMP_SPINCOUNT' in os.environ, 'OpenMP reads it when torch is loaded'\n"
     )
     never = "torch,transformers,datasets,peft,numpy,pyarrow,httpx"
     for heavy, words in ((f"{never},pydantic,yaml", ["--help"]), (never, ["plan", recipe]), (never, ["schema"])):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -12,6 +13,10 @@ from whet import __version__
 from whet.cli import chat, check, demo, eval, plan, run, schema
 from whet.cli.errors import exit_codes, guarded
 from whet.cli.options import OVERRIDABLE
+
+BRIEF_WAITS = {"GOMP_SPINCOUNT": "1000"}
+"""For GNU OpenMP, which reads it when torch is loaded: threads that wait for one another soon sleep. By default they
+spin for milliseconds, so that on a busy machine two threads take six times as long as one (docs/benchmarks.md)."""
 
 app = typer.Typer(
     name="whet",
@@ -48,6 +53,8 @@ app.command()(schema.schema)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script: run the command and exit with its code."""
+    for name, value in BRIEF_WAITS.items():
+        os.environ.setdefault(name, value)
     words = list(sys.argv[1:] if arguments is None else arguments)
     show_traceback = "--traceback" in words
     words = [word for word in words if word != "--traceback"]
