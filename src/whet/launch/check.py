@@ -83,7 +83,7 @@ def _find_chats(stage: StageBase, world: LocalWorld) -> None:
 
 
 def _chats(value: Any) -> Iterator[ChatConfig]:
-    """Everybody whom a stage asks: judges, writers and teachers."""
+    """The clients of a stage: judges, writers and teachers."""
     if isinstance(value, EndpointChat | LocalChat | ScriptedChat):
         yield value
     for _, child in children(value):

@@ -20,7 +20,7 @@ Begin = Callable[[int, Mapping[str, float]], Iterator[Step]]
 """(step to start after, state noted with it) -> the algorithm's steps."""
 
 TRIAL = 2
-"""A stage of at most so many steps tries out whether a recipe runs, often with a model of no worth."""
+"""A stage of at most so many steps tries out whether a recipe runs, often with an untrained model."""
 
 
 class Saved(Protocol):

@@ -61,7 +61,7 @@ async def aside(function: Callable[[], T]) -> T:
     def work() -> None:
         try:
             answer.set_result(function())
-        except BaseException as error:  # noqa: BLE001  whoever awaits it gets it
+        except BaseException as error:  # noqa: BLE001  raised where it is awaited
             answer.set_exception(error)
 
     threading.Thread(target=work, name="whet-aside", daemon=True).start()

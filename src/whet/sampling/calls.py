@@ -226,7 +226,7 @@ def _given_up(what: str, silent: Sequence[FailedCall]) -> FailedCall:
 
 
 class _Pace:
-    """Requests that begin evenly spread over time, and not at all while the server asks everybody to wait."""
+    """Requests that begin evenly spread over time, and not at all while the server asks its clients to wait."""
 
     def __init__(self, per_minute: float | None) -> None:
         self._apart_s = 0.0 if per_minute is None else 60 / per_minute

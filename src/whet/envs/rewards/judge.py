@@ -105,7 +105,7 @@ class PairsReward:
 
 
 def matches(members: Sequence[int], opponents: int | None) -> list[tuple[int, int]]:
-    """Who is compared with whom: everybody with the next `opponents` in a circle, each pair once."""
+    """Which answers are compared: each with the next `opponents` in a circle, each pair once."""
     count = len(members)
     reach = count - 1 if opponents is None else min(opponents, count - 1)
     pairs = {

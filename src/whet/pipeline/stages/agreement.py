@@ -1,4 +1,4 @@
-"""The agreement stage: a judge decides comparisons whose better answer is known, before anybody trusts it.
+"""The agreement stage: a judge decides comparisons whose better answer is known, before it is used.
 
 STAGE/rows.jsonl    every pair with the judge's verdict and words, to see where it goes wrong
 STAGE/reward.json   how often it agrees, in the shape of a reward model's, and how it was to be asked
