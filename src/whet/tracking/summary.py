@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from whet.tracking.charts import Lines, Look, ends, points
+from whet.tracking.svg import moving_mean
 from whet.tracking.text import THIN, counted, number, percent, seconds
 from whet.tracking.text import points as signed
 
@@ -165,6 +166,6 @@ def _signal(stage: StageView) -> str:
     wrong = points(stage.lines, "frac_groups_all_wrong")
     if not right or not wrong:
         return ""
-    easy, hard = ends(right)[1], ends(wrong)[1]
+    (_, easy), (_, hard) = moving_mean(right)[-1], moving_mean(wrong)[-1]  # as the chart is stacked
     why = f"{percent(easy)} all right, {percent(hard)} all wrong"
     return f"lately {percent(easy + hard)} of groups carry no signal ({why})"
