@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from whet.config import DataConfig
 from whet.data import (
@@ -16,6 +18,8 @@ from whet.data import (
     Row,
     detect,
     load_conversations,
+    load_prompts,
+    read_rows,
     to_conversation,
     to_prompt,
 )
@@ -223,7 +227,16 @@ BROKEN = [{"name": "f", "arguments": "{x"}]
         ({"instruction": "x", "output": "y", "history": ["a"]}, r"history\[0\]: not a pair"),
         ({"prompt": "x", "completion": None}, r"completion: not text; it is missing"),
         ({"prompt": "x", "answer": "y"}, r"completion: no such column; there are: prompt, answer"),
-        ({"question": "x", "answer": "y"}, r"known format; .*data\.columns: \{prompt: question, completion: answer\}"),
+        ({"id": "x", "answer": "y"}, r"known format; there are: id, answer\. Say in data\.columns which is which$"),
+        (
+            {"text": "Add two numbers.", "code": "2"},
+            r"text: running text, beside 'code', .* completion: code\}, or set data\.f",
+        ),
+        (
+            {"text": "x ### Instruction: y\n\n### Response: z"},
+            r"text: a chat that is written out, .* data\.format: text",
+        ),
+        ({"text": "<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\ny"}, r"text: a chat that is written out"),
         ({"messages": [USER], "label": False}, r"label: answers labelled good or bad"),
     ],
 )
@@ -245,6 +258,90 @@ def test_a_bad_row_is_named_with_its_field_and_remedy(values: dict[str, Any], me
 def test_a_column_that_is_not_there_names_the_nearest(columns: dict[str, str], message: str) -> None:
     with pytest.raises(DataError, match=message):
         to_prompt(row(question="x", list=[1]), config(columns=columns))
+
+
+SUM = "What is the sum of two and three?"
+BODY = "Ann has two apples and Bob has three."
+
+
+@pytest.mark.parametrize(
+    ("values", "sft", "rl"),
+    [
+        ({"id": 7, "question": SUM, "answer": "5"}, "{prompt: question, completion: answer}", "{prompt: question}"),
+        ({"id": "a b c d e f g h", "QUESTION": SUM, "answer": 5}, "", "{prompt: QUESTION}"),
+        (
+            {"Body": BODY, "Question": SUM, "Answer": "5"},
+            r'{prompt: "{Body}\n{Question}", completion: Answer}',
+            r'{prompt: "{Body}\n{Question}"}',
+        ),
+        ({"question": SUM, "choices": ["4", "5"], "answer": "B"}, "", ""),
+        ({"input": SUM, "target": "5", "answer": "6"}, "{prompt: input, completion: target}", "{prompt: input}"),
+        ({"input": "[1, 2]", "output": "[2]"}, "", ""),
+        ({"prompt": SUM, "response": "5", "key": 3}, "{completion: response}", None),
+        ({"text": BODY, "url": "u"}, None, ""),
+        ({"talk": [USER, {"role": "assistant", "content": "y"}]}, "{messages: talk}", ""),
+        ({"talk": [USER]}, "{messages: talk}", "{messages: talk}"),
+    ],
+)
+def test_a_hint_names_columns_only_where_it_can_be_followed(values: dict[str, Any], sft: str, rl: str | None) -> None:
+    """`None`: the row is read as it is; empty: no columns are named."""
+    for read, hint in ((to_conversation, sft), (to_prompt, rl)):
+        if hint is None:
+            read(row(**values), config())
+            continue
+        with pytest.raises(BadRow) as caught:
+            read(row(**values), config())
+        said = str(caught.value).partition("for example data.columns: ")[2]
+        assert said == hint
+        if hint:
+            read(row(**values), config(columns=yaml.safe_load(hint)))
+
+
+PAIR = {"chosen": "Five.", "rejected": "Six."}
+LISTS = {name: [USER, {"role": "assistant", "content": said}] for name, said in PAIR.items()}
+OPENAI = {
+    f"{name}_output": [{"role": "assistant", "content": x}] for name, x in (("preferred", "5"), ("non_preferred", "6"))
+}
+
+
+@pytest.mark.parametrize(
+    ("values", "asked", "best"),
+    [
+        ({"prompt": "2+3", **PAIR}, "2+3", "Five."),
+        ({"conversations": [{"from": "human", "value": "2+3"}], **PAIR}, "2+3", "Five."),
+        ({"instruction": "2+3", "input": "", "output": "5", **PAIR}, "2+3", "Five."),
+        ({name: f"\n\nHuman: 2+3\n\nAssistant: {said}" for name, said in PAIR.items()}, "2+3", "Five."),
+        (LISTS, "x", "Five."),
+        ({f"{name}_messages": value for name, value in LISTS.items()}, "x", "Five."),
+        ({"input": {"messages": [USER]}, **OPENAI}, "x", "5"),
+        ({"prompt": "2+3", "chosen": "Five.", "rejected": "Five."}, "2+3", "Five."),
+    ],
+)
+def test_sft_learns_the_chosen_answer_and_a_task_is_the_prompt(values: dict[str, Any], asked: str, best: str) -> None:
+    assert turns(conversation(**values).messages) == [("user", asked), ("assistant", best)]
+    assert turns(to_prompt(row(**values), config()).messages) == [("user", asked)]
+
+
+def test_only_the_answer_to_the_last_message_of_a_comparison_is_trained() -> None:
+    before = [USER, {"role": "assistant", "content": "a"}, USER]
+    found = conversation(conversations=before, **PAIR).messages
+    assert [message.trained for message in found] == [None, False, None, None]
+    with pytest.raises(BadRow, match="prompt: no message to answer"):
+        conversation(messages=before[:2], **PAIR)
+    assert turns(conversation({"format": "messages"}, messages=before[:2], **PAIR).messages)[-1] == ("assistant", "a")
+
+
+def test_a_text_that_is_a_transcript_becomes_its_turns_unless_it_is_asked_for() -> None:
+    text = "### Human: 2+3? ### Assistant: 5\n### Human: sure?\n### Assistant: Yes: ### is no turn."
+    expected = [("user", "2+3?"), ("assistant", "5"), ("user", "sure?"), ("assistant", "Yes: ### is no turn.")]
+    assert turns(conversation(text=text).messages) == expected
+    assert conversation({"format": "text"}, text=text).text == text
+    assert conversation({"columns": {"text": "body"}}, body=text, code="x").text == text
+
+
+def test_alpaca_rows_are_tasks_too() -> None:
+    found = to_prompt(row(instruction="Add.", input="2 3", output="5", history=[["hi", "ho"]]), config())
+    assert [said for _, said in turns(found.messages)] == ["hi", "ho", "Add.\n2 3"] and found.columns["output"] == "5"
 
 
 def test_a_task_does_not_end_with_its_answer() -> None:
@@ -272,6 +369,10 @@ def test_a_named_format_needs_its_columns() -> None:
         ("llamafactory/dev/glaive_toolcall_en_demo.jsonl.gz", 197, {}),
         ("sharegpt_format/dev/dummy_conversation.jsonl", 323, {}),
         ("dolly_open_qa/dev/chinkara-open_qa.jsonl.gz", 2498, {}),
+        ("leetcode/dev/LeetCodeDataset-v0.2.0-train.jsonl.gz", 1273, {}),
+        ("llamafactory/dev/dpo_en_demo.jsonl.gz", 206, {}),
+        ("llmbar/dev/Natural.jsonl", 72, {}),
+        ("mbpp/dev/mbpp.jsonl.gz", 636, {"prompt": "text", "completion": "code"}),
         ("rasbt/dev/instruction-data.jsonl", 721, {}),
     ],
 )
@@ -283,6 +384,25 @@ def test_real_files_are_read_whole(shared_data: Path, name: str, rows: int, colu
     assert calls == {"glaive_toolcall_en_demo.jsonl.gz": 138, "reason_tool_use_demo_50.jsonl": 40}.get(
         Path(name).name, 0
     )
+
+
+def test_every_hint_about_real_rows_can_be_followed(shared_data: Path) -> None:
+    """Over all sets: what the error names reads the row, and what is read silently asks and answers something."""
+    hints = 0
+    for path in sorted(shared_data.glob("*/dev/*.jsonl*")):
+        first = next(read_rows(config(path=str(path), on_bad_row="drop")), None) if "lottery" not in path.name else None
+        if first is None:
+            continue
+        for load in (load_conversations, load_prompts):
+            try:
+                load(config(path=str(path), limit=1))
+            except DataError as error:
+                if named := re.search(r"data\.columns: (\{.*\})", str(error)):
+                    found, _ = load(config(path=str(path), limit=1, columns=yaml.safe_load(named[1])))
+                    hints += len(found)
+                    asked = [message.content for message in found[0].messages]
+                    assert not any(said.isdigit() or " " not in said for said in asked[:1]), path
+    assert hints > 40
 
 
 def test_settings_of_the_chat_template_come_with_their_row_or_are_refused() -> None:

@@ -13,6 +13,9 @@ from whet.data.base import Row
 from whet.data.faults import BadRow, Place, kind_of, nearest
 from whet.errors import DataError
 
+SPELLINGS = {"chosen_messages": "chosen", "rejected_messages": "rejected"}
+"""Another name (LLaMA-Factory's) for one of ours."""
+
 
 def rename(row: Row, config: DataConfig) -> dict[str, Any]:
     """The row's columns, with those of `config.columns` added under our names; the originals stay.
@@ -21,7 +24,8 @@ def rename(row: Row, config: DataConfig) -> dict[str, Any]:
     text with `{column}` in it (`{{` and `}}` are braces). Raises `BadRow` where the row has no such column.
     """
     named = {ours: _value(row, Place(row.origin, ours), entry) for ours, entry in config.columns.items()}
-    return {**row.values, **named}
+    spelled = {ours: row.values[theirs] for theirs, ours in SPELLINGS.items() if theirs in row.values}
+    return {**spelled, **row.values, **named}
 
 
 def pick(values: Mapping[str, Any], path: str, place: Place) -> Any:

@@ -2,35 +2,49 @@
 
 | format            | columns                                        | becomes                                       |
 |-------------------|------------------------------------------------|-----------------------------------------------|
+| pair              | chosen, rejected (`preferences`)               | the prompt and the chosen answer              |
+| openai_preference | input, preferred_output, non_preferred_output  | the same                                      |
 | messages          | messages (tools, system)                       | the conversation                              |
 | sharegpt          | conversations: [{from, value}] (tools, system) | the conversation                              |
 | prompt_completion | prompt, completion: texts or messages          | two turns; nothing of the prompt is trained   |
 | alpaca            | instruction, input, output (system, history)   | turns; replies of the history are not trained |
 | ranked            | prompt, answers, and ranks or scores           | the prompt and its best answer                |
-| text              | text                                           | running text                                  |
+| text              | text                                           | running text, or a transcript's turns         |
 | prompt            | prompt: text or messages, and any others       | a task for RL; the other columns are kept     |
+
+A task for RL is also made of the prompt of `messages`, `alpaca` and comparisons.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from functools import partial
 from typing import Any, Literal
 
 from whet.config import DataConfig
 from whet.data.base import Conversation, Prompt, Row
 from whet.data.columns import rename
-from whet.data.faults import Dropped, Place, nearest
+from whet.data.faults import BadRow, Dropped, Place, nearest
+from whet.data.hints import ANSWERS as ANSWER_COLUMNS
+from whet.data.hints import guess, written
 from whet.data.known import ANSWERS
 from whet.data.messages import parse_messages, read_settings, read_tools, refuse_settings
+from whet.data.pairs import REQUIRED as COMPARISONS
+from whet.data.pairs import compared
 from whet.data.ranked import in_order
 from whet.data.sources import Reading, read_examples, reading
-from whet.data.turns import as_context, instruction, text_of, turns, with_system
+from whet.data.turns import as_context, instruction, is_rendered, is_transcript, text_of, transcript, turns, with_system
 from whet.errors import DataError
 from whet.records import Message
 
-Format = Literal["messages", "sharegpt", "prompt_completion", "alpaca", "ranked", "text", "prompt"]
+Format = Literal[
+    "pair", "openai_preference", "messages", "sharegpt", "prompt_completion", "alpaca", "ranked", "text", "prompt"
+]
 
 REQUIRED: Mapping[Format, tuple[str, ...]] = {
+    "pair": COMPARISONS["pair"],
+    "openai_preference": COMPARISONS["openai_preference"],
     "messages": ("messages",),
     "sharegpt": ("conversations",),
     "prompt_completion": ("prompt", "completion"),
@@ -53,7 +67,9 @@ def to_conversation(row: Row, config: DataConfig) -> Conversation:
     place = Place(row.origin)
     _refuse_judged(columns, config, place)
     if _format_of(columns, config, place) == "text":
-        return Conversation(origin=row.origin, text=text_of(columns, "text", place))
+        text = text_of(columns, "text", place)
+        if config.format == "text" or "text" in config.columns or not _is_chat(columns, text, place):
+            return Conversation(origin=row.origin, text=text)
     messages = with_system(conversation_of(columns, config, place), columns, config, place)
     return Conversation(
         origin=row.origin,
@@ -67,34 +83,54 @@ def conversation_of(columns: Mapping[str, Any], config: DataConfig, place: Place
     """The messages of a row in any format that has turns. Raises `BadRow`."""
     name = _format_of(columns, config, place)
     if name not in _READERS:
-        raise place["completion"].bad("no such column", _hint(columns))
+        raise place["completion"].bad("no such column", _hint(columns, place, answered=True))
     return _READERS[name](columns, place)
 
 
 def to_prompt(row: Row, config: DataConfig) -> Prompt:
-    """A row as a task: the messages to answer, from `prompt` or else `messages`, and all other columns.
+    """A row as a task: the messages to answer, and all other columns.
 
     Columns keep their own names and have ours beside them where `data.columns` renames. Raises `BadRow`.
     """
     columns = rename(row, config)
     place = Place(row.origin)
-    if config.format not in ("auto", "prompt", "prompt_completion", "messages"):
-        raise DataError(
-            f"data.format: {config.format} has no prompts to answer; leave it out and map data.columns.prompt"
-        )
     refuse_settings(columns, place)
-    name = "messages" if config.format == "messages" or "prompt" not in columns else "prompt"
-    if name not in columns:
-        raise place["prompt"].bad("no such column", _hint(columns))
-    messages = with_system(turns(columns, name, "user", place), columns, config, place)
-    if messages[-1].role == "assistant":
-        raise place[name].bad("ends with an assistant message", "a task ends with the message to answer")
+    name, asked = _asked(columns, config, place)
     return Prompt(
         origin=row.origin,
-        messages=messages,
+        messages=with_system(asked, columns, config, place),
         columns={column: value for column, value in columns.items() if column != name},
         conversational=not isinstance(columns[name], str),
     )
+
+
+_TASKS: tuple[Format, ...] = ("prompt", "messages", "pair", "openai_preference", "alpaca")
+"""Formats that have a message to answer, in the order in which they are tried."""
+
+
+def _asked(columns: Mapping[str, Any], config: DataConfig, place: Place) -> tuple[str, tuple[Message, ...]]:
+    """The message to answer, and those before it, with the column that they stand in."""
+    form: str = "prompt" if config.format == "prompt_completion" else config.format
+    if form == "auto":
+        there = {column for column, value in columns.items() if value is not None}
+        form = next((name for name in _TASKS if set(REQUIRED[name]) <= there), "prompt")
+    elif form not in _TASKS:
+        raise DataError(
+            f"data.format: {config.format} has no prompts to answer; leave it out and map data.columns.prompt"
+        )
+    elif form not in ("prompt", "messages"):
+        _format_of(columns, config, place)
+    match form:
+        case "pair" | "openai_preference":
+            return REQUIRED[form][0], compared(columns, form, place)[0]
+        case "alpaca":
+            return "instruction", instruction(columns, place)
+    if form not in columns:
+        raise place["prompt"].bad("no such column", _hint(columns, place, answered=False))
+    messages = turns(columns, form, "user", place)
+    if messages[-1].role == "assistant":
+        raise place[form].bad("ends with an assistant message", "a task ends with the message to answer")
+    return form, messages
 
 
 def load_conversations(config: DataConfig) -> tuple[list[Conversation], Dropped]:
@@ -118,8 +154,7 @@ def load_prompts(config: DataConfig) -> tuple[list[Prompt], Dropped]:
 def _format_of(columns: Mapping[str, Any], config: DataConfig, place: Place) -> Format:
     if config.format != "auto":
         asked = next((name for name in REQUIRED if name == config.format), None)
-        if asked is None:
-            raise DataError(f"data.format: {config.format} compares answers; a stage of kind preference reads it")
+        assert asked is not None, "every format of a recipe is in the table"
         for column in REQUIRED[asked]:
             if column not in columns:
                 raise place[column].bad(f"format {asked} needs this column", nearest(column, columns))
@@ -128,7 +163,7 @@ def _format_of(columns: Mapping[str, Any], config: DataConfig, place: Place) -> 
     named = detect(config.columns)
     found = named if named not in (None, "prompt") else detect(columns)
     if found is None:
-        raise place.bad("columns of no known format", _hint(columns))
+        raise place.bad("columns of no known format", _hint(columns, place, answered=True))
     return found
 
 
@@ -141,14 +176,27 @@ def _refuse_judged(columns: Mapping[str, Any], config: DataConfig, place: Place)
         )
 
 
-def _hint(columns: Mapping[str, Any]) -> str:
-    """The remedy for unknown columns, spelled with the user's own."""
-    names = list(columns)
-    texts = [name for name in names if isinstance(columns[name], str) and name != "prompt"]
-    example = f"prompt: {texts[0]}" if texts else "prompt: YOUR_COLUMN"
-    if len(texts) > 1:
-        example += f", completion: {texts[1]}"
-    return f"there are: {', '.join(names)}. Say which is which, for example data.columns: {{{example}}}"
+def _is_chat(columns: Mapping[str, Any], text: str, place: Place) -> bool:
+    """Whether the text is a transcript. Raises `BadRow` where it would be a mistake to train on all of it."""
+    whole = "or set data.format: text to train on the whole text"
+    if answer := next((name for name in columns if name in ANSWER_COLUMNS and columns[name]), None):
+        where = _hint(columns, place, answered=True)
+        raise place["text"].bad(f"running text, beside {answer!r}, which may be its answer", f"{where}, {whole}")
+    if is_rendered(text):
+        raise place["text"].bad("a chat that is written out, questions and all", f"give it as messages, {whole}")
+    return is_transcript(text)
+
+
+def _hint(columns: Mapping[str, Any], place: Place, *, answered: bool) -> str:
+    """The remedy for unknown columns: which is which, where a guess at that was tried on the row and can be read."""
+    named = guess(columns, answered=answered)
+    tried = DataConfig(path="", columns=named)
+    with suppress(BadRow):
+        if named:
+            read = conversation_of if answered else _asked
+            read(rename(Row(origin=place.origin, values=columns), tried), tried, place)
+            return f"there are: {', '.join(columns)}. Say which is which, for example {written(named)}"
+    return f"there are: {', '.join(columns)}. Say in data.columns which is which"
 
 
 def _messages(columns: Mapping[str, Any], place: Place) -> tuple[Message, ...]:
@@ -174,7 +222,24 @@ def _best(columns: Mapping[str, Any], place: Place) -> tuple[Message, ...]:
     return as_context(turns(columns, "prompt", "user", place)) + answers[0]
 
 
+def _transcript(columns: Mapping[str, Any], place: Place) -> tuple[Message, ...]:
+    text = text_of(columns, "text", place)
+    if not is_transcript(text):
+        raise place["completion"].bad("no such column", _hint(columns, place, answered=True))
+    return transcript(text, place["text"])
+
+
+def _chosen(
+    columns: Mapping[str, Any], place: Place, *, form: Literal["pair", "openai_preference"]
+) -> tuple[Message, ...]:
+    prompt, answers, _ = compared(columns, form, place)
+    return as_context(prompt) + answers[0]
+
+
 _READERS: dict[Format, Callable[[Mapping[str, Any], Place], tuple[Message, ...]]] = {
+    "pair": partial(_chosen, form="pair"),
+    "openai_preference": partial(_chosen, form="openai_preference"),
+    "text": _transcript,
     "messages": _messages,
     "sharegpt": _sharegpt,
     "prompt_completion": _prompt_completion,

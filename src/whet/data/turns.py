@@ -42,17 +42,29 @@ def instruction(columns: Mapping[str, Any], place: Place) -> tuple[Message, ...]
     return (*as_context(messages), Message(role="user", content=question))
 
 
-_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \t]*")
+_TURN = re.compile(r"(?:^|\n\n|(?:^|\s+)###\s*)(Human|Assistant):[ \t]*")
 _ASKED = re.compile(r"\s*Human:.*\n\nAssistant:\s*", re.DOTALL)
 
 
 def is_transcript(text: str) -> bool:
-    """Whether a text begins with a turn as HH-RLHF writes it."""
+    """Whether a text begins with a turn as HH-RLHF writes it, or Guanaco (`### Human:`)."""
     return _TURN.match(text.strip()) is not None
 
 
+_RENDERED = re.compile(
+    r"### Instruction:.*### Response:|\[INST\].*\[/INST\]|<\|im_start\|>assistant"
+    r"|<\|start_header_id\|>assistant|<start_of_turn>model",
+    re.DOTALL,
+)
+
+
+def is_rendered(text: str) -> bool:
+    """Whether a text is a chat as a template writes it: Alpaca's, Llama's, ChatML or Gemma's."""
+    return _RENDERED.search(text) is not None
+
+
 def transcript(text: str, place: Place) -> tuple[Message, ...]:
-    """HH-RLHF's `\\n\\nHuman: ...\\n\\nAssistant: ...` as messages."""
+    """HH-RLHF's `\\n\\nHuman: ...\\n\\nAssistant: ...` or Guanaco's `### Human: ... ### Assistant: ...` as messages."""
     _, *parts = _TURN.split(text.strip())
     spoken = [
         Message(role="user" if who == "Human" else "assistant", content=said.strip())
