@@ -93,7 +93,7 @@ class Says:
     def __init__(self, rule: Callable[[Sequence[Message]], str | None]) -> None:
         self.rule = rule
 
-    def chat(self, conversations: Sequence[Sequence[Message]], *, max_tokens: int) -> list[Reply]:
+    def chat(self, conversations: Sequence[Sequence[Message]], *, max_tokens: int, readable: Any = None) -> list[Reply]:
         texts = [self.rule(conversation) for conversation in conversations]
         return [
             Reply(message=None, failure="down") if t is None else Reply(message=Message(role="assistant", content=t))
@@ -259,6 +259,24 @@ def test_single_failures_are_counted_and_make_no_label(tmp_path: Path) -> None:
     assert rows_of(stage) and not [r for r in rows_of(stage) if r["prompt"][-1]["content"][-1] == "1"]
 
 
+def test_a_judge_of_nothing_but_nonsense_stops_and_is_asked_again(tmp_path: Path) -> None:
+    """One verdict in a chunk is enough to go on; a chunk without any is the judge's failure, and none of it is kept."""
+    (tmp_path / "j.py").write_text(
+        "from pathlib import Path\nfrom whet.envs.judges.rules import longer\n"
+        "def j(messages):\n"
+        "    with (Path(__file__).parent / 'asked').open('a') as file: file.write('x')\n"
+        "    return longer(messages) if (Path(__file__).parent / 'well').exists() else 'hm'\n"
+    )
+    asked = []
+    for _ in range(2):
+        with pytest.raises(RewardError, match=r"most of chunk 1 of 3 could not be judged; no verdict could be read"):
+            run(tmp_path, "compare", judge=f"{tmp_path}/j.py:j")
+        asked.append((tmp_path / "asked").stat().st_size)
+    assert asked[1] == 2 * asked[0], "what could not be read is asked again"
+    (tmp_path / "well").write_text("")
+    assert rows_of(run(tmp_path, "compare", judge=f"{tmp_path}/j.py:j"))
+
+
 def test_what_the_loaders_would_refuse_is_left_out_and_counted(tmp_path: Path) -> None:
     """Bytes are tokens to a tiny model, NUL among them; one such answer used to stop the stage that read the rows."""
     (tmp_path / "w.py").write_text(
@@ -331,7 +349,7 @@ def test_a_text_that_was_cut_off_is_in_no_row(which: str) -> None:
     """It would look finished, and whoever imitates it would learn to stop in the middle of a sentence."""
 
     class Breaks(Says):
-        def chat(self, conversations: Sequence[Sequence[Message]], *, max_tokens: int) -> list[Reply]:
+        def chat(self, conversations: Sequence[Sequence[Message]], *, max_tokens: int, readable: Any = None) -> list[Reply]:
             turn = ["revision" if c[-1].content == REWRITE else "critique" for c in conversations]
             replies = super().chat(conversations, max_tokens=max_tokens)
             return [replace(reply, cut_off=now == which) for reply, now in zip(replies, turn, strict=True)]

@@ -427,6 +427,18 @@ def test_a_reply_without_a_word_is_a_failure_and_not_kept(tmp_path: Path) -> Non
     assert later.message is not None and later.message.content == "well"
 
 
+def test_words_that_are_no_verdict_are_not_kept(tmp_path: Path) -> None:
+    """Kept, an overloaded endpoint's excuse would be heard for ever; each of several votes goes by itself."""
+    path = tmp_path / "answers.jsonl"
+    heard = iter(["Verdict: Yes", "we are overloaded", "Verdict: No", "Verdict: Yes"])
+    script = Scripted(lambda q: next(heard))
+    question = Question(text="q", verdicts={"No": 0.0, "Yes": 1.0})
+    asked = Reader(chat=CachedChat(script, path), max_tokens=5, votes=3)
+    assert asked.read([question])[0].value == 0.5, "the readable votes decide"
+    again = Reader(chat=CachedChat(script, path), max_tokens=5, votes=3)
+    assert again.read([question])[0].value == pytest.approx(2 / 3) and len(script.asked) == 4
+
+
 def test_every_digit_of_a_temperature_is_part_of_who_answers() -> None:
     close = (0.7, 0.70000001)
     models = {LocalWorld().chat(LocalChat(path="whet:tiny", temperature=t))._asker.identity for t in close}

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from whet import __version__
-from whet.cli import chat, check, demo, eval, plan, run, schema
+from whet.cli import chat, check, demo, eval, plan, reward, run, schema
 from whet.cli.errors import exit_codes, guarded
 from whet.cli.options import OVERRIDABLE
 
@@ -46,6 +46,8 @@ app.command(context_settings=OVERRIDABLE)(run.run)
 app.command(context_settings=OVERRIDABLE)(plan.plan)
 app.command(context_settings=OVERRIDABLE)(check.check)
 app.command("eval", context_settings=OVERRIDABLE)(eval.evaluate)
+app.command(context_settings=OVERRIDABLE)(reward.reward)
+app.command(context_settings=OVERRIDABLE)(reward.regrade)
 app.command()(chat.chat)
 app.command()(demo.demo)
 app.command()(schema.schema)

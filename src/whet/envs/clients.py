@@ -5,7 +5,7 @@ What is behind it is another process, a machine far away or a model beside the p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -14,11 +14,20 @@ from whet.config.rewards import ScorerConfig
 from whet.records import Message, Reply
 
 
+Readable = Callable[[int, Reply], bool]
+"""Whether the reply to a conversation, by its number, is of any use."""
+
+
 class ChatClient(Protocol):
     """A client that answers conversations with text: a judge, a critic, a writer."""
 
-    def chat(self, conversations: Sequence[Sequence[Message]], *, max_tokens: int) -> list[Reply]:
-        """One reply to each conversation, in order. A failure is a reply without a message, never invented text."""
+    def chat(
+        self, conversations: Sequence[Sequence[Message]], *, max_tokens: int, readable: Readable | None = None
+    ) -> list[Reply]:
+        """One reply to each conversation, in order. A failure is a reply without a message, never invented text.
+
+        What is not `readable` for who asks is not kept for the next time either.
+        """
 
     def probabilities(
         self, conversations: Sequence[Sequence[Message]], options: Sequence[str]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import time
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -26,28 +27,32 @@ class WeightedRubric:
         for name, count in Counter(reward.name for reward in rewards).items():
             if count > 1:
                 raise ConfigError(f"rewards: {count} of them are named {name!r}; give each its own name")
-        self._rewards = tuple(rewards)
+        self.rewards = tuple(rewards)
+        self.took: defaultdict[str, list[float]] = defaultdict(list)
+        """By reward: the seconds that an answer took in each call."""
         self._judge = next((reward for reward in rewards if reward.judges), None)
 
     def score(self, attempts: Sequence[Attempt], *, step: int) -> list[Score]:
         """One score for each attempt. `step` is what reward functions see as the trainer's step."""
         columns: dict[str, list[Grade]] = {}
-        for reward in sorted(self._rewards, key=lambda reward: not reward.judges):
+        for reward in sorted(self.rewards, key=lambda reward: not reward.judges):
+            began = time.perf_counter()
             columns[reward.name] = reward.grade(attempts, step=step)
+            self.took[reward.name].append((time.perf_counter() - began) / max(1, len(attempts)))
             if reward is self._judge:
                 verdicts = [_right(grade.value) for grade in columns[reward.name]]
                 attempts = [replace(a, correct=right) for a, right in zip(attempts, verdicts, strict=True)]
-        rows = zip(*(columns[reward.name] for reward in self._rewards), strict=True)
+        rows = zip(*(columns[reward.name] for reward in self.rewards), strict=True)
         return [self._total(attempt, grades) for attempt, grades in zip(attempts, rows, strict=True)]
 
     def check(self, tasks: Sequence[Task]) -> None:
         """Raise `DataError` for the first task that lacks what a reward needs."""
-        for reward in self._rewards:
+        for reward in self.rewards:
             reward.check(tasks)
 
     def close(self) -> None:
         """End the rewards' worker processes."""
-        for reward in self._rewards:
+        for reward in self.rewards:
             reward.close()
 
     def _total(self, attempt: Attempt, grades: Sequence[Grade]) -> Score:
@@ -57,7 +62,7 @@ class WeightedRubric:
         failed: dict[str, Grade] = {}
         notes: list[str] = []
         total: float | None = None
-        for reward, given in zip(self._rewards, grades, strict=True):
+        for reward, given in zip(self.rewards, grades, strict=True):
             grade = _sound(given, attempt)
             parts[reward.name] = grade.value
             parts.update({f"{reward.name}/{key}": value for key, value in grade.metrics.items()})

@@ -62,7 +62,7 @@ def check_ahead(run: Run, say: Callable[[str], None]) -> None:
 
 def _check_stage(run: Run, name: str, world: LocalWorld) -> StageCheck:
     stage = with_references(run.recipe.stages[name], run.refer)
-    model = _tokenizer_of(run, name)
+    model = tokenizer_of(run, name)
     _find_chats(stage, world)
     waiting = [path for _, path, what in references(run.recipe.stages[name]) if what == "rows"]
     if any(not is_sealed(run.stage_folder(path[1:])) for path in waiting):
@@ -90,7 +90,7 @@ def _chats(value: Any) -> Iterator[ChatConfig]:
         yield from _chats(child)
 
 
-def _tokenizer_of(run: Run, name: str) -> ModelConfig:
+def tokenizer_of(run: Run, name: str) -> ModelConfig:
     """A model with the stage's tokenizer: an earlier stage's does not exist yet, but it is the recipe's."""
     model = run.model_of(name)
     made_here = model.path.startswith(str(run.folder))

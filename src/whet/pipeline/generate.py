@@ -34,6 +34,8 @@ class Chunk:
     """Episodes that were played for it."""
     failures: Sequence[str] = ()
     """Why candidates could not be judged or written, one entry each."""
+    unread: int = 0
+    """How many of those were answered with words that are no verdict: an outcome, unless there is no other."""
     candidates: int = 0
     """How many there were. Where most of them failed the stage stops, and keeps nothing of the chunk, nor of those just
     before it in which anything failed: they are tried again when the stage goes on."""
@@ -73,7 +75,7 @@ def make_rows(
     for number, chunk in enumerate(chunks[done:], start=done + 1):
         context.world.reseed(context.seed)
         made = make(number, chunk)
-        if 2 * len(made.failures) > made.candidates:
+        if 2 * (len(made.failures) - made.unread) > made.candidates or 0 < len(made.failures) == made.candidates:
             _take_back(parts[: number - 1])
             raise RewardError(
                 f"{context.name}: most of chunk {number} of {len(chunks)} could not be judged; {made.failures[0]}; "

@@ -71,7 +71,11 @@ class Reader:
 
     def _written(self, questions: Sequence[Question]) -> list[Opinion]:
         asked = [conversation(question, reasoning=self.reasoning) for question in questions]
-        replies = self.chat.chat(asked, max_tokens=self.max_tokens)
+        replies = self.chat.chat(
+            asked,
+            max_tokens=self.max_tokens,
+            readable=lambda index, reply: not read_reply(reply, questions[index]).unparsed,
+        )
         return [read_reply(reply, question) for reply, question in zip(replies, questions, strict=True)]
 
     def _expected(self, questions: Sequence[Question]) -> list[Opinion]:

@@ -3,7 +3,7 @@
 An answer is found again by who was asked (with its settings), the conversation, the token budget, and how many times
 the same question came before it in the same call: three votes on one question are three answers. Each is appended as
 soon as it is there, so a killed run loses none, and a resumed one reads what the unbroken one would have heard.
-Failures are not kept, a reply without a word being one: the next time may be luckier.
+Failures are not kept, a reply without a word or without a verdict being one: the next time may be luckier.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from whet.envs.clients import Readable
 from whet.errors import ConfigError
 from whet.files import writing
 from whet.records import Message, Reply
@@ -61,7 +62,9 @@ class CachedChat:
         self._asker, self._path = asker, path
         self._kept: dict[str, Reply] | None = None
 
-    def chat(self, conversations: Sequence[Sequence[Message]], *, max_tokens: int) -> list[Reply]:
+    def chat(
+        self, conversations: Sequence[Sequence[Message]], *, max_tokens: int, readable: Readable | None = None
+    ) -> list[Reply]:
         """One reply to each conversation, in order; only those that are not kept yet are asked for."""
         if self._kept is None:
             self._kept = {} if self._path is None else read_answers(self._path)
@@ -77,6 +80,8 @@ class CachedChat:
                 failures[index] = reply
             elif not reply.message.content.strip():
                 failures[index] = replace(reply, message=None, failure="an empty reply")
+            elif readable is not None and not readable(index, reply):
+                failures[index] = reply
             elif keys[index] not in self._kept:
                 self._keep(keys[index], reply, reply.message)
         return [self._kept[key] if key in self._kept else failures[i] for i, key in enumerate(keys)]

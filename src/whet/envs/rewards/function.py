@@ -123,7 +123,7 @@ def _openrlhf_arguments(attempts: Sequence[Attempt]) -> dict[str, list[Any]]:
     return {
         "queries": [prompt + attempt.answer for prompt, attempt in zip(prompts, attempts, strict=True)],
         "prompts": prompts,
-        "labels": [_truth(attempt) for attempt in attempts],
+        "labels": [truth(attempt.task.columns) for attempt in attempts],
     }
 
 
@@ -133,7 +133,7 @@ def _verl_arguments(attempt: Attempt) -> dict[str, Any]:
     return {
         "data_source": columns.get("data_source", ""),
         "solution_str": attempt.answer,
-        "ground_truth": _truth(attempt),
+        "ground_truth": truth(attempt.task.columns),
         "extra_info": columns.get("extra_info"),
     }
 
@@ -145,9 +145,8 @@ def _entry_arguments(attempt: Attempt) -> dict[str, Any]:
     return {"answer": said, "entry": dict(attempt.task.columns)}
 
 
-def _truth(attempt: Attempt) -> Any:
-    """The gold in verl's or OpenRLHF's own columns, else in `answer`."""
-    columns = attempt.task.columns
+def truth(columns: Mapping[str, Any]) -> Any:
+    """The gold in verl's or OpenRLHF's own columns, else in `answer`; None where there is none."""
     nested = columns.get("reward_model")
     inner = nested.get("ground_truth") if isinstance(nested, Mapping) else None
     candidates = (columns.get("ground_truth"), inner, columns.get("label"), columns.get("answer"))

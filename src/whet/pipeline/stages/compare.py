@@ -90,12 +90,14 @@ class _Compare:
         for task, found in zip(chosen, pairs, strict=True):
             rows += self._rows(task, found, tally)
         flat = [pair for found in pairs for pair in found]
+        lost = [pair.found for pair in flat if pair.found.chance is None]
         groups = played.groups if self.judge is None else _with_win_rates(played.groups, flat)
         return Chunk(
             rows=rows,
             metrics={**_metrics(flat, rows, tally), "time/rollout": played.rollout_s, "time/score": score_s},
             groups=groups,
-            failures=[pair.found.failure for pair in flat if pair.found.chance is None],
+            failures=[each.failure for each in lost],
+            unread=sum(each.unparsed for each in lost),
             candidates=len(flat),
         )
 

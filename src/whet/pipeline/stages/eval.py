@@ -66,6 +66,8 @@ def _answers(
     done = context.checkpoints / f"answers-{label}.json"
     if done.exists():
         return {task: [SampledAnswer(**answer) for answer in given] for task, given in read_json(done).items()}
+    if context.stopped():
+        raise Interrupted
     policy = context.world.policy(model, TrainConfig(), config.sampling)
     play = player(policy, grading, config.sampling)
     log = RunLog(context.folder / label, policy.template.decode)
@@ -84,7 +86,7 @@ def _answers(
         if not right:
             raise RewardError(f"{context.name}: no answer of {label} could be graded; {_why_ungraded(played.groups)}")
         context.console.log(context.name, number, {"solved": sum(right) / len(right)}, played.groups)
-        if context.stopped():
+        if context.stopped() and number < len(chunks):
             raise Interrupted
     log.close()
     context.console.close()
