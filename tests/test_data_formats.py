@@ -232,11 +232,6 @@ BROKEN = [{"name": "f", "arguments": "{x"}]
             {"text": "Add two numbers.", "code": "2"},
             r"text: running text, beside 'code', .* completion: code\}, or set data\.f",
         ),
-        (
-            {"text": "x ### Instruction: y\n\n### Response: z"},
-            r"text: a chat that is written out, .* data\.format: text",
-        ),
-        ({"text": "<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\ny"}, r"text: a chat that is written out"),
         ({"messages": [USER], "label": False}, r"label: answers labelled good or bad"),
     ],
 )

@@ -93,7 +93,7 @@ class Says:
     def __init__(self, rule: Callable[[Sequence[Message]], str | None]) -> None:
         self.rule = rule
 
-    def chat(self, conversations: Sequence[Sequence[Message]], *, max_tokens: int, readable: Any = None) -> list[Reply]:
+    def chat(self, conversations: Sequence[Sequence[Message]], *, max_tokens: int, **_: Any) -> list[Reply]:
         texts = [self.rule(conversation) for conversation in conversations]
         return [
             Reply(message=None, failure="down") if t is None else Reply(message=Message(role="assistant", content=t))
@@ -349,7 +349,9 @@ def test_a_text_that_was_cut_off_is_in_no_row(which: str) -> None:
     """It would look finished, and whoever imitates it would learn to stop in the middle of a sentence."""
 
     class Breaks(Says):
-        def chat(self, conversations: Sequence[Sequence[Message]], *, max_tokens: int, readable: Any = None) -> list[Reply]:
+        def chat(
+            self, conversations: Sequence[Sequence[Message]], *, max_tokens: int, readable: Any = None
+        ) -> list[Reply]:
             turn = ["revision" if c[-1].content == REWRITE else "critique" for c in conversations]
             replies = super().chat(conversations, max_tokens=max_tokens)
             return [replace(reply, cut_off=now == which) for reply, now in zip(replies, turn, strict=True)]

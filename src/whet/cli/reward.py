@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from whet.cli.errors import one_line, print_json
 from whet.cli.options import Json, Overrides, Quiet, RecipeFile
-
-if TYPE_CHECKING:  # `whet --help` imports this file and must not pay for it
-    from rich.table import Table
 
 Stage = Annotated[str | None, typer.Option(help="The stage, where several have rewards.")]
 BARS = " ▁▂▃▄▅▆▇█"
@@ -33,24 +30,15 @@ def reward(
     quiet: Quiet = False,
 ) -> None:
     """What a stage's rewards give to golds, to answers that deserve nothing, to a model's and to saved ones."""
-    from rich.console import Console
-
     from whet.config.loading import load_recipe
     from whet.launch.lab import try_rewards
 
-    loaded = load_recipe(recipe, overrides or ())
-    asked = {"stage": stage, "limit": limit, "samples": samples, "model": model, "rollouts": rollouts}
-    found = try_rewards(loaded, **asked, quiet=quiet or json)
+    asked: dict[str, Any] = {"stage": stage, "limit": limit, "samples": samples, "model": model, "rollouts": rollouts}
+    found = try_rewards(load_recipe(recipe, overrides or ()), **asked, quiet=quiet or json)
     if json:
         print_json(found)
-        return
-    console = Console(highlight=False, soft_wrap=True, markup=False)
-    console.print(
-        f"{found['stage']}: {found['tasks']} tasks, scores from {found['range'][0]:g} to {found['range'][1]:g}"
-    )
-    console.print(_table(found["sources"]))
-    for line in _findings(found):
-        console.print(one_line(line))
+    else:
+        print("\n".join(map(one_line, _report(found))))
 
 
 def regrade(
@@ -65,7 +53,7 @@ def regrade(
     """Grade a run's saved rollouts again, without sampling, and say which verdicts changed. The run stays as it is."""
     from whet.launch.lab import regrade as launch_regrade
 
-    asked = {"recipe": recipe, "overrides": overrides or (), "stage": stage, "last": last}
+    asked: dict[str, Any] = {"recipe": recipe, "overrides": overrides or (), "stage": stage, "last": last}
     found = launch_regrade(run, **asked, quiet=quiet or json)
     if json:
         print_json(found)
@@ -75,41 +63,36 @@ def regrade(
         print(one_line(f"{name}: {changed:,} changed"))
         for each in [change for change in found["changes"] if change["reward"] == name][:SHOWN]:
             where = f"{each['model']} step {each['step']}, {each['task']}, sample {each['sample']}".strip()
-            print(one_line(f"  {where}: {each['old']} -> {each['new']}  {each['reason']}"))
+            print(one_line(f"  {where}: {each['old']} -> {each['new']}  {each['reason']}".rstrip()))
 
 
-def _table(sources: Mapping[str, Mapping[str, Any]]) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1))
-    for heading in ("answer", "graded", "unscored", "mean", "right", "scores"):
-        table.add_column(heading, justify="left" if heading in ("answer", "scores") else "right", no_wrap=True)
-    for name, found in sources.items():
-        tallest = max(found["histogram"]) or 1
-        bars = "".join(BARS[-(-count * (len(BARS) - 1) // tallest)] for count in found["histogram"])
-        mean = "" if found["mean"] is None else f"{found['mean']:.3f}"
-        right = "" if found["right"] is None else f"{found['right']:.0%}"
-        table.add_row(name, str(found["answers"] - found["unscored"]), str(found["unscored"]), mean, right, f"|{bars}|")
-    return table
-
-
-def _findings(found: Mapping[str, Any]) -> list[str]:
+def _report(found: Mapping[str, Any]) -> Iterator[str]:
     sources, best = found["sources"], found["wins_with"]
-    lines = [f"refused gold: {task}: {why}" for task, why in list(found["refused"].items())[:SHOWN]]
+    low, high = found["range"]
+    yield f"{found['stage']}: {found['tasks']} tasks"
+    yield f"{'answer':18}{'graded':>7}{'lost':>6}{'mean':>9}{'right':>7}   scores from {low:g} to {high:g}"
     for name, each in sources.items():
+        tallest = max(each["histogram"]) or 1
+        bars = "".join(BARS[-(-count * (len(BARS) - 1) // tallest)] for count in each["histogram"])
+        mean, right = _or_dash(each["mean"], ".3f"), _or_dash(each["right"], ".0%")
+        yield f"{name:18}{each['answers'] - each['unscored']:7}{each['unscored']:6}{mean:>9}{right:>7}   |{bars}|"
+    yield from (f"gold that is refused: {task}: {why}" for task, why in list(found["refused"].items())[:SHOWN])
+    for name, each in sources.items():
+        if broke := each["broke_a_grader"]:
+            yield f"{name}: {len(broke)} broke a grader, the first: {broke[0]}"
         if "all_right" in each:
-            lines.append(f"{name}: {each['all_right']:.0%} of tasks all right, {each['all_wrong']:.0%} all wrong")
+            yield f"{name}: {each['all_right']:.0%} of the tasks all right, {each['all_wrong']:.0%} all wrong"
     for name, each in found["rewards"].items():
-        failed = f", {each['failures']} failed, first: {each['first_failure']}" if each["failures"] else ""
-        lines.append(f"{name}: {each['mean_ms']:.2f} ms an answer, {each['worst_ms']:.2f} at worst{failed}")
+        failed = f", {each['failures']} failed, the first: {each['first_failure']}" if each["failures"] else ""
+        yield f"{name}: {each['mean_ms']:.2f} ms an answer, {each['worst_ms']:.2f} at worst{failed}"
     for each in found["disagreements"]:
-        lines.append(f"{' and '.join(each['rewards'])} disagree on {each['apart']} of {each['answers']} answers")
-        lines += [f"  {example}" for example in each["examples"]]
+        yield f"{' and '.join(each['rewards'])} disagree on {each['apart']} of {each['answers']} answers"
+        yield from (f"  {example}" for example in each["examples"])
     if best is not None:
-        gold = max((sources[name]["mean"] for name in ("gold", "gold in tags") if name in sources), default=None)
-        lines.append(
-            f"without an answer a policy would win most with {best!r}: {sources[best]['mean']:.3f}"
-            + ("" if gold is None else f", where a gold answer is worth {gold:.3f}")
-        )
-    return lines
+        gold = max((sources[name]["mean"] or 0.0 for name in ("gold", "gold in tags") if name in sources), default=None)
+        worth = f"; a gold answer has {_or_dash(gold, '.3f')}"
+        yield f"a policy without an answer does best with {best!r}: {sources[best]['mean']:.3f}{worth}"
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

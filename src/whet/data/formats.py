@@ -34,7 +34,7 @@ from whet.data.pairs import REQUIRED as COMPARISONS
 from whet.data.pairs import compared
 from whet.data.ranked import in_order
 from whet.data.sources import Reading, read_examples, reading
-from whet.data.turns import as_context, instruction, is_rendered, is_transcript, text_of, transcript, turns, with_system
+from whet.data.turns import as_context, instruction, is_transcript, text_of, transcript, turns, with_system
 from whet.errors import DataError
 from whet.records import Message
 
@@ -177,13 +177,10 @@ def _refuse_judged(columns: Mapping[str, Any], config: DataConfig, place: Place)
 
 
 def _is_chat(columns: Mapping[str, Any], text: str, place: Place) -> bool:
-    """Whether the text is a transcript. Raises `BadRow` where it would be a mistake to train on all of it."""
-    whole = "or set data.format: text to train on the whole text"
+    """Whether the text is a transcript. Raises `BadRow` where it may be a question, whose answer would be lost."""
     if answer := next((name for name in columns if name in ANSWER_COLUMNS and columns[name]), None):
-        where = _hint(columns, place, answered=True)
-        raise place["text"].bad(f"running text, beside {answer!r}, which may be its answer", f"{where}, {whole}")
-    if is_rendered(text):
-        raise place["text"].bad("a chat that is written out, questions and all", f"give it as messages, {whole}")
+        remedy = f"{_hint(columns, place, answered=True)}, or set data.format: text to train on the text alone"
+        raise place["text"].bad(f"running text, beside {answer!r}, which may be its answer", remedy)
     return is_transcript(text)
 
 

@@ -51,18 +51,6 @@ def is_transcript(text: str) -> bool:
     return _TURN.match(text.strip()) is not None
 
 
-_RENDERED = re.compile(
-    r"### Instruction:.*### Response:|\[INST\].*\[/INST\]|<\|im_start\|>assistant"
-    r"|<\|start_header_id\|>assistant|<start_of_turn>model",
-    re.DOTALL,
-)
-
-
-def is_rendered(text: str) -> bool:
-    """Whether a text is a chat as a template writes it: Alpaca's, Llama's, ChatML or Gemma's."""
-    return _RENDERED.search(text) is not None
-
-
 def transcript(text: str, place: Place) -> tuple[Message, ...]:
     """HH-RLHF's `\\n\\nHuman: ...\\n\\nAssistant: ...` or Guanaco's `### Human: ... ### Assistant: ...` as messages."""
     _, *parts = _TURN.split(text.strip())

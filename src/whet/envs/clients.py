@@ -13,7 +13,6 @@ from whet.config.judge import ChatConfig
 from whet.config.rewards import ScorerConfig
 from whet.records import Message, Reply
 
-
 Readable = Callable[[int, Reply], bool]
 """Whether the reply to a conversation, by its number, is of any use."""
 

@@ -5,7 +5,8 @@ Nothing is written: a run that is looked at stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -25,7 +26,7 @@ from whet.errors import ConfigError, DataError, RunError
 from whet.launch.check import tokenizer_of
 from whet.launch.talk import find_model
 from whet.launch.world import LocalWorld
-from whet.pipeline.load_data import rubric, tasks
+from whet.pipeline.load_data import rubric, tasks, usable
 from whet.pipeline.playing import player
 from whet.pipeline.run import Run, context_of
 from whet.pipeline.stage import Context
@@ -37,11 +38,11 @@ CHUNK = 8
 """Tasks whose answers are graded in one call."""
 BINS = 10
 SHOWN = 5
-"""Examples of a disagreement."""
+"""Examples of a disagreement, and golds that are named because they are not right."""
 SAMPLED, SAVED = "sampled", "rollouts"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Bench:
     """A stage's tasks and rewards."""
 
@@ -52,7 +53,7 @@ class Bench:
     grading: WeightedRubric
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Graded:
     """One answer and what the rewards gave it."""
 
@@ -79,17 +80,23 @@ def try_rewards(
     """
     folder = rollouts or loaded.recipe.out or Path("runs") / loaded.recipe.name
     with _bench(Run(recipe=loaded.recipe, folder=folder), stage, quiet=quiet) as bench:
-        places = range(0, len(bench.tasks), max(1, len(bench.tasks) // limit))[:limit]
-        problems = {place: why for place in places if (why := _refusal(bench, bench.tasks[place]))}
-        places = [place for place in places if place not in problems]
-        found = [*_probed(bench, places), *(_sampled(bench, places, samples, model) if samples else ())]
+        context, places = bench.context, range(0, len(bench.tasks), max(1, len(bench.tasks) // limit))[:limit]
+        source = context.config.tasks
+        if not isinstance(source, GeneratedConfig):
+            source = source.model_copy(update={"on_bad_row": "drop"})
+        template, window = context.world.template(context.model), context.world.max_length(context.model)
+        some, lost, _ = usable(source, [bench.tasks[place] for place in places], bench.grading, template, window)
+        found = list(_probed(bench, some, places))
+        if samples:
+            found += _sampled(bench, some, samples, model)
         for _, step, pairs in _saved(bench, folder, last=-(-limit // 16)):
-            scores = bench.grading.score([attempt for _, attempt in pairs], step=step)
-            found += [_graded(SAVED, each, score) for (_, each), score in zip(pairs, scores, strict=True)]
+            found += _grade(bench, [(SAVED, attempt) for _, attempt in pairs], step)
     if rollouts is not None and not any(each.source == SAVED for each in found):
         raise RunError(f"{rollouts}: holds no rollouts of {bench.context.name} with tasks of this recipe")
-    refused = {bench.tasks[place].id: why for place, why in problems.items()}
-    return {"stage": bench.context.name, "tasks": len(places), "refused": refused, **_summary(bench.grading, found)}
+    wrong = [each for each in found if each.source == RIGHT[0] and each.score.correct is False]
+    refused = {str(each.row): each.fault for each in lost.rows}
+    refused |= {each.task: f"{each.answer[-80:]!r} is not right; {each.score.note}" for each in wrong[:SHOWN]}
+    return {"stage": context.name, "tasks": len(some), "refused": refused, **_summary(bench.grading, found)}
 
 
 def regrade(
@@ -112,10 +119,9 @@ def regrade(
     with _bench(Run(recipe=loaded.recipe, folder=folder), stage, quiet=quiet) as bench:
         names = [reward.name for reward in bench.grading.rewards]
         for label, step, pairs in _saved(bench, folder, last=last):
-            scores = bench.grading.score([attempt for _, attempt in pairs], step=step)
-            for (old, _), score in zip(pairs, scores, strict=True):
+            for (old, _), new in zip(pairs, _grade(bench, [("", each) for _, each in pairs], step), strict=True):
                 where = {"model": label, "step": step, "task": old.task, "sample": old.sample}
-                changes += [{**where, **change} for name in names if (change := _change(name, old, score))]
+                changes += [where | change for name in names for change in _changes(name, old, new.score)]
             count += len(pairs)
     if not count:
         raise RunError(f"{folder}: holds no rollouts of {bench.context.name} with tasks of the recipe")
@@ -143,71 +149,51 @@ def _bench(run: Run, name: str | None, *, quiet: bool) -> Iterator[Bench]:
     listed, _ = tasks(context.config.tasks)
     rewards = rubric(context.config.tasks, context.config.rewards, context.world)
     try:
-        yield Bench(run=run, context=context, tasks=listed, grading=rewards)
+        yield Bench(run, context, listed, rewards)
     finally:
         rewards.close()
         console.close()
 
 
-def _refusal(bench: Bench, task: Task) -> str:
-    try:
-        bench.grading.check([task])
-    except DataError as error:
-        return str(error).removeprefix(f"task {task.id}: ")
-    return ""
+def _grade(bench: Bench, asked: Sequence[tuple[str, Attempt]], step: int) -> list[Graded]:
+    scores = bench.grading.score([attempt for _, attempt in asked], step=step)
+    return [Graded(source, a.task.id, a.answer, score) for (source, a), score in zip(asked, scores, strict=True)]
 
 
-def _probed(bench: Bench, places: Sequence[int]) -> Iterator[Graded]:
-    """Golds and degenerate answers to these tasks."""
+def _probed(bench: Bench, some: Sequence[Task], places: Sequence[int]) -> Iterator[Graded]:
+    """Golds and degenerate answers to these tasks; generated ones are all usable, and have these places."""
     context = bench.context
-    some, most = [bench.tasks[place] for place in places], context.config.sampling.max_tokens
-    answers = probes(some, [_gold(context, bench.tasks[place], place) for place in places], most=most)
-    context.console.begin(f"rewards of {context.name}", -(-len(some) // CHUNK))
-    for number, first in enumerate(range(0, len(some), CHUNK), start=1):
-        chunk = slice(first, first + CHUNK)
-        asked = [
-            (each, *item) for each, given in zip(some[chunk], answers[chunk], strict=True) for item in given.items()
-        ]
-        attempts = [_attempt(context, task, said) for task, _, said in asked]
-        scores = bench.grading.score(attempts, step=number)
-        yield from map(_graded, [name for _, name, _ in asked], attempts, scores)
-        context.console.log(context.name, number, {}, ())
+    source, rewards, most = context.config.tasks, context.config.rewards, context.config.sampling.max_tokens
+    golds = [gold_text(task, rewards) for task in some]
+    if isinstance(source, GeneratedConfig):
+        solved = family(source.model_copy(update={"plain": False})).demonstration
+        golds = [said if isinstance(said := solved(place), str) else said[-1].content for place in places]
+    attempts = [
+        [(name, _attempt(context, task, said, most)) for name, said in given.items()]
+        for task, given in zip(some, probes(some, golds, most=most), strict=True)
+    ]
+    context.console.begin(f"rewards of {context.name}", len(some))
+    for first in range(0, len(some), CHUNK):
+        yield from _grade(bench, [each for given in attempts[first : first + CHUNK] for each in given], step=1)
+        context.console.log(context.name, min(first + CHUNK, len(some)), {}, ())
 
 
-def _gold(context: Context[Any], task: Task, index: int) -> str | None:
-    if not isinstance(context.config.tasks, GeneratedConfig):
-        return gold_text(task, context.config.rewards)
-    solved = family(context.config.tasks.model_copy(update={"plain": False})).demonstration(index)
-    return solved if isinstance(solved, str) else solved[-1].content
-
-
-def _attempt(context: Context[Any], task: Task, said: str) -> Attempt:
+def _attempt(context: Context[Any], task: Task, said: str, most: int) -> Attempt:
     try:
         tokens = context.world.template(context.model).text(said).tokens if said else ()
     except DataError:  # it spells a special token, so no policy writes it
         tokens = ()
-    return Attempt(
-        task=task,
-        messages=(Message(role="assistant", content=said),),
-        completion_tokens=tokens,
-        truncated=False,
-        max_tokens=context.config.sampling.max_tokens,
-    )
+    message = Message(role="assistant", content=said)
+    return Attempt(task=task, messages=(message,), completion_tokens=tokens, truncated=False, max_tokens=most)
 
 
-def _sampled(bench: Bench, places: Sequence[int], samples: int, model: str | None) -> list[Graded]:
-    context = bench.context
+def _sampled(bench: Bench, some: Sequence[Task], samples: int, model: str | None) -> list[Graded]:
+    context, config = bench.context, bench.context.config.sampling
     start = bench.run.model_of(context.name) if model is None else context.model.at(find_model(model))
-    play = player(
-        context.world.policy(start, TrainConfig(), context.config.sampling), bench.grading, context.config.sampling
-    )
-    played = play.play([bench.tasks[place] for place in places], samples, step=1, seed=context.seed)
+    play = player(context.world.policy(start, TrainConfig(), config), bench.grading, config)
+    played = play.play(some, samples, step=1, seed=context.seed)
     episodes = [episode for group in played.groups for episode in group.episodes]
-    return [Graded(source=SAMPLED, task=e.task, answer=e.messages[-1].content, score=e.score) for e in episodes]
-
-
-def _graded(source: str, attempt: Attempt, score: Score) -> Graded:
-    return Graded(source=source, task=attempt.task.id, answer=attempt.answer, score=score)
+    return [Graded(SAMPLED, each.task, each.messages[-1].content, each.score) for each in episodes]
 
 
 def _saved(bench: Bench, run: Path, *, last: int) -> Iterator[tuple[str, int, list[tuple[Rollout, Attempt]]]]:
@@ -247,26 +233,32 @@ def _again(context: Context[Any], old: Rollout, task: Task | None) -> Attempt | 
 # --------------------------------------------------------------------------------------------- what is said
 
 
-def _change(name: str, old: Rollout, new: Score) -> dict[str, Any] | None:
+def _changes(name: str, old: Rollout, new: Score) -> Iterator[dict[str, Any]]:
     """What one reward says otherwise than it did, and its reason where it gives one."""
     before, after = old.parts.get(name), new.parts.get(name)
     if before == after or (before is not None and after is not None and abs(before - after) < 1e-6):
-        return None
-    notes = [part for note in (new.note, old.note) for part in note.split("; ") if part.startswith(f"{name}: ")]
-    reason = notes[0].removeprefix(f"{name}: ") if notes else "" if name in old.parts else "it was no reward of the run"
-    return {"reward": name, "old": before, "new": after, "reason": reason}
+        return
+    reason = next(iter([*_said(name, new), *_said(name, old)]), "" if name in old.parts else "no reward of the run")
+    yield {"reward": name, "old": before, "new": after, "reason": reason}
+
+
+def _said(name: str, score: Score | Rollout) -> list[str]:
+    """What one reward noted, or why it failed."""
+    return re.findall(rf"(?:^|; ){re.escape(name)}: (.*?)(?=; [\w/]+: |$)", score.note, re.DOTALL)
 
 
 def _summary(grading: WeightedRubric, found: Sequence[Graded]) -> dict[str, Any]:
+    """By source, by reward, and by two rewards that both say what is right."""
     values = [each.score.value for each in found if each.score.value is not None] or [0.0]
-    span = (min(values), max(values))
     names = list(dict.fromkeys(each.source for each in found))
-    sources = {name: _of_source([each for each in found if each.source == name], span) for name in names}
-    mean = {name: each["mean"] for name, each in sources.items() if each["mean"] is not None}
-    empty = {name: mean[name] for name in mean if name not in (*RIGHT, SAMPLED, SAVED)}
+    sources = {
+        name: _of_source([each for each in found if each.source == name], min(values), max(values)) for name in names
+    }
+    empty = {name: each["mean"] for name, each in sources.items() if name not in (*RIGHT, SAMPLED, SAVED)}
+    empty = {name: mean for name, mean in empty.items() if mean is not None}
     judges = [reward.name for reward in grading.rewards if reward.judges]
     return {
-        "range": span,
+        "range": (min(values), max(values)),
         "sources": sources,
         "wins_with": max(empty, key=lambda name: empty[name], default=None),
         "rewards": {reward.name: _of_reward(reward.name, grading, found) for reward in grading.rewards},
@@ -274,30 +266,34 @@ def _summary(grading: WeightedRubric, found: Sequence[Graded]) -> dict[str, Any]
     }
 
 
-def _of_source(some: Sequence[Graded], span: tuple[float, float]) -> dict[str, Any]:
+def _of_source(some: Sequence[Graded], low: float, high: float) -> dict[str, Any]:
     """Means and a histogram of the scores; of a model's answers also the shares of tasks with one verdict on all."""
     values = [each.score.value for each in some if each.score.value is not None]
     groups: dict[str, list[bool]] = {}
     for each in some:
         if each.score.correct is not None:
             groups.setdefault(each.task, []).append(each.score.correct)
+
+    def share(kind: Callable[[list[bool]], float]) -> float | None:
+        return float(np.mean([kind(group) for group in groups.values()])) if groups else None
+
     found = {
         "answers": len(some),
         "unscored": len(some) - len(values),
+        "broke_a_grader": [each.score.note for each in some if each.score.outcome is Outcome.GRADER_GAVE_UP],
         "mean": float(np.mean(values)) if values else None,
-        "right": float(np.mean([right for group in groups.values() for right in group])) if groups else None,
-        "histogram": np.histogram(values, BINS, span)[0].tolist(),
+        "right": share(lambda group: sum(group) / len(group)),
+        "histogram": np.histogram(values, BINS, (low, high))[0].tolist(),
     }
     if groups and some[0].source in (SAMPLED, SAVED):
-        found["all_right"] = float(np.mean([all(group) for group in groups.values()]))
-        found["all_wrong"] = float(np.mean([not any(group) for group in groups.values()]))
+        found |= {"all_right": share(all), "all_wrong": share(lambda group: not any(group))}
     return found
 
 
 def _of_reward(name: str, grading: WeightedRubric, found: Sequence[Graded]) -> dict[str, Any]:
     """How long it took, in milliseconds an answer, and how often and why it failed."""
     took = grading.took[name] or [0.0]
-    failed = [each.score.note for each in found if each.score.value is None and f"{name}: " in each.score.note]
+    failed = [said for each in found if each.score.value is None for said in _said(name, each.score)]
     times = {"mean_ms": 1000 * float(np.mean(took)), "worst_ms": 1000 * max(took)}
     return {**times, "failures": len(failed), "first_failure": failed[0] if failed else ""}
 
@@ -306,9 +302,5 @@ def _apart(first: str, second: str, found: Sequence[Graded]) -> dict[str, Any]:
     """How often one of two rewards calls an answer right and the other does not."""
     said = [(each, each.score.parts.get(first), each.score.parts.get(second)) for each in found]
     both = [(each, a, b) for each, a, b in said if a is not None and b is not None]
-    apart = [
-        {"source": each.source, "task": each.task, "answer": each.answer, first: a, second: b}
-        for each, a, b in both
-        if (a >= 1) != (b >= 1)
-    ]
+    apart = [{"task": e.task, "answer": e.answer, first: a, second: b} for e, a, b in both if (a >= 1) != (b >= 1)]
     return {"rewards": [first, second], "answers": len(both), "apart": len(apart), "examples": apart[:SHOWN]}
