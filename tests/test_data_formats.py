@@ -364,7 +364,6 @@ def test_a_named_format_needs_its_columns() -> None:
         ("llamafactory/dev/glaive_toolcall_en_demo.jsonl.gz", 197, {}),
         ("sharegpt_format/dev/dummy_conversation.jsonl", 323, {}),
         ("dolly_open_qa/dev/chinkara-open_qa.jsonl.gz", 2498, {}),
-        ("leetcode/dev/LeetCodeDataset-v0.2.0-train.jsonl.gz", 1273, {}),
         ("llamafactory/dev/dpo_en_demo.jsonl.gz", 206, {}),
         ("llmbar/dev/Natural.jsonl", 72, {}),
         ("mbpp/dev/mbpp.jsonl.gz", 636, {"prompt": "text", "completion": "code"}),

@@ -6,12 +6,14 @@ import gzip
 import json
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -337,6 +339,32 @@ def test_exact(text: str, value: float) -> None:
 )
 def test_format(text: str, value: float) -> None:
     assert score({"kind": "format"}, attempt(text))[0].value == value
+
+
+FORMS = {
+    "soft": r"(?s).*<think>.*?</think>.*?<answer>.*?</answer>.*",
+    "open_r1": r"(?s)<think>\n.*?\n</think>\n<answer>\n.*?\n</answer>",
+}
+"""The layouts as the papers' own regular expressions have them, which take quadratic time."""
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_layout_is_that_of_its_expression_and_takes_one_pass(form: str) -> None:
+    pieces = ["<think>", "</think>", "<answer>", "</answer>", "\n", "a", "<think>\n", "\n</think>\n<answer>\n"]
+    random = Random(0)
+    texts = ["".join(random.choices(pieces, k=random.randint(0, 9))) for _ in range(1000)]
+    texts += [f"<think>\n{text}\n</think>\n<answer>\n{text}\n</answer>" for text in texts[:200]]
+    found = score({"kind": "format", "form": form}, *map(attempt, texts))
+    assert [each.value for each in found] == [float(re.fullmatch(FORMS[form], text) is not None) for text in texts]
+    endless = ("<think>" * 10**6, "<think>\n" + "\n</think>\n<answer>\n" * 10**5)
+    assert [each.value for each in score({"kind": "format", "form": form}, *map(attempt, endless))] == [0, 0]
+
+
+@pytest.mark.parametrize("kind", ["math", "answer", "exact", "verdict", "format"])
+def test_empty_binary_and_endless_answers_are_wrong_and_nothing_else(kind: str) -> None:
+    texts = ["", "\0\x01\x1b[31m\u202e", "\ud800", "9" * 10**7, "<answer>" * 10**6, "x\n" * 10**6]
+    found = score({"kind": kind}, *(attempt(text, answer="4", verdict="A") for text in texts))
+    assert [(each.value, each.outcome) for each in found] == [(0.0, Outcome.FINISHED)] * len(texts)
 
 
 @pytest.mark.parametrize(("tokens", "value"), [(0, 0), (80, 0), (85, -0.25), (90, -0.5), (100, -1), (110, -1)])

@@ -42,6 +42,8 @@ def load(greeting="", seconds=0.0):
             case "memory": return len(bytearray(8 << 30))
             case "pid": return os.getpid()
             case "served": return len(served)
+            case "fork": os.fork()
+            case "first to die": return open("/proc/self/oom_score_adj").read().strip()
             case ["orphan", mark] if os.path.exists(mark): return "spared"
             case ["orphan" | "patricide", *mark]:
                 for file in mark: open(file, "x").close()
@@ -136,6 +138,17 @@ def test_every_payload_gets_its_own_result_in_order(pool: WorkerPool) -> None:
     assert message(said["segv"]) == "the worker was killed by signal 11"
     assert message(said["hang"]) == "did not answer within 1.5 s and was killed"
     assert message(said["exit"]).startswith("SystemExit: 0")
+
+
+def test_a_copy_that_the_code_forked_does_not_answer_too(behaviour: str) -> None:
+    with WorkerPool(behaviour, deadline_s=1.5, workers=1) as pool:
+        for _ in range(5):
+            assert [result.value for result in pool.map(["fork", "a", "fork", "b"])] == ["fork", "a", "fork", "b"]
+
+
+def test_a_worker_that_leaks_dies_before_the_run_does(pool: WorkerPool) -> None:
+    """Where the machine's memory ends, the kernel takes the process with the highest score."""
+    assert [result.value for result in pool.map(["first to die"])] == ["1000"]
 
 
 def test_killing_leaves_no_process_no_zombie_and_no_descriptor(behaviour: str) -> None:
@@ -239,7 +252,7 @@ def test_forked_workers_leave_nothing_behind(behaviour: str) -> None:
 
 def test_what_cannot_be_loaded_is_said_by_the_template_too(behaviour: str) -> None:
     with WorkerPool(behaviour.removesuffix("load") + "broken", deadline_s=1, forked=True) as pool:
-        assert message(pool.map([1])[0]) == "RuntimeError: no licence (behaviour.py:40)"
+        assert message(pool.map([1])[0]) == "RuntimeError: no licence (behaviour.py:42)"
     with WorkerPool(behaviour, arguments=["", 1000], deadline_s=0.2, startup_s=0.3, forked=True) as pool:
         results = pool.map(["x", "y"])
     assert [kind(result) for result in results] == [FailureKind.START] * 2
@@ -260,7 +273,7 @@ def test_starting_has_an_allowance_of_its_own(behaviour: str) -> None:
     [
         ("behaviour.py:loading", "has no function 'loading'; did you mean 'load'?"),
         ("behavior.py:load", "behavior.py does not exist; did you mean behaviour.py?"),
-        ("behaviour.py:broken", "RuntimeError: no licence (behaviour.py:40)"),
+        ("behaviour.py:broken", "RuntimeError: no licence (behaviour.py:42)"),
         ("no_such_module:load", "ModuleNotFoundError: No module named 'no_such_module'"),
         ("load", "must be file.py:function"),
     ],

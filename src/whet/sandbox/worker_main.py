@@ -60,11 +60,14 @@ def main(spec: dict[str, Any]) -> None:
 
 
 def _serve(channel: socket.socket, answer: Callable[[JSON], JSON]) -> None:
-    buffer = bytearray()
+    buffer, process = bytearray(), os.getpid()
     while chunk := channel.recv(1 << 16):
         buffer += chunk
         while (frame := take(buffer)) is not None:
-            channel.sendall(_reply(answer, frame["payload"]))
+            reply = _reply(answer, frame["payload"])
+            if os.getpid() != process:  # a copy that the function forked and that returned: one answers, not both
+                os._exit(1)
+            channel.sendall(reply)
 
 
 def _fork_on_request(requests: socket.socket, answer: Callable[[JSON], JSON]) -> None:
@@ -153,6 +156,8 @@ def _die_with(parent: int) -> None:
 
 def _limit(memory_mb: int | None) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError):  # where memory runs out, code that leaks is to die before the run that it serves
+        Path("/proc/self/oom_score_adj").write_text("1000")
     if memory_mb is not None:
         resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
 

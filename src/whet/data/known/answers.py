@@ -11,8 +11,6 @@
 | MT-bench human, Chatbot Arena | conversation_a, conversation_b, winner | a pair                                 |
 | Anthropic's HHH               | text_correct, text_incorrect           | a pair of transcripts                  |
 | XSTest completions            | prompt, completion, type, final_label  | an answer called good or bad           |
-| LeetCodeDataset               | query, response, prompt, entry_point   | a prompt and its answer; what it calls |
-|                               |                                        | `prompt` is a block of imports         |
 | HarmfulVsEthical and the like | prompt, corrects[0], incorrects[0]     | a pair                                 |
 """
 
@@ -135,10 +133,6 @@ def _corrects(columns: Columns, place: Place) -> Iterator[Columns]:
     yield {"chosen": pick(columns, "corrects[0]", place), "rejected": pick(columns, "incorrects[0]", place)}
 
 
-def _leetcode(columns: Columns, _: Place) -> Iterator[Columns]:
-    yield {"prompt": columns["query"], "completion": columns["response"]}
-
-
 def _pair(first: Any, second: Any, first_is_better: bool) -> Columns:
     chosen, rejected = (first, second) if first_is_better else (second, first)
     return {"chosen": chosen, "rejected": rejected}
@@ -167,6 +161,5 @@ ANSWERS: Known = {
     ("conversation_a", "conversation_b", "winner"): _arena,
     ("text_correct", "text_incorrect"): _hhh,
     ("prompt", "corrects[0]", "incorrects[0]"): _corrects,
-    ("query", "response", "prompt", "entry_point"): _leetcode,
     ("prompt", "completion", "type", "final_label"): _xstest,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 from whet.envs.base import Attempt, Grade
 from whet.envs.rewards.answers import after_thinking
@@ -12,9 +13,7 @@ TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 LINES = ("<think>\n", "\n</think>\n", "\n<answer>\n", "\n</answer>")
 """The tags with the line breaks that open-r1 counts."""
 _STRICT = re.compile(r"\s*<think>.*</think>\s*<answer>.*</answer>\s*", re.DOTALL)
-_SOFT = re.compile(r"<think>.*?</think>.*?<answer>.*?</answer>", re.DOTALL)
 _THINK = re.compile(r"<think>(?!.*<think>).*?</think>.*", re.DOTALL)
-_OPEN_R1 = re.compile(r"<think>\n.*?\n</think>\n<answer>\n.*?\n</answer>", re.DOTALL)
 
 
 def well_formed(attempt: Attempt, *, form: str = "strict") -> Grade:
@@ -32,15 +31,27 @@ def well_formed(attempt: Attempt, *, form: str = "strict") -> Grade:
         case "strict":
             right = all(text.count(tag) == 1 for tag in TAGS) and _STRICT.fullmatch(text) is not None
         case "soft":
-            right = _SOFT.search(text) is not None
+            right = _in_order(text, TAGS)
         case "think":
             right = _THINK.fullmatch(text) is not None
         case "open_r1":
-            right = _OPEN_R1.fullmatch(text) is not None
+            opened, closed = LINES[0], LINES[-1]
+            inside = text.removeprefix(opened).removesuffix(closed)
+            right = text == f"{opened}{inside}{closed}" and "\n</think>\n<answer>\n" in inside
         case _:
             assert form == "tags", "the recipe knows these forms"
             return Grade(value=sum(text.count(tag) == 1 for tag in LINES) / len(LINES))
     return Grade(value=float(right))
+
+
+def _in_order(text: str, tags: Sequence[str]) -> bool:
+    """Whether the tags stand there in this order: in one pass, where a regular expression would try every start."""
+    place = 0
+    for tag in tags:
+        if (place := text.find(tag, place)) < 0:
+            return False
+        place += len(tag)
+    return True
 
 
 def consistent(attempt: Attempt, *, script: str, thinking: bool = True) -> Grade:
