@@ -74,7 +74,7 @@ class Reader:
         replies = self.chat.chat(
             asked,
             max_tokens=self.max_tokens,
-            readable=lambda index, reply: not read_reply(reply, questions[index]).unparsed,
+            readable=lambda index, reply: reply.cut_off or not read_reply(reply, questions[index]).unparsed,
         )
         return [read_reply(reply, question) for reply, question in zip(replies, questions, strict=True)]
 
