@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from whet.errors import DataError
 from whet.records import Ending, Message
+from whet.templates.dialects import Dialect
 
 LossOn = Literal["assistant", "completion", "all"]
 
@@ -67,6 +68,10 @@ class Template(Protocol):
     @property
     def stop_ids(self) -> frozenset[int]:
         """Tokens that end a turn. A sampler stops at them, and training includes them."""
+
+    @property
+    def dialect(self) -> Dialect:
+        """How calls of tools are read. Raises `DataError` where the template cannot write tools or calls."""
 
     def prompt(
         self,
