@@ -60,6 +60,8 @@ class RLStage(StageBase):
         pairs = any(isinstance(r, JudgeReward) and r.form == "pairs" for r in self.rewards)
         if pairs and (self.rollouts_per_prompt < 2 or self.algorithm.baseline == "greedy"):
             raise ValueError("rewards: a judge of pairs compares answers to one task; it needs two or more of them")
+        if self.algorithm.credit == "turns" and self.environment is None:
+            raise ValueError("algorithm.credit: turns needs plays of several turns; add environment, or use outcome")
         self.algorithm.check_step(
             prompts=self.prompts_per_step,
             rollouts=self.rollouts_per_prompt,

@@ -35,7 +35,7 @@ class HopsEnvironment:
         self._seen, self._looks, self._right, self._answer = start, 0, 0, ""
 
     def look(self, key: str) -> str:
-        """Look up which key follows.
+        """Next key.
 
         Args:
             key: A letter.
