@@ -1,4 +1,4 @@
-"""Environments of tools: classes as they are written, each play in a process of its own, and whose fault a failure is."""
+"""Environments of tools: classes as they are written, each play in its own process, and whose fault a failure is."""
 
 from __future__ import annotations
 
@@ -93,7 +93,8 @@ class Shop:
         """Return something large or odd."""
         cycle = []
         cycle.append(cycle)
-        return {"large": "ab" * 10_000_000, "bytes": b"\\xff\\x00", "cycle": cycle, "half": "\\ud83d", "none": None}[kind]
+        odd = {"large": "ab" * 10_000_000, "bytes": b"\\xff\\x00", "cycle": cycle, "half": "\\ud83d", "none": None}
+        return odd[kind]
 
     def turn_reward(self):
         paid, self.paid = self.paid, 0.0
@@ -245,9 +246,8 @@ def test_schemas_come_from_hints_and_docstrings(made: ToolEnvironments) -> None:
 def test_a_play_from_reset_to_reward(made: ToolEnvironments) -> None:
     first = "I look. " + call("find", '{"name": "cup"}') + call("put", '{"place": {"city": "Rome", "floor": 2}}')
     (episode,) = play(made, [first, "this?", "done"])
-    assert [m.role for m in episode.messages] == ["system", "user", "assistant", "tool", "tool"] + [
-        "assistant", "user", "assistant",
-    ]  # fmt: skip
+    roles = "system user assistant tool tool assistant user assistant"
+    assert [m.role for m in episode.messages] == roles.split()
     assert [m.content for m in episode.messages[:3]] == [
         "You work at a shop.", "Go. Item: cup; fragile; 0 seen", "I look.",
     ]  # fmt: skip
@@ -264,9 +264,13 @@ def test_a_play_from_reset_to_reward(made: ToolEnvironments) -> None:
 
 
 def test_a_play_cannot_see_another(made: ToolEnvironments) -> None:
-    episodes = play(made, lambda prompt: call("find", '{"name": "a"}') if "limit" not in prompt[-200:] else "x", samples=5)
+    episodes = play(
+        made, lambda prompt: call("find", '{"name": "a"}') if "limit" not in prompt[-200:] else "x", samples=5
+    )
     assert all("0 seen" in episode.messages[1].content for episode in episodes)
-    assert episodes == play(made, lambda prompt: call("find", '{"name": "a"}') if "limit" not in prompt[-200:] else "x", samples=5)
+    assert episodes == play(
+        made, lambda prompt: call("find", '{"name": "a"}') if "limit" not in prompt[-200:] else "x", samples=5
+    )
 
 
 def test_trl_s_classes_run_unmodified(shop: Path) -> None:
@@ -282,7 +286,9 @@ def test_functions_and_the_calculator_are_tools(shop: Path) -> None:
     tools = [{"kind": "calculator"}, {"kind": "function", "path": f"{shop}:look"}]
     opened = ToolEnvironments(ToolsEnvironment(kind="tools", tools=tools))
     try:
-        (episode,) = play(opened, [call("calculator", '{"expression": "2^10/3"}') + call("look", '{"key": "ab"}'), "ok"])
+        (episode,) = play(
+            opened, [call("calculator", '{"expression": "2^10/3"}') + call("look", '{"key": "ab"}'), "ok"]
+        )
         assert results(episode) == ["341.333333333", "abab"]
         assert (episode.outcome, episode.score.value) == (Outcome.FINISHED, 0.0)  # no opinion: the turns' 0 alone
     finally:
@@ -301,7 +307,11 @@ def test_functions_and_the_calculator_are_tools(shop: Path) -> None:
         ('<tool_call>{"name": "find"', "unclosed", "error: the call is not closed"),
         (call("fin"), "unknown_tool", "error: there is no tool 'fin'; did you mean find?"),
         (call("find"), "bad_arguments", "error: find: name: Field required"),
-        (call("find", '{"name": "a", "limit": "3"}'), "bad_arguments", "error: find: limit: Input should be a valid int"),
+        (
+            call("find", '{"name": "a", "limit": "3"}'),
+            "bad_arguments",
+            "error: find: limit: Input should be a valid int",
+        ),
         (call("find", '{"name": "a", "x": 1}'), "bad_arguments", "error: find: x: Extra inputs are not permitted"),
         (call("find", '"{"'), "invalid_json", "error: the arguments are not JSON"),
         (call("find", '{"name": "\\ud83d"}'), "invalid_json", "error: the arguments are not JSON"),
@@ -400,16 +410,14 @@ def test_what_cannot_be_a_tool_is_refused_with_its_place(shop: Path, name: str, 
 
 
 def test_two_tools_of_one_name_are_refused(shop: Path) -> None:
-    twice: EnvironmentConfig = ToolsEnvironment(
-        kind="tools", tools=[{"kind": "function", "path": f"{shop}:look"}] * 2
-    )
-    with pytest.raises(ConfigError, match="two tools are named look"):
+    twice: EnvironmentConfig = ToolsEnvironment(kind="tools", tools=[{"kind": "function", "path": f"{shop}:look"}] * 2)
+    with pytest.raises(ConfigError, match=r"two tools are named look"):
         ToolEnvironments(twice)
 
 
 def test_a_template_without_tools_says_so() -> None:
     plain = JinjaTemplate(byte_tokenizer())
-    with pytest.raises(DataError, match="leaves them out; .* whet:hermes, whet:tags"):
+    with pytest.raises(DataError, match=r"leaves them out; .* whet:hermes, whet:tags"):
         assert plain.dialect
 
 
@@ -435,8 +443,18 @@ def test_sessions_are_gone_with_their_play(made: ToolEnvironments) -> None:
 
 @pytest.mark.parametrize(
     ("expression", "value"),
-    [("2+3*4", "14"), ("(2+3)*4", "20"), ("1/3", "0.333333333333"), ("0.1+0.2", "0.3"), ("2**-2", "0.25")]
-    + [("7//2", "3"), ("-7%3", "2"), ("2^10", "1024"), ("1e3", "1000"), ("4**0.5", "2")],
+    [
+        ("2+3*4", "14"),
+        ("(2+3)*4", "20"),
+        ("1/3", "0.333333333333"),
+        ("0.1+0.2", "0.3"),
+        ("2**-2", "0.25"),
+        ("7//2", "3"),
+        ("-7%3", "2"),
+        ("2^10", "1024"),
+        ("1e3", "1000"),
+        ("4**0.5", "2"),
+    ],
 )
 def test_the_calculator_is_exact(expression: str, value: str) -> None:
     assert calculate(expression) == value

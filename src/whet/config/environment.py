@@ -20,7 +20,7 @@ class SearchTool(Strict):
 
     kind: Literal["search"]
     corpus: str
-    """A JSONL file; each line has `text`, and may have `title`."""
+    """A JSONL file; each line has `text` or `contents`, and may have a `title`."""
     top: int = Field(3, ge=1)
     """Passages of a result."""
 
