@@ -210,7 +210,8 @@ def ready(listed: Sequence[Answer], config: PolicyConfig) -> list[Answer]:
 def test_an_episode_weighs_the_same_in_any_number_of_rows(name: str, reduction: str) -> None:
     config = PolicyConfig.model_validate({**CONFIGS[name], "reduction": reduction})
     setting = Setting(
-        config=config, train=TrainConfig(), steps=1, prompts_per_step=2, temperature=1, max_tokens=16, max_gap=1, weights={}
+        config=config, train=TrainConfig(), steps=1, prompts_per_step=2, temperature=1, max_tokens=16, max_gap=1,
+        weights={},
     )  # fmt: skip
     made = [Group(task=str(number), episodes=tuple(group)) for number, group in enumerate(sampled())]
     whole = to_answers(made, lambda score: score.value or 0.0)

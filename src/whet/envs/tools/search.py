@@ -10,7 +10,10 @@ from whet.sandbox.worker_main import TargetError
 
 
 def make_search(corpus: str, top: int) -> Callable[[str], str]:
-    """A search over the JSON lines of a file, each with `text` or `contents`, and a `title` if it has one. Raises `TargetError`."""
+    """A search over the JSON lines of a file, each with `text` or `contents`, and maybe a `title`.
+
+    Raises `TargetError`, with its line where one cannot be read.
+    """
     try:
         import bm25s
     except ImportError as error:
@@ -41,7 +44,9 @@ def _read(path: Path) -> list[str]:
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         try:
             row = json.loads(line)
-            passages.append(": ".join(filter(None, [row.get("title"), row["contents" if "contents" in row else "text"]])))
+            passages.append(
+                ": ".join(filter(None, [row.get("title"), row["contents" if "contents" in row else "text"]]))
+            )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise TargetError(f"{path}:{number}: a line is an object with a text; mend or remove it") from error
     if not passages:
