@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from whet.config.environment import ClassEnvironment, EnvironmentConfig, ToolsEnvironment
+from whet.config.environment import EnvironmentConfig
 from whet.config.rewards import EnvironmentReward, TurnsReward
 from whet.envs.base import Task
 from whet.envs.rewards.build import build_rubric
-from whet.envs.tools.calculator import calculate
+from whet.envs.tools.calculator import calculator
 from whet.envs.tools.play import ToolEnvironments
 from whet.errors import ConfigError, DataError
 from whet.models.create import byte_tokenizer
@@ -179,8 +179,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(shop: Path) -> Iterator[ToolEnvironments]:
-    config = ClassEnvironment(
-        kind="class",
+    config = EnvironmentConfig(
         path=f"{shop}:Shop",
         options={"note": "fragile"},
         limits={"turns": 6, "calls": 4, "calls_per_turn": 3, "call_s": 1.0, "observation_tokens": 200},
@@ -274,7 +273,7 @@ def test_a_play_cannot_see_another(made: ToolEnvironments) -> None:
 
 
 def test_trl_s_classes_run_unmodified(shop: Path) -> None:
-    opened = ToolEnvironments(ClassEnvironment(kind="class", path=f"{shop}:Wordle"))
+    opened = ToolEnvironments(EnvironmentConfig(path=f"{shop}:Wordle"))
     try:
         (episode,) = play(opened, [call("guess", '{"word": "crane"}'), "done"])
         assert (episode.messages[0].content, results(episode), episode.score.value) == ("Go. Guess.", ["right"], 1.0)
@@ -283,8 +282,8 @@ def test_trl_s_classes_run_unmodified(shop: Path) -> None:
 
 
 def test_functions_and_the_calculator_are_tools(shop: Path) -> None:
-    tools = [{"kind": "calculator"}, {"kind": "function", "path": f"{shop}:look"}]
-    opened = ToolEnvironments(ToolsEnvironment(kind="tools", tools=tools))
+    tools = [{"path": "whet.envs.tools.calculator:calculator"}, {"path": f"{shop}:look"}]
+    opened = ToolEnvironments(EnvironmentConfig(tools=tools))
     try:
         (episode,) = play(
             opened, [call("calculator", '{"expression": "2^10/3"}') + call("look", '{"key": "ab"}'), "ok"]
@@ -406,11 +405,11 @@ def test_one_that_hangs_holds_up_no_other(made: ToolEnvironments) -> None:
 )
 def test_what_cannot_be_a_tool_is_refused_with_its_place(shop: Path, name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=f"^environment: .*{message}"):
-        ToolEnvironments(ClassEnvironment(kind="class", path=f"{shop}:{name}"))
+        ToolEnvironments(EnvironmentConfig(path=f"{shop}:{name}"))
 
 
 def test_two_tools_of_one_name_are_refused(shop: Path) -> None:
-    twice: EnvironmentConfig = ToolsEnvironment(kind="tools", tools=[{"kind": "function", "path": f"{shop}:look"}] * 2)
+    twice = EnvironmentConfig(tools=[{"path": f"{shop}:look"}] * 2)
     with pytest.raises(ConfigError, match=r"two tools are named look"):
         ToolEnvironments(twice)
 
@@ -457,7 +456,7 @@ def test_sessions_are_gone_with_their_play(made: ToolEnvironments) -> None:
     ],
 )
 def test_the_calculator_is_exact(expression: str, value: str) -> None:
-    assert calculate(expression) == value
+    assert calculator(expression) == value
 
 
 @pytest.mark.parametrize(
@@ -466,4 +465,4 @@ def test_the_calculator_is_exact(expression: str, value: str) -> None:
 )
 def test_the_calculator_refuses_what_is_no_number(expression: str) -> None:
     with pytest.raises((ValueError, ArithmeticError)):
-        calculate(expression)
+        calculator(expression)

@@ -29,12 +29,12 @@ def chat(
 ) -> None:
     """Talk to what a run made. An empty line or Ctrl-D ends it."""
     from whet.config import SamplingConfig
-    from whet.config.environment import ClassEnvironment
+    from whet.config.environment import EnvironmentConfig
     from whet.launch.environment import mapping
     from whet.launch.talk import open_conversation
 
     sampling = SamplingConfig(temperature=temperature, max_tokens=max_tokens)
-    tools = None if env is None else ClassEnvironment(kind="class", path=env)
+    tools = None if env is None else EnvironmentConfig(path=env)
     conversation = open_conversation(what, sampling, seed=seed, environment=tools, row=mapping("--row", row))
     if prompt:
         answers = [conversation.say(text) for text in prompt]

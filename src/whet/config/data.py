@@ -39,7 +39,7 @@ class DataConfig(Strict):
 class GeneratedConfig(Strict):
     """Rows that a task family of `envs.library` generates; the same seed gives the same rows."""
 
-    generate: Literal["arithmetic", "countdown", "hops"]
+    generate: Literal["arithmetic", "countdown"]
     count: int = Field(4096, ge=1)
     seed: int = 0
     split: Literal["train", "test"] = "train"
@@ -59,10 +59,6 @@ class GeneratedConfig(Strict):
     """arithmetic: how a prompt asks for the sum that stands in place of `{}` (`What is {}?`)."""
     numbers: int = Field(3, ge=2, le=6)
     """countdown: how many numbers may be used."""
-    hops: int = Field(6, ge=1, le=15)
-    """hops: look-ups of a chain, or up to two fewer."""
-    wrong: float = Field(0.4, ge=0, le=1)
-    """hops demonstrations: the share of look-ups of some other key."""
 
     @model_validator(mode="after")
     def _check(self) -> GeneratedConfig:

@@ -2,38 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from whet.config.strict import PythonFile, Strict
-
-
-class CalculatorTool(Strict):
-    """Exact arithmetic."""
-
-    kind: Literal["calculator"]
-
-
-class SearchTool(Strict):
-    """BM25 over a local corpus (`pip install 'whet[search]'`)."""
-
-    kind: Literal["search"]
-    corpus: str
-    """A JSONL file; each line has `text` or `contents`, and may have a `title`."""
-    top: int = Field(3, ge=1)
-    """Passages of a result."""
-
-
-class FunctionTool(Strict):
-    """A function of yours, with type hints and a docstring."""
-
-    kind: Literal["function"]
-    path: PythonFile
-    """`file.py:function`."""
-
-
-Tool = Annotated[CalculatorTool | SearchTool | FunctionTool, Field(discriminator="kind")]
 
 
 class LimitsConfig(Strict):
@@ -54,35 +27,32 @@ class LimitsConfig(Strict):
     """Tokens of prompt, answers and results together; None: as many as the model attends to."""
 
 
-class EnvironmentBase(Strict):
-    """What all environments have."""
+class FunctionTool(Strict):
+    """A function that is a tool; it has type hints and a docstring."""
+
+    path: PythonFile
+    """`file.py:function` or `module:function`."""
+
+
+class EnvironmentConfig(Strict):
+    """A class whose public methods are tools, or functions that are tools, or both."""
 
     free: ClassVar[frozenset[str]] = frozenset({"processes"})
 
-    limits: LimitsConfig = LimitsConfig()
-    processes: int = Field(128, ge=1)
-    """Plays at once, each in a process of its own."""
-
-
-class ClassEnvironment(EnvironmentBase):
-    """A class whose public methods are tools."""
-
-    kind: Literal["class"]
-    path: PythonFile
-    """`file.py:Class`, or `module:Class`."""
+    path: PythonFile = ""
+    """The class: `file.py:Class` or `module:Class`. Empty: functions alone; an answer without a call ends a play."""
     options: dict[str, Any] = {}
     """What its `load` (once), or else its constructor (for each play), is given."""
     system: Literal["docstring"] | None = None
     """docstring: that of the class is the system message of tasks that have none."""
-    tools: list[Tool] = []
+    tools: list[FunctionTool] = []
     """Further tools."""
+    limits: LimitsConfig = LimitsConfig()
+    processes: int = Field(128, ge=1)
+    """Plays at once, each in a process of its own."""
 
-
-class ToolsEnvironment(EnvironmentBase):
-    """Tools alone: a play ends with the first answer without a call."""
-
-    kind: Literal["tools"]
-    tools: list[Tool] = Field(min_length=1)
-
-
-EnvironmentConfig = Annotated[ClassEnvironment | ToolsEnvironment, Field(discriminator="kind")]
+    @model_validator(mode="after")
+    def _check(self) -> EnvironmentConfig:
+        if not self.path and (not self.tools or self.options or self.system):
+            raise ValueError("path must name a class (file.py:Class), or tools functions, without options and system")
+        return self

@@ -211,4 +211,4 @@ def _demonstration(generator: Family, source: GeneratedConfig, index: int) -> Co
     shown = generator.demonstration(index)
     if isinstance(shown, str):
         return Conversation(origin=origin, text=shown)
-    return Conversation(origin=origin, messages=shown, tools=generator.tools)
+    return Conversation(origin=origin, messages=shown)

@@ -25,7 +25,7 @@ PRIVATE = 0xE000
 THINKING = re.compile(r"<think>.*?(?:</think>|\Z)|\A(?:(?!<think>).)*?</think>", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Dialect:
     """How calls begin and end, and how what stands between is read."""
 
@@ -182,65 +182,29 @@ def _types(schema: Mapping[str, Any]) -> Iterator[str]:
         yield from _types(inner)
 
 
+def _between(name: str, begin: str, end: str, read: Callable[[str, Tools], list[ToolCall]]) -> Dialect:
+    return Dialect(name, re.escape(begin), re.escape(end), read, (begin, end))
+
+
 HERMES = ("<tool_call>", "</tool_call>")
+QWEN_XML = _elements(r"\s*<function=(.+?)>", r"<parameter=(.+?)>\n?(.*?)\n?</parameter>")
+GLM = _elements(r"\s*([^\s<>{}]+)\s*(?=<arg_key>|\Z)", r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>")
+DEEPSEEK = _named(r"(?:function<｜tool▁sep｜>)?(.+?)(?:<｜tool▁sep｜>|\n```json\n)(.*?)(?:\n```)?")
+KIMI = _named(r"\s*(?:functions\.)?(.+?)(?::\d+)?\s*<\|tool_call_argument_begin\|>(.*)")
+HARMONY = _named(r"([\w.-]+).*?<\|message\|>(.*)")
+PYTHON_TAG = r"\A\s*(?:<\|python_tag\|>)?(?=\s*\{)"
 DIALECTS = {
     each.name: each
     for each in (
-        Dialect(name="hermes", begin=HERMES[0], end=HERMES[1], read=_objects, markers=HERMES),
-        Dialect(
-            name="qwen_xml",
-            begin=HERMES[0],
-            end=HERMES[1],
-            read=_elements(r"\s*<function=(.+?)>", r"<parameter=(.+?)>\n?(.*?)\n?</parameter>"),
-            markers=HERMES,
-        ),
-        Dialect(
-            name="glm",
-            begin=HERMES[0],
-            end=HERMES[1],
-            read=_elements(
-                r"\s*([^\s<>{}]+)\s*(?=<arg_key>|\Z)", r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>"
-            ),
-            markers=HERMES,
-        ),
-        Dialect(
-            name="mistral",
-            begin=r"\[TOOL_CALLS\]",
-            end=r"(?=\[TOOL_CALLS\])|\Z",
-            read=_mistral,
-            markers=("[TOOL_CALLS]",),
-        ),
-        Dialect(
-            name="deepseek",
-            begin="<｜tool▁call▁begin｜>",
-            end="<｜tool▁call▁end｜>",
-            read=_named(r"(?:function<｜tool▁sep｜>)?(.+?)(?:<｜tool▁sep｜>|\n```json\n)(.*?)(?:\n```)?"),
-            markers=("<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"),
-        ),
-        Dialect(
-            name="kimi",
-            begin=r"<\|tool_call_begin\|>",
-            end=r"<\|tool_call_end\|>",
-            read=_named(r"\s*(?:functions\.)?(.+?)(?::\d+)?\s*<\|tool_call_argument_begin\|>(.*)"),
-            markers=("<|tool_call_begin|>", "<|tool_call_end|>"),
-        ),
-        Dialect(
-            name="harmony",
-            begin=r"to=functions\.",
-            end=r"<\|call\|>|\Z",
-            read=_named(r"([\w.-]+).*?<\|message\|>(.*)"),
-            markers=("<|call|>",),
-            most=1,
-        ),
-        Dialect(
-            name="llama3",
-            begin=r"\A\s*(?:<\|python_tag\|>)?(?=\s*\{)",
-            end=r"\Z",
-            read=_objects,
-            markers=("<|python_tag|>",),
-            most=1,
-        ),
-        Dialect(name="tags", begin=r"(?=<(?:NAMES)>)", end=r"</(?:NAMES)>", read=_tag),
+        _between("hermes", *HERMES, _objects),
+        _between("qwen_xml", *HERMES, QWEN_XML),
+        _between("glm", *HERMES, GLM),
+        Dialect("mistral", r"\[TOOL_CALLS\]", r"(?=\[TOOL_CALLS\])|\Z", _mistral, ("[TOOL_CALLS]",)),
+        _between("deepseek", "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", DEEPSEEK),
+        _between("kimi", "<|tool_call_begin|>", "<|tool_call_end|>", KIMI),
+        Dialect("harmony", r"to=functions\.", r"<\|call\|>|\Z", HARMONY, ("<|call|>",), most=1),
+        Dialect("llama3", PYTHON_TAG, r"\Z", _objects, ("<|python_tag|>",), most=1),
+        Dialect("tags", r"(?=<(?:NAMES)>)", r"</(?:NAMES)>", _tag),
     )
 }
 """By name. Where two read the same text, the first is meant."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 from whet.config import GeneratedConfig
 from whet.envs.base import Attempt, Grade, Task
 from whet.envs.library.arithmetic import Arithmetic
 from whet.envs.library.countdown import Countdown
-from whet.envs.library.hops import Hops
 from whet.records import Message
 
 
@@ -17,8 +16,6 @@ class Family(Protocol):
 
     version: ClassVar[int]
     """Raised when the same config gives other problems than before."""
-    tools: ClassVar[tuple[dict[str, Any], ...]]
-    """What its demonstrations call."""
 
     def task(self, index: int) -> Task:
         """Problem `index`, from 0, for RL and evaluation."""
@@ -47,11 +44,7 @@ class ChecksSteps(Protocol):
         """A grade without a value, with one step score for each written step."""
 
 
-FAMILIES: dict[str, type[Arithmetic] | type[Countdown] | type[Hops]] = {
-    "arithmetic": Arithmetic,
-    "countdown": Countdown,
-    "hops": Hops,
-}
+FAMILIES: dict[str, type[Arithmetic] | type[Countdown]] = {"arithmetic": Arithmetic, "countdown": Countdown}
 
 
 def family(config: GeneratedConfig) -> Family:

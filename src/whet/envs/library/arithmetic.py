@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from random import Random
 from statistics import fmean
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from whet.config import GeneratedConfig
 from whet.envs.base import Attempt, Grade, Task
@@ -70,7 +70,6 @@ class Arithmetic:
     """Sums of two numbers of 1 to `digits` digits, the length of each uniform."""
 
     version: ClassVar[int] = 1
-    tools: ClassVar[tuple[dict[str, Any], ...]] = ()
     config: GeneratedConfig
 
     def task(self, index: int) -> Task:

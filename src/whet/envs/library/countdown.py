@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 from random import Random
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from whet.config import GeneratedConfig
 from whet.envs.base import Attempt, Grade, Task
@@ -44,7 +44,6 @@ class Countdown:
     """Puzzles with `numbers` numbers from 1 to 9 and a target from 1 to 99."""
 
     version: ClassVar[int] = 1
-    tools: ClassVar[tuple[dict[str, Any], ...]] = ()
     config: GeneratedConfig
 
     def task(self, index: int) -> Task:

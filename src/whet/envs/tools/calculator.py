@@ -7,24 +7,21 @@ import operator
 from collections.abc import Callable
 from fractions import Fraction
 
-LONGEST = 500
-"""Characters of an expression; with `MOST_BITS` they bound the time that one may take."""
-MOST_BITS = 4096
-DIGITS = 12
-"""Significant digits of a result that is no whole number."""
-OPERATORS: dict[type[ast.AST], Callable[..., Fraction]] = {
+LONGEST, MOST_BITS = 500, 4096
+"""Characters of an expression, and bits of a number: what bounds the time that one may take."""
+OPERATORS: dict[type[ast.AST], Callable[..., Fraction | int]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
-    ast.FloorDiv: lambda left, right: Fraction(left // right),
+    ast.FloorDiv: operator.floordiv,
     ast.Mod: operator.mod,
     ast.USub: operator.neg,
     ast.UAdd: operator.pos,
 }
 
 
-def calculate(expression: str) -> str:
+def calculator(expression: str) -> str:
     """Compute an arithmetic expression.
 
     Args:
@@ -34,36 +31,34 @@ def calculate(expression: str) -> str:
     if len(expression) > LONGEST:
         raise ValueError(f"the expression has {len(expression)} characters; at most {LONGEST}")
     try:
-        tree = ast.parse(expression.strip().replace("^", "**").replace("×", "*").replace("÷", "/"), mode="eval")
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        value = _value(ast.parse(expression.strip().replace("^", "**"), mode="eval").body)
+    except (SyntaxError, RecursionError, MemoryError) as error:
         raise ValueError(f"{expression[:80]!r} is no arithmetic expression") from error
-    value = _value(tree.body)
-    return str(value.numerator) if value.denominator == 1 else f"{float(value):.{DIGITS}g}"
+    return str(value.numerator) if value.denominator == 1 else f"{float(value):.12g}"
 
 
 def _value(node: ast.AST) -> Fraction:
     match node:
         case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
-            return _bounded(Fraction(str(number)))
+            value = Fraction(str(number))
         case ast.BinOp(op=ast.Pow()):
-            return _power(_value(node.left), _value(node.right))
+            value = _power(_value(node.left), _value(node.right))
         case ast.BinOp() if type(node.op) in OPERATORS:
-            return _bounded(OPERATORS[type(node.op)](_value(node.left), _value(node.right)))
+            value = Fraction(OPERATORS[type(node.op)](_value(node.left), _value(node.right)))
         case ast.UnaryOp() if type(node.op) in OPERATORS:
-            return OPERATORS[type(node.op)](_value(node.operand))
-    raise ValueError("only numbers, + - * / // % ** and parentheses are allowed")
+            value = Fraction(OPERATORS[type(node.op)](_value(node.operand)))
+        case _:
+            raise ValueError("only numbers, + - * / // % ** and parentheses are allowed")
+    return _bounded(value, 1)
 
 
 def _power(base: Fraction, exponent: Fraction) -> Fraction:
     if exponent.denominator != 1:
         return Fraction(str(float(base) ** float(exponent)))
-    bits = max(abs(base.numerator), base.denominator).bit_length()
-    if bits * abs(exponent) > MOST_BITS:
-        raise ValueError("the result is too large")
-    return Fraction(base**exponent)
+    return Fraction(_bounded(base, abs(exponent)) ** exponent)
 
 
-def _bounded(value: Fraction) -> Fraction:
-    if max(abs(value.numerator), value.denominator).bit_length() > MOST_BITS:
+def _bounded(value: Fraction, times: Fraction | int) -> Fraction:
+    if max(abs(value.numerator), value.denominator).bit_length() * times > MOST_BITS:
         raise ValueError("the result is too large")
     return value

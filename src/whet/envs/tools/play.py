@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from whet.config.environment import ClassEnvironment, EnvironmentConfig
+from whet.config.environment import EnvironmentConfig
 from whet.envs.base import Observed, Opening, Task
 from whet.errors import ConfigError, DataError, EnvironmentFailure, PolicyFault
 from whet.records import Message, ToolCall
-from whet.sandbox.base import Failure
+from whet.sandbox.base import JSON, Failure
 from whet.sandbox.sessions import Session, Sessions
 
 HOOK_S = 60.0
@@ -32,9 +32,7 @@ class ToolEnvironments:
 
     def __init__(self, config: EnvironmentConfig) -> None:
         self.config = config
-        of_class = config if isinstance(config, ClassEnvironment) else None
-        tools = [tool.model_dump(mode="json") for tool in config.tools]
-        arguments = [None if of_class is None else of_class.path, {} if of_class is None else of_class.options, tools]
+        arguments: list[JSON] = [config.path, config.options, [tool.path for tool in config.tools]]
         self.sessions = Sessions(
             "whet.envs.tools.worker:load", arguments=arguments, most=config.processes, memory_mb=None
         )
@@ -48,7 +46,7 @@ class ToolEnvironments:
         self.hooks = frozenset(facts["hooks"])
         self.takes: list[str] | None = facts["takes"]
         self.needs: list[str] = facts["needs"]
-        self.system: str | None = facts["about"] if of_class is not None and of_class.system else None
+        self.system: str | None = facts["about"] if config.system else None
 
     def make(self, task: Task) -> Play:
         """One play of a task."""
@@ -125,7 +123,7 @@ class Play:
     async def _call(self, call: ToolCall, number: int) -> tuple[ToolCall, str]:
         """The call with what became of it, and what the policy is told."""
         limits = self.made.config.limits
-        if call.status == "ok" and number >= limits.calls_per_turn:
+        if number >= limits.calls_per_turn:
             call = replace(call, status="over_limit", error=f"at most {limits.calls_per_turn} calls in a turn")
         if limits.calls is not None and self.calls >= limits.calls:
             self.out_of_calls = True

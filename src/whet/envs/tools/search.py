@@ -3,38 +3,45 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any, ClassVar
 
 from whet.sandbox.worker_main import TargetError
 
 
-def make_search(corpus: str, top: int) -> Callable[[str], str]:
-    """A search over the JSON lines of a file, each with `text` or `contents`, and maybe a `title`.
+class Search:
+    """An environment with one tool."""
 
-    Raises `TargetError`, with its line where one cannot be read.
-    """
-    try:
-        import bm25s
-    except ImportError as error:
-        raise TargetError("the search tool needs bm25s; pip install 'whet[search]'") from error
-    passages = _read(Path(corpus))
-    index = bm25s.BM25()
-    index.index(bm25s.tokenize(passages, stopwords="en", show_progress=False), show_progress=False)
+    _passages: ClassVar[list[str]]
+    _index: ClassVar[Any]
+    _bm25s: ClassVar[Any]
+    _top: ClassVar[int]
 
-    def search(query: str) -> str:
+    @classmethod
+    def load(cls, corpus: str, top: int = 3) -> None:
+        """Index a file of JSON lines with `text` or `contents`, and maybe a `title`. Raises `TargetError`."""
+        try:
+            import bm25s
+        except ImportError as error:
+            raise TargetError("the search tool needs bm25s; pip install 'whet[search]'") from error
+        cls._passages, cls._bm25s, cls._index = _read(Path(corpus)), bm25s, bm25s.BM25()
+        cls._top = min(top, len(cls._passages))
+        cls._index.index(cls._words(cls._passages), show_progress=False)
+
+    def search(self, query: str) -> str:
         """Find passages of the corpus.
 
         Args:
             query: Words to look for.
 
         """
-        words = bm25s.tokenize([query], stopwords="en", show_progress=False)
-        found, scores = index.retrieve(words, k=min(top, len(passages)), show_progress=False)
+        found, scores = self._index.retrieve(self._words([query]), k=self._top, show_progress=False)
         hits = [int(at) for at, score in zip(found[0], scores[0], strict=True) if score > 0]
-        return "\n".join(f"({n}) {passages[at]}" for n, at in enumerate(hits, start=1)) or "nothing found"
+        return "\n".join(f"({n}) {self._passages[at]}" for n, at in enumerate(hits, start=1)) or "nothing found"
 
-    return search
+    @classmethod
+    def _words(cls, texts: list[str]) -> Any:
+        return cls._bm25s.tokenize(texts, stopwords="en", show_progress=False)
 
 
 def _read(path: Path) -> list[str]:
@@ -49,6 +56,4 @@ def _read(path: Path) -> list[str]:
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise TargetError(f"{path}:{number}: a line is an object with a text; mend or remove it") from error
-    if not passages:
-        raise TargetError(f"{path}: the corpus is empty")
-    return passages
+    return passages or [""]

@@ -15,9 +15,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from whet.envs.tools.calculator import calculate
 from whet.envs.tools.schema import Tool, as_tool
-from whet.envs.tools.search import make_search
 from whet.errors import EnvironmentFailure
 from whet.sandbox.worker_main import TargetError, describe, load_function
 
@@ -27,22 +25,20 @@ LONGEST = 200_000
 """Characters of a result that leave the process; what is longer has its middle left out."""
 
 
-def load(
-    path: str | None, options: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]
-) -> Callable[[Mapping[str, Any]], Any]:
+def load(path: str, options: Mapping[str, Any], tools: Sequence[str]) -> Callable[[Mapping[str, Any]], Any]:
     """The function that answers payloads. A class with a `load` is given the options there, else where it is made."""
-    made: Callable[..., Any] | None = None if path is None else load_function(path)
+    made: Callable[..., Any] = load_function(path) if path else object
     loaded = getattr(made, "load", None)
     if callable(loaded):
         loaded(**options)
         options = {}
-    functions = [_built_in(each) for each in tools]
+    functions = [load_function(each) for each in tools]
     play: _Play | None = None
 
     def answer(payload: Mapping[str, Any]) -> Any:
         nonlocal play
         if play is None:
-            play = _Play(object() if made is None else made(**options), functions)
+            play = _Play(made(**options), functions)
         try:
             return {"value": getattr(play, payload["do"])(**payload["with"])}
         except (EnvironmentFailure, ConnectionError) as error:
@@ -54,10 +50,11 @@ def load(
 class _Play:
     """One object of the user's class."""
 
-    def __init__(self, environment: Any, functions: Sequence[tuple[str, Callable[..., Any]]]) -> None:
+    def __init__(self, environment: Any, functions: Sequence[Callable[..., Any]]) -> None:
         self._environment = environment
         self._tools: dict[str, Tool] = {}
-        for name, function in [*_methods(environment), *functions]:
+        for function in [*_methods(environment), *functions]:
+            name = function.__name__
             if name in self._tools:
                 raise TargetError(f"two tools are named {name}; rename one")
             self._tools[name] = as_tool(name, function)
@@ -81,8 +78,7 @@ class _Play:
     def reset(self, row: Mapping[str, Any], seed: int) -> dict[str, Any]:
         """Begin; `shown` is what `reset` returned: text, messages or None."""
         random.seed(seed)
-        hook = self._hook("reset")
-        shown = None if hook is None else _awaited(hook(**row))
+        shown = self._ask("reset", **row)
         if not (shown is None or isinstance(shown, str) or _are_messages(shown)):
             raise TypeError(f"reset returned {type(shown).__name__}; return text, a list of messages or None")
         return {"shown": shown, "state": self._state()}
@@ -106,29 +102,30 @@ class _Play:
 
     def turn(self, message: str, calls: int) -> dict[str, Any]:
         """After a turn: its reward, the state, and where nothing was called what the user says to that."""
-        rewarded, user = self._hook("turn_reward"), self._hook("user")
-        said = _awaited(user(message)) if user is not None and not calls else None
-        reward = None if rewarded is None else _number("turn_reward", _awaited(rewarded()))
+        said = None if calls else self._ask("user", message)
+        reward = _number("turn_reward", self._ask("turn_reward"))
         return {"reward": reward, "state": self._state(), "user": None if said is None else str(said)}
 
     def end(self) -> dict[str, float]:
         """What the play was worth, by name; then `close`."""
-        found = self._hook("reward") or self._hook("get_reward")
-        value = _awaited(found()) if found is not None else getattr(self._environment, "reward", None)
+        name = "reward" if hasattr(self._environment, "reward") else "get_reward"
+        value = self._ask(name) if self._hook(name) else getattr(self._environment, name, None)
         parts = value if isinstance(value, Mapping) else {} if value is None else {"reward": value}
         worth = {str(name): _number("reward", part) for name, part in parts.items()}
-        close = self._hook("close")
-        if close is not None:
-            _awaited(close())
+        self._ask("close")
         return {name: part for name, part in worth.items() if part is not None}
 
     def _hook(self, name: str) -> Callable[..., Any] | None:
         found = getattr(self._environment, name, None)
         return found if callable(found) else None
 
+    def _ask(self, name: str, *given: Any, **named: Any) -> Any:
+        """What a method says, where the class has it."""
+        hook = self._hook(name)
+        return None if hook is None else _awaited(hook(*given, **named))
+
     def _state(self) -> str | None:
-        hook = self._hook("state")
-        return None if hook is None else repr(_awaited(hook()))
+        return repr(self._ask("state")) if self._hook("state") else None
 
 
 def shown(value: Any) -> str:
@@ -144,27 +141,11 @@ def shown(value: Any) -> str:
     return str(value).encode("utf-8", "backslashreplace").decode()
 
 
-def _methods(environment: Any) -> list[tuple[str, Callable[..., Any]]]:
+def _methods(environment: Any) -> list[Callable[..., Any]]:
     """The public methods, in the order in which they are defined, a parent's first."""
-    found: dict[str, None] = {}
-    for kind in reversed(type(environment).__mro__[:-1]):
-        found |= dict.fromkeys(name for name, value in vars(kind).items() if _is_method(value))
-    return [(name, getattr(environment, name)) for name in found if not name.startswith("_") and name not in HOOKS]
-
-
-def _is_method(value: Any) -> bool:
-    return inspect.isroutine(value) or isinstance(value, staticmethod | classmethod)
-
-
-def _built_in(config: Mapping[str, Any]) -> tuple[str, Callable[..., Any]]:
-    match config["kind"]:
-        case "calculator":
-            return "calculator", calculate
-        case "search":
-            return "search", make_search(config["corpus"], config["top"])
-        case _:
-            function = load_function(config["path"])
-            return function.__name__, function
+    found = {name: value for kind in reversed(type(environment).__mro__[:-1]) for name, value in vars(kind).items()}
+    names = (name for name, value in found.items() if not name.startswith("_") and inspect.isroutine(value))
+    return [getattr(environment, name) for name in names if name not in HOOKS]
 
 
 def _are_messages(value: Any) -> bool:
@@ -184,8 +165,7 @@ def _number(what: str, value: Any) -> float | None:
 
 
 def _awaited(value: Any) -> Any:
-    return asyncio.run(_await(value)) if inspect.isawaitable(value) else value
+    async def wait() -> Any:
+        return await value
 
-
-async def _await(value: Any) -> Any:
-    return await value
+    return asyncio.run(wait()) if inspect.isawaitable(value) else value
