@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from whet.config import GeneratedConfig
 from whet.config.rewards import ExactReward, FormatReward, MathRewardConfig, VerifierReward
-from whet.envs.base import Attempt, Task
+from whet.envs.base import Attempt, Observed, Task
 from whet.envs.library import Family, family
 from whet.envs.library.arithmetic import Sum
 from whet.envs.library.split import held_out
@@ -61,8 +61,8 @@ def problems(config: dict[str, Any], count: int, **changed: Any) -> list[Task]:
 
 def test_a_single_turn_asks_once() -> None:
     task = Task(id="t", messages=(Message(role="user", content="Q"),))
-    assert asyncio.run(SingleTurn(task).start()) == task.messages
-    assert asyncio.run(SingleTurn(task).step(Message(role="assistant", content="A"))) == ((), True)
+    assert asyncio.run(SingleTurn(task).start(seed=0)).messages == task.messages
+    assert asyncio.run(SingleTurn(task).step(Message(role="assistant", content="A"))) == Observed(over=True)
 
 
 @every_family

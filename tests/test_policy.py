@@ -300,7 +300,8 @@ def test_every_preset_learns_the_better_answer(name: str) -> None:
 )
 def test_equal_rewards_change_nothing(name: str) -> None:
     """Law 7 of the metamorphic ones; REINFORCE++ and ReMax would push on the KL alone, so it is off."""
-    policy = config(preset=name, kl={"place": "none", "coefficient": 0}, credit="outcome")
+    credit = "turns" if config(preset=name).credit == "turns" else "outcome"
+    policy = config(preset=name, kl={"place": "none", "coefficient": 0}, credit=credit)
     if policy.kl_cov is not None:
         policy = config(preset=name, kl_cov=None)
     chosen = setting(policy)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import pytest
 
+from whet import Broken
 from whet.algorithms.policy import informative
-from whet.envs.base import Attempt, Task
+from whet.envs.base import Attempt, Observed, Opening, Task
 from whet.envs.single_turn import SingleTurn
 from whet.errors import MissingExtra, RewardError, SamplerError, TrainingError
 from whet.models.create import byte_tokenizer
@@ -56,20 +58,26 @@ class Guessing:
     turns: int = 3
     taken: int = 0
 
-    async def start(self) -> tuple[Message, ...]:
+    async def start(self, *, seed: int) -> Opening:
         if self.task.id == "no start":
             raise KeyError("board")
-        return self.task.messages
+        return Opening(messages=self.task.messages)
 
-    async def step(self, message: Message) -> tuple[tuple[Message, ...], bool]:
+    async def close(self) -> Mapping[str, float]:
+        return {}
+
+    async def step(self, message: Message) -> Observed:
         self.taken += 1
         if message.content == "break":
             raise ZeroDivisionError("in the game")
         if message.content == "extra":
             raise MissingExtra("pip install 'whet[envs]'")
+        if message.content == "lost":
+            raise Broken("the board is gone")
         if message.content == "forge":
-            return (Message(role="user", content="<|im_end|>"),), False
-        return (Message(role="user", content=f"Not {message.content}."),), self.taken == self.turns
+            return Observed(messages=(Message(role="user", content="<|im_end|>"),))
+        said = Message(role="user", content=f"Not {message.content}.")
+        return Observed(messages=(said,), over=self.taken == self.turns)
 
 
 @dataclass
@@ -184,13 +192,13 @@ def test_episodes_do_not_wait_for_one_another() -> None:
     ended = asyncio.Event()
 
     class Slow(Guessing):
-        async def step(self, message: Message) -> tuple[tuple[Message, ...], bool]:
+        async def step(self, message: Message) -> Observed:
             if self.task.id == "slow":
                 await asyncio.wait_for(ended.wait(), 20)
-            observations, over = await super().step(message)
-            if self.task.id == "quick" and over:
+            observed = await super().step(message)
+            if self.task.id == "quick" and observed.over:
                 ended.set()
-            return observations, over
+            return observed
 
     for episode in play(player(environment=Slow), "slow", "quick"):
         assert (episode.outcome, len(episode.turns)) == (Outcome.FINISHED, 3)
@@ -236,24 +244,53 @@ def test_a_request_that_fails_in_the_sampler_ends_its_own_episode_only() -> None
     assert len(table.rubric.seen) == 12 - len(failed)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(
-    ("said", "note"),
-    [
-        ("break", "the environment failed: ZeroDivisionError: in the game"),
-        ("forge", "messages[0]: the text contains the special token '<|im_end|>'; remove it, or the model would read"),
-    ],
-)
-def test_an_environment_that_fails_ends_its_own_episode_only(said: str, note: str) -> None:
+def some(said: str) -> Player:
+    """Some of the episodes say this, the others "no"."""
     table = player(lambda request: said if request.seed % 2 and len(table.sampler.seen) > 4 else "no")  # type: ignore[attr-defined]
+    return table
+
+
+def test_what_a_step_raises_is_the_policy_s_fault_and_scored_lowest() -> None:
+    table = some("break")
+    episodes = play(table, "a", "b", samples=4)
+    failed = [episode for episode in episodes if episode.outcome is Outcome.POLICY_ERROR]
+    assert 0 < len(failed) < 8
+    for episode in failed:
+        assert (episode.score.value, episode.score.correct) == (0.0, False)
+        assert episode.score.note == "the environment failed: ZeroDivisionError: in the game"
+        assert episode.turns[-1].completion.tokens[0] == TEMPLATE._encoder.one("break")[0]
+    assert all(e.outcome is Outcome.FINISHED and e.score.value == 2.0 for e in episodes if e not in failed)
+    assert sum(len(Group(task="", episodes=tuple(episodes[i : i + 4])).scored) for i in (0, 4)) == 8
+
+
+def test_an_environment_that_is_broken_is_unscored() -> None:
+    table = some("lost")
     episodes = play(table, "a", "b", samples=4)
     failed = [episode for episode in episodes if episode.outcome is Outcome.ENVIRONMENT_ERROR]
     assert 0 < len(failed) < 8
-    for episode in failed:
-        assert episode.score.value is None and episode.score.note.startswith(note)
-        assert episode.turns[-1].completion.tokens[0] == TEMPLATE._encoder.one(said)[0]
+    assert all(episode.score.value is None and episode.score.note == "the board is gone" for episode in failed)
     assert all(e.outcome is Outcome.FINISHED and e.score.value == 2.0 for e in episodes if e not in failed)
     assert len(table.rubric.seen) == 8 - len(failed)  # type: ignore[attr-defined]
-    assert sum(len(Group(task="", episodes=tuple(episodes[i : i + 4])).scored) for i in (0, 4)) == 8 - len(failed)
+
+
+def test_what_broke_once_is_played_again_with_the_same_seeds() -> None:
+    class Flaky(Guessing):
+        broke: ClassVar[set[str]] = set()
+
+        async def step(self, message: Message) -> Observed:
+            if self.taken == 1 and self.task.id not in self.broke:
+                self.broke.add(self.task.id)
+                raise Broken("lost")
+            return await super().step(message)
+
+    assert play(player(environment=Flaky), "a", "b") == play(player(), "a", "b")
+
+
+def test_observations_forge_no_token() -> None:
+    for episode in play(player("forge", max_turns=2), "a", samples=2):
+        observed = episode.turns[1].prompt[len(episode.turns[0].prompt) + len(episode.turns[0].completion.tokens) :]
+        assert TEMPLATE.decode(observed.tolist()).count("<|im_end|>") == 2 and observed.tolist().count(STOP) == 1
+        assert episode.score.value is not None
 
 
 def test_an_environment_that_cannot_start_has_an_episode_without_turns() -> None:

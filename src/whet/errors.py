@@ -64,7 +64,11 @@ class GraderError(Exception):
 
 
 class EnvironmentFailure(Exception):
-    """An environment's code failed; says nothing about the policy."""
+    """An environment's machinery failed; says nothing about the policy. Environments raise it as `whet.Broken`."""
+
+
+class PolicyFault(Exception):
+    """The policy's own text broke its environment."""
 
 
 class SamplerError(Exception):

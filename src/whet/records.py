@@ -21,6 +21,9 @@ import numpy.typing as npt
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 TokenIds = npt.NDArray[np.int32]
 Flags = npt.NDArray[np.bool_]
+CallStatus = Literal[
+    "ok", "invalid_json", "unclosed", "no_name", "unknown_tool", "bad_arguments", "over_limit", "raised"
+]  # fmt: skip
 Column = npt.NDArray[Any]
 """Numbers of a row's trained tokens, (T,) or (T, K)."""
 
@@ -66,6 +69,9 @@ class ToolCall:
     name: str
     arguments: Mapping[str, Any]
     id: str = ""
+    status: CallStatus = "ok"
+    error: str = ""
+    """What is wrong with a call that is not ok, as the policy is told; it was not run, or it raised."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +83,8 @@ class Message:
     thinking: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
+    name: str | None = None
+    """Which tool a tool message is the result of."""
     trained: bool | None = None
     """Whether a loss may fall on it; None: decided by the role (assistant: yes)."""
 
@@ -87,6 +95,7 @@ class Message:
             for call in self.tool_calls
         ]
         beside = {"reasoning_content": self.thinking, "tool_calls": calls or None, "tool_call_id": self.tool_call_id}
+        beside["name"] = self.name
         return {"role": self.role, "content": self.content} | {k: v for k, v in beside.items() if v is not None}
 
 
@@ -112,12 +121,14 @@ class Ending(StrEnum):
 
 
 class Outcome(StrEnum):
-    """How an episode ended. Only the first three say something about the policy's answer."""
+    """How an episode ended. Only the first four say something about the policy's answer."""
 
     FINISHED = "finished"
     TRUNCATED = "truncated"
     GRADER_GAVE_UP = "grader_gave_up"
     """No grader finishes on this answer: it is scored lowest, and counted."""
+    POLICY_ERROR = "policy_error"
+    """Its own text broke the environment (a call that hangs or kills its process): it is scored lowest, and counted."""
     GRADER_ERROR = "grader_error"
     GRADER_TIMEOUT = "grader_timeout"
     ENVIRONMENT_ERROR = "environment_error"
@@ -149,6 +160,8 @@ class Turn(_ByContent):
 
     prompt: TokenIds
     completion: Completion
+    state: str | None = None
+    """The environment's state before it, as a key: equal for equal states; None: the environment gives none."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt", token_ids(self.prompt))
@@ -185,6 +198,8 @@ class Score:
     note: str = ""
     steps: tuple[StepScore, ...] = ()
     """Weighed grades of single steps, in order, where rewards give them; they are not part of `value`."""
+    turns: tuple[float, ...] = ()
+    """Weighed rewards of single turns, in order, where rewards give them; their sum is part of `value`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

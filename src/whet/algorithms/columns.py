@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from math import nan
 
 import numpy as np
@@ -20,7 +21,16 @@ from torch import Tensor
 from whet.algorithms.critic import Critic, RunningScale, Trajectory
 from whet.config import PolicyConfig
 from whet.config.policy import CovarianceFilter, HighEntropyFilter, TokenFilter
-from whet.formulas.advantages import BASELINES, CREDITS, SCALES, StepAnswers, normalised_sum, steps_to_go
+from whet.formulas.advantages import (
+    BASELINES,
+    CREDITS,
+    SCALES,
+    TURN_BASELINES,
+    StepAnswers,
+    normalised_sum,
+    steps_to_go,
+    turns_to_go,
+)
 from whet.formulas.kl import k1
 from whet.formulas.policy import covariance
 from whet.records import Column, Episode, Group, Outcome, Score, TokenRow
@@ -45,6 +55,11 @@ class Answer:
     def length(self) -> int:
         """Trained tokens of all its rows."""
         return sum(row.trained_count for row in self.rows)
+
+    @property
+    def turn_lengths(self) -> list[int]:
+        """Trained tokens of each of its turns, over all rows."""
+        return [len(turn.completion.tokens) for turn in self.episode.turns]
 
     @property
     def steps(self) -> list[tuple[int, float]]:
@@ -89,7 +104,10 @@ def with_logps(
 def with_rewards(
     answers: Sequence[Answer], config: PolicyConfig, *, kl_coefficient: float, spread: RunningScale
 ) -> list[Answer]:
-    """Add `reward`, token by token: minus the KL where it is paid there, grades of steps, the answer's at its end."""
+    """Add `reward`, token by token: minus the KL where it is paid there, grades of steps, the answer's at its end.
+
+    What the answer got for single turns stands at their last tokens, where credit looks at that.
+    """
     length_N = [answer.length for answer in answers]
     token_reward_T = torch.zeros(sum(length_N), dtype=torch.float64)
     if config.kl.place == "reward" and answers:
@@ -97,7 +115,11 @@ def with_rewards(
     scaled = config.critic is not None and config.critic.scale_rewards
     for piece, answer in zip(torch.split(token_reward_T, length_N), answers, strict=True):
         # The pieces are views; an answer without tokens has none to give its reward to.
-        piece[-1:] += spread.scaled(answer.reward) if scaled else answer.reward
+        turns = answer.episode.score.turns if config.credit != "outcome" else ()
+        rest = answer.reward - sum(turns)
+        piece[-1:] += spread.scaled(rest) if scaled else rest
+        for end, value in zip(accumulate(answer.turn_lengths), turns, strict=False):
+            piece[end - 1] += spread.scaled(value) if scaled else value
         for last, value in answer.steps if config.step_weight else ():
             piece[last] += config.step_weight * (spread.scaled(value) if scaled else value)
     return _put_flat(answers, "reward", token_reward_T)
@@ -121,6 +143,8 @@ def with_advantages(answers: Sequence[Answer], config: PolicyConfig, *, weights:
         return []
     if config.credit == "process":
         return _put_flat(answers, "advantage", _from_steps(answers, config))
+    if config.credit == "turns":
+        return _put_flat(answers, "advantage", _from_turns(answers, config))
     length_N = torch.tensor([answer.length for answer in answers])
     pieces = torch.split(_get(answers, "reward"), length_N.tolist())
     ends_N = torch.tensor([answer.reward if not answer.length else 0.0 for answer in answers], dtype=torch.float64)
@@ -162,6 +186,39 @@ def _from_steps(answers: Sequence[Answer], config: PolicyConfig) -> Tensor:
         for place, answer in enumerate(answers)
     ]
     return torch.cat(pieces)
+
+
+def _from_turns(answers: Sequence[Answer], config: PolicyConfig) -> Tensor:
+    """Each token's advantage where turns are credited: what a turn brought from it on, against the turns like it."""
+    length_K = [length for answer in answers for length in answer.turn_lengths]
+    reward_K = torch.stack([piece.sum() for piece in torch.split(_get(answers, "reward"), length_K)])
+    pieces = torch.split(reward_K, [len(answer.turn_lengths) for answer in answers])
+    return_K = torch.cat([turns_to_go(piece, gamma=config.turn_gamma) for piece in pieces])
+    by_state = config.baseline == "same_state"
+    alike = [
+        (answer.group, turn.state if by_state else place)
+        for answer in answers
+        for place, turn in enumerate(answer.episode.turns)
+    ]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(alike))}
+    turns = StepAnswers(
+        reward_N=return_K,
+        group_N=torch.tensor([numbers[key] for key in alike]),
+        length_N=torch.tensor(length_K),
+        greedy_N=torch.full_like(return_K, nan),
+    )
+    baseline = (BASELINES | TURN_BASELINES)[config.baseline]
+    advantage_T = SCALES[config.scale](turns.per_token(return_K - baseline(turns)), turns)
+    if not by_state:
+        return advantage_T
+    whole = StepAnswers(
+        reward_N=torch.stack([piece.sum() for piece in pieces]),
+        group_N=_numbered([answer.group for answer in answers]),
+        length_N=torch.tensor([answer.length for answer in answers]),
+        greedy_N=torch.full((len(answers),), nan),
+    )
+    of_answers_T = SCALES[config.scale](whole.per_token(whole.reward_N - BASELINES["group_mean"](whole)), whole)
+    return of_answers_T + config.state_weight * advantage_T
 
 
 def with_filters(

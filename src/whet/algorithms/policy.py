@@ -231,18 +231,18 @@ def prepare(
 
 
 def weigh(answers: Sequence[Answer], setting: Setting) -> list[Atom]:
-    """The atoms of one optimizer step, their weights written over all of its rows.
+    """The atoms of one optimizer step; an answer weighs the same in however many rows it is.
 
     Rows without advantage count in the denominators; where nothing else gives them a gradient they are not computed.
     Rows without trained tokens (an empty answer) have nothing to compute.
     """
-    rows = [(answer.group, row) for answer in answers for row in answer.rows]
     reduce = REDUCTIONS[setting.config.reduction]
-    weights = reduce([row.trained_count for _, row in rows], [group for group, _ in rows], setting.max_tokens)
+    weights = reduce([answer.length for answer in answers], [answer.group for answer in answers], setting.max_tokens)
     return to_atoms(
         [
             row.with_columns(weight=weight)
-            for (_, row), weight in zip(rows, weights, strict=True)
+            for answer, weight in zip(answers, weights, strict=True)
+            for row in answer.rows
             if row.columns["advantage"].any() or (row.trained_count and setting.config.needs_gradient_everywhere)
         ]
     )

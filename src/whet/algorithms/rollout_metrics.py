@@ -43,6 +43,7 @@ def measure_groups(groups: Sequence[Group]) -> dict[str, float]:
         "sampled_tokens": float(sum(lengths) + sum(g.greedy.sampled_tokens for g in groups if g.greedy is not None)),
         "unscored": float(len(episodes) - len(scored)),
         **_reflection(episodes),
+        **_turns(episodes),
         **_parts(scored),
     }
     ended = Counter(episode.outcome for episode in episodes)
@@ -116,6 +117,16 @@ def _reflection(episodes: Sequence[Episode]) -> dict[str, float]:
         "reflection/share": _mean(map(float, looks)),
         "reflection/mean_length": _mean(e.sampled_tokens for e, look in zip(episodes, looks, strict=True) if look),
     }
+
+
+def _turns(episodes: Sequence[Episode]) -> dict[str, float]:
+    """How many turns an episode had, and calls: in all, and by what became of them; nothing where all had one turn."""
+    calls = [call.status for e in episodes for message in e.messages for call in message.tool_calls]
+    if not calls and all(len(episode.turns) < 2 for episode in episodes):
+        return {}
+    counted = {f"calls/{status}": count / len(episodes) for status, count in Counter(calls).items()}
+    turns = sum(len(episode.turns) for episode in episodes)
+    return {"turns/mean": turns / len(episodes), "calls/mean": len(calls) / len(episodes), **counted}
 
 
 def _share(groups: Sequence[Group], holds: Callable[[set[bool | None]], bool]) -> float:

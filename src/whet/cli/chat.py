@@ -21,14 +21,21 @@ def chat(
     temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0)] = 0.7,
     max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.", min=1)] = 256,
     seed: Annotated[int, typer.Option(help="The same seed gives the same answers.")] = 0,
+    env: Annotated[
+        str | None, typer.Option(metavar="FILE:CLASS", help="An environment, whose tools run when they are called.")
+    ] = None,
+    row: Annotated[str, typer.Option(help="The columns of the environment's task, as JSON or YAML.")] = "",
     json: Json = False,
 ) -> None:
     """Talk to what a run made. An empty line or Ctrl-D ends it."""
     from whet.config import SamplingConfig
+    from whet.config.environment import EnvironmentConfig
+    from whet.launch.environment import mapping
     from whet.launch.talk import open_conversation
 
     sampling = SamplingConfig(temperature=temperature, max_tokens=max_tokens)
-    conversation = open_conversation(what, sampling, seed=seed)
+    tools = None if env is None else EnvironmentConfig(path=env)
+    conversation = open_conversation(what, sampling, seed=seed, environment=tools, row=mapping("--row", row))
     if prompt:
         answers = [conversation.say(text) for text in prompt]
     else:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from whet.config.budget import StageBudget, rows_of, times
 from whet.config.data import Source
+from whet.config.environment import EnvironmentConfig
 from whet.config.rewards import RewardConfig, check_rewards
 from whet.config.stage import StageBase
 from whet.config.train import SamplingConfig
@@ -23,6 +24,8 @@ class EvalStage(StageBase):
     baseline: str | None = None
     """Label of the model that the others' gains are over; None: the first one."""
     tasks: Source
+    environment: EnvironmentConfig | None = None
+    """Tools, and who answers; None: every task is one question and one answer."""
     rewards: list[RewardConfig] = Field(min_length=1)
     samples: int = Field(4, ge=1)
     """Completions of each task."""
@@ -30,7 +33,7 @@ class EvalStage(StageBase):
 
     @model_validator(mode="after")
     def _check(self) -> EvalStage:
-        check_rewards(self.rewards, max_tokens=self.sampling.max_tokens)
+        check_rewards(self.rewards, max_tokens=self.sampling.max_tokens, environment=self.environment is not None)
         if self.baseline is not None and self.baseline not in self.models:
             raise ValueError(f"baseline is {self.baseline!r}, which is none of the labels in models")
         return self

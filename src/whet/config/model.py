@@ -33,7 +33,8 @@ class ModelConfig(Strict):
     """auto: bfloat16 where the device computes it fast, else float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     chat_template: Path | None = None
-    """A Jinja file that replaces the tokenizer's own chat template."""
+    """A Jinja file that replaces the tokenizer's own chat template, or `whet:hermes` or `whet:tags`: ChatML with tools,
+    whose calls are JSON (as Qwen's) or plain tags."""
     create: CreateConfig = CreateConfig()
 
     def at(self, path: str) -> Self:

@@ -22,7 +22,7 @@ from whet.config.preset import kind_of, with_preset
 from whet.config.presets import PRESETS
 from whet.config.strict import Strict
 from whet.formulas import kl, ratios
-from whet.formulas.advantages import BASELINES, CREDITS, SCALES
+from whet.formulas.advantages import BASELINES, CREDITS, SCALES, TURN_BASELINES
 from whet.formulas.policy import SURROGATES
 from whet.formulas.reduce import REDUCTIONS
 
@@ -185,6 +185,10 @@ class PtxConfig(Strict):
 # --------------------------------------------------------------------------------------------- the space
 
 
+BY_GROUP = ("group_mean", "leave_one_out", "length_weighted_mean", *TURN_BASELINES)
+"""Baselines that compare the answers to one prompt."""
+
+
 class PolicyConfig(Strict):
     """A point in the space of policy gradients."""
 
@@ -193,14 +197,22 @@ class PolicyConfig(Strict):
     preset: Annotated[str, OneOf(PRESETS)] | None = None
     objectives: Literal["summed", "normalised"] = "summed"
     """How several rewards become one: weighed and added, or each normalised in its group before (GDPO)."""
-    credit: Annotated[str, OneOf([*CREDITS, "process", "gae"])] = "outcome"
+    credit: Annotated[str, OneOf([*CREDITS, "process", "turns", "gae"])] = "outcome"
     """What a token is credited with: the answer's whole reward; the grades of the steps that end with it or later,
-    each against the group's other steps (baseline and scale are then over steps); what comes from it on (KL or step
-    grades in the reward); or the critic's estimate of how much better it was than its state (GAE)."""
+    each against the group's other steps (baseline and scale are then over steps); what its turn and later turns
+    brought, against turns like it (baseline and scale are then over turns); what comes from it on (KL or step grades in
+    the reward); or the critic's estimate of how much better it was than its state (GAE)."""
+    turn_gamma: float = Field(1.0, gt=0, le=1)
+    """credit: turns: the discount of a reward that comes one turn later."""
+    state_weight: float = Field(1.0, ge=0)
+    """baseline: same_state: the weight of a turn's advantage over turns from the same state beside the answer's own
+    (GiGPO's omega)."""
     step_weight: float = Field(0.0, ge=0)
     """What a step's grade counts for in the reward of the token that completes it (return_to_go, gae)."""
     critic: CriticConfig | None = None
-    baseline: Annotated[str, OneOf(BASELINES)] = "group_mean"
+    baseline: Annotated[str, OneOf([*BASELINES, *TURN_BASELINES])] = "group_mean"
+    """With credit: turns: turn_mean and turn_leave_one_out are over the same turn of the prompt's other answers,
+    same_state over turns that began in the same state, beside the mean of whole answers."""
     scale: Annotated[str, OneOf(SCALES)] = "group_std"
     ratio: RatioConfig = RatioConfig()
     clip: Clip = CLIPS["ppo"](kind="ppo")
@@ -238,7 +250,7 @@ class PolicyConfig(Strict):
 
     def _about_advantages(self) -> Iterator[tuple[bool, str]]:
         """Of what a token is credited with, against what, and on which scale."""
-        by_group = self.baseline in ("group_mean", "leave_one_out", "length_weighted_mean")
+        by_group = self.baseline in BY_GROUP
         normalised = self.objectives == "normalised"
         yield (
             normalised and (self.credit != "outcome" or self.kl.place == "reward"),
@@ -263,6 +275,22 @@ class PolicyConfig(Strict):
         yield (
             self.credit == "process" and self.baseline == "greedy",
             "baseline: greedy is the reward of a whole answer, and credit: process has those of steps; use group_mean",
+        )
+        yield (
+            self.credit == "turns" and self.baseline not in ("none", *TURN_BASELINES),
+            f"credit: turns compares turns, and baseline {self.baseline} is of whole answers; use turn_leave_one_out",
+        )
+        yield (
+            self.credit != "turns" and self.baseline in TURN_BASELINES,
+            f"baseline: {self.baseline} compares turns; use credit: turns",
+        )
+        yield (
+            self.credit != "turns" and self.turn_gamma != 1,
+            f"turn_gamma is for credit: turns, and credit is {self.credit}; leave it out",
+        )
+        yield (
+            self.baseline != "same_state" and self.state_weight != 1,
+            f"state_weight is for baseline: same_state, and baseline is {self.baseline}; leave it out",
         )
         yield (
             self.credit == "gae" and self.critic is None,
@@ -390,7 +418,7 @@ class PolicyConfig(Strict):
                 "algorithm.objectives: normalised balances several rewards, and one alone has a weight other than 0; "
                 "add another (kind: format, say) or use scale: batch_std with summed"
             )
-        if rollouts < 2 and self.baseline in ("group_mean", "leave_one_out", "length_weighted_mean"):
+        if rollouts < 2 and self.baseline in BY_GROUP:
             raise ValueError(
                 f"rollouts_per_prompt must be at least 2: a group of one has no baseline ({self.baseline}); "
                 "or use algorithm.baseline: batch_mean, greedy or none"

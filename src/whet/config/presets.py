@@ -33,6 +33,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         "kl": {"place": "reward", "coefficient": 0.03},
         "reduction": "sequence_sum",
     },
+    # RLOO of turns: a turn is one action; its return to go less the mean of the others that came as far.
+    "turn_rloo": {"credit": "turns", "baseline": "turn_leave_one_out", "scale": "none"},
+    # GiGPO (2505.10978): group-relative advantages of whole answers, and of turns that began in the same state.
+    "gigpo": {
+        "credit": "turns",
+        "baseline": "same_state",
+        "turn_gamma": 0.95,
+        "kl": {"place": "loss", "coefficient": 0.01},
+        "reduction": "sequence_mean",
+    },
     # ReMax (2310.10505): the reward of the greedy answer is the baseline. KL coefficient: its code's.
     "remax": {
         "baseline": "greedy",

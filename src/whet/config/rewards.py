@@ -56,6 +56,24 @@ class StepsReward(RewardBase):
         return True
 
 
+class EnvironmentReward(RightReward):
+    """What the stage's environment says that the play was worth: its `reward`."""
+
+    kind: Literal["environment"]
+
+
+class TurnsReward(RewardBase):
+    """The sum of the environment's rewards of single turns: its `turn_reward`."""
+
+    kind: Literal["turns"]
+
+
+class CallsReward(RewardBase):
+    """The number of calls, tried ones included: with a negative weight what they cost."""
+
+    kind: Literal["calls"]
+
+
 class GoldReward(RightReward):
     """A reward that compares the final answer with a gold one, exactly (algebra in a process with a deadline)."""
 
@@ -272,6 +290,9 @@ class ProcessModelReward(ScoredReward, ScorerConfig):
 
 RewardConfig = Annotated[
     VerifierReward
+    | EnvironmentReward
+    | TurnsReward
+    | CallsReward
     | StepsReward
     | MathRewardConfig
     | AnswerReward
@@ -350,8 +371,11 @@ def check_normalised(rewards: Sequence[RewardConfig]) -> None:
         )
 
 
-def check_rewards(rewards: Sequence[RewardConfig], *, max_tokens: int) -> None:
-    """Raise `ValueError` where a reward asks which answers are right and no other says so, or punishes every length."""
+def check_rewards(rewards: Sequence[RewardConfig], *, max_tokens: int, environment: bool = False) -> None:
+    """Raise `ValueError` where a reward lacks what it asks for: a verdict of another, an environment, some length."""
+    played = [r.kind for r in rewards if isinstance(r, EnvironmentReward | TurnsReward | CallsReward)]
+    if played and not environment:
+        raise ValueError(f"rewards: kind {played[0]} is about an environment, and the stage has none; add environment")
     for reward in rewards:
         if isinstance(reward, OverlongReward) and reward.cache_tokens > max_tokens:
             raise ValueError(

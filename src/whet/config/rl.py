@@ -11,6 +11,7 @@ from whet.config.budget import StageBudget, times
 from whet.config.constraint import ConstraintConfig
 from whet.config.curriculum import CurriculumConfig
 from whet.config.data import Source
+from whet.config.environment import EnvironmentConfig
 from whet.config.health import HealthConfig
 from whet.config.policy import PolicyConfig
 from whet.config.reward_model import RewardModelStage
@@ -34,6 +35,8 @@ class RLStage(StageBase):
     makes: ClassVar[Made | None] = "model"
     kind: Literal["rl"]
     tasks: Source
+    environment: EnvironmentConfig | None = None
+    """Tools, and who answers; None: every task is one question and one answer."""
     rewards: list[RewardConfig] = Field(min_length=1)
     algorithm: PolicyConfig = PolicyConfig()
     constraint: ConstraintConfig | None = None
@@ -53,10 +56,12 @@ class RLStage(StageBase):
     def _check(self) -> RLStage:
         if self.train.steps is None:
             raise ValueError("train.steps must be given for RL: there is no epoch to end it")
-        check_rewards(self.rewards, max_tokens=self.sampling.max_tokens)
+        check_rewards(self.rewards, max_tokens=self.sampling.max_tokens, environment=self.environment is not None)
         pairs = any(isinstance(r, JudgeReward) and r.form == "pairs" for r in self.rewards)
         if pairs and (self.rollouts_per_prompt < 2 or self.algorithm.baseline == "greedy"):
             raise ValueError("rewards: a judge of pairs compares answers to one task; it needs two or more of them")
+        if self.algorithm.credit == "turns" and self.environment is None:
+            raise ValueError("algorithm.credit: turns needs plays of several turns; add environment, or use outcome")
         self.algorithm.check_step(
             prompts=self.prompts_per_step,
             rollouts=self.rollouts_per_prompt,

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from whet.records import Message, Score, StepScore
+from whet.records import Message, Score, StepScore, ToolCall
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +37,10 @@ class Attempt:
     truncated: bool
     max_tokens: int
     """Most tokens that the answer could have: the sampler's limit, or where it is less what the prompt left."""
+    worth: Mapping[str, float] = field(default_factory=dict)
+    """What the environment says that the play was worth, by name; empty where it has no opinion."""
+    turn_rewards: tuple[float, ...] = ()
+    """The environment's reward of each of the policy's turns."""
     correct: bool | None = None
     """What the first reward that judges said of it; the rewards that do not judge are asked last, and know it."""
 
@@ -86,16 +90,52 @@ class Grade:
     """Further numbers to log beside the value; they are not part of the score."""
     steps: tuple[StepScore, ...] = ()
     """Grades of single steps, in order; a value of None with steps is process supervision alone."""
+    turns: tuple[float, ...] = ()
+    """Where the value is a sum over the policy's turns: each of them, in order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """How a play begins."""
+
+    messages: tuple[Message, ...]
+    """What the policy answers first."""
+    tools: tuple[dict[str, Any], ...] = ()
+    """What it may call, in the OpenAI shape."""
+    state: str | None = None
+    """As in `Observed`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """What followed an assistant message."""
+
+    messages: tuple[Message, ...] = ()
+    over: bool = False
+    reward: float | None = None
+    """Of this turn."""
+    state: str | None = None
+    """The state in which the next turn begins, as a key: equal for equal states."""
+    calls: tuple[ToolCall, ...] = ()
+    """The message's calls with what became of each; empty: as they were."""
 
 
 class Environment(Protocol):
-    """One play of one task."""
+    """One play of one task.
 
-    async def start(self) -> tuple[Message, ...]:
-        """The messages that the policy answers first."""
+    What `start` and `close` raise, and `EnvironmentFailure` (`whet.Broken`) anywhere, is the machinery's failure: the
+    play is tried once more, then unscored. What `step` raises otherwise the policy's message caused: it is scored
+    lowest (`Outcome.POLICY_ERROR`).
+    """
 
-    async def step(self, message: Message) -> tuple[tuple[Message, ...], bool]:
-        """Observations that follow this assistant message, and whether the episode is over."""
+    async def start(self, *, seed: int) -> Opening:
+        """The first messages, and the tools; whatever is drawn at random follows from the seed."""
+
+    async def step(self, message: Message) -> Observed:
+        """What follows this assistant message, and whether the play is over."""
+
+    async def close(self) -> Mapping[str, float]:
+        """End the play, over or not. Returns what it was worth, by name, apart from its turns; empty: no opinion."""
 
 
 class Rubric(Protocol):

@@ -58,6 +58,7 @@ class WeightedRubric:
     def _total(self, attempt: Attempt, grades: Sequence[Grade]) -> Score:
         """One attempt's score from its grades, which stand in the order of the rewards."""
         steps: dict[int, float] = {}
+        turns = [0.0] * len(attempt.turn_rewards)
         parts: dict[str, float | None] = {}
         failed: dict[str, Grade] = {}
         notes: list[str] = []
@@ -72,6 +73,8 @@ class WeightedRubric:
                 total = (total or 0.0) + reward.weight * grade.value
             for step in grade.steps:
                 steps[step.end] = (steps[step.end] if step.end in steps else 0.0) + reward.weight * step.value
+            for place, value in enumerate(grade.turns):
+                turns[place] += reward.weight * value
             if grade.note:
                 notes.append(f"{reward.name}: {grade.note}")
         if failed:
@@ -85,6 +88,7 @@ class WeightedRubric:
             correct=None if self._judge is None else _right(parts[self._judge.name]),
             note="; ".join(notes),
             steps=tuple(StepScore(end=end, value=steps[end]) for end in sorted(steps)),
+            turns=tuple(turns),
         )
 
 

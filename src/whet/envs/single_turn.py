@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from whet.envs.base import Task
+from whet.envs.base import Observed, Opening, Task
 from whet.records import Message
 
 
@@ -14,10 +15,14 @@ class SingleTurn:
 
     task: Task
 
-    async def start(self) -> tuple[Message, ...]:
+    async def start(self, *, seed: int) -> Opening:
         """The task's own messages."""
-        return self.task.messages
+        return Opening(messages=self.task.messages)
 
-    async def step(self, message: Message) -> tuple[tuple[Message, ...], bool]:
+    async def step(self, message: Message) -> Observed:
         """Nothing to observe, and the episode is over."""
-        return (), True
+        return Observed(over=True)
+
+    async def close(self) -> Mapping[str, float]:
+        """No opinion."""
+        return {}

@@ -26,7 +26,7 @@ EPS = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepAnswers:
-    """The scored answers of a training step. Under process supervision its N are their graded steps, of length 1."""
+    """The scored answers of a training step. Where steps or turns are credited they are its N."""
 
     reward_N: Tensor
     """Everything that an answer was rewarded with, a KL in the reward included."""
@@ -101,6 +101,14 @@ def steps_to_go(advantage_S: Tensor, last_S: Tensor, length: int) -> Tensor:
     S are the graded steps of one answer, `last_S` the tokens that complete them.
     """
     return return_to_go(advantage_S.new_zeros(length).index_add(0, last_S, advantage_S))
+
+
+def turns_to_go(reward_K: Tensor, *, gamma: float) -> Tensor:
+    """G_t = sum_k>=t gamma^(k-t) r_k over the turns of one answer, (K,) (turn-level return to go; GiGPO 2505.10978)."""
+    return_K = reward_K.clone()
+    for turn in range(len(return_K) - 2, -1, -1):
+        return_K[turn] += gamma * return_K[turn + 1]
+    return return_K
 
 
 # ---------------------------------------------------------------------------------------------- baseline
@@ -182,6 +190,13 @@ BASELINES: dict[str, Callable[[StepAnswers], Tensor]] = {
     "batch_mean": batch_mean,
     "greedy": greedy,
 }
+TURN_BASELINES: dict[str, Callable[[StepAnswers], Tensor]] = {
+    "turn_mean": group_mean,
+    "turn_leave_one_out": leave_one_out,
+    "same_state": group_mean,
+}
+"""Of turns: the group is then the turns of a prompt with the same place in their answers, or that began in the same
+state."""
 SCALES: dict[str, Callable[[Tensor, StepAnswers], Tensor]] = {
     "none": no_scale,
     "group_std": group_std,

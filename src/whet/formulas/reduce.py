@@ -1,8 +1,8 @@
-"""Reductions as data: the weight that each trained token of a row has in the step's loss.
+"""Reductions as data: the weight that each trained token of an answer has in the step's loss.
 
-Computed once over the whole optimizer step, before it is split into micro-batches or ranks, so that no split can
-change the loss. Legend: N rows of the step; `lengths_N` counts their trained tokens. Returned is one weight per
-row, the same for each of its tokens. Rows without trained tokens weigh nothing.
+Computed once over the whole optimizer step, before it is split into rows, micro-batches or ranks, so that no split can
+change the loss. Legend: N answers of the step; `lengths_N` counts their trained tokens, over all rows of an answer.
+Returned is one weight per answer, the same for each of its tokens. Answers without trained tokens weigh nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def token_mean(lengths_N: Sequence[int]) -> list[float]:
 
 
 def group_token_mean(lengths_N: Sequence[int], *, groups_N: Sequence[int]) -> list[float]:
-    """1 / (groups x tokens of the row's group): every prompt counts the same (DAPO 2503.14476 eq. 8 as printed)."""
+    """1 / (groups x tokens of the answer's group): every prompt counts the same (DAPO 2503.14476 eq. 8 as printed)."""
     tokens: dict[int, int] = defaultdict(int)
     for length, group in zip(lengths_N, groups_N, strict=True):
         tokens[group] += length
@@ -27,21 +27,21 @@ def group_token_mean(lengths_N: Sequence[int], *, groups_N: Sequence[int]) -> li
 
 
 def sequence_mean(lengths_N: Sequence[int]) -> list[float]:
-    """1 / (rows x own length): every row counts the same, however long (GRPO 2402.03300 eq. 3)."""
-    rows = sum(length > 0 for length in lengths_N)
-    return [1 / (rows * length) if length else 0.0 for length in lengths_N]
+    """1 / (answers x own length): every answer counts the same, however long (GRPO 2402.03300 eq. 3)."""
+    answers = sum(length > 0 for length in lengths_N)
+    return [1 / (answers * length) if length else 0.0 for length in lengths_N]
 
 
 def sequence_sum(lengths_N: Sequence[int]) -> list[float]:
-    """1 / rows: log p of whole answers, averaged over answers (RLOO 2402.14740, ReMax 2310.10505)."""
-    rows = sum(length > 0 for length in lengths_N)
-    return [1 / rows if length else 0.0 for length in lengths_N]
+    """1 / answers: log p of whole answers, averaged over answers (RLOO 2402.14740, ReMax 2310.10505)."""
+    answers = sum(length > 0 for length in lengths_N)
+    return [1 / answers if length else 0.0 for length in lengths_N]
 
 
 def sequence_sum_over_constant(lengths_N: Sequence[int], *, constant: int) -> list[float]:
-    """1 / (rows x constant): no length in the denominator (Dr. GRPO 2503.20783; the constant is max_tokens)."""
-    rows = sum(length > 0 for length in lengths_N)
-    return [1 / (rows * constant) if length else 0.0 for length in lengths_N]
+    """1 / (answers x constant): no length in the denominator (Dr. GRPO 2503.20783; the constant is max_tokens)."""
+    answers = sum(length > 0 for length in lengths_N)
+    return [1 / (answers * constant) if length else 0.0 for length in lengths_N]
 
 
 def token_sum(lengths_N: Sequence[int]) -> list[float]:
@@ -59,4 +59,4 @@ REDUCTIONS: dict[str, Callable[[Sequence[int], Sequence[int], int], list[float]]
     ),
     "token_sum": lambda lengths_N, groups_N, constant: token_sum(lengths_N),
 }
-"""All as functions of (trained tokens of each row, its group, the stage's `max_tokens`)."""
+"""All as functions of (trained tokens of each answer, its group, the stage's `max_tokens`)."""

@@ -72,7 +72,7 @@ def _check_stage(run: Run, name: str, world: LocalWorld) -> StageCheck:
     seen = run.kind(name).check(replace(context, model=model))
     template = world.template(model)
     shown = [segments(row, template) for row in seen.rows]
-    shown += [(Segment(template.decode(template.prompt(prompt)), False),) for prompt in seen.prompts]
+    shown += [(Segment(template.decode(template.prompt(prompt, seen.tools)), False),) for prompt in seen.prompts]
     return StageCheck(stage=name, kind=stage.kind, summary=seen.summary, samples=tuple(shown))
 
 

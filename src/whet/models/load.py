@@ -52,7 +52,10 @@ from whet.models.matmul import adopt
 from whet.models.probe import check_forward, first_line
 from whet.models.quantize import is_quantised, keep_layout, nf4_options
 
-BUILT_IN = {"whet:demo": Path(__file__).parent.parent / "assets" / "demo"}
+ASSETS = Path(__file__).parent.parent / "assets"
+BUILT_IN = {"whet:demo": ASSETS / "demo"}
+TEMPLATES = {f"whet:{file.stem}": file for file in sorted((ASSETS / "templates").glob("*.jinja"))}
+"""Chat templates that come with whet, for `model.chat_template`."""
 CONTENTS = {".safetensors", ".bin", ".json", ".jinja", ".model", ".txt"}
 """Suffixes of the files of a model directory."""
 
@@ -155,9 +158,10 @@ def load_tokenizer(config: ModelConfig) -> Any:
         if not tokenizer("Hello", add_special_tokens=False)["input_ids"]:  # what it makes of a directory without one
             raise ModelError(f"{config.path}: has no tokenizer; copy the tokenizer's files of the base model there")
     if config.chat_template is not None:
-        if not config.chat_template.is_file():
-            raise ModelError(f"model.chat_template: no file {config.chat_template}")
-        tokenizer.chat_template = config.chat_template.read_text()
+        file = TEMPLATES.get(str(config.chat_template), config.chat_template)
+        if not file.is_file():
+            raise ModelError(f"model.chat_template: no file {file}, and none of ours: {', '.join(TEMPLATES)}")
+        tokenizer.chat_template = file.read_text()
     return tokenizer
 
 

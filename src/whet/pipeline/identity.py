@@ -30,7 +30,7 @@ from whet.data.sources import content_of
 from whet.envs.library import FAMILIES
 from whet.errors import DataError, ModelError
 from whet.files import Digests
-from whet.models.load import read_contents
+from whet.models.load import TEMPLATES, read_contents
 from whet.pipeline.stage import Context
 
 Content = Mapping[str, Any]
@@ -139,7 +139,7 @@ def _inputs(value: Any, at: str, digests: Digests) -> dict[str, dict[str, Any] |
 def _content(value: Any, digests: Digests) -> dict[str, Any] | None:
     """What one section, or one key with a file, reads by itself; None: nothing."""
     if isinstance(value, Path):
-        return _file(value, digests)
+        return _file(TEMPLATES.get(str(value), value), digests)
     if isinstance(value, DataConfig):
         return rows_content(value, digests)
     if isinstance(value, GeneratedConfig):

@@ -20,6 +20,7 @@ from whet.envs.library import FAMILIES, ChecksSteps, Family, family
 from whet.envs.library.ranking import OBJECTIVES
 from whet.envs.rewards.build import build_rubric
 from whet.envs.rubric import WeightedRubric
+from whet.envs.tools.play import ToolEnvironments
 from whet.errors import DataError
 from whet.records import Message
 from whet.templates.base import Template
@@ -133,19 +134,30 @@ def rubric(source: Source, rewards: Sequence[RewardConfig], models: Models) -> W
 
 
 def usable(
-    source: Source, listed: Sequence[Task], grading: WeightedRubric, template: Template, max_length: int
+    source: Source,
+    listed: Sequence[Task],
+    grading: WeightedRubric,
+    template: Template,
+    max_length: int,
+    environment: ToolEnvironments | None = None,
 ) -> tuple[Sequence[Task], Dropped, list[int]]:
     """The tasks whose gold answers the rewards understand and whose prompts leave room for an answer, and that room.
 
     What is wrong with a row is an error here, or dropped and counted, and never a silent zero in training.
     """
+    tools = () if environment is None else environment.tools
     if isinstance(source, GeneratedConfig):  # made by us: every gold answer is understood, every prompt short
+        if environment is not None:
+            environment.check(listed[0])
+            template.prompt(listed[0].messages, tools)
         return listed, Dropped(), []
     rejects, kept, rooms = Rejects(source.on_bad_row), [], []
     for task in listed:
         try:
             grading.check([task])
-            room = _room(len(template.prompt(task.messages)), max_length)
+            if environment is not None:
+                environment.check(task)
+            room = _room(len(template.prompt(task.messages, tools)), max_length)
             kept.append(task)
             rooms.append(room)
         except DataError as error:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from whet.config import ModelConfig, SamplingConfig, Source
+from whet.config.environment import EnvironmentConfig
 from whet.data.faults import Dropped
 from whet.envs.base import Rubric, Task
 from whet.envs.rubric import WeightedRubric
 from whet.envs.single_turn import SingleTurn
+from whet.envs.tools.play import ToolEnvironments
 from whet.pipeline.load_data import rubric, tasks, usable
 from whet.pipeline.stage import Context, Policy, Seen, World
 from whet.rollouts.play import Player
@@ -29,18 +32,47 @@ class Playable:
     lost: tuple[Dropped, ...]
     narrow: str = ""
     """How many prompts leave less room than an answer may have, and how much; empty where none does."""
+    tools: str = ""
+    """The tools that may be called, and how calls are written; empty where there are none."""
 
     def describe(self) -> str:
         """`5,107 tasks; 2 rows dropped: ...; 3 tasks have room for 12 to 20 of 64 tokens`."""
         dropped = (d.describe() for d in self.lost if d.total)
-        return "; ".join([f"{len(self.tasks):,} tasks", *dropped, *filter(None, [self.narrow])])
+        return "; ".join([f"{len(self.tasks):,} tasks", *dropped, *filter(None, [self.narrow, self.tools])])
 
 
-def playable(source: Source, model: ModelConfig, world: World, grading: WeightedRubric, *, max_tokens: int) -> Playable:
-    """The tasks of a source, checked against the rewards and the model's template; no weights are loaded for it."""
+@contextmanager
+def opened(config: EnvironmentConfig | None) -> Iterator[ToolEnvironments | None]:
+    """The environment of a stage, whose processes end with the block; None: every task is one question."""
+    made = None if config is None else ToolEnvironments(config)
+    try:
+        yield made
+    finally:
+        if made is not None:
+            made.close()
+
+
+def playable(
+    source: Source,
+    model: ModelConfig,
+    world: World,
+    grading: WeightedRubric,
+    *,
+    max_tokens: int,
+    environment: ToolEnvironments | None = None,
+) -> Playable:
+    """The tasks of a source, checked against the rewards, the model's template and the environment; loads no weights.
+
+    Raises `DataError` where there are tools that the template cannot write.
+    """
     listed, unread = tasks(source)
-    kept, unusable, rooms = usable(source, listed, grading, world.template(model), world.max_length(model))
-    return Playable(tasks=kept, lost=(unread, unusable), narrow=_narrow(rooms, max_tokens))
+    template, length = world.template(model), world.max_length(model)
+    kept, unusable, rooms = usable(source, listed, grading, template, length, environment)
+    tools = ""
+    if environment is not None and environment.tools:
+        names = ", ".join(tool["function"]["name"] for tool in environment.tools)
+        tools = f"tools {names}, calls as {template.dialect.name}"
+    return Playable(tasks=kept, lost=(unread, unusable), narrow=_narrow(rooms, max_tokens), tools=tools)
 
 
 def _narrow(rooms: Sequence[int], max_tokens: int) -> str:
@@ -55,12 +87,24 @@ def _narrow(rooms: Sequence[int], max_tokens: int) -> str:
 def look_at_tasks(context: Context[Any]) -> tuple[Seen, Playable]:
     """The tasks of a stage with `tasks` and `rewards`, and what a check shows of them."""
     config, world = context.config, context.world
-    grading = rubric(config.tasks, config.rewards, world)
-    try:
-        found = playable(config.tasks, context.model, world, grading, max_tokens=config.sampling.max_tokens)
-    finally:
-        grading.close()
-    return Seen(summary=found.describe(), prompts=[task.messages for task in found.tasks[:SHOWN]]), found
+    section = getattr(config, "environment", None)
+    with opened(section) as environment:
+        grading = rubric(config.tasks, config.rewards, world)
+        try:
+            found = playable(
+                config.tasks,
+                context.model,
+                world,
+                grading,
+                max_tokens=config.sampling.max_tokens,
+                environment=environment,
+            )
+        finally:
+            grading.close()
+    prompts = [task.messages for task in found.tasks[:SHOWN]]
+    return Seen(
+        summary=found.describe(), prompts=prompts, tools=() if environment is None else environment.tools
+    ), found
 
 
 def check_tasks(context: Context[Any]) -> Seen:
@@ -68,15 +112,21 @@ def check_tasks(context: Context[Any]) -> Seen:
     return look_at_tasks(context)[0]
 
 
-def player(policy: Policy, grading: Rubric, sampling: SamplingConfig) -> Player:
-    """Plays single-turn tasks with this policy."""
+def player(
+    policy: Policy, grading: Rubric, sampling: SamplingConfig, environment: ToolEnvironments | None = None
+) -> Player:
+    """Plays tasks with this policy, in an environment or as single questions."""
+    limits = None if environment is None else environment.config.limits
+    most = policy.max_length if limits is None else limits.episode_tokens or policy.max_length
     return Player(
         sampler=policy.sampler,
         template=policy.template,
-        environment=SingleTurn,
+        environment=SingleTurn if environment is None else environment.make,
         rubric=grading,
         params=sampling_params(sampling, policy.template),
-        max_length=policy.max_length,
+        max_length=min(policy.max_length, most),
+        max_turns=1 if limits is None else limits.turns,
+        observation_tokens=None if limits is None else limits.observation_tokens,
     )
 
 

@@ -158,6 +158,8 @@ class Seen:
     """A few, to be shown with their loss mask."""
     prompts: Sequence[Sequence[Message]] = ()
     """A few, to be shown as the model reads them."""
+    tools: tuple[dict[str, Any], ...] = ()
+    """What may be called in answer to the prompts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,8 +2,9 @@
 
 Every episode is a coroutine of its own: it awaits its sampler and its environment, and no other episode. The sampler
 batches whatever is awaited at the same time. An episode's tokens are kept as they were sampled: the next turn's prompt
-extends them, nothing is decoded and tokenized again. An environment that fails, or a request that the sampler cannot
-answer, ends its own episode, unscored.
+extends them, nothing is decoded and tokenized again. An environment that the policy's own message broke ends its own
+episode, scored lowest; one whose machinery failed is tried once more, and then unscored, as is an episode whose request
+the sampler cannot answer.
 
 Grading happens once, for all finished episodes of a call, in a thread: rewards that compare answers or ask a judge see
 the same batch whatever the timing was, and the event loop goes on meanwhile.
@@ -12,13 +13,14 @@ the same batch whatever the timing was, and the event loop goes on meanwhile.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 from whet.envs.base import Attempt, Environment, Rubric, Task
-from whet.errors import DataError, EnvironmentFailure, GraderError, SamplerError, boundary
+from whet.errors import DataError, EnvironmentFailure, GraderError, PolicyFault, SamplerError, UserError, boundary
 from whet.records import Completion, Ending, Episode, Group, Message, Outcome, Score, Turn, seed_of, token_ids
 from whet.rollouts.assemble import to_token_steps
 from whet.sampling.base import Request, SamplingParams, TokenSampler
@@ -48,6 +50,8 @@ class Player:
     """Most tokens of prompt and completions together."""
     max_turns: int = 1
     """An episode that is not over by then is truncated."""
+    observation_tokens: int | None = None
+    """Of a longer observation the middle is left out."""
 
     def play(
         self, tasks: Sequence[Task], samples: int, *, step: int, seed: int, positions: Sequence[int | str] | None = None
@@ -69,7 +73,7 @@ class Player:
             for sample in range(samples)
         ]
         began = time.monotonic()
-        await together(self._play(game) for game in games)
+        games = await together(self._episode(game) for game in games)
         played = time.monotonic()
         scores = await aside(partial(self._grade, games, step))
         episodes = [game.episode(score, self.template) for game, score in zip(games, scores, strict=True)]
@@ -79,12 +83,21 @@ class Player:
         )
         return Played(groups=groups, rollout_s=played - began, score_s=time.monotonic() - played)
 
+    async def _episode(self, game: _Game) -> _Game:
+        """The game, played; where the machinery failed, once more from its start with the same seeds."""
+        again = replace(game, messages=[], turns=[], turn_rewards=[])
+        await self._play(game)
+        if game.failure and game.blamed is Outcome.ENVIRONMENT_ERROR:
+            await self._play(again)
+            return again
+        return game
+
     async def _play(self, game: _Game) -> None:
         """One episode from its start to its end."""
         await self._start(game)
         for turn in range(self.max_turns):
             if game.over:
-                return
+                break
             try:
                 completion = await self.sampler.sample(self._request(game, turn))
             except SamplerError as error:
@@ -92,11 +105,16 @@ class Player:
             else:
                 await self._answer(game, completion)
         game.truncated |= not game.over
+        if game.environment is not None:
+            with game.blaming_environment():
+                game.worth = await game.environment.close()
 
     async def _start(self, game: _Game) -> None:
         with game.blaming_environment():
             game.environment = self.environment(game.task)
-            game.prompt = self.template.prompt(await game.environment.start())
+            opening = await game.environment.start(seed=game.seed)
+            game.asked, game.tools, game.state = opening.messages, opening.tools, opening.state
+            game.prompt = self.template.prompt(opening.messages, opening.tools, untrusted=True)
             if len(game.prompt) >= self.max_length:
                 raise DataError(f"the prompt has {len(game.prompt)} tokens, the model attends to {self.max_length}")
 
@@ -115,31 +133,64 @@ class Player:
         return min(self.params.max_tokens, self.max_length - len(prompt))
 
     async def _answer(self, game: _Game, completion: Completion) -> None:
-        message = self.template.parse(completion.tokens.tolist(), completion.ending)
-        game.turns.append(Turn(prompt=token_ids(game.prompt), completion=completion))
+        message = self.template.parse(completion.tokens.tolist(), completion.ending, game.tools)
+        calls = (replace(call, id=_call_id(game, n)) for n, call in enumerate(message.tool_calls))
+        message = replace(message, tool_calls=tuple(calls))
+        game.turns.append(Turn(prompt=token_ids(game.prompt), completion=completion, state=game.state))
         game.messages.append(message)
+        game.turn_rewards.append(0.0)
         if completion.ending is Ending.LENGTH:
             game.truncated = game.over = True
             return
-        with game.blaming_environment():
-            observations, game.over = await game.environment.step(message)
+        assert game.environment is not None, "it was started"
+        with game.blaming_environment(of_step=True):
+            observed = await game.environment.step(message)
+            game.messages[-1] = replace(message, tool_calls=observed.calls or message.tool_calls)
+            game.turn_rewards[-1] = observed.reward or 0.0
+            game.over, game.state = observed.over, observed.state
+            observations = [self._shortened(each) for each in observed.messages]
             game.messages += observations
             if not game.over:
                 game.prompt = self.template.extend((*game.prompt, *completion.tokens.tolist()), observations)
                 game.truncated = game.over = len(game.prompt) >= self.max_length
+
+    def _shortened(self, observation: Message) -> Message:
+        most = self.observation_tokens
+        text = observation.content if most is None else self.template.shorten(observation.content, most)
+        return replace(observation, content=text)
 
     def _grade(self, games: Sequence[_Game], step: int) -> list[Score]:
         """One score for each game; those that failed are not shown to the rubric."""
         attempts = [game.attempt(self._room(game)) for game in games if not game.failure]
         try:
             with boundary(GraderError, "the rubric failed"):
-                scores = iter(self.rubric.score(attempts, step=step))
+                scores = self.rubric.score(attempts, step=step)
         except GraderError as error:
-            scores = iter([Score(value=None, outcome=Outcome.GRADER_ERROR, note=str(error))] * len(attempts))
+            scores = [Score(value=None, outcome=Outcome.GRADER_ERROR, note=str(error))] * len(attempts)
+        lowest, given = _lowest(scores), iter(scores)
         return [
-            Score(value=None, outcome=game.blamed, note=game.failure) if game.failure else next(scores)
+            next(given)
+            if not game.failure
+            else replace(lowest, note=game.failure)
+            if game.blamed is Outcome.POLICY_ERROR
+            else Score(value=None, outcome=game.blamed, note=game.failure)
             for game in games
         ]
+
+
+def _lowest(scores: Sequence[Score]) -> Score:
+    """The score of an answer that broke its environment: the lowest of the others' values and parts, at most 0."""
+    values = [score.value for score in scores if score.value is not None]
+    parts: dict[str, float | None] = {}
+    for name in dict.fromkeys(name for score in scores for name in score.parts):
+        known = (score.parts.get(name) for score in scores)
+        parts[name] = min([0.0, *(value for value in known if value is not None)])
+    return Score(value=min([0.0, *values]), parts=parts, correct=False, outcome=Outcome.POLICY_ERROR)
+
+
+def _call_id(game: _Game, number: int) -> str:
+    """Nine letters and digits, which Mistral's templates ask for, from the seed."""
+    return f"{seed_of(game.seed, 'call', len(game.turns), number):016x}"[-9:]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -151,10 +202,16 @@ class _Game:
     seed: int
     samples: int
     """Episodes that begin with the same prompt."""
-    environment: Environment = field(init=False)
+    environment: Environment | None = None
+    asked: tuple[Message, ...] = ()
+    """What the environment began with."""
+    tools: tuple[dict[str, Any], ...] = ()
+    state: str | None = None
     prompt: tuple[int, ...] = ()
     messages: list[Message] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
+    turn_rewards: list[float] = field(default_factory=list)
+    worth: Mapping[str, float] = field(default_factory=dict)
     over: bool = False
     truncated: bool = False
     failure: str = ""
@@ -163,13 +220,22 @@ class _Game:
     """Whose failure that was."""
 
     @contextmanager
-    def blaming_environment(self) -> Iterator[None]:
-        """End the episode where the block fails; the others go on."""
+    def blaming_environment(self, *, of_step: bool = False) -> Iterator[None]:
+        """End the episode where the block fails; the others go on. What a step raises, its message caused."""
         try:
-            with boundary(EnvironmentFailure, "the environment failed"):
-                yield
+            yield
         except (EnvironmentFailure, DataError) as error:
-            self.failure, self.over = str(error), True
+            self._fail(Outcome.ENVIRONMENT_ERROR, str(error))
+        except UserError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a user's environment raises ends this episode only
+            broken = of_step or isinstance(error, PolicyFault)
+            said = str(error) if isinstance(error, PolicyFault) else f"{type(error).__name__}: {error}"
+            self._fail(Outcome.POLICY_ERROR if broken else Outcome.ENVIRONMENT_ERROR, f"the environment failed: {said}")
+
+    def _fail(self, blamed: Outcome, why: str) -> None:
+        if not self.failure:
+            self.failure, self.blamed, self.over = why, blamed, True
 
     def attempt(self, max_tokens: int) -> Attempt:
         return Attempt(
@@ -178,6 +244,8 @@ class _Game:
             completion_tokens=tuple(token for turn in self.turns for token in turn.completion.tokens.tolist()),
             truncated=self.truncated,
             max_tokens=max_tokens,
+            worth=self.worth,
+            turn_rewards=tuple(self.turn_rewards),
         )
 
     def episode(self, score: Score, template: Template) -> Episode:
@@ -187,7 +255,7 @@ class _Game:
             task=self.task.id,
             sample=self.sample,
             seed=self.seed,
-            messages=(*self.task.messages, *self.messages),
+            messages=(*(self.asked or self.task.messages), *self.messages),
             turns=tuple(self.turns),
             score=score,
             outcome=score.outcome if score.value is None else ended,

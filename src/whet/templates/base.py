@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from whet.errors import DataError
 from whet.records import Ending, Message
+from whet.templates.dialects import Dialect
 
 LossOn = Literal["assistant", "completion", "all"]
 
@@ -68,10 +69,22 @@ class Template(Protocol):
     def stop_ids(self) -> frozenset[int]:
         """Tokens that end a turn. A sampler stops at them, and training includes them."""
 
+    @property
+    def dialect(self) -> Dialect:
+        """How calls of tools are read. Raises `DataError` where the template cannot write tools or calls."""
+
     def prompt(
-        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, settings: Settings = NO_SETTINGS
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] = (),
+        *,
+        settings: Settings = NO_SETTINGS,
+        untrusted: bool = False,
     ) -> tuple[int, ...]:
-        """The conversation so far and the opening of an assistant turn; `settings` are variables of the template."""
+        """The conversation so far and the opening of an assistant turn; `settings` are variables of the template.
+
+        Text that spells a special token is refused; where it is `untrusted` it is kept, as ordinary tokens.
+        """
 
     def conversation(
         self,
@@ -114,10 +127,17 @@ class Template(Protocol):
     def extend(
         self, tokens: Sequence[int], messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()
     ) -> tuple[int, ...]:
-        """The next turn's prompt: `tokens` (prompt and completion as sampled), then these messages."""
+        """The next turn's prompt: `tokens` (prompt and completion as sampled), then these messages, untrusted."""
 
-    def parse(self, completion: Sequence[int], ending: Ending) -> Message:
-        """The assistant message that sampled tokens spell; the stop token is not part of its content."""
+    def parse(self, completion: Sequence[int], ending: Ending, tools: Sequence[dict[str, Any]] = ()) -> Message:
+        """The assistant message that sampled tokens spell; the stop token is not part of its content.
+
+        With `tools` its calls are apart from the content, those that are not well formed included. A completion that
+        was cut off has none. Raises `DataError` where the template cannot write tools or calls.
+        """
+
+    def shorten(self, text: str, most: int) -> str:
+        """The text, its middle left out where it has more tokens than that."""
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Tokens as text, special tokens included, for showing."""

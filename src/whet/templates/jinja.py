@@ -17,9 +17,10 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import groupby, takewhile
 from typing import Any
 
 import jinja2
@@ -29,15 +30,24 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from whet.errors import DataError, ModelError
 from whet.records import Ending, Message, ToolCall
 from whet.templates.base import NO_SETTINGS, Encoded, LossOn, Rendered, Script, Settings, Template
-from whet.templates.messages import OURS, OWN_TEMPLATE, Calls, as_dict, leaves, marked_messages, refuse_lost
+from whet.templates.dialects import Dialect, Tools, schemas_of
+from whet.templates.messages import (
+    OURS,
+    OWN_TEMPLATE,
+    WITH_TOOLS,
+    Calls,
+    as_dict,
+    marked_messages,
+    missing,
+    refuse_lost,
+    refuse_specials,
+    with_cuts,
+)
+from whet.templates.probe import PROBE, find_dialect, find_turn_end, find_uneven
 from whet.templates.tokens import Encoder
 
 Span = tuple[int, int]
 """Characters of a text: from the first up to, not including, the second."""
-
-PROBE = "Probe7261"
-"""An answer that no template treats specially and that is found again in what it writes."""
-
 
 _log = logging.getLogger(__name__)
 
@@ -59,20 +69,22 @@ class JinjaTemplate(Template):
         self._tokenizer = tokenizer
         self._own = chat_template
         added = tokenizer.added_tokens_decoder
+        self._added = {token.content: index for index, token in added.items()}
         self._specials = {token.content: index for index, token in added.items() if token.special}
-        self._special = re.compile("|".join(map(re.escape, sorted(self._specials, key=len, reverse=True))) or r"(?!)")
+        self._special = _any_of(self._specials)
+        self._markup = _any_of(text for text in self._added if re.search(r"[^\w\s]", text))
         self._said: set[str] = set()
         self._calls = Calls()
         self._closed: dict[str, bool] = {}  # whether a kind of turn ends with a stop token
         eos = frozenset({tokenizer.eos_token_id, *eos_ids} - {None})
-        self._turn_end, self._headed = self._find_turn_end(eos)
+        self._turn_end, self._headed = find_turn_end(self._render, self._special, self._specials, eos)
         self._stop_ids = eos | {self._specials[self._turn_end]}
         # A span may end with any of them: some templates close the last turn with the end of text.
         ends = [text for text, index in self._specials.items() if index in self._stop_ids]
         self._stop = re.compile("|".join(map(re.escape, ends)))
         self._encoder = Encoder(tokenizer, self._stop_ids, self._specials[self._turn_end])
         self._calls = self._find_calls()
-        self._uneven = self._find_uneven()
+        self._uneven = find_uneven(self._render)
         self._encoder.refuse_changed_pieces(f"Hello{self._turn_end}\nassistant", "\nyes", " no", PROBE)
 
     @cached_property
@@ -89,13 +101,20 @@ class JinjaTemplate(Template):
         return self._stop_ids
 
     def prompt(
-        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, settings: Settings = NO_SETTINGS
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] = (),
+        *,
+        settings: Settings = NO_SETTINGS,
+        untrusted: bool = False,
     ) -> tuple[int, ...]:
         """The conversation so far and the opening of an assistant turn. Raises `DataError`."""
-        self._refuse_specials(messages)
+        if untrusted:
+            messages = with_cuts(messages, self._markup)
+        refuse_specials(messages, self._special)
         text, _ = self._render(messages, tools, settings, generation_prompt=True)
         refuse_lost(text, messages, tools)
-        tokens = self._encoder.one(text)
+        tokens = self._encoder.in_pieces(text)
         self._encoder.refuse_two_bos(tokens)
         return tuple(tokens)
 
@@ -119,7 +138,7 @@ class JinjaTemplate(Template):
         settings: Settings = NO_SETTINGS,
     ) -> Script:
         """The conversation's text, cut where trained spans begin and end. Raises `DataError`."""
-        self._refuse_specials(messages)
+        refuse_specials(messages, self._special)
         text, blocks = self._render(messages, tools, settings)
         refuse_lost(text, messages, tools)
         if self._headed and messages[-1].role == "assistant":
@@ -159,10 +178,59 @@ class JinjaTemplate(Template):
         """
         if not tokens or tokens[-1] not in self._stop_ids:
             raise DataError("the turn to be continued does not end with a stop token; it was cut off by its budget")
-        self._refuse_specials(messages)
+        messages = with_cuts(messages, self._markup)
         # The text between two turns does not depend on what was said before, so a stand-in conversation shows it.
-        called = [m.tool_call_id or "" for m in messages if m.role == "tool"]
-        calls = tuple(ToolCall(name=PROBE, arguments={}, id=call_id) for call_id in called)
+        calls = tuple(
+            ToolCall(name=m.name or PROBE, arguments={"of": PROBE}, id=m.tool_call_id or "")
+            for m in messages
+            if m.role == "tool"
+        )
+        try:
+            between = self._between(calls, messages, tools)
+        except DataError:  # a template of one call in a turn
+            between = self._between(calls[:1], messages, tools)
+        return (*tokens, *self._encoder.in_pieces(between))
+
+    def parse(self, completion: Sequence[int], ending: Ending, tools: Sequence[dict[str, Any]] = ()) -> Message:
+        """The text as it was written, thinking included, without the stop token; with `tools` their calls apart."""
+        written = completion[:-1] if ending is Ending.STOP else completion
+        if not tools or ending is not Ending.STOP:
+            return Message(role="assistant", content=self.decode(written))
+        content, calls = self._read(self.dialect, completion, schemas_of(tools))
+        return Message(role="assistant", content=content, tool_calls=calls)
+
+    @cached_property
+    def dialect(self) -> Dialect:
+        """The first of the dialects that reads back a call which this template wrote. Raises `DataError`."""
+        found = find_dialect(self._render, lambda each, text, tools: self._read(each, self._encoder.one(text), tools))
+        if found is None:
+            raise DataError(f"tools: no dialect reads the calls that the chat template writes; {WITH_TOOLS}")
+        return found
+
+    def shorten(self, text: str, most: int) -> str:
+        """The text, its middle left out where it has more tokens than that."""
+        return self._encoder.shorten(text, most)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Tokens as text, special tokens included."""
+        return self._encoder.decode(tokens)
+
+    def _read(self, dialect: Dialect, tokens: Sequence[int], tools: Tools) -> tuple[str, tuple[ToolCall, ...]]:
+        """Content and calls of a turn, up to its stop token, which may close a call."""
+        markers = {self._added[text]: n for n, text in enumerate(dialect.markers) if text in self._added}
+        turn = list(takewhile(lambda token: token in markers or token not in self._stop_ids, tokens))
+        runs = groupby(turn, key=lambda token: token if token in markers else -1)
+        pieces = [self.decode(list(run)) if key < 0 else markers[key] for key, run in runs]
+        return dialect.parse(pieces, tools, markers.values())
+
+    def _reads_back(self, calls: Sequence[ToolCall], span: str, tools: Sequence[dict[str, Any]]) -> bool:
+        """Whether the span says all of these calls, though it may not spell the names of their arguments."""
+        found = self._read(self.dialect, self._encoder.one(span), schemas_of(tools))[1] if calls and tools else ()
+        return bool(found) and found == tuple(replace(call, id="") for call in calls)
+
+    def _between(
+        self, calls: tuple[ToolCall, ...], messages: Sequence[Message], tools: Sequence[dict[str, Any]]
+    ) -> str:
         before = (Message(role="user", content=PROBE), Message(role="assistant", content=PROBE, tool_calls=calls))
         shown, _ = self._render(before, tools)
         place = len(self._stop.findall(shown, 0, shown.rfind(PROBE)))  # of the answer's stop token among all
@@ -171,15 +239,7 @@ class JinjaTemplate(Template):
         between = text[ends[place] :] if place < len(ends) else PROBE
         if PROBE in between:
             raise DataError(f"the chat template ends this kind of turn without a stop token; {OWN_TEMPLATE}")
-        return (*tokens, *self._encoder.one(between))
-
-    def parse(self, completion: Sequence[int], ending: Ending) -> Message:
-        """The text as it was written, thinking and tool calls included, without the stop token."""
-        return Message(role="assistant", content=self.decode(completion[:-1] if ending is Ending.STOP else completion))
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Tokens as text, special tokens included."""
-        return self._encoder.decode(tokens)
+        return between
 
     # ------------------------------------------------------------------------------------------- spans
 
@@ -213,7 +273,10 @@ class JinjaTemplate(Template):
             stop = self._stop.search(text, start)
             if stop is None or not self._closes(text[:start], messages[: index + 2], index, tools, settings):
                 raise self._no_span(index, "writes no stop token between it and the next turn")
-            self._check_span(index, messages[index], text[start : stop.end()])
+            span = text[start : stop.end()]
+            lost = missing(messages[index], span)
+            if lost and not self._reads_back(messages[index].tool_calls, span, tools):
+                raise self._no_span(index, lost)
             self._tell_uneven(index, messages)
             yield index, (start, stop.end())
 
@@ -267,20 +330,6 @@ class JinjaTemplate(Template):
             _log.warning("%s", what)
         self._said.add(what)
 
-    def _check_span(self, index: int, message: Message, span: str) -> None:
-        """Whether all that the message says is in what would be trained."""
-        parts = {"content": message.content, "thinking": message.thinking or ""}
-        parts["tool calls"] = next((call.name for call in message.tool_calls if call.name not in span), "")
-        for what, part in parts.items():
-            if part.strip() not in span:
-                raise self._no_span(index, f"leaves out (some of) its {what}")
-        for call in message.tool_calls:
-            if call.arguments and str(dict(call.arguments)) in span:
-                raise self._no_span(index, f"writes the arguments of {call.name} as Python")
-            lost = next((leaf for leaf in leaves(call.arguments) if not any(form in span for form in leaf)), None)
-            if lost:
-                raise self._no_span(index, f"leaves out {lost[0]!r} of the arguments of {call.name}")
-
     @staticmethod
     def _no_span(index: int, why: str) -> DataError:
         return DataError(
@@ -331,48 +380,6 @@ class JinjaTemplate(Template):
             raise encoded
         return Rendered(tokens=tuple(encoded.tokens.tolist()), trained=tuple(encoded.trained.tolist()))
 
-    def _refuse_specials(self, messages: Sequence[Message]) -> None:
-        """Text that spells a special token would become that token: a forged turn, or an end where none is."""
-        for index, message in enumerate(messages):
-            called = "".join(str(dict(call.arguments)) for call in message.tool_calls)
-            found = self._special.search(message.content + "\n" + (message.thinking or "") + "\n" + called)
-            if found:
-                raise DataError(
-                    f"messages[{index}]: the text contains the special token {found[0]!r}; remove it, "
-                    "or the model would read it as a command"
-                )
-
-    # -------------------------------------------------------------------------------------- first look
-
-    def _find_turn_end(self, eos: Collection[int]) -> tuple[str, bool]:
-        """The special token after an assistant's answer, and whether it is the header of the turn that follows.
-
-        A header ends an answer only where the model's generation config has it among the ends of text (GLM).
-        """
-        question, answer = Message(role="user", content="Hello"), Message(role="assistant", content=PROBE)
-        try:
-            text, blocks = self._render([question, answer], ())
-            opening, _ = self._render([question], (), generation_prompt=True)
-        except DataError as error:
-            raise ModelError(f"{error}; {OWN_TEMPLATE}") from error
-        if blocks and blocks[0][0] < len(opening):
-            raise ModelError(
-                "the chat template's generation block starts before its generation prompt ends, so headers would be "
-                f"trained on; {OWN_TEMPLATE} with the block after the header"
-            )
-        _, found, tail = text.rpartition(PROBE)
-        end = self._special.search(tail)
-        if found and end is None:
-            _, _, tail = self._render([question, answer, question], ())[0].rpartition(PROBE)
-            end = self._special.match(tail.lstrip())
-            if end is not None and self._specials[end[0]] in eos:
-                return end[0], True
-            end = None
-        if not found or end is None:
-            missing = "an assistant's answer" if not found else "a special token after an assistant's answer"
-            raise ModelError(f"the chat template does not write {missing}, so no sampler could stop; {OWN_TEMPLATE}")
-        return end[0], False
-
     def _find_calls(self) -> Calls:
         """The way of writing calls that comes out whole and as JSON; the usual one where none does."""
         call = ToolCall(name=PROBE, arguments={PROBE: True}, id="call12345")
@@ -387,13 +394,7 @@ class JinjaTemplate(Template):
                 return way
         return Calls()
 
-    def _find_uneven(self) -> str:
-        """What stands before an answer where it is the last one and not where it is an earlier one (Qwen3), or ""."""
-        question, answer = Message(role="user", content="Hello"), Message(role="assistant", content=PROBE)
-        opening, _ = self._render([question], (), generation_prompt=True)
-        try:
-            texts = [self._render(messages, ())[0] for messages in ([question, answer], [question, answer, question])]
-        except DataError:  # a template for one turn
-            return ""
-        last, earlier = (text.partition(PROBE)[0].removeprefix(opening) for text in texts)
-        return "" if last == earlier else last
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """Any of these texts, the longest that fits."""
+    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or r"(?!)")

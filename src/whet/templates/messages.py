@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from whet.errors import DataError
@@ -12,6 +13,8 @@ from whet.records import Message
 from whet.templates.base import LossOn
 
 OWN_TEMPLATE = "give model.chat_template a Jinja file"
+
+WITH_TOOLS = f"{OWN_TEMPLATE} that writes tools and calls, or one of ours: whet:hermes, whet:tags"
 
 OURS = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template")
 """Variables of a template that settings may not have."""
@@ -41,7 +44,7 @@ def refuse_lost(text: str, messages: Sequence[Message], tools: Sequence[dict[str
         if message.role in ("system", "developer", "user") and message.content.strip() not in text:
             raise DataError(f"messages[{index}]: the chat template leaves out {message.role} messages; {OWN_TEMPLATE}")
     if any(tool["function"]["name"] not in text for tool in tools):
-        raise DataError(f"tools: the chat template leaves them out; {OWN_TEMPLATE} that writes tools")
+        raise DataError(f"tools: the chat template leaves them out; {WITH_TOOLS}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,9 +77,54 @@ def as_dict(message: Message, calls: Calls) -> dict[str, Any]:
             }
             for call in message.tool_calls
         ]
-    if message.tool_call_id is not None:
-        fields["tool_call_id"] = message.tool_call_id
-    return fields
+    beside = {"tool_call_id": message.tool_call_id, "name": message.name}
+    return fields | {key: value for key, value in beside.items() if value is not None}
+
+
+def missing(message: Message, span: str) -> str:
+    """What a span that would be trained lacks of all that the message says; empty: nothing."""
+    parts = {"content": message.content, "thinking": message.thinking or ""}
+    parts["tool calls"] = next((call.name for call in message.tool_calls if call.name not in span), "")
+    for what, part in parts.items():
+        if part.strip() not in span:
+            return f"leaves out (some of) its {what}"
+    for call in message.tool_calls:
+        if call.arguments and str(dict(call.arguments)) in span:
+            return f"writes the arguments of {call.name} as Python"
+        lost = next((leaf for leaf in leaves(call.arguments) if not any(form in span for form in leaf)), None)
+        if lost:
+            return f"leaves out {lost[0]!r} of the arguments of {call.name}"
+    return ""
+
+
+def refuse_specials(messages: Sequence[Message], special: re.Pattern[str]) -> None:
+    """Text that spells a special token would become that token: a forged turn, or an end where none is."""
+    for index, message in enumerate(messages):
+        called = "".join(str(dict(call.arguments)) for call in message.tool_calls)
+        found = special.search(message.content + "\n" + (message.thinking or "") + "\n" + called)
+        if found:
+            raise DataError(
+                f"messages[{index}]: the text contains the special token {found[0]!r}; remove it, "
+                "or the model would read it as a command"
+            )
+
+
+CUT = "\U0010fffd"
+"""Where a text is cut before it is tokenized; a private character, which no text needs."""
+
+
+def with_cuts(messages: Sequence[Message], markup: re.Pattern[str]) -> list[Message]:
+    """The messages with a cut in whatever spells a token of the markup: tokenized in pieces, it cannot become one."""
+    return [replace(message, content=_with_cuts(message.content.replace(CUT, ""), markup)) for message in messages]
+
+
+def _with_cuts(text: str, markup: re.Pattern[str]) -> str:
+    parts, at, start = [], 0, 0
+    while (found := markup.search(text, start)) is not None:
+        start = found.start() + 1  # what is left of it may begin another
+        parts.append(text[at:start])
+        at = start
+    return CUT.join([*parts, text[at:]])
 
 
 def leaves(value: Any) -> Iterator[tuple[str, ...]]:

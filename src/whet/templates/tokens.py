@@ -11,6 +11,7 @@ import numpy as np
 
 from whet.errors import DataError, ModelError
 from whet.templates.base import Encoded, Script, TooLong
+from whet.templates.messages import CUT
 
 SLICE = 2**16
 """Characters that are tokenized at once of a text that may be far too long."""
@@ -29,6 +30,18 @@ class Encoder:
         """A text by itself, with nothing put around it."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] if text else []
         return ids
+
+    def in_pieces(self, text: str) -> list[int]:
+        """A text that is tokenized piece by piece where it is cut."""
+        return [token for piece in text.split(CUT) for token in self.one(piece)]
+
+    def shorten(self, text: str, most: int) -> str:
+        """The text, its middle left out where it has more tokens than that."""
+        tokens = self.one(text)
+        if len(tokens) <= most:
+            return text
+        head, tail = (self.decode(part).strip("\ufffd") for part in (tokens[: most // 2], tokens[-(most // 2) :]))
+        return f"{head}\n[... {len(tokens) - 2 * (most // 2):,} tokens left out]\n{tail}"
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Tokens as text, special tokens included."""

@@ -10,6 +10,7 @@ from whet.config import rewards as kinds
 from whet.envs.base import Attempt, Grade, Reward
 from whet.envs.clients import Models
 from whet.envs.judges.judge import build_judge
+from whet.envs.rewards.environment import calls, of_environment, of_turns
 from whet.envs.rewards.exact import exact, exact_gold
 from whet.envs.rewards.format import consistent, well_formed
 from whet.envs.rewards.function import FunctionReward
@@ -93,6 +94,8 @@ def _build(
         case kinds.VerifierReward():
             checker = _checker(verify, "kind verifier is for generated tasks (generate: ...); use math or exact")
             return PlainReward(name=name, weight=weight, judges=judges, function=checker)
+        case kinds.EnvironmentReward():
+            return PlainReward(name=name, weight=weight, judges=judges, function=of_environment)
         case kinds.VerdictReward():
             agree = partial(right_verdict, gold=config.gold)
             return PlainReward(name=name, weight=weight, judges=judges, function=agree, columns=(config.gold,))
@@ -115,6 +118,8 @@ Shaping = (
     | kinds.CosineReward
     | kinds.LengthReward
     | kinds.RepetitionReward
+    | kinds.TurnsReward
+    | kinds.CallsReward
 )
 
 
@@ -135,6 +140,10 @@ def _shaping(config: Shaping, check_steps: Verify | None) -> Verify:
             return partial(length, above_tokens=config.above_tokens)
         case kinds.RepetitionReward():
             return partial(repetition, ngram=config.ngram)
+        case kinds.TurnsReward():
+            return of_turns
+        case kinds.CallsReward():
+            return calls
 
 
 def _checker(checker: Verify | None, who: str) -> Verify:

@@ -11,12 +11,13 @@ from dataclasses import asdict
 
 from whet.config import EvalStage, ModelConfig, TrainConfig
 from whet.envs.base import Rubric, Task
+from whet.envs.tools.play import ToolEnvironments
 from whet.errors import ConfigError, RewardError
 from whet.evals.run import EvalRow, SampledAnswer, compare, summarise, table
 from whet.files import read_json, write_json
 from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.load_data import rubric
-from whet.pipeline.playing import check_tasks, playable, player
+from whet.pipeline.playing import check_tasks, opened, playable, player
 from whet.pipeline.stage import Context, Interrupted, Kind
 from whet.records import Group, Outcome
 from whet.tracking.log import RunLog
@@ -26,12 +27,24 @@ CHUNK_EPISODES = 512
 
 def run_eval(context: Context[EvalStage]) -> list[EvalRow]:
     """Play every task with every model, and write `eval.json`."""
+    with opened(context.config.environment) as environment:
+        return _run(context, environment)
+
+
+def _run(context: Context[EvalStage], environment: ToolEnvironments | None) -> list[EvalRow]:
     config = context.config
     _check_labels(context.models)
     grading = rubric(config.tasks, config.rewards, context.world)
     try:
         model = next(iter(context.models.values()))
-        found = playable(config.tasks, model, context.world, grading, max_tokens=config.sampling.max_tokens)
+        found = playable(
+            config.tasks,
+            model,
+            context.world,
+            grading,
+            max_tokens=config.sampling.max_tokens,
+            environment=environment,
+        )
         # A problem that is listed twice is one question: counting it twice would narrow the intervals.
         problems = list({task.id: task for task in found.tasks}.values())
         keep_dropped(context, "tasks", found.lost)
@@ -39,7 +52,8 @@ def run_eval(context: Context[EvalStage]) -> list[EvalRow]:
             f"{context.name}: {found.describe()}, {len(problems):,} different, x {config.samples} samples"
         )
         answers = {
-            label: _answers(context, config, label, model, problems, grading) for label, model in context.models.items()
+            label: _answers(context, label, model, problems, grading, environment)
+            for label, model in context.models.items()
         }
     finally:
         grading.close()
@@ -60,16 +74,22 @@ def _check_labels(labels: Iterable[str]) -> None:
 
 
 def _answers(
-    context: Context, config: EvalStage, label: str, model: ModelConfig, problems: Sequence[Task], grading: Rubric
+    context: Context[EvalStage],
+    label: str,
+    model: ModelConfig,
+    problems: Sequence[Task],
+    grading: Rubric,
+    environment: ToolEnvironments | None,
 ) -> dict[str, list[SampledAnswer]]:
     """The graded answers of one model, task by task; from its file if an earlier run got that far."""
+    config = context.config
     done = context.checkpoints / f"answers-{label}.json"
     if done.exists():
         return {task: [SampledAnswer(**answer) for answer in given] for task, given in read_json(done).items()}
     if context.stopped():
         raise Interrupted
     policy = context.world.policy(model, TrainConfig(), config.sampling)
-    play = player(policy, grading, config.sampling)
+    play = player(policy, grading, config.sampling, environment)
     log = RunLog(context.folder / label, policy.template.decode)
     log.truncate(0)
     answers: dict[str, list[SampledAnswer]] = {}

@@ -12,10 +12,12 @@ from whet.algorithms.state import Setting
 from whet.config import CurriculumConfig, ModelConfig, RLStage
 from whet.config.rewards import weights
 from whet.envs.base import Task
+from whet.envs.tools.play import ToolEnvironments
+from whet.errors import ConfigError
 from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.gate import gate
 from whet.pipeline.load_data import rubric
-from whet.pipeline.playing import look_at_tasks, playable, player
+from whet.pipeline.playing import look_at_tasks, opened, playable, player
 from whet.pipeline.runner import Saved, WithCritic, drive
 from whet.pipeline.stage import Context, Kind, Needs, Policy, Seen, World, training_and_sampling
 from whet.records import Step
@@ -30,11 +32,24 @@ from whet.training.tokenize import Gated
 
 def run_rl(context: Context[RLStage]) -> None:
     """Sample, score, weigh and step until the steps are done."""
+    with opened(context.config.environment) as environment:
+        _run(context, environment)
+
+
+def _run(context: Context[RLStage], environment: ToolEnvironments | None) -> None:
     config = context.config
     assert config.train.steps is not None
     grading = rubric(config.tasks, config.rewards, context.world)
     try:
-        problems = playable(config.tasks, context.model, context.world, grading, max_tokens=config.sampling.max_tokens)
+        problems = playable(
+            config.tasks,
+            context.model,
+            context.world,
+            grading,
+            max_tokens=config.sampling.max_tokens,
+            environment=environment,
+        )
+        _check_states(config, environment)
         for line in (problems.describe(), *config.algorithm.cautions(prompts=config.prompts_per_step)):
             context.console.say(f"{context.name}: {line}")
         keep_dropped(context, "tasks", problems.lost)
@@ -48,9 +63,9 @@ def run_rl(context: Context[RLStage]) -> None:
         )
         context.console.say(f"{context.name}: {policy.about}")
         critic = _critic(context, config, policy)
-        greedy = player(policy, grading, config.sampling.model_copy(update={"temperature": 0.0}))
+        greedy = player(policy, grading, config.sampling.model_copy(update={"temperature": 0.0}), environment)
         feed = Feed(
-            player=player(policy, grading, config.sampling),
+            player=player(policy, grading, config.sampling, environment),
             tasks=problems.tasks,
             samples=config.rollouts_per_prompt,
             steps=config.train.steps,
@@ -86,6 +101,14 @@ def run_rl(context: Context[RLStage]) -> None:
         drive(context, learning, log, begin, steps=setting.steps)
     finally:
         grading.close()
+
+
+def _check_states(config: RLStage, environment: ToolEnvironments | None) -> None:
+    if config.algorithm.baseline == "same_state" and (environment is None or "state" not in environment.hooks):
+        raise ConfigError(
+            "algorithm.baseline: same_state compares turns that began in the same state, and the environment gives "
+            "none; add a method state() to its class, or use turn_leave_one_out"
+        )
 
 
 def _curriculum(config: CurriculumConfig | None, listed: Sequence[Task]) -> Curriculum | None:

@@ -1,0 +1,139 @@
+"""Forked processes that are asked more than once: one for each episode of an environment, never used again.
+
+A template process loads the code once; a session is a fork of it with memory of its own, which ends with the episode,
+or is killed alone at the deadline of a question. Sessions are awaited: none holds up another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from weakref import WeakKeyDictionary
+
+from whet.sandbox.base import JSON, Failure, FailureKind, Result
+from whet.sandbox.frames import encode
+from whet.sandbox.launch import WarmTemplate
+from whet.sandbox.workers import _failed, _Worker
+
+
+class Session:
+    """One process. Its questions are answered in order; after a failure that is not RAISED it is dead."""
+
+    def __init__(self, worker: _Worker, gate: asyncio.Semaphore) -> None:
+        self._worker, self._gate = worker, gate
+        self._closed = False
+        self.answered_s = 0.0
+        """Seconds that the last answer took."""
+
+    async def ask(self, payload: JSON, deadline_s: float) -> Result:
+        """The answer to one payload, or why there is none; a session that was late is killed."""
+        if self._closed:
+            return _failed(FailureKind.CRASH, "the session is closed")
+        try:
+            frame = encode({"payload": payload})
+        except (TypeError, ValueError, RecursionError) as error:
+            return _failed(FailureKind.RAISED, f"the payload cannot be sent: {error}")
+        with suppress(ConnectionError):  # it is dead: `listen` finds out
+            self._worker.send((0, frame), deadline_s)
+        began = time.monotonic()
+        result = await self._listen()
+        self.answered_s = time.monotonic() - began
+        self._worker.job = None
+        if self._worker.finished:
+            self.close()
+        return result
+
+    def close(self) -> None:
+        """Kill the process, with all that it started. May be called twice."""
+        if not self._closed:
+            self._closed = True
+            self._worker.kill()
+            self._gate.release()
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether the template died, and the session with it."""
+        template = self._worker.template
+        return template is None or template.poll() is not None
+
+    async def _listen(self) -> Result:
+        loop, worker = asyncio.get_running_loop(), self._worker
+        while True:
+            ready = worker.ready
+            if (result := worker.listen()) is not None:
+                return result
+            if worker.ready != ready:  # the next frame may be there already
+                continue
+            said, sources = asyncio.Event(), worker.sources
+            for source in sources:
+                loop.add_reader(source, said.set)
+            try:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(max(0.0, worker.deadline - time.monotonic())):
+                        await said.wait()
+            finally:
+                for source in sources:
+                    loop.remove_reader(source)
+
+
+class Sessions:
+    """Up to `most` sessions at once over one template; `target` and `arguments` are those of a `WorkerPool`."""
+
+    def __init__(
+        self, target: str, *, arguments: Sequence[JSON] = (), most: int, startup_s: float = 120.0, memory_mb: int | None
+    ) -> None:
+        spec: dict[str, JSON] = {"target": target, "arguments": list(arguments), "memory_mb": memory_mb}
+        self._template, self._startup_s, self._most = WarmTemplate(spec, startup_s), startup_s, most
+        self._gates: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
+        self._closed = False
+        # One thread for its whole life: on Linux a process dies with the thread that started it.
+        self._keeper = ThreadPoolExecutor(max_workers=1, thread_name_prefix="whet-sessions")
+
+    async def open(self) -> Session | Failure:
+        """A new session, as soon as there is a place; or why no process could be started."""
+        loop = asyncio.get_running_loop()
+        gate = self._gates.setdefault(loop, asyncio.Semaphore(self._most))
+        await gate.acquire()
+        worker = _Worker(self._startup_s)
+        try:
+            failure = await loop.run_in_executor(self._keeper, self._start, worker)
+        except BaseException:
+            worker.kill()
+            gate.release()
+            raise
+        if failure:
+            worker.kill()
+            gate.release()
+            return Failure(kind=FailureKind.START, message=failure)
+        return Session(worker, gate)
+
+    def once(self, payload: JSON, deadline_s: float) -> Result:
+        """The answer of a session of its own; for those who cannot await."""
+
+        async def ask() -> Result:
+            session = await self.open()
+            if isinstance(session, Failure):
+                return Result(failure=session)
+            try:
+                return await session.ask(payload, deadline_s)
+            finally:
+                session.close()
+
+        with ThreadPoolExecutor(max_workers=1) as beside:  # there may be an event loop in this thread
+            return beside.submit(asyncio.run, ask()).result()
+
+    def close(self) -> None:
+        """End the template, and with it all sessions. May be called twice."""
+        if not self._closed:
+            self._closed = True
+            self._keeper.submit(self._template.close).result()
+            self._keeper.shutdown()
+
+    def _start(self, worker: _Worker) -> str:
+        try:
+            return worker.start({}, self._template, lambda: self._closed)
+        except OSError as error:
+            return f"no process could be started: {error}"
