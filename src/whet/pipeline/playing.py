@@ -88,4 +88,5 @@ def sampling_params(config: SamplingConfig, template: Template) -> SamplingParam
         top_p=config.top_p,
         top_k=config.top_k,
         stop_ids=template.stop_ids,
+        stop=tuple(config.stop),
     )

@@ -125,7 +125,9 @@ class Player:
             observations, game.over = await game.environment.step(message)
             game.messages += observations
             if not game.over:
-                game.prompt = self.template.extend((*game.prompt, *completion.tokens.tolist()), observations)
+                # A turn that a stop string ended is closed here: context, since the policy did not write it.
+                end = [self.template.turn_end] if completion.ending is Ending.STOP_STRING else []
+                game.prompt = self.template.extend((*game.prompt, *completion.tokens.tolist(), *end), observations)
                 game.truncated = game.over = len(game.prompt) >= self.max_length
 
     def _grade(self, games: Sequence[_Game], step: int) -> list[Score]:

@@ -68,6 +68,10 @@ class Template(Protocol):
     def stop_ids(self) -> frozenset[int]:
         """Tokens that end a turn. A sampler stops at them, and training includes them."""
 
+    @property
+    def turn_end(self) -> int:
+        """The one of them that the template itself writes after an assistant's turn."""
+
     def prompt(
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, settings: Settings = NO_SETTINGS
     ) -> tuple[int, ...]:
