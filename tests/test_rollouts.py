@@ -121,9 +121,7 @@ def test_a_turn_that_a_stop_string_ended_is_closed_for_the_next_one_and_not_trai
     class StopsAtString(Says):
         async def sample(self, request: Request) -> Completion:
             whole = await Says.sample(self, request)
-            return replace(
-                whole, tokens=whole.tokens[:-1], logprobs=whole.logprobs[:-1], ending=Ending.STOP_STRING
-            )
+            return replace(whole, tokens=whole.tokens[:-1], logprobs=whole.logprobs[:-1], ending=Ending.STOP_STRING)
 
     (episode,) = play(player(sampler=StopsAtString(lambda _: "no</a>")), "a")
     assert (episode.outcome, len(episode.turns)) == (Outcome.FINISHED, 3)

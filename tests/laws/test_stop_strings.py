@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 from tokenizers import Tokenizer, decoders, models
@@ -72,7 +73,7 @@ def test_a_string_is_found_inside_a_token_and_across_tokens_of_a_sentencepiece_v
         """The tokenizer's tables, with an encoding of the strings that the test names."""
 
         backend_tokenizer = backend
-        added_tokens_decoder: dict[int, object] = {}
+        added_tokens_decoder: ClassVar[dict[int, object]] = {}
         get_vocab = staticmethod(backend.get_vocab)
 
         def __call__(self, text: str, **_: object) -> dict[str, list[int]]:

@@ -8,14 +8,14 @@ from pydantic import Field, model_validator
 
 from whet.config.budget import StageBudget, times
 from whet.config.data import Source
+from whet.config.held_out import OwnEvaluation, TrainingStage
 from whet.config.preference import LossConfig, PreferenceTrainConfig, TrainAtRateOfLoss
 from whet.config.rewards import RewardConfig, check_rewards
-from whet.config.stage import StageBase
 from whet.config.strict import Made
 from whet.config.train import SamplingConfig
 
 
-class OnlinePreferenceStage(StageBase):
+class OnlinePreferenceStage(TrainingStage):
     """Sample answers, rank them by their rewards, prefer the best over the worst, and again (online, iterative DPO)."""
 
     makes: ClassVar[Made | None] = "model"
@@ -35,11 +35,13 @@ class OnlinePreferenceStage(StageBase):
     max_reference_gap: float = Field(0.02, gt=0)
     """Largest mean |log p - log p_ref| per token before the first update, when the two must be the same model."""
     sampling: SamplingConfig = SamplingConfig()
+    evaluation: OwnEvaluation = None
     train: TrainAtRateOfLoss = PreferenceTrainConfig()
 
     @model_validator(mode="after")
     def _check(self) -> OnlinePreferenceStage:
         check_rewards(self.rewards, max_tokens=self.sampling.max_tokens)
+        self.check_best(measures=self.evaluation is not None)
         if self.train.steps is None:
             raise ValueError("train.steps must be given where answers are sampled: there is no epoch to end it")
         if self.sampling.temperature == 0:

@@ -23,8 +23,8 @@ from pydantic import (
 from whet.config.budget import StageBudget, answers_of, of_rows
 from whet.config.data import GeneratedConfig, Source
 from whet.config.derived import OneOf, section_of
+from whet.config.held_out import OtherEvaluation, TrainingStage
 from whet.config.preset import with_preset
-from whet.config.stage import StageBase
 from whet.config.strict import Made, Strict
 from whet.config.train import TrainConfig
 from whet.formulas.preference import LOSSES, kto
@@ -148,15 +148,15 @@ TrainAtRateOfLoss = Annotated[PreferenceTrainConfig, AfterValidator(_at_rate_of_
 """The `train` of a stage with a `loss` before it."""
 
 
-class PreferenceStage(StageBase):
+class PreferenceStage(TrainingStage):
     """Learning from comparisons (or, with `loss: kto`, from answers called good or bad), without a reward model."""
 
     makes: ClassVar[Made | None] = "model"
     kind: Literal["preference"]
     data: Source
     eval_data: Source | None = None
-    eval_every: int = Field(50, ge=1)
-    """Steps between evaluations, where `eval_data` is given."""
+    """Comparisons (or judged answers) that are measured as those of training are (`eval_rewards/accuracies`)."""
+    evaluation: OtherEvaluation = None
     loss: LossConfig = LossConfig(preset="dpo")
     pairs: Literal["all", "best_worst"] = "all"
     """Of more than two ranked answers: every pair, or the best against the worst."""
@@ -166,6 +166,7 @@ class PreferenceStage(StageBase):
 
     @model_validator(mode="after")
     def _check(self) -> PreferenceStage:
+        self.check_best(measures=bool(self.eval_data or self.evaluation))
         for source in (self.data, self.eval_data):
             if not isinstance(source, GeneratedConfig):
                 continue

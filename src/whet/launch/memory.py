@@ -96,7 +96,8 @@ def _footprint(run: Run, name: str, stage: StageBase) -> Footprint | None:
         return None
     if needs is None:  # nothing but a model that is asked
         return footprint(name, asked[0].model, None, asked[0].sampling)
-    model = there(run.model_of(name))
+    model, rewards = there(run.model_of(name)), getattr(stage, "rewards", [])
+    others = [r for r in getattr(getattr(stage, "evaluation", None), "rewards", ()) if r not in rewards]
     return footprint(
         name,
         model,
@@ -105,7 +106,7 @@ def _footprint(run: Run, name: str, stage: StageBase) -> Footprint | None:
         reference=needs.reference,
         critic=needs.critic,
         scalar=needs.scalar,
-        scorers=[there(scorer.alone()) for scorer in scorers(getattr(stage, "rewards", ()))],
+        scorers=[there(scorer.alone()) for scorer in scorers([*rewards, *others])],
         asked=asked,
     )
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TypedDict
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -62,6 +63,8 @@ class LocalWorld:
 
     folder: Path | None = None
     """The run's folder: what judges answered is kept in it, and digests of files; None: in memory alone."""
+    _scorers: WeakValueDictionary[tuple[str, bool], LazyScorer] = field(default_factory=WeakValueDictionary, init=False)
+    """Reward models in use: training and its evaluation ask the same one."""
 
     def template(self, model: ModelConfig) -> JinjaTemplate:
         """The chat template of a model's tokenizer."""
@@ -121,7 +124,10 @@ class LocalWorld:
 
     def scorer(self, config: ScorerConfig, *, steps: bool) -> LazyScorer:
         """A reward model, loaded at its first question and never trained."""
-        return LazyScorer(config=config, steps=steps, template=self.template)
+        key = config.model_dump_json(), steps
+        found = self._scorers.get(key) or LazyScorer(config=config, steps=steps, template=self.template)
+        self._scorers[key] = found
+        return found
 
     def _speaker(self, config: LocalChat) -> Speaker:
         loaded = self.policy(config.alone(), TrainConfig(), SamplingConfig(max_running=config.max_running))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,13 +55,22 @@ def _narrow(rooms: Sequence[int], max_tokens: int) -> str:
 
 def look_at_tasks(context: Context[Any]) -> tuple[Seen, Playable]:
     """The tasks of a stage with `tasks` and `rewards`, and what a check shows of them."""
-    config, world = context.config, context.world
-    grading = rubric(config.tasks, config.rewards, world)
-    try:
-        found = playable(config.tasks, context.model, world, grading, max_tokens=config.sampling.max_tokens)
-    finally:
-        grading.close()
-    return Seen(summary=found.describe(), prompts=[task.messages for task in found.tasks[:SHOWN]]), found
+    found = _find_tasks(context, context.config)
+    summary = "; ".join([found.describe(), *evaluation_summary(context)])
+    return Seen(summary=summary, prompts=[task.messages for task in found.tasks[:SHOWN]]), found
+
+
+def evaluation_summary(context: Context[Any]) -> list[str]:
+    """What a check says of the held-out tasks of a stage, where it has any."""
+    evaluation = getattr(context.config, "evaluation", None)
+    return [] if evaluation is None else [f"evaluation on {_find_tasks(context, evaluation).describe()}"]
+
+
+def _find_tasks(context: Context[Any], section: Any) -> Playable:
+    """Those of a section with `tasks`, `rewards` and `sampling`."""
+    with closing(rubric(section.tasks, section.rewards, context.world)) as grading:
+        most = section.sampling.max_tokens
+        return playable(section.tasks, context.model, context.world, grading, max_tokens=most)
 
 
 def check_tasks(context: Context[Any]) -> Seen:

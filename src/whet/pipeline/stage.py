@@ -177,7 +177,8 @@ class Needs:
 
 def training_and_sampling(config: Any) -> Needs:
     """What the `train` and `sampling` sections of a stage ask for."""
-    return Needs(train=getattr(config, "train", None), sampling=getattr(config, "sampling", None))
+    sampling = getattr(config, "sampling", None) or getattr(getattr(config, "evaluation", None), "sampling", None)
+    return Needs(train=getattr(config, "train", None), sampling=sampling)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

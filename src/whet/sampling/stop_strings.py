@@ -80,7 +80,7 @@ def _automaton(strings: Sequence[bytes]) -> States:
 def _spellings(tokenizer: Any, vocabulary: int) -> list[bytes]:
     """The bytes that each token adds to a text; special tokens count as they are written."""
     added = {index: token.content for index, token in tokenizer.added_tokens_decoder.items()}
-    pieces = {index: piece for piece, index in tokenizer.get_vocab().items()} | added
+    pieces: dict[int, str] = {index: piece for piece, index in tokenizer.get_vocab().items()} | added
     shown = [byte for byte in range(33, 256) if chr(byte).isprintable()]
     hidden = [byte for byte in range(256) if byte not in shown]
     alphabet = {chr(byte): byte for byte in shown} | {chr(256 + n): byte for n, byte in enumerate(hidden)}  # GPT-2's

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import replace
 
 from whet.algorithms.online_preference import OnlineSetting, first_state, online_preference
 from whet.config import OnlinePreferenceStage
 from whet.pipeline.dropped import keep_dropped
+from whet.pipeline.held_out import HeldOut, of_tasks
 from whet.pipeline.load_data import rubric
 from whet.pipeline.playing import check_tasks, playable, player
 from whet.pipeline.runner import drive
@@ -24,8 +26,7 @@ def run_online_preference(context: Context[OnlinePreferenceStage]) -> None:
     """Sample, score, rank, prefer and step until the steps are done."""
     config = context.config
     assert config.train.steps is not None
-    grading = rubric(config.tasks, config.rewards, context.world)
-    try:
+    with closing(rubric(config.tasks, config.rewards, context.world)) as grading, of_tasks(context) as measuring:
         problems = playable(config.tasks, context.model, context.world, grading, max_tokens=config.sampling.max_tokens)
         context.console.say(f"{context.name}: {problems.describe()}")
         keep_dropped(context, "tasks", problems.lost)
@@ -58,9 +59,8 @@ def run_online_preference(context: Context[OnlinePreferenceStage]) -> None:
             return online_preference(policy.trainer, feed, setting, start=start, state=state)
 
         log = RunLog(context.folder, policy.template.decode)
-        drive(context, policy.trainer, log, begin, steps=setting.steps)
-    finally:
-        grading.close()
+        held_out = HeldOut.of(config, setting.steps, measuring(policy))
+        drive(context, policy.trainer, log, begin, steps=setting.steps, held_out=held_out)
 
 
 KIND = Kind(

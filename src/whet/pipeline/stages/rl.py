@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 
 from whet.algorithms.critic import Critic
@@ -14,6 +15,7 @@ from whet.config.rewards import weights
 from whet.envs.base import Task
 from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.gate import gate
+from whet.pipeline.held_out import HeldOut, of_tasks
 from whet.pipeline.load_data import rubric
 from whet.pipeline.playing import look_at_tasks, playable, player
 from whet.pipeline.runner import Saved, WithCritic, drive
@@ -32,8 +34,7 @@ def run_rl(context: Context[RLStage]) -> None:
     """Sample, score, weigh and step until the steps are done."""
     config = context.config
     assert config.train.steps is not None
-    grading = rubric(config.tasks, config.rewards, context.world)
-    try:
+    with closing(rubric(config.tasks, config.rewards, context.world)) as grading, of_tasks(context) as measuring:
         problems = playable(config.tasks, context.model, context.world, grading, max_tokens=config.sampling.max_tokens)
         for line in (problems.describe(), *config.algorithm.cautions(prompts=config.prompts_per_step)):
             context.console.say(f"{context.name}: {line}")
@@ -83,9 +84,8 @@ def run_rl(context: Context[RLStage]) -> None:
         learning: Saved = policy.trainer
         if critic is not None and critic.trainer is not policy.trainer:
             learning = WithCritic(policy.trainer, critic.trainer)
-        drive(context, learning, log, begin, steps=setting.steps)
-    finally:
-        grading.close()
+        held_out = HeldOut.of(config, setting.steps, measuring(policy))
+        drive(context, learning, log, begin, steps=setting.steps, held_out=held_out)
 
 
 def _curriculum(config: CurriculumConfig | None, listed: Sequence[Task]) -> Curriculum | None:
