@@ -18,6 +18,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from whet.config.critic import CriticConfig
 from whet.config.data import Source
 from whet.config.derived import OneOf, section_of
+from whet.config.model import Reference
 from whet.config.preset import kind_of, with_preset
 from whet.config.presets import PRESETS
 from whet.config.strict import Strict
@@ -58,7 +59,7 @@ else:
 
 
 class KLConfig(Strict):
-    """A penalty for leaving the reference policy (the stage's starting weights, frozen)."""
+    """A penalty for leaving the reference policy, which is frozen."""
 
     place: Literal["none", "reward", "loss"] = "none"
     estimator: Annotated[str, OneOf(["k1", *kl.LOSSES])] = "k3"
@@ -72,8 +73,10 @@ class KLConfig(Strict):
     """Nats for each answer at which a controller holds the KL by moving the coefficient; None: it is fixed."""
     horizon: int = Field(10_000, ge=1)
     """Answers over which the controller acts (Ziegler et al. 2019)."""
+    reference: Reference = None
+    """The model that it is measured from; None: the one that the stage starts from."""
     update_every: int | None = Field(None, ge=1)
-    """Steps between updates of the reference; None: it stays what the stage starts from."""
+    """Steps between updates of the reference; None: it stays what it is."""
     ema_decay: float = Field(0.0, ge=0, lt=1)
     """EMA: the share of the old reference that an update keeps. 0: a hard copy of the policy."""
 
@@ -88,7 +91,7 @@ class KLConfig(Strict):
     def _check(self) -> KLConfig:
         if self.place != "none" and self.coefficient == 0:
             raise ValueError(f"place is {self.place} but coefficient is 0; set one of them")
-        if self.place == "none" and (self.coefficient or self.target or self.update_every):
+        if self.place == "none" and (self.coefficient or self.target or self.update_every or self.reference):
             raise ValueError("place is none, so nothing else here has an effect; say place: loss or place: reward")
         if self.place == "loss" and self.estimator == "k1":
             raise ValueError("k1 as a loss has an expected gradient of zero; use k2 or k3, or place: reward")

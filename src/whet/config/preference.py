@@ -24,6 +24,7 @@ from whet.config.budget import StageBudget, answers_of, of_rows
 from whet.config.data import GeneratedConfig, Source
 from whet.config.derived import OneOf, section_of
 from whet.config.held_out import OtherEvaluation, TrainingStage
+from whet.config.model import Reference
 from whet.config.preset import with_preset
 from whet.config.strict import Made, Strict
 from whet.config.train import TrainConfig
@@ -160,6 +161,8 @@ class PreferenceStage(TrainingStage):
     loss: LossConfig = LossConfig(preset="dpo")
     pairs: Literal["all", "best_worst"] = "all"
     """Of more than two ranked answers: every pair, or the best against the worst."""
+    reference: Reference = None
+    """What the loss compares with; None: the model that the stage starts from."""
     max_reference_gap: float = Field(0.02, gt=0)
     """Largest mean |log p - log p_ref| per token before the first update, when the two must be the same model."""
     train: TrainAtRateOfLoss = PreferenceTrainConfig()
@@ -167,6 +170,8 @@ class PreferenceStage(TrainingStage):
     @model_validator(mode="after")
     def _check(self) -> PreferenceStage:
         self.check_best(measures=bool(self.eval_data or self.evaluation))
+        if self.reference is not None and not self.loss.needs_reference:
+            raise ValueError("reference has no effect, the loss has none; leave it out")
         for source in (self.data, self.eval_data):
             if not isinstance(source, GeneratedConfig):
                 continue

@@ -80,17 +80,23 @@ class LocalWorld:
         train: TrainConfig,
         sampling: SamplingConfig,
         *,
-        reference: bool = False,
+        reference: ModelConfig | bool = False,
+        reads: ModelConfig | None = None,
         with_value: bool = False,
     ) -> Policy:
-        """Trainer and sampler over the same weights; with LoRA the reference is the adapter switched off."""
-        tokens = settle(train, model, sampling, reference=reference)
+        """Trainer and sampler over the same weights; with LoRA its own reference is the adapter switched off."""
+        other = reference if isinstance(reference, ModelConfig) and reference.path != model.path else None
+        for reader, policy in ((model, reads), (other, model)):
+            if reader is not None and policy is not None:
+                require_same_tokens(reader, policy)
+        tokens = settle(train, model, sampling, reference=other or bool(reference))
         template = self.template(model)
         language = load_model(model, **_how(train), with_score=with_value, stop_ids=template.stop_ids)
-        frozen = load_model(model) if reference and train.lora is None else None
+        kept = model if other is None and reference and train.lora is None else other
+        frozen = {} if kept is None else {REFERENCE: load_model(kept)}
         return Policy(
             template=template,
-            trainer=LocalTrainer(language, train, {} if frozen is None else {REFERENCE: frozen}, tokens=tokens),
+            trainer=LocalTrainer(language, train, frozen, tokens=tokens),
             start_sampler=cache(lambda: SAMPLERS[sampling.engine](language, sampling)),
             max_length=language.max_length,
             about=_about(language, tokens),

@@ -34,6 +34,8 @@ NUMBERS = {
     "kl": ("kl", "{:.2g}"),
     "grad_norm": ("grad", "{:.2g}"),
 }
+HELD_OUT = {"eval_loss", "eval_reward", "eval_rewards/accuracies"}
+"""Steps with one of these have a line of their own where there is no terminal."""
 
 
 class Console:
@@ -70,7 +72,7 @@ class Console:
         numbers = f"{self._time_left(step)}  {line(metrics)}"
         if self._progress is not None:
             self._progress.update(self._bar, completed=step, numbers=numbers)
-        elif not self._quiet and (step % self._every == 0 or step in (self._first + 1, self._total)):
+        elif step % self._every == 0 or step in (self._first + 1, self._total) or not HELD_OUT.isdisjoint(metrics):
             self.say(f"{stage}  {step}/{self._total}  {numbers}")
 
     def say(self, text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
+from math import inf
 
 from whet.algorithms.online_preference import OnlineSetting, first_state, online_preference
 from whet.config import OnlinePreferenceStage
@@ -13,10 +14,10 @@ from whet.pipeline.held_out import HeldOut, of_tasks
 from whet.pipeline.load_data import rubric
 from whet.pipeline.playing import check_tasks, playable, player
 from whet.pipeline.runner import drive
-from whet.pipeline.stage import Context, Kind, training_and_sampling
+from whet.pipeline.stage import Context, Kind, reference_of, training_and_sampling
 from whet.records import Step
 from whet.rollouts.feed import Feed
-from whet.tracking.catalogue import PREFERENCES, TRAINING
+from whet.tracking.catalogue import HELD_OUT_TASKS, PREFERENCES, TRAINING
 from whet.tracking.charts import Look
 from whet.tracking.log import RunLog
 from whet.tracking.text import number
@@ -31,7 +32,10 @@ def run_online_preference(context: Context[OnlinePreferenceStage]) -> None:
         context.console.say(f"{context.name}: {problems.describe()}")
         keep_dropped(context, "tasks", problems.lost)
         policy = context.world.policy(
-            context.model, config.train, config.sampling, reference=config.loss.needs_reference
+            context.model,
+            config.train,
+            config.sampling,
+            reference=config.loss.needs_reference and reference_of(context.model, config.reference),
         )
         context.console.say(f"{context.name}: {policy.about}")
         feed = Feed(
@@ -50,7 +54,7 @@ def run_online_preference(context: Context[OnlinePreferenceStage]) -> None:
             all_pairs=config.pairs == "all",
             minibatches=config.minibatches,
             update_reference_every=config.update_reference_every,
-            max_gap=config.max_reference_gap,
+            max_gap=config.max_reference_gap if config.reference is None else inf,
         )
         first = first_state(feed)
 
@@ -67,6 +71,6 @@ KIND = Kind(
     config=OnlinePreferenceStage,
     run=run_online_preference,
     check=check_tasks,
-    needs=lambda c: replace(training_and_sampling(c), reference=c.loss.needs_reference),
-    look=Look(charts=(*PREFERENCES, *TRAINING), headline=(("reward", "the reward", number),)),
+    needs=lambda c: replace(training_and_sampling(c), reference=c.loss.needs_reference and (c.reference or True)),
+    look=Look(charts=(*PREFERENCES, *TRAINING), headline=(HELD_OUT_TASKS, ("reward", "the reward", number))),
 )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from math import inf
 
 from whet.algorithms.preference import beside_mismatched, objective_of, preference, weigh_preferences
 from whet.algorithms.sequence_sums import add_constant
 from whet.algorithms.supervised import supervised_steps
-from whet.config import GeneratedConfig, LossConfig, ModelConfig, PreferenceStage, Source
+from whet.config import GeneratedConfig, LossConfig, ModelConfig, PreferenceStage, SamplingConfig, Source, TrainConfig
 from whet.data.faults import Dropped
 from whet.errors import DataError
 from whet.pipeline.dropped import keep_dropped
@@ -18,7 +20,7 @@ from whet.pipeline.load_data import comparisons, judged
 from whet.pipeline.playing import SHOWN, evaluation_summary
 from whet.pipeline.reference import with_reference
 from whet.pipeline.runner import drive
-from whet.pipeline.stage import Context, Kind, Policy, Seen, World
+from whet.pipeline.stage import Context, Kind, Policy, Seen, World, reference_of
 from whet.records import Atom, Metric, Step
 from whet.tracking.catalogue import PREFERENCES, TRAINING
 from whet.tracking.charts import Look
@@ -47,9 +49,13 @@ def _train(
     measuring: Callable[[Policy], list[Measure]],
 ) -> None:
     config = context.config
+    examples: Mapping[str, Sequence[Atom]] = {name: gated.atoms for name, gated in found.items()}
+    if config.reference is not None:
+        examples = _referred(context, examples, cache(lambda: _reference(context)))
     policy = context.world.policy(context.model, config.train, sampling_of(config.evaluation))
     trainer = policy.trainer
-    examples = {name: _referred(context, config.loss, trainer, gated.atoms, name) for name, gated in found.items()}
+    if config.reference is None and config.loss.needs_reference:
+        examples = _referred(context, examples, lambda: trainer)
     steps = supervised_steps(len(examples["train"]), config.train)
 
     def measure() -> Mapping[str, Metric]:
@@ -63,7 +69,7 @@ def _train(
             config.loss,
             config.train,
             seed=context.seed,
-            max_gap=config.max_reference_gap,
+            max_gap=config.max_reference_gap if config.reference is None else inf,
             start=start,
             state=state,
         )
@@ -109,8 +115,17 @@ def gate_preferences(world: World, model: ModelConfig, config: PreferenceStage, 
     return GatedPreferences(atoms=_with_confidence(compared), stats=stats, lost=(unread, dropped))
 
 
-def _referred(context: Context, loss: LossConfig, trainer: Trainer, atoms: Sequence[Atom], name: str) -> Sequence[Atom]:
-    return with_reference(context, trainer, atoms, name) if loss.needs_reference else atoms
+def _referred(
+    context: Context, found: Mapping[str, Sequence[Atom]], trainer: Callable[[], Trainer]
+) -> dict[str, Sequence[Atom]]:
+    return {name: with_reference(context, trainer, atoms, name) for name, atoms in found.items()}
+
+
+def _reference(context: Context[PreferenceStage]) -> Trainer:
+    """The other model that the loss compares with."""
+    model = reference_of(context.model, context.config.reference)
+    train = TrainConfig(microbatch_tokens=context.config.train.microbatch_tokens)
+    return context.world.policy(model, train, SamplingConfig(), reads=context.model).trainer
 
 
 def _with_confidence(compared: Sequence[Compared]) -> list[Atom]:

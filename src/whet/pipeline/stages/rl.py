@@ -19,11 +19,11 @@ from whet.pipeline.held_out import HeldOut, of_tasks
 from whet.pipeline.load_data import rubric
 from whet.pipeline.playing import look_at_tasks, playable, player
 from whet.pipeline.runner import Saved, WithCritic, drive
-from whet.pipeline.stage import Context, Kind, Needs, Policy, Seen, World, training_and_sampling
+from whet.pipeline.stage import Context, Kind, Needs, Policy, Seen, World, reference_of, training_and_sampling
 from whet.records import Step
 from whet.rollouts.curriculum import Curriculum, hardness_of
 from whet.rollouts.feed import Feed
-from whet.tracking.catalogue import TRAINING
+from whet.tracking.catalogue import HELD_OUT_TASKS, TRAINING
 from whet.tracking.charts import Look
 from whet.tracking.log import RunLog
 from whet.tracking.text import number, percent
@@ -44,7 +44,8 @@ def run_rl(context: Context[RLStage]) -> None:
             context.model,
             config.train,
             config.sampling,
-            reference=config.algorithm.kl.place != "none",
+            reference=config.algorithm.kl.place != "none"
+            and reference_of(context.model, config.algorithm.kl.reference),
             with_value=config.algorithm.shares_trunk,
         )
         context.console.say(f"{context.name}: {policy.about}")
@@ -141,7 +142,7 @@ def check_rl(context: Context[RLStage]) -> Seen:
 
 def needs_of_rl(config: RLStage) -> Needs:
     """A policy, a reference for the KL, and a critic."""
-    reference = config.algorithm.kl.place != "none"
+    reference = config.algorithm.kl.place != "none" and (config.algorithm.kl.reference or True)
     return replace(training_and_sampling(config), reference=reference, critic=config.algorithm.critic)
 
 
@@ -152,6 +153,10 @@ KIND = Kind(
     needs=needs_of_rl,
     look=Look(
         charts=TRAINING,
-        headline=(("solved", "the solved share of training tasks", percent), ("reward", "the reward", number)),
+        headline=(
+            HELD_OUT_TASKS,
+            ("solved", "the solved share of training tasks", percent),
+            ("reward", "the reward", number),
+        ),
     ),
 )

@@ -15,7 +15,7 @@ from whet.pipeline.playing import SHOWN, evaluation_summary
 from whet.pipeline.runner import drive
 from whet.pipeline.stage import Context, Kind, Seen
 from whet.records import Step, TokenRow
-from whet.tracking.catalogue import IMITATION, TRAINING
+from whet.tracking.catalogue import HELD_OUT_TASKS, IMITATION, TRAINING
 from whet.tracking.charts import Look
 from whet.tracking.log import RunLog
 from whet.tracking.text import number
@@ -63,5 +63,5 @@ KIND = Kind(
     config=SFTStage,
     run=run_sft,
     check=check_sft,
-    look=Look(charts=(*IMITATION, *TRAINING), headline=(("loss", "loss", number),)),
+    look=Look(charts=(*IMITATION, *TRAINING), headline=(HELD_OUT_TASKS, ("loss", "loss", number))),
 )
