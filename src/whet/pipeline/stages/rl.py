@@ -32,7 +32,7 @@ from whet.training.tokenize import Gated
 
 def run_rl(context: Context[RLStage]) -> None:
     """Sample, score, weigh and step until the steps are done."""
-    config = context.config
+    config, kl = context.config, context.config.algorithm.kl
     assert config.train.steps is not None
     with closing(rubric(config.tasks, config.rewards, context.world)) as grading, of_tasks(context) as measuring:
         problems = playable(config.tasks, context.model, context.world, grading, max_tokens=config.sampling.max_tokens)
@@ -44,8 +44,7 @@ def run_rl(context: Context[RLStage]) -> None:
             context.model,
             config.train,
             config.sampling,
-            reference=config.algorithm.kl.place != "none"
-            and reference_of(context.model, config.algorithm.kl.reference),
+            reference=kl.place != "none" and reference_of(context.model, kl.reference),
             with_value=config.algorithm.shares_trunk,
         )
         context.console.say(f"{context.name}: {policy.about}")
@@ -142,7 +141,8 @@ def check_rl(context: Context[RLStage]) -> Seen:
 
 def needs_of_rl(config: RLStage) -> Needs:
     """A policy, a reference for the KL, and a critic."""
-    reference = config.algorithm.kl.place != "none" and (config.algorithm.kl.reference or True)
+    kl = config.algorithm.kl
+    reference = kl.place != "none" and (kl.reference or True)
     return replace(training_and_sampling(config), reference=reference, critic=config.algorithm.critic)
 
 
