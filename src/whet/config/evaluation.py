@@ -9,9 +9,17 @@ from pydantic import Field, model_validator
 
 from whet.config.budget import StageBudget, rows_of, times
 from whet.config.data import Source
+from whet.config.derived import FromFile
 from whet.config.rewards import RewardConfig, check_rewards
 from whet.config.stage import StageBase
 from whet.config.train import SamplingConfig
+
+
+class OwnEnvironment(FromFile):
+    """An environment of one's own: a class, or a function of the task that makes an `envs.base.Environment`."""
+
+    max_turns: int = Field(8, ge=1)
+    """Answers of the policy after which an episode is cut off."""
 
 
 class EvalStage(StageBase):
@@ -27,6 +35,8 @@ class EvalStage(StageBase):
     samples: int = Field(4, ge=1)
     """Completions of each task."""
     sampling: SamplingConfig = SamplingConfig()
+    environment: OwnEnvironment | None = None
+    """None: a task is asked once, and answered."""
 
     @model_validator(mode="after")
     def _check(self) -> EvalStage:

@@ -13,11 +13,11 @@ from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, SerializeAsAny, Tag, model_validator
 
 from whet.config.critic import CriticConfig
 from whet.config.data import Source
-from whet.config.derived import OneOf, section_of
+from whet.config.derived import FromFile, OneOf, section_of
 from whet.config.model import Reference
 from whet.config.preset import kind_of, with_preset
 from whet.config.presets import PRESETS
@@ -46,6 +46,12 @@ class ClipSection(Strict):
     kind: str
 
 
+class OwnClip(FromFile, ClipSection):
+    """A surrogate of one's own, `(tokens, *, constants) -> loss of each token` of `formulas.policy.Tokens`."""
+
+    kind: Literal["function"] = "function"
+
+
 CLIPS = {
     kind: section_of(each.loss, f"{kind}_clip", base=ClipSection, kind=kind, module=__name__)
     for kind, each in SURROGATES.items()
@@ -53,7 +59,8 @@ CLIPS = {
 if TYPE_CHECKING:
     Clip = ClipSection
 else:
-    Clip = Annotated[reduce(or_, (Annotated[s, Tag(k)] for k, s in CLIPS.items())), Discriminator(kind_of)]
+    OWN = Annotated[SerializeAsAny[OwnClip], Tag("function")]
+    Clip = Annotated[reduce(or_, (Annotated[s, Tag(k)] for k, s in CLIPS.items()), OWN), Discriminator(kind_of)]
 
 # ------------------------------------------------------------------------------------- KL and other terms
 
@@ -297,7 +304,7 @@ class PolicyConfig(Strict):
             "positive_nll is a mean over tokens; use reduction: token_mean",
         )
         yield (
-            level == "none" and kind != "none",
+            level == "none" and kind not in ("none", "function"),
             f"clip: {kind} bounds a ratio, and ratio.level is none; use clip: {{kind: none}}",
         )
         yield (
@@ -305,7 +312,7 @@ class PolicyConfig(Strict):
             "ratio.level: none is right for the first update only, and minibatches makes more; use ratio.level: token",
         )
         yield (
-            SURROGATES[kind].of_tokens and level != "token",
+            kind in SURROGATES and SURROGATES[kind].of_tokens and level != "token",
             f"clip: {kind} is defined for the ratio of tokens; use ratio: {{level: token}}",
         )
         yield (
@@ -368,7 +375,7 @@ class PolicyConfig(Strict):
             or self.kl_cov is not None
             or self.positive_nll is not None
             or self.shares_trunk
-            or self.clip.kind == "quadratic"
+            or self.clip.kind in ("quadratic", "function")
         )
 
     @property

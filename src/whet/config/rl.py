@@ -11,6 +11,7 @@ from whet.config.budget import StageBudget, times
 from whet.config.constraint import ConstraintConfig
 from whet.config.curriculum import CurriculumConfig
 from whet.config.data import Source
+from whet.config.evaluation import OwnEnvironment
 from whet.config.health import HealthConfig
 from whet.config.held_out import OwnEvaluation, TrainingStage
 from whet.config.policy import PolicyConfig
@@ -43,6 +44,8 @@ class RLStage(TrainingStage):
     prompts_per_step: int = Field(32, ge=1)
     rollouts_per_prompt: int = Field(8, ge=1)
     sampling: SamplingConfig = SamplingConfig()
+    environment: OwnEnvironment | None = None
+    """None: a task is asked once, and answered."""
     evaluation: OwnEvaluation = None
     train: RLTrainConfig = RLTrainConfig()
     health: HealthConfig = HealthConfig()

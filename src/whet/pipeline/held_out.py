@@ -143,7 +143,8 @@ def _play(context: Context[Any], policy: Policy, tasks: Sequence[Task], grading:
     config = context.config.evaluation
     if policy.sampler.version != step:
         policy.hand_over(step)
-    play, size = player(policy, grading, config.sampling), max(1, CHUNK_EPISODES // config.samples)
+    own = getattr(context.config, "environment", None)
+    play, size = player(policy, grading, config.sampling, own), max(1, CHUNK_EPISODES // config.samples)
     groups: list[Group] = []
     for first in range(0, len(tasks), size):
         if context.stopped():

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from whet.config import ModelConfig, SamplingConfig, Source
+from whet.config.evaluation import OwnEnvironment
 from whet.data.faults import Dropped
 from whet.envs.base import Rubric, Task
 from whet.envs.rubric import WeightedRubric
@@ -78,12 +80,15 @@ def check_tasks(context: Context[Any]) -> Seen:
     return look_at_tasks(context)[0]
 
 
-def player(policy: Policy, grading: Rubric, sampling: SamplingConfig) -> Player:
-    """Plays single-turn tasks with this policy."""
+def player(
+    policy: Policy, grading: Rubric, sampling: SamplingConfig, environment: OwnEnvironment | None = None
+) -> Player:
+    """Plays tasks with this policy: in turns with an environment, or else by asking once."""
     return Player(
         sampler=policy.sampler,
         template=policy.template,
-        environment=SingleTurn,
+        environment=SingleTurn if environment is None else partial(environment.function, **environment.constants),
+        max_turns=1 if environment is None else environment.max_turns,
         rubric=grading,
         params=sampling_params(sampling, policy.template),
         max_length=policy.max_length,
