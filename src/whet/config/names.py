@@ -148,7 +148,6 @@ OTHER_TOOLS: Mapping[str, KnownKeys] = {
     "metric_for_best_model": _known("", "best.metric"),
     "greater_is_better": _known("min or max", "best.goal"),
     "early_stopping_patience": _known("", "best.patience"),
-    "early_stopping": _known("{metric: eval_loss, patience: 3}", "best"),
     "early_stopping_threshold": _known("", "best.min_delta"),
     "output_dir": _known("", "out"),
     "run_name": _known("", "name"),

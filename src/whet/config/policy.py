@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     Clip = ClipSection
 else:
     OWN = Annotated[SerializeAsAny[OwnClip], Tag("function")]
-    Clip = Annotated[reduce(or_, (Annotated[s, Tag(k)] for k, s in CLIPS.items()), OWN), Discriminator(kind_of)]
+    Clip = Annotated[reduce(or_, (*(Annotated[s, Tag(k)] for k, s in CLIPS.items()), OWN)), Discriminator(kind_of)]
 
 # ------------------------------------------------------------------------------------- KL and other terms
 
