@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isnan
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
@@ -27,9 +28,10 @@ class BestConfig(Strict):
     """Early stopping: after so many evaluations in a row without a better value; None: never."""
 
     def better(self, value: float, than: float) -> bool:
-        """Whether a value is better than the best so far; one that is not a number never is."""
+        """Whether a value is better than the best so far; any number is better than none (NaN)."""
         down = self.goal == "min" or (self.goal == "auto" and "loss" in self.metric)
-        return than - value > self.min_delta if down else value - than > self.min_delta
+        gain = than - value if down else value - than
+        return gain > self.min_delta or (isnan(than) and not isnan(value))
 
 
 class TrainingStage(StageBase):

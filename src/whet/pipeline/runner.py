@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from whet.errors import TrainingError
 from whet.files import folder_size, write_json, writing
-from whet.pipeline.held_out import HeldOut
+from whet.pipeline.held_out import HeldOut, Measure
 from whet.pipeline.stage import LEARNED, Context, Interrupted
 from whet.records import State, Step, seed_of
 from whet.tracking.log import RunLog
@@ -68,16 +68,16 @@ def drive(
     begin: Begin,
     *,
     steps: int,
-    held_out: HeldOut | None = None,
+    measures: Sequence[Measure] = (),
     exported: Callable[[Path], None] = lambda _: None,
 ) -> None:
     """Run an algorithm to its end, from the newest checkpoint if there is one, and export the model.
 
-    `held_out` is measured between steps; with a best model asked for, that is exported as well, to `best`. `exported`
-    is told of each folder while the trainer has its weights. Raises `TrainingError` where no step made an update: the
-    model would be the one that the stage started from. Of a trial that is only said.
+    `measures` of held-out data are taken between steps; where the stage keeps the `best` model, that is exported, too.
+    `exported` is told of each folder while the trainer has its weights. Raises `TrainingError` where no step made an
+    update: the model would be the one that the stage started from. Of a trial that is only said.
     """
-    held_out = held_out or HeldOut(steps=steps)
+    held_out = HeldOut(context.config, steps, measures)
     done, state = _resumed(context, trainer, log, held_out)
     saver = _Saver(context, trainer, log, held_out, done=done)
     context.console.begin(context.name, steps, done=done)
@@ -108,7 +108,7 @@ def drive(
     log.close()
     context.console.close()
     if held_out.over:
-        context.console.say(f"{context.name}: ends after step {done}: {held_out.why_over}")
+        context.console.say(f"{context.name}: ends after step {done}: {held_out.over}")
     if not saver.learned:
         why = "".join(f"; the last one: {note}" for note in notes[-1:])
         nothing = f"{context.name}: nothing was learned: none of {done} steps made an update{why}"
@@ -117,7 +117,7 @@ def drive(
         context.console.say(nothing)
     _export(context, trainer, "model", exported)
     if held_out.best is not None:
-        trainer.load(generation_at(context.checkpoints, held_out.kept))
+        trainer.load(generation_at(context.checkpoints, held_out.best_step))
         _export(context, trainer, "best", exported)
 
 

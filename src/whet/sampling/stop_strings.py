@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -36,17 +35,13 @@ def stop_table(tokenizer: Any, vocabulary: int, strings: tuple[str, ...]) -> Sta
         if not b"".join(spelled[token] for token in tokens).endswith(string.encode()):
             raise ModelError(f"sampling.stop: the tokenizer does not spell {string!r} token by token; leave it out")
     next_QB = _automaton([string.encode() for string in strings])
-    order = np.argsort([-len(text) for text in spelled], kind="stable")
-    texts = [spelled[token] for token in order]
-    first_V = np.array([0, *accumulate(map(len, texts))])[:-1]
-    bytes_N = np.frombuffer(b"".join(texts), np.uint8)
-    state_QV = np.repeat(np.arange(len(next_QB), dtype=np.int32)[:, None], vocabulary, axis=1)
-    state_QV[-1] = COMPLETE
-    for at in range(len(texts[0])):
-        longer = sum(len(text) > at for text in texts)
-        state_QV[:, :longer] = next_QB[state_QV[:, :longer], bytes_N[first_V[:longer] + at]]
-    table_QV = np.empty_like(state_QV)
-    table_QV[:, order] = state_QV
+    length_V = np.array([len(text) for text in spelled])
+    first_V, bytes_N = np.cumsum(length_V) - length_V, np.frombuffer(b"".join(spelled), np.uint8)
+    table_QV = np.repeat(np.arange(len(next_QB), dtype=np.int32)[:, None], vocabulary, axis=1)
+    table_QV[-1] = COMPLETE
+    for at in range(length_V.max()):
+        (longer,) = np.nonzero(length_V > at)
+        table_QV[:, longer] = next_QB[table_QV[:, longer], bytes_N[first_V[longer] + at]]
     return table_QV
 
 

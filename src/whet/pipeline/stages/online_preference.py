@@ -10,7 +10,7 @@ from math import inf
 from whet.algorithms.online_preference import OnlineSetting, first_state, online_preference
 from whet.config import OnlinePreferenceStage
 from whet.pipeline.dropped import keep_dropped
-from whet.pipeline.held_out import HeldOut, of_tasks
+from whet.pipeline.held_out import of_tasks
 from whet.pipeline.load_data import rubric
 from whet.pipeline.playing import check_tasks, playable, player
 from whet.pipeline.runner import drive
@@ -63,8 +63,7 @@ def run_online_preference(context: Context[OnlinePreferenceStage]) -> None:
             return online_preference(policy.trainer, feed, setting, start=start, state=state)
 
         log = RunLog(context.folder, policy.template.decode)
-        held_out = HeldOut.of(config, setting.steps, measuring(policy))
-        drive(context, policy.trainer, log, begin, steps=setting.steps, held_out=held_out)
+        drive(context, policy.trainer, log, begin, steps=setting.steps, measures=measuring(policy))
 
 
 KIND = Kind(

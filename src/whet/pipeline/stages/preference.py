@@ -15,7 +15,7 @@ from whet.data.faults import Dropped
 from whet.errors import DataError
 from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.gate import row_limit
-from whet.pipeline.held_out import HeldOut, Measure, of_rows, of_tasks, sampling_of
+from whet.pipeline.held_out import Measure, of_rows, of_tasks, sampling_of
 from whet.pipeline.load_data import comparisons, judged
 from whet.pipeline.playing import SHOWN, evaluation_summary
 from whet.pipeline.reference import with_reference
@@ -74,8 +74,8 @@ def _train(
             state=state,
         )
 
-    held = HeldOut.of(config, steps, [*([of_rows(measure)] if "eval" in examples else []), *measuring(policy)])
-    drive(context, trainer, RunLog(context.folder), begin, steps=steps, held_out=held)
+    measures = [*([of_rows(measure)] if "eval" in examples else []), *measuring(policy)]
+    drive(context, trainer, RunLog(context.folder), begin, steps=steps, measures=measures)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

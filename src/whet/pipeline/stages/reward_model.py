@@ -23,7 +23,7 @@ from whet.evals.ratings import Rating, Ratings, judge_ratings
 from whet.files import write_json
 from whet.models.heads import RewardFacts, note_reward_facts, objectives_in
 from whet.pipeline.dropped import keep_dropped
-from whet.pipeline.held_out import HeldOut, of_rows
+from whet.pipeline.held_out import of_rows
 from whet.pipeline.playing import SHOWN
 from whet.pipeline.reward_dataset import RewardDataset, RewardExample, ratings_of, reward_dataset
 from whet.pipeline.runner import drive
@@ -74,8 +74,8 @@ def run_reward_model(context: Context[RewardModelStage]) -> None:
             write_json(context.folder / ("reward.json" if last else "best.json"), asdict(found))
             context.console.say(f"{context.name}: {'' if last else 'the best: '}{describe(found)}")
 
-    held = HeldOut.of(config, steps, [of_rows(measure)] if unseen else [])
-    drive(context, trainer, RunLog(context.folder), begin, steps=steps, held_out=held, exported=exported)
+    measures = [of_rows(measure)] if unseen else []
+    drive(context, trainer, RunLog(context.folder), begin, steps=steps, measures=measures, exported=exported)
 
 
 # --------------------------------------------------------------------------------------------- measuring

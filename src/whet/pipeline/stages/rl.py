@@ -15,7 +15,7 @@ from whet.config.rewards import weights
 from whet.envs.base import Task
 from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.gate import gate
-from whet.pipeline.held_out import HeldOut, of_tasks
+from whet.pipeline.held_out import of_tasks
 from whet.pipeline.load_data import rubric
 from whet.pipeline.playing import look_at_tasks, playable, player
 from whet.pipeline.runner import Saved, WithCritic, drive
@@ -85,8 +85,7 @@ def run_rl(context: Context[RLStage]) -> None:
         learning: Saved = policy.trainer
         if critic is not None and critic.trainer is not policy.trainer:
             learning = WithCritic(policy.trainer, critic.trainer)
-        held_out = HeldOut.of(config, setting.steps, measuring(policy))
-        drive(context, learning, log, begin, steps=setting.steps, held_out=held_out)
+        drive(context, learning, log, begin, steps=setting.steps, measures=measuring(policy))
 
 
 def _curriculum(config: CurriculumConfig | None, listed: Sequence[Task]) -> Curriculum | None:

@@ -10,7 +10,7 @@ from whet.algorithms.supervised import supervised_steps
 from whet.config import SFTStage
 from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.gate import gate, gate_sets
-from whet.pipeline.held_out import HeldOut, of_rows, of_tasks, sampling_of
+from whet.pipeline.held_out import of_rows, of_tasks, sampling_of
 from whet.pipeline.playing import SHOWN, evaluation_summary
 from whet.pipeline.runner import drive
 from whet.pipeline.stage import Context, Kind, Seen
@@ -44,8 +44,7 @@ def run_sft(context: Context[SFTStage]) -> None:
         def begin(start: int, state: Mapping[str, float]) -> Iterator[Step]:
             return train(start=start, state=state)
 
-        held = HeldOut.of(config, steps, measures)
-        drive(context, policy.trainer, RunLog(context.folder), begin, steps=steps, held_out=held)
+        drive(context, policy.trainer, RunLog(context.folder), begin, steps=steps, measures=measures)
 
 
 def check_sft(context: Context[SFTStage]) -> Seen:
