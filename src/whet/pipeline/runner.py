@@ -82,10 +82,10 @@ def drive(
     saver = _Saver(context, trainer, log, held_out, done=done)
     context.console.begin(context.name, steps, done=done)
     if held_out.due(done):  # of the model that the stage starts from, or one that was stopped half-way
-        found = held_out.look(done)
-        log.amend(done, found)
-        _tell(context, Step(index=done, metrics=found))
-        saver.consider_best(done, state)
+        looked = Step(index=done, metrics=held_out.look(done), state=state)
+        log.amend(done, looked.metrics)
+        _tell(context, looked)
+        saver.consider_best(looked)
     algorithm = begin(done, state)
     notes: tuple[str, ...] = ()
     while not held_out.over:
@@ -102,9 +102,9 @@ def drive(
         if step.ill:
             continue  # the algorithm says why when it is asked to go on; nothing is built on such a step
         if stopped or (context.stopped() and done < steps):
-            saver.save(done, step.state)
+            saver.save(step)
             raise Interrupted
-        saver.consider(done, step.state)
+        saver.consider(step)
     log.close()
     context.console.close()
     if held_out.over:
@@ -174,30 +174,30 @@ class _Saver:
         self.saved_step, self.saved_at, self.cost_s = done, time.monotonic(), 0.0
         self.learned = (self.root / LEARNED).exists()
 
-    def consider(self, step: int, state: State) -> None:
+    def consider(self, step: Step) -> None:
         """Save if it is time."""
         if self.config.every is not None:
-            due = step - self.saved_step >= self.config.every
+            due = step.index - self.saved_step >= self.config.every
         else:
             due = self.cost_s <= self.config.overhead * (time.monotonic() - self.saved_at)
         if due:
-            self.save(step, state)
+            self.save(step)
         else:
-            self.consider_best(step, state)
+            self.consider_best(step)
 
-    def consider_best(self, step: int, state: State) -> None:
+    def consider_best(self, step: Step) -> None:
         """Save if this is the best model so far."""
-        if self.held_out.best_step == step:
-            self.save(step, state)
+        if self.held_out.best_step == step.index:
+            self.save(step)
 
-    def save(self, step: int, state: State) -> None:
+    def save(self, step: Step) -> None:
         """Save now."""
         began = time.monotonic()
         self.log.sync()
         if self.learned:  # before the checkpoint is there: from now on the folder belongs to the stage's identity
-            write_json(self.root / LEARNED, {"step": step})
-        known = {**state, **self.held_out.state}
+            write_json(self.root / LEARNED, {"step": step.index})
+        known = {**step.state, **self.held_out.state}
         keep, spare = self.config.keep, self.held_out.best_step
-        save_generation(self.root, step, known, self.trainer.save, keep=keep, spare=spare)
-        self.saved_step, self.saved_at = step, time.monotonic()
+        save_generation(self.root, step.index, known, self.trainer.save, keep=keep, spare=spare)
+        self.saved_step, self.saved_at = step.index, time.monotonic()
         self.cost_s = self.saved_at - began
