@@ -22,6 +22,7 @@ from whet.pipeline.run import Run, run_recipe
 from whet.pipeline.stage import Interrupted
 from whet.tracking.console import Console
 from whet.tracking.log import RunLog, read_metrics, read_rollouts
+from whet.tracking.sinks import SINKS
 
 MODEL = '{path: "whet:tiny", create: {hidden_size: 16, layers: 1, heads: 2, kv_heads: 1, intermediate_size: 16}}'
 TASKS = "tasks: {generate: arithmetic, count: 6, digits: 1, split: test}, samples: 2"
@@ -227,6 +228,40 @@ def test_the_best_of_a_stage_that_keeps_none_is_no_model(tmp_path: Path) -> None
         else:
             with pytest.raises(ConfigError, match=r"b\.model is @a/best, which is no earlier stage"):
                 load_recipe(path)
+
+
+def test_trackers_hear_of_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: dict[tuple[str, int], dict[str, float]] = {}
+
+    class Listens:
+        def __init__(self, _: object) -> None: ...
+
+        def log(self, stage: str, step: int, metrics: dict[str, float], groups: object) -> None:
+            heard[stage, step] = metrics
+
+        def close(self) -> None: ...
+
+    monkeypatch.setitem(SINKS, "trackio", Listens)
+    path = tmp_path / "recipe.yaml"
+    held = f"eval_data: {ROWS}, eval_every: 2, best: {{metric: eval_loss}}"
+    path.write_text(f"""
+name: heard
+model: {MODEL}
+trackers: [trackio]
+stages:
+  sft: {{kind: sft, {DATA.replace(chr(10), ",")}}}, {held}}}
+  eval:
+    kind: eval
+    models: {{start: "@model", best: "@sft/best"}}
+    {TASKS.replace(", samples", chr(10) + "    samples")}
+    rewards: [{{kind: verifier}}]
+    sampling: {{max_tokens: 6}}
+""")
+    run(load_recipe(path).recipe, tmp_path / "run")
+    assert {step for stage, step in heard if stage == "sft"} == {0, 1, 2, 3, 4, 5}
+    assert "eval_loss" in heard["sft", 0] and "eval_loss" in heard["sft", 4] and "eval_loss" not in heard["sft", 3]
+    told = heard["eval", 1]
+    assert {"accuracy/start", "accuracy/best", "gain/best"} <= told.keys() and "gain/start" not in told
 
 
 def test_a_metric_of_no_evaluation_is_found_before_the_first_step(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def _like_stage(evaluation: Evaluation | None, info: ValidationInfo) -> Evaluati
     asked, sampling = evaluation.sampling, evaluation.sampling
     if (own := info.data.get("sampling")) is not None:
         for key in ENGINE:
-            if key in asked.model_fields_set:
+            if key in asked.model_fields_set and getattr(asked, key) != getattr(own, key):
                 raise ValueError(f"sampling.{key}: the engine is the stage's own; leave it out")
         sampling = own.model_copy(update={key: getattr(asked, key) for key in asked.model_fields_set})
     rewards = evaluation.rewards or info.data.get("rewards", [])
