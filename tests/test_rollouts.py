@@ -125,6 +125,21 @@ def test_a_turn_goes_on_from_the_tokens_of_the_one_before() -> None:
     assert said == [("user", "Guess."), *[("assistant", "no"), ("user", "Not no.")] * 3]
 
 
+def test_a_turn_that_a_stop_string_ended_is_closed_for_the_next_one_and_not_trained() -> None:
+    class StopsAtString(Says):
+        async def sample(self, request: Request) -> Completion:
+            whole = await Says.sample(self, request)
+            return replace(whole, tokens=whole.tokens[:-1], logprobs=whole.logprobs[:-1], ending=Ending.STOP_STRING)
+
+    (episode,) = play(player(sampler=StopsAtString(lambda _: "no</a>")), "a")
+    assert (episode.outcome, len(episode.turns)) == (Outcome.FINISHED, 3)
+    assert [m.content for m in episode.messages if m.role == "assistant"] == ["no</a>"] * 3
+    (row,) = to_rows(episode)
+    trained = [token for token, flag in zip(row.tokens, row.trained, strict=True) if flag]
+    assert TEMPLATE.decode(trained) == "no</a>" * 3
+    assert TEMPLATE.decode(row.tokens.tolist()).count("no</a><|im_end|>\n<|im_start|>user") == 2
+
+
 def test_the_row_trains_what_was_sampled_and_nothing_else() -> None:
     (episode,) = play(player(), "a")
     (row,) = to_rows(episode)

@@ -294,12 +294,14 @@ def test_a_tracker_gets_finite_numbers_stage_by_stage(
     module = types.ModuleType(kind)
     module.init = lambda **settings: runs.append(FakeRun(**settings)) or runs[-1]  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, kind, module)
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
     sink = open_sink(kind, RunInfo(name="demo", folder=tmp_path, recipe={"seed": 1}))
     sink.log("sft", 1, {"loss": 2.0, "bad": math.nan}, ())
     sink.log("rl", 1, {"reward": 0.5}, [group("secret", 1.0)])
     sink.close()
     assert [run.logged for run in runs] == [[(1, {"loss": 2.0})], [(1, {"reward": 0.5})]]
     assert all(run.finished and run.settings["group"] == "demo" for run in runs)
+    assert {run.settings["project"] for run in runs} == {"mine" if kind == "wandb" else "whet"}
     assert kind == "wandb" or capsys.readouterr().out == ""  # wandb itself writes to standard error
 
 

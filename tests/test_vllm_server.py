@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.laws.support import answers_of, tiny_model
+from tests.laws.support import answers_of, tiny_model, written
 from whet.config import LoraConfig, SamplingConfig
 from whet.errors import ConfigError, SamplerError
 from whet.models.language import LanguageModel
-from whet.records import Completion
+from whet.records import Completion, Ending
 from whet.sampling.base import Request, SamplingParams
 from whet.sampling.bridge import run
 from whet.sampling.calls import Patience
@@ -98,6 +99,7 @@ class FakeServer(ThreadingHTTPServer):
             max_tokens=asked["max_tokens"],
             temperature=asked["temperature"],
             stop_ids=frozenset(asked["stop_token_ids"]),
+            stop=tuple(asked.get("stop", ())),
         )
         request = Request(prompt=tuple(body["token_ids"]), seed=asked["seed"], params=params)
         with self.lock:
@@ -175,6 +177,21 @@ def test_it_samples_what_the_embedded_sampler_does_with_the_weights_that_were_ha
                 sampler.publish(3)
         assert server.loaded == 2 and len(of(server, "/reset_prefix_cache")) == 2
         assert not any(Path(body["kwargs"]["weights_path"]).exists() for body in of(server, "/collective_rpc"))
+
+
+def test_stop_strings_end_answers_as_they_do_in_the_embedded_sampler() -> None:
+    model, text = tiny_model(), tiny_model().tokenizer
+    said = written(answers_of(EmbeddedSampler(model), ASKED)[0])
+    stop = text.decode(said[:2])[-1:]
+    asked = [replace(each, params=SamplingParams(max_tokens=5, stop=(stop, "none"))) for each in ASKED]
+    expected = answers_of(EmbeddedSampler(model), asked)
+    with serving() as server:
+        found = answers_of(connect(server, model), asked)
+        settings = of(server, "/inference/v1/generate")[-1]["sampling_params"]
+    assert [(each.ending, written(each)) for each in found] == [(each.ending, written(each)) for each in expected]
+    assert expected[0].ending is Ending.STOP_STRING
+    wanted = {"stop": [stop, "none"], "include_stop_str_in_output": True, "detokenize": True}
+    assert {name: settings[name] for name in wanted} == wanted and not settings["skip_special_tokens"]
 
 
 def test_a_request_that_fails_alone_is_answered_with_its_error() -> None:

@@ -118,6 +118,8 @@ class Ending(StrEnum):
     """It wrote a stop token, which is the last token of the completion."""
     LENGTH = "length"
     """It ran out of budget; there is no stop token, and none is ever added."""
+    STOP_STRING = "stop_string"
+    """Its last token completed a stop string. All tokens stay as sampled, and the string stays in the text."""
 
 
 class Outcome(StrEnum):

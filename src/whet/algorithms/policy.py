@@ -253,8 +253,8 @@ def check_first_update(metrics: Mapping[str, Metric], setting: Setting, step: in
 
     In every step sampler and trainer must agree to `max_gap` in the mean, and to `TAIL` times that on 99 of 100 tokens:
     a few tokens that are quite wrong (positions, a stop token, a template) hardly move a mean. While the policy is
-    `untouched` by any update the trainer must also agree with itself (the ratio is 1), and with the reference, which is
-    what it started from (KL 0).
+    `untouched` by any update the trainer must also agree with itself (the ratio is 1), and with the reference where
+    that is what it started from (KL 0).
     """
     gap = metrics[GAP].mean
     if not gap <= setting.max_gap:
@@ -276,7 +276,8 @@ def check_first_update(metrics: Mapping[str, Metric], setting: Setting, step: in
             f"step {step + 1}: two passes of the trainer over the same weights differ by {drift:.3g} nats per token, "
             f"so the first ratio is not 1 (tolerance {SAME_WEIGHTS}); is there a dropout (train.lora.dropout)?"
         )
-    if untouched and "kl" in metrics and not metrics["kl"].mean <= SAME_WEIGHTS**2 / 2:
+    started = untouched and setting.config.kl.reference is None
+    if started and "kl" in metrics and not metrics["kl"].mean <= SAME_WEIGHTS**2 / 2:
         raise TrainingError(
             f"step {step + 1}: the policy is its own reference, yet the KL is {metrics['kl'].mean:.3g} nats per token "
             f"(tolerance {SAME_WEIGHTS**2 / 2:.0e}); is there a dropout (train.lora.dropout)?"

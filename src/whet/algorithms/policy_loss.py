@@ -12,11 +12,12 @@ from math import inf
 import torch
 from torch import Tensor
 
-from whet.config.policy import PolicyConfig
+from whet.algorithms.own_loss import own_loss
+from whet.config.policy import ClipSection, OwnClip, PolicyConfig
 from whet.formulas import kl as divergence
 from whet.formulas import ratios
 from whet.formulas.constants import bind
-from whet.formulas.policy import SURROGATES, Tokens
+from whet.formulas.policy import SURROGATES, Tokens, nowhere
 from whet.training.base import Batch, Need, Outputs, Tally
 
 OfTokens = Callable[[Tokens], Tensor]
@@ -126,6 +127,14 @@ class PolicyLoss:
         return (batch.weight_T * loss_T).sum(), tallies
 
 
+def _surrogate(clip: ClipSection) -> tuple[OfTokens, OfTokens]:
+    """The loss of each token, and where it stops a gradient; one's own is taken to stop none."""
+    if isinstance(clip, OwnClip):
+        return own_loss(clip), nowhere
+    surrogate, constants = SURROGATES[clip.kind], clip.model_dump(exclude={"kind"})
+    return bind(surrogate.loss, **constants), bind(surrogate.stops, **constants)
+
+
 def policy_loss(
     config: PolicyConfig,
     *,
@@ -135,11 +144,11 @@ def policy_loss(
     far: float = inf,
 ) -> PolicyLoss:
     """The loss of a point in the space of policy gradients, with the coefficients where their controllers stand."""
-    surrogate, constants = SURROGATES[config.clip.kind], config.clip.model_dump(exclude={"kind"})
+    surrogate, stops = _surrogate(config.clip)
     correction = config.correction
     return PolicyLoss(
-        surrogate=bind(surrogate.loss, **constants),
-        stops=bind(surrogate.stops, **constants),
+        surrogate=surrogate,
+        stops=stops,
         level=ratios.LEVELS[config.ratio.level],
         against_sampler=config.ratio.denominator == "sampler",
         temperature=temperature,

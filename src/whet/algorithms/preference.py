@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from whet.algorithms.own_loss import own_loss
 from whet.algorithms.sequence_sums import SequenceSums, add_constant, pairs_of, sequence_sums
 from whet.algorithms.supervised import supervised
 from whet.config import TrainConfig
-from whet.config.preference import LossConfig, Term
+from whet.config.preference import LossConfig, OwnTerm, Term, formula_of
 from whet.errors import DataError, TrainingError
 from whet.formulas.constants import bind
-from whet.formulas.preference import LOSSES, Pairs, kto
+from whet.formulas.preference import Pairs, kto
 from whet.records import Atom, Column, Step, TokenRow
 from whet.training.base import Batch, Need, Objective, Outputs, Tally, Trainer
 from whet.training.compare import JudgedRow
@@ -70,7 +71,7 @@ def weigh_preferences(batch: Sequence[Atom], *, loss: LossConfig, trainer: Train
     if loss.kto is not None:
         return _with_baseline(batch, trainer)
     atoms = list(batch)
-    if any(LOSSES[kind].statistic for kind in loss.terms):
+    if any(formula_of(name, term).statistic for name, term in loss.terms.items()):
         atoms = _with_statistics(atoms, loss, trainer)
     pairs = [len(atom.rows) * (len(atom.rows) - 1) // 2 for atom in atoms]
     return [add_constant(atom, "weight", 1 / (len(atoms) * count)) for atom, count in zip(atoms, pairs, strict=True)]
@@ -160,10 +161,15 @@ def _doubted(term: PairTerm, answers: SequenceSums, better_P: Tensor, worse_P: T
 
 
 def _pair_term(name: str, term: Term) -> PairTerm:
-    formula, constants = LOSSES[name], term.model_dump(exclude={"weight"})
+    formula = formula_of(name, term)
+    if isinstance(term, OwnTerm):
+        constants, loss = term.constants, own_loss(term)
+    else:
+        constants = term.model_dump(exclude={"weight"})
+        loss = bind(formula.loss, **constants)
     return PairTerm(
         name=name,
-        loss=bind(formula.loss, **constants),
+        loss=loss,
         weight=term.weight,
         beta=constants["beta"] if "beta" in constants else 1.0,
         reference=formula.reference,
@@ -180,8 +186,8 @@ def _with_statistics(atoms: Sequence[Atom], config: LossConfig, trainer: Trainer
     length_R = torch.tensor([row.trained_count for row in rows], dtype=torch.float64)
     known = SequenceSums(logp_R=logp_R, ref_R=ref_R, length_R=length_R, constants={}, distance={})
     first_P = torch.arange(0, len(rows), 2)
-    for kind in config.terms:
-        statistic = LOSSES[kind].statistic
+    for kind, term in config.terms.items():
+        statistic = formula_of(kind, term).statistic
         if statistic is not None:
             chosen_P, rejected_P = statistic(known.pairs(first_P, first_P + 1, kind))
             atoms = [

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from whet.config.strict import Made, Strict
+from whet.config.strict import Made, Strict, path_of
 
 
 class ValueModel(Strict):
@@ -21,7 +21,7 @@ class ValueModel(Strict):
 class CriticConfig(Strict):
     """A value model: what the state before each token is worth. Defaults: the N+ details of RLHF with PPO."""
 
-    model: ValueModel | None = None
+    model: Annotated[ValueModel | None, BeforeValidator(path_of, json_schema_input_type=ValueModel | str | None)] = None
     """Where its weights come from; None: the policy that the stage starts from."""
     lr: float = Field(1e-5, ge=0)
     muon_lr: float = Field(1e-3, gt=0)
@@ -48,11 +48,6 @@ class CriticConfig(Strict):
     """First steps in which only the critic learns, on Monte-Carlo returns (VC-PPO; VAPO: 50)."""
     scale_rewards: bool = False
     """Divide rewards by the standard deviation of all rewards so far."""
-
-    @field_validator("model", mode="before")
-    @classmethod
-    def _short(cls, given: Any) -> Any:
-        return {"path": given} if isinstance(given, str) else given
 
     @model_validator(mode="after")
     def _check(self) -> CriticConfig:

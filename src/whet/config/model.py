@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from whet.config.strict import Made, Strict
+from whet.config.strict import Made, Strict, path_of
 
 
 class CreateConfig(Strict):
@@ -20,6 +20,19 @@ class CreateConfig(Strict):
     intermediate_size: int = Field(384, ge=8)
     max_length: int = Field(4096, ge=16)
     seed: int = 0
+
+
+class ReferenceModel(Strict):
+    """A frozen model with the policy's tokenizer, loaded as the policy is. A path alone is short for it."""
+
+    refers_to: ClassVar[Made | None] = "model"
+    path: str
+    """A hub id, a local directory, `@stage`, or `@model` (what the recipe starts from)."""
+
+
+Reference = Annotated[
+    ReferenceModel | None, BeforeValidator(path_of, json_schema_input_type=ReferenceModel | str | None)
+]
 
 
 class ModelConfig(Strict):

@@ -8,14 +8,15 @@ from pydantic import Field, model_validator
 
 from whet.config.budget import StageBudget, times
 from whet.config.data import Source
+from whet.config.held_out import OwnEvaluation, TrainingStage
+from whet.config.model import Reference
 from whet.config.preference import LossConfig, PreferenceTrainConfig, TrainAtRateOfLoss
 from whet.config.rewards import RewardConfig, check_rewards
-from whet.config.stage import StageBase
 from whet.config.strict import Made
 from whet.config.train import SamplingConfig
 
 
-class OnlinePreferenceStage(StageBase):
+class OnlinePreferenceStage(TrainingStage):
     """Sample answers, rank them by their rewards, prefer the best over the worst, and again (online, iterative DPO)."""
 
     makes: ClassVar[Made | None] = "model"
@@ -29,17 +30,23 @@ class OnlinePreferenceStage(StageBase):
     rollouts_per_prompt: int = Field(4, ge=2)
     minibatches: int = Field(1, ge=1)
     """Optimizer steps for one batch of answers."""
+    reference: Reference = None
+    """What the loss compares with; None: the model that the stage starts from."""
     update_reference_every: int | None = Field(None, ge=1)
     """Steps after which the reference becomes the policy as it is (1: always the iterate before); None: it stays what
-    the stage started from."""
+    it was."""
     max_reference_gap: float = Field(0.02, gt=0)
     """Largest mean |log p - log p_ref| per token before the first update, when the two must be the same model."""
     sampling: SamplingConfig = SamplingConfig()
+    evaluation: OwnEvaluation = None
     train: TrainAtRateOfLoss = PreferenceTrainConfig()
 
     @model_validator(mode="after")
     def _check(self) -> OnlinePreferenceStage:
         check_rewards(self.rewards, max_tokens=self.sampling.max_tokens)
+        self.check_best(measures=self.evaluation is not None)
+        if self.reference is not None and not self.loss.needs_reference:
+            raise ValueError("reference has no effect, the loss has none; leave it out")
         if self.train.steps is None:
             raise ValueError("train.steps must be given where answers are sampled: there is no epoch to end it")
         if self.sampling.temperature == 0:

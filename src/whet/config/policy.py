@@ -13,11 +13,12 @@ from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, SerializeAsAny, Tag, model_validator
 
 from whet.config.critic import CriticConfig
 from whet.config.data import Source
-from whet.config.derived import OneOf, section_of
+from whet.config.derived import FromFile, OneOf, section_of
+from whet.config.model import Reference
 from whet.config.preset import kind_of, with_preset
 from whet.config.presets import PRESETS
 from whet.config.strict import Strict
@@ -45,6 +46,12 @@ class ClipSection(Strict):
     kind: str
 
 
+class OwnClip(FromFile, ClipSection):
+    """A surrogate of one's own, `(tokens, *, constants) -> loss of each token` of `formulas.policy.Tokens`."""
+
+    kind: Literal["function"] = "function"
+
+
 CLIPS = {
     kind: section_of(each.loss, f"{kind}_clip", base=ClipSection, kind=kind, module=__name__)
     for kind, each in SURROGATES.items()
@@ -52,13 +59,14 @@ CLIPS = {
 if TYPE_CHECKING:
     Clip = ClipSection
 else:
-    Clip = Annotated[reduce(or_, (Annotated[s, Tag(k)] for k, s in CLIPS.items())), Discriminator(kind_of)]
+    OWN = Annotated[SerializeAsAny[OwnClip], Tag("function")]
+    Clip = Annotated[reduce(or_, (*(Annotated[s, Tag(k)] for k, s in CLIPS.items()), OWN)), Discriminator(kind_of)]
 
 # ------------------------------------------------------------------------------------- KL and other terms
 
 
 class KLConfig(Strict):
-    """A penalty for leaving the reference policy (the stage's starting weights, frozen)."""
+    """A penalty for leaving the reference policy, which is frozen."""
 
     place: Literal["none", "reward", "loss"] = "none"
     estimator: Annotated[str, OneOf(["k1", *kl.LOSSES])] = "k3"
@@ -72,8 +80,10 @@ class KLConfig(Strict):
     """Nats for each answer at which a controller holds the KL by moving the coefficient; None: it is fixed."""
     horizon: int = Field(10_000, ge=1)
     """Answers over which the controller acts (Ziegler et al. 2019)."""
+    reference: Reference = None
+    """The model that it is measured from; None: the one that the stage starts from."""
     update_every: int | None = Field(None, ge=1)
-    """Steps between updates of the reference; None: it stays what the stage starts from."""
+    """Steps between updates of the reference; None: it stays what it is."""
     ema_decay: float = Field(0.0, ge=0, lt=1)
     """EMA: the share of the old reference that an update keeps. 0: a hard copy of the policy."""
 
@@ -88,7 +98,7 @@ class KLConfig(Strict):
     def _check(self) -> KLConfig:
         if self.place != "none" and self.coefficient == 0:
             raise ValueError(f"place is {self.place} but coefficient is 0; set one of them")
-        if self.place == "none" and (self.coefficient or self.target or self.update_every):
+        if self.place == "none" and (self.coefficient or self.target or self.update_every or self.reference):
             raise ValueError("place is none, so nothing else here has an effect; say place: loss or place: reward")
         if self.place == "loss" and self.estimator == "k1":
             raise ValueError("k1 as a loss has an expected gradient of zero; use k2 or k3, or place: reward")
@@ -322,7 +332,7 @@ class PolicyConfig(Strict):
             "positive_nll is a mean over tokens; use reduction: token_mean",
         )
         yield (
-            level == "none" and kind != "none",
+            level == "none" and kind not in ("none", "function"),
             f"clip: {kind} bounds a ratio, and ratio.level is none; use clip: {{kind: none}}",
         )
         yield (
@@ -330,7 +340,7 @@ class PolicyConfig(Strict):
             "ratio.level: none is right for the first update only, and minibatches makes more; use ratio.level: token",
         )
         yield (
-            SURROGATES[kind].of_tokens and level != "token",
+            kind in SURROGATES and SURROGATES[kind].of_tokens and level != "token",
             f"clip: {kind} is defined for the ratio of tokens; use ratio: {{level: token}}",
         )
         yield (
@@ -393,7 +403,7 @@ class PolicyConfig(Strict):
             or self.kl_cov is not None
             or self.positive_nll is not None
             or self.shares_trunk
-            or self.clip.kind == "quadratic"
+            or self.clip.kind in ("quadratic", "function")
         )
 
     @property

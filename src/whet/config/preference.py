@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import (
     AfterValidator,
     Field,
+    SerializeAsAny,
     SerializerFunctionWrapHandler,
     ValidationInfo,
     create_model,
@@ -22,12 +23,13 @@ from pydantic import (
 
 from whet.config.budget import StageBudget, answers_of, of_rows
 from whet.config.data import GeneratedConfig, Source
-from whet.config.derived import OneOf, section_of
+from whet.config.derived import FromFile, OneOf, section_of
+from whet.config.held_out import OtherEvaluation, TrainingStage
+from whet.config.model import Reference
 from whet.config.preset import with_preset
-from whet.config.stage import StageBase
 from whet.config.strict import Made, Strict
 from whet.config.train import TrainConfig
-from whet.formulas.preference import LOSSES, kto
+from whet.formulas.preference import LOSSES, PairFormula, kto
 
 
 class Term(Strict):
@@ -35,6 +37,18 @@ class Term(Strict):
 
     weight: float = Field(1.0, gt=0)
     """What its value is multiplied by."""
+
+
+class OwnTerm(FromFile, Term):
+    """A loss of one's own, `(pairs, *, constants) -> loss of each pair` of `formulas.preference.Pairs`."""
+
+    reference: bool = True
+    """Whether it compares with a reference."""
+
+
+def formula_of(name: str, term: Term) -> PairFormula:
+    """The loss of a term of pairs, and what must be known of it."""
+    return PairFormula(loss=term.function, reference=term.reference) if isinstance(term, OwnTerm) else LOSSES[name]
 
 
 FUNCTIONS = {**{name: formula.loss for name, formula in LOSSES.items()}, "kto": kto}
@@ -102,7 +116,7 @@ class _Losses(Strict):
     @property
     def needs_reference(self) -> bool:
         """Whether some loss compares with a reference."""
-        return any(name == "kto" or LOSSES[name].reference for name in self.terms)
+        return any(name == "kto" or formula_of(name, term).reference for name, term in self.terms.items())
 
     @property
     def imitates(self) -> bool:
@@ -111,7 +125,7 @@ class _Losses(Strict):
 
     @property
     def _step_wide(self) -> list[str]:
-        return [name for name in self.terms if name != "kto" and LOSSES[name].statistic is not None]
+        return [name for name in self.terms if name in LOSSES and LOSSES[name].statistic is not None]
 
 
 if TYPE_CHECKING:
@@ -120,12 +134,14 @@ if TYPE_CHECKING:
         """With a key for each loss."""
 
         kto: Any = None
+        function: Any = None
 else:
     LossConfig = create_model(
         "LossConfig",
         __base__=_Losses,
         __doc__=_Losses.__doc__,
         **{name: (term | None, None) for name, term in TERMS.items()},
+        function=(SerializeAsAny[OwnTerm] | None, None),
     )
 
 
@@ -148,24 +164,29 @@ TrainAtRateOfLoss = Annotated[PreferenceTrainConfig, AfterValidator(_at_rate_of_
 """The `train` of a stage with a `loss` before it."""
 
 
-class PreferenceStage(StageBase):
+class PreferenceStage(TrainingStage):
     """Learning from comparisons (or, with `loss: kto`, from answers called good or bad), without a reward model."""
 
     makes: ClassVar[Made | None] = "model"
     kind: Literal["preference"]
     data: Source
     eval_data: Source | None = None
-    eval_every: int = Field(50, ge=1)
-    """Steps between evaluations, where `eval_data` is given."""
+    """Comparisons (or judged answers) that are measured as those of training are (`eval_rewards/accuracies`)."""
+    evaluation: OtherEvaluation = None
     loss: LossConfig = LossConfig(preset="dpo")
     pairs: Literal["all", "best_worst"] = "all"
     """Of more than two ranked answers: every pair, or the best against the worst."""
+    reference: Reference = None
+    """What the loss compares with; None: the model that the stage starts from."""
     max_reference_gap: float = Field(0.02, gt=0)
     """Largest mean |log p - log p_ref| per token before the first update, when the two must be the same model."""
     train: TrainAtRateOfLoss = PreferenceTrainConfig()
 
     @model_validator(mode="after")
     def _check(self) -> PreferenceStage:
+        self.check_best(measures=bool(self.eval_data or self.evaluation))
+        if self.reference is not None and not self.loss.needs_reference:
+            raise ValueError("reference has no effect, the loss has none; leave it out")
         for source in (self.data, self.eval_data):
             if not isinstance(source, GeneratedConfig):
                 continue

@@ -7,7 +7,9 @@ from typing import Any
 
 
 def kind_of(value: Any) -> Any:
-    """The `kind` of a clip as it is written or as it was loaded; ppo where nothing is said."""
+    """The `kind` of a clip as it is written or as it was loaded; with a `path` function, else ppo."""
+    if isinstance(value, dict) and "path" in value:
+        return "function"
     return value.get("kind", "ppo") if isinstance(value, dict) else getattr(value, "kind", "ppo")
 
 
@@ -28,6 +30,6 @@ def with_preset(data: Any, presets: Mapping[str, Mapping[str, Any]]) -> Any:
         if axis not in data:
             merged[axis] = value
         elif isinstance(value, dict) and isinstance(given, dict):
-            same_kind = "kind" not in given or given["kind"] == kind_of(value)
+            same_kind = kind_of({**value, **given}) == kind_of(value)
             merged[axis] = {**value, **given} if same_kind else given
     return merged

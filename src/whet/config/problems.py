@@ -204,14 +204,12 @@ def _home(name: str, model: type[BaseModel], path: KeyPath, given: _Given) -> st
     below = next((key for (key,) in sections if has_key(model, (key, name))), None)
     if below is not None:
         return f"{below}.{name}"
-    for stage in _stages(given):
-        for candidate in [(name,), *((key, name) for key in stage.model_fields)]:
-            if (
-                (len(path) == 1 or candidate[:-1] != path[2:-1])
-                and has_key(stage, candidate)
-                and (place := _place(candidate, path, given))
-            ):
-                return place
+    stages = _stages(given)
+    nested = [(stage, (key, name)) for stage in stages for key in stage.model_fields]
+    for stage, candidate in [*((stage, (name,)) for stage in stages), *nested]:
+        elsewhere = len(path) == 1 or candidate[:-1] != path[2:-1]
+        if elsewhere and has_key(stage, candidate) and (place := _place(candidate, path, given)):
+            return place
     return None
 
 

@@ -98,16 +98,23 @@ class Recipe(Strict):
                 if path[1:] not in made[what]:
                     there = ", ".join(f"@{other}" for other in made[what] if other != "model") or "none"
                     raise ValueError(f"stages.{name}.{key} is {path}, which is no earlier {NOUNS[what]} ({there})")
-            for problem in (*unfit_rewards(getattr(stage, "rewards", ()), earlier), *stage.unfit(earlier)):
+            asked = [*getattr(stage, "rewards", ()), *getattr(getattr(stage, "evaluation", None), "rewards", ())]
+            for problem in (*unfit_rewards(asked, earlier), *stage.unfit(earlier)):
                 raise ValueError(f"stages.{name}.{problem}")
+            names = [name, f"{name}/best"] if getattr(stage, "best", None) is not None else [name]
             if stage.makes is not None:
-                made[stage.makes].append(name)
-            earlier[f"@{name}"] = stage
+                made[stage.makes] += names
+            earlier |= {f"@{each}": stage for each in names}
         return self
 
     def budgets(self) -> list[StageBudget]:
-        """The arithmetic of every stage, in order."""
-        return [replace(stage.budget(), stage=name, kind=stage.kind) for name, stage in self.stages.items()]
+        """The arithmetic of every stage, in order; behind a stage that plays held-out tasks, that of those."""
+        found = []
+        for name, stage in self.stages.items():
+            found.append(replace(stage.budget(), stage=name, kind=stage.kind))
+            if (played := stage.evaluation_budget()) is not None:
+                found.append(replace(played, stage=name, kind="evaluation"))
+        return found
 
 
 STAGES: tuple[type[StageBase], ...] = get_args(get_args(Stage)[0])

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from whet.config.budget import StageBudget, answers_of, of_rows
 from whet.config.data import GeneratedConfig, Source
+from whet.config.held_out import TrainingStage
 from whet.config.model import ModelConfig
 from whet.config.rewards import ProcessModelReward, RewardConfig, scorers
 from whet.config.stage import StageBase
@@ -32,7 +33,7 @@ class GateConfig(ModelConfig):
     objective (verbosity). It is taken off in training, evaluation and use alike."""
 
 
-class RewardModelStage(StageBase):
+class RewardModelStage(TrainingStage):
     """A head on a language model learns which answers, or which steps of an answer, are good, or how good in what."""
 
     makes: ClassVar[Made | None] = "reward"
@@ -42,8 +43,6 @@ class RewardModelStage(StageBase):
     """Held-out rows; None: a share `hold_out` of `data`."""
     hold_out: float = Field(0.1, ge=0, lt=1)
     """Share of the prompts in `data` that is held out where `eval_data` is not given; a hash of the prompt decides."""
-    eval_every: int = Field(50, ge=1)
-    """Steps between evaluations on what is held out."""
     learn: Literal["comparisons", "ratings", "outcomes", "steps"] = "comparisons"
     """comparisons: which of two or more answers is better. ratings: how good an answer is by each of several
     `objectives`. outcomes: whether an answer is good (`label`). steps: whether each of its steps is (a process reward
@@ -75,6 +74,7 @@ class RewardModelStage(StageBase):
 
     @model_validator(mode="after")
     def _check(self) -> RewardModelStage:
+        self.check_best(measures=bool(self.eval_data or self.hold_out))
         if self.learn != "comparisons" and (self.ranking != "pairs" or self.centring or self.normalise != "mean"):
             raise ValueError(f"ranking, centring and normalise are for comparisons, and learn is {self.learn}")
         if self.learn != "outcomes" and self.every_token:

@@ -13,6 +13,7 @@ from whet.config.curriculum import CurriculumConfig
 from whet.config.data import Source
 from whet.config.environment import EnvironmentConfig
 from whet.config.health import HealthConfig
+from whet.config.held_out import OwnEvaluation, TrainingStage
 from whet.config.policy import PolicyConfig
 from whet.config.reward_model import RewardModelStage
 from whet.config.rewards import (
@@ -29,7 +30,7 @@ from whet.config.strict import Made
 from whet.config.train import RLTrainConfig, SamplingConfig
 
 
-class RLStage(StageBase):
+class RLStage(TrainingStage):
     """Reinforcement learning with verifiable rewards: sample, score, weigh, step."""
 
     makes: ClassVar[Made | None] = "model"
@@ -45,6 +46,7 @@ class RLStage(StageBase):
     prompts_per_step: int = Field(32, ge=1)
     rollouts_per_prompt: int = Field(8, ge=1)
     sampling: SamplingConfig = SamplingConfig()
+    evaluation: OwnEvaluation = None
     train: RLTrainConfig = RLTrainConfig()
     health: HealthConfig = HealthConfig()
     max_gap: float | None = Field(None, gt=0)
@@ -57,6 +59,7 @@ class RLStage(StageBase):
         if self.train.steps is None:
             raise ValueError("train.steps must be given for RL: there is no epoch to end it")
         check_rewards(self.rewards, max_tokens=self.sampling.max_tokens, environment=self.environment is not None)
+        self.check_best(measures=self.evaluation is not None)
         pairs = any(isinstance(r, JudgeReward) and r.form == "pairs" for r in self.rewards)
         if pairs and (self.rollouts_per_prompt < 2 or self.algorithm.baseline == "greedy"):
             raise ValueError("rewards: a judge of pairs compares answers to one task; it needs two or more of them")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from whet.config.budget import StageBudget, of_rows
 from whet.config.data import Source, Sources, weights
-from whet.config.stage import StageBase
+from whet.config.held_out import OtherEvaluation, TrainingStage
 from whet.config.strict import Made
 from whet.config.train import TrainConfig
 
 
-class SFTStage(StageBase):
+class SFTStage(TrainingStage):
     """Supervised fine-tuning on conversations, prompt-completion pairs or text."""
 
     makes: ClassVar[Made | None] = "model"
@@ -21,13 +21,14 @@ class SFTStage(StageBase):
     data: Sources
     """A data set, or a list of them, which may have weights."""
     eval_data: Source | None = None
-    eval_every: int = Field(50, ge=1)
-    """Steps between evaluation losses, where `eval_data` is given."""
+    """Rows whose loss is measured (`eval_loss`)."""
+    evaluation: OtherEvaluation = None
     train: TrainConfig = TrainConfig()
 
     @model_validator(mode="after")
     def _check(self) -> SFTStage:
         weights(self.data)
+        self.check_best(measures=bool(self.eval_data or self.evaluation))
         return self
 
     def budget(self) -> StageBudget:

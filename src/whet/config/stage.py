@@ -42,6 +42,10 @@ class StageBase(Strict):
         """What it costs at most, as far as its keys say."""
         return StageBudget()
 
+    def evaluation_budget(self) -> StageBudget | None:
+        """What it costs at most to play held-out tasks on the way; None: it plays none."""
+        return None
+
     def unfit(self, made: Mapping[str, StageBase]) -> Iterator[str]:
         """What is wrong with how it uses the artifacts of earlier stages, by `@name`; each begins with a key."""
         yield from ()

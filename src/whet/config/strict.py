@@ -28,6 +28,11 @@ class Strict(BaseModel):
         return _without_free(self, self.model_dump(mode="json"))
 
 
+def path_of(value: Any) -> Any:
+    """Text as the section that it is short for: for a `BeforeValidator` of a section with a `path`."""
+    return {"path": value} if isinstance(value, str) else value
+
+
 PythonFile = Annotated[str, "content"]
 """`file.py:function`: what is in the file is part of what the recipe says."""
 

@@ -107,6 +107,9 @@ class SamplingConfig(Strict):
     """0: greedy."""
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int | None = Field(None, ge=1)
+    stop: list[Annotated[str, Field(min_length=1)]] = []
+    """Stop strings (`["</answer>"]`): an answer ends with the token that completes one. Its tokens are kept and trained
+    as sampled, and the string stays in the text (`include_stop_str_in_output` of vLLM)."""
     max_running: int = Field(256, ge=1)
     """Most sequences decoded side by side."""
     engine: Literal["embedded", "vllm"] = "embedded"

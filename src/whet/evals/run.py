@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from whet.evals.stats import differences, mean_interval, paired_interval, pass_at_k, sign_flip_p
+from whet.records import Group, Outcome
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +26,19 @@ class SampledAnswer:
     """The budget ended before the answer did."""
     rewards: Mapping[str, float | None]
     """What each reward gave it, by name; None where one does not apply."""
+
+
+def sampled_answers(group: Group) -> list[SampledAnswer]:
+    """The answers to one task, as they were graded."""
+    return [
+        SampledAnswer(
+            correct=episode.score.correct,
+            tokens=episode.sampled_tokens,
+            truncated=episode.outcome is Outcome.TRUNCATED,
+            rewards=episode.score.parts,
+        )
+        for episode in group.episodes
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

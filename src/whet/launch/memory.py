@@ -96,16 +96,17 @@ def _footprint(run: Run, name: str, stage: StageBase) -> Footprint | None:
         return None
     if needs is None:  # nothing but a model that is asked
         return footprint(name, asked[0].model, None, asked[0].sampling)
-    model = there(run.model_of(name))
+    model, rewards = there(run.model_of(name)), getattr(stage, "rewards", [])
+    others = [r for r in getattr(getattr(stage, "evaluation", None), "rewards", ()) if r not in rewards]
     return footprint(
         name,
         model,
         needs.train and _with_longest_row(needs.train, needs.sampling, model),
         needs.sampling,
-        reference=needs.reference,
+        reference=needs.reference if isinstance(needs.reference, bool) else there(model.at(needs.reference.path)),
         critic=needs.critic,
         scalar=needs.scalar,
-        scorers=[there(scorer.alone()) for scorer in scorers(getattr(stage, "rewards", ()))],
+        scorers=[there(scorer.alone()) for scorer in scorers([*rewards, *others])],
         asked=asked,
     )
 
@@ -131,7 +132,7 @@ def _asked_in(section: Any) -> Iterator[Asked]:
         yield from _asked_in(child)
 
 
-def settle(train: TrainConfig, model: ModelConfig, sampling: SamplingConfig, *, reference: bool) -> int:
+def settle(train: TrainConfig, model: ModelConfig, sampling: SamplingConfig, *, reference: ModelConfig | bool) -> int:
     """Tokens of a micro-batch: those of the recipe, or what is chosen for this machine where it says auto."""
     if train.microbatch_tokens != "auto":
         return train.microbatch_tokens
@@ -150,7 +151,7 @@ def footprint(
     train: TrainConfig | None,
     sampling: SamplingConfig | None,
     *,
-    reference: bool = False,
+    reference: ModelConfig | bool = False,
     critic: CriticConfig | None = None,
     scalar: bool = False,
     scorers: Sequence[ModelConfig] = (),
@@ -169,7 +170,8 @@ def footprint(
     else:
         roles = [_scalar("reward", model, plan, batch) if scalar else _policy(model, train, sampling, batch)]
     if reference:
-        roles.append(_reference(roles[0], model, plan, batch))
+        other = None if isinstance(reference, bool) or reference.path == model.path else reference
+        roles.append(_reference(roles[0], model, other, plan, batch))
     if critic is not None:
         roles.append(_critic(roles[0], model, plan, critic, batch))
     if sampling is not None and sampling.engine == "vllm":
@@ -200,14 +202,19 @@ def _policy(model: ModelConfig, train: TrainConfig | None, sampling: SamplingCon
     return replace(role, cache=cache)
 
 
-def _reference(policy: Role, model: ModelConfig, train: TrainConfig, batch: _Microbatch) -> Role:
-    """The weights that a KL is measured from: a frozen copy, or with LoRA the policy with its adapter off."""
-    if train.lora is not None:
+def _reference(
+    policy: Role, model: ModelConfig, other: ModelConfig | None, train: TrainConfig, batch: _Microbatch
+) -> Role:
+    """The weights that a KL is measured from: another model's, a frozen copy, or with LoRA the adapter's base."""
+    if other is not None and "reference" not in train.offload:
+        with rehearsal(other, lora=None, checkpointing=False) as (_, ledger):
+            return Role(role="reference", weights=ledger.now, note="another model, frozen")
+    if other is None and train.lora is not None:
         return Role(role="reference", weights=0, note=f"the policy with its adapter off: saves {_mib(policy.weights)}")
     if "reference" not in train.offload:
         note = "a frozen copy; with train.lora none is needed, with train.offload it rests on the host"
         return Role(role="reference", weights=policy.weights, note=note)
-    with rehearsal(model, lora=None, checkpointing=False) as (language, ledger), torch.no_grad():
+    with rehearsal(other or model, lora=None, checkpointing=False) as (language, ledger), torch.no_grad():
         batch.read(language)
     return Role(role="reference", weights=0, work=ledger.peak, note="on the host, on the device for its pass alone")
 

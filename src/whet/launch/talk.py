@@ -99,9 +99,11 @@ def find_model(what: str) -> str:
         return what
     done = [folder for folder in sorted((Path(name) / "stages").glob("*")) if is_sealed(folder)]
     made = {folder.name.partition("-")[2]: folder / "model" for folder in done if (folder / "model").is_dir()}
-    if stage and stage not in made:
-        raise RunError(f"{name}: no stage {stage!r} has made a model; there are: {', '.join(made) or 'none yet'}")
+    best = {f"{name}/best": last.parent / "best" for name, last in made.items() if (last.parent / "best").is_dir()}
+    if stage and stage not in made | best:
+        there = ", ".join(made | best) or "none yet"
+        raise RunError(f"{name}: no stage {stage!r} has made a model; there are: {there}")
     if not made:
         stages = ", ".join(read_json(Path(name) / "recipe.json")["stages"])
         raise RunError(f"{name}: none of its stages ({stages}) has made a model yet; run it to the end first")
-    return str(made[stage] if stage else list(made.values())[-1])
+    return str((made | best)[stage] if stage else list(made.values())[-1])

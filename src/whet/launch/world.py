@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TypedDict
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -62,6 +63,8 @@ class LocalWorld:
 
     folder: Path | None = None
     """The run's folder: what judges answered is kept in it, and digests of files; None: in memory alone."""
+    _scorers: WeakValueDictionary[tuple[str, bool], LazyScorer] = field(default_factory=WeakValueDictionary, init=False)
+    """Reward models in use: training and its evaluation ask the same one."""
 
     def template(self, model: ModelConfig) -> JinjaTemplate:
         """The chat template of a model's tokenizer."""
@@ -77,17 +80,23 @@ class LocalWorld:
         train: TrainConfig,
         sampling: SamplingConfig,
         *,
-        reference: bool = False,
+        reference: ModelConfig | bool = False,
+        reads: ModelConfig | None = None,
         with_value: bool = False,
     ) -> Policy:
-        """Trainer and sampler over the same weights; with LoRA the reference is the adapter switched off."""
-        tokens = settle(train, model, sampling, reference=reference)
+        """Trainer and sampler over the same weights; with LoRA its own reference is the adapter switched off."""
+        other = reference if isinstance(reference, ModelConfig) and reference.path != model.path else None
+        for reader, policy in ((model, reads), (other, model)):
+            if reader is not None and policy is not None:
+                require_same_tokens(reader, policy)
+        tokens = settle(train, model, sampling, reference=other or bool(reference))
         template = self.template(model)
         language = load_model(model, **_how(train), with_score=with_value, stop_ids=template.stop_ids)
-        frozen = load_model(model) if reference and train.lora is None else None
+        kept = model if other is None and reference and train.lora is None else other
+        frozen = {} if kept is None else {REFERENCE: load_model(kept)}
         return Policy(
             template=template,
-            trainer=LocalTrainer(language, train, {} if frozen is None else {REFERENCE: frozen}, tokens=tokens),
+            trainer=LocalTrainer(language, train, frozen, tokens=tokens),
             start_sampler=cache(lambda: SAMPLERS[sampling.engine](language, sampling)),
             max_length=language.max_length,
             about=_about(language, tokens),
@@ -121,7 +130,10 @@ class LocalWorld:
 
     def scorer(self, config: ScorerConfig, *, steps: bool) -> LazyScorer:
         """A reward model, loaded at its first question and never trained."""
-        return LazyScorer(config=config, steps=steps, template=self.template)
+        key = config.model_dump_json(), steps
+        found = self._scorers.get(key) or LazyScorer(config=config, steps=steps, template=self.template)
+        self._scorers[key] = found
+        return found
 
     def _speaker(self, config: LocalChat) -> Speaker:
         loaded = self.policy(config.alone(), TrainConfig(), SamplingConfig(max_running=config.max_running))

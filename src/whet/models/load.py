@@ -174,7 +174,7 @@ def require_same_tokens(model: ModelConfig, policy: ModelConfig) -> None:
         raise ModelError(
             f"{model.path}: its tokenizer is not that of {policy.path} ({len(differing):,} tokens differ; {first!r} is "
             f"{theirs.get(first)} there and {ours.get(first)} here), so it would read other text than was sampled; "
-            "train it from a model with the policy's tokenizer"
+            "use a model with the policy's tokenizer"
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,25 +86,38 @@ def _narrow(rooms: Sequence[int], max_tokens: int) -> str:
 
 def look_at_tasks(context: Context[Any]) -> tuple[Seen, Playable]:
     """The tasks of a stage with `tasks` and `rewards`, and what a check shows of them."""
-    config, world = context.config, context.world
-    section = getattr(config, "environment", None)
+    section = getattr(context.config, "environment", None)
     with opened(section) as environment:
-        grading = rubric(config.tasks, config.rewards, world)
-        try:
-            found = playable(
-                config.tasks,
-                context.model,
-                world,
-                grading,
-                max_tokens=config.sampling.max_tokens,
-                environment=environment,
-            )
-        finally:
-            grading.close()
+        found = _find_tasks(context, context.config, environment)
+        held_out = _evaluation_summary(context, environment)
+        tools = () if environment is None else environment.tools
     prompts = [task.messages for task in found.tasks[:SHOWN]]
-    return Seen(
-        summary=found.describe(), prompts=prompts, tools=() if environment is None else environment.tools
-    ), found
+    return Seen(summary="; ".join([found.describe(), *held_out]), prompts=prompts, tools=tools), found
+
+
+def evaluation_summary(context: Context[Any]) -> list[str]:
+    """What a check says of the held-out tasks of a stage without an environment, where it has any."""
+    return _evaluation_summary(context, None)
+
+
+def _evaluation_summary(context: Context[Any], environment: ToolEnvironments | None) -> list[str]:
+    evaluation = getattr(context.config, "evaluation", None)
+    if evaluation is None:
+        return []
+    return [f"evaluation on {_find_tasks(context, evaluation, environment).describe()}"]
+
+
+def _find_tasks(context: Context[Any], section: Any, environment: ToolEnvironments | None) -> Playable:
+    """Those of a section with `tasks`, `rewards` and `sampling`."""
+    with closing(rubric(section.tasks, section.rewards, context.world)) as grading:
+        return playable(
+            section.tasks,
+            context.model,
+            context.world,
+            grading,
+            max_tokens=section.sampling.max_tokens,
+            environment=environment,
+        )
 
 
 def check_tasks(context: Context[Any]) -> Seen:
@@ -138,4 +151,5 @@ def sampling_params(config: SamplingConfig, template: Template) -> SamplingParam
         top_p=config.top_p,
         top_k=config.top_k,
         stop_ids=template.stop_ids,
+        stop=tuple(config.stop),
     )

@@ -1,12 +1,13 @@
 """The reference's log-probabilities of a data set: computed once, before the first update.
 
-A preference stage's reference is the model that it starts from, so no second model is ever in memory (nor an adapter
-switched off and on). They are an artifact of the stage, in `STAGE/reference/NAME`.
+A preference stage's reference is the model that it starts from, or one that is read and gone before that is loaded: no
+second model is in memory (nor an adapter switched off and on). They are an artifact of the stage, in
+`STAGE/reference/NAME`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import overload
 
 import numpy as np
@@ -47,14 +48,14 @@ class Referred(Sequence[Atom]):
         return Atom(rows=tuple(row.with_columns(ref_logp=x.numpy()) for row, x in zip(rows, logps, strict=True)))
 
 
-def with_reference(context: Context, trainer: Trainer, atoms: Sequence[Atom], name: str) -> Referred:
-    """The atoms with the log-probabilities of their rows under the trainer's weights, which must be untouched yet.
+def with_reference(context: Context, trainer: Callable[[], Trainer], atoms: Sequence[Atom], name: str) -> Referred:
+    """The atoms with the log-probabilities of their rows under a trainer's weights, which must be untouched yet.
 
-    Raises what `cached_forward` raises.
+    It is asked for where there is something to read. Raises what `cached_forward` raises.
     """
 
     def read(rows: Sequence[TokenRow]) -> Tensor:
-        return torch.from_numpy(np.concatenate(trainer.forward(rows, "logp")["logp"])).float()
+        return torch.from_numpy(np.concatenate(trainer().forward(rows, "logp")["logp"])).float()
 
     rows = [row for atom in atoms for row in atom.rows]
     return Referred(atoms, list(cached_forward(context, context.folder / "reference" / name, rows, read)))

@@ -76,8 +76,9 @@ class Run:
         return list(self.recipe.stages)[: len(done) + 1]
 
     def model_folder(self, name: str) -> Path:
-        """The model that a stage made."""
-        return self.stage_folder(name) / "model"
+        """The model that a stage made: `rl` the last one, `rl/best` its best."""
+        stage, _, which = name.partition("/")
+        return self.stage_folder(stage) / (which or "model")
 
     def model_of(self, name: str) -> ModelConfig:
         """What a stage starts from: its own choice, or what the model-making stage before it made."""
@@ -98,7 +99,8 @@ class Run:
         paths = [path for _, path, _ in references(stage)]
         paths += (stage.evaluates or {}).values()
         before = self._maker(name) if stage.start is None and stage.reads_model and not stage.evaluates else None
-        return {path[1:] for path in [*paths, f"@{before}"] if path[1:] in self.recipe.stages}
+        named = {path[1:].partition("/")[0] for path in [*paths, f"@{before}"] if path.startswith("@")}
+        return named & self.recipe.stages.keys()
 
     def resolve(self, model: ModelConfig) -> ModelConfig:
         """`@stage` as the folder of the model that the stage made, `@model` as the recipe's own."""
@@ -114,8 +116,9 @@ class Run:
         if path == "@model":
             own = {key: value for key, value in self.recipe.model if key in type(section).model_fields}
             return section.model_copy(update=own)
-        folder = self.stage_folder(path[1:])
-        return section.model_copy(update={"path": str(folder / (ROWS if section.refers_to == "rows" else "model"))})
+        rows = section.refers_to == "rows"
+        made = self.stage_folder(path[1:]) / ROWS if rows else self.model_folder(path[1:])
+        return section.model_copy(update={"path": str(made)})
 
 
 def run_recipe(

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from whet.errors import TrainingError
 from whet.files import folder_size, write_json, writing
+from whet.pipeline.held_out import HeldOut, Measure
 from whet.pipeline.stage import LEARNED, Context, Interrupted
-from whet.records import Metric, Step, seed_of
+from whet.records import State, Step, seed_of
 from whet.tracking.log import RunLog
 from whet.training.base import Trainer
-from whet.training.checkpoint import newest_generation, save_generation
+from whet.training.checkpoint import generation_at, newest_generation, save_generation
 
 Begin = Callable[[int, Mapping[str, float]], Iterator[Step]]
 """(step to start after, state noted with it) -> the algorithm's steps."""
@@ -60,65 +61,102 @@ class WithCritic:
         self.critic.export(folder / "critic")
 
 
-def drive(context: Context, trainer: Saved, log: RunLog, begin: Begin, *, steps: int) -> None:
+def drive(
+    context: Context,
+    trainer: Saved,
+    log: RunLog,
+    begin: Begin,
+    *,
+    steps: int,
+    measures: Sequence[Measure] = (),
+    exported: Callable[[Path], None] = lambda _: None,
+) -> None:
     """Run an algorithm to its end, from the newest checkpoint if there is one, and export the model.
 
-    Raises `TrainingError` where no step made an update: the model would be the one that the stage started from. Of a
-    trial that is only said.
+    `measures` of held-out data are taken between steps; where the stage keeps the `best` model, that is exported, too.
+    `exported` is told of each folder while the trainer has its weights. Raises `TrainingError` where no step made an
+    update: the model would be the one that the stage started from. Of a trial that is only said.
     """
-    generation = newest_generation(context.checkpoints)
-    done, state = 0, {}
-    if generation is not None:
-        for line in generation.passed_over:
-            context.console.say(f"passed over: {line}")
-        trainer.load(generation.folder)
-        done, state = generation.step, dict(generation.state)
-        context.console.say(f"{context.name}: continues after step {done}")
-    log.truncate(done)
-    saver = _Saver(context, trainer, log, done=done)
+    held_out = HeldOut(context.config, steps, measures)
+    done, state = _resumed(context, trainer, log, held_out)
+    saver = _Saver(context, trainer, log, held_out, done=done)
     context.console.begin(context.name, steps, done=done)
+    if held_out.due(done):  # of the model that the stage starts from, or one that was stopped half-way
+        looked = Step(index=done, metrics=held_out.look(done), state=state)
+        log.amend(done, looked.metrics)
+        _tell(context, looked)
+        saver.consider_best(looked)
     algorithm = begin(done, state)
     notes: tuple[str, ...] = ()
-    while True:
+    while not held_out.over:
         # Whatever draws from global random state (dropout) draws the same in a resumed run.
         context.world.reseed(seed_of(context.seed, "step", done))
         step = next(algorithm, None)
         if step is None:
             break
+        step, stopped = _measured(step, held_out)
         done, notes = step.index, step.notes
         saver.learned = saver.learned or _learns(step.metrics)
         log.write(step.index, step.metrics, step.groups, notes=step.notes)
-        for sink in context.sinks:
-            sink.log(context.name, step.index, step.metrics, step.groups)
-        for note in step.notes:
-            context.console.say(f"{context.name}  step {step.index}: {note}")
+        _tell(context, step)
         if step.ill:
             continue  # the algorithm says why when it is asked to go on; nothing is built on such a step
-        if context.stopped() and done < steps:
+        if stopped or (context.stopped() and done < steps):
             saver.save(step)
             raise Interrupted
         saver.consider(step)
     log.close()
     context.console.close()
+    if held_out.over:
+        context.console.say(f"{context.name}: ends after step {done}: {held_out.over}")
     if not saver.learned:
         why = "".join(f"; the last one: {note}" for note in notes[-1:])
         nothing = f"{context.name}: nothing was learned: none of {done} steps made an update{why}"
         if steps > TRIAL:
             raise TrainingError(nothing)
         context.console.say(nothing)
-    with writing(context.folder / "model", folder_size(context.checkpoints)):
-        trainer.export(context.folder / "model")
+    _export(context, trainer, "model", exported)
+    if held_out.best is not None:
+        trainer.load(generation_at(context.checkpoints, held_out.best_step))
+        _export(context, trainer, "best", exported)
 
 
-def with_evaluation(
-    steps: Iterator[Step], measure: Callable[[], Mapping[str, Metric]], *, every: int, last: int
-) -> Iterator[Step]:
-    """The same steps, with what is measured on held-out rows (`eval_loss` ...) every so often and at the last one."""
-    for step in steps:
-        if step.index % every == 0 or step.index == last:
-            held_out = {f"eval_{name}": metric.mean for name, metric in measure().items()}
-            step = replace(step, metrics={**step.metrics, **held_out})
-        yield step
+def _resumed(context: Context, trainer: Saved, log: RunLog, held_out: HeldOut) -> tuple[int, State]:
+    """The step to go on after, and what the algorithm noted with it; everything stands as it did then."""
+    generation = newest_generation(context.checkpoints)
+    if generation is None:
+        log.truncate(-1)
+        return 0, {}
+    for line in generation.passed_over:
+        context.console.say(f"passed over: {line}")
+    trainer.load(generation.folder)
+    log.truncate(generation.step)
+    context.console.say(f"{context.name}: continues after step {generation.step}")
+    return generation.step, held_out.restore(generation.state)
+
+
+def _measured(step: Step, held_out: HeldOut) -> tuple[Step, bool]:
+    """The step with what is measured on held-out data after it, and whether that was stopped: then it is due still."""
+    if step.ill or not held_out.due(step.index):
+        return step, False
+    try:
+        return replace(step, metrics={**step.metrics, **held_out.look(step.index)}), False
+    except Interrupted:
+        return step, True
+
+
+def _tell(context: Context, step: Step) -> None:
+    for sink in context.sinks:
+        sink.log(context.name, step.index, step.metrics, step.groups)
+    for note in step.notes:
+        context.console.say(f"{context.name}  step {step.index}: {note}")
+
+
+def _export(context: Context, trainer: Saved, name: str, exported: Callable[[Path], None]) -> None:
+    folder = context.folder / name
+    with writing(folder, folder_size(context.checkpoints)):
+        trainer.export(folder)
+    exported(folder)
 
 
 def _learns(metrics: Mapping[str, float]) -> bool:
@@ -128,10 +166,11 @@ def _learns(metrics: Mapping[str, float]) -> bool:
 
 
 class _Saver:
-    """Saves as often as the recipe says, or as often as costs at most its share of the time."""
+    """Saves as often as the recipe says, or as often as costs at most its share of the time; and the best model."""
 
-    def __init__(self, context: Context, trainer: Saved, log: RunLog, *, done: int) -> None:
+    def __init__(self, context: Context, trainer: Saved, log: RunLog, held_out: HeldOut, *, done: int) -> None:
         self.trainer, self.log, self.config, self.root = trainer, log, context.save, context.checkpoints
+        self.held_out = held_out
         self.saved_step, self.saved_at, self.cost_s = done, time.monotonic(), 0.0
         self.learned = (self.root / LEARNED).exists()
 
@@ -143,6 +182,13 @@ class _Saver:
             due = self.cost_s <= self.config.overhead * (time.monotonic() - self.saved_at)
         if due:
             self.save(step)
+        else:
+            self.consider_best(step)
+
+    def consider_best(self, step: Step) -> None:
+        """Save if this is the best model so far."""
+        if self.held_out.best_step == step.index:
+            self.save(step)
 
     def save(self, step: Step) -> None:
         """Save now."""
@@ -150,6 +196,8 @@ class _Saver:
         self.log.sync()
         if self.learned:  # before the checkpoint is there: from now on the folder belongs to the stage's identity
             write_json(self.root / LEARNED, {"step": step.index})
-        save_generation(self.root, step.index, step.state, self.trainer.save, keep=self.config.keep)
+        known = {**step.state, **self.held_out.state}
+        keep, spare = self.config.keep, self.held_out.best_step
+        save_generation(self.root, step.index, known, self.trainer.save, keep=keep, spare=spare)
         self.saved_step, self.saved_at = step.index, time.monotonic()
         self.cost_s = self.saved_at - began

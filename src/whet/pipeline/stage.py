@@ -18,6 +18,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from whet.config import ModelConfig, SamplingConfig, SaveConfig, TrainConfig
 from whet.config.critic import CriticConfig
 from whet.config.judge import ChatConfig
+from whet.config.model import ReferenceModel
 from whet.config.reward_model import GateConfig
 from whet.config.rewards import ScorerConfig
 from whet.config.stage import StageBase
@@ -84,12 +85,14 @@ class World(Protocol):
         train: TrainConfig,
         sampling: SamplingConfig,
         *,
-        reference: bool = False,
+        reference: ModelConfig | bool = False,
+        reads: ModelConfig | None = None,
         with_value: bool = False,
     ) -> Policy:
         """Load a model to train and to sample.
 
-        With `reference` its starting weights stay at hand, frozen; `with_value` gives it a critic's head as well.
+        `reference`: a frozen model at hand, or (True) its own starting weights. `reads`: the policy whose tokens it is
+        given. `with_value` gives it a critic's head as well. Raises `ModelError` where tokenizers differ.
         """
 
     def scalar_model(
@@ -170,16 +173,22 @@ class Needs:
     """None: it is not trained."""
     sampling: SamplingConfig | None = None
     """None: it is not sampled."""
-    reference: bool = False
-    """Whether its starting weights stay at hand."""
+    reference: ReferenceModel | bool = False
+    """Whether its starting weights stay at hand, or another model's beside it."""
     critic: CriticConfig | None = None
     scalar: bool = False
     """Whether it gives numbers, not tokens."""
 
 
+def reference_of(model: ModelConfig, other: ReferenceModel | None) -> ModelConfig:
+    """What a stage that starts from a model compares with: another one, loaded as it is, or that model itself."""
+    return model if other is None else model.at(other.path)
+
+
 def training_and_sampling(config: Any) -> Needs:
     """What the `train` and `sampling` sections of a stage ask for."""
-    return Needs(train=getattr(config, "train", None), sampling=getattr(config, "sampling", None))
+    sampling = getattr(config, "sampling", None) or getattr(getattr(config, "evaluation", None), "sampling", None)
+    return Needs(train=getattr(config, "train", None), sampling=sampling)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

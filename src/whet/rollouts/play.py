@@ -151,7 +151,9 @@ class Player:
             observations = [self._shortened(each) for each in observed.messages]
             game.messages += observations
             if not game.over:
-                game.prompt = self.template.extend((*game.prompt, *completion.tokens.tolist()), observations)
+                # A turn that a stop string ended is closed here: context, since the policy did not write it.
+                end = [self.template.turn_end] if completion.ending is Ending.STOP_STRING else []
+                game.prompt = self.template.extend((*game.prompt, *completion.tokens.tolist(), *end), observations)
                 game.truncated = game.over = len(game.prompt) >= self.max_length
 
     def _shortened(self, observation: Message) -> Message:

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from whet.errors import SamplerError
+from whet.models.language import LanguageModel
 from whet.records import Completion, Ending
 from whet.sampling.base import Request, SamplingParams
 from whet.sampling.sample_token import choose
+from whet.sampling.stop_strings import COMPLETE, stop_table
 
 
 class Answers:
@@ -26,6 +28,7 @@ class Answers:
         self.uniforms = torch.zeros(0, 0, dtype=torch.float64, device=device)
         self.tokens = torch.zeros(0, 0, dtype=torch.int32, device=device)
         self.logps = torch.zeros(0, 0, device=device)
+        self.states = torch.zeros(0, 1, dtype=torch.int32, device=device)  # of the stop strings
         self._free: list[int] = []
 
     @property
@@ -41,6 +44,7 @@ class Answers:
         line = self._free.pop()
         draws = np.random.Generator(np.random.Philox(key=request.seed)).random(count)
         self.uniforms[line, :count] = torch.from_numpy(draws)
+        self.states[line] = 0
         return line
 
     def end(self, line: int) -> None:
@@ -52,15 +56,16 @@ class Answers:
         tokens, logps = (held[line, :count].cpu().numpy().copy() for held in (self.tokens, self.logps))
         if np.isnan(logps[-1]):
             return SamplerError(f"the model's logits are not finite at token {count} of the answer")
-        ending = Ending.STOP if int(tokens[-1]) in request.params.stop_ids else Ending.LENGTH
+        complete = Ending.STOP_STRING if self.states[line] == COMPLETE else Ending.LENGTH
+        ending = Ending.STOP if int(tokens[-1]) in request.params.stop_ids else complete
         return Completion(tokens=tokens, logprobs=logps, version=version, ending=ending)
 
     def _grow(self, size: int) -> None:
         lines = len(self.tokens)
         more = lines if self._free else max(8, 2 * lines)
-        for name in ("uniforms", "tokens", "logps"):
+        for name in ("uniforms", "tokens", "logps", "states"):
             old = getattr(self, name)
-            new = old.new_zeros(more, size)
+            new = old.new_zeros(more, 1 if name == "states" else size)
             new[:lines, : old.shape[1]] = old
             setattr(self, name, new)
         self._free += range(more - 1, lines - 1, -1)
@@ -72,6 +77,8 @@ class SamplingKind:
 
     params: SamplingParams
     stops: Tensor
+    strings_QV: Tensor | None
+    """`stop_strings.stop_table`, where there are such strings."""
 
     @staticmethod
     def key(params: SamplingParams) -> SamplingParams:
@@ -79,9 +86,13 @@ class SamplingKind:
         return replace(params, max_tokens=1)
 
     @classmethod
-    def of(cls, params: SamplingParams, device: torch.device) -> SamplingKind:
+    def of(cls, params: SamplingParams, model: LanguageModel) -> SamplingKind:
         """The kind of these parameters."""
-        return cls(params, torch.tensor(sorted(params.stop_ids), dtype=torch.long, device=device))
+        stops = torch.tensor(sorted(params.stop_ids), dtype=torch.long, device=model.device)
+        if not params.stop:
+            return cls(params, stops, None)
+        strings_QV = torch.from_numpy(stop_table(model.tokenizer, model.vocabulary, params.stop))
+        return cls(params, stops, strings_QV.to(model.device))
 
 
 class Pens:
@@ -90,7 +101,8 @@ class Pens:
     def __init__(self, answers: Answers, lines: Sequence[tuple[int, int, int]], kinds: Sequence[SamplingKind]) -> None:
         """Of each row: its line, how many tokens stand there, and how many there may be."""
         self._answers = answers
-        line_S, count_S, most_S = torch.tensor(lines, device=answers.tokens.device).T
+        self.line_S, count_S, most_S = torch.tensor(lines, device=answers.tokens.device).T
+        line_S = self.line_S
         self.place_S, self.last_S = line_S * answers.size + count_S, line_S * answers.size + most_S - 1
         by_kind: dict[SamplingKind, list[int]] = {}
         for row, kind in enumerate(kinds):
@@ -116,6 +128,11 @@ class Pens:
             token_S[rows], logp_S[rows] = token, logp.to(logp_S.dtype)
             if len(kind.stops):
                 ended_S[rows] |= (token[:, None] == kind.stops).any(-1)
+            if kind.strings_QV is not None:
+                lines = self.line_S[rows]
+                state = kind.strings_QV[answers.states[lines, 0], token]
+                answers.states[lines, 0] = state
+                ended_S[rows] |= state == COMPLETE
         ended_S |= logp_S.isnan()
         answers.tokens.view(-1).index_copy_(0, self.place_S, token_S.int())
         answers.logps.view(-1).index_copy_(0, self.place_S, logp_S)

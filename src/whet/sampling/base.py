@@ -22,6 +22,8 @@ class SamplingParams:
     top_p: float = 1.0
     top_k: int | None = None
     stop_ids: frozenset[int] = frozenset()
+    stop: tuple[str, ...] = ()
+    """Strings that end the completion with the token that completes one of them."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -32,6 +34,8 @@ class SamplingParams:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k must be >= 1, got {self.top_k}; leave it out for no limit")
+        if not all(self.stop):
+            raise ValueError("stop must hold no empty string, which would end every completion at once")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -113,6 +113,8 @@ class EndpointSampler:
         }
         if params.top_k is not None:  # no part of OpenAI's own API, which says so; vLLM, SGLang and llama.cpp have it
             body["top_k"] = params.top_k
+        if params.stop:
+            body["stop"] = list(params.stop)
         return {**body, **self._extra}
 
     def _remedy(self, status: int) -> str:

@@ -77,7 +77,7 @@ class Engine:
         prompt = self._prompts.setdefault(key, SharedPrompt(key=key, tokens=tokens))
         params = SamplingKind.key(request.params)
         if params not in self._kinds:
-            self._kinds[params] = SamplingKind.of(params, self.model.device)
+            self._kinds[params] = SamplingKind.of(params, self.model)
         front = 0 if prompt.apart else len(tokens)
         ticket = Ticket(request=request, prompt=prompt, kind=self._kinds[params], front=front)
         prompt.waiting.append(ticket)

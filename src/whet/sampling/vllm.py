@@ -31,7 +31,7 @@ from whet.records import Completion
 from whet.sampling.base import Request
 from whet.sampling.bridge import run
 from whet.sampling.driver import Driver
-from whet.sampling.weight_sync import base_weights, check_probe, check_temperature, complete
+from whet.sampling.weight_sync import base_weights, check_probe, check_temperature, complete, stopping
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in this process: tensors are handed over, not pickled
@@ -133,7 +133,9 @@ class VllmSampler:
         request, (written,) = self._asked.pop(output.request_id), output.outputs
         logprobs = written.logprobs.logprobs
         try:
-            return complete(request, written.token_ids, logprobs, version=self.version, why=written.finish_reason)
+            return complete(
+                request, written.token_ids, logprobs, model=self.model, version=self.version, why=written.finish_reason
+            )
         except SamplerError as error:
             return error
 
@@ -183,7 +185,6 @@ def _settings(model: LanguageModel, folder: str, max_running: int, cache_gib: fl
     settings: dict[str, Any] = {
         "model": folder,
         "load_format": "dummy",
-        "skip_tokenizer_init": True,
         "generation_config": "vllm",
         "logprobs_mode": "processed_logprobs",
         "dtype": model.precision,
@@ -212,6 +213,7 @@ def _write_config(model: LanguageModel, folder: Path) -> None:
     config = copy.deepcopy(model.module.config)
     config.architectures = [type(model.module).__name__]
     config.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)  # stop strings are matched on text
 
 
 def _params(request: Request) -> Any:
@@ -226,11 +228,9 @@ def _params(request: Request) -> Any:
         top_p=params.top_p,
         top_k=params.top_k or 0,
         seed=request.seed,
-        stop_token_ids=sorted(params.stop_ids),
-        ignore_eos=True,  # only the request's own stop tokens end it
+        **stopping(params),
         logprobs=0,  # those of the sampled tokens and no others
         flat_logprobs=True,
-        detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
 

@@ -30,7 +30,7 @@ from whet.records import Completion
 from whet.sampling.base import Request
 from whet.sampling.bridge import run
 from whet.sampling.calls import Call, Caller, Patience, excerpt
-from whet.sampling.weight_sync import base_weights, check_probe, check_temperature, complete
+from whet.sampling.weight_sync import base_weights, check_probe, check_temperature, complete, stopping
 
 PATIENCE = Patience(request_s=600.0, total_s=3600.0)
 """An answer of many thousand tokens on a full server takes minutes, and so does reading a large model."""
@@ -105,10 +105,8 @@ class VllmServerSampler:
             "top_p": params.top_p,
             "top_k": params.top_k or 0,
             "seed": request.seed,
-            "stop_token_ids": sorted(params.stop_ids),
-            "ignore_eos": True,  # only the request's own stop tokens end it
             "logprobs": 0,  # those of the sampled tokens and no others
-            "detokenize": False,
+            **stopping(params),
         }
         named = {} if self._adapter is None else {"model": self._adapter}
         return {"token_ids": [int(token) for token in request.prompt], "sampling_params": settings, **named}
@@ -136,8 +134,9 @@ class VllmServerSampler:
             )
         if not all(math.isfinite(logprob) and logprob > NO_LOGPROB for _, logprob in written):
             raise SamplerError(f"vLLM at {self._server}: the model's log-probabilities are not finite")
+        logprobs = [logprob for _, logprob in written]
         return complete(
-            request, tokens, [logprob for _, logprob in written], version=self.version, why=choice.get("finish_reason")
+            request, tokens, logprobs, model=self.model, version=self.version, why=choice.get("finish_reason")
         )
 
     def _load_weights(self, name: str) -> None:

@@ -6,6 +6,7 @@ Legend: N tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from whet.models.heads import SCORE
 from whet.models.language import LanguageModel
 from whet.records import Completion, Ending, token_ids
 from whet.sampling.base import Request, SamplingParams, TokenSampler
+from whet.sampling.stop_strings import completing, stop_table
 
 PROBE_TOKENS = 8
 PROBE_TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 0.5}
@@ -46,6 +48,14 @@ async def check_probe(sampler: TokenSampler, model: LanguageModel) -> None:
         )
 
 
+def stopping(params: SamplingParams) -> dict[str, Any]:
+    """The settings by which vLLM ends a completion where we would, with the tokens and the text as they are."""
+    settings = {"stop_token_ids": sorted(params.stop_ids), "ignore_eos": True, "detokenize": bool(params.stop)}
+    if params.stop:  # matched on the text, special tokens as they are written
+        settings |= {"stop": list(params.stop), "include_stop_str_in_output": True, "skip_special_tokens": False}
+    return settings
+
+
 def check_temperature(params: SamplingParams) -> None:
     """`ConfigError` for a temperature that vLLM would replace by another."""
     if 0 < params.temperature < LOWEST_TEMPERATURE:
@@ -55,18 +65,27 @@ def check_temperature(params: SamplingParams) -> None:
 
 
 def complete(
-    request: Request, tokens: Sequence[int], logprobs: Sequence[float], *, version: int, why: str
+    request: Request, tokens: Sequence[int], logprobs: Sequence[float], *, model: LanguageModel, version: int, why: str
 ) -> Completion:
-    """What vLLM wrote; `SamplerError` if that is not all of it. `why` is the reason that it gives for the end."""
-    params = request.params
-    stopped = len(tokens) > 0 and tokens[-1] in params.stop_ids
-    if not stopped and len(tokens) != params.max_tokens:
+    """What vLLM wrote; `SamplerError` if that is not all of it. `why` is the reason that it gives for the end.
+
+    A stop string must be complete with the last token, and not before, as the embedded engine would have it.
+    """
+    params, ending = request.params, Ending.LENGTH
+    if len(tokens) > 0 and tokens[-1] in params.stop_ids:
+        ending = Ending.STOP
+    elif params.stop:
+        complete_at = completing(stop_table(model.tokenizer, model.vocabulary, params.stop), tokens)
+        if complete_at is not None and complete_at < len(tokens):
+            raise SamplerError(f"vLLM wrote {len(tokens) - complete_at} tokens after a stop string was complete")
+        ending = Ending.LENGTH if complete_at is None else Ending.STOP_STRING
+    if ending is Ending.LENGTH and len(tokens) != params.max_tokens:
         raise SamplerError(f"vLLM ended a completion after {len(tokens)} of {params.max_tokens} tokens: {why}")
     return Completion(
         tokens=token_ids(tokens),
         logprobs=np.array(logprobs, np.float32),
         version=version,
-        ending=Ending.STOP if stopped else Ending.LENGTH,
+        ending=ending,
     )
 
 

@@ -70,6 +70,10 @@ class Template(Protocol):
         """Tokens that end a turn. A sampler stops at them, and training includes them."""
 
     @property
+    def turn_end(self) -> int:
+        """The one of them that the template itself writes after an assistant's turn."""
+
+    @property
     def dialect(self) -> Dialect:
         """How calls of tools are read. Raises `DataError` where the template cannot write tools or calls."""
 

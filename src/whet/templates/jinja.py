@@ -100,6 +100,11 @@ class JinjaTemplate(Template):
         """The token that the template writes after an assistant's turn, and the ends of text."""
         return self._stop_ids
 
+    @property
+    def turn_end(self) -> int:
+        """The token that the template writes after an assistant's turn."""
+        return self._encoder.turn_end
+
     def prompt(
         self,
         messages: Sequence[Message],

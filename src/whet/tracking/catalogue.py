@@ -10,7 +10,7 @@ import yaml
 
 from whet.tracking.charts import Chart, Curve
 from whet.tracking.svg import Axis
-from whet.tracking.text import number, seconds, share
+from whet.tracking.text import number, percent, seconds, share
 
 SHOW = {"number": number, "share": share, "seconds": seconds}
 
@@ -30,3 +30,5 @@ IMITATION, JUDGEMENT, PREFERENCES, TRAINING = (
     tuple(map(_chart, _GROUPS[name])) for name in ("imitation", "judgement", "preferences", "training")
 )
 """Learning from rows; a reward model's; learning from comparisons; every stage that trains."""
+HELD_OUT_TASKS = ("eval_solved", "the solved share of held-out tasks", percent)
+"""The headline of a stage that plays them on its way."""

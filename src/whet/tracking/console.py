@@ -20,17 +20,22 @@ from whet.records import Group
 NUMBERS = {
     "reward": ("reward", "{:.3f}"),
     "solved": ("solved", "{:.0%}"),
+    "eval_reward": ("held-out reward", "{:.3f}"),
+    "eval_solved": ("held out", "{:.0%}"),
     "completions/mean_length": ("length", "{:.0f}"),
     "loss": ("loss", "{:.4g}"),
     "eval_loss": ("eval loss", "{:.4g}"),
     "accuracy": ("right", "{:.0%}"),
     "eval_accuracy": ("held out", "{:.0%}"),
     "rewards/accuracies": ("right", "{:.0%}"),
+    "eval_rewards/accuracies": ("held out", "{:.0%}"),
     "rewards/margins": ("margin", "{:.3f}"),
     "entropy": ("entropy", "{:.2f}"),
     "kl": ("kl", "{:.2g}"),
     "grad_norm": ("grad", "{:.2g}"),
 }
+HELD_OUT = {"eval_loss", "eval_reward", "eval_rewards/accuracies"}
+"""Steps with one of these have a line of their own where there is no terminal."""
 
 
 class Console:
@@ -67,7 +72,7 @@ class Console:
         numbers = f"{self._time_left(step)}  {line(metrics)}"
         if self._progress is not None:
             self._progress.update(self._bar, completed=step, numbers=numbers)
-        elif not self._quiet and (step % self._every == 0 or step in (self._first + 1, self._total)):
+        elif step % self._every == 0 or step in (self._first + 1, self._total) or not HELD_OUT.isdisjoint(metrics):
             self.say(f"{stage}  {step}/{self._total}  {numbers}")
 
     def say(self, text: str) -> None:

@@ -97,6 +97,17 @@ class RunLog:
                 file.write(lines)
         self._append({**metrics, "step": step, "time_s": round(time.time(), 3)})
 
+    def amend(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Add numbers to a step's line, which is the last; where the step has none, they are its line."""
+        self.close()
+        path = self._folder / "metrics.jsonl"
+        lines = read_metrics(self._folder)
+        there = lines[-1] if lines and lines[-1]["step"] == step else {}
+        if there:
+            write_atomic(path, b"".join(line.text for line in list(_whole_lines(path))[:-1]))
+        known = {name: float("nan") if value is None else value for name, value in there.items()}
+        self._append({**known, **metrics, "step": step, "time_s": round(time.time(), 3)})
+
     def truncate(self, step: int) -> None:
         """Forget everything after `step`, and a line that was cut off in writing: what a resume begins with."""
         self.close()

@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import importlib
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -111,7 +112,8 @@ class TensorBoard:
 
 
 class WandB:
-    """Runs of the project `whet`, grouped by our run's name; account and mode come from W&B's environment variables."""
+    """Runs grouped by our run's name, of the project `whet`; W&B's environment variables name another (WANDB_PROJECT),
+    the account and the mode."""
 
     def __init__(self, run: RunInfo) -> None:
         self._module = _require("wandb")
@@ -122,7 +124,7 @@ class WandB:
         """Every finite metric; steps that a resumed stage repeats are left out by W&B, which has them."""
         if stage not in self._runs:
             self._runs[stage] = self._module.init(
-                project="whet",
+                project=os.environ.get("WANDB_PROJECT") or "whet",
                 group=self._run.name,
                 name=f"{self._run.name}/{stage}",
                 id=self._run.stage_id(stage),

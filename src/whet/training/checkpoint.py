@@ -37,8 +37,13 @@ class Generation:
     """Newer generations that are damaged, one line each."""
 
 
-def save_generation(root: Path, step: int, state: State, write: Callable[[Path], None], *, keep: int) -> Path:
-    """Write, seal and rename a generation; then prune to `keep`. Raises `RunError` where the disk refuses."""
+def save_generation(
+    root: Path, step: int, state: State, write: Callable[[Path], None], *, keep: int, spare: int = -1
+) -> Path:
+    """Write, seal and rename a generation; then prune to `keep` and that of the step `spare`.
+
+    Raises `RunError` where the disk refuses.
+    """
     final, part = root / f"step-{step:08d}", root / f".part-{step:08d}-{os.getpid()}"
     newest = _generations(root)[:1]
     with writing(final, sum(folder_size(folder) for folder, _ in newest)):
@@ -60,8 +65,9 @@ def save_generation(root: Path, step: int, state: State, write: Callable[[Path],
             shutil.rmtree(part, ignore_errors=True)
             raise
         sync_folder(root)
-    for folder, _ in _generations(root)[keep:]:
-        shutil.rmtree(folder, ignore_errors=True)
+    for folder, number in _generations(root)[keep:]:
+        if number != spare:
+            shutil.rmtree(folder, ignore_errors=True)
     return final
 
 
@@ -89,6 +95,13 @@ def newest_generation(root: Path) -> Generation | None:
     if found:
         raise RunError(f"{root}: no checkpoint can be used ({'; '.join(passed_over)}); remove the folder to start over")
     return None
+
+
+def generation_at(root: Path, step: int) -> Path:
+    """The folder of the generation of this step. Raises `RunError` where it is missing or damaged."""
+    folder = root / f"step-{step:08d}"
+    unseal(folder)
+    return folder
 
 
 def _generations(root: Path) -> list[tuple[Path, int]]:

@@ -44,6 +44,7 @@ class LocalTrainer:
         A micro-batch has at most `tokens` where the recipe leaves it to the machine (`auto`).
         """
         self.model = model
+        self.model.module.eval()  # a dropout acts in `forward_backward` alone, also before the first one
         self.config = config
         self.frozen = dict(frozen or {})
         self.moved: set[str] = set()  # frozen models that no longer are what the stage started from

@@ -60,12 +60,17 @@ class TokenBudget:
         )
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whether an allocator said no, on a GPU or a CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or CPU_MESSAGE in str(error)
+
+
 def attempt(work: Callable[[], T]) -> T | None:
     """What `work` returns, or None if memory ran out; by then everything that it held has been released."""
     try:
         return work()
     except RuntimeError as error:
-        if not (isinstance(error, torch.OutOfMemoryError) or CPU_MESSAGE in str(error)):
+        if not out_of_memory(error):
             raise
     # Only here, behind the `except`, are the frames gone that hold the graph.
     gc.collect()

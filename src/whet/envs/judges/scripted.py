@@ -14,8 +14,8 @@ from whet.envs.judges.cache import no_probabilities
 from whet.errors import RewardError
 from whet.records import Message, Reply
 from whet.sandbox.base import FailureKind
-from whet.sandbox.worker_main import load_function
 from whet.sandbox.workers import WorkerPool
+from whet.target import load_function
 
 Script = Callable[[list[dict[str, str]]], object]
 

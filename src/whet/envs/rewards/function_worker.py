@@ -10,7 +10,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-from whet.sandbox.worker_main import TargetError, load_function
+from whet.target import TargetError, load_function
 
 FORMS = {
     "verl": {"data_source", "solution_str", "ground_truth"},

@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 import docstring_parser
 from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, ValidationError, create_model
 
-from whet.sandbox.worker_main import TargetError
+from whet.target import TargetError
 
 STRICT = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 PLAIN = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, ClassVar
 
-from whet.sandbox.worker_main import TargetError
+from whet.target import TargetError
 
 
 class Search:

@@ -17,7 +17,7 @@ from typing import Any
 
 from whet.envs.tools.schema import Tool, as_tool
 from whet.errors import EnvironmentFailure
-from whet.sandbox.worker_main import TargetError, describe, load_function
+from whet.target import TargetError, describe, load_function
 
 HOOKS = frozenset({"load", "reset", "reward", "get_reward", "turn_reward", "state", "user", "close"})
 """Methods of a class that are not tools."""

@@ -13,16 +13,15 @@ from whet.config import EvalStage, ModelConfig, TrainConfig
 from whet.envs.base import Rubric, Task
 from whet.envs.tools.play import ToolEnvironments
 from whet.errors import ConfigError, RewardError
-from whet.evals.run import EvalRow, SampledAnswer, compare, summarise, table
+from whet.evals.run import EvalRow, SampledAnswer, compare, sampled_answers, summarise, table
 from whet.files import read_json, write_json
 from whet.pipeline.dropped import keep_dropped
+from whet.pipeline.held_out import CHUNK_EPISODES
 from whet.pipeline.load_data import rubric
 from whet.pipeline.playing import check_tasks, opened, playable, player
 from whet.pipeline.stage import Context, Interrupted, Kind
-from whet.records import Group, Outcome
+from whet.records import Group
 from whet.tracking.log import RunLog
-
-CHUNK_EPISODES = 512
 
 
 def run_eval(context: Context[EvalStage]) -> list[EvalRow]:
@@ -64,7 +63,17 @@ def _run(context: Context[EvalStage], environment: ToolEnvironments | None) -> l
     except ValueError as error:
         raise RewardError(f"{context.name}: {error}; the answers are in {context.folder}/*/rollouts") from error
     write_json(context.folder / "eval.json", table(rows))
+    told = {f"{name}/{row.label}": value for row in rows for name, value in _numbers(row).items()}
+    for sink in context.sinks:
+        if sink is not context.console:
+            sink.log(context.name, 1, told, ())
     return rows
+
+
+def _numbers(row: EvalRow) -> dict[str, float]:
+    """What trackers hear of a model."""
+    gain = {} if row.gain is None else {"gain": row.gain}
+    return {"accuracy": row.accuracy, "mean_length": row.mean_length, "truncated": row.truncated, **gain}
 
 
 def _check_labels(labels: Iterable[str]) -> None:
@@ -101,7 +110,7 @@ def _answers(
         places = range((number - 1) * size, (number - 1) * size + len(chunk))
         played = play.play(chunk, config.samples, step=number, seed=context.seed, positions=places)
         log.write(number, {}, played.groups)
-        answers |= {group.task: _judge(group) for group in played.groups}
+        answers |= {group.task: sampled_answers(group) for group in played.groups}
         right = [answer.correct for given in answers.values() for answer in given if answer.correct is not None]
         if not right:
             raise RewardError(f"{context.name}: no answer of {label} could be graded; {_why_ungraded(played.groups)}")
@@ -121,18 +130,6 @@ def _why_ungraded(groups: Sequence[Group]) -> str:
     return (
         "none of the rewards says what is right (format and overlong only shape; a function does with verifies: true)"
     )
-
-
-def _judge(group: Group) -> list[SampledAnswer]:
-    return [
-        SampledAnswer(
-            correct=episode.score.correct,
-            tokens=episode.sampled_tokens,
-            truncated=episode.outcome is Outcome.TRUNCATED,
-            rewards=episode.score.parts,
-        )
-        for episode in group.episodes
-    ]
 
 
 KIND = Kind(config=EvalStage, run=run_eval, check=check_tasks)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import replace
+from math import inf
 
 from whet.algorithms.online_preference import OnlineSetting, first_state, online_preference
 from whet.config import OnlinePreferenceStage
 from whet.pipeline.dropped import keep_dropped
+from whet.pipeline.held_out import of_tasks
 from whet.pipeline.load_data import rubric
 from whet.pipeline.playing import check_tasks, playable, player
 from whet.pipeline.runner import drive
-from whet.pipeline.stage import Context, Kind, training_and_sampling
+from whet.pipeline.stage import Context, Kind, reference_of, training_and_sampling
 from whet.records import Step
 from whet.rollouts.feed import Feed
-from whet.tracking.catalogue import PREFERENCES, TRAINING
+from whet.tracking.catalogue import HELD_OUT_TASKS, PREFERENCES, TRAINING
 from whet.tracking.charts import Look
 from whet.tracking.log import RunLog
 from whet.tracking.text import number
@@ -24,13 +27,15 @@ def run_online_preference(context: Context[OnlinePreferenceStage]) -> None:
     """Sample, score, rank, prefer and step until the steps are done."""
     config = context.config
     assert config.train.steps is not None
-    grading = rubric(config.tasks, config.rewards, context.world)
-    try:
+    with closing(rubric(config.tasks, config.rewards, context.world)) as grading, of_tasks(context) as measuring:
         problems = playable(config.tasks, context.model, context.world, grading, max_tokens=config.sampling.max_tokens)
         context.console.say(f"{context.name}: {problems.describe()}")
         keep_dropped(context, "tasks", problems.lost)
         policy = context.world.policy(
-            context.model, config.train, config.sampling, reference=config.loss.needs_reference
+            context.model,
+            config.train,
+            config.sampling,
+            reference=config.loss.needs_reference and reference_of(context.model, config.reference),
         )
         context.console.say(f"{context.name}: {policy.about}")
         feed = Feed(
@@ -49,7 +54,7 @@ def run_online_preference(context: Context[OnlinePreferenceStage]) -> None:
             all_pairs=config.pairs == "all",
             minibatches=config.minibatches,
             update_reference_every=config.update_reference_every,
-            max_gap=config.max_reference_gap,
+            max_gap=config.max_reference_gap if config.reference is None else inf,
         )
         first = first_state(feed)
 
@@ -58,15 +63,13 @@ def run_online_preference(context: Context[OnlinePreferenceStage]) -> None:
             return online_preference(policy.trainer, feed, setting, start=start, state=state)
 
         log = RunLog(context.folder, policy.template.decode)
-        drive(context, policy.trainer, log, begin, steps=setting.steps)
-    finally:
-        grading.close()
+        drive(context, policy.trainer, log, begin, steps=setting.steps, measures=measuring(policy))
 
 
 KIND = Kind(
     config=OnlinePreferenceStage,
     run=run_online_preference,
     check=check_tasks,
-    needs=lambda c: replace(training_and_sampling(c), reference=c.loss.needs_reference),
-    look=Look(charts=(*PREFERENCES, *TRAINING), headline=(("reward", "the reward", number),)),
+    needs=lambda c: replace(training_and_sampling(c), reference=c.loss.needs_reference and (c.reference or True)),
+    look=Look(charts=(*PREFERENCES, *TRAINING), headline=(HELD_OUT_TASKS, ("reward", "the reward", number))),
 )

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from math import inf
 
 from whet.algorithms.preference import beside_mismatched, objective_of, preference, weigh_preferences
 from whet.algorithms.sequence_sums import add_constant
 from whet.algorithms.supervised import supervised_steps
-from whet.config import GeneratedConfig, LossConfig, ModelConfig, PreferenceStage, SamplingConfig, Source
+from whet.config import GeneratedConfig, LossConfig, ModelConfig, PreferenceStage, SamplingConfig, Source, TrainConfig
 from whet.data.faults import Dropped
 from whet.errors import DataError
 from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.gate import row_limit
+from whet.pipeline.held_out import Measure, of_rows, of_tasks, sampling_of
 from whet.pipeline.load_data import comparisons, judged
-from whet.pipeline.playing import SHOWN
+from whet.pipeline.playing import SHOWN, evaluation_summary
 from whet.pipeline.reference import with_reference
-from whet.pipeline.runner import drive, with_evaluation
-from whet.pipeline.stage import Context, Kind, Seen, World
+from whet.pipeline.runner import drive
+from whet.pipeline.stage import Context, Kind, Policy, Seen, World, reference_of
 from whet.records import Atom, Metric, Step
 from whet.tracking.catalogue import PREFERENCES, TRAINING
 from whet.tracking.charts import Look
@@ -36,31 +39,43 @@ def run_preference(context: Context[PreferenceStage]) -> None:
     for name, gated in found.items():
         context.console.say(f"{context.name}: {'for evaluation ' if name == 'eval' else ''}{gated.describe()}")
         keep_dropped(context, {"train": "data", "eval": "eval_data"}[name], gated.lost)
-    trainer = context.world.policy(context.model, config.train, SamplingConfig()).trainer
-    examples = {name: _referred(context, config.loss, trainer, gated.atoms, name) for name, gated in found.items()}
+    with of_tasks(context) as measuring:
+        _train(context, found, measuring)
+
+
+def _train(
+    context: Context[PreferenceStage],
+    found: Mapping[str, GatedPreferences],
+    measuring: Callable[[Policy], list[Measure]],
+) -> None:
+    config = context.config
+    examples: Mapping[str, Sequence[Atom]] = {name: gated.atoms for name, gated in found.items()}
+    if config.reference is not None:
+        examples = _referred(context, examples, cache(lambda: _reference(context)))
+    policy = context.world.policy(context.model, config.train, sampling_of(config.evaluation))
+    trainer = policy.trainer
+    if config.reference is None and config.loss.needs_reference:
+        examples = _referred(context, examples, lambda: trainer)
     steps = supervised_steps(len(examples["train"]), config.train)
 
     def measure() -> Mapping[str, Metric]:
-        if "eval" not in examples:
-            return {}
-        return trainer.evaluate(
-            weigh_preferences(examples["eval"], loss=config.loss, trainer=trainer), objective_of(config.loss)
-        )
+        weighed = weigh_preferences(examples["eval"], loss=config.loss, trainer=trainer)
+        return trainer.evaluate(weighed, objective_of(config.loss))
 
     def begin(start: int, state: Mapping[str, float]) -> Iterator[Step]:
-        steps_of = preference(
+        return preference(
             trainer,
             examples["train"],
             config.loss,
             config.train,
             seed=context.seed,
-            max_gap=config.max_reference_gap,
+            max_gap=config.max_reference_gap if config.reference is None else inf,
             start=start,
             state=state,
         )
-        return with_evaluation(steps_of, measure, every=config.eval_every, last=steps)
 
-    drive(context, trainer, RunLog(context.folder), begin, steps=steps)
+    measures = [*([of_rows(measure)] if "eval" in examples else []), *measuring(policy)]
+    drive(context, trainer, RunLog(context.folder), begin, steps=steps, measures=measures)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,8 +115,17 @@ def gate_preferences(world: World, model: ModelConfig, config: PreferenceStage, 
     return GatedPreferences(atoms=_with_confidence(compared), stats=stats, lost=(unread, dropped))
 
 
-def _referred(context: Context, loss: LossConfig, trainer: Trainer, atoms: Sequence[Atom], name: str) -> Sequence[Atom]:
-    return with_reference(context, trainer, atoms, name) if loss.needs_reference else atoms
+def _referred(
+    context: Context, found: Mapping[str, Sequence[Atom]], trainer: Callable[[], Trainer]
+) -> dict[str, Sequence[Atom]]:
+    return {name: with_reference(context, trainer, atoms, name) for name, atoms in found.items()}
+
+
+def _reference(context: Context[PreferenceStage]) -> Trainer:
+    """The other model that the loss compares with."""
+    model = reference_of(context.model, context.config.reference)
+    train = TrainConfig(microbatch_tokens=context.config.train.microbatch_tokens)
+    return context.world.policy(model, train, SamplingConfig(), reads=context.model).trainer
 
 
 def _with_confidence(compared: Sequence[Compared]) -> list[Atom]:
@@ -135,6 +159,7 @@ def check_preference(context: Context[PreferenceStage]) -> Seen:
     summary = gated.describe()
     if config.eval_data is not None:
         summary += f"; for evaluation {gate_preferences(world, model, config, config.eval_data).describe()}"
+    summary = "; ".join([summary, *evaluation_summary(context)])
     answers = 2 if config.loss.kto is None else 1
     return Seen(summary=summary, rows=[row for atom in gated.atoms[:SHOWN] for row in atom.rows[:answers]])
 

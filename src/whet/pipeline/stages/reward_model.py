@@ -1,7 +1,7 @@
 """The reward model stage: rows of any kind through the gate, training, and a verdict on what was held out.
 
 STAGE/model/        a sequence classifier; what its numbers mean stands in its config
-STAGE/reward.json   how it judges what it has not seen
+STAGE/reward.json   how it judges what it has not seen (of `best`, where there is one: best.json)
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from math import isfinite
+from pathlib import Path
 from statistics import fmean, pstdev
 
 import numpy as np
@@ -22,9 +23,10 @@ from whet.evals.ratings import Rating, Ratings, judge_ratings
 from whet.files import write_json
 from whet.models.heads import RewardFacts, note_reward_facts, objectives_in
 from whet.pipeline.dropped import keep_dropped
+from whet.pipeline.held_out import of_rows
 from whet.pipeline.playing import SHOWN
 from whet.pipeline.reward_dataset import RewardDataset, RewardExample, ratings_of, reward_dataset
-from whet.pipeline.runner import drive, with_evaluation
+from whet.pipeline.runner import drive
 from whet.pipeline.stage import Context, Kind, Needs, NewGate, Seen
 from whet.records import Column, Metric, Step, TokenRow
 from whet.tracking.catalogue import JUDGEMENT, TRAINING
@@ -58,19 +60,22 @@ def run_reward_model(context: Context[RewardModelStage]) -> None:
     unseen = [lesson.atom for lesson in given.held_out]
 
     def measure() -> Mapping[str, Metric]:
-        found = trainer.evaluate(weighed(unseen, config=config), objective_of(config)) if unseen else {}
+        found = trainer.evaluate(weighed(unseen, config=config), objective_of(config))
         return {name: metric for name, metric in found.items() if name.startswith(EVALUATED)}
 
     def begin(start: int, state: Mapping[str, float]) -> Iterator[Step]:
-        steps_of = reward_model(trainer, atoms, config, seed=context.seed, start=start, state=state)
-        return with_evaluation(steps_of, measure, every=config.eval_every, last=steps)
+        return reward_model(trainer, atoms, config, seed=context.seed, start=start, state=state)
 
-    drive(context, trainer, RunLog(context.folder), begin, steps=steps)
-    note_reward_facts(context.folder / "model", _facts(trainer, given, config))
-    if given.held_out:
-        found = judgement(trainer, given, config, names=objectives_in(context.folder / "model"))
-        write_json(context.folder / "reward.json", asdict(found))
-        context.console.say(f"{context.name}: {describe(found)}")
+    def exported(folder: Path) -> None:
+        note_reward_facts(folder, _facts(trainer, given, config))
+        if given.held_out:
+            found = judgement(trainer, given, config, names=objectives_in(folder))
+            last = folder.name == "model"
+            write_json(context.folder / ("reward.json" if last else "best.json"), asdict(found))
+            context.console.say(f"{context.name}: {'' if last else 'the best: '}{describe(found)}")
+
+    measures = [of_rows(measure)] if unseen else []
+    drive(context, trainer, RunLog(context.folder), begin, steps=steps, measures=measures, exported=exported)
 
 
 # --------------------------------------------------------------------------------------------- measuring

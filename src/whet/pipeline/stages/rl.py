@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 
 from whet.algorithms.critic import Critic
@@ -16,14 +17,15 @@ from whet.envs.tools.play import ToolEnvironments
 from whet.errors import ConfigError
 from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.gate import gate
+from whet.pipeline.held_out import of_tasks
 from whet.pipeline.load_data import rubric
 from whet.pipeline.playing import look_at_tasks, opened, playable, player
 from whet.pipeline.runner import Saved, WithCritic, drive
-from whet.pipeline.stage import Context, Kind, Needs, Policy, Seen, World, training_and_sampling
+from whet.pipeline.stage import Context, Kind, Needs, Policy, Seen, World, reference_of, training_and_sampling
 from whet.records import Step
 from whet.rollouts.curriculum import Curriculum, hardness_of
 from whet.rollouts.feed import Feed
-from whet.tracking.catalogue import TRAINING
+from whet.tracking.catalogue import HELD_OUT_TASKS, TRAINING
 from whet.tracking.charts import Look
 from whet.tracking.log import RunLog
 from whet.tracking.text import number, percent
@@ -37,10 +39,12 @@ def run_rl(context: Context[RLStage]) -> None:
 
 
 def _run(context: Context[RLStage], environment: ToolEnvironments | None) -> None:
-    config = context.config
+    config, kl = context.config, context.config.algorithm.kl
     assert config.train.steps is not None
-    grading = rubric(config.tasks, config.rewards, context.world)
-    try:
+    with (
+        closing(rubric(config.tasks, config.rewards, context.world)) as grading,
+        of_tasks(context, environment) as measuring,
+    ):
         problems = playable(
             config.tasks,
             context.model,
@@ -58,12 +62,13 @@ def _run(context: Context[RLStage], environment: ToolEnvironments | None) -> Non
             context.model,
             config.train,
             config.sampling,
-            reference=config.algorithm.kl.place != "none",
+            reference=kl.place != "none" and reference_of(context.model, kl.reference),
             with_value=config.algorithm.shares_trunk,
         )
         context.console.say(f"{context.name}: {policy.about}")
         critic = _critic(context, config, policy)
-        greedy = player(policy, grading, config.sampling.model_copy(update={"temperature": 0.0}), environment)
+        greedily = config.sampling.model_copy(update={"temperature": 0.0})
+        greedy = player(policy, grading, greedily, environment)
         feed = Feed(
             player=player(policy, grading, config.sampling, environment),
             tasks=problems.tasks,
@@ -98,9 +103,7 @@ def _run(context: Context[RLStage], environment: ToolEnvironments | None) -> Non
         learning: Saved = policy.trainer
         if critic is not None and critic.trainer is not policy.trainer:
             learning = WithCritic(policy.trainer, critic.trainer)
-        drive(context, learning, log, begin, steps=setting.steps)
-    finally:
-        grading.close()
+        drive(context, learning, log, begin, steps=setting.steps, measures=measuring(policy))
 
 
 def _check_states(config: RLStage, environment: ToolEnvironments | None) -> None:
@@ -164,7 +167,8 @@ def check_rl(context: Context[RLStage]) -> Seen:
 
 def needs_of_rl(config: RLStage) -> Needs:
     """A policy, a reference for the KL, and a critic."""
-    reference = config.algorithm.kl.place != "none"
+    kl = config.algorithm.kl
+    reference = kl.place != "none" and (kl.reference or True)
     return replace(training_and_sampling(config), reference=reference, critic=config.algorithm.critic)
 
 
@@ -175,6 +179,10 @@ KIND = Kind(
     needs=needs_of_rl,
     look=Look(
         charts=TRAINING,
-        headline=(("solved", "the solved share of training tasks", percent), ("reward", "the reward", number)),
+        headline=(
+            HELD_OUT_TASKS,
+            ("solved", "the solved share of training tasks", percent),
+            ("reward", "the reward", number),
+        ),
     ),
 )

@@ -7,14 +7,15 @@ from functools import partial
 
 from whet.algorithms.sft import CrossEntropy, sft, weigh
 from whet.algorithms.supervised import supervised_steps
-from whet.config import SamplingConfig, SFTStage
+from whet.config import SFTStage
 from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.gate import gate, gate_sets
-from whet.pipeline.playing import SHOWN
-from whet.pipeline.runner import drive, with_evaluation
+from whet.pipeline.held_out import of_rows, of_tasks, sampling_of
+from whet.pipeline.playing import SHOWN, evaluation_summary
+from whet.pipeline.runner import drive
 from whet.pipeline.stage import Context, Kind, Seen
-from whet.records import Metric, Step, TokenRow
-from whet.tracking.catalogue import IMITATION, TRAINING
+from whet.records import Step, TokenRow
+from whet.tracking.catalogue import HELD_OUT_TASKS, IMITATION, TRAINING
 from whet.tracking.charts import Look
 from whet.tracking.log import RunLog
 from whet.tracking.text import number
@@ -31,19 +32,19 @@ def run_sft(context: Context[SFTStage]) -> None:
         evaluation = gate(context.world, context.model, config.train, config.eval_data)
         keep_dropped(context, "eval_data", evaluation.kept.dropped)
         held_out = evaluation.rows
-    policy = context.world.policy(context.model, config.train, SamplingConfig())
-    context.console.say(f"{context.name}: {policy.about}")
-    rows = data.rows
-    steps = supervised_steps(len(rows), config.train)
-    train = partial(sft, policy.trainer, rows, config.train, seed=context.seed, blend=data.blend)
+    with of_tasks(context) as measuring:
+        policy = context.world.policy(context.model, config.train, sampling_of(config.evaluation))
+        context.console.say(f"{context.name}: {policy.about}")
+        rows = data.rows
+        steps = supervised_steps(len(rows), config.train)
+        train = partial(sft, policy.trainer, rows, config.train, seed=context.seed, blend=data.blend)
+        loss = of_rows(lambda: policy.trainer.evaluate(weigh(held_out), CrossEntropy()))
+        measures = [*([loss] if held_out else []), *measuring(policy)]
 
-    def measure() -> Mapping[str, Metric]:
-        return policy.trainer.evaluate(weigh(held_out), CrossEntropy()) if held_out else {}
+        def begin(start: int, state: Mapping[str, float]) -> Iterator[Step]:
+            return train(start=start, state=state)
 
-    def begin(start: int, state: Mapping[str, float]) -> Iterator[Step]:
-        return with_evaluation(train(start=start, state=state), measure, every=config.eval_every, last=steps)
-
-    drive(context, policy.trainer, RunLog(context.folder), begin, steps=steps)
+        drive(context, policy.trainer, RunLog(context.folder), begin, steps=steps, measures=measures)
 
 
 def check_sft(context: Context[SFTStage]) -> Seen:
@@ -53,6 +54,7 @@ def check_sft(context: Context[SFTStage]) -> Seen:
     summary = data.describe(context.seed)
     if config.eval_data is not None:
         summary += f"; for evaluation {gate(world, model, config.train, config.eval_data).describe()}"
+    summary = "; ".join([summary, *evaluation_summary(context)])
     return Seen(summary=summary, rows=data.rows[:SHOWN])
 
 
@@ -60,5 +62,5 @@ KIND = Kind(
     config=SFTStage,
     run=run_sft,
     check=check_sft,
-    look=Look(charts=(*IMITATION, *TRAINING), headline=(("loss", "loss", number),)),
+    look=Look(charts=(*IMITATION, *TRAINING), headline=(HELD_OUT_TASKS, ("loss", "loss", number))),
 )
