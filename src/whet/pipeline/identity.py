@@ -149,7 +149,8 @@ def _content(value: Any, digests: Digests) -> dict[str, Any] | None:
         return {"path": model.path, **read_contents(model, digests)}
     for key, field in getattr(type(value), "model_fields", {}).items():
         if "content" in field.metadata:
-            file, _, function = getattr(value, key).rpartition(":")
+            named = getattr(value, key)
+            file, _, function = named.rpartition(":") if isinstance(named, str) else ("", "", "")
             if file.endswith(".py"):
                 return {**_file(Path(file), digests), "function": function}
     return None
