@@ -116,7 +116,9 @@ def load_function(target: str) -> Callable[..., Any]:
 
 def describe(error: BaseException) -> str:
     """The error as one line, with the place that raised it."""
-    text = str(error) if isinstance(error, TargetError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, TargetError):
+        return str(error)[: 2 * LONGEST]
+    text = f"{type(error).__name__}: {error}"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename[0] != "<"]
     if frames and frames[-1].filename != __file__:
         text = f"{text[:LONGEST]} ({Path(frames[-1].filename).name}:{frames[-1].lineno})"
