@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from whet.config.loading import Loaded
 from whet.errors import ConfigError
 from whet.files import read_json
 from whet.launch.main import asked_to_stop
-from whet.launch.talk import find_model
 from whet.launch.world import LocalWorld
 from whet.models.device import pick_threads
 from whet.pipeline.lineage import identity_name
@@ -31,12 +29,11 @@ def evaluate(loaded: Loaded, models: Mapping[str, str], *, quiet: bool = False) 
     name = next((name for name, stage in recipe.stages.items() if stage.evaluates is not None), None)
     if name is None:
         raise ConfigError(f"{recipe.name}: the recipe has no stage of kind eval; add one that names tasks and rewards")
-    run = Run(recipe=recipe, folder=recipe.out or Path("runs") / recipe.name)
+    run = Run(recipe=recipe, folder=recipe.folder)
     console = Console(quiet=quiet)
     torch.set_num_threads(pick_threads(recipe.threads))
-    found = {label: find_model(path) for label, path in models.items()}
     with claimed(run), asked_to_stop(console) as stopped:
-        context = context_of(run, name, LocalWorld(folder=run.folder), console, stopped, models=found or None)
+        context = context_of(run, name, LocalWorld(folder=run.folder), console, stopped, models=models or None)
         folder = run.folder / "evaluations" / f"{name}-{identity_name(context, recipe.seed)}"
         try:
             run.kind(name).run(replace(context, folder=folder, checkpoints=folder))

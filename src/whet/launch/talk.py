@@ -4,29 +4,41 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from whet.config import ModelConfig, SamplingConfig, TrainConfig
+from pydantic import ValidationError
+
+from whet.config import ModelConfig, Recipe, SamplingConfig, TrainConfig
 from whet.errors import DataError, RunError
 from whet.files import is_sealed, read_json
 from whet.launch.world import LocalWorld
+from whet.models.locate import is_run, locate
 from whet.pipeline.playing import sampling_params
+from whet.pipeline.run import Run
 from whet.pipeline.stage import Policy
 from whet.records import Message, seed_of
 from whet.sampling.base import Request
 from whet.sampling.bridge import run
+from whet.training.checkpoint import newest_generation
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ChatSession:
     """A conversation with one model; every answer is sampled with a seed of its own."""
 
     policy: Policy
     sampling: SamplingConfig
+    about: str = ""
+    """Which model it is."""
     seed: int = 0
+    system: str = ""
+    """A system message that every conversation begins with; empty: none."""
     messages: list[Message] = field(default_factory=list)
 
     def say(self, text: str) -> str:
         """The model's answer to one more user message; `DataError` once there is no room for one."""
+        if self.system and not self.messages:
+            self.messages.append(Message(role="system", content=self.system))
         self.messages.append(Message(role="user", content=text))
         prompt = self.policy.template.prompt(self.messages)
         room = self.policy.max_length - len(prompt)
@@ -40,23 +52,56 @@ class ChatSession:
         self.messages.append(answer)
         return answer.content
 
+    def reset(self) -> None:
+        """Forget the conversation."""
+        self.messages.clear()
 
-def open_conversation(what: str, sampling: SamplingConfig, *, seed: int = 0) -> ChatSession:
-    """Talk to a run folder (its last model, or `RUN@stage`), a model directory, a hub id or a built-in model."""
-    policy = LocalWorld().policy(ModelConfig(path=find_model(what)), TrainConfig(), sampling)
-    return ChatSession(policy=policy, sampling=sampling, seed=seed)
+    def describe(self) -> list[str]:
+        """The model, its template and how it is sampled, a line each."""
+        ends = " or ".join(self.policy.template.decode([token]) for token in sorted(self.policy.template.stop_ids))
+        how = "greedy" if self.sampling.temperature == 0 else f"temperature {self.sampling.temperature:g}"
+        return [
+            f"model: {self.about}; {self.policy.precision}, {self.policy.max_length:,} tokens at most",
+            f"template: the tokenizer's own; an answer ends with {ends}",
+            f"sampling: {how}, at most {self.sampling.max_tokens} tokens, seed {self.seed}",
+        ]
 
 
-def find_model(what: str) -> str:
-    """The path of the model that `what` names; `RunError` for a run that has none yet."""
-    name, _, stage = what.partition("@")
-    if not (Path(name) / "recipe.json").is_file():
-        return what
-    done = [folder for folder in sorted((Path(name) / "stages").glob("*")) if is_sealed(folder)]
-    made = {folder.name.partition("-")[2]: folder / "model" for folder in done if (folder / "model").is_dir()}
-    if stage and stage not in made:
-        raise RunError(f"{name}: no stage {stage!r} has made a model; there are: {', '.join(made) or 'none yet'}")
-    if not made:
-        stages = ", ".join(read_json(Path(name) / "recipe.json")["stages"])
-        raise RunError(f"{name}: none of its stages ({stages}) has made a model yet; run it to the end first")
-    return str(made[stage] if stage else list(made.values())[-1])
+def open_conversation(what: str, sampling: SamplingConfig, *, seed: int = 0, system: str = "") -> ChatSession:
+    """Talk to a run folder (its last model, or `RUN@stage`), a model directory, a hub id or a built-in model.
+
+    Of a stage that is not finished it is the last checkpoint; of a run whose next stage has none, what came before.
+    """
+    policy, about = _policy(what, sampling)
+    return ChatSession(policy=policy, sampling=sampling, about=about, seed=seed, system=system)
+
+
+def _policy(what: str, sampling: SamplingConfig) -> tuple[Policy, str]:
+    """What is named, at work, and which model it is in words."""
+    name, _, asked = what.partition("@")
+    note = ""
+    if is_run(name):
+        run, stage = _next_stage(Path(name), asked)
+        generation = None if stage is None else newest_generation(run.checkpoints(stage))
+        if stage is not None and generation is not None:
+            section: Any = run.recipe.stages[stage]
+            critic = run.kind(stage).needs(section).critic
+            policy = LocalWorld().policy(
+                run.model_of(stage), section.train, sampling, with_value=critic is not None and critic.share_trunk
+            )
+            policy.trainer.load(generation.folder)
+            return policy, f"{name}@{stage}, not finished: its checkpoint after step {generation.step}"
+        note = f", while {stage} has no checkpoint yet" if stage is not None and not asked else ""
+    where = locate(what)[0]
+    policy = LocalWorld().policy(ModelConfig(path=what), TrainConfig(), sampling)
+    return policy, (what if where == what else f"{what} ({where})") + note
+
+
+def _next_stage(folder: Path, asked: str) -> tuple[Run, str | None]:
+    """The run, and the first stage that is to make a model and is not finished; of the one that is asked for, if so."""
+    try:
+        run = Run(recipe=Recipe.model_validate(read_json(folder / "recipe.json")), folder=folder)
+    except ValidationError as error:
+        raise RunError(f"{folder / 'recipe.json'}: no recipe of this version of whet; name RUN/stages/NN-NAME/model") from error
+    makers = (name for name, stage in run.recipe.stages.items() if stage.makes == "model" and asked in ("", name))
+    return run, next((name for name in makers if not is_sealed(run.stage_folder(name))), None)
