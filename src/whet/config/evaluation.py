@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from whet.config.budget import StageBudget, rows_of, times
 from whet.config.data import Source
+from whet.config.environment import EnvironmentConfig
 from whet.config.rewards import RewardConfig, check_rewards
 from whet.config.stage import StageBase
 from whet.config.train import SamplingConfig
@@ -24,6 +25,8 @@ class EvalStage(StageBase):
     """Label of the model that the others' gains are over; None: the first one."""
     tasks: Source
     rewards: list[RewardConfig] = Field(min_length=1)
+    environment: EnvironmentConfig | None = None
+    """Plays of several turns; None: one answer to each task. `environment: FILE.py:CLASS` is short for its `path`."""
     samples: int = Field(4, ge=1)
     """Completions of each task."""
     sampling: SamplingConfig = SamplingConfig()

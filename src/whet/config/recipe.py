@@ -53,6 +53,7 @@ SHORT: Mapping[str, str] = {
     "data": "path",
     "eval_data": "path",
     "tasks": "path",
+    "environment": "path",
     "algorithm": "preset",
     "loss": "preset",
 }

@@ -11,6 +11,7 @@ from whet.config.budget import StageBudget, times
 from whet.config.constraint import ConstraintConfig
 from whet.config.curriculum import CurriculumConfig
 from whet.config.data import Source
+from whet.config.environment import EnvironmentConfig
 from whet.config.health import HealthConfig
 from whet.config.policy import PolicyConfig
 from whet.config.reward_model import RewardModelStage
@@ -35,6 +36,8 @@ class RLStage(StageBase):
     kind: Literal["rl"]
     tasks: Source
     rewards: list[RewardConfig] = Field(min_length=1)
+    environment: EnvironmentConfig | None = None
+    """Plays of several turns; None: one answer to each task. `environment: FILE.py:CLASS` is short for its `path`."""
     algorithm: PolicyConfig = PolicyConfig()
     constraint: ConstraintConfig | None = None
     curriculum: CurriculumConfig | None = None

@@ -93,6 +93,8 @@ def _written(value: Any, folder: Path, key: str = "") -> Any:
     if key == "rewards":
         listed = value if isinstance(value, list | tuple) else [value]
         value = [{"kind": "function", "path": each} if callable(each) else each for each in listed]
+    if key == "environment" and callable(value):
+        value = {"path": value}
     if isinstance(value, Mapping):
         return {name: _written(child, folder, name) for name, child in value.items()}
     return value

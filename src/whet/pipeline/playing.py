@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from whet.config import ModelConfig, SamplingConfig, Source
+from whet.config.environment import EnvironmentConfig
 from whet.data.faults import Dropped
-from whet.envs.base import Rubric, Task
+from whet.envs.base import Environment, Rubric, Task
 from whet.envs.rubric import WeightedRubric
 from whet.envs.single_turn import SingleTurn
+from whet.errors import ConfigError
 from whet.pipeline.load_data import rubric, tasks, usable
 from whet.pipeline.stage import Context, Policy, Seen, World
 from whet.rollouts.play import Player
 from whet.sampling.base import SamplingParams
+from whet.sandbox.worker_main import describe, load_function
 from whet.templates.base import Template
 
 SHOWN = 3
@@ -55,6 +60,8 @@ def _narrow(rooms: Sequence[int], max_tokens: int) -> str:
 def look_at_tasks(context: Context[Any]) -> tuple[Seen, Playable]:
     """The tasks of a stage with `tasks` and `rewards`, and what a check shows of them."""
     config, world = context.config, context.world
+    if getattr(config, "environment", None) is not None:
+        load_environment(config.environment)
     grading = rubric(config.tasks, config.rewards, world)
     try:
         found = playable(config.tasks, context.model, world, grading, max_tokens=config.sampling.max_tokens)
@@ -68,16 +75,30 @@ def check_tasks(context: Context[Any]) -> Seen:
     return look_at_tasks(context)[0]
 
 
-def player(policy: Policy, grading: Rubric, sampling: SamplingConfig) -> Player:
-    """Plays single-turn tasks with this policy."""
+def player(
+    policy: Policy, grading: Rubric, sampling: SamplingConfig, environment: EnvironmentConfig | None = None
+) -> Player:
+    """Plays tasks with this policy, single turns where no environment is given."""
     return Player(
         sampler=policy.sampler,
         template=policy.template,
-        environment=SingleTurn,
+        environment=SingleTurn if environment is None else load_environment(environment),
+        max_turns=1 if environment is None else environment.max_turns,
         rubric=grading,
         params=sampling_params(sampling, policy.template),
         max_length=policy.max_length,
     )
+
+
+def load_environment(config: EnvironmentConfig) -> Callable[[Task], Environment]:
+    """What makes an environment of a task. Raises `ConfigError` where there is no such class."""
+    try:
+        named = load_function(config.path) if isinstance(config.path, str) else config.path
+    except Exception as error:
+        raise ConfigError(f"environment: {describe(error)}") from error
+    if missing := [method for method in ("start", "step") if inspect.isclass(named) and not hasattr(named, method)]:
+        raise ConfigError(f"environment: {named.__name__} has no method {missing[0]}; it has start() and step(message)")
+    return partial(named, **config.args)
 
 
 def sampling_params(config: SamplingConfig, template: Template) -> SamplingParams:

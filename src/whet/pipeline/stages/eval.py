@@ -67,7 +67,7 @@ def _answers(
     if done.exists():
         return {task: [SampledAnswer(**answer) for answer in given] for task, given in read_json(done).items()}
     policy = context.world.policy(model, TrainConfig(), config.sampling)
-    play = player(policy, grading, config.sampling)
+    play = player(policy, grading, config.sampling, config.environment)
     log = RunLog(context.folder / label, policy.template.decode)
     log.truncate(0)
     answers: dict[str, list[SampledAnswer]] = {}

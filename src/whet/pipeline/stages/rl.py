@@ -48,9 +48,11 @@ def run_rl(context: Context[RLStage]) -> None:
         )
         context.console.say(f"{context.name}: {policy.about}")
         critic = _critic(context, config, policy)
-        greedy = player(policy, grading, config.sampling.model_copy(update={"temperature": 0.0}))
+        greedy = player(
+            policy, grading, config.sampling.model_copy(update={"temperature": 0.0}), config.environment
+        )
         feed = Feed(
-            player=player(policy, grading, config.sampling),
+            player=player(policy, grading, config.sampling, config.environment),
             tasks=problems.tasks,
             samples=config.rollouts_per_prompt,
             steps=config.train.steps,
