@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from whet.launch.python import run as run
     from whet.launch.python import train as train
-    from whet.launch.results import RunResults as Run
+    from whet.launch.results import RunResults as Run  # noqa: F401
 
 __version__ = "0.1.0"
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from whet import __version__
-from whet.cli import chat, check, demo, eval, plan, run, schema
+from whet.cli import chat, check, compare, demo, eval, plan, run, schema
 from whet.cli.errors import exit_codes, guarded
 from whet.cli.options import OVERRIDABLE
 
@@ -42,6 +42,7 @@ app.command(context_settings=OVERRIDABLE)(plan.plan)
 app.command(context_settings=OVERRIDABLE)(check.check)
 app.command("eval", context_settings=OVERRIDABLE)(eval.evaluate)
 app.command()(chat.chat)
+app.command()(compare.compare)
 app.command()(demo.demo)
 app.command()(schema.schema)
 

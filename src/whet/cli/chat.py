@@ -30,8 +30,7 @@ def chat(
 
     sampling = SamplingConfig(temperature=temperature, max_tokens=max_tokens)
     conversation = open_conversation(what, sampling, seed=seed, system=system)
-    about = conversation.describe()
-    for line in about if not prompt else about[:1] if "@" not in what and what != conversation.about else []:
+    for line in conversation.describe()[: 1 if prompt else None]:
         print(one_line(line), file=sys.stderr, flush=True)
     answers = [conversation.say(text) for text in prompt or ()]
     while not prompt and (text := _read()):

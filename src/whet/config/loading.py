@@ -52,9 +52,7 @@ class Loaded:
     """What was written, after inheritance and overrides and before defaults."""
 
 
-def load_recipe(
-    path: Path | str | Mapping[str, Any], overrides: Sequence[str] = (), stages: Stages = STAGES
-) -> Loaded:
+def load_recipe(path: Path | str | Mapping[str, Any], overrides: Sequence[str] = (), stages: Stages = STAGES) -> Loaded:
     """Read a recipe (a file, or the same as a mapping) whose stages are of these kinds, and put the overrides over it.
 
     An override is `train.lr=2e-5`, `--train.lr=2e-5` or `--train.lr 2e-5` (two words); its value is read as YAML.

@@ -114,7 +114,7 @@ def _source(given: Any, folder: Path) -> Any:
 
 
 def _is_source(entry: Any) -> bool:
-    return isinstance(entry, str | os.PathLike) or isinstance(entry, Mapping) and not entry.keys().isdisjoint(SECTION)
+    return isinstance(entry, str | os.PathLike) or (isinstance(entry, Mapping) and not entry.keys().isdisjoint(SECTION))
 
 
 def _gives(value: Any) -> bool:

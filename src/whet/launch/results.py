@@ -44,7 +44,7 @@ class RunResults:
     @property
     def stages(self) -> dict[str, str]:
         """Every stage of the recipe, in order: done, begun or waiting."""
-        there = dict(self._folders())
+        there = dict(self.folders())
         return {
             name: "waiting" if name not in there else "done" if is_sealed(there[name]) else "begun"
             for name in self.recipe["stages"]
@@ -53,14 +53,14 @@ class RunResults:
     @property
     def evaluations(self) -> dict[str, dict[str, Any]]:
         """The tables of evaluations by stage, as in `eval.json` or `perplexity.json`."""
-        files = ((name, folder / file) for name, folder in self._folders() for file in TABLES)
+        files = ((name, folder / file) for name, folder in self.folders() for file in TABLES)
         return {name: read_json(file) for name, file in files if file.is_file()}
 
     def metrics(self, stage: str | None = None) -> Any:
         """A row for each step: `stage`, `step`, `time_s` and the metrics; NaN where a step has none."""
         import pyarrow as pa
 
-        rows = [{"stage": name, **line} for name, folder in self._folders(stage) for line in read_metrics(folder)]
+        rows = [{"stage": name, **line} for name, folder in self.folders(stage) for line in read_metrics(folder)]
         names = dict.fromkeys(["stage", "step", "time_s", *sorted({name for row in rows for name in row})])
         return pa.table({name: [row.get(name) for row in rows] for name in names}).to_pandas()
 
@@ -68,10 +68,12 @@ class RunResults:
         """A row for each answer: `stage`, `model` (its label in an evaluation), and the columns of a rollout file."""
         import pyarrow as pa
 
-        logs = [(name, folder, None) for name, folder in self._folders(stage)]
+        logs = [(name, folder, None) for name, folder in self.folders(stage)]
         logs += [(name, log, log.name) for name, folder, _ in tuple(logs) for log in sorted(folder.iterdir())]
         tables = [
-            table.add_column(0, "stage", [[name] * len(table)]).add_column(1, "model", pa.array([label] * len(table), pa.string()))
+            table.add_column(0, "stage", [[name] * len(table)]).add_column(
+                1, "model", pa.array([label] * len(table), pa.string())
+            )
             for name, log, label in logs
             if (table := read_rollout_table(log, step)) is not None
         ]
@@ -91,7 +93,7 @@ class RunResults:
     def _named(self, stage: str | None) -> str:
         return str(self.folder) if stage is None else f"{self.folder}@{stage}"
 
-    def _folders(self, stage: str | None = None) -> list[tuple[str, Path]]:
+    def folders(self, stage: str | None = None) -> list[tuple[str, Path]]:
         """Names and folders of the stages that have begun, in order; or the one that is named."""
         if stage not in (None, *self.recipe["stages"]):
             raise RunError(f"{self.folder}: no stage {stage!r}{nearest(str(stage), list(self.recipe['stages']))}")

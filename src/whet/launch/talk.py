@@ -102,6 +102,8 @@ def _next_stage(folder: Path, asked: str) -> tuple[Run, str | None]:
     try:
         run = Run(recipe=Recipe.model_validate(read_json(folder / "recipe.json")), folder=folder)
     except ValidationError as error:
-        raise RunError(f"{folder / 'recipe.json'}: no recipe of this version of whet; name RUN/stages/NN-NAME/model") from error
+        raise RunError(
+            f"{folder / 'recipe.json'}: no recipe of this version of whet; name RUN/stages/NN-NAME/model"
+        ) from error
     makers = (name for name, stage in run.recipe.stages.items() if stage.makes == "model" and asked in ("", name))
     return run, next((name for name in makers if not is_sealed(run.stage_folder(name))), None)

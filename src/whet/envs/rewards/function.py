@@ -142,7 +142,9 @@ class _Here:
         """Nothing to end: who is late ends with this process."""
 
     def _one(self, payload: JSON) -> Result:
-        found = [Result(failure=Failure(kind=FailureKind.TIMEOUT, message=f"did not answer within {self._deadline_s:g} s"))]
+        found = [
+            Result(failure=Failure(kind=FailureKind.TIMEOUT, message=f"did not answer within {self._deadline_s:g} s"))
+        ]
 
         def work() -> None:
             try:

@@ -48,9 +48,7 @@ def run_rl(context: Context[RLStage]) -> None:
         )
         context.console.say(f"{context.name}: {policy.about}")
         critic = _critic(context, config, policy)
-        greedy = player(
-            policy, grading, config.sampling.model_copy(update={"temperature": 0.0}), config.environment
-        )
+        greedy = player(policy, grading, config.sampling.model_copy(update={"temperature": 0.0}), config.environment)
         feed = Feed(
             player=player(policy, grading, config.sampling, config.environment),
             tasks=problems.tasks,
