@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from whet.cli.errors import print_json
 from whet.cli.options import Json
-from whet.cli.tables import interval, plain_table
+from whet.cli.tables import evaluation_table, plain_table
 
-Runs = Annotated[
-    list[str], typer.Argument(metavar="RUN...", help="Run folders, two or more; the first is the baseline.")
-]
+Runs = Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders; the first is the baseline.")]
 
 
 def compare(runs: Runs, json: Json = False) -> None:
-    """Final held-out numbers of several runs, paired where they answered the same tasks, and what differs in them."""
+    """Held-out numbers of several runs, paired where they had the same tasks or rows, and the keys that differ."""
     from rich.console import Console
 
-    from whet.launch.compare import compare as launch_compare
+    from whet.launch.compare import compare_runs
 
-    found = launch_compare(runs)
+    found = compare_runs(runs)
     if json:
-        print_json({"comparison": asdict(found)})
+        print_json({"comparison": found})
         return
     console = Console(highlight=False)
-    rows = [("seed", *map(str, found.seeds)), *((key, *map(str, values)) for key, values in found.differing.items())]
-    console.print(plain_table(("", *found.runs), rows))
-    for name in dict.fromkeys(figure.name for figure in found.figures):
-        form, shown = ".1%" if name.endswith("accuracy") else ".4f", []
-        for each in (figure for figure in (*found.figures, *found.means) if figure.name == name):
-            value = interval({"mean": each.value, "low": each.low, "high": each.high}, form)
-            gain = interval(each.gain and asdict(each.gain), f"+{form}")
-            shown.append((each.run, value[0], value[1], *gain))
-        console.print()
-        console.print(plain_table((name, "", "95 %", "difference", "95 %"), shown))
+    differing = [(key, *map(str, values)) for key, values in found["differing"].items()]
+    console.print(plain_table(("differing", *found["runs"]), differing))
+    for name, table in found["tables"].items():
+        console.print(f"\n{name}", markup=False)
+        console.print(evaluation_table(table, label="run"))
+    for mean in found["means"]:
+        numbers = (
+            f"{mean[key]:{'.1%' if mean['of'].endswith('accuracy') else '.4f'}}" for key in ("mean", "low", "high")
+        )
+        shown = "{}: mean over seeds {} (95 % {} to {}; {})".format(mean["of"], *numbers, ", ".join(mean["runs"]))
+        console.print(shown, markup=False, soft_wrap=True)

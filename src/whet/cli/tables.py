@@ -23,43 +23,30 @@ def plain_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table
     return table
 
 
-def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
+def evaluation_table(evaluation: Mapping[str, Any], label: str = "model") -> Table:
     """The rows of `eval.json`: accuracy and paired gain with their 95 % intervals, lengths, and rewards if several.
 
-    Of `perplexity.json`: nats for each trained token, with the paired difference.
+    Of `perplexity.json`: nats for each trained token, with the paired change.
     """
+    rows = evaluation["rows"]
     if "k" not in evaluation:
-        return _losses(evaluation["rows"])
-    rewards = list(dict.fromkeys(name for row in evaluation["rows"] for name in row["rewards"]))
+        losses = (
+            (r["label"], *_of(r, "loss", ".3f"), *_of(r, "change", "+.3f"), f"{r['perplexity']:.4g}") for r in rows
+        )
+        return plain_table((label, "loss", "95 %", "change", "95 %", "perplexity"), losses)
+    rewards = list(dict.fromkeys(name for row in rows for name in row["rewards"]))
     rewards = rewards if len(rewards) > 1 else []  # one alone is the accuracy
-    rows = []
-    for row in evaluation["rows"]:
+    shown = []
+    for row in rows:
         gain = ("", "")
         if row["gain"] is not None:
             gain = (f"{100 * row['gain']:+.1f}", f"{100 * row['gain_low']:+.1f} to {100 * row['gain_high']:+.1f}")
-        accuracy = (f"{row['accuracy']:.1%}", f"{row['low']:.1%} to {row['high']:.1%}")
         means = (f"{row['rewards'][name]:.3f}" if name in row["rewards"] else "" for name in rewards)
-        rows.append((row["label"], *accuracy, *gain, f"{row['mean_length']:.1f}", *means))
-    return plain_table(("model", "accuracy", "95 %", "gain", "95 %", "tokens", *rewards), rows)
+        shown.append((row["label"], *_of(row, "accuracy", ".1%"), *gain, f"{row['mean_length']:.1f}", *means))
+    return plain_table((label, "accuracy", "95 %", "gain", "95 %", "tokens", *rewards), shown)
 
 
-def interval(at: Mapping[str, Any] | None, form: str) -> tuple[str, str]:
-    """A mean and its interval; empty where there is none."""
-    if at is None:
-        return "", ""
-    return format(at["mean"], form), f"{at['low']:{form}} to {at['high']:{form}}"
-
-
-def _losses(rows: Sequence[Mapping[str, Any]]) -> Table:
-    shown = (
-        (
-            row["label"],
-            *interval({**row, "mean": row["loss"]}, ".3f"),
-            *interval(row["change"], "+.3f"),
-            f"{row['perplexity']:.4g}",
-        )
-        for row in rows
-    )
-    table = plain_table(("model", "loss", "95 %", "change", "95 %", "perplexity"), shown)
-    table.caption = f"nats a token; {rows[0]['rows']:,} rows, {rows[0]['tokens']:,} trained tokens"
-    return table
+def _of(row: Mapping[str, Any], name: str, form: str) -> tuple[str, str]:
+    """A figure and its interval; empty where there is none."""
+    low, high = (row.get(f"{name}_{end}", row[end]) for end in ("low", "high"))
+    return ("", "") if row[name] is None else (f"{row[name]:{form}}", f"{low:{form}} to {high:{form}}")

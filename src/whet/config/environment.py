@@ -13,8 +13,8 @@ class EnvironmentConfig(Strict):
     """A Python class of environments (`docs/doors/environment.md`), one object for each play of a task."""
 
     path: PythonObject
-    """`file.py:Class` or `module:Class`, called with the task (and `args`); from Python also the class itself. It runs in
-    this process."""
+    """`file.py:Class` or `module:Class`, called with the task (and `args`) in this process; from Python also the class
+    itself."""
     args: dict[str, Any] = {}
     """Keyword arguments beside the task."""
     max_turns: int = Field(8, ge=1)

@@ -156,7 +156,7 @@ class FunctionRewardConfig(RewardBase):
 
     kind: Literal["function"]
     path: PythonObject
-    """`file.py:function` or `module:function`; from Python also the function itself, which then runs in this process."""
+    """`file.py:function` or `module:function`; from Python also the function itself, which runs in this process."""
     args: dict[str, Any] | None = None
     """What `path` names is called with these and returns the function (a factory), or is a class that makes it."""
     deadline_s: float = Field(30.0, gt=0)

@@ -1,151 +1,103 @@
-"""`whet compare`: the final held-out numbers of several runs beside one another, and the keys in which they differ.
-
-Two runs that answered the same tasks, or read the same rows, are compared task by task; runs that differ in nothing but
-their seed have a mean with the interval over seeds.
-"""
+"""`whet compare`: final held-out numbers of several runs beside one another, and the keys in which they differ."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from whet.config.loading import leaves
 from whet.config.node import dotted
 from whet.errors import RunError
-from whet.evals.perplexity import RowLoss, change
-from whet.evals.stats import Interval, paired_interval, runs_interval
-from whet.files import is_sealed, read_json
+from whet.evals.perplexity import loss_table
+from whet.evals.run import SampledAnswer, compare, summarise, table
+from whet.evals.stats import runs_interval
+from whet.files import read_json
 from whet.launch.results import RunResults
-from whet.tracking.log import read_metrics, read_rollout_table
+from whet.records import Outcome
+from whet.tracking.log import read_rollout_table
 
 BESIDE = ("name", "description", "out", "seed", "threads", "trackers", "save")
 """Keys of a recipe that are no settings."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Figure:
-    """One held-out number of one run."""
+def compare_runs(names: Sequence[str]) -> dict[str, Any]:
+    """`differing`: a key's value in each run. `tables`: as in `eval.json`, `perplexity.json`, with runs for models,
+    each paired with the first where both had the same tasks or rows. `means`: of runs that differ in the seed alone.
 
-    name: str
-    """`STAGE LABEL accuracy`, `STAGE LABEL loss`, `STAGE eval_loss`."""
-    run: str
-    value: float
-    low: float | None = None
-    high: float | None = None
-    gain: Interval | None = None
-    """The paired difference to the first run; None: not of the same tasks."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
-    """What `whet compare` shows."""
-
-    runs: Sequence[str]
-    seeds: Sequence[int]
-    differing: Mapping[str, Sequence[Any]]
-    """A key that is not the same in all runs: its value in each, None where it has none."""
-    figures: Sequence[Figure]
-    means: Sequence[Figure]
-    """Over the seeds of the same settings; `run` names them."""
-
-
-def compare(folders: Sequence[str]) -> Comparison:
-    """Read the runs. Raises `RunError` where one is none, or has no held-out numbers yet."""
-    runs = {name: RunResults(name) for name in dict.fromkeys(folders)}
-    if len(runs) < 2:
-        raise RunError(f"{', '.join(runs)}: one run alone; name two or more")
-    settings = {name: _settings(run.recipe) for name, run in runs.items()}
-    keys = dict.fromkeys(key for each in settings.values() for key in each)
-    values = {key: [each.get(key) for each in settings.values()] for key in keys}
-    found = {name: dict(_figures(name, run)) for name, run in runs.items()}
-    if empty := [name for name, figures in found.items() if not figures]:
-        raise RunError(f"{empty[0]}: has no held-out numbers (a stage of kind eval, or eval_data); run it to the end")
-    names = dict.fromkeys(figure for figures in found.values() for figure in figures)
-    figures = [f for name in names for f in _paired([each[name] for each in found.values() if name in each])]
-    return Comparison(
-        runs=list(runs),
-        seeds=[run.recipe["seed"] for run in runs.values()],
-        differing={key: each for key, each in values.items() if any(value != each[0] for value in each)},
-        figures=figures,
-        means=list(_means(figures, settings)),
-    )
+    Raises `RunError` where there is no run, or no table.
+    """
+    runs = {name: RunResults(name) for name in names}
+    recipes = [run.recipe for run in runs.values()]
+    settings = [{dotted(p): value for p, value in leaves(each) if p[0] not in BESIDE} for each in recipes]
+    keys = dict.fromkeys(key for each in settings for key in each)
+    values = {"seed": [each["seed"] for each in recipes], **{key: [s.get(key) for s in settings] for key in keys}}
+    found: dict[str, dict[str, tuple[Path, str]]] = {}
+    for name, run in runs.items():
+        for stage, evaluation in run.evaluations.items():
+            for row in evaluation["rows"]:
+                place = dict(run.folders())[stage], row["label"]
+                found.setdefault(f"{stage}: {row['label']}", {})[name] = place
+    if not found:
+        raise RunError(f"{', '.join(names)}: nothing was evaluated yet (by a stage of kind eval or perplexity)")
+    tables = {name: _table(places) for name, places in found.items()}
+    alike: dict[str, list[str]] = {}
+    for name, each in zip(runs, settings, strict=True):
+        alike.setdefault(json.dumps(each, sort_keys=True), []).append(name)
+    return {
+        "runs": list(runs),
+        "differing": {key: each for key, each in values.items() if any(value != each[0] for value in each)},
+        "tables": tables,
+        "means": [mean for seeds in alike.values() for name in tables for mean in _mean(name, tables[name], seeds)],
+    }
 
 
-def _settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    return {dotted(path): value for path, value in leaves(recipe) if path[0] not in BESIDE}
+def _table(places: Mapping[str, tuple[Path, str]]) -> dict[str, Any]:
+    """What the runs' models came to in one evaluation, each beside the first of them."""
+    (first, at), *_ = places.items()
+    rows = []
+    for run, place in places.items():
+        paired = {first: _answers(*at)} if run != first and _asked(place[0]) == _asked(at[0]) else {}
+        given = {**paired, run: _answers(*place)}
+        made = table(compare([summarise(*each) for each in given.items()])) if _played(place) else loss_table(given)
+        rows.append(made["rows"][-1])
+    return {"rows": rows, **({"k": rows[0]["samples"]} if _played(at) else {})}
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    figure: Figure
-    asked: str = ""
-    """What was answered: equal for the same tasks or rows."""
-    scores: Mapping[str, Sequence[float]] | Sequence[RowLoss] = ()
+def _played(place: tuple[Path, str]) -> bool:
+    return (place[0] / "eval.json").is_file()
 
 
-def _figures(name: str, run: RunResults) -> Iterator[tuple[str, _Found]]:
-    """The final numbers of every finished stage."""
-    for stage, folder in run.folders():
-        if not is_sealed(folder):
-            continue
-        for row in run.evaluations.get(stage, {"rows": []})["rows"]:
-            what = "accuracy" if "accuracy" in row else "loss"
-            key = f"{stage} {row['label']} {what}"
-            figure = Figure(name=key, run=name, value=row[what], low=row["low"], high=row["high"])
-            yield key, _Found(figure, _asked(folder), _scores(folder, row["label"]))
-        last = next(
-            (line for line in reversed(read_metrics(folder)) if any(key.startswith("eval_") for key in line)), {}
+def _answers(folder: Path, label: str) -> Any:
+    """The graded answers of one model, task by task; or what each row cost it."""
+    if not _played((folder, label)):
+        return read_json(folder / f"{label}.json")["rows"]
+    columns = ["task", "correct", "completion_tokens", "outcome", "parts"]
+    read = read_rollout_table(folder / label, columns=columns)
+    answers: dict[str, list[SampledAnswer]] = {}
+    for row in [] if read is None else read.to_pylist():
+        answer = SampledAnswer(
+            correct=row["correct"],
+            tokens=len(row["completion_tokens"]),
+            truncated=row["outcome"] == Outcome.TRUNCATED,
+            rewards=json.loads(row["parts"]),
         )
-        for metric in ("eval_loss", "eval_accuracy"):
-            if isinstance(value := last.get(metric), float):
-                yield f"{stage} {metric}", _Found(Figure(name=f"{stage} {metric}", run=name, value=value))
+        answers.setdefault(row["task"], []).append(answer)
+    return answers
 
 
 def _asked(folder: Path) -> str:
     """The tasks or rows of an evaluation, by content."""
     identity = read_json(folder / "stage.json")["identity"]
-    inputs = {key: {**content, "path": ""} for key, content in identity["inputs"].items() if key in ("tasks", "data")}
+    inputs = [{**identity["inputs"][key], "path": ""} for key in ("tasks", "data") if key in identity["inputs"]]
     return json.dumps([inputs, {k: v for k, v in identity["config"].items() if k.startswith(("tasks.", "data."))}])
 
 
-def _scores(folder: Path, label: str) -> Mapping[str, Sequence[float]] | Sequence[RowLoss]:
-    """What the intervals are made of: 1 or 0 for each answer of each task, or what each row cost."""
-    if (folder / f"{label}.json").is_file():
-        return [RowLoss(**row) for row in read_json(folder / f"{label}.json")["rows"]]
-    table = read_rollout_table(folder / label, columns=["task", "correct"])
-    scores: dict[str, list[float]] = {}
-    for row in [] if table is None else table.to_pylist():
-        if row["correct"] is not None:
-            scores.setdefault(row["task"], []).append(float(row["correct"]))
-    return scores
-
-
-def _paired(found: Sequence[_Found]) -> Iterator[Figure]:
-    first, *others = found
-    yield first.figure
-    for other in others:
-        same = first.asked and first.asked == other.asked
-        yield replace(other.figure, gain=_gain(first.scores, other.scores) if same else None)
-
-
-def _gain(before: Any, after: Any) -> Interval | None:
-    if not isinstance(before, Mapping):
-        return change(before, after)
-    both = [task for task in before if task in after]
-    return paired_interval([before[t] for t in both], [after[t] for t in both]) if both else None
-
-
-def _means(figures: Sequence[Figure], settings: Mapping[str, Mapping[str, Any]]) -> Iterator[Figure]:
-    """For the runs of each group of equal settings the mean of every figure."""
-    groups: dict[str, list[str]] = {}
-    for name, each in settings.items():
-        groups.setdefault(json.dumps(each, sort_keys=True), []).append(name)
-    for runs in groups.values():
-        for name in dict.fromkeys(figure.name for figure in figures):
-            values = [figure.value for figure in figures if figure.name == name and figure.run in runs]
-            if len(values) > 1:
-                at = runs_interval(values)
-                yield Figure(name=name, run=", ".join(runs), value=at.mean, low=at.low, high=at.high)
+def _mean(name: str, of: Mapping[str, Any], seeds: Sequence[str]) -> list[dict[str, Any]]:
+    metric = "accuracy" if "k" in of else "loss"
+    values = [row[metric] for row in of["rows"] if row["label"] in seeds]
+    if len(values) < 2:
+        return []
+    at = runs_interval(values)
+    return [{"of": f"{name} {metric}", "runs": list(seeds), "mean": at.mean, "low": at.low, "high": at.high}]

@@ -25,7 +25,7 @@ from whet.pipeline.lineage import Choices
 
 SOURCES = ("data", "eval_data", "tasks")
 """Keys that may have rows."""
-SECTION = ("path", "generate")
+SECTION = {"path", "generate"}
 """Keys by which an entry of a list is a data set and no row."""
 
 AnyPath = str | os.PathLike[str]
@@ -44,7 +44,8 @@ def run(
     saved: the same call goes on.
     """
     if isinstance(recipe, Mapping):
-        recipe = _written(recipe, _folder(recipe, overrides))
+        said = {**recipe, **{dotted(key): value for key, value in split_overrides(overrides)}}
+        recipe = _written(recipe, Path(said.get("out") or Path("runs") / str(said.get("name"))))
     loaded = load_recipe(recipe if isinstance(recipe, Mapping) else Path(recipe), overrides)
     return RunResults(run_recipe(loaded, quiet=quiet, choices=Choices(accept=accept, restart=restart))["run"])
 
@@ -54,40 +55,29 @@ def train(
     model: AnyPath | Mapping[str, Any],
     *,
     out: AnyPath | None = None,
-    name: str | None = None,
     seed: int = 0,
-    accept: Sequence[str] = (),
-    restart: Sequence[str] = (),
     quiet: bool = False,
     **keys: Any,
 ) -> RunResults:
     """A run of one stage: `method` is a kind of stage (`sft`) or a preset (`grpo`, `dpo`), `keys` are the stage's.
 
-    `out` is the run's folder, `runs/NAME` by default, and `name` by default the method.
+    `out` is the run's folder, `runs/METHOD` by default.
     """
-    presets = presets_of(STAGES)
-    kinds = [stage.kind_name() for stage in STAGES]
-    if method not in (*kinds, *presets):
-        raise ConfigError(f"{method!r} is no kind of stage and no preset{nearest(method, [*kinds, *presets])}")
+    presets, kinds = presets_of(STAGES), [stage.kind_name() for stage in STAGES]
     stage: dict[str, Any] = {"kind": method, **keys}
-    if method not in kinds:
+    if method in presets:
         kind, key = presets[method]
-        own = keys.get(key, {})
-        if not isinstance(own, Mapping):
+        if not isinstance(own := keys.get(key, {}), Mapping):
             raise ConfigError(f"{key} is {own!r}, and the method is {method!r} already; give one of them")
         stage |= {"kind": kind, key: {"preset": method, **own}}
-    recipe = {"name": name or method, "seed": seed, "model": model, "stages": {method: stage}}
-    recipe |= {} if out is None else {"out": out}
-    return run(recipe, accept=accept, restart=restart, quiet=quiet)
-
-
-def _folder(recipe: Mapping[str, Any], overrides: Sequence[str]) -> Path:
-    said = {**recipe, **{dotted(key): value for key, value in split_overrides(overrides)}}
-    return Path(said.get("out") or Path("runs") / str(said.get("name")))
+    elif method not in kinds:
+        raise ConfigError(f"{method!r} is no kind of stage and no preset{nearest(method, [*kinds, *presets])}")
+    recipe = {"name": method, "out": out, "seed": seed, "model": model, "stages": {method: stage}}
+    return run(recipe, quiet=quiet)
 
 
 def _written(value: Any, folder: Path, key: str = "") -> Any:
-    """A section with rows as files of the run, and functions among the rewards as sections."""
+    """A section with rows as files of the run, and functions and classes as sections."""
     if key in SOURCES:
         value = _source(value, folder)
     if key == "rewards":
@@ -103,28 +93,14 @@ def _written(value: Any, folder: Path, key: str = "") -> Any:
 def _source(given: Any, folder: Path) -> Any:
     """A data set, or a list of them, each a path or a section; anything else that gives mappings is rows."""
     if isinstance(given, Mapping):
-        rows = given.get("path")
-        return {**given, "path": _kept(rows, folder)} if _gives(rows) else given
-    if not _gives(given):
+        return {**given, "path": _source([given["path"]], folder)[0]} if "path" in given else given
+    if isinstance(given, AnyPath) or not isinstance(given, Iterable):
         return given
     entries = list(given)
-    if all(map(_is_source, entries)):
+    if all(isinstance(each, AnyPath) or (isinstance(each, Mapping) and SECTION & each.keys()) for each in entries):
         return [_source(each, folder) for each in entries]
-    return _kept(entries, folder)
-
-
-def _is_source(entry: Any) -> bool:
-    return isinstance(entry, str | os.PathLike) or (isinstance(entry, Mapping) and not entry.keys().isdisjoint(SECTION))
-
-
-def _gives(value: Any) -> bool:
-    return isinstance(value, Iterable) and not isinstance(value, str | os.PathLike | Mapping)
-
-
-def _kept(rows: Iterable[Any], folder: Path) -> str:
-    """The rows in a file that is named after them."""
     try:
-        data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        data = "".join(json.dumps(row) + "\n" for row in entries).encode()
     except (TypeError, ValueError) as error:
         raise DataError(f"rows from Python: {error}; a row has texts, numbers, lists and mappings") from error
     path = folder / "given" / f"{hashlib.sha256(data).hexdigest()[:16]}.jsonl"

@@ -12,7 +12,7 @@ from whet.config.problems import nearest
 from whet.errors import RunError
 from whet.files import is_sealed, read_json
 from whet.launch.talk import ChatSession, open_conversation
-from whet.models.locate import locate
+from whet.models.locate import is_run, locate
 from whet.pipeline.stage import TABLES
 from whet.tracking.log import read_metrics, read_rollout_table
 
@@ -25,16 +25,11 @@ class RunResults:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        if not (self.folder / "recipe.json").is_file():
+        if not is_run(str(folder)):
             raise RunError(f"{folder}: there is no run (no recipe.json)")
 
     def __repr__(self) -> str:
         return f"whet.Run({str(self.folder)!r})"
-
-    @property
-    def report(self) -> Path:
-        """The report, an HTML page."""
-        return self.folder / "report.html"
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -45,10 +40,8 @@ class RunResults:
     def stages(self) -> dict[str, str]:
         """Every stage of the recipe, in order: done, begun or waiting."""
         there = dict(self.folders())
-        return {
-            name: "waiting" if name not in there else "done" if is_sealed(there[name]) else "begun"
-            for name in self.recipe["stages"]
-        }
+        states = {name: "done" if is_sealed(folder) else "begun" for name, folder in there.items()}
+        return {name: states.get(name, "waiting") for name in self.recipe["stages"]}
 
     @property
     def evaluations(self) -> dict[str, dict[str, Any]]:
@@ -68,19 +61,15 @@ class RunResults:
         """A row for each answer: `stage`, `model` (its label in an evaluation), and the columns of a rollout file."""
         import pyarrow as pa
 
-        logs = [(name, folder, None) for name, folder in self.folders(stage)]
-        logs += [(name, log, log.name) for name, folder, _ in tuple(logs) for log in sorted(folder.iterdir())]
-        tables = [
-            table.add_column(0, "stage", [[name] * len(table)]).add_column(
-                1, "model", pa.array([label] * len(table), pa.string())
-            )
-            for name, log, label in logs
-            if (table := read_rollout_table(log, step)) is not None
-        ]
-        frame = pa.concat_tables(tables).to_pandas() if tables else pa.table({}).to_pandas()
-        for column in {"messages", "parts"} & set(frame):
-            frame[column] = frame[column].map(json.loads)
-        return frame
+        tables = []
+        for name, folder in self.folders(stage):
+            for log in (folder, *sorted(folder.iterdir())):
+                if (table := read_rollout_table(log, step)) is not None:
+                    label = None if log == folder else log.name
+                    added = {"stage": [name] * len(table), "model": pa.array([label] * len(table), pa.string())}
+                    tables.append(pa.table({**added, **{of: table[of] for of in table.column_names}}))
+        frame = (pa.concat_tables(tables) if tables else pa.table({"messages": [], "parts": []})).to_pandas()
+        return frame.assign(**{of: frame[of].map(json.loads) for of in ("messages", "parts")})
 
     def model(self, stage: str | None = None) -> Path:
         """The folder of the model that a stage made (none named: the last one), in the Hugging Face layout."""
@@ -90,12 +79,13 @@ class RunResults:
         """A conversation with it, `.say(text)`; `sampling` has the keys of a recipe's section (temperature ...)."""
         return open_conversation(self._named(stage), SamplingConfig(**sampling), seed=seed, system=system)
 
-    def _named(self, stage: str | None) -> str:
-        return str(self.folder) if stage is None else f"{self.folder}@{stage}"
-
     def folders(self, stage: str | None = None) -> list[tuple[str, Path]]:
         """Names and folders of the stages that have begun, in order; or the one that is named."""
-        if stage not in (None, *self.recipe["stages"]):
-            raise RunError(f"{self.folder}: no stage {stage!r}{nearest(str(stage), list(self.recipe['stages']))}")
-        folders = [(folder.name.partition("-")[2], folder) for folder in sorted((self.folder / "stages").glob("*-*"))]
+        known = list(self.recipe["stages"])
+        if stage not in (None, *known):
+            raise RunError(f"{self.folder}: has no stage {stage!r}{nearest(str(stage), known)}")
+        folders = ((folder.name.partition("-")[2], folder) for folder in sorted((self.folder / "stages").glob("*-*")))
         return [(name, folder) for name, folder in folders if stage in (None, name)]
+
+    def _named(self, stage: str | None) -> str:
+        return str(self.folder) if stage is None else f"{self.folder}@{stage}"

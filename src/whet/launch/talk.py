@@ -85,10 +85,9 @@ def _policy(what: str, sampling: SamplingConfig) -> tuple[Policy, str]:
         generation = None if stage is None else newest_generation(run.checkpoints(stage))
         if stage is not None and generation is not None:
             section: Any = run.recipe.stages[stage]
-            critic = run.kind(stage).needs(section).critic
-            policy = LocalWorld().policy(
-                run.model_of(stage), section.train, sampling, with_value=critic is not None and critic.share_trunk
-            )
+            needs = run.kind(stage).needs(section)
+            critic = needs is not None and needs.critic is not None and needs.critic.share_trunk
+            policy = LocalWorld().policy(run.model_of(stage), section.train, sampling, with_value=critic)
             policy.trainer.load(generation.folder)
             return policy, f"{name}@{stage}, not finished: its checkpoint after step {generation.step}"
         note = f", while {stage} has no checkpoint yet" if stage is not None and not asked else ""
