@@ -8,24 +8,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from whet.launch.python import run as run
-    from whet.launch.python import train as train
-    from whet.launch.results import RunResults
-
-    Run = RunResults
+    from whet.launch.python import RunResults as Run
+    from whet.launch.python import run, train
 
 __version__ = "0.1.0"
 
-_LAZY = {"run": "python.run", "train": "python.train", "Run": "results.RunResults"}
+__all__ = ["Run", "__version__", "run", "train"]
 
 
 def __getattr__(name: str) -> Any:
     """What needs torch is imported when it is asked for, so that `import whet` takes no time."""
-    if name not in _LAZY:
+    if name not in __all__:
         raise AttributeError(f"module 'whet' has no attribute {name!r}")
-    module, _, attribute = _LAZY[name].partition(".")
-    return getattr(import_module(f"whet.launch.{module}"), attribute)
-
-
-def __dir__() -> list[str]:
-    return [*globals(), *_LAZY]
+    return getattr(import_module("whet.launch.python"), "RunResults" if name == "Run" else name)

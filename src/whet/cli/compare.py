@@ -29,9 +29,9 @@ def compare(runs: Runs, json: Json = False) -> None:
     for name, table in found["tables"].items():
         console.print(f"\n{name}", markup=False)
         console.print(evaluation_table(table, label="run"))
+    for name, values in found["last"].items():
+        console.print(f"\n{name}", markup=False)
+        console.print(plain_table(("run", "at the end"), ((run, f"{value:.4f}") for run, value in values.items())))
     for mean in found["means"]:
-        numbers = (
-            f"{mean[key]:{'.1%' if mean['of'].endswith('accuracy') else '.4f'}}" for key in ("mean", "low", "high")
-        )
-        shown = "{}: mean over seeds {} (95 % {} to {}; {})".format(mean["of"], *numbers, ", ".join(mean["runs"]))
-        console.print(shown, markup=False, soft_wrap=True)
+        shown = "{of}: mean over seeds {mean:.4f} (95 % {low:.4f} to {high:.4f}; ".format(**mean)
+        console.print(f"{shown}{', '.join(mean['runs'])})", markup=False, soft_wrap=True)

@@ -30,7 +30,7 @@ def evaluate(
 
     from whet.config.loading import load_recipe
     from whet.launch.evaluate import evaluate as launch_evaluate
-    from whet.launch.evaluate import load_held_out
+    from whet.launch.evaluate import load_rows
 
     models: dict[str, str] = {}
     for label, path in map(_labelled, model or ()):
@@ -38,7 +38,7 @@ def evaluate(
             raise ConfigError(f"--model {label}={path}: the label is taken by {models[label]}; give each its own")
         models[label] = path
     rows = recipe.suffix not in (".yaml", ".yml") and recipe.exists()
-    loaded = load_held_out(recipe, models, overrides or ()) if rows else load_recipe(recipe, overrides or ())
+    loaded = load_rows(recipe, models, overrides or ()) if rows else load_recipe(recipe, overrides or ())
     table = launch_evaluate(loaded, models, quiet=quiet or json)
     if json:
         print_json({"evaluation": table})

@@ -26,7 +26,7 @@ def plain_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table
 def evaluation_table(evaluation: Mapping[str, Any], label: str = "model") -> Table:
     """The rows of `eval.json`: accuracy and paired gain with their 95 % intervals, lengths, and rewards if several.
 
-    Of `perplexity.json`: nats for each trained token, with the paired change.
+    Of held-out losses: nats for each trained token, with the paired change.
     """
     rows = evaluation["rows"]
     if "k" not in evaluation:

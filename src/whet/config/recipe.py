@@ -18,7 +18,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import Field, create_model, model_validator
 
 from whet.config.budget import StageBudget
-from whet.config.evaluation import EvalStage, PerplexityStage
+from whet.config.evaluation import EvalStage
 from whet.config.feedback import AgreementStage, CompareStage, QuestionsStage, ReviseStage, StepLabelsStage
 from whet.config.model import ModelConfig
 from whet.config.online_preference import OnlinePreferenceStage
@@ -38,7 +38,6 @@ Stage = Annotated[
     | RewardModelStage
     | RLStage
     | EvalStage
-    | PerplexityStage
     | CompareStage
     | ReviseStage
     | QuestionsStage

@@ -13,7 +13,7 @@ RowLoss = Sequence[float]
 
 
 def loss_table(losses: Mapping[str, Sequence[RowLoss]], baseline: str | None = None) -> dict[str, Any]:
-    """The content of `perplexity.json`: a row for each model, with its paired difference to the baseline (None: the
+    """`rows`: one for each model, with its paired difference to the baseline (None: the
     first), which is null where the two cut the rows into other tokens."""
     first = losses[baseline or next(iter(losses))]
     rows = []

@@ -197,7 +197,7 @@ def _t_interval(values_Q: np.ndarray, *, level: float, floor: float, ceiling: fl
     """Student-t, cut to [floor, ceiling]. Where all values are equal their spread says nothing about the next question;
     the half-width is then what Wilson leaves for an event that Q questions never showed."""
     count, mean = len(values_Q), float(values_Q.mean())
-    if np.ptp(values_Q) > 1e-12:
+    if np.ptp(values_Q) > 1e-12 or math.isinf(ceiling):
         half = t_quantile(level, count - 1) * float(values_Q.std(ddof=1)) / math.sqrt(count)
     else:
         half = wilson_interval(right=0, questions=count, level=level).high

@@ -25,7 +25,7 @@ from whet.pipeline.kinds import KINDS
 from whet.pipeline.lineage import UNDECIDED, Choices
 from whet.pipeline.run import Run
 from whet.pipeline.run import run_recipe as run_pipeline
-from whet.pipeline.stage import TABLES, Interrupted, Kind
+from whet.pipeline.stage import Interrupted, Kind
 from whet.tracking.console import Console
 
 PACKAGES = ("whet", "torch", "transformers", "tokenizers", "peft", "datasets", "numpy", "math-verify")
@@ -103,5 +103,5 @@ def _about_before(run: Run) -> Mapping[str, Any] | None:
 
 def _evaluations(run: Run) -> dict[str, Any]:
     """The evaluation tables of the run, by stage."""
-    files = ((name, run.stage_folder(name) / file) for name in run.recipe.stages for file in TABLES)
-    return {name: read_json(file) for name, file in files if file.is_file()}
+    files = {name: run.stage_folder(name) / "eval.json" for name in run.recipe.stages}
+    return {name: read_json(file) for name, file in files.items() if file.is_file()}

@@ -32,8 +32,6 @@ from whet.training.base import Trainer
 
 ROWS = "rows.jsonl"
 """The rows that a stage made, in its folder."""
-TABLES = ("eval.json", "perplexity.json")
-"""What an evaluation leaves in its folder: one of them."""
 LEARNED = "learned.json"
 """Among a stage's checkpoints, once one has weights that were changed."""
 

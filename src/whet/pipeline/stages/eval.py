@@ -27,7 +27,7 @@ CHUNK_EPISODES = 512
 def run_eval(context: Context[EvalStage]) -> list[EvalRow]:
     """Play every task with every model, and write `eval.json`."""
     config = context.config
-    check_labels(context.models)
+    _check_labels(context.models)
     grading = rubric(config.tasks, config.rewards, context.world)
     try:
         model = next(iter(context.models.values()))
@@ -53,8 +53,7 @@ def run_eval(context: Context[EvalStage]) -> list[EvalRow]:
     return rows
 
 
-def check_labels(labels: Iterable[str]) -> None:
-    """Raise `ConfigError` for a label that cannot be the name of a file."""
+def _check_labels(labels: Iterable[str]) -> None:
     for label in labels:
         if not re.fullmatch(r"\w[\w.+-]*", label):
             raise ConfigError(f"models: the label {label!r} names files; use letters, digits and . _ + - in it")
