@@ -11,7 +11,7 @@ from typing import Any
 from whet.config.loading import leaves
 from whet.config.node import dotted
 from whet.errors import RunError
-from whet.evals.stats import paired_interval, runs_interval
+from whet.evals.stats import mean_interval, paired_interval, runs_interval
 from whet.files import read_json
 from whet.launch.python import RunResults
 from whet.tracking.log import read_metrics, read_rollout_table
@@ -98,6 +98,7 @@ def _means(figures: Mapping[str, Mapping[str, float]], settings: Mapping[str, An
     for name, values in figures.items():
         for runs in alike.values():
             if len(there := [values[run] for run in runs if run in values]) > 1:
-                at = runs_interval(there)
+                share = name.endswith("accuracy")
+                at = mean_interval([[value] for value in there]) if share else runs_interval(there)
                 found.append({"of": name, "runs": runs, "mean": at.mean, "low": at.low, "high": at.high})
     return found

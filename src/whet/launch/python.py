@@ -31,7 +31,7 @@ SOURCES = ("data", "eval_data", "tasks")
 SECTION = {"path", "generate"}
 """Keys by which an entry of a list is a data set and no row."""
 
-AnyPath = str | os.PathLike[str]
+AnyPath = str | os.PathLike
 
 
 class RunResults:

@@ -37,7 +37,7 @@ class Playable:
 
     def describe(self) -> str:
         """`5,107 tasks; 2 rows dropped: ...; 3 tasks have room for 12 to 20 of 64 tokens`."""
-        dropped = (d.describe() for d in self.lost if d.total)
+        dropped = (d.describe() for d in self.lost if d.any)
         return "; ".join([f"{len(self.tasks):,} tasks", *dropped, *filter(None, [self.narrow])])
 
 
