@@ -8,8 +8,8 @@ from typing import Any
 
 from whet.evals.stats import ratio_interval
 
-RowLoss = Sequence[float]
-"""Of one row under one model: nats over its trained tokens, and how many they are."""
+RowLoss = tuple[float, int, int]
+"""Of one row under one model: nats over its trained tokens, how many they are, and a checksum of all tokens."""
 
 
 def loss_table(losses: Mapping[str, Sequence[RowLoss]], baseline: str | None = None) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def loss_table(losses: Mapping[str, Sequence[RowLoss]], baseline: str | None = N
     for label, given in losses.items():
         nats, tokens = [row[0] for row in given], [row[1] for row in given]
         loss, change = ratio_interval(nats, tokens), None
-        if given is not first and tokens == [row[1] for row in first]:
+        if given is not first and [row[2] for row in given] == [row[2] for row in first]:
             change = ratio_interval([row[0] - before[0] for row, before in zip(given, first, strict=True)], tokens)
         row = {"label": label, "loss": loss.mean, "low": loss.low, "high": loss.high, "rows": len(given)}
         row |= {"perplexity": math.exp(min(loss.mean, 700.0)), "tokens": int(sum(tokens))}

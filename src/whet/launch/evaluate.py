@@ -76,5 +76,6 @@ def _held_out_loss(context: Context[SFTStage], models: Mapping[str, str]) -> dic
             if context.stopped():
                 raise Interrupted
             read += trainer.forward(gated.rows[start : start + CHUNK_ROWS], "logp")["logp"]
-        losses[label] = [(-float(logp_T.sum(dtype=np.float64)), len(logp_T)) for logp_T in read]
+        nats, checksums = (-float(logp_T.sum(dtype=np.float64)) for logp_T in read), gated.kept.columns["checksum"]
+        losses[label] = list(zip(nats, map(len, read), checksums.tolist(), strict=True))
     return loss_table(losses)

@@ -22,7 +22,7 @@ from whet.errors import ConfigError, DataError, RunError
 from whet.files import is_sealed, read_json, write_atomic
 from whet.launch.main import run_recipe
 from whet.launch.talk import ChatSession, open_conversation
-from whet.models.locate import is_run, locate
+from whet.models.locate import locate, run_of
 from whet.pipeline.lineage import Choices
 from whet.tracking.log import read_metrics, read_rollout_table
 
@@ -42,7 +42,7 @@ class RunResults:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        if not is_run(str(folder)):
+        if run_of(str(folder)) is None or not self.folder.is_dir():
             raise RunError(f"{folder}: there is no run (no recipe.json)")
 
     def __repr__(self) -> str:

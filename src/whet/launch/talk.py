@@ -12,7 +12,7 @@ from whet.config import ModelConfig, Recipe, SamplingConfig, TrainConfig
 from whet.errors import DataError, RunError
 from whet.files import is_sealed, read_json
 from whet.launch.world import LocalWorld
-from whet.models.locate import is_run, locate
+from whet.models.locate import locate, run_of
 from whet.pipeline.playing import sampling_params
 from whet.pipeline.run import Run
 from whet.pipeline.stage import Policy
@@ -78,9 +78,9 @@ def open_conversation(what: str, sampling: SamplingConfig, *, seed: int = 0, sys
 
 def _policy(what: str, sampling: SamplingConfig) -> tuple[Policy, str]:
     """What is named, at work, and which model it is in words."""
-    name, _, asked = what.partition("@")
     note = ""
-    if is_run(name):
+    if found := run_of(what):
+        name, asked = found
         run, stage = _next_stage(Path(name), asked)
         generation = None if stage is None else newest_generation(run.checkpoints(stage))
         if stage is not None and generation is not None:

@@ -19,13 +19,13 @@ def locate(path: str) -> tuple[str, str | None]:
         if path not in BUILT_IN:
             raise ModelError(f"no built-in model {path!r}; there are whet:tiny, {', '.join(BUILT_IN)}")
         return str(BUILT_IN[path]), None
-    name, _, stage = path.partition("@")
-    if is_run(name):
-        return str(made_by(name, stage)), None
+    if run := run_of(path):
+        return str(made_by(*run)), None
     if Path(path).is_dir():
         if not (Path(path) / "config.json").is_file():
             raise ModelError(f"{path}: a directory without config.json is not a Hugging Face model")
         return path, None
+    name, _, revision = path.partition("@")
     folder = Path(name).parent if "/" in name else Path("runs")
     runs = sorted(str(recipe.parent) for recipe in folder.glob("*/recipe.json"))
     if path.startswith((".", "/", "~")) or path.count("/") != 1 or runs or folder.name == "runs":  # a path or a run
@@ -34,12 +34,13 @@ def locate(path: str) -> tuple[str, str | None]:
         )
     if os.environ.get("HF_HUB_OFFLINE") == "1":
         logging.getLogger(__name__).info("offline: looking for %s in the local cache", name)
-    return name, stage or None
+    return name, revision or None
 
 
-def is_run(name: str) -> bool:
-    """Whether it is a run folder."""
-    return (Path(name) / "recipe.json").is_file()
+def run_of(path: str) -> tuple[str, str] | None:
+    """The run folder and the stage (or "") that `RUN` or `RUN@stage` names; None: it is no run."""
+    name, _, stage = (path, "", "") if Path(path).is_dir() else path.partition("@")
+    return (name, stage) if (Path(name) / "recipe.json").is_file() else None
 
 
 def made_by(run: str, stage: str = "") -> Path:
