@@ -7,6 +7,8 @@ import json
 import math
 import os
 import re
+import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -547,6 +549,132 @@ def test_a_function_that_cannot_be_loaded_stops_the_run_at_once(functions: Path,
         rubric({"kind": "function", "path": str(functions.parent / name)})
     assert words in str(error.value) and "\n" not in str(error.value)
     assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+FACTORY = """
+from .gold import right
+
+def make(bonus, scale=1.0):
+    def reward(completions, **columns):
+        return [scale * (right(c[0]["content"]) + bonus) for c in completions]
+    return reward
+
+class Counts:
+    def __init__(self, letter="a"):
+        self.letter = letter
+    def __call__(self, completions, **columns):
+        return [c[0]["content"].count(self.letter) for c in completions]
+"""
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A file that imports from its package, two folders deep."""
+    for folder in (tmp_path / "mine", tmp_path / "mine" / "rewards"):
+        folder.mkdir()
+        (folder / "__init__.py").write_text("")
+    (tmp_path / "mine" / "rewards" / "gold.py").write_text("def right(text): return float(text == 'x')")
+    file = tmp_path / "mine" / "rewards" / "made.py"
+    file.write_text(FACTORY)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "expected"),
+    [
+        ("make", {"bonus": 1, "scale": 2.0}, [4.0, 2.0]),
+        ("Counts", {"letter": "x"}, [1.0, 0.0]),
+        ("Counts", None, [0.0, 0.0]),
+    ],
+)
+def test_a_factory_makes_the_function_from_a_file_inside_a_package(
+    package: Path, name: str, args: dict[str, Any] | None, expected: list[float]
+) -> None:
+    made = rubric({"kind": "function", "path": f"{package}:{name}", "args": args})
+    assert [s.value for s in made.score([attempt("x"), attempt("y")], step=1)] == expected
+    made.close()
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (None, "takes (bonus, scale), no signature of a reward"),
+        ({"bonus": 1, "scal": 2}, "args: got an unexpected keyword argument 'scal'"),
+        ({}, "args: missing a required argument: 'bonus'"),
+    ],
+)
+def test_arguments_that_a_factory_does_not_take_stop_the_run_at_once(
+    package: Path, args: dict[str, Any] | None, words: str
+) -> None:
+    with pytest.raises(RewardError) as error:
+        rubric({"kind": "function", "path": f"{package}:make", "args": args})
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_package_that_makes_its_names_when_they_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `trl.rewards` does: its names are in no `__dict__`."""
+    (tmp_path / "lazily.py").write_text(
+        "def __dir__(): return ['accuracy_reward']\n"
+        "def __getattr__(name):\n"
+        "    if name != 'accuracy_reward': raise AttributeError(name)\n"
+        "    return lambda completions, **kwargs: [float(c[0]['content'] == 'x') for c in completions]\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    assert [g.value for g in graded("lazily:accuracy_reward", attempt("x"), attempt("y"))] == [1.0, 0.0]
+    with pytest.raises(RewardError, match="did you mean 'accuracy_reward'"):
+        graded("lazily:accuracy_rewrd")
+
+
+def test_verl_without_data_source_and_numbers_of_numpy(tmp_path: Path) -> None:
+    (tmp_path / "verl.py").write_text(
+        "import numpy as np\n"
+        "def compute_score(solution_str, ground_truth):\n"
+        "    right = np.float32(solution_str == ground_truth)\n"
+        "    return {'score': right, 'acc': np.bool_(True), 'length': np.int64(3), 'pred': 'x', 'bad': np.nan}\n"
+    )
+    first, second = graded(f"{tmp_path / 'verl.py'}:compute_score", attempt("4", answer="4"), attempt("5", answer="4"))
+    assert (first.value, second.value) == (1.0, 0.0)
+    assert dict(first.metrics) == {"acc": 1.0, "length": 3.0}
+
+
+@pytest.mark.parametrize(("name", "gold"), [("compute_score", "ground_truth"), ("openrlhf", "labels")])
+def test_rows_without_a_gold_answer_for_the_signature_are_found_before_training(
+    functions: Path, name: str, gold: str
+) -> None:
+    functions.write_text(f"{FUNCTIONS}\ndef openrlhf(queries, prompts, labels): return [0.0] * len(labels)\n")
+    reward = FunctionReward(name="f", weight=1.0, path=f"{functions}:{name}", deadline_s=10)
+    try:
+        reward.check([attempt("", answer="4").task, attempt("", reward_model={"ground_truth": "4"}).task])
+        with pytest.raises(DataError, match=f"gets no {gold}; name its column .*; there are level, solution"):
+            reward.check([attempt("", solution="4", level=1).task])
+    finally:
+        reward.close()
+
+
+def test_a_function_that_is_handed_over_runs_here_and_is_given_up_when_it_is_late() -> None:
+    release, seen = threading.Event(), []
+
+    def mine(completions: list[Any], **columns: Any) -> list[float]:
+        said = [c[0]["content"] for c in completions]
+        seen.append(said)
+        if "hang" in said:
+            release.wait()
+        if "exit" in said:
+            raise SystemExit(3)
+        return [float(text == "x") for text in said]
+
+    reward = FunctionReward(name="f", weight=1.0, path=mine, deadline_s=0.2)
+    assert [g.value for g in reward.grade([attempt("x"), attempt("y")], step=1)] == [1.0, 0.0]
+    assert seen == [["x", "y"]], "one call for all"
+    late, fine = reward.grade([attempt("hang"), attempt("x")], step=1)
+    release.set()
+    assert (late.value, late.gave_up, fine.value) == (0.0, True, 1.0) and "did not answer within 0.2 s" in late.note
+    ended, fine = reward.grade([attempt("exit"), attempt("x")], step=1)
+    assert (ended.gave_up, fine.value) == (True, 1.0) and "SystemExit: 3" in ended.note
+    with pytest.raises(RewardError, match="<lambda> takes"):
+        FunctionReward(name="f", weight=1.0, path=lambda text: 1.0, deadline_s=1).close()
 
 
 def test_thinking_is_what_stands_before_its_last_end() -> None:

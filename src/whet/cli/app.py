@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from whet import __version__
-from whet.cli import chat, check, demo, env, eval, plan, reward, run, schema
+from whet.cli import chat, check, compare, demo, env, eval, plan, reward, run, schema
 from whet.cli.errors import exit_codes, guarded
 from whet.cli.options import OVERRIDABLE
 
@@ -50,6 +50,7 @@ app.command(context_settings=OVERRIDABLE)(reward.reward)
 app.command(context_settings=OVERRIDABLE)(reward.regrade)
 app.command()(chat.chat)
 app.command()(env.env)
+app.command()(compare.compare)
 app.command()(demo.demo)
 app.command()(schema.schema)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from whet.cli.errors import print_json, printable
+from whet.cli.errors import one_line, print_json, printable
 from whet.cli.options import Json
 
 
@@ -18,6 +18,7 @@ def chat(
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", "-p", help="Say this and print the answer; may be repeated.")
     ] = None,
+    system: Annotated[str, typer.Option(help="A system message that every conversation begins with.")] = "",
     temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0)] = 0.7,
     max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.", min=1)] = 256,
     seed: Annotated[int, typer.Option(help="The same seed gives the same answers.")] = 0,
@@ -27,7 +28,7 @@ def chat(
     row: Annotated[str, typer.Option(help="The columns of the environment's task, as JSON or YAML.")] = "",
     json: Json = False,
 ) -> None:
-    """Talk to what a run made. An empty line or Ctrl-D ends it."""
+    """Talk to what a run made, or has made so far. An empty line or Ctrl-D ends it, /reset begins anew."""
     from whet.config import SamplingConfig
     from whet.config.environment import EnvironmentConfig
     from whet.launch.environment import mapping
@@ -35,17 +36,23 @@ def chat(
 
     sampling = SamplingConfig(temperature=temperature, max_tokens=max_tokens)
     tools = None if env is None else EnvironmentConfig(path=env)
-    conversation = open_conversation(what, sampling, seed=seed, environment=tools, row=mapping("--row", row))
-    if prompt:
-        answers = [conversation.say(text) for text in prompt]
-    else:
-        answers = []
-        while text := _read():
+    conversation = open_conversation(
+        what, sampling, seed=seed, system=system, environment=tools, row=mapping("--row", row)
+    )
+    for line in conversation.describe()[: 1 if prompt else None]:
+        print(one_line(line), file=sys.stderr, flush=True)
+    answers = [conversation.say(text) for text in prompt or ()]
+    while not prompt and (text := _read()):
+        if text == "/reset":
+            conversation.reset()
+        elif text.startswith("/") and " " not in text:
+            print(f"{one_line(text)}: no such command; there is /reset", file=sys.stderr, flush=True)
+        else:
             answers.append(conversation.say(text))
             if not json:
                 print(printable(answers[-1]), flush=True)
     if json:
-        print_json({"answers": answers})
+        print_json({"model": conversation.about, "answers": answers})
     elif prompt:
         print("\n".join(map(printable, answers)))
 

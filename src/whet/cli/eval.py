@@ -22,18 +22,24 @@ def evaluate(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Only a recipe's eval stage, on models that are there already: the stage's own, or those given."""
+    """Only a recipe's evaluation, on models that are there already: the stage's own, or those given.
+
+    A file of rows in the recipe's place: their held-out loss under the models given.
+    """
     from rich.console import Console
 
     from whet.config.loading import load_recipe
     from whet.launch.evaluate import evaluate as launch_evaluate
+    from whet.launch.evaluate import load_rows
 
     models: dict[str, str] = {}
     for label, path in map(_labelled, model or ()):
         if label in models:
             raise ConfigError(f"--model {label}={path}: the label is taken by {models[label]}; give each its own")
         models[label] = path
-    table = launch_evaluate(load_recipe(recipe, overrides or ()), models, quiet=quiet or json)
+    rows = recipe.suffix not in (".yaml", ".yml") and recipe.exists()
+    loaded = load_rows(recipe, models, overrides or ()) if rows else load_recipe(recipe, overrides or ())
+    table = launch_evaluate(loaded, models, quiet=quiet or json)
     if json:
         print_json({"evaluation": table})
     else:

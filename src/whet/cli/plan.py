@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -115,7 +114,7 @@ def _footprints(loaded: Loaded) -> list[Footprint]:
     from whet.launch.memory import footprints
     from whet.pipeline.run import Run
 
-    return footprints(Run(recipe=loaded.recipe, folder=loaded.recipe.out or Path("runs") / loaded.recipe.name))
+    return footprints(Run(recipe=loaded.recipe, folder=loaded.recipe.folder))
 
 
 def _with_sums(need: Footprint) -> dict[str, object]:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from whet.config.strict import PythonFile, Strict
+from whet.config.strict import PythonFile, PythonObject, Strict
 
 
 class LimitsConfig(Strict):
@@ -39,8 +39,9 @@ class EnvironmentConfig(Strict):
 
     free: ClassVar[frozenset[str]] = frozenset({"processes"})
 
-    path: PythonFile = ""
-    """The class: `file.py:Class` or `module:Class`. Empty: functions alone; an answer without a call ends a play."""
+    path: PythonObject = ""
+    """The class: `file.py:Class` or `module:Class`. Empty: functions alone; an answer without a call ends a play. From
+    Python also a class of the environment door, whose plays are then in this process."""
     options: dict[str, Any] = {}
     """What its `load` (once), or else its constructor (for each play), is given."""
     system: Literal["docstring"] | None = None

@@ -25,7 +25,7 @@ class EvalStage(StageBase):
     """Label of the model that the others' gains are over; None: the first one."""
     tasks: Source
     environment: EnvironmentConfig | None = None
-    """Tools, and who answers; None: every task is one question and one answer."""
+    """Tools, and who answers; None: every task is one question and one answer. A text is short for its `path`."""
     rewards: list[RewardConfig] = Field(min_length=1)
     samples: int = Field(4, ge=1)
     """Completions of each task."""

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from whet.config.names import OTHER_TOOLS, same_name
-from whet.config.node import COMMAND_LINE, Key, KeyPath, Node, dotted, parse
+from whet.config.node import COMMAND_LINE, Key, KeyPath, Node, dotted, parse, written
 from whet.config.problems import explain, nearest
 from whet.config.recipe import INHERITED, SHORT, STAGES, Recipe, recipe_of
 from whet.config.references import children
@@ -52,8 +52,8 @@ class Loaded:
     """What was written, after inheritance and overrides and before defaults."""
 
 
-def load_recipe(path: Path | str, overrides: Sequence[str] = (), stages: Stages = STAGES) -> Loaded:
-    """Read a recipe whose stages are of these kinds, and put the overrides over it.
+def load_recipe(path: Path | str | Mapping[str, Any], overrides: Sequence[str] = (), stages: Stages = STAGES) -> Loaded:
+    """Read a recipe (a file, or the same as a mapping) whose stages are of these kinds, and put the overrides over it.
 
     An override is `train.lr=2e-5`, `--train.lr=2e-5` or `--train.lr 2e-5` (two words); its value is read as YAML.
 
@@ -61,7 +61,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = (), stages: Stages 
         ConfigError: one line with file and line (or `command line`), key and remedy.
 
     """
-    file = _read(Path(path))
+    file = _expand(written(path)) if isinstance(path, Mapping) else _read(Path(path))
     root = file
     for key_path, text in split_overrides(overrides):
         root = _override(root, key_path, _value(text, key_path))

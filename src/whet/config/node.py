@@ -6,9 +6,11 @@ number, a date is text. Merging and overriding move nodes whole, so a value neve
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import yaml
 
@@ -20,6 +22,8 @@ Scalar = str | int | float | bool | None
 
 COMMAND_LINE = "command line"
 """The source of what was typed after the recipe's name."""
+PYTHON = "Python"
+"""The source of a recipe that is a mapping."""
 
 MOST_CHARACTERS = 1_000_000
 MOST_NODES = 50_000
@@ -121,6 +125,17 @@ def parse(text: str, source: str, path: KeyPath = ()) -> Node:
     if root is None:
         return Node(value=None, source=source, line=_line(source, 0), path=path)
     return _Reader(source).read(root, path, root.start_mark.line)
+
+
+def written(value: Any, path: KeyPath = ()) -> Node:
+    """A recipe of Python as a tree; a path is its text, and what is no section and no list stays what it is."""
+    if isinstance(value, Mapping):
+        value = {str(key): written(child, (*path, str(key))) for key, child in value.items()}
+    elif isinstance(value, list | tuple):
+        value = [written(child, (*path, index)) for index, child in enumerate(value)]
+    elif isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    return Node(value=value, source=PYTHON, line=0, path=path)
 
 
 _CORE = "tag:yaml.org,2002:"

@@ -245,12 +245,21 @@ def _stages(given: _Given) -> list[type[StageBase]]:
     return [model for model in models_of(union) if issubclass(model, StageBase)]
 
 
+def presets_of(stages: Sequence[type[StageBase]]) -> dict[str, tuple[str, str]]:
+    """Every preset by its name: the kind of stage that has it, and the key."""
+    found: dict[str, tuple[str, str]] = {}
+    for stage in reversed(stages):
+        for key, field in stage.model_fields.items():
+            for section in models_of(field.annotation):
+                found |= dict.fromkeys(getattr(section, "presets", ()), (stage.kind_name(), key))
+    return found
+
+
 def _kind(tag: object, given: _Given) -> str:
     """Of a method in the place of a stage's kind, `dpo`: the kind and the key that has it as a preset."""
-    for stage in _stages(given):
-        for key, field in stage.model_fields.items():
-            if any(tag in getattr(section, "presets", ()) for section in models_of(field.annotation)):
-                return f"; write kind: {stage.kind_name()}, {key}: {tag}"
+    presets = presets_of(_stages(given))
+    if isinstance(tag, str) and tag in presets:
+        return f"; write kind: {presets[tag][0]}, {presets[tag][1]}: {tag}"
     return f"; write kind: {OTHER_KINDS[tag]}" if isinstance(tag, str) and tag in OTHER_KINDS else ""
 
 

@@ -82,6 +82,11 @@ class Recipe(Strict):
     save: SaveConfig = SaveConfig()
     stages: dict[str, Stage] = Field(min_length=1)
 
+    @property
+    def folder(self) -> Path:
+        """Where the run is: `out`, or else `runs/NAME`."""
+        return self.out or Path("runs") / self.name
+
     @model_validator(mode="after")
     def _references(self) -> Recipe:
         made: dict[Made, list[str]] = {"model": ["model"], "reward": [], "rows": []}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from whet.config.graders import Grader
 from whet.config.judge import JudgeConfig
 from whet.config.model import ModelConfig
-from whet.config.strict import Made, PythonFile, Strict
+from whet.config.strict import Made, PythonObject, Strict
 
 
 class RewardBase(Strict):
@@ -170,11 +170,13 @@ class RepetitionReward(RewardBase):
 
 
 class FunctionRewardConfig(RewardBase):
-    """A function in a Python file with TRL's signature, run in its own process with a deadline."""
+    """A Python function with the signature of TRL, verl, OpenRLHF or reasoning-gym, in its own process."""
 
     kind: Literal["function"]
-    path: PythonFile
-    """`file.py:function`."""
+    path: PythonObject
+    """`file.py:function` or `module:function`; from Python also the function itself, which runs in this process."""
+    args: dict[str, Any] | None = None
+    """What `path` names is called with these and returns the function (a factory), or is a class that makes it."""
     deadline_s: float = Field(30.0, gt=0)
     verifies: bool = False
     """Whether a value of 1 means that the answer is right, or the function only shapes."""
@@ -318,7 +320,8 @@ RewardConfig = Annotated[
 
 def name_of(reward: RewardConfig) -> str:
     """What a reward is called: as the recipe says, else after its kind, a function after itself."""
-    own = reward.path.rpartition(":")[2] if isinstance(reward, FunctionRewardConfig) else reward.kind
+    path = reward.path if isinstance(reward, FunctionRewardConfig) else reward.kind
+    own = path.rpartition(":")[2] if isinstance(path, str) else getattr(path, "__name__", type(path).__name__)
     return reward.name or own
 
 

@@ -37,7 +37,7 @@ class RLStage(TrainingStage):
     kind: Literal["rl"]
     tasks: Source
     environment: EnvironmentConfig | None = None
-    """Tools, and who answers; None: every task is one question and one answer."""
+    """Tools, and who answers; None: every task is one question and one answer. A text is short for its `path`."""
     rewards: list[RewardConfig] = Field(min_length=1)
     algorithm: PolicyConfig = PolicyConfig()
     constraint: ConstraintConfig | None = None

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PlainSerializer
+from pydantic.json_schema import SkipJsonSchema
 
 Made = Literal["model", "reward", "rows"]
 """What a stage leaves for later ones: a model that speaks, one that judges, or rows."""
@@ -35,6 +39,24 @@ def path_of(value: Any) -> Any:
 
 PythonFile = Annotated[str, "content"]
 """`file.py:function`: what is in the file is part of what the recipe says."""
+
+
+def _in_words(value: Any) -> Any:
+    """An object of Python as text: its name, and a digest of its source, so that a changed one is noticed."""
+    if isinstance(value, str) or not callable(value):
+        return value
+    try:
+        source = inspect.getsource(value if hasattr(value, "__code__") or inspect.isclass(value) else type(value))
+    except (OSError, TypeError):  # typed at a prompt: there is no source
+        source = ""
+    digest = hashlib.sha256(source.encode()).hexdigest()[:16] if source else "unknown"
+    return f"{getattr(value, '__name__', type(value).__name__)} (from Python, source {digest})"
+
+
+PythonObject = Annotated[
+    str | SkipJsonSchema[Callable[..., Any]], PlainSerializer(_in_words, return_type=str), "content"
+]
+"""The same, or in a recipe of Python the object itself."""
 
 
 def _without_free(section: BaseModel, dumped: dict[str, Any]) -> dict[str, Any]:

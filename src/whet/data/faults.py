@@ -10,8 +10,8 @@ import difflib
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from whet.data.base import Origin
@@ -82,6 +82,13 @@ class Dropped:
     """The rows that were left out, in order, and why."""
 
     rows: tuple[Lost, ...] = ()
+    unread: Mapping[str, int] = field(default_factory=dict)
+    """Columns that nothing reads, and how many rows have each."""
+
+    @property
+    def any(self) -> bool:
+        """Whether there is something to say."""
+        return bool(self.rows or self.unread)
 
     @property
     def total(self) -> int:
@@ -95,6 +102,10 @@ class Dropped:
 
     def describe(self) -> str:
         """`3 rows dropped: 2 x messages[].content: is empty; ... (first: train.jsonl:17: ...)`."""
+        if self.unread:
+            named = sorted(self.unread.items(), key=lambda each: -each[1])
+            listed = ", ".join(f"{name} ({count:,} row{'s' * (count > 1)})" for name, count in named)
+            return "; ".join([*([replace(self, unread={}).describe()] if self.rows else []), f"not read: {listed}"])
         if not self.rows:
             return "no rows dropped"
         reasons = "; ".join(f"{count} x {reason}" for reason, count in self.counts.most_common(REASONS))
@@ -107,6 +118,8 @@ class Rejects:
     def __init__(self, on_bad_row: Literal["error", "drop"]) -> None:
         self._raise = on_bad_row == "error"
         self._lost: list[Lost] = []
+        self.unread: Counter[str] = Counter()
+        """Columns that nothing reads, and how many rows had each so far."""
 
     def add(self, bad: BadRow) -> None:
         """Raise or keep this row."""
@@ -117,7 +130,7 @@ class Rejects:
     @property
     def dropped(self) -> Dropped:
         """What was left out so far."""
-        return Dropped(tuple(self._lost))
+        return Dropped(tuple(self._lost), dict(self.unread))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

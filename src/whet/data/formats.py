@@ -145,7 +145,7 @@ def read_conversations(config: DataConfig) -> Reading[Conversation]:
 
 def load_prompts(config: DataConfig) -> tuple[list[Prompt], Dropped]:
     """All tasks of a source, up to `limit`, and what was left out. Raises `DataError` where none is left."""
-    return read_examples(config, to_prompt, ANSWERS)
+    return read_examples(config, to_prompt, ANSWERS, keeps_columns=True)
 
 
 # ------------------------------------------------------------------------------------------- the formats

@@ -21,6 +21,7 @@ from whet.data.base import Row
 from whet.data.faults import BadRow, Dropped, Rejects, nearest
 from whet.data.known import Known, unfold
 from whet.data.readers import Reject, damaged, files_of, kind_of, read_file, rows_of
+from whet.data.unread import refuse_unknown, unread
 from whet.errors import DataError
 from whet.files import Digest, digest_file
 
@@ -49,22 +50,36 @@ def read_rows(config: DataConfig, reject: Reject = _raise) -> Iterator[Row]:
 
 
 def read_examples(
-    config: DataConfig, convert: Callable[[Row, DataConfig], Example], known: Known
+    config: DataConfig,
+    convert: Callable[[Row, DataConfig], Example],
+    known: Known,
+    *,
+    keeps_columns: bool = False,
 ) -> tuple[list[Example], Dropped]:
-    """All rows as `convert` makes them, up to `limit`, and what was left out. Raises `DataError` where none is left."""
+    """All rows as `convert` makes them, up to `limit`, and what was left out. Raises `DataError` where none is left.
+
+    `keeps_columns`: those that it does not read go on to rewards.
+    """
     rejects = Rejects(config.on_bad_row)
-    return list(stream_examples(config, convert, known, rejects)), rejects.dropped
+    return list(stream_examples(config, convert, known, rejects, keeps_columns=keeps_columns)), rejects.dropped
 
 
 def stream_examples(
-    config: DataConfig, convert: Callable[[Row, DataConfig], Example], known: Known, rejects: Rejects
+    config: DataConfig,
+    convert: Callable[[Row, DataConfig], Example],
+    known: Known,
+    rejects: Rejects,
+    *,
+    keeps_columns: bool = False,
 ) -> Iterator[Example]:
     """The same, one at a time.
 
     Rows of one of the `known` data sets are first made into rows of our formats.
     """
     found = 0
-    for row in _unfolded(config, known, rejects.add):
+    if not keeps_columns:
+        refuse_unknown(config)
+    for row in _unfolded(config, known, rejects, keeps_columns=keeps_columns):
         try:
             example = convert(row, config)
         except BadRow as bad:
@@ -104,13 +119,15 @@ def reading(config: DataConfig, convert: Callable[[Row, DataConfig], Example], k
     )
 
 
-def _unfolded(config: DataConfig, known: Known, reject: Reject) -> Iterator[Row]:
-    for row in read_rows(config, reject):
+def _unfolded(config: DataConfig, known: Known, rejects: Rejects, *, keeps_columns: bool) -> Iterator[Row]:
+    for row in read_rows(config, rejects.add):
         try:
             parts = unfold(row, config, known)
         except BadRow as bad:
-            reject(bad)
+            rejects.add(bad)
         else:
+            if any(part is row for part in parts):  # of a known data set it is known which columns are read
+                rejects.unread.update(unread(row, config, keeps_columns=keeps_columns))
             yield from parts
 
 

@@ -172,7 +172,7 @@ def kept_rows(
             np.savez(writer.folder / COLUMNS, allow_pickle=False, **known)
             with (writer.folder / DROPPED).open("w") as file:
                 file.writelines(json.dumps(line) + "\n" for line in _plain(dropped, sources))
-            seal(writer.folder, {"version": version, "left_out_by": len(dropped)})
+            seal(writer.folder, {"version": version, "left_out_by": [each.unread for each in dropped]})
         try:
             writer.folder.rename(folder)
         except OSError as error:  # another process was first
@@ -196,12 +196,16 @@ def _open(folder: Path, version: str, sources: Sequence[str], note: str) -> Rows
         raise RunError(f"{folder}: another version of whet or of its tokenizers made it")
     with np.load(folder / COLUMNS, allow_pickle=False) as file:
         columns = {name: file[name] for name in file.files}
-    lost: list[list[Lost]] = [[] for _ in range(found["left_out_by"])]
+    lost: list[list[Lost]] = [[] for _ in found["left_out_by"]]
     for line in (folder / DROPPED).read_text().splitlines():
         who, (source, number, part), reason, fault = json.loads(line)
         lost[who].append(Lost(Origin(source=sources[source], line=number, part=part), reason, fault))
     return Rows(
-        columns, folder / TOKENS, sources=sources, dropped=tuple(Dropped(tuple(each)) for each in lost), note=note
+        columns,
+        folder / TOKENS,
+        sources=sources,
+        dropped=tuple(Dropped(tuple(e), unread) for e, unread in zip(lost, found["left_out_by"], strict=True)),
+        note=note,
     )
 
 

@@ -112,12 +112,26 @@ def paired_interval(
 def explained_variance(errors_Q: Sequence[float], totals_Q: Sequence[float], *, level: float = 0.95) -> Interval:
     """Interval of 1 - sum(errors) / sum(totals): squared errors of a model and of a constant, summed by question.
 
-    A ratio of two sums that vary from question to question has Student's t interval of its linearised residuals
-    (Cochran, Sampling Techniques, section 6.4). Raises `ZeroDivisionError` where there is nothing to explain.
+    Raises `ZeroDivisionError` where there is nothing to explain.
     """
-    errors, totals = np.array(errors_Q), np.array(totals_Q)
-    ratio = float(errors.sum()) / float(totals.sum())
-    return _t_interval(1 - ratio - (errors - ratio * totals) / totals.mean(), level=level, floor=-math.inf)
+    return _t_interval(1 - _linearised(errors_Q, totals_Q), level=level, floor=-math.inf)
+
+
+def ratio_interval(sums_Q: Sequence[float], counts_Q: Sequence[float], *, level: float = 0.95) -> Interval:
+    """Interval of sum(sums) / sum(counts): a mean over tokens whose unit is the question (or the row)."""
+    return _t_interval(_linearised(sums_Q, counts_Q), level=level, floor=-math.inf, ceiling=math.inf)
+
+
+def runs_interval(values: Sequence[float], *, level: float = 0.95) -> Interval:
+    """Student-t interval of the mean of a figure over independent runs (seeds)."""
+    return _t_interval(np.array(values), level=level, floor=-math.inf, ceiling=math.inf)
+
+
+def _linearised(sums_Q: Sequence[float], counts_Q: Sequence[float]) -> np.ndarray:
+    """Values whose mean is the ratio of the sums, and whose spread is its (Cochran, Sampling Techniques, 6.4)."""
+    sums, counts = np.array(sums_Q, np.float64), np.array(counts_Q, np.float64)
+    ratio = float(sums.sum()) / float(counts.sum())
+    return ratio + (sums - ratio * counts) / counts.mean()
 
 
 def sign_flip_p(differences_Q: Sequence[float] | np.ndarray) -> float:
@@ -179,15 +193,15 @@ def _question_means(scores_QS: Sequence[Sequence[float]]) -> np.ndarray:
     return np.array([np.mean(scores_S) for scores_S in scores_QS])
 
 
-def _t_interval(values_Q: np.ndarray, *, level: float, floor: float) -> Interval:
-    """Student-t, cut to [floor, 1]. Where all values are equal their spread says nothing about the next question;
+def _t_interval(values_Q: np.ndarray, *, level: float, floor: float, ceiling: float = 1.0) -> Interval:
+    """Student-t, cut to [floor, ceiling]. Where all values are equal their spread says nothing about the next question;
     the half-width is then what Wilson leaves for an event that Q questions never showed."""
     count, mean = len(values_Q), float(values_Q.mean())
-    if np.ptp(values_Q) > 1e-12:
+    if np.ptp(values_Q) > 1e-12 or math.isinf(ceiling):
         half = t_quantile(level, count - 1) * float(values_Q.std(ddof=1)) / math.sqrt(count)
     else:
         half = wilson_interval(right=0, questions=count, level=level).high
-    return Interval(mean=mean, low=max(floor, mean - half), high=min(1.0, mean + half), questions=count)
+    return Interval(mean=mean, low=max(floor, mean - half), high=min(ceiling, mean + half), questions=count)
 
 
 def _t_inside(theta: float, degrees: int) -> float:

@@ -38,7 +38,7 @@ class StageCheck:
 
 def check_recipe(loaded: Loaded, kinds: Sequence[Kind] = KINDS) -> list[StageCheck]:
     """The checks of every stage, in order; raises `UserError` at the first thing that is wrong."""
-    run = Run(recipe=loaded.recipe, folder=loaded.recipe.out or Path("runs") / loaded.recipe.name, kinds=kinds)
+    run = Run(recipe=loaded.recipe, folder=loaded.recipe.folder, kinds=kinds)
     world = LocalWorld()
     return [_check_stage(run, name, world) for name in loaded.recipe.stages]
 

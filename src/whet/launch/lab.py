@@ -24,7 +24,6 @@ from whet.envs.probes import RIGHT, gold_text, probes
 from whet.envs.rubric import WeightedRubric
 from whet.errors import ConfigError, DataError, RunError
 from whet.launch.check import tokenizer_of
-from whet.launch.talk import find_model
 from whet.launch.world import LocalWorld
 from whet.pipeline.load_data import rubric, tasks, usable
 from whet.pipeline.playing import player
@@ -189,7 +188,7 @@ def _attempt(context: Context[Any], task: Task, said: str, most: int) -> Attempt
 
 def _sampled(bench: Bench, some: Sequence[Task], samples: int, model: str | None) -> list[Graded]:
     context, config = bench.context, bench.context.config.sampling
-    start = bench.run.model_of(context.name) if model is None else context.model.at(find_model(model))
+    start = bench.run.model_of(context.name) if model is None else context.model.at(model)
     play = player(context.world.policy(start, TrainConfig(), config), bench.grading, config)
     played = play.play(some, samples, step=1, seed=context.seed)
     episodes = [episode for group in played.groups for episode in group.episodes]

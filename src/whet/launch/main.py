@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import platform
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ def run_recipe(
 ) -> dict[str, Any]:
     """Run a recipe to its end. Raises `KeyboardInterrupt` when it was asked to stop, with everything saved."""
     recipe = loaded.recipe
-    run = Run(recipe=recipe, folder=recipe.out or Path("runs") / recipe.name, kinds=kinds)
+    run = Run(recipe=recipe, folder=recipe.folder, kinds=kinds)
     console = Console(quiet=quiet)
     require_offload(run)
     before = _about_before(run)
@@ -60,7 +60,10 @@ def run_recipe(
 
 @contextmanager
 def asked_to_stop(console: Console) -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM into a flag that is looked at between steps; the second one stops at once."""
+    """Turn the first Ctrl-C or SIGTERM into a flag that is looked at between steps; the second one stops at once.
+
+    Signals come to the main thread alone: in another one nothing is turned into anything.
+    """
     asked: list[int] = []
 
     def ask(number: int, _: object) -> None:
@@ -70,7 +73,8 @@ def asked_to_stop(console: Console) -> Iterator[Callable[[], bool]]:
         with suppress(RuntimeError):  # the signal came in the middle of another line
             console.say("stopping after this step; once more to stop at once")
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM) if main}
     try:
         yield lambda: bool(asked)
     finally:

@@ -7,29 +7,38 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from whet.config import ModelConfig, SamplingConfig, TrainConfig
+from pydantic import ValidationError
+
+from whet.config import ModelConfig, Recipe, SamplingConfig, TrainConfig
 from whet.config.environment import EnvironmentConfig
 from whet.envs.base import Task
 from whet.envs.tools.play import Play, ToolEnvironments
 from whet.errors import DataError, EnvironmentFailure, PolicyFault, RunError
 from whet.files import is_sealed, read_json
 from whet.launch.world import LocalWorld
+from whet.models.locate import locate, run_of
 from whet.pipeline.playing import sampling_params
+from whet.pipeline.run import Run
 from whet.pipeline.stage import Policy
 from whet.records import Message, seed_of
 from whet.sampling.base import Request
 from whet.sampling.bridge import run
+from whet.training.checkpoint import newest_generation
 
 T = TypeVar("T")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ChatSession:
     """A conversation with one model; every answer is sampled with a seed of its own."""
 
     policy: Policy
     sampling: SamplingConfig
+    about: str = ""
+    """Which model it is."""
     seed: int = 0
+    system: str = ""
+    """A system message that every conversation begins with; empty: none."""
     messages: list[Message] = field(default_factory=list)
 
     environment: ToolEnvironments | None = None
@@ -40,6 +49,8 @@ class ChatSession:
 
     def say(self, text: str) -> str:
         """The model's answer to one more user message, with what it called on the way; `DataError` without room."""
+        if self.system and not self.messages:
+            self.messages.append(Message(role="system", content=self.system))
         self.messages.append(Message(role="user", content=text))
         if self.environment is not None and self._play is None:
             self._play = self.environment.make(Task(id="chat", messages=tuple(self.messages), columns=self.row))
@@ -70,6 +81,23 @@ class ChatSession:
         completion = run(self.policy.sampler.sample(request))
         return self.policy.template.parse(completion.tokens.tolist(), completion.ending, tools)
 
+    def reset(self) -> None:
+        """Forget the conversation, and end its play."""
+        self.messages.clear()
+        if self._play is not None:
+            _from_environment(self._play.close())
+            self._play = None
+
+    def describe(self) -> list[str]:
+        """The model, its template and how it is sampled, a line each."""
+        ends = " or ".join(self.policy.template.decode([token]) for token in sorted(self.policy.template.stop_ids))
+        how = "greedy" if self.sampling.temperature == 0 else f"temperature {self.sampling.temperature:g}"
+        return [
+            f"model: {self.about}; {self.policy.precision}, {self.policy.max_length:,} tokens at most",
+            f"template: the tokenizer's own; an answer ends with {ends}",
+            f"sampling: {how}, at most {self.sampling.max_tokens} tokens, seed {self.seed}",
+        ]
+
 
 def _from_environment(work: Coroutine[Any, Any, T]) -> T:
     try:
@@ -83,27 +111,48 @@ def open_conversation(
     sampling: SamplingConfig,
     *,
     seed: int = 0,
+    system: str = "",
     environment: EnvironmentConfig | None = None,
     row: Mapping[str, Any] | None = None,
 ) -> ChatSession:
-    """Talk to a run folder (its last model, or `RUN@stage`), a model directory, a hub id or a built-in model."""
+    """Talk to a run folder (its last model, or `RUN@stage`), a model directory, a hub id or a built-in model.
+
+    Of a stage that is not finished it is the last checkpoint; of a run whose next stage has none, what came before.
+    """
     made = None if environment is None else ToolEnvironments(environment)
-    policy = LocalWorld().policy(ModelConfig(path=find_model(what)), TrainConfig(), sampling)
-    return ChatSession(policy=policy, sampling=sampling, seed=seed, environment=made, row=row or {})
+    policy, about = _policy(what, sampling)
+    return ChatSession(
+        policy=policy, sampling=sampling, about=about, seed=seed, system=system, environment=made, row=row or {}
+    )
 
 
-def find_model(what: str) -> str:
-    """The path of the model that `what` names; `RunError` for a run that has none yet."""
-    name, _, stage = what.partition("@")
-    if not (Path(name) / "recipe.json").is_file():
-        return what
-    done = [folder for folder in sorted((Path(name) / "stages").glob("*")) if is_sealed(folder)]
-    made = {folder.name.partition("-")[2]: folder / "model" for folder in done if (folder / "model").is_dir()}
-    best = {f"{name}/best": last.parent / "best" for name, last in made.items() if (last.parent / "best").is_dir()}
-    if stage and stage not in made | best:
-        there = ", ".join(made | best) or "none yet"
-        raise RunError(f"{name}: no stage {stage!r} has made a model; there are: {there}")
-    if not made:
-        stages = ", ".join(read_json(Path(name) / "recipe.json")["stages"])
-        raise RunError(f"{name}: none of its stages ({stages}) has made a model yet; run it to the end first")
-    return str((made | best)[stage] if stage else list(made.values())[-1])
+def _policy(what: str, sampling: SamplingConfig) -> tuple[Policy, str]:
+    """What is named, at work, and which model it is in words."""
+    note = ""
+    if found := run_of(what):
+        name, asked = found
+        run, stage = _next_stage(Path(name), asked)
+        generation = None if stage is None else newest_generation(run.checkpoints(stage))
+        if stage is not None and generation is not None:
+            section: Any = run.recipe.stages[stage]
+            needs = run.kind(stage).needs(section)
+            critic = needs is not None and needs.critic is not None and needs.critic.share_trunk
+            policy = LocalWorld().policy(run.model_of(stage), section.train, sampling, with_value=critic)
+            policy.trainer.load(generation.folder)
+            return policy, f"{name}@{stage}, not finished: its checkpoint after step {generation.step}"
+        note = f", while {stage} has no checkpoint yet" if stage is not None and not asked else ""
+    where = locate(what)[0]
+    policy = LocalWorld().policy(ModelConfig(path=what), TrainConfig(), sampling)
+    return policy, (what if where == what else f"{what} ({where})") + note
+
+
+def _next_stage(folder: Path, asked: str) -> tuple[Run, str | None]:
+    """The run, and the first stage that is to make a model and is not finished; of the one that is asked for, if so."""
+    try:
+        run = Run(recipe=Recipe.model_validate(read_json(folder / "recipe.json")), folder=folder)
+    except ValidationError as error:
+        raise RunError(
+            f"{folder / 'recipe.json'}: no recipe of this version of whet; name RUN/stages/NN-NAME/model"
+        ) from error
+    makers = (name for name, stage in run.recipe.stages.items() if stage.makes == "model" and asked in ("", name))
+    return run, next((name for name in makers if not is_sealed(run.stage_folder(name))), None)

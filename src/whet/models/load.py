@@ -7,8 +7,6 @@ by name, and not discovered in a loss curve.
 
 from __future__ import annotations
 
-import logging
-import os
 import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -21,7 +19,6 @@ from safetensors import SafetensorError
 from torch import nn
 
 from whet.config import LoraConfig, ModelConfig
-from whet.config.problems import nearest
 from whet.errors import ModelError
 from whet.files import Digests
 from whet.models.architecture import (
@@ -48,14 +45,11 @@ from whet.models.heads import (
     scalar_from_causal,
 )
 from whet.models.language import LanguageModel
+from whet.models.locate import TEMPLATES, locate
 from whet.models.matmul import adopt
 from whet.models.probe import check_forward, first_line
 from whet.models.quantize import is_quantised, keep_layout, nf4_options
 
-ASSETS = Path(__file__).parent.parent / "assets"
-BUILT_IN = {"whet:demo": ASSETS / "demo"}
-TEMPLATES = {f"whet:{file.stem}": file for file in sorted((ASSETS / "templates").glob("*.jinja"))}
-"""Chat templates that come with whet, for `model.chat_template`."""
 CONTENTS = {".safetensors", ".bin", ".json", ".jinja", ".model", ".txt"}
 """Suffixes of the files of a model directory."""
 
@@ -118,7 +112,7 @@ def load_scalar_model(
     if facts is None or facts.gate is None:
         return language
     try:
-        gate = load_gate(facts.gate, objectives_of(module), module, *_locate(config.path))
+        gate = load_gate(facts.gate, objectives_of(module), module, *locate(config.path))
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{config.path}: its gate could not be loaded ({first_line(error)})") from error
     return replace(language, gate=gate)
@@ -150,7 +144,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
     if config.path == "whet:tiny":
         tokenizer = byte_tokenizer()
     else:
-        where, revision = _locate(config.path)
+        where, revision = locate(config.path)
         try:
             tokenizer = AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=False)
         except Exception as error:
@@ -196,7 +190,7 @@ def read_contents(config: ModelConfig, digests: Digests) -> dict[str, Any]:
 
     if config.path == "whet:tiny":
         return {}
-    where, revision = _locate(config.path)
+    where, revision = locate(config.path)
     if Path(where).is_dir():
         files = (file for file in sorted(Path(where).iterdir()) if file.suffix in CONTENTS and file.is_file())
         return {"files": {file.name: {"sha256": digests.of(file).sha256} for file in files}}
@@ -213,7 +207,7 @@ def read_eos_ids(config: ModelConfig) -> tuple[int, ...]:
 
     if config.path == "whet:tiny":
         return ()
-    where, revision = _locate(config.path)
+    where, revision = locate(config.path)
     try:
         eos = GenerationConfig.from_pretrained(where, revision=revision or "main").eos_token_id
     except OSError:  # a model may come without a generation config; its tokenizer then says where a turn ends
@@ -238,7 +232,7 @@ def _load_module(
             raise ModelError("whet:tiny is made, not loaded, so it has nothing to quantise; leave train.quantize out")
         created = create_model(config.create, tokenizer)
         return scalar_from_causal(created, objectives) if scalar else created
-    where, revision = _locate(config.path)
+    where, revision = locate(config.path)
     device = pick_device(config.device)
     options = nf4_options(device, pick_compute(config.dtype, device)) if quantised else {}
     found = without_randomness(_read_config(config), config.path)
@@ -269,7 +263,7 @@ def _read_config(config: ModelConfig) -> Any:
     """The transformers configuration of a model that has files."""
     from transformers import AutoConfig
 
-    where, revision = _locate(config.path)
+    where, revision = locate(config.path)
     try:
         return AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -318,27 +312,6 @@ def _language_model(
         compute=pick_compute(config.dtype, device),
         adapter=adapter,
     )
-
-
-def _locate(path: str) -> tuple[str, str | None]:
-    """(directory or hub id, revision)."""
-    if path.startswith("whet:"):
-        if path not in BUILT_IN:
-            raise ModelError(f"no built-in model {path!r}; there are whet:tiny, {', '.join(BUILT_IN)}")
-        return str(BUILT_IN[path]), None
-    if Path(path).is_dir():
-        if not (Path(path) / "config.json").is_file():
-            raise ModelError(f"{path}: a directory without config.json is not a Hugging Face model")
-        return path, None
-    folder = Path(path).parent if "/" in path else Path("runs")
-    runs = sorted(str(recipe.parent) for recipe in folder.glob("*/recipe.json"))
-    if path.startswith((".", "/", "~")) or path.count("/") != 1 or runs or folder.name == "runs":  # a path or a run
-        there = nearest(str(folder / Path(path.partition("@")[0]).name), runs)
-        raise ModelError(f"{path}: no such directory, and not a hub id (org/name){there}")
-    name, _, revision = path.partition("@")
-    if os.environ.get("HF_HUB_OFFLINE") == "1":
-        logging.getLogger(__name__).info("offline: looking for %s in the local cache", name)
-    return name, revision or None
 
 
 def _add_lora(module: Any, config: LoraConfig) -> Any:

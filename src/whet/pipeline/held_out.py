@@ -17,7 +17,7 @@ from whet.config.held_out import BestConfig, Evaluation
 from whet.config.problems import nearest
 from whet.config.stage import StageBase
 from whet.envs.base import Task
-from whet.envs.tools.play import ToolEnvironments
+from whet.envs.tools.play import Environments
 from whet.errors import ConfigError
 from whet.evals.run import sampled_answers, summarise
 from whet.pipeline.dropped import keep_dropped
@@ -97,7 +97,7 @@ def of_rows(evaluate: Callable[[], Mapping[str, Metric]]) -> Measure:
 
 @contextmanager
 def of_tasks(
-    context: Context[Any], environment: ToolEnvironments | None = None
+    context: Context[Any], environment: Environments | None = None
 ) -> Iterator[Callable[[Policy], list[Measure]]]:
     """The gate for the held-out tasks of a stage, if it has any; given the policy, what measures it on them.
 

@@ -30,7 +30,8 @@ from whet.data.sources import content_of
 from whet.envs.library import FAMILIES
 from whet.errors import DataError, ModelError
 from whet.files import Digests
-from whet.models.load import TEMPLATES, read_contents
+from whet.models.load import read_contents
+from whet.models.locate import TEMPLATES
 from whet.pipeline.stage import Context
 
 Content = Mapping[str, Any]
@@ -149,7 +150,8 @@ def _content(value: Any, digests: Digests) -> dict[str, Any] | None:
         return {"path": model.path, **read_contents(model, digests)}
     for key, field in getattr(type(value), "model_fields", {}).items():
         if "content" in field.metadata:
-            file, _, function = getattr(value, key).rpartition(":")
+            named = getattr(value, key)
+            file, _, function = named.rpartition(":") if isinstance(named, str) else ("", "", "")
             if file.endswith(".py"):
                 return {**_file(Path(file), digests), "function": function}
     return None

@@ -20,7 +20,7 @@ from whet.envs.library import FAMILIES, ChecksSteps, Family, family
 from whet.envs.library.ranking import OBJECTIVES
 from whet.envs.rewards.build import build_rubric
 from whet.envs.rubric import WeightedRubric
-from whet.envs.tools.play import ToolEnvironments
+from whet.envs.tools.play import Environments
 from whet.errors import DataError
 from whet.records import Message
 from whet.templates.base import Template
@@ -139,7 +139,7 @@ def usable(
     grading: WeightedRubric,
     template: Template,
     max_length: int,
-    environment: ToolEnvironments | None = None,
+    environment: Environments | None = None,
 ) -> tuple[Sequence[Task], Dropped, list[int]]:
     """The tasks whose gold answers the rewards understand and whose prompts leave room for an answer, and that room.
 

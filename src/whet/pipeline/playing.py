@@ -13,7 +13,7 @@ from whet.data.faults import Dropped
 from whet.envs.base import Rubric, Task
 from whet.envs.rubric import WeightedRubric
 from whet.envs.single_turn import SingleTurn
-from whet.envs.tools.play import ToolEnvironments
+from whet.envs.tools.play import Environments, OwnEnvironments, ToolEnvironments
 from whet.pipeline.load_data import rubric, tasks, usable
 from whet.pipeline.stage import Context, Policy, Seen, World
 from whet.rollouts.play import Player
@@ -37,14 +37,14 @@ class Playable:
 
     def describe(self) -> str:
         """`5,107 tasks; 2 rows dropped: ...; 3 tasks have room for 12 to 20 of 64 tokens`."""
-        dropped = (d.describe() for d in self.lost if d.total)
+        dropped = (d.describe() for d in self.lost if d.any)
         return "; ".join([f"{len(self.tasks):,} tasks", *dropped, *filter(None, [self.narrow, self.tools])])
 
 
 @contextmanager
-def opened(config: EnvironmentConfig | None) -> Iterator[ToolEnvironments | None]:
+def opened(config: EnvironmentConfig | None) -> Iterator[Environments | None]:
     """The environment of a stage, whose processes end with the block; None: every task is one question."""
-    made = None if config is None else ToolEnvironments(config)
+    made = None if config is None else OwnEnvironments(config) if callable(config.path) else ToolEnvironments(config)
     try:
         yield made
     finally:
@@ -59,7 +59,7 @@ def playable(
     grading: WeightedRubric,
     *,
     max_tokens: int,
-    environment: ToolEnvironments | None = None,
+    environment: Environments | None = None,
 ) -> Playable:
     """The tasks of a source, checked against the rewards, the model's template and the environment; loads no weights.
 
@@ -100,14 +100,14 @@ def evaluation_summary(context: Context[Any]) -> list[str]:
     return _evaluation_summary(context, None)
 
 
-def _evaluation_summary(context: Context[Any], environment: ToolEnvironments | None) -> list[str]:
+def _evaluation_summary(context: Context[Any], environment: Environments | None) -> list[str]:
     evaluation = getattr(context.config, "evaluation", None)
     if evaluation is None:
         return []
     return [f"evaluation on {_find_tasks(context, evaluation, environment).describe()}"]
 
 
-def _find_tasks(context: Context[Any], section: Any, environment: ToolEnvironments | None) -> Playable:
+def _find_tasks(context: Context[Any], section: Any, environment: Environments | None) -> Playable:
     """Those of a section with `tasks`, `rewards` and `sampling`."""
     with closing(rubric(section.tasks, section.rewards, context.world)) as grading:
         return playable(
@@ -126,7 +126,7 @@ def check_tasks(context: Context[Any]) -> Seen:
 
 
 def player(
-    policy: Policy, grading: Rubric, sampling: SamplingConfig, environment: ToolEnvironments | None = None
+    policy: Policy, grading: Rubric, sampling: SamplingConfig, environment: Environments | None = None
 ) -> Player:
     """Plays tasks with this policy, in an environment or as single questions."""
     limits = None if environment is None else environment.config.limits

@@ -131,7 +131,7 @@ def _read(
             for each in compared
         ]
     lost = (unread, dropped)
-    return found, "; ".join([described, *(each.describe() for each in lost if each.total)]), lost
+    return found, "; ".join([described, *(each.describe() for each in lost if each.any)]), lost
 
 
 def _refuse_unknown(objectives: Sequence[str], scored: Sequence[Rated], others: Sequence[str]) -> None:

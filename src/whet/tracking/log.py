@@ -179,15 +179,21 @@ def rollout_steps(folder: Path) -> list[int]:
 def read_rollouts(folder: Path, step: int | None = None) -> list[Rollout]:
     """The episodes of one step of a stage, or of all steps; none where nothing was written."""
     files = [file for number, file in _rollout_files(folder) if step is None or number == step]
-    return [rollout for file in files for rollout in _read_file(file)]
+    return [_rollout(row) for file in files for row in _read_table(file).to_pylist()]
+
+
+def read_rollout_table(folder: Path, step: int | None = None, columns: Sequence[str] | None = None) -> pa.Table | None:
+    """The same as a table with these columns (none named: all), `messages` and `parts` as JSON; None: no files."""
+    import pyarrow as pa
+
+    tables = [_read_table(file, columns) for number, file in _rollout_files(folder) if step is None or number == step]
+    return pa.concat_tables(tables) if tables else None
 
 
 def rollout_tasks(folder: Path, step: int) -> list[str]:
     """The tasks played in one step, each once: reads that column only."""
-    import pyarrow.parquet as pq
-
-    path = folder / "rollouts" / f"step-{step:06d}.parquet"
-    return list(dict.fromkeys(pq.read_table(path, columns=["task"])["task"].to_pylist()))
+    table = read_rollout_table(folder, step, ["task"])
+    return [] if table is None else list(dict.fromkeys(table["task"].to_pylist()))
 
 
 def read_notes(folder: Path) -> list[dict[str, Any]]:
@@ -280,15 +286,14 @@ def _schema() -> pa.Schema:
     return pa.schema(list(types.items()))
 
 
-def _read_file(path: Path) -> list[Rollout]:
+def _read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        rows = pq.read_table(path).to_pylist()
+        return pq.read_table(path, columns=columns)
     except (pa.ArrowException, OSError) as error:
         raise RunError(f"{path}: not a readable rollout file ({error}); remove it, the other steps stay") from error
-    return [_rollout(row) for row in rows]
 
 
 def _rollout(row: dict[str, Any]) -> Rollout:

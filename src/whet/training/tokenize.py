@@ -85,7 +85,7 @@ class Gated:
     def describe(self) -> str:
         """`4,096 rows, 61,234 tokens (38,400 trained), longest 41; 2 rows dropped: ...`."""
         counted = f"{self.stats.rows:,} rows, {self.stats.tokens:,} tokens ({self.stats.trained_tokens:,} trained)"
-        lost = [dropped.describe() for dropped in self.kept.dropped if dropped.total]
+        lost = [dropped.describe() for dropped in self.kept.dropped if dropped.any]
         return "; ".join([f"{counted}, longest {self.stats.length_max:,}", *lost, *filter(None, [self.kept.note])])
 
 

@@ -80,6 +80,7 @@ def _build(
                 name=name,
                 weight=weight,
                 path=config.path,
+                args=config.args,
                 deadline_s=config.deadline_s,
                 judges=judges,
             )

@@ -5,7 +5,8 @@ The signature is told by the names of the parameters, when the function is loade
 * TRL, open-r1: `f(prompts, completions, completion_ids, trainer_state, log_extra, log_metric, **columns) -> list`,
   plain, async or a callable object, called once for all attempts; it gets what its signature takes. None means "does
   not apply".
-* verl: `compute_score(data_source, solution_str, ground_truth, extra_info=None) -> float | dict`, called for each.
+* verl: `compute_score(data_source, solution_str, ground_truth, extra_info=None) -> float | dict`, called for each;
+  the first and the last may be left out.
 * OpenRLHF: `reward_func(queries, prompts, labels) -> dict with "rewards" | list`, called once.
 * reasoning-gym: `score_answer(answer, entry) -> float`, called for each; `entry` is the row.
 
@@ -16,17 +17,21 @@ decides whether the answer or the function was at fault.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from whet.envs.base import Attempt, Grade, Task
 from whet.envs.rewards.answers import after_thinking, marked_answer
 from whet.envs.rewards.blame import Call, attribute
+from whet.envs.rewards.function_worker import load
 from whet.envs.rewards.plain import require
-from whet.errors import RewardError
+from whet.errors import DataError, RewardError
 from whet.records import Message
-from whet.sandbox.base import JSON, FailureKind, Result
+from whet.sandbox.base import JSON, Failure, FailureKind, Result
 from whet.sandbox.workers import WorkerPool
+from whet.target import describe
 
 ALONE = frozenset({"verl", "entry"})
 """Forms that are called for each attempt."""
@@ -34,15 +39,30 @@ MISSHAPEN = "the function's value has the wrong shape"
 
 
 class FunctionReward:
-    """The function that `path` (`file.py:function`) names; `deadline_s` is for one call.
+    """The function that `path` (`file.py:function`) names, or that is handed over; `deadline_s` is for one call.
 
-    Raises `RewardError` where it cannot be loaded. With `judges`, its value of 1 means that the answer is right.
+    With `args` it makes the function. One that is handed over runs in this process, where it is given up when it is
+    late, and cannot be killed. Raises `RewardError` where it cannot be loaded. With `judges`, its value of 1 means that
+    the answer is right.
     """
 
-    def __init__(self, *, name: str, weight: float, path: str, deadline_s: float, judges: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        name: str,
+        weight: float,
+        path: str | Callable[..., Any],
+        deadline_s: float,
+        args: Mapping[str, Any] | None = None,
+        judges: bool = False,
+    ) -> None:
         self.name, self.weight, self.judges = name, weight, judges
         # One process: the function may keep state. No memory limit: what it imports may reserve any address space.
-        self._pool = WorkerPool("whet.envs.rewards.function_worker:load", arguments=[path], deadline_s=deadline_s)
+        self._pool: WorkerPool | _Here = (
+            WorkerPool("whet.envs.rewards.function_worker:load", arguments=[path, args], deadline_s=deadline_s)
+            if isinstance(path, str)
+            else _Here(partial(load, path, args), deadline_s)
+        )
         described = self._pool.map([None])[0]
         if described.failure is not None:
             self._pool.close()
@@ -50,6 +70,7 @@ class FunctionReward:
         signature: Any = described.value
         self._form: str = signature["form"]
         self._needs: list[str] = signature["needs"]
+        self._gold: str | None = signature["gold"]
         self._takes: frozenset[str] | None = None if signature["takes"] is None else frozenset(signature["takes"])
 
     def grade(self, attempts: Sequence[Attempt], *, step: int) -> list[Grade]:
@@ -70,6 +91,11 @@ class FunctionReward:
             for column in self._needs:
                 if column not in task.columns:
                     require(task, column, self.name)
+            if self._gold is not None and truth(task.columns) is None:
+                raise DataError(
+                    f"task {task.id}: reward {self.name!r} gets no {self._gold}; name its column in data.columns: "
+                    f"{{ground_truth: COLUMN}}; there are {', '.join(sorted(task.columns)) or 'none'}"
+                )
 
     def close(self) -> None:
         """Kill the process."""
@@ -99,6 +125,40 @@ class FunctionReward:
 
     def _only_taken(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in arguments.items() if self._takes is None or key in self._takes}
+
+
+class _Here:
+    """What of `WorkerPool` is used, for a function of this process: each payload in a thread, which may be given up."""
+
+    def __init__(self, start: Callable[[], Callable[[Any], Any]], deadline_s: float) -> None:
+        self._start, self._deadline_s = start, deadline_s
+        self._answer: Callable[[Any], Any] | None = None
+
+    def map(self, payloads: Sequence[JSON]) -> list[Result]:
+        """One result for each payload, in order; never raises for what the function does."""
+        return [self._one(payload) for payload in payloads]
+
+    def close(self) -> None:
+        """Nothing to end: who is late ends with this process."""
+
+    def _one(self, payload: JSON) -> Result:
+        found = [
+            Result(failure=Failure(kind=FailureKind.TIMEOUT, message=f"did not answer within {self._deadline_s:g} s"))
+        ]
+
+        def work() -> None:
+            try:
+                self._answer = self._answer or self._start()
+                found.append(Result(value=self._answer(payload)))
+            except BaseException as error:  # noqa: BLE001  whatever it raises, SystemExit included, is its answer
+                found.append(Result(failure=Failure(kind=FailureKind.RAISED, message=describe(error))))
+
+        thread = threading.Thread(target=work, name="whet-reward", daemon=True)
+        thread.start()
+        thread.join(self._deadline_s)
+        if len(found) == 1:  # it keeps the event loop that it has
+            self._answer = None
+        return found[-1]
 
 
 def _trl_arguments(attempts: Sequence[Attempt]) -> dict[str, list[Any]]:

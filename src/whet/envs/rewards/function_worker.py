@@ -13,19 +13,21 @@ from typing import Any
 from whet.target import TargetError, load_function
 
 FORMS = {
-    "verl": {"data_source", "solution_str", "ground_truth"},
+    "verl": {"solution_str", "ground_truth"},
     "openrlhf": {"queries", "prompts", "labels"},
     "entry": {"answer", "entry"},
     "trl": {"completions"},
 }
 """Parameters by which a signature is recognised, the first that it has all of."""
 GIVEN = {
-    "verl": {"extra_info"},
+    "verl": {"data_source", "extra_info"},
     "openrlhf": set[str](),
     "entry": set[str](),
     "trl": {"prompts", "completion_ids", "trainer_state", "log_extra", "log_metric"},
 }
 """What else each form is given."""
+GOLDS = {"verl": "ground_truth", "openrlhf": "labels"}
+"""The parameter that gets the gold answer."""
 LONGEST_NOTE = 200
 
 
@@ -33,11 +35,19 @@ class Misshapen(Exception):
     """The value is no number for each answer; the message says what it is."""
 
 
-def load(path: str) -> Callable[[dict[str, Any] | None], Any]:
-    """The function that answers payloads; None asks what the user's function takes. A class is made an object of."""
-    function: Any = load_function(path)
-    if inspect.isclass(function):
-        function = function()
+def load(named: str | Callable[..., Any], args: Mapping[str, Any] | None = None) -> Callable[[Any], Any]:
+    """The function that answers payloads; None asks what the user's function takes.
+
+    With `args` what is named is called with them and returns the function; a class is made an object of.
+    """
+    function: Any = load_function(named) if isinstance(named, str) else named
+    path = named if isinstance(named, str) else getattr(named, "__name__", type(named).__name__)
+    if args is not None or inspect.isclass(function):
+        try:
+            inspect.signature(function).bind(**(args or {}))
+        except TypeError as error:
+            raise TargetError(f"{path}{inspect.signature(function)}: args: {error}") from error
+        function = function(**(args or {}))
     signature = describe_signature(path, function)
     call = partial(_call, asyncio.Runner(), function)
 
@@ -76,19 +86,23 @@ def load_source(source: str) -> Callable[[dict[str, Any]], float]:
 
 
 def describe_signature(path: str, function: Callable[..., Any]) -> dict[str, Any]:
-    """Its form, the parameters that it takes (None: any) and the columns that it needs. Raises `TargetError`."""
+    """Form, parameters that it takes (None: any), columns that it needs, the one for the gold. Raises `TargetError`."""
     parameters = inspect.signature(function).parameters
     any_name = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     form = next((name for name, needed in FORMS.items() if needed <= parameters.keys()), "trl" if any_name else None)
     if form is None or any(p.kind is inspect.Parameter.POSITIONAL_ONLY for p in parameters.values()):
         known = ", ".join(f"({', '.join(sorted(needed))})" for needed in FORMS.values())
-        raise TargetError(f"{path} takes ({', '.join(parameters)}), no signature of a reward; known are {known}")
+        raise TargetError(
+            f"{path} takes ({', '.join(parameters)}), no signature of a reward; known are {known}; what makes a reward "
+            "is called with args"
+        )
     plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     required = {name for name, p in parameters.items() if p.kind in plain and p.default is inspect.Parameter.empty}
     needs = sorted(required - FORMS[form] - GIVEN[form])
     if needs and form != "trl":
         raise TargetError(f"{path} needs {', '.join(needs)}, which its form ({form}) is not given; give them defaults")
-    return {"form": form, "takes": None if any_name else sorted(parameters), "needs": needs}
+    gold = GOLDS[form] if form in GOLDS and GOLDS[form] in required else None
+    return {"form": form, "takes": None if any_name else sorted(parameters), "needs": needs, "gold": gold}
 
 
 def _call_trl(call: Callable[[dict[str, Any]], Any], payload: dict[str, Any], takes: Any) -> list[dict[str, Any]]:
@@ -148,8 +162,8 @@ def _one_grade(returned: Any) -> dict[str, Any]:
         return _grade(returned)
     if "score" not in returned:
         raise Misshapen(f"returned a dict without 'score': {sorted(map(str, returned))}")
-    others = {str(key): value for key, value in returned.items() if key != "score"}
-    return {**_grade(returned["score"]), "metrics": {k: float(v) for k, v in others.items() if _finite(v)}}
+    graded = {str(key): _grade(value)["value"] for key, value in returned.items() if key != "score"}
+    return {**_grade(returned["score"]), "metrics": {key: value for key, value in graded.items() if value is not None}}
 
 
 def _call(runner: asyncio.Runner, function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
@@ -180,7 +194,3 @@ def _number(value: Any) -> float:
     if not isinstance(plain, int | float):
         raise TypeError(f"returned a {type(value).__name__}, not a number")
     return float(plain)
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from whet.config.environment import EnvironmentConfig
@@ -32,7 +33,7 @@ class ToolEnvironments:
 
     def __init__(self, config: EnvironmentConfig) -> None:
         self.config = config
-        arguments: list[JSON] = [config.path, config.options, [tool.path for tool in config.tools]]
+        arguments: list[JSON] = [str(config.path), config.options, [tool.path for tool in config.tools]]
         self.sessions = Sessions(
             "whet.envs.tools.worker:load", arguments=arguments, most=config.processes, memory_mb=None
         )
@@ -62,6 +63,37 @@ class ToolEnvironments:
     def close(self) -> None:
         """End every process. May be called twice."""
         self.sessions.close()
+
+
+class OwnEnvironments:
+    """Makes plays of a class of the environment door that was given from Python: they are in this process.
+
+    Raises `ConfigError` where it is no such class.
+    """
+
+    tools: tuple[dict[str, Any], ...] = ()
+
+    def __init__(self, config: EnvironmentConfig) -> None:
+        made = config.path
+        assert callable(made), "a path is played in processes of its own"
+        missing = [method for method in ("start", "step") if isinstance(made, type) and not hasattr(made, method)]
+        if missing or config.tools or config.system:
+            why = f"has no method {missing[0]}" if missing else "takes no tools and no system"
+            raise ConfigError(
+                f"environment: {getattr(made, '__name__', made)} {why}; a class whose methods are tools is given by "
+                "its file (file.py:Class)"
+            )
+        self.config, self.hooks = config, frozenset({"state"})
+        self.make = partial(made, **config.options)
+
+    def check(self, task: Task) -> None:
+        """Its class knows which columns it needs."""
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+Environments = ToolEnvironments | OwnEnvironments
 
 
 @dataclass(kw_only=True, slots=True)

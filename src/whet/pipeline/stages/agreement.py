@@ -30,7 +30,7 @@ def run_agreement(context: Context[AgreementStage]) -> None:
     """Ask about every pair in both orders, then say how often the judge agrees."""
     config = context.config
     listed, unread = comparisons(config.data)
-    lost = f"; {unread.describe()}" if unread.total else ""
+    lost = f"; {unread.describe()}" if unread.any else ""
     keep_dropped(context, "data", [unread])
     context.console.say(f"{context.name}: {len(listed):,} comparisons{lost}")
     judge = build_judge(config.judge, context.world.chat(config.judge.model))

@@ -11,7 +11,7 @@ from dataclasses import asdict
 
 from whet.config import EvalStage, ModelConfig, TrainConfig
 from whet.envs.base import Rubric, Task
-from whet.envs.tools.play import ToolEnvironments
+from whet.envs.tools.play import Environments
 from whet.errors import ConfigError, RewardError
 from whet.evals.run import EvalRow, SampledAnswer, compare, sampled_answers, summarise, table
 from whet.files import read_json, write_json
@@ -30,7 +30,7 @@ def run_eval(context: Context[EvalStage]) -> list[EvalRow]:
         return _run(context, environment)
 
 
-def _run(context: Context[EvalStage], environment: ToolEnvironments | None) -> list[EvalRow]:
+def _run(context: Context[EvalStage], environment: Environments | None) -> list[EvalRow]:
     config = context.config
     _check_labels(context.models)
     grading = rubric(config.tasks, config.rewards, context.world)
@@ -88,7 +88,7 @@ def _answers(
     model: ModelConfig,
     problems: Sequence[Task],
     grading: Rubric,
-    environment: ToolEnvironments | None,
+    environment: Environments | None,
 ) -> dict[str, list[SampledAnswer]]:
     """The graded answers of one model, task by task; from its file if an earlier run got that far."""
     config = context.config

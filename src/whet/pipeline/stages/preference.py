@@ -89,7 +89,7 @@ class GatedPreferences:
 
     def describe(self) -> str:
         """`500 comparisons of 1,000 answers, ...; 2 rows dropped: ...`."""
-        dropped = (dropped.describe() for dropped in self.lost if dropped.total)
+        dropped = (dropped.describe() for dropped in self.lost if dropped.any)
         return "; ".join([self.stats.describe(), *dropped, *filter(None, [self.warning])])
 
 

@@ -22,7 +22,7 @@ def run_questions(context: Context[QuestionsStage]) -> None:
     """Write the questions, each with what to imitate."""
     config = context.config
     listed, unread = comparisons(config.data)
-    lost = f"; {unread.describe()}" if unread.total else ""
+    lost = f"; {unread.describe()}" if unread.any else ""
     keep_dropped(context, "data", [unread])
     context.console.say(f"{context.name}: {len(listed):,} comparisons{lost}")
     teacher = None if config.teacher is None else context.world.chat(config.teacher)

@@ -27,7 +27,7 @@ def run_revise(context: Context[ReviseStage]) -> None:
     config = context.config
     listed, unread = tasks(config.tasks)
     principles = read_principles(config.principles)
-    lost = f"; {unread.describe()}" if unread.total else ""
+    lost = f"; {unread.describe()}" if unread.any else ""
     keep_dropped(context, "tasks", [unread])
     context.console.say(f"{context.name}: {len(listed):,} tasks, {len(principles)} principles{lost}")
     model = {key: getattr(context.model, key) for key in ModelConfig.model_fields}

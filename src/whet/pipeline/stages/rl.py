@@ -13,7 +13,7 @@ from whet.algorithms.state import Setting
 from whet.config import CurriculumConfig, ModelConfig, RLStage
 from whet.config.rewards import weights
 from whet.envs.base import Task
-from whet.envs.tools.play import ToolEnvironments
+from whet.envs.tools.play import Environments
 from whet.errors import ConfigError
 from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.gate import gate
@@ -38,7 +38,7 @@ def run_rl(context: Context[RLStage]) -> None:
         _run(context, environment)
 
 
-def _run(context: Context[RLStage], environment: ToolEnvironments | None) -> None:
+def _run(context: Context[RLStage], environment: Environments | None) -> None:
     config, kl = context.config, context.config.algorithm.kl
     assert config.train.steps is not None
     with (
@@ -106,7 +106,7 @@ def _run(context: Context[RLStage], environment: ToolEnvironments | None) -> Non
         drive(context, learning, log, begin, steps=setting.steps, measures=measuring(policy))
 
 
-def _check_states(config: RLStage, environment: ToolEnvironments | None) -> None:
+def _check_states(config: RLStage, environment: Environments | None) -> None:
     if config.algorithm.baseline == "same_state" and (environment is None or "state" not in environment.hooks):
         raise ConfigError(
             "algorithm.baseline: same_state compares turns that began in the same state, and the environment gives "
