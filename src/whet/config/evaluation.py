@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from whet.config.budget import StageBudget, rows_of, times
 from whet.config.data import Source
-from whet.config.rewards import RewardConfig, check_rewards
+from whet.config.rewards import RewardConfig, check_rewards, verified
 from whet.config.stage import StageBase
 from whet.config.train import SamplingConfig
 
@@ -23,7 +23,7 @@ class EvalStage(StageBase):
     baseline: str | None = None
     """Label of the model that the others' gains are over; None: the first one."""
     tasks: Source
-    rewards: list[RewardConfig] = Field(min_length=1)
+    rewards: list[RewardConfig] = Field(default_factory=verified, min_length=1)
     samples: int = Field(4, ge=1)
     """Completions of each task."""
     sampling: SamplingConfig = SamplingConfig()

@@ -21,6 +21,7 @@ from whet.config.rewards import (
     check_normalised,
     check_rewards,
     judged,
+    verified,
     weights,
 )
 from whet.config.stage import StageBase
@@ -34,7 +35,7 @@ class RLStage(StageBase):
     makes: ClassVar[Made | None] = "model"
     kind: Literal["rl"]
     tasks: Source
-    rewards: list[RewardConfig] = Field(min_length=1)
+    rewards: list[RewardConfig] = Field(default_factory=verified, min_length=1)
     algorithm: PolicyConfig = PolicyConfig()
     constraint: ConstraintConfig | None = None
     curriculum: CurriculumConfig | None = None
