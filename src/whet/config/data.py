@@ -16,7 +16,8 @@ class DataConfig(Strict):
     refers_to: ClassVar[Made | None] = "rows"
     path: str
     """A `.jsonl`, `.json`, `.parquet`, `.arrow`, `.csv` or `.tsv` file (`.gz` too), a folder of them, a `datasets`
-    directory, a hub id, or `@stage` (the rows that an earlier stage made)."""
+    directory, a hub id, `@stage` (the rows that an earlier stage made), or a Python program that prints a JSON object a
+    line and gets `split` as its argument; set `limit` where it never ends."""
     subset: str | None = None
     """Configuration of a hub data set (`main` for GSM8K)."""
     split: str = "train"

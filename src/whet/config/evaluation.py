@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from whet.config.budget import StageBudget, rows_of, times
 from whet.config.data import Source
 from whet.config.environment import EnvironmentConfig
-from whet.config.rewards import RewardConfig, check_rewards
+from whet.config.rewards import RewardConfig, check_rewards, verified
 from whet.config.stage import StageBase
 from whet.config.train import SamplingConfig
 
@@ -26,7 +26,7 @@ class EvalStage(StageBase):
     tasks: Source
     environment: EnvironmentConfig | None = None
     """Tools, and who answers; None: every task is one question and one answer. A text is short for its `path`."""
-    rewards: list[RewardConfig] = Field(min_length=1)
+    rewards: list[RewardConfig] = Field(default_factory=verified, min_length=1)
     samples: int = Field(4, ge=1)
     """Completions of each task."""
     sampling: SamplingConfig = SamplingConfig()

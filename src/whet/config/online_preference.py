@@ -11,7 +11,7 @@ from whet.config.data import Source
 from whet.config.held_out import OwnEvaluation, TrainingStage
 from whet.config.model import Reference
 from whet.config.preference import LossConfig, PreferenceTrainConfig, TrainAtRateOfLoss
-from whet.config.rewards import RewardConfig, check_rewards
+from whet.config.rewards import RewardConfig, check_rewards, verified
 from whet.config.strict import Made
 from whet.config.train import SamplingConfig
 
@@ -22,7 +22,7 @@ class OnlinePreferenceStage(TrainingStage):
     makes: ClassVar[Made | None] = "model"
     kind: Literal["online_preference"]
     tasks: Source
-    rewards: list[RewardConfig] = Field(min_length=1)
+    rewards: list[RewardConfig] = Field(default_factory=verified, min_length=1)
     loss: LossConfig = LossConfig(preset="dpo")
     pairs: Literal["best_worst", "all"] = "best_worst"
     """Of a prompt's answers: the best against the worst, or every pair of different rewards (one answer of each)."""

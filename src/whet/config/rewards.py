@@ -40,9 +40,24 @@ class RightReward(RewardBase):
 
 
 class VerifierReward(RightReward):
-    """The task family's own checker (generated tasks)."""
+    """1 if the checker of the task's own kind accepts the answer: of its family, or of the data set that it is from."""
 
-    kind: Literal["verifier"]
+    kind: Literal["verifier"] = "verifier"
+    verifier: Literal[
+        "math", "answer", "exact", "instructions", "reasoning_gym", "knights_knaves", "constraints", "zebra", "grid",
+        "sudoku", "countdown",
+    ] | None = None  # fmt: skip
+    """Of rows: who checks them. None: what their column `verifier` says; known data sets get it by their columns."""
+
+
+class InstructionsReward(RightReward):
+    """1 if all of IFEval's or IFBench's instructions in the row are followed (instruction_id_list, kwargs)."""
+
+    kind: Literal["instructions"]
+    loose: bool = False
+    """Whether an answer also follows what it follows without its first or last line, or its stars (IFEval's loose)."""
+    share: bool = False
+    """Give the share of the instructions that are followed instead."""
 
 
 class StepsReward(RewardBase):
@@ -91,6 +106,12 @@ class MathRewardConfig(GoldReward):
     kind: Literal["math"]
 
 
+class EquivalenceJudge(JudgeConfig):
+    """A judge that is asked whether two answers say the same, in both orders."""
+
+    criteria: str = "Decide whether two answers to what was asked say the same."
+
+
 class AnswerReward(GoldReward):
     """1 if the final answer is the gold one, of any type: number with unit, choice, name, date, yes or no, formula.
 
@@ -98,6 +119,8 @@ class AnswerReward(GoldReward):
     """
 
     kind: Literal["answer"]
+    judge: EquivalenceJudge | None = None
+    """Decides where the gold is words that the answer does not repeat, and nowhere else (`judged`, `judged_right`)."""
 
 
 class ExactReward(RightReward):
@@ -295,6 +318,7 @@ RewardConfig = Annotated[
     | EnvironmentReward
     | TurnsReward
     | CallsReward
+    | InstructionsReward
     | StepsReward
     | MathRewardConfig
     | AnswerReward
@@ -316,6 +340,11 @@ RewardConfig = Annotated[
     | ProcessModelReward,
     Field(discriminator="kind"),
 ]
+
+
+def verified() -> list[RewardConfig]:
+    """The rewards of a recipe that names none: the tasks' own checker."""
+    return [VerifierReward()]
 
 
 def name_of(reward: RewardConfig) -> str:

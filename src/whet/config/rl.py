@@ -23,6 +23,7 @@ from whet.config.rewards import (
     check_normalised,
     check_rewards,
     judged,
+    verified,
     weights,
 )
 from whet.config.stage import StageBase
@@ -38,7 +39,7 @@ class RLStage(TrainingStage):
     tasks: Source
     environment: EnvironmentConfig | None = None
     """Tools, and who answers; None: every task is one question and one answer. A text is short for its `path`."""
-    rewards: list[RewardConfig] = Field(min_length=1)
+    rewards: list[RewardConfig] = Field(default_factory=verified, min_length=1)
     algorithm: PolicyConfig = PolicyConfig()
     constraint: ConstraintConfig | None = None
     curriculum: CurriculumConfig | None = None

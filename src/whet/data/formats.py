@@ -28,7 +28,7 @@ from whet.data.columns import rename
 from whet.data.faults import BadRow, Dropped, Place, nearest
 from whet.data.hints import ANSWERS as ANSWER_COLUMNS
 from whet.data.hints import guess, written
-from whet.data.known import ANSWERS
+from whet.data.known import ANSWERS, TASKS
 from whet.data.messages import parse_messages, read_settings, read_tools, refuse_settings
 from whet.data.pairs import REQUIRED as COMPARISONS
 from whet.data.pairs import compared
@@ -145,7 +145,7 @@ def read_conversations(config: DataConfig) -> Reading[Conversation]:
 
 def load_prompts(config: DataConfig) -> tuple[list[Prompt], Dropped]:
     """All tasks of a source, up to `limit`, and what was left out. Raises `DataError` where none is left."""
-    return read_examples(config, to_prompt, ANSWERS, keeps_columns=True)
+    return read_examples(config, to_prompt, {**ANSWERS, **TASKS}, keeps_columns=True)
 
 
 # ------------------------------------------------------------------------------------------- the formats

@@ -11,6 +11,8 @@ import gzip
 import io
 import json
 import shutil
+import subprocess
+import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -27,6 +29,9 @@ from whet.errors import DataError
 LONGEST_LINE = 32 * 2**20
 """Bytes. A longer line is no training example, and reading it could fill the memory."""
 
+PROGRAM = ".py"
+"""Suffix of a program that prints rows; in a folder of data files it is none of them."""
+
 BATCH_ROWS = 256
 """Rows of a Parquet file that are held at once."""
 
@@ -39,22 +44,46 @@ def files_of(path: Path) -> list[Path]:
     """The file, or the data files of a folder in order of name, which must be of one kind."""
     files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file() and kind_of(file))
     kinds = sorted({kind_of(file) or file.suffix for file in files})
+    if path.is_file() and path.suffix == PROGRAM:
+        return files
     if len(kinds) != 1 or kinds[0] not in _READERS:
         found = f"holds {' and '.join(kinds)} files" if kinds and path.is_dir() else _no_data(path)
         raise DataError(f"{path}: {found}; whet reads one of {', '.join(_READERS)} (each also .gz)")
     return files
 
 
-def read_file(file: Path, reject: Reject) -> Iterator[Row]:
+def read_file(file: Path, reject: Reject, split: str = "train") -> Iterator[Row]:
     """The rows of a file, lazily and in order; one that cannot be parsed goes to `reject`.
+
+    A Python program is run with `split` as its argument; the rows are the JSON lines that it prints.
 
     Raises `DataError` where the file as a whole cannot be read, or is not what its name says.
     """
+    if file.suffix == PROGRAM:
+        yield from _printed(file, split, reject)
+        return
     kind = kind_of(file)
     assert kind is not None, "files_of has looked at the name"
     with _opened(file) as stream:
         _refuse_misnamed(file, kind, stream)
         yield from _READERS[kind](stream, str(file), reject)
+
+
+def _printed(file: Path, split: str, reject: Reject) -> Iterator[Row]:
+    """The rows that a program prints, which is ended where no more are wanted."""
+    with (
+        tempfile.TemporaryFile() as complaints,
+        subprocess.Popen([sys.executable, file, split], stdout=subprocess.PIPE, stderr=complaints) as program,
+    ):
+        assert isinstance(program.stdout, BufferedReader), "a pipe"
+        try:
+            yield from _jsonl(program.stdout, str(file), reject)
+            if program.wait():
+                complaints.seek(0)
+                last = complaints.read().decode(errors="replace").strip().rpartition("\n")[2]
+                raise DataError(f"{file}: the program failed with exit code {program.returncode}: {last}; run it alone")
+        finally:
+            program.kill()
 
 
 def kind_of(path: Path) -> str | None:

@@ -20,7 +20,7 @@ from whet.config import DataConfig
 from whet.data.base import Row
 from whet.data.faults import BadRow, Dropped, Rejects, nearest
 from whet.data.known import Known, unfold
-from whet.data.readers import Reject, damaged, files_of, kind_of, read_file, rows_of
+from whet.data.readers import PROGRAM, Reject, damaged, files_of, kind_of, read_file, rows_of
 from whet.data.unread import refuse_unknown, unread
 from whet.errors import DataError
 from whet.files import Digest, digest_file
@@ -41,7 +41,7 @@ def read_rows(config: DataConfig, reject: Reject = _raise) -> Iterator[Row]:
     place = _place(config)
     if place == "files":
         for file in files_of(_path(config)):
-            yield from read_file(file, reject)
+            yield from read_file(file, reject, config.split)
     elif place == "saved":
         yield from rows_of(iter(_saved(config)), config.path, reject)
     else:
@@ -200,7 +200,7 @@ def _place(config: DataConfig) -> Literal["files", "saved", "hub"]:
     if path.is_dir() and any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
         return "saved"
     if path.exists():
-        if config.subset is not None or config.split != "train":
+        if config.subset is not None or (config.split != "train" and path.suffix != PROGRAM):
             raise DataError(f"{config.path}: files have no subset and no split; leave data.subset and data.split out")
         return "files"
     if kind_of(path) is None and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", config.path):

@@ -16,8 +16,8 @@ from whet.data.sources import Reading, digest_of
 from whet.data.stepwise import load_stepwise
 from whet.envs.base import Attempt, Grade, Task
 from whet.envs.clients import Models
-from whet.envs.library import FAMILIES, ChecksSteps, Family, family
-from whet.envs.library.ranking import OBJECTIVES
+from whet.envs.library import FAMILIES, ChecksSteps, family
+from whet.envs.library.base import OBJECTIVES, Family
 from whet.envs.rewards.build import build_rubric
 from whet.envs.rubric import WeightedRubric
 from whet.envs.tools.play import Environments

@@ -8,5 +8,6 @@ from whet.data.known.answers import ANSWERS
 from whet.data.known.base import Known, unfold
 from whet.data.known.ratings import RATINGS
 from whet.data.known.steps import STEPS
+from whet.data.known.tasks import TASKS
 
-__all__ = ["ANSWERS", "RATINGS", "STEPS", "Known", "unfold"]
+__all__ = ["ANSWERS", "RATINGS", "STEPS", "TASKS", "Known", "unfold"]

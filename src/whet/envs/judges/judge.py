@@ -71,6 +71,12 @@ class Wording:
         which = f"The verdict is the better answer, {FIRST} or {SECOND}, or {TIE}. Their order means nothing."
         return Question(text=self._text(parts, asked, which), verdicts=PAIR)
 
+    def same(self, asked: tuple[Message, ...], answers: tuple[str, str]) -> Question:
+        """The question whether two answers say the same."""
+        parts = {"Conversation": as_text(asked), **{f"Answer {n}": text for n, text in enumerate(answers, start=1)}}
+        which = "The verdict is Yes if both say the same, so that one is right where the other is; else it is No."
+        return Question(text=self._text(parts, asked, which), verdicts=verdicts_of("yes_no"))
+
     def principle(self, asked: Sequence[Message]) -> str:
         """What answers to this conversation are judged by: the same for all of them, so that they compare."""
         if not self.principles:
@@ -116,6 +122,17 @@ class Judge:
             self._preference(opinions[2 * i], opinions[2 * i + 1], self.wording.principle(messages))
             for i, messages in enumerate(asked)
         ]
+
+    def same(self, asked: Sequence[tuple[Message, ...]], pairs: Sequence[tuple[str, str]]) -> list[Opinion]:
+        """Whether the two answers of each pair say the same: the lower of its opinions in both orders."""
+        both = [
+            self.wording.same(messages, order)
+            for messages, pair in zip(asked, pairs, strict=True)
+            for order in (pair, pair[::-1])
+        ]
+        opinions = self.reader.read(both)
+        orders = zip(opinions[::2], opinions[1::2], strict=True)
+        return [min(two, key=lambda opinion: -1 if opinion.value is None else opinion.value) for two in orders]
 
     def close(self) -> None:
         """Let the reader go."""

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from whet.config import GeneratedConfig
 from whet.envs.base import Attempt, Grade, Task
-from whet.envs.library.ranking import as_written, pick, rate, worth
+from whet.envs.library.base import Family, as_written
 from whet.envs.library.split import draw_problem
 from whet.envs.rewards.answers import as_number, final_answer
 from whet.envs.rewards.plain import graded
@@ -66,7 +66,7 @@ class Sum:
 
 
 @dataclass(frozen=True, slots=True)
-class Arithmetic:
+class Arithmetic(Family):
     """Sums of two numbers of 1 to `digits` digits, the length of each uniform."""
 
     version: ClassVar[int] = 1
@@ -96,7 +96,7 @@ class Arithmetic:
         solved = as_written("" if bare else problem.steps, problem.total)
         return *self.task(index).messages, Message(role="assistant", content=solved)
 
-    def ranking(self, index: int) -> tuple[str, ...]:
+    def kinds(self, index: int) -> tuple[str, ...]:
         """Right or wrong, with its columns or without; a wrong one slips by one in some column."""
         problem = self._problem(index)
         random = Random(f"arithmetic slips/{self.config.seed}/{index}")
@@ -107,19 +107,16 @@ class Arithmetic:
             as_written(problem.steps_with(slip=1, at=at), problem.total + 10**at),
             as_written("", problem.total + slip * 10**bare_at),
         )
-        kinds = (*right[::-1], *wrong[::-1]) if self._wish(index) == BRIEF else (*right, *wrong)
-        return pick(self.config, index, kinds)
+        return (*right[::-1], *wrong[::-1]) if self._wish(index) == BRIEF else (*right, *wrong)
 
     def worth(self, attempt: Attempt) -> float:
         """Whether it is right, and whether it goes through every column, or through none where it is to be brief."""
-        shown, columns = _shown(attempt), _sum_of(attempt.task).columns
-        brief = attempt.task.columns.get("wish") == BRIEF
-        return worth(right=self.verify(attempt).value == 1, worked=not shown if brief else shown >= columns)
+        wished = not _shown(attempt) if attempt.task.columns.get("wish") == BRIEF else self.worked(attempt)
+        return (2 * (self.verify(attempt).value == 1) + wished) / 3
 
-    def ratings(self, attempt: Attempt) -> dict[str, float]:
-        """Right, worked and brief, each on its own, whatever the prompt wishes."""
-        worked = _shown(attempt) >= _sum_of(attempt.task).columns
-        return rate(right=self.verify(attempt).value == 1, worked=worked, answer=attempt.answer)
+    def worked(self, attempt: Attempt) -> bool:
+        """Whether it goes through every column, whatever the prompt wishes."""
+        return _shown(attempt) >= _sum_of(attempt.task).columns
 
     def verify(self, attempt: Attempt) -> Grade:
         """1 if the final answer is the total."""

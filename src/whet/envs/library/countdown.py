@@ -6,28 +6,24 @@ evaluated as code. (`/` is understood in answers; the problems never need it.)
 
 from __future__ import annotations
 
-import ast
 import re
 from dataclasses import dataclass
-from fractions import Fraction
 from random import Random
 from typing import ClassVar
 
 from whet.config import GeneratedConfig
 from whet.envs.base import Attempt, Grade, Task
-from whet.envs.library.ranking import as_written, pick, rate, worth
+from whet.envs.library.base import Family, as_written
 from whet.envs.library.split import draw_problem
-from whet.envs.rewards.answers import marked_answer
+from whet.envs.rewards.answers import whole_answer
+from whet.envs.rewards.logic import countdown
 from whet.records import Message
 
 LARGEST_NUMBER = 9
 LARGEST_TARGET = 99
 TRIES = 3
 """Most failed tries that a demonstration shows before the one that succeeds."""
-LONGEST_ANSWER = 200
-"""Characters. Six numbers need far fewer; the parser is not asked about more."""
 _TRY = re.compile(r"[\d)][+\-*/][\d(].*?=-?\d+")
-_WRITTEN = re.compile(r"[\d+\-*/() ]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +36,7 @@ class Puzzle:
 
 
 @dataclass(frozen=True, slots=True)
-class Countdown:
+class Countdown(Family):
     """Puzzles with `numbers` numbers from 1 to 9 and a target from 1 to 99."""
 
     version: ClassVar[int] = 1
@@ -68,42 +64,26 @@ class Countdown:
             return f"{question[0].content}:{trace}"
         return *question, Message(role="assistant", content=as_written(trace, puzzle.solution))
 
-    def ranking(self, index: int) -> tuple[str, ...]:
+    def kinds(self, index: int) -> tuple[str, ...]:
         """Right or wrong, with the tries before it or without; a wrong one gives an expression that misses."""
         puzzle = self._puzzle(index)
         random = Random(f"countdown misses/{self.config.seed}/{index}")
         first, second = _miss(random, puzzle), _miss(random, puzzle)
         tries = f"{first[0]}={first[1]}"
-        kinds = (
+        return (
             as_written(f"{tries};{puzzle.solution}={puzzle.target}", puzzle.solution),
             as_written("", puzzle.solution),
             as_written(f"{tries};{second[0]}={second[1]}", second[0]),
             as_written("", second[0]),
         )
-        return pick(self.config, index, kinds)
 
-    def worth(self, attempt: Attempt) -> float:
-        """Whether it is right, and whether it shows what an expression comes to."""
-        return worth(right=self.verify(attempt).value == 1, worked=_worked(attempt))
-
-    def ratings(self, attempt: Attempt) -> dict[str, float]:
-        """The same one by one, and how short it is."""
-        return rate(right=self.verify(attempt).value == 1, worked=_worked(attempt), answer=attempt.answer)
+    def worked(self, attempt: Attempt) -> bool:
+        """Whether it shows what an expression comes to."""
+        return _TRY.search(attempt.answer.partition("</think>")[0]) is not None
 
     def verify(self, attempt: Attempt) -> Grade:
-        """1 if the marked answer is an expression of exactly the given numbers with the target as its value."""
-        answer = marked_answer(attempt.answer)
-        if not answer or len(answer) > LONGEST_ANSWER or _WRITTEN.fullmatch(answer) is None:
-            return Grade(value=0.0, note="not an expression" if answer else "no answer found")
-        try:
-            tree = ast.parse(answer.strip(), mode="eval").body
-            right = (
-                sorted(_leaves(tree)) == sorted(attempt.task.columns["numbers"])
-                and _value(tree) == attempt.task.columns["target"]
-            )
-        except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError) as error:
-            return Grade(value=0.0, note=f"not an expression: {type(error).__name__}")
-        return Grade(value=float(right))
+        """1 if the answer is an expression of exactly the given numbers with the target as its value."""
+        return Grade(value=float(countdown(attempt.task.columns, whole_answer(attempt.answer))))
 
     def _puzzle(self, index: int) -> Puzzle:
         return draw_problem(self.config, index, self._draw, _identity)
@@ -114,10 +94,6 @@ class Countdown:
             text, value = _expression(random, numbers)
             if 1 <= value <= LARGEST_TARGET:
                 return Puzzle(numbers, value, text)
-
-
-def _worked(attempt: Attempt) -> bool:
-    return _TRY.search(attempt.answer.partition("</think>")[0]) is not None
 
 
 def _identity(puzzle: Puzzle) -> str:
@@ -143,30 +119,3 @@ def _miss(random: Random, puzzle: Puzzle) -> tuple[str, int]:
         text, value = _expression(random, puzzle.numbers)
         if value != puzzle.target:
             return text, value
-
-
-def _leaves(tree: ast.expr) -> list[int]:
-    """The numbers of an expression. Raises ValueError where it is more than integers under + - * /."""
-    match tree:
-        case ast.Constant(value=int() as number) if not isinstance(number, bool):
-            return [number]
-        case ast.BinOp(left=left, op=ast.Add() | ast.Sub() | ast.Mult() | ast.Div(), right=right):
-            return _leaves(left) + _leaves(right)
-    raise ValueError("only whole numbers and + - * /")
-
-
-def _value(tree: ast.expr) -> Fraction:
-    """The exact value of an expression that `_leaves` accepted."""
-    if isinstance(tree, ast.Constant):
-        assert isinstance(tree.value, int)
-        return Fraction(tree.value)
-    assert isinstance(tree, ast.BinOp)
-    left, right = _value(tree.left), _value(tree.right)
-    match tree.op:
-        case ast.Add():
-            return left + right
-        case ast.Sub():
-            return left - right
-        case ast.Mult():
-            return left * right
-    return left / right

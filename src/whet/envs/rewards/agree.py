@@ -157,6 +157,9 @@ class _Rules:
             case _, Choice():
                 inner = read(answer.text)
                 return not isinstance(inner, Choice) and self.agree(gold, inner)
+            case Choice(text=text), _ if text:  # the option's value without its letter
+                inner = read(text)
+                return not isinstance(inner, Choice) and self.agree(inner, answer)
             case _:
                 return False
 

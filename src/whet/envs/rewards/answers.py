@@ -20,6 +20,7 @@ _BETWEEN = re.compile(
 )
 _HASHES = re.compile(r"####[ \t:]*([^\n]*)")
 _ANSWER_IS = re.compile(r"(?:\banswer(?:\s+is\b|[ *]*[:=])|答案\s*[是为:：])[ *:]*([^\n]+)", re.IGNORECASE)
+_WHOLE = re.compile(rf"{_HASHES.pattern}|{_ANSWER_IS.pattern}", re.IGNORECASE)
 _GOLD_IS = re.compile(r"\bthe answer is:?\s+(.+)$", re.IGNORECASE | re.DOTALL)
 _SPECIAL = re.compile(r"<\|(?:im_end|im_start|endoftext|eot_id|end|end_of_text)\|>.*", re.DOTALL)
 """A template's tokens that were decoded, and what follows them."""
@@ -51,6 +52,23 @@ def marked_answer(text: str) -> str | None:
         region = tagged[-1]
     marked = _marked(region)
     return region.strip() if marked is None and tagged else marked
+
+
+def in_tags(text: str) -> str:
+    """What stands in the last answer tags, else all that follows the thinking."""
+    region = after_thinking(text)
+    tagged = _ANSWER_TAGS.findall(region)
+    return (tagged[-1] if tagged else region).strip()
+
+
+def whole_answer(text: str) -> str:
+    """An answer of several lines: inside the last tags or the box, after `####` or "answer is", else all of it."""
+    region = in_tags(text)
+    boxed = last_boxed(region)
+    if boxed is not None:
+        return boxed.strip()
+    marks = [found.start(found.lastindex or 0) for found in _WHOLE.finditer(region)]
+    return region[marks[-1] :].strip() if marks else region.strip()
 
 
 def gold_answer(value: object) -> str:

@@ -7,20 +7,24 @@ from functools import partial
 from statistics import fmean
 
 from whet.config import rewards as kinds
-from whet.envs.base import Attempt, Grade, Reward
+from whet.config.judge import JudgeConfig
+from whet.envs.base import Attempt, Grade, Reward, Task
 from whet.envs.clients import Models
-from whet.envs.judges.judge import build_judge
+from whet.envs.judges.judge import Judge, build_judge
 from whet.envs.rewards.environment import calls, of_environment, of_turns
+from whet.envs.rewards.equivalence import EquivalenceReward
 from whet.envs.rewards.exact import exact, exact_gold
 from whet.envs.rewards.format import consistent, well_formed
 from whet.envs.rewards.function import FunctionReward
 from whet.envs.rewards.graders import GraderReward
+from whet.envs.rewards.instructions import check_instructions, instructions
 from whet.envs.rewards.judge import PairsReward, PointsReward
 from whet.envs.rewards.length import GroupLength, cosine, length, repetition
 from whet.envs.rewards.math import MathReward
 from whet.envs.rewards.model import Combine, ModelReward, ProcessReward
 from whet.envs.rewards.overlong import overlong
-from whet.envs.rewards.plain import PlainReward
+from whet.envs.rewards.plain import PlainReward, require
+from whet.envs.rewards.rows import RowVerifier
 from whet.envs.rewards.verdict import right_verdict
 from whet.envs.rubric import WeightedRubric
 from whet.errors import ConfigError
@@ -65,7 +69,8 @@ def _build(
     name, weight, judges = kinds.name_of(config), config.weight, config.says_right
     match config:
         case kinds.MathRewardConfig() | kinds.AnswerReward():
-            return MathReward(
+            judge = _asked(config.judge, models) if isinstance(config, kinds.AnswerReward) and config.judge else None
+            rules = MathReward(
                 name=name,
                 weight=weight,
                 gold=config.gold,
@@ -73,6 +78,7 @@ def _build(
                 tolerance=config.tolerance,
                 words=isinstance(config, kinds.AnswerReward),
             )
+            return rules if judge is None else EquivalenceReward(name=name, weight=weight, rules=rules, judge=judge)
         case kinds.GroupLengthReward():
             return GroupLength(name=name, weight=weight)
         case kinds.FunctionRewardConfig():
@@ -88,27 +94,17 @@ def _build(
             return GraderReward(
                 name=name, weight=weight, grader=config.grader, deadline_s=config.deadline_s, judges=judges
             )
-        case kinds.ExactReward():
-            grade = partial(exact, gold=config.gold)
-            check = partial(exact_gold, column=config.gold)
-            return PlainReward(name=name, weight=weight, judges=judges, function=grade, check_task=check)
-        case kinds.VerifierReward():
-            checker = _checker(verify, "kind verifier is for generated tasks (generate: ...); use math or exact")
-            return PlainReward(name=name, weight=weight, judges=judges, function=checker)
         case kinds.EnvironmentReward():
             return PlainReward(name=name, weight=weight, judges=judges, function=of_environment)
-        case kinds.VerdictReward():
-            agree = partial(right_verdict, gold=config.gold)
-            return PlainReward(name=name, weight=weight, judges=judges, function=agree, columns=(config.gold,))
+        case kinds.VerifierReward() if verify is None:
+            return RowVerifier(name=name, weight=weight, verifier=config.verifier)
         case kinds.JudgeReward():
             return _judge(config, models)
         case kinds.ModelRewardConfig() | kinds.EnsembleReward() | kinds.ProcessModelReward():
             return _scored(config, models)
-        case kinds.WorthReward():
-            known = _checker(worth, "kind worth is for generated tasks (generate: ...), whose worth is known")
-            return PlainReward(name=name, weight=weight, judges=judges, function=known)
         case _:
-            return PlainReward(name=name, weight=weight, judges=judges, function=_shaping(config, check_steps))
+            function, check = _plain(config, verify, check_steps, worth)
+            return PlainReward(name=name, weight=weight, judges=judges, function=function, check_task=check)
 
 
 Shaping = (
@@ -122,6 +118,29 @@ Shaping = (
     | kinds.TurnsReward
     | kinds.CallsReward
 )
+Judging = kinds.ExactReward | kinds.VerifierReward | kinds.InstructionsReward | kinds.VerdictReward | kinds.WorthReward
+
+
+def _plain(
+    config: Shaping | Judging, verify: Verify | None, check_steps: Verify | None, worth: Verify | None
+) -> tuple[Verify, Callable[[Task], object] | None]:
+    """A function of one attempt, and one that refuses a task which it cannot grade."""
+    match config:
+        case kinds.ExactReward():
+            return partial(exact, gold=config.gold), partial(exact_gold, column=config.gold)
+        case kinds.InstructionsReward():
+            return partial(instructions, loose=config.loose, share=config.share), check_instructions
+        case kinds.VerdictReward():
+            check = partial(require, column=config.gold, reward=kinds.name_of(config))
+            return partial(right_verdict, gold=config.gold), check
+        case kinds.VerifierReward():
+            if config.verifier is not None:
+                raise ConfigError("rewards: verifier is of rows; generated tasks have their own, leave it out")
+            return _checker(verify, "rows have their own"), None
+        case kinds.WorthReward():
+            return _checker(worth, "kind worth is for generated tasks (generate: ...), whose worth is known"), None
+        case _:
+            return _shaping(config, check_steps), None
 
 
 def _shaping(config: Shaping, check_steps: Verify | None) -> Verify:
@@ -190,10 +209,13 @@ def _combine(config: kinds.EnsembleReward) -> Combine:
 
 
 def _judge(config: kinds.JudgeReward, models: Models | None) -> Reward:
-    name, weight = kinds.name_of(config), config.weight
-    if models is None:
-        raise ConfigError("reward kind 'judge' needs a model provider; none was passed to build_rubric")
-    judge = build_judge(config, models.chat(config.model))
+    name, weight, judge = kinds.name_of(config), config.weight, _asked(config, models)
     if config.form == "pairs":
         return PairsReward(name=name, weight=weight, judge=judge, opponents=config.opponents)
     return PointsReward(name=name, weight=weight, judge=judge, probe=config.probe)
+
+
+def _asked(config: JudgeConfig, models: Models | None) -> Judge:
+    if models is None:
+        raise ConfigError("a judge needs a model provider; none was passed to build_rubric")
+    return build_judge(config, models.chat(config.model))

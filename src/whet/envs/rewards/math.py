@@ -102,6 +102,12 @@ class MathReward:
                 why = "cannot be read as mathematics" if result.failure is None else result.failure.message
                 raise self._unmet(task, gold, why)
 
+    def in_words(self, attempt: Attempt) -> list[tuple[str, str]]:
+        """Each gold with the answer to it, where all golds are words, which rules cannot tell from others like them."""
+        golds, (given, _) = self._golds(attempt.task), final_words(attempt.answer)
+        prose = bool(given) and len(given) <= LONGEST and all(isinstance(_read(gold), Text) for gold in golds)
+        return [(gold, given) for gold in golds] if prose else []
+
     def close(self) -> None:
         """Kill the workers."""
         self._pool.close()

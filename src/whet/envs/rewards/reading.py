@@ -26,6 +26,7 @@ from whet.envs.rewards.values import (
     Value,
     YesNo,
 )
+from whet.envs.rewards.words import predicate
 
 _NUMBER = (
     r"(?<![A-Za-z0-9.{^_])-?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:\s*\\frac\{\d+\}\{\d+\}|\s\d+/\d+|/\d+|%)?"
@@ -117,6 +118,8 @@ def _leading(gold: YesNo | Choice, value: Value, given: str) -> bool:
     """A yes or no, or the letter of an option, among its reasons."""
     if isinstance(gold, Choice):
         return _has_words(value) and _option(given) == gold.letter
+    if read(predicate(given)) == gold:  # "The conclusion is true."
+        return True
     first = re.match(r"(yes|no|true|false)\b", plain(given), re.IGNORECASE)
     return first is not None and (first[1].lower() in ("yes", "true")) == gold.yes
 
