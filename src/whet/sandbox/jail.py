@@ -1,0 +1,210 @@
+"""The template of the sandbox: confined once as its profile says, it forks a process for each program.
+
+Run as `python -m whet.sandbox.jail PROFILE FD`. Over the socket FD come requests: a byte, with the descriptors of a
+control socket, of what to run (JSON in memory) and of standard input, output and error. Over the control socket go `R`
+(it runs), `E` and why it does not, and when it ended `X`, its wait status, CPU seconds and most KiB; where the other
+side closes it, the program is killed. The template holds no data of any program: all is read after the fork.
+"""
+
+from __future__ import annotations
+
+import builtins
+import bisect as _bisect  # noqa: F401 - loaded once, for the programs
+import collections as _collections  # noqa: F401
+import contextlib
+import copy as _copy  # noqa: F401
+import datetime as _datetime  # noqa: F401
+import decimal as _decimal  # noqa: F401
+import fractions as _fractions  # noqa: F401
+import functools as _functools  # noqa: F401
+import gc
+import heapq as _heapq  # noqa: F401
+import itertools as _itertools  # noqa: F401
+import json
+import math as _math  # noqa: F401
+import operator as _operator  # noqa: F401
+import os
+import random as _random  # noqa: F401
+import re as _re  # noqa: F401
+import select
+import signal
+import socket
+import statistics as _statistics  # noqa: F401
+import string as _string  # noqa: F401
+import sys
+import threading
+import traceback
+import types
+import typing as _typing  # noqa: F401
+from pathlib import Path
+from typing import Any
+
+from whet.sandbox import kernel, syscalls
+
+REQUEST = 5
+"""Descriptors that come with a request."""
+
+
+class Template:
+    """Serves requests until the other side closes the socket."""
+
+    def __init__(self, profile: str, requests: socket.socket) -> None:
+        self._profile, self._requests = profile, requests
+        self._poll = select.poll()
+        self._jobs: dict[int, tuple[int, socket.socket]] = {}
+        """Process and control socket, by the process's descriptor and by the socket's."""
+        self._numbers: int | None = None
+        if profile in ("strong", "agentic"):
+            self._numbers = kernel.enter_namespaces(proc=profile == "agentic")
+        elif profile == "default":
+            self._rules = kernel.landlock_rules()
+        if profile != "minimal":
+            write, processes = profile != "default", profile == "agentic"
+            self._filter = syscalls.program(write=write, processes=processes)
+        kernel.prctl(kernel.SET_DUMPABLE, 0, 0, 0, 0)
+
+    def serve(self) -> None:
+        """Fork, watch and bury."""
+        gc.freeze()
+        self._requests.send(b"R")
+        self._poll.register(self._requests, select.POLLIN)
+        while True:
+            ready = {descriptor for descriptor, _ in self._poll.poll()}
+            for descriptor in ready - {self._requests.fileno()}:
+                self._attend(descriptor)
+            if self._requests.fileno() in ready:  # last: a new job may get the numbers of descriptors closed above
+                asked, descriptors, _, _ = socket.recv_fds(self._requests, 1, REQUEST)
+                if not asked:
+                    os._exit(0)  # and all that it forked with it
+                self._start(descriptors)
+
+    def _start(self, descriptors: list[int]) -> None:
+        control = socket.socket(fileno=descriptors[0])
+        try:
+            pid = self._fork()
+        except OSError as error:
+            control.send(f"E{error}".encode())
+            control.close()
+        else:
+            if pid == 0:
+                self._become(control, *descriptors[1:])
+            watched = os.pidfd_open(pid)
+            for source, events in ((watched, select.POLLIN), (control.fileno(), select.POLLRDHUP)):
+                self._jobs[source] = (pid, control)
+                self._poll.register(source, events)
+        for descriptor in descriptors[1:]:
+            os.close(descriptor)
+
+    def _fork(self) -> int:
+        if self._numbers is None:
+            return os.fork()
+        kernel.unshare(kernel.NEW_PID)
+        pid = None
+        try:
+            pid = os.fork()
+            return pid
+        finally:
+            if pid != 0:  # back to its own, or the next program would be numbered beside this one
+                kernel.call("setns", self._numbers, kernel.NEW_PID)
+
+    def _attend(self, descriptor: int) -> None:
+        """A program ended, or is no longer wanted."""
+        if descriptor not in self._jobs:
+            return
+        pid, control = self._jobs[descriptor]
+        if descriptor == control.fileno():
+            self._poll.unregister(descriptor)
+            del self._jobs[descriptor]
+            self._kill(pid)
+            return
+        self._kill(pid)  # what it left behind, before its number is free
+        _, status, used = os.wait4(pid, 0)
+        with contextlib.suppress(OSError):
+            control.send(f"X{status} {used.ru_utime + used.ru_stime:.4f} {used.ru_maxrss}".encode())
+        if self._jobs.pop(control.fileno(), None):
+            self._poll.unregister(control.fileno())
+        del self._jobs[descriptor]
+        self._poll.unregister(descriptor)
+        os.close(descriptor)
+        control.close()
+
+    def _kill(self, pid: int) -> None:
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+        if self._profile == "minimal":
+            with contextlib.suppress(OSError):
+                os.killpg(pid, signal.SIGKILL)
+
+    # ------------------------------------------------------------------------------------- in the child
+
+    def _become(self, control: socket.socket, asked: int, *standard: int) -> None:
+        """Confine this process, run the program and exit."""
+        try:
+            size = os.fstat(asked).st_size
+            job = json.loads(os.pread(asked, size, 0))
+            for number, descriptor in enumerate(standard):
+                os.dup2(descriptor, number)
+            self._confine(job)
+            os.write(control.fileno(), b"R")  # not `send`, which is filtered by now
+            os.closerange(3, max(64, control.fileno() + 1, asked + 1))
+        except BaseException as error:  # noqa: BLE001 - it may not return into the template's loop
+            os.write(control.fileno(), f"E{type(error).__name__}: {error}".encode())
+            os._exit(1)
+        run(job["program"])
+
+    def _confine(self, job: dict[str, Any]) -> None:
+        limits = job["limits"]
+        os.setsid()
+        kernel.prctl(kernel.SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if self._numbers is not None:
+            kernel.own_namespaces(tools=self._profile == "agentic", disk_mb=limits["file_mb"])
+            for name, text in job["files"].items():
+                Path(name).parent.mkdir(parents=True, exist_ok=True)
+                Path(name).write_bytes(text.encode("latin-1"))
+        elif job["folder"]:
+            os.chdir(job["folder"])
+        sys.path[:] = [os.getcwd(), *(path for path in sys.path if path.startswith(sys.base_prefix))]
+        kernel.limit(**{**limits, "file_mb": 0 if self._profile == "default" else limits["file_mb"]})
+        kernel.drop_capabilities()
+        if self._profile == "default":
+            kernel.landlock(kernel.landlock_rules(job["folder"]) if job["folder"] else self._rules)
+        if self._profile != "minimal":
+            kernel.filter_calls(self._filter)
+
+
+def run(program: str) -> None:
+    """The program as `__main__`, with Python's own exit codes."""
+    main = types.ModuleType("__main__")
+    sys.modules["__main__"], sys.argv = main, ["program.py"]
+    builtins.exit = builtins.quit = sys.exit  # which -S leaves out
+    code: object = 0
+    try:
+        exec(compile(program, "program.py", "exec"), main.__dict__)  # noqa: S102 - what a sandbox is for
+        threading._shutdown()  # type: ignore[attr-defined] - waits for threads that are no daemons
+    except SystemExit as ended:
+        code = ended.code
+    except BaseException as error:  # noqa: BLE001
+        traceback.print_exception(error.with_traceback(error.__traceback__ and error.__traceback__.tb_next))
+        code = 1
+    if code is not None and not isinstance(code, int):
+        print(code, file=sys.stderr)
+        code = 1
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit((code or 0) & 0xFF)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    channel = socket.socket(fileno=int(sys.argv[2]))
+    del os.environ["PYTHONPATH"]
+    try:
+        template = Template(sys.argv[1], channel)
+    except (OSError, KeyError, AttributeError) as reason:
+        channel.send(f"E{type(reason).__name__}: {reason}".encode())
+        sys.exit(1)
+    template.serve()
