@@ -1,0 +1,290 @@
+"""Programs as answers: run in a sandbox on the inputs of the row's tests, and compared here with what must come out.
+
+The solution's process gets inputs and gives plain data; tests, expected values and the verdict are never in it. A
+program that loops, exits, floods or breaks its sandbox is a wrong answer, counted under its own name; what the
+sandbox itself loses is unscored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from whet.envs.base import Attempt, Grade, Task
+from whet.envs.rewards import code_side
+from whet.envs.rewards.answers import after_thinking, marked_answer
+from whet.envs.rewards.code_tests import Suite, suite_of
+from whet.errors import DataError
+from whet.records import Message
+from whet.sandbox.base import Limits, Outcome, Sandbox, Status
+
+LONGEST = 100_000
+"""Characters of a program; a longer answer is wrong without being run."""
+COUNTED = (Status.EXITED, Status.SIGNALLED, Status.TIMEOUT, Status.MEMORY, Status.OUTPUT, Status.BROKE)
+_BLOCK = re.compile(r"```[ \t]*(?:python3?|py)?[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+_SIDE = Path(code_side.__file__).read_text()
+ANSWERS, TESTS = f"{_SIDE}\n\nanswer_calls()\n", f"{_SIDE}\n\nrun_tests()\n"
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """Which tests passed, and how the program ended where it did not answer them all."""
+
+    passed: tuple[bool, ...]
+    status: Status = Status.FINISHED
+    note: str = ""
+
+
+class CodeReward:
+    """1 if the program passes all of the row's tests, else 0; `partial`: the share that it passes.
+
+    `limits` hold for each run: all calls of a task together, or one input. `tolerance` is relative, of floats.
+    """
+
+    judges = True
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        weight: float,
+        sandbox: Sandbox,
+        limits: Limits,
+        partial: bool = False,
+        tolerance: float = 0.0,
+    ) -> None:
+        self.name, self.weight, self._sandbox, self._limits = name, weight, sandbox, limits
+        self._partial, self._tolerance = partial, tolerance
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="whet-code")
+
+    def grade(self, attempts: Sequence[Attempt], *, step: int) -> list[Grade]:
+        """One grade for each attempt."""
+        return [self._grade(verdict) for verdict in self._verdicts(attempts)]
+
+    def check(self, tasks: Sequence[Task]) -> None:
+        """Raise `DataError` for the first task without tests, or whose own solution (`completion`) fails them."""
+        golds = []
+        for task in tasks:
+            _suite(task)
+            if isinstance(gold := task.columns.get("completion"), str):
+                said = (Message(role="assistant", content=gold),)
+                golds.append(Attempt(task=task, messages=said, completion_tokens=(), truncated=False, max_tokens=0))
+        for attempt, verdict in zip(golds, self._verdicts(golds), strict=True):
+            if not all(verdict.passed):
+                failed = verdict.passed.index(False) + 1
+                why = f"its own solution fails test {failed} of {len(verdict.passed)}: {_words(verdict)}"
+                raise DataError(f"task {attempt.task.id}: {why}; mend the row, or leave it out with on_bad_row: drop")
+
+    def close(self) -> None:
+        """End the sandbox."""
+        self._thread.shutdown()
+        self._sandbox.close()
+
+    def _grade(self, verdict: _Verdict) -> Grade:
+        if verdict.status is Status.MACHINERY:
+            return Grade(value=None, failure=f"the sandbox failed: {verdict.note}")
+        share = sum(verdict.passed) / len(verdict.passed)
+        return Grade(
+            value=share if self._partial else float(share == 1),
+            gave_up=verdict.status is Status.BROKE,
+            note="" if share == 1 else _words(verdict),
+            metrics={"tests": share, **{status.value: float(verdict.status is status) for status in COUNTED}},
+        )
+
+    def _verdicts(self, attempts: Sequence[Attempt]) -> list[_Verdict]:
+        """All at once, in an event loop of its own: whoever asks may have one that runs."""
+
+        async def everyone() -> list[_Verdict]:
+            turns = asyncio.Semaphore(2 * (os.cpu_count() or 1))
+            return await asyncio.gather(*(self._judge(attempt, turns) for attempt in attempts))
+
+        return self._thread.submit(asyncio.run, everyone()).result()
+
+    async def _judge(self, attempt: Attempt, turns: asyncio.Semaphore) -> _Verdict:
+        suite = _suite(attempt.task)
+        program = expression(attempt.answer) if suite.literal else program_of(attempt.answer)
+        if not program.strip() or len(program) > LONGEST:
+            why = f"the program has more than {LONGEST} characters" if program.strip() else "no program found"
+            return _Verdict((False,) * suite.size, note=why)
+        async with turns:
+            if suite.streams:
+                return await self._by_streams(suite, program)
+            return await (self._by_scripts if suite.scripts else self._by_calls)(suite, program)
+
+    # ---------------------------------------------------------------------------------- the three forms
+
+    async def _by_streams(self, suite: Suite, program: str) -> _Verdict:
+        passed: list[bool] = []
+        ended = Outcome(status=Status.FINISHED)
+        for given, wanted in suite.streams:
+            outcome = await self._sandbox.run(program, stdin=given.encode(), limits=self._limits)
+            if outcome.status is Status.MACHINERY:
+                return _Verdict((), Status.MACHINERY, outcome.note)
+            right = outcome.status is Status.FINISHED and same_output(wanted, outcome.stdout, self._tolerance)
+            ended = outcome if ended.status is Status.FINISHED else ended
+            passed.append(right)
+            if not right and not self._partial:
+                break
+        return _Verdict(_filled(passed, suite.size), ended.status, _last_line(ended))
+
+    async def _by_calls(self, suite: Suite, program: str) -> _Verdict:
+        asked = _sources(suite, "" if suite.literal else program)
+        asked += [{"call": program if suite.literal else call} for call, _ in suite.calls]
+        lines = "".join(json.dumps(frame) + "\n" for frame in asked)
+        outcome = await self._sandbox.run(ANSWERS, stdin=lines.encode(), limits=self._limits)
+        if outcome.status is Status.MACHINERY:
+            return _Verdict((), Status.MACHINERY, outcome.note)
+        replies = [_read(line) for line in outcome.stdout.splitlines()]
+        raised = next((reply for reply in replies if "raised" in reply), None)
+        given = replies[len(asked) - suite.size :]
+        passed = [
+            "value" in reply and same(wanted, reply["value"], self._tolerance, tuples=suite.tuples)
+            for (_, wanted), reply in zip(suite.calls, given, strict=False)
+        ]
+        return _Verdict(_filled(passed, suite.size), outcome.status, _why(raised) or _last_line(outcome))
+
+    async def _by_scripts(self, suite: Suite, program: str) -> _Verdict:
+        """The tests' process asks, the solution's process answers, and all that passes between them passes here."""
+        solution = await self._sandbox.open(ANSWERS, limits=self._limits)
+        tests = await self._sandbox.open(TESTS, limits=self._limits)
+        try:
+            lost, reply = Outcome(status=Status.FINISHED), {}
+            for frame in _sources(suite, program):
+                lost = await solution.ask(json.dumps(frame))
+                reply = _read(lost.stdout)
+            why = _why(reply)
+            setup = {"setup": f"{suite.before}\n{suite.after}", "entry": suite.entry, "tests": suite.scripts}
+            said = await tests.ask(json.dumps(setup))
+            while said.status is Status.FINISHED and "arguments" in (asked := _read(said.stdout)):
+                if lost.status is Status.FINISHED:
+                    call = {"entry": suite.entry, "arguments": asked["arguments"]}
+                    lost = await solution.ask(json.dumps(call))
+                    reply = _read(lost.stdout) or {"raised": "Exception"}
+                else:
+                    reply = {"raised": "Exception"}
+                why = why or _why(reply)
+                said = await tests.ask(json.dumps(reply))
+        finally:
+            await solution.close()
+            await tests.close()
+        if lost.status is Status.FINISHED and said.status is not Status.FINISHED:
+            lost = replace(said, note=f"the tests did not end: {said.status}")
+        if lost.status is Status.MACHINERY:
+            return _Verdict((), Status.MACHINERY, lost.note)
+        passed = _read(said.stdout).get("passed", ())
+        return _Verdict(_filled([each is True for each in passed], suite.size), lost.status, why or _last_line(lost))
+
+
+# ------------------------------------------------------------------------------------------ what was answered
+
+
+def program_of(text: str) -> str:
+    """The last block of code after the thinking; without one, all of it."""
+    spoken = after_thinking(text)
+    blocks = _BLOCK.findall(spoken)
+    return blocks[-1] if blocks else spoken
+
+
+def expression(text: str) -> str:
+    """A Python expression as the answer: marked, in `[ANSWER]` tags, in code, or all of it; `f(x) == y` is y."""
+    spoken = after_thinking(text).partition("[/ANSWER]")[0].rpartition("[ANSWER]")[2]
+    found = marked_answer(spoken) or program_of(spoken)
+    return found.strip().strip("`").rpartition(" == ")[2].strip()
+
+
+def same(wanted: Any, given: Any, tolerance: float = 0.0, *, tuples: bool = True) -> bool:
+    """Whether two packed values are equal and of the same types: True is not 1, but 1 is 1.0; NaN equals nothing."""
+    if not tuples and isinstance(given, dict) and "tuple" in given:
+        given = given["tuple"]
+    if isinstance(wanted, list) and isinstance(given, list):
+        pairs = zip(wanted, given, strict=False)
+        return len(wanted) == len(given) and all(same(w, g, tolerance, tuples=tuples) for w, g in pairs)
+    if isinstance(wanted, dict) and isinstance(given, dict):
+        (kind, left), (other, right) = *wanted.items(), *given.items()
+        if kind in ("set", "frozenset", "dict") and isinstance(right, list):
+            left, right = sorted(left, key=_order), sorted(right, key=_order)
+        return kind == other and kind != "unknown" and same(left, right, tolerance, tuples=tuples)
+    if type(wanted) in (int, float) and type(given) in (int, float):
+        return wanted == given or (tolerance > 0 and math.isclose(wanted, given, rel_tol=tolerance, abs_tol=tolerance))
+    return type(wanted) is type(given) and wanted == given
+
+
+def same_output(wanted: str, given: str, tolerance: float = 0.0) -> bool:
+    """Whether the words are the same, in order; numbers within the tolerance, where there is one."""
+    left, right = wanted.split(), given.split()
+    return len(left) == len(right) and all(
+        w == g or (tolerance > 0 and _close(w, g, tolerance)) for w, g in zip(left, right, strict=True)
+    )
+
+
+def _close(wanted: str, given: str, tolerance: float) -> bool:
+    try:
+        return math.isclose(float(wanted), float(given), rel_tol=tolerance, abs_tol=tolerance)
+    except ValueError:
+        return False
+
+
+def _order(item: Any) -> str:
+    """An order in which equal values stand side by side."""
+    return json.dumps(float(item) if type(item) is int and abs(item) < 1 << 53 else item)
+
+
+# ------------------------------------------------------------------------------------------------- between
+
+
+def _sources(suite: Suite, program: str) -> list[dict[str, Any]]:
+    """What the solution's process runs before it is asked: what comes before the program, it, and what comes after."""
+    parts = (f"{suite.before}\n{program}", suite.after)
+    return [{"source": part, "entry": suite.entry} for part in parts if part.strip()]
+
+
+def _read(line: str) -> dict[str, Any]:
+    """A reply; nothing where it is none."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _filled(passed: Sequence[bool], size: int) -> tuple[bool, ...]:
+    """What was not come to was not passed."""
+    return (*passed[:size], *[False] * (size - len(passed)))
+
+
+def _why(reply: Mapping[str, Any] | None) -> str:
+    return f"{reply['raised']} in line {reply.get('line')}"[:120] if reply and "raised" in reply else ""
+
+
+def _last_line(outcome: Outcome) -> str:
+    return outcome.note or outcome.stderr.rstrip().rpartition("\n")[2]
+
+
+def _words(verdict: _Verdict) -> str:
+    how = verdict.note if verdict.status in (Status.FINISHED, Status.EXITED) else f"{verdict.status}: {verdict.note}"
+    return "".join(c if c.isprintable() else "?" for c in (how or "a wrong value"))[:200].removesuffix(": ")
+
+
+def _suite(task: Task) -> Suite:
+    """The task's tests. Raises `DataError`."""
+    try:
+        tests = _parsed(json.dumps({k: v for k, v in task.columns.items() if k != "completion"}, default=str))
+    except (ValueError, SyntaxError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"task {task.id}: {type(error).__name__}: {error}") from error
+    if not tests.size:
+        raise DataError(f"task {task.id}: it has no tests, which every program would pass; leave the row out")
+    return tests
+
+
+@lru_cache(maxsize=4096)
+def _parsed(columns: str) -> Suite:
+    return suite_of(json.loads(columns))
