@@ -20,7 +20,7 @@ from whet.config import DataConfig
 from whet.data.base import Conversation, Prompt, Row
 from whet.data.columns import rename
 from whet.data.faults import Dropped, Place, nearest
-from whet.data.known import ANSWERS
+from whet.data.known import TURNS
 from whet.data.messages import parse_messages, read_settings, read_tools, refuse_settings
 from whet.data.ranked import in_order
 from whet.data.sources import Reading, read_examples, reading
@@ -99,17 +99,17 @@ def to_prompt(row: Row, config: DataConfig) -> Prompt:
 
 def load_conversations(config: DataConfig) -> tuple[list[Conversation], Dropped]:
     """All SFT examples of a source, up to `limit`, and what was left out. Raises `DataError` where none is left."""
-    return read_examples(config, to_conversation, ANSWERS)
+    return read_examples(config, to_conversation, TURNS)
 
 
 def read_conversations(config: DataConfig) -> Reading[Conversation]:
     """The same, not read yet."""
-    return reading(config, to_conversation, ANSWERS)
+    return reading(config, to_conversation, TURNS)
 
 
 def load_prompts(config: DataConfig) -> tuple[list[Prompt], Dropped]:
     """All tasks of a source, up to `limit`, and what was left out. Raises `DataError` where none is left."""
-    return read_examples(config, to_prompt, ANSWERS)
+    return read_examples(config, to_prompt, TURNS)
 
 
 # ------------------------------------------------------------------------------------------- the formats

@@ -29,18 +29,20 @@ class Playable:
     lost: tuple[Dropped, ...]
     narrow: str = ""
     """How many prompts leave less room than an answer may have, and how much; empty where none does."""
+    notes: tuple[str, ...] = ()
+    """What the rewards say."""
 
     def describe(self) -> str:
         """`5,107 tasks; 2 rows dropped: ...; 3 tasks have room for 12 to 20 of 64 tokens`."""
         dropped = (d.describe() for d in self.lost if d.total)
-        return "; ".join([f"{len(self.tasks):,} tasks", *dropped, *filter(None, [self.narrow])])
+        return "; ".join([f"{len(self.tasks):,} tasks", *dropped, *filter(None, [self.narrow]), *self.notes])
 
 
 def playable(source: Source, model: ModelConfig, world: World, grading: WeightedRubric, *, max_tokens: int) -> Playable:
     """The tasks of a source, checked against the rewards and the model's template; no weights are loaded for it."""
     listed, unread = tasks(source)
     kept, unusable, rooms = usable(source, listed, grading, world.template(model), world.max_length(model))
-    return Playable(tasks=kept, lost=(unread, unusable), narrow=_narrow(rooms, max_tokens))
+    return Playable(tasks=kept, lost=(unread, unusable), narrow=_narrow(rooms, max_tokens), notes=grading.notes)
 
 
 def _narrow(rooms: Sequence[int], max_tokens: int) -> str:

@@ -119,6 +119,9 @@ class Sandbox(Protocol):
     def protections(self) -> Mapping[str, bool]:
         """What was tried when it was made, by a program that attacks: whether each held."""
 
+    def describe(self) -> str:
+        """What it is and what it stops, in one line."""
+
     async def run(
         self, program: str, files: Mapping[str, bytes] = {}, stdin: bytes = b"", limits: Limits = Limits()
     ) -> Outcome:

@@ -7,7 +7,7 @@ import os
 import secrets
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from whet.errors import SandboxError
@@ -55,7 +55,7 @@ MEANT = {"agentic": ["starting processes"]}
 """What a profile lets programs do on purpose."""
 
 
-def try_out(run: Callable[[str, bytes, Limits], Outcome]) -> dict[str, bool]:
+def try_out(run: Callable[[str, Mapping[str, bytes], bytes, Limits], Outcome]) -> dict[str, bool]:
     """Each protection by name, and whether it held. Raises `SandboxError` where the attacks could not be run."""
     limits = Limits(memory_mb=512)
     with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as server:
@@ -64,7 +64,7 @@ def try_out(run: Callable[[str, bytes, Limits], Outcome]) -> dict[str, bool]:
         Path(told["secret"]).write_text(told["word"])
         os.chmod(told["secret"], 0o644)
         facts = {**told, "port": server.getsockname()[1], "pid": os.getpid(), "memory_mb": limits.memory_mb}
-        outcome = run(_ATTACKS, json.dumps(facts).encode(), limits)
+        outcome = run(_ATTACKS, {}, json.dumps(facts).encode(), limits)
         written = Path(told["target"]).exists()
     if outcome.status is not Status.FINISHED:
         raise SandboxError(outcome.note or outcome.stderr.strip().rpartition("\n")[2] or outcome.status.value)
@@ -80,3 +80,10 @@ def unheld(profile: str, protections: dict[str, bool]) -> list[str]:
     if profile == "minimal":
         return []
     return [name for name, held in protections.items() if not held and name not in MEANT.get(profile, [])]
+
+
+def summary(protections: Mapping[str, bool]) -> str:
+    """`tried and stopped: reading files, ...; not stopped: ...`."""
+    lost = [name for name, held in protections.items() if not held]
+    held = [name for name in protections if name not in lost]
+    return f"tried and stopped: {', '.join(held) or 'nothing'}" + (f"; not stopped: {', '.join(lost)}" if lost else "")

@@ -1,6 +1,6 @@
 """The template of the sandbox: confined once as its profile says, it forks a process for each program.
 
-Run as `python -m whet.sandbox.jail PROFILE FD`. Over the socket FD come requests: a byte, with the descriptors of a
+Run as `python -m whet.sandbox.jail PROFILE FD PACKAGES...`. Over the socket FD come requests: a byte, with the descriptors of a
 control socket, of what to run (JSON in memory) and of standard input, output and error. Over the control socket go `R`
 (it runs), `E` and why it does not, and when it ended `X`, its wait status, CPU seconds and most KiB; where the other
 side closes it, the program is killed. The template holds no data of any program: all is read after the fork.
@@ -165,7 +165,8 @@ class Template:
                 Path(name).write_bytes(text.encode("latin-1"))
         elif job["folder"]:
             os.chdir(job["folder"])
-        sys.path[:] = [os.getcwd(), *(path for path in sys.path if path.startswith(sys.base_prefix))]
+        own = [path for path in sys.path if path.startswith(sys.base_prefix)]
+        sys.path[:] = [os.getcwd(), *own, *kernel.PACKAGES]
         kernel.limit(**{**limits, "file_mb": 0 if self._profile == "default" else limits["file_mb"]})
         kernel.drop_capabilities()
         if self._profile == "default":

@@ -47,10 +47,14 @@ prctl = partial(call, "prctl")
 unshare = partial(call, "unshare")
 
 
+PACKAGES = sys.argv[3:]
+"""Folders of installed packages, which programs may import."""
+
+
 def seen() -> list[str]:
     """The readable paths that there are, the interpreter's own included."""
     own = (sys.base_prefix, sys.base_exec_prefix)
-    return list(dict.fromkeys(path for path in (*SEEN, *own) if os.path.exists(path)))
+    return list(dict.fromkeys(path for path in (*SEEN, *own, *PACKAGES) if os.path.exists(path)))
 
 
 # ------------------------------------------------------------------------------------------------ Landlock

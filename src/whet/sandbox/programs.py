@@ -13,18 +13,20 @@ import select
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from whet.errors import SandboxError
 from whet.sandbox.base import Limits, Outcome, Status
-from whet.sandbox.canaries import try_out, unheld
+from whet.sandbox.canaries import summary, try_out, unheld
 from whet.sandbox.launch import PACKAGE_ROOT
 
 STARTUP_S = 60.0
@@ -47,7 +49,7 @@ class LocalSandbox:
         for tried in ("strong", "default") if profile == "auto" else (profile,):
             self._template = _Template(tried)
             try:
-                self.protections = try_out(self._try)
+                self.protections = try_out(partial(_run, self._template))
                 if not (lost := unheld(tried, self.protections)):
                     self.profile = tried
                     return
@@ -62,12 +64,8 @@ class LocalSandbox:
         )
 
     def describe(self) -> str:
-        """`sandbox strong: programs cannot read files, ...`, and what they can where something does not hold."""
-        lost = [name for name, held in self.protections.items() if not held]
-        held = ", ".join(name for name in self.protections if name not in lost)
-        return f"sandbox {self.profile}: tried and held: {held or 'nothing'}" + (
-            f"; not held: {', '.join(lost)}" if lost else ""
-        )
+        """What was tried and held, and what did not, in one line."""
+        return f"sandbox {self.profile}: {summary(self.protections)}"
 
     async def run(
         self, program: str, files: Mapping[str, bytes] = {}, stdin: bytes = b"", limits: Limits = Limits()
@@ -77,23 +75,13 @@ class LocalSandbox:
         return await asyncio.wrap_future(running)
 
     def run_now(self, program: str, files: Mapping[str, bytes], stdin: bytes, limits: Limits) -> Outcome:
-        """The same, waiting. What the machinery loses is run again in a sandbox of its own, and then a control."""
-        with _memory(stdin) as given:
-            outcome = _run(self._template, program, files, given, limits)
-            if outcome.status is not Status.MACHINERY or self._template.closed:
-                return outcome
-            with _Template(self._template.profile) as alone:
-                os.lseek(given, 0, os.SEEK_SET)
-                again = _run(alone, program, files, given, limits)
-        if again.status is not Status.MACHINERY:
-            return again
-        with _Template(self._template.profile) as alone, _memory(b"") as nothing:
-            control = _run(alone, CONTROL, {}, nothing, Limits())
-        return Outcome(status=Status.BROKE if control.stdout == "ok\n" else Status.MACHINERY, note=again.note)
-
-    def _try(self, program: str, stdin: bytes, limits: Limits) -> Outcome:
-        with _memory(stdin) as given:
-            return _run(self._template, program, {}, given, limits)
+        """The same, waiting. What the machinery loses is run again in a sandbox of its own."""
+        first = _run(self._template, program, files, stdin, limits)
+        if self._template.closed:
+            return first
+        return settle(
+            first, lambda: _alone(self.profile, program, files, stdin, limits), lambda: _alone(self.profile, CONTROL)
+        )
 
     async def open(self, program: str, files: Mapping[str, bytes] = {}, limits: Limits = Limits()) -> LocalSession:
         """Start it, to be asked line by line."""
@@ -181,8 +169,10 @@ class _Template:
             raise SandboxError(f"no isolation is known for {sys.platform}")
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
+            packages = {sysconfig.get_path(name) for name in ("purelib", "platlib")}
+            command = [sys.executable, "-sSPB", "-X", "utf8", "-m", "whet.sandbox.jail"]
             self._process = subprocess.Popen(
-                [sys.executable, "-sSPB", "-X", "utf8", "-m", "whet.sandbox.jail", self.profile, str(theirs.fileno())],
+                [*command, self.profile, str(theirs.fileno()), *packages],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -347,12 +337,31 @@ def _resident(pid: int) -> int:
     return total
 
 
-def _run(template: _Template, program: str, files: Mapping[str, bytes], stdin: int, limits: Limits) -> Outcome:
-    job = _Job(template, program, files, stdin, limits)
-    try:
-        return job.outcome(job.watch(limits.deadline_s) or Status.MACHINERY)
-    finally:
-        job.close()
+def settle(first: Outcome, again: Callable[[], Outcome], control: Callable[[], Outcome]) -> Outcome:
+    """The outcome, or where the machinery failed that of a second try; if it fails too, a control says whose fault."""
+    if first.status is not Status.MACHINERY:
+        return first
+    second = again()
+    if second.status is not Status.MACHINERY:
+        return second
+    broke = control().stdout == "ok\n"
+    return Outcome(status=Status.BROKE if broke else Status.MACHINERY, note=second.note)
+
+
+def _alone(
+    profile: str, program: str, files: Mapping[str, bytes] = {}, stdin: bytes = b"", limits: Limits = Limits()
+) -> Outcome:
+    with _Template(profile) as template:
+        return _run(template, program, files, stdin, limits)
+
+
+def _run(template: _Template, program: str, files: Mapping[str, bytes], stdin: bytes, limits: Limits) -> Outcome:
+    with _memory(stdin) as given:
+        job = _Job(template, program, files, given, limits)
+        try:
+            return job.outcome(job.watch(limits.deadline_s) or Status.MACHINERY)
+        finally:
+            job.close()
 
 
 def _status(wait_status: int, written: Mapping[int, bytearray]) -> Status:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import marshal
 import math
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,19 @@ from whet.sandbox.base import Limits, Outcome, Sandbox, Status
 LONGEST = 100_000
 """Characters of a program; a longer answer is wrong without being run."""
 COUNTED = (Status.EXITED, Status.SIGNALLED, Status.TIMEOUT, Status.MEMORY, Status.OUTPUT, Status.BROKE)
+_TAGGED = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL)
 _BLOCK = re.compile(r"```[ \t]*(?:python3?|py)?[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
-_SIDE = Path(code_side.__file__).read_text()
-ANSWERS, TESTS = f"{_SIDE}\n\nanswer_calls()\n", f"{_SIDE}\n\nrun_tests()\n"
+
+
+def _side(call: str) -> str:
+    """`code_side` as a program, compiled for this Python (which takes longer than to run it) and as text for others."""
+    text = f"{Path(code_side.__file__).read_text()}\n\n{call}()\n"
+    tag, compiled = sys.implementation.cache_tag, marshal.dumps(compile(text, "code_side.py", "exec"))
+    fits = f"sys.implementation.cache_tag == {tag!r}"
+    return f"import marshal, sys\nexec(marshal.loads({compiled!r}) if {fits} else {text!r})\n"
+
+
+ANSWERS, TESTS = _side("answer_calls"), _side("run_tests")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +76,7 @@ class CodeReward:
         self.name, self.weight, self._sandbox, self._limits = name, weight, sandbox, limits
         self._partial, self._tolerance = partial, tolerance
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="whet-code")
+        self._suites: dict[str, tuple[Mapping[str, Any], Suite]] = {}
 
     def grade(self, attempts: Sequence[Attempt], *, step: int) -> list[Grade]:
         """One grade for each attempt."""
@@ -74,7 +86,7 @@ class CodeReward:
         """Raise `DataError` for the first task without tests, or whose own solution (`completion`) fails them."""
         golds = []
         for task in tasks:
-            _suite(task)
+            self._suite(task)
             if isinstance(gold := task.columns.get("completion"), str):
                 said = (Message(role="assistant", content=gold),)
                 golds.append(Attempt(task=task, messages=said, completion_tokens=(), truncated=False, max_tokens=0))
@@ -83,6 +95,10 @@ class CodeReward:
                 failed = verdict.passed.index(False) + 1
                 why = f"its own solution fails test {failed} of {len(verdict.passed)}: {_words(verdict)}"
                 raise DataError(f"task {attempt.task.id}: {why}; mend the row, or leave it out with on_bad_row: drop")
+
+    def describe(self) -> str:
+        """What the sandbox stops."""
+        return f"{self.name}: {self._sandbox.describe()}"
 
     def close(self) -> None:
         """End the sandbox."""
@@ -110,7 +126,7 @@ class CodeReward:
         return self._thread.submit(asyncio.run, everyone()).result()
 
     async def _judge(self, attempt: Attempt, turns: asyncio.Semaphore) -> _Verdict:
-        suite = _suite(attempt.task)
+        suite = self._suite(attempt.task)
         program = expression(attempt.answer) if suite.literal else program_of(attempt.answer)
         if not program.strip() or len(program) > LONGEST:
             why = f"the program has more than {LONGEST} characters" if program.strip() else "no program found"
@@ -119,6 +135,23 @@ class CodeReward:
             if suite.streams:
                 return await self._by_streams(suite, program)
             return await (self._by_scripts if suite.scripts else self._by_calls)(suite, program)
+
+    def _suite(self, task: Task) -> Suite:
+        """The task's tests, read once. Raises `DataError`."""
+        columns, suite = self._suites.get(task.id, ({}, Suite()))
+        if columns is not task.columns:
+            try:
+                suite = suite_of(task.columns)
+            except (ValueError, SyntaxError, KeyError, TypeError, AttributeError) as error:
+                raise DataError(
+                    f"task {task.id}: {error}"
+                    if type(error) is ValueError
+                    else f"task {task.id}: its tests cannot be read: {type(error).__name__}: {error}"
+                ) from error
+            if not suite.size:
+                raise DataError(f"task {task.id}: it has no tests, which every program would pass; leave the row out")
+            self._suites[task.id] = (task.columns, suite)
+        return suite
 
     # ---------------------------------------------------------------------------------- the three forms
 
@@ -188,8 +221,9 @@ class CodeReward:
 
 
 def program_of(text: str) -> str:
-    """The last block of code after the thinking; without one, all of it."""
+    """What follows the thinking: inside the last `<answer>`, the last block of code; all of it where there is none."""
     spoken = after_thinking(text)
+    spoken = next(reversed(_TAGGED.findall(spoken)), spoken)
     blocks = _BLOCK.findall(spoken)
     return blocks[-1] if blocks else spoken
 
@@ -272,19 +306,3 @@ def _last_line(outcome: Outcome) -> str:
 def _words(verdict: _Verdict) -> str:
     how = verdict.note if verdict.status in (Status.FINISHED, Status.EXITED) else f"{verdict.status}: {verdict.note}"
     return "".join(c if c.isprintable() else "?" for c in (how or "a wrong value"))[:200].removesuffix(": ")
-
-
-def _suite(task: Task) -> Suite:
-    """The task's tests. Raises `DataError`."""
-    try:
-        tests = _parsed(json.dumps({k: v for k, v in task.columns.items() if k != "completion"}, default=str))
-    except (ValueError, SyntaxError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"task {task.id}: {type(error).__name__}: {error}") from error
-    if not tests.size:
-        raise DataError(f"task {task.id}: it has no tests, which every program would pass; leave the row out")
-    return tests
-
-
-@lru_cache(maxsize=4096)
-def _parsed(columns: str) -> Suite:
-    return suite_of(json.loads(columns))
