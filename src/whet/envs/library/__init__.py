@@ -8,6 +8,7 @@ from whet.config import GeneratedConfig
 from whet.envs.base import Attempt, Grade, Task
 from whet.envs.library.arithmetic import Arithmetic
 from whet.envs.library.countdown import Countdown
+from whet.envs.library.functions import Functions
 from whet.records import Message
 
 
@@ -44,7 +45,11 @@ class ChecksSteps(Protocol):
         """A grade without a value, with one step score for each written step."""
 
 
-FAMILIES: dict[str, type[Arithmetic] | type[Countdown]] = {"arithmetic": Arithmetic, "countdown": Countdown}
+FAMILIES: dict[str, type[Arithmetic] | type[Countdown] | type[Functions]] = {
+    "arithmetic": Arithmetic,
+    "countdown": Countdown,
+    "functions": Functions,
+}
 
 
 def family(config: GeneratedConfig) -> Family:
