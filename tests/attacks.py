@@ -14,13 +14,13 @@ FORGERIES = {
     "a float that lies": "class F(float):\n def __eq__(self, o): return True\n def __abs__(self): return 0.0\n"
     " def __sub__(self, o): return 0.0\n __hash__ = float.__hash__\ndef add(a, b): return F('nan')",
     "a mock": "from unittest.mock import ANY\ndef add(a, b): return ANY",
-    "patched json": "import json\njson.dumps = lambda *a, **k: '{\"value\": 5, \"passed\": [true]}'\ndef add(a, b): return 5",
+    "patched json": 'import json\njson.dumps = lambda *a, **k: \'{"value": 5, "passed": [true]}\'\ndef add(a, b): return 5',
     "patched builtins": "import builtins\nbuiltins.isinstance = lambda *a: True\nbuiltins.type = lambda *a: int\n"
     "builtins.AssertionError = Warning\nbuiltins.eval = lambda *a: 5\ndef add(a, b): return 5",
     "patched unittest": "import unittest\nunittest.TestCase.assertEqual = lambda *a: None\ndef add(a, b): return None",
     "patched operators of the tests": "import operator\noperator.eq = lambda *a: True\ndef add(a, b): return None",
     "a verdict on every descriptor": "import os\nfor fd in range(256):\n try: os.write(fd, "
-    "b'{\"passed\": [true, true, true]}\\n{\"value\": true}\\nok\\nPASSED\\n' * 9)\n except OSError: pass\n"
+    'b\'{"passed": [true, true, true]}\\n{"value": true}\\nok\\nPASSED\\n\' * 9)\n except OSError: pass\n'
     "def add(a, b): return None",
     "a verdict at exit": "import atexit, os\natexit.register(lambda: [os.write(fd, b'{\"passed\": [true]}\\n') "
     "for fd in range(1, 9)])\ndef add(a, b): return None",
@@ -122,7 +122,10 @@ ENDLESS = {
     "10 GB": ("import sys\nfor _ in range(10 ** 4): sys.stdout.write('x' * 10 ** 6)", "output"),
     "memory": ("x = []\nwhile True: x.append(bytearray(1 << 24))", "memory"),
     "one large allocation": ("bytearray(1 << 40)", "memory"),
-    "deep recursion": ("import sys\nsys.setrecursionlimit(10 ** 9)\ndef f(): return f()\nf()", "signalled exited memory"),
+    "deep recursion": (
+        "import sys\nsys.setrecursionlimit(10 ** 9)\ndef f(): return f()\nf()",
+        "signalled exited memory",
+    ),
     "a crash": ("import ctypes; ctypes.string_at(0)", "signalled"),
     "an abort": ("import os; os.abort()", "signalled"),
     "closed descriptors": ("import os\nos.closerange(0, 64)\nwhile True: pass", "timeout"),

@@ -31,6 +31,8 @@ from whet.sandbox.launch import PACKAGE_ROOT
 
 STARTUP_S = 60.0
 """Until a template is loaded, or a process forked and confined: a slow machine is no program's fault."""
+FOREVER_S = 1 << 30
+"""A session's CPU limit: each of its replies has a deadline."""
 LOOK_S = 0.25
 """How often the memory of processes that share a limit is summed."""
 CHUNK = 1 << 16
@@ -98,22 +100,27 @@ class LocalSession:
 
     def __init__(self, template: _Template, program: str, files: Mapping[str, bytes], limits: Limits) -> None:
         self._limits = limits
+        self._ended: Outcome | None = None
         self._lines, theirs = socket.socketpair()
         with theirs:
-            self._job = _Job(template, program, files, theirs.fileno(), limits)
+            self._job = _Job(template, program, files, theirs.fileno(), limits, cpu_s=FOREVER_S)
 
     async def ask(self, line: str, *, deadline_s: float | None = None) -> Outcome:
         """Its reply to a line."""
         return await asyncio.to_thread(self._ask, line, deadline_s or self._limits.deadline_s)
 
     def _ask(self, line: str, seconds: float) -> Outcome:
+        if self._ended is not None:
+            return self._ended
         self._lines.settimeout(seconds)
         with suppress(OSError):  # it is gone, or does not read: `watch` says which
             self._lines.sendall(line.encode() + b"\n")
         status = self._job.watch(seconds, line=True)
-        if status is not None:
-            self._close()
-        return self._job.outcome(status or Status.FINISHED, line=status is None)
+        if status is None:
+            return self._job.outcome(Status.FINISHED, line=True)
+        self._ended = self._job.outcome(Status.EXITED if status is Status.FINISHED else status)
+        self._close()
+        return self._ended
 
     async def close(self) -> None:
         """Kill it."""
@@ -196,7 +203,7 @@ class _Job:
     """One program's process, as seen from outside."""
 
     def __init__(
-        self, template: _Template, program: str, files: Mapping[str, bytes], stdin: int, limits: Limits
+        self, template: _Template, program: str, files: Mapping[str, bytes], stdin: int, limits: Limits, *, cpu_s: int
     ) -> None:
         self._limits, self._begun = limits, False
         self.note, self._ended = "", (0, 0.0, 0)
@@ -211,7 +218,7 @@ class _Job:
                 Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
                 Path(folder, name).write_bytes(content)
         named = {name: content.decode("latin-1") for name, content in files.items()}
-        most = {"memory_mb": limits.memory_mb, "cpu_s": int(limits.deadline_s) + 2, "file_mb": limits.file_mb}
+        most = {"memory_mb": limits.memory_mb, "cpu_s": cpu_s, "file_mb": limits.file_mb}
         most["processes"] = limits.processes
         asked = json.dumps({"program": program, "files": named, "limits": most, "folder": folder})
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -357,7 +364,7 @@ def _alone(
 
 def _run(template: _Template, program: str, files: Mapping[str, bytes], stdin: bytes, limits: Limits) -> Outcome:
     with _memory(stdin) as given:
-        job = _Job(template, program, files, given, limits)
+        job = _Job(template, program, files, given, limits, cpu_s=int(limits.deadline_s) + 2)
         try:
             return job.outcome(job.watch(limits.deadline_s) or Status.MACHINERY)
         finally:

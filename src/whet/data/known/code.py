@@ -54,7 +54,7 @@ def _mbpp(columns: Columns, place: Place) -> Iterator[Columns]:
 
 
 def _cruxeval(columns: Columns, place: Place) -> Iterator[Columns]:
-    code, given = text_of(columns, "code", place), text_of(columns, "input", place)
+    code, given = text_of(columns, "code", place), columns["input"]
     asked = f"What is the value of f({given})? Answer with a Python literal between [ANSWER] and [/ANSWER]."
     yield {"prompt": f"{_block(code)}\n\n{asked}", "completion": f"[ANSWER]{columns['output']}[/ANSWER]"}
 

@@ -1,4 +1,4 @@
-"""Functions: write the program behind two of its values, `f(1)=5 f(2)=7`. Graded by running it on others (kind: code).
+"""Functions: write the program behind two of its values, `f(0)=5 f(1)=7`. Graded by running it on others (kind: code).
 
 The checker of the family knows programs of one line with + - *, and agrees with the sandbox about those.
 """
@@ -23,25 +23,24 @@ UNSEEN = (7, 11, -3, 100)
 
 @dataclass(frozen=True, slots=True)
 class Functions:
-    """Lines a x + b with a from 1 to 9 and b from 0 to 99, shown at two numbers that follow each other."""
+    """Lines a x + b with a from 1 to 9 and b from 0 to 99, shown at 0 and at 1."""
 
     version: ClassVar[int] = 1
     config: GeneratedConfig
 
     def task(self, index: int) -> Task:
         """The two values; column `tests` has others, as APPS writes them."""
-        a, b, x = self._problem(index)
-        shown = f"f({x})={a * x + b} f({x + 1})={a * (x + 1) + b}"
+        a, b = self._problem(index)
+        shown = f"f(0)={b} f(1)={a + b}"
         tests = {"fn_name": "f", "inputs": [[x] for x in UNSEEN], "outputs": [a * x + b for x in UNSEEN]}
         message = Message(role="user", content=shown)
         return Task(id=f"functions:{index}:{shown}", messages=(message,), columns={"tests": tests})
 
     def demonstration(self, index: int) -> tuple[Message, ...] | str:
-        """The slope, the rest, and the program; a share of `bare` has the program alone."""
-        a, b, x = self._problem(index)
-        work = f"{a * (x + 1) + b}-{a * x + b}={a};{a * x + b}-{a * x}={b}"
+        """The difference and the program; a share of `bare` has the program alone."""
+        a, b = self._problem(index)
         bare = Random(f"functions bare/{self.config.seed}/{index}").random() < self.config.bare
-        answer = as_written("" if bare else work, _program(a, b))
+        answer = as_written("" if bare else _work(a, b), _program(a, b))
         question = self.task(index).messages
         return (
             f"{question[0].content}:{answer}"
@@ -51,9 +50,9 @@ class Functions:
 
     def ranking(self, index: int) -> tuple[str, ...]:
         """Right or wrong, with the work before it or without."""
-        a, b, x = self._problem(index)
+        a, b = self._problem(index)
         kinds = [
-            as_written(f"{a * (x + 1) + b}-{a * x + b}={a}" if worked else "", _program(a, b + miss))
+            as_written(_work(a, b) if worked else "", _program(a, b + miss))
             for miss in (0, 1)
             for worked in (True, False)
         ]
@@ -82,12 +81,16 @@ class Functions:
             return Grade(value=0.0, note=f"not a program: {type(error).__name__}")
         return Grade(value=0.0, note="not a program of one line")
 
-    def _problem(self, index: int) -> tuple[int, int, int]:
-        return draw_problem(self.config, index, _draw, lambda drawn: f"functions {drawn[:2]}")
+    def _problem(self, index: int) -> tuple[int, int]:
+        return draw_problem(self.config, index, _draw, lambda drawn: f"functions {drawn}")
 
 
-def _draw(random: Random) -> tuple[int, int, int]:
-    return random.randint(1, 9), random.randint(0, 99), random.randint(1, 5)
+def _draw(random: Random) -> tuple[int, int]:
+    return random.randint(1, 9), random.randint(0, 99)
+
+
+def _work(a: int, b: int) -> str:
+    return f"{a + b}-{b}={a}"
 
 
 def _program(a: int, b: int) -> str:

@@ -14,9 +14,10 @@ import math
 import os
 import re
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from whet.envs.rewards.answers import after_thinking, marked_answer
 from whet.envs.rewards.code_tests import Suite, suite_of
 from whet.errors import DataError
 from whet.records import Message
-from whet.sandbox.base import Limits, Outcome, Sandbox, Status
+from whet.sandbox.base import Limits, Outcome, Sandbox, Session, Status
 
 LONGEST = 100_000
 """Characters of a program; a longer answer is wrong without being run."""
@@ -187,34 +188,39 @@ class CodeReward:
 
     async def _by_scripts(self, suite: Suite, program: str) -> _Verdict:
         """The tests' process asks, the solution's process answers, and all that passes between them passes here."""
-        solution = await self._sandbox.open(ANSWERS, limits=self._limits)
-        tests = await self._sandbox.open(TESTS, limits=self._limits)
+        solution, tests = [await self._sandbox.open(side, limits=self._limits) for side in (ANSWERS, TESTS)]
+        left = {solution: self._limits.deadline_s, tests: 2 * self._limits.deadline_s}
+
+        async def ask(session: Session, frame: Mapping[str, Any]) -> tuple[Status, dict[str, Any], str]:
+            begun = time.monotonic()
+            said = await session.ask(json.dumps(frame), deadline_s=left[session])
+            left[session] -= time.monotonic() - begun
+            late = left[session] <= 0 and said.status is Status.FINISHED
+            return Status.TIMEOUT if late else said.status, _read(said.stdout), said.note
+
+        ended, reply, why = Status.FINISHED, dict[str, Any](), ""
         try:
-            lost, reply = Outcome(status=Status.FINISHED), {}
             for frame in _sources(suite, program):
-                lost = await solution.ask(json.dumps(frame))
-                reply = _read(lost.stdout)
-            why = _why(reply)
+                if ended is Status.FINISHED:
+                    ended, reply, why = await ask(solution, frame)
+            why = why or _why(reply)
             setup = {"setup": f"{suite.before}\n{suite.after}", "entry": suite.entry, "tests": suite.scripts}
-            said = await tests.ask(json.dumps(setup))
-            while said.status is Status.FINISHED and "arguments" in (asked := _read(said.stdout)):
-                if lost.status is Status.FINISHED:
-                    call = {"entry": suite.entry, "arguments": asked["arguments"]}
-                    lost = await solution.ask(json.dumps(call))
-                    reply = _read(lost.stdout) or {"raised": "Exception"}
-                else:
-                    reply = {"raised": "Exception"}
-                why = why or _why(reply)
-                said = await tests.ask(json.dumps(reply))
+            status, asked, note = await ask(tests, setup)
+            while status is Status.FINISHED and "arguments" in asked:
+                reply = {"raised": "Exception"}
+                if ended is Status.FINISHED:
+                    ended, reply, _ = await ask(solution, {"entry": suite.entry, "arguments": asked["arguments"]})
+                    why = why or _why(reply)
+                status, asked, note = await ask(tests, reply or {"raised": "Exception"})
         finally:
             await solution.close()
             await tests.close()
-        if lost.status is Status.FINISHED and said.status is not Status.FINISHED:
-            lost = replace(said, note=f"the tests did not end: {said.status}")
-        if lost.status is Status.MACHINERY:
-            return _Verdict((), Status.MACHINERY, lost.note)
-        passed = _read(said.stdout).get("passed", ())
-        return _Verdict(_filled([each is True for each in passed], suite.size), lost.status, why or _last_line(lost))
+        if Status.MACHINERY in (status, ended):
+            return _Verdict((), Status.MACHINERY, note or why)
+        if status is not Status.FINISHED and ended is Status.FINISHED:
+            ended, why = status, "the tests did not end"
+        passed = [each is True for each in asked.get("passed", ())] if status is Status.FINISHED else []
+        return _Verdict(_filled(passed, suite.size), ended, why)
 
 
 # ------------------------------------------------------------------------------------------ what was answered
@@ -277,7 +283,7 @@ def _order(item: Any) -> str:
 
 def _sources(suite: Suite, program: str) -> list[dict[str, Any]]:
     """What the solution's process runs before it is asked: what comes before the program, it, and what comes after."""
-    parts = (f"{suite.before}\n{program}", suite.after)
+    parts = (f"{suite.before}\n{program}" if suite.before else program, suite.after)
     return [{"source": part, "entry": suite.entry} for part in parts if part.strip()]
 
 
