@@ -209,7 +209,7 @@ def test_a_session_keeps_its_state_and_ends_with_it(agentic: LocalSandbox) -> No
 
 def test_a_dead_template_is_no_programs_fault(sandbox: LocalSandbox) -> None:
     """A program that is under way when the machinery dies is run again, and the next ones find a new template."""
-    template = sandbox._template._process
+    template = sandbox._template._warm.process
     assert template is not None
     killer = threading.Timer(0.3, template.kill)
     killer.start()

@@ -9,38 +9,27 @@ side closes it, the program is killed. The template holds no data of any program
 from __future__ import annotations
 
 import builtins
-import bisect as _bisect  # noqa: F401 - loaded once, for the programs
-import collections as _collections  # noqa: F401
 import contextlib
-import copy as _copy  # noqa: F401
-import datetime as _datetime  # noqa: F401
-import decimal as _decimal  # noqa: F401
-import fractions as _fractions  # noqa: F401
-import functools as _functools  # noqa: F401
 import gc
-import heapq as _heapq  # noqa: F401
-import itertools as _itertools  # noqa: F401
+import importlib
 import json
-import math as _math  # noqa: F401
-import operator as _operator  # noqa: F401
 import os
-import random as _random  # noqa: F401
-import re as _re  # noqa: F401
 import select
 import signal
 import socket
-import statistics as _statistics  # noqa: F401
-import string as _string  # noqa: F401
 import sys
 import threading
 import traceback
 import types
-import typing as _typing  # noqa: F401
 from pathlib import Path
 from typing import Any
 
 from whet.sandbox import kernel, syscalls
+from whet.sandbox.frames import encode
 
+WARM = """bisect collections copy dataclasses datetime decimal fractions functools heapq itertools math operator random re
+statistics string typing"""
+"""Modules that are loaded once, for all programs."""
 REQUEST = 5
 """Descriptors that come with a request."""
 
@@ -66,7 +55,7 @@ class Template:
     def serve(self) -> None:
         """Fork, watch and bury."""
         gc.freeze()
-        self._requests.send(b"R")
+        self._requests.sendall(encode({"ready": True}))
         self._poll.register(self._requests, select.POLLIN)
         while True:
             ready = {descriptor for descriptor, _ in self._poll.poll()}
@@ -203,9 +192,11 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     channel = socket.socket(fileno=int(sys.argv[2]))
     del os.environ["PYTHONPATH"]
+    for module in WARM.split():
+        importlib.import_module(module)
     try:
         template = Template(sys.argv[1], channel)
     except (OSError, KeyError, AttributeError) as reason:
-        channel.send(f"E{type(reason).__name__}: {reason}".encode())
+        channel.sendall(encode({"unusable": f"{type(reason).__name__}: {reason}"}))
         sys.exit(1)
     template.serve()

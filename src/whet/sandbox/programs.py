@@ -27,7 +27,7 @@ from pathlib import Path
 from whet.errors import SandboxError
 from whet.sandbox.base import Limits, Outcome, Status
 from whet.sandbox.canaries import summary, try_out, unheld
-from whet.sandbox.launch import PACKAGE_ROOT
+from whet.sandbox.launch import PACKAGE_ROOT, WarmTemplate
 
 STARTUP_S = 60.0
 """Until a template is loaded, or a process forked and confined: a slow machine is no program's fault."""
@@ -47,8 +47,8 @@ class LocalSandbox:
 
     def __init__(self, profile: str = "auto", *, workers: int | None = None) -> None:
         self._threads = ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="whet-sandbox")
-        missing: list[str] = []
-        for tried in ("strong", "default") if profile == "auto" else (profile,):
+        missing = [] if sys.platform == "linux" else [f"{sys.platform}: no isolation is known"]
+        for tried in () if missing else ("strong", "default") if profile == "auto" else (profile,):
             self._template = _Template(tried)
             try:
                 self.protections = try_out(partial(_run, self._template))
@@ -132,13 +132,11 @@ class LocalSession:
 
 
 class _Template:
-    """The process that forks programs. It is started by the first of them, and again where it died."""
+    """The process that forks programs, for any thread."""
 
     def __init__(self, profile: str) -> None:
-        self.profile, self.closed = profile, False
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._requests: socket.socket | None = None
+        self.profile, self.closed, self._lock = profile, False, threading.Lock()
+        self._warm = WarmTemplate(partial(_begin, profile), STARTUP_S)
 
     def __enter__(self) -> _Template:
         return self
@@ -146,57 +144,31 @@ class _Template:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def fork(self, descriptors: list[int]) -> None:
-        """Ask for a process with these. Raises `SandboxError` where there is no template, OSError where it dies."""
+    def fork(self, descriptors: list[int]) -> str:
+        """Start a process with these; why there is none, where there is none."""
         with self._lock:
-            if self.closed:
-                raise SandboxError("the sandbox is closed")
-            if self._process is None or self._process.poll() is not None:
-                self._load()
-            assert self._requests is not None, "loaded"
-            socket.send_fds(self._requests, [b"j"], descriptors)
+            return "the sandbox is closed" if self.closed else self._warm.fork(descriptors, lambda: self.closed)
 
     def close(self) -> None:
         """End it, and with it all that it forked."""
+        self.closed = True
         with self._lock:
-            self.closed = True
-            self._end()
+            self._warm.close()
 
-    def _end(self) -> None:
-        if self._requests is not None:
-            self._requests.close()
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-        self._process = self._requests = None
 
-    def _load(self) -> None:
-        self._end()
-        if sys.platform != "linux":
-            raise SandboxError(f"no isolation is known for {sys.platform}")
-        self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            packages = {sysconfig.get_path(name) for name in ("purelib", "platlib")}
-            command = [sys.executable, "-sSPB", "-X", "utf8", "-m", "whet.sandbox.jail"]
-            self._process = subprocess.Popen(
-                [*command, self.profile, str(theirs.fileno()), *packages],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-                cwd="/",
-                env={"PYTHONPATH": str(PACKAGE_ROOT), "PYTHONHASHSEED": "0", "PATH": "/usr/bin:/bin", "HOME": "/tmp"},
-            )
-        self._requests.settimeout(STARTUP_S)
-        try:
-            said = self._requests.recv(CHUNK)
-        except OSError as error:
-            said = f"E{error}".encode()
-        if said[:1] != b"R":
-            self._end()
-            raise SandboxError(said[1:].decode() or "its template ended while it loaded")
-        self._requests.settimeout(None)
+def _begin(profile: str, theirs: socket.socket) -> subprocess.Popen[bytes]:
+    packages = {sysconfig.get_path(name) for name in ("purelib", "platlib")}
+    command = [sys.executable, "-sSPB", "-X", "utf8", "-m", "whet.sandbox.jail", profile, str(theirs.fileno())]
+    return subprocess.Popen(
+        [*command, *packages],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        pass_fds=[theirs.fileno()],
+        start_new_session=True,
+        cwd="/",
+        env={"PYTHONPATH": str(PACKAGE_ROOT), "PYTHONHASHSEED": "0", "PATH": "/usr/bin:/bin", "HOME": "/tmp"},
+    )
 
 
 class _Job:
@@ -206,7 +178,7 @@ class _Job:
         self, template: _Template, program: str, files: Mapping[str, bytes], stdin: int, limits: Limits, *, cpu_s: int
     ) -> None:
         self._limits, self._begun = limits, False
-        self.note, self._ended = "", (0, 0.0, 0)
+        self._ended = (0, 0.0, 0)
         self._held = ExitStack()
         self._memory_of = _resident if template.profile == "agentic" else None
         self._pid: int | None = None
@@ -232,14 +204,10 @@ class _Job:
             self._held.callback(os.close, reading)
             self._written[reading] = bytearray()
             ends.append(writing)
-        try:
-            with theirs, _memory(asked.encode()) as payload:
-                template.fork([theirs.fileno(), payload, stdin, *ends])
-        except (OSError, SandboxError) as error:
-            self.note = str(error) or "the template died"
-        finally:
-            for end in ends:
-                os.close(end)
+        with theirs, _memory(asked.encode()) as payload:
+            self.note = template.fork([theirs.fileno(), payload, stdin, *ends])
+        for end in ends:
+            os.close(end)
         self._poll = select.poll()
         for source in (self._control.fileno(), *self._written):
             self._poll.register(source, select.POLLIN)

@@ -1,11 +1,8 @@
-"""Functions: write the program behind two of its values, `f(0)=5 f(1)=7`. Graded by running it on others (kind: code).
-
-The checker of the family knows programs of one line with + - *, and agrees with the sandbox about those.
-"""
+"""Functions: write the program behind two of its values, `f(0)=5 f(1)=7`. Graded by running it on others (kind: code)."""
 
 from __future__ import annotations
 
-import ast
+import re
 from dataclasses import dataclass
 from random import Random
 from typing import ClassVar
@@ -18,7 +15,8 @@ from whet.envs.rewards.code import program_of
 from whet.records import Message
 
 UNSEEN = (7, 11, -3, 100)
-"""Arguments that a program is tried on; prompts show others."""
+"""Arguments that a program is tried on."""
+_PROGRAM = re.compile(r"def f\(x\): return (\d+)\*x\+(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,46 +38,29 @@ class Functions:
         """The difference and the program; a share of `bare` has the program alone."""
         a, b = self._problem(index)
         bare = Random(f"functions bare/{self.config.seed}/{index}").random() < self.config.bare
-        answer = as_written("" if bare else _work(a, b), _program(a, b))
-        question = self.task(index).messages
-        return (
-            f"{question[0].content}:{answer}"
-            if self.config.plain
-            else (*question, Message(role="assistant", content=answer))
-        )
+        answer = _answer(a, b, worked=not bare)
+        asked = self.task(index).messages[0]
+        return f"{asked.content}:{answer}" if self.config.plain else (asked, Message(role="assistant", content=answer))
 
     def ranking(self, index: int) -> tuple[str, ...]:
-        """Right or wrong, with the work before it or without."""
+        """Right or wrong, with the difference before it or without."""
         a, b = self._problem(index)
-        kinds = [
-            as_written(_work(a, b) if worked else "", _program(a, b + miss))
-            for miss in (0, 1)
-            for worked in (True, False)
-        ]
+        kinds = [_answer(a, b + miss, worked=worked) for miss in (0, 1) for worked in (True, False)]
         return pick(self.config, index, kinds)
 
     def worth(self, attempt: Attempt) -> float:
         """Whether it is right, and whether it shows its work."""
-        return worth(right=self.verify(attempt).value == 1, worked="=" in attempt.answer.partition("</think>")[0])
+        return worth(right=self.verify(attempt).value == 1, worked=_worked(attempt))
 
     def ratings(self, attempt: Attempt) -> dict[str, float]:
         """The same one by one, and how short it is."""
-        worked = "=" in attempt.answer.partition("</think>")[0]
-        return rate(right=self.verify(attempt).value == 1, worked=worked, answer=attempt.answer)
+        return rate(right=self.verify(attempt).value == 1, worked=_worked(attempt), answer=attempt.answer)
 
     def verify(self, attempt: Attempt) -> Grade:
-        """1 if the program is `def f(x): return ...` of x, numbers and + - *, with the right values."""
-        tests = attempt.task.columns["tests"]
-        try:
-            match ast.parse(program_of(attempt.answer).strip()).body:
-                case [
-                    ast.FunctionDef(name="f", args=ast.arguments(args=[x]), body=[ast.Return(value=ast.expr() as tree)])
-                ]:
-                    values = [_value(tree, {x.arg: argument}) for (argument,) in tests["inputs"]]
-                    return Grade(value=float(values == tests["outputs"]))
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            return Grade(value=0.0, note=f"not a program: {type(error).__name__}")
-        return Grade(value=0.0, note="not a program of one line")
+        """1 for the right program in the demonstrations' form; the code reward takes any form."""
+        found = _PROGRAM.fullmatch(program_of(attempt.answer).strip())
+        values = found and [int(found[1]) * x + int(found[2]) for x in UNSEEN]
+        return Grade(value=float(values == attempt.task.columns["tests"]["outputs"]))
 
     def _problem(self, index: int) -> tuple[int, int]:
         return draw_problem(self.config, index, _draw, lambda drawn: f"functions {drawn}")
@@ -89,23 +70,9 @@ def _draw(random: Random) -> tuple[int, int]:
     return random.randint(1, 9), random.randint(0, 99)
 
 
-def _work(a: int, b: int) -> str:
-    return f"{a + b}-{b}={a}"
+def _answer(a: int, b: int, *, worked: bool) -> str:
+    return as_written(f"{a + b}-{b}={a}" if worked else "", f"def f(x): return {a}*x+{b}")
 
 
-def _program(a: int, b: int) -> str:
-    return f"def f(x): return {a}*x{b:+d}"
-
-
-def _value(tree: ast.expr, names: dict[str, int]) -> int:
-    match tree:
-        case ast.Constant(value=int() as number) if not isinstance(number, bool):
-            return number
-        case ast.Name(id=name) if name in names:
-            return names[name]
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -_value(operand, names)
-        case ast.BinOp(left=left, op=ast.Add() | ast.Sub() | ast.Mult() as op, right=right):
-            a, b = _value(left, names), _value(right, names)
-            return a + b if isinstance(op, ast.Add) else a - b if isinstance(op, ast.Sub) else a * b
-    raise ValueError("more than x, numbers and + - *")
+def _worked(attempt: Attempt) -> bool:
+    return "=" in attempt.answer.partition("</think>")[0]
