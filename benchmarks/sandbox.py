@@ -29,6 +29,11 @@ PROGRAM = "print(6 * 7)"
 BUBBLEWRAP = ["bwrap", "--ro-bind", "/", "/", "--unshare-all", "--die-with-parent", "--tmpfs", "/tmp"]
 
 
+def write(text: str) -> None:
+    """A line of the result."""
+    sys.stdout.write(text + "\n")
+
+
 def main() -> None:
     """Time and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -52,7 +57,7 @@ def main() -> None:
     base = statistics.median(rates["cold python -I -S"])
     for name, found in rates.items():
         middle = statistics.median(found)
-        print(f"{name:18} {middle:7.0f} a second ({min(found):.0f} to {max(found):.0f}), {middle / base:.1f} x cold")
+        write(f"{name:18} {middle:7.0f} a second ({min(found):.0f} to {max(found):.0f}), {middle / base:.1f} x cold")
     if options.grades:
         _grades(next(iter(boxes.values())), options.jobs)
     for box in boxes.values():
@@ -65,7 +70,7 @@ def _boxes(workers: int) -> list[tuple[str, LocalSandbox]]:
         try:
             found.append((profile, LocalSandbox(profile, workers=workers)))
         except SandboxError as error:
-            print(f"{profile}: {error}")
+            write(f"{profile}: {error}")
     return found
 
 
@@ -79,7 +84,7 @@ def _in_sandbox(box: LocalSandbox) -> Callable[[int], None]:
 
 def _commands(command: list[str], workers: int) -> Callable[[int], None]:
     def one(_: int) -> None:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
         assert done.stdout == "42\n", done
 
     def everyone(jobs: int) -> None:
@@ -97,7 +102,7 @@ def _grades(box: LocalSandbox, jobs: int) -> None:
     attempt = Attempt(task=task, messages=said, completion_tokens=(), truncated=False, max_tokens=0)
     begun = time.perf_counter()
     assert all(grade.value == 1 for grade in reward.grade([attempt] * jobs, step=1))
-    print(f"{'grades of 3 asserts':18} {jobs / (time.perf_counter() - begun):7.0f} a second")
+    write(f"{'grades of 3 asserts':18} {jobs / (time.perf_counter() - begun):7.0f} a second")
 
 
 if __name__ == "__main__":

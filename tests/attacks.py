@@ -1,4 +1,4 @@
-"""Programs that attack: to score without solving, or to harm the machine. Used by the tests of the sandbox and of code."""
+"""Programs that attack: to score without solving, or to harm the machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ FORGERIES = {
     "a float that lies": "class F(float):\n def __eq__(self, o): return True\n def __abs__(self): return 0.0\n"
     " def __sub__(self, o): return 0.0\n __hash__ = float.__hash__\ndef add(a, b): return F('nan')",
     "a mock": "from unittest.mock import ANY\ndef add(a, b): return ANY",
-    "patched json": 'import json\njson.dumps = lambda *a, **k: \'{"value": 5, "passed": [true]}\'\ndef add(a, b): return 5',
+    "patched json": 'import json\n_said = \'{"value": 5, "passed": [true]}\'\njson.dumps = lambda *a, **k: _said\n'
+    "def add(a, b): return 5",
     "patched builtins": "import builtins\nbuiltins.isinstance = lambda *a: True\nbuiltins.type = lambda *a: int\n"
     "builtins.AssertionError = Warning\nbuiltins.eval = lambda *a: 5\ndef add(a, b): return 5",
     "patched unittest": "import unittest\nunittest.TestCase.assertEqual = lambda *a: None\ndef add(a, b): return None",
@@ -27,7 +28,8 @@ FORGERIES = {
     "a verdict from a thread": "import threading, os, time\ndef write():\n while True:\n  for fd in range(1, 9):\n"
     "   try: os.write(fd, b'{\"value\": 5}\\n')\n   except OSError: pass\n"
     "threading.Thread(target=write, daemon=True).start()\ndef add(a, b): time.sleep(0.05); return None",
-    "the frames above": "import sys\ndef add(a, b):\n f = sys._getframe()\n while f:\n  for v in list(f.f_locals.values()):\n"
+    "the frames above": "import sys\ndef add(a, b):\n f = sys._getframe()\n while f:\n"
+    "  for v in list(f.f_locals.values()):\n"
     "   if isinstance(v, (list, tuple)) and v and v[0] == 'wanted': return v[1]\n  f = f.f_back\n raise LookupError",
     "all objects in memory": "import gc, re\ndef add(a, b):\n for o in gc.get_objects():\n"
     "  m = re.search(r'add\\(%s, %s\\) == (-?\\d+)' % (a, b), repr(o)[:100000])\n  if m: return int(m[1])",
@@ -94,7 +96,8 @@ INTRUDERS = {
     "becomes root": "os.setuid(0); os.setgid(0); print('got') if open('/etc/shadow').read() else 0",
     "memory that no limit counts": "os.memfd_create('x'); print('got')",
     "asks for bpf": "print('got') if ctypes.CDLL(None).syscall(321, 0, 0, 0) != -1 else 0",
-    "asks for a ring": "print('got') if ctypes.CDLL(None).syscall(425, 1, ctypes.create_string_buffer(256)) >= 0 else 0",
+    "asks for a ring": "b = ctypes.create_string_buffer(256)\nprint('got') if ctypes.CDLL(None).syscall(425, 1, b) >= 0"
+    " else 0",
     "mounts": "print('got') if ctypes.CDLL(None).mount(b'x', b'/tmp', b'tmpfs', 0, None) == 0 else 0",
     "shared memory of the system": "print('got') if ctypes.CDLL(None).shmget(0, 4096, 0o1600) != -1 else 0",
 }
@@ -111,7 +114,7 @@ ENDLESS = {
     "a stop": ("import os, signal; signal.pthread_kill(0, 0) if 0 else None\nwhile True: signal.pause()", "timeout"),
     "threads that spin": (
         "import threading\ndef spin():\n while True: pass\nfor _ in range(8): threading.Thread(target=spin).start()",
-        "timeout",
+        "timeout signalled",
     ),
     "no end of threads": (
         "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(1000,)).start()",

@@ -6,7 +6,6 @@ The rows of files are real; they are looked for where the other tests look for t
 from __future__ import annotations
 
 import ast
-import gzip
 import json
 import pickle
 import random
@@ -43,7 +42,7 @@ SCRIPT = {
 CHECK = {
     "entry_point": "add",
     "prefix": "import math\n",
-    "test": "def check(candidate):\n    for a in range(3):\n        assert candidate(a, 4) == a + 4\n    assert candidate(1, 0) == 1",
+    "test": "def check(candidate):\n for a in range(3):\n  assert candidate(a, 4) == a + 4\n assert candidate(1, 0)",
 }
 PAIRS = {"tests": {"fn_name": "add", "inputs": [[2, 3], [-1, 1], [10, -9]], "outputs": [5, 0, 1]}}
 FORMS = {"calls": ASSERTS, "scripts": SCRIPT, "check": CHECK, "pairs": PAIRS}
@@ -136,10 +135,8 @@ def test_a_part_of_the_tests_may_earn_a_part(sandbox: LocalSandbox) -> None:
 class _Broken:
     """A sandbox whose every program ends in one way."""
 
-    protections: dict[str, bool] = {}
-
     def __init__(self, status: Status) -> None:
-        self.status = status
+        self.status, self.protections = status, dict[str, bool]()
 
     def describe(self) -> str:
         return "broken"
@@ -395,7 +392,8 @@ def test_quixbugs_are_told_from_their_mends(sandbox: LocalSandbox, shared_data: 
         columns = {
             "tests": {"fn_name": row["name"], "inputs": inputs, "outputs": [[want] for _, want in row["json_tests"]]}
         }
-        listed = f"\n_f = {row['name']}\ndef {row['name']}(*a):\n r = _f(*a)\n return list(r) if hasattr(r, '__next__') else r"
+        name = row["name"]
+        listed = f"\n_f = {name}\ndef {name}(*a):\n r = _f(*a)\n return list(r) if hasattr(r, '__next__') else r"
         both += [(columns, row["fixed"] + listed), (columns, row["buggy"] + listed)]
     given = graded(sandbox, both, Limits(deadline_s=2, memory_mb=512))
     assert {row["name"]: (a.value, b.value) for row, a, b in zip(tested, given[::2], given[1::2], strict=True)} == {

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -160,7 +160,7 @@ def test_no_process_outlives_its_program(agentic: LocalSandbox) -> None:
 
 
 def test_the_memory_of_all_processes_together_is_limited(agentic: LocalSandbox) -> None:
-    hoard = "import os, time\nfor _ in range(8):\n if os.fork() == 0: break\nx = bytearray(b'x' * (100 << 20))\ntime.sleep(60)"
+    hoard = "import os, time\nfor _ in range(8):\n if os.fork() == 0: break\nx = b'x' * (100 << 20)\ntime.sleep(60)"
     assert run(agentic, hoard, limits=Limits(deadline_s=30, memory_mb=256)).status is Status.MEMORY
 
 
@@ -241,7 +241,7 @@ def test_minimal_is_had_by_name_alone_and_says_what_it_does_not_stop() -> None:
 def test_a_sandbox_that_does_not_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """What decides is what the attacks got, whatever the layers say of themselves."""
     monkeypatch.setattr(programs, "try_out", lambda run: {"reading files": False, "reaching the network": True})
-    with pytest.raises(SandboxError, match="strong: nothing keeps programs from reading files; default: .*minimal"):
+    with pytest.raises(SandboxError, match=r"strong: nothing keeps programs from reading files; default: .*minimal"):
         LocalSandbox("auto")
     monkeypatch.setitem(MEANT, "strong", ["reading files"])
     LocalSandbox("auto").close()
@@ -265,7 +265,7 @@ def test_nothing_is_left_when_the_trainer_dies(tmp_path: Path) -> None:
 class _Fusion(BaseHTTPRequestHandler):
     """Enough of SandboxFusion: it runs the program as it is."""
 
-    fail: dict[str, int] = {}
+    fail: ClassVar[dict[str, int]] = {}
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -324,5 +324,5 @@ def test_a_server_of_sandboxfusion_is_a_sandbox(fusion: str, monkeypatch: pytest
             asyncio.run(box.open("pass"))
     finally:
         box.close()
-    with pytest.raises(SandboxError, match="127.0.0.1:1: .*start the server"):
+    with pytest.raises(SandboxError, match=r"127.0.0.1:1: .*start the server"):
         HTTPSandbox("http://127.0.0.1:1")

@@ -13,7 +13,6 @@ from whet.config.judge import JudgeConfig
 from whet.config.model import ModelConfig
 from whet.config.strict import Made, PythonFile, Strict
 
-
 SANDBOXES = ("auto", "strong", "default", "agentic", "minimal")
 
 

@@ -87,6 +87,9 @@ class Limits:
     """Where it may start any."""
 
 
+USUAL = Limits()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """What became of a program."""
@@ -123,11 +126,11 @@ class Sandbox(Protocol):
         """What it is and what it stops, in one line."""
 
     async def run(
-        self, program: str, files: Mapping[str, bytes] = {}, stdin: bytes = b"", limits: Limits = Limits()
+        self, program: str, files: Mapping[str, bytes] = {}, stdin: bytes = b"", limits: Limits = USUAL
     ) -> Outcome:
         """Run it to its end. `files` lie in its working folder."""
 
-    async def open(self, program: str, files: Mapping[str, bytes] = {}, limits: Limits = Limits()) -> Session:
+    async def open(self, program: str, files: Mapping[str, bytes] = {}, limits: Limits = USUAL) -> Session:
         """Start it, to be asked line by line. Raises `SandboxError` where there are no sessions."""
 
     def close(self) -> None:

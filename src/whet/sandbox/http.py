@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from whet.errors import SandboxError
-from whet.sandbox.base import Limits, Outcome, Sandbox, Session, Status
+from whet.sandbox.base import USUAL, Limits, Outcome, Sandbox, Session, Status
 from whet.sandbox.canaries import summary, try_out
 from whet.sandbox.programs import CONTROL, LocalSandbox, settle
 
@@ -43,12 +43,12 @@ class HTTPSandbox:
         return f"sandbox {self._url}: {summary(self.protections)} (of this machine; its own is its affair)"
 
     async def run(
-        self, program: str, files: Mapping[str, bytes] = {}, stdin: bytes = b"", limits: Limits = Limits()
+        self, program: str, files: Mapping[str, bytes] = {}, stdin: bytes = b"", limits: Limits = USUAL
     ) -> Outcome:
         """Run it to its end."""
         return await asyncio.wrap_future(self._threads.submit(self._run, program, files, stdin, limits))
 
-    async def open(self, program: str, files: Mapping[str, bytes] = {}, limits: Limits = Limits()) -> Session:
+    async def open(self, program: str, files: Mapping[str, bytes] = {}, limits: Limits = USUAL) -> Session:
         """There are none."""
         raise SandboxError(f"sandbox {self._url}: the protocol has no sessions; use a profile of this machine")
 
@@ -59,7 +59,7 @@ class HTTPSandbox:
 
     def _run(self, program: str, files: Mapping[str, bytes], stdin: bytes, limits: Limits) -> Outcome:
         asked = (program, files, stdin, limits)
-        return settle(self._once(*asked), lambda: self._once(*asked), lambda: self._once(CONTROL, {}, b"", Limits()))
+        return settle(self._once(*asked), lambda: self._once(*asked), lambda: self._once(CONTROL, {}, b"", USUAL))
 
     def _once(self, program: str, files: Mapping[str, bytes], stdin: bytes, limits: Limits) -> Outcome:
         body = {

@@ -1,9 +1,10 @@
 """The template of the sandbox: confined once as its profile says, it forks a process for each program.
 
-Run as `python -m whet.sandbox.jail PROFILE FD PACKAGES...`. Over the socket FD come requests: a byte, with the descriptors of a
-control socket, of what to run (JSON in memory) and of standard input, output and error. Over the control socket go `R`
-(it runs), `E` and why it does not, and when it ended `X`, its wait status, CPU seconds and most KiB; where the other
-side closes it, the program is killed. The template holds no data of any program: all is read after the fork.
+Run as `python -m whet.sandbox.jail PROFILE FD PACKAGES...`. Over the socket FD come requests: a byte, with the
+descriptors of a control socket, of what to run (JSON in memory) and of standard input, output and error. Over the
+control socket go `R` (it runs), `E` and why it does not, and when it ended `X`, its wait status, CPU seconds and most
+KiB; where the other side closes it, the program is killed. The template holds no data of any program: all is read after
+the fork.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ import sys
 import threading
 import traceback
 import types
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from whet.sandbox import kernel, syscalls
 from whet.sandbox.frames import encode
 
-WARM = """bisect collections copy dataclasses datetime decimal fractions functools heapq itertools math operator random re
-statistics string typing"""
+WARM = """bisect collections copy dataclasses datetime decimal fractions functools heapq itertools math operator random
+re statistics string typing"""
 """Modules that are loaded once, for all programs."""
 REQUEST = 5
 """Descriptors that come with a request."""
@@ -149,9 +151,7 @@ class Template:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if self._numbers is not None:
             kernel.own_namespaces(tools=self._profile == "agentic", disk_mb=limits["file_mb"])
-            for name, text in job["files"].items():
-                Path(name).parent.mkdir(parents=True, exist_ok=True)
-                Path(name).write_bytes(text.encode("latin-1"))
+            write_files("/tmp", {name: text.encode("latin-1") for name, text in job["files"].items()})
         elif job["folder"]:
             os.chdir(job["folder"])
         own = [path for path in sys.path if path.startswith(sys.base_prefix)]
@@ -164,22 +164,30 @@ class Template:
             kernel.filter_calls(self._filter)
 
 
+def write_files(folder: str, files: Mapping[str, bytes]) -> None:
+    """Files by their names within the folder, which anybody may read."""
+    os.chmod(folder, 0o755)
+    for name, content in files.items():
+        Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
+        Path(folder, name).write_bytes(content)
+
+
 def run(program: str) -> None:
     """The program as `__main__`, with Python's own exit codes."""
     main = types.ModuleType("__main__")
     sys.modules["__main__"], sys.argv = main, ["program.py"]
-    builtins.exit = builtins.quit = sys.exit  # which -S leaves out
+    vars(builtins).update(exit=sys.exit, quit=sys.exit)  # which -S leaves out
     code: object = 0
     try:
-        exec(compile(program, "program.py", "exec"), main.__dict__)  # noqa: S102 - what a sandbox is for
-        threading._shutdown()  # type: ignore[attr-defined] - waits for threads that are no daemons
+        exec(compile(program, "program.py", "exec"), main.__dict__)
+        threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that are no daemons
     except SystemExit as ended:
         code = ended.code
     except BaseException as error:  # noqa: BLE001
         traceback.print_exception(error.with_traceback(error.__traceback__ and error.__traceback__.tb_next))
         code = 1
     if code is not None and not isinstance(code, int):
-        print(code, file=sys.stderr)
+        sys.stderr.write(f"{code}\n")
         code = 1
     with contextlib.suppress(Exception):
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""The Linux layers that confine a process and what it starts, through the C library. Each raises OSError where it fails.
+"""The Linux layers that confine a process and what it starts, through the C library. Each raises OSError if it fails.
 
 Namespaces give it a file system, process numbers and a network of its own; Landlock takes file access from it where
 namespaces cannot be had; seccomp takes system calls; capabilities and limits go in any case.

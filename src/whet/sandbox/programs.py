@@ -20,13 +20,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 from whet.errors import SandboxError
-from whet.sandbox.base import Limits, Outcome, Status
+from whet.sandbox.base import USUAL, Limits, Outcome, Status
 from whet.sandbox.canaries import summary, try_out, unheld
+from whet.sandbox.jail import write_files
 from whet.sandbox.launch import PACKAGE_ROOT, WarmTemplate
 
 STARTUP_S = 60.0
@@ -70,7 +70,7 @@ class LocalSandbox:
         return f"sandbox {self.profile}: {summary(self.protections)}"
 
     async def run(
-        self, program: str, files: Mapping[str, bytes] = {}, stdin: bytes = b"", limits: Limits = Limits()
+        self, program: str, files: Mapping[str, bytes] = {}, stdin: bytes = b"", limits: Limits = USUAL
     ) -> Outcome:
         """Run it to its end."""
         running = self._threads.submit(self.run_now, program, files, stdin, limits)
@@ -85,7 +85,7 @@ class LocalSandbox:
             first, lambda: _alone(self.profile, program, files, stdin, limits), lambda: _alone(self.profile, CONTROL)
         )
 
-    async def open(self, program: str, files: Mapping[str, bytes] = {}, limits: Limits = Limits()) -> LocalSession:
+    async def open(self, program: str, files: Mapping[str, bytes] = {}, limits: Limits = USUAL) -> LocalSession:
         """Start it, to be asked line by line."""
         return await asyncio.to_thread(LocalSession, self._template, program, files, limits)
 
@@ -177,68 +177,55 @@ class _Job:
     def __init__(
         self, template: _Template, program: str, files: Mapping[str, bytes], stdin: int, limits: Limits, *, cpu_s: int
     ) -> None:
-        self._limits, self._begun = limits, False
+        self._most, self._memory = limits.output_kb << 10, limits.memory_mb << 20
+        self._shared, self._pid, self._begun = template.profile == "agentic", 0, False
         self._ended = (0, 0.0, 0)
-        self._held = ExitStack()
-        self._memory_of = _resident if template.profile == "agentic" else None
-        self._pid: int | None = None
-        folder = None
-        if files and template.profile in ("default", "minimal"):
+        self._held, folder = ExitStack(), None
+        if files and template.profile in ("default", "minimal"):  # the others have a file system of their own
             folder = self._held.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
-            os.chmod(folder, 0o755)
-            for name, content in files.items():
-                Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
-                Path(folder, name).write_bytes(content)
+            write_files(folder, files)
         named = {name: content.decode("latin-1") for name, content in files.items()}
-        most = {"memory_mb": limits.memory_mb, "cpu_s": cpu_s, "file_mb": limits.file_mb}
-        most["processes"] = limits.processes
-        asked = json.dumps({"program": program, "files": named, "limits": most, "folder": folder})
+        most = {name: getattr(limits, name) for name in ("memory_mb", "file_mb", "processes")}
+        job = {"program": program, "files": named, "limits": {**most, "cpu_s": cpu_s}, "folder": folder}
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._held.enter_context(self._control)
-        self._control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self._control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # tells the process's number as seen here
+        pipes = [os.pipe() for _ in range(2)]
+        with theirs, _memory(json.dumps(job).encode()) as payload:
+            self.note = template.fork([theirs.fileno(), payload, stdin, *(writing for _, writing in pipes)])
+        self._poll = select.poll()
+        self._poll.register(self._control, select.POLLIN)
         self._written: dict[int, bytearray] = {}
-        ends = []
-        for _ in range(2):
-            reading, writing = os.pipe()
+        for reading, writing in pipes:
+            os.close(writing)
             os.set_blocking(reading, False)
             self._held.callback(os.close, reading)
+            self._poll.register(reading, select.POLLIN)
             self._written[reading] = bytearray()
-            ends.append(writing)
-        with theirs, _memory(asked.encode()) as payload:
-            self.note = template.fork([theirs.fileno(), payload, stdin, *ends])
-        for end in ends:
-            os.close(end)
-        self._poll = select.poll()
-        for source in (self._control.fileno(), *self._written):
-            self._poll.register(source, select.POLLIN)
 
     def watch(self, seconds: float, *, line: bool = False) -> Status | None:
         """Until it ended or is late; None as soon as it wrote a whole line, where a `line` is awaited."""
-        deadline = time.monotonic() + (seconds if self._begun else STARTUP_S)
-        output = self._written[next(iter(self._written))]
-        while True:
-            if line and b"\n" in output:
-                return None
+        deadline, begun = time.monotonic() + (seconds if self._begun else STARTUP_S), self._begun
+        output, look = next(iter(self._written.values())), 0.0
+        while not (line and b"\n" in output):
             left = deadline - time.monotonic()
             ready = {source for source, _ in self._poll.poll(max(0.0, min(left, LOOK_S)) * 1000)}
-            for source in ready & self._written.keys():
-                self._read(source)
-            if any(len(text) > self._limits.output_kb << 10 for text in self._written.values()):
+            status = self._hear() if self._control.fileno() in ready else None
+            for source in self._written if status else ready & self._written.keys():
+                self._read(source, drain=status is not None)
+            if any(len(text) > self._most for text in self._written.values()):
                 return Status.OUTPUT
-            if self._control.fileno() in ready:
-                begun = self._begun
-                if (status := self._hear()) is not None:
-                    for source in self._written:  # what it had written before it ended, and no more
-                        while self._read(source) and len(self._written[source]) <= self._limits.output_kb << 10:
-                            pass
-                    return status
-                if self._begun and not begun:
-                    deadline = time.monotonic() + seconds
+            if status is not None:
+                return status
+            if self._begun and not begun:
+                deadline, begun = time.monotonic() + seconds, True
             elif left <= 0:
-                return Status.TIMEOUT if self._begun else Status.MACHINERY
-            if self._memory_of is not None and self._pid is not None and not ready:
-                if self._memory_of(self._pid) > self._limits.memory_mb << 20:
+                return Status.TIMEOUT if begun else Status.MACHINERY
+            if self._shared and self._pid and time.monotonic() >= look:
+                if _resident(self._pid) > self._memory:
                     return Status.MEMORY
+                look = time.monotonic() + LOOK_S
+        return None
 
     def _hear(self) -> Status | None:
         """What the template says of it; None where it goes on."""
@@ -246,39 +233,43 @@ class _Job:
             said, extra, _, _ = self._control.recvmsg(CHUNK, 256)
         except OSError:
             said, extra = b"", []
-        match said[:1]:
-            case b"R":
-                self._begun = True
-                self._pid = next((int.from_bytes(data[:4], sys.byteorder) for _, _, data in extra), None)
-                return None
-            case b"X" if self._begun:
-                status, cpu_s, most_kb = said[1:].split()
-                self._ended = (int(status), float(cpu_s), int(most_kb))
-                return _status(int(status), self._written)
+        if said == b"R":
+            self._begun, self._pid = True, int.from_bytes(extra[0][2][:4], sys.byteorder)
+            return None
+        if said[:1] == b"X" and self._begun:
+            status, cpu_s, most_kb = said[1:].split()
+            self._ended = (os.waitstatus_to_exitcode(int(status)), float(cpu_s), int(most_kb))
+            return self._status()
         self.note = self.note or said[1:].decode(errors="replace") or "the template died"
-        return None if said[:1] == b"E" and self._begun else Status.MACHINERY
+        return Status.MACHINERY
 
-    def _read(self, source: int) -> bool:
-        try:
-            chunk = os.read(source, CHUNK)
-        except BlockingIOError:
-            return False
-        self._written[source] += chunk
-        if not chunk:
-            with suppress(KeyError):  # found before
+    def _status(self) -> Status:
+        code = self._ended[0]
+        if code <= 0:
+            return Status.SIGNALLED if code else Status.FINISHED
+        *_, errors = self._written.values()
+        last = errors.rstrip().rpartition(b"\n")[2]
+        return Status.MEMORY if last.startswith(b"MemoryError") else Status.EXITED
+
+    def _read(self, source: int, *, drain: bool) -> None:
+        """What is there; with `drain` all that was written, for which the end of the pipe is not waited."""
+        with suppress(BlockingIOError):
+            while chunk := os.read(source, CHUNK):
+                self._written[source] += chunk
+                if not drain or len(self._written[source]) > self._most:
+                    return
+            with suppress(KeyError):  # the end, found before
                 self._poll.unregister(source)
-        return bool(chunk)
 
     def outcome(self, status: Status, *, line: bool = False) -> Outcome:
         """What it wrote since the last one: a line of standard output, or all."""
         output, errors = self._written.values()
         end = output.index(b"\n") + 1 if line else len(output)
-        code = os.waitstatus_to_exitcode(self._ended[0])
         found = Outcome(
             status=status,
             stdout=output[:end].decode(errors="replace"),
             stderr=errors.decode(errors="replace"),
-            exit_code=code if status in (Status.FINISHED, Status.EXITED, Status.SIGNALLED) and not line else None,
+            exit_code=self._ended[0] if status in (Status.FINISHED, Status.EXITED) and not line else None,
             cpu_s=self._ended[1],
             memory_mb=self._ended[2] / 1024,
             note=self.note,
@@ -324,7 +315,7 @@ def settle(first: Outcome, again: Callable[[], Outcome], control: Callable[[], O
 
 
 def _alone(
-    profile: str, program: str, files: Mapping[str, bytes] = {}, stdin: bytes = b"", limits: Limits = Limits()
+    profile: str, program: str, files: Mapping[str, bytes] = {}, stdin: bytes = b"", limits: Limits = USUAL
 ) -> Outcome:
     with _Template(profile) as template:
         return _run(template, program, files, stdin, limits)
@@ -337,13 +328,3 @@ def _run(template: _Template, program: str, files: Mapping[str, bytes], stdin: b
             return job.outcome(job.watch(limits.deadline_s) or Status.MACHINERY)
         finally:
             job.close()
-
-
-def _status(wait_status: int, written: Mapping[int, bytearray]) -> Status:
-    code = os.waitstatus_to_exitcode(wait_status)
-    if code == 0:
-        return Status.FINISHED
-    if code < 0:
-        return Status.SIGNALLED
-    *_, errors = written.values()
-    return Status.MEMORY if errors.rstrip().rpartition(b"\n")[2].startswith(b"MemoryError") else Status.EXITED

@@ -19,11 +19,12 @@ rt_sigtimedwait:128:137 rt_sigsuspend:130:133 sigaltstack:131:132 pause:34:- ala
 getitimer:36:102 nanosleep:35:101 clock_nanosleep:230:115 clock_gettime:228:113 clock_getres:229:114 gettimeofday:96:169
 time:201:- times:100:153 getrusage:98:165 getrlimit:97:163 uname:63:160 sysinfo:99:179 getrandom:318:278 umask:95:166
 restart_syscall:219:128 getcpu:309:168"""
-"""What a program needs that computes and reads files. Opening for writing is left to the file system's own limits."""
-WRITE = """mkdir:83:- mkdirat:258:34 unlink:87:- unlinkat:263:35 rmdir:84:- rename:82:- renameat:264:38 renameat2:316:276
-link:86:- linkat:265:37 symlink:88:- symlinkat:266:36 truncate:76:45 ftruncate:77:46 fallocate:285:47 chmod:90:-
-fchmod:91:52 fchmodat:268:53 creat:85:- utimensat:280:88 fsync:74:82 fdatasync:75:83 flock:73:32 sendfile:40:71
-copy_file_range:326:285 statfs:137:43 fstatfs:138:44 fadvise64:221:223 kill:62:129 tkill:200:130 tgkill:234:131"""
+"""What a program needs that computes and reads files. Opening for writing is left to the file system."""
+WRITE = """mkdir:83:- mkdirat:258:34 unlink:87:- unlinkat:263:35 rmdir:84:- rename:82:- renameat:264:38
+renameat2:316:276 link:86:- linkat:265:37 symlink:88:- symlinkat:266:36 truncate:76:45 ftruncate:77:46
+fallocate:285:47 chmod:90:- fchmod:91:52 fchmodat:268:53 creat:85:- utimensat:280:88 fsync:74:82 fdatasync:75:83
+flock:73:32 sendfile:40:71 copy_file_range:326:285 statfs:137:43 fstatfs:138:44 fadvise64:221:223 kill:62:129
+tkill:200:130 tgkill:234:131"""
 """Where the files and the processes that can be reached are the program's own."""
 NEVER = """ptrace:101:117 process_vm_readv:310:270 process_vm_writev:311:271 kcmp:312:272 bpf:321:280 seccomp:317:277
 perf_event_open:298:241 userfaultfd:323:282 io_uring_setup:425:425 io_uring_enter:426:426 io_uring_register:427:427

@@ -1,8 +1,7 @@
-"""Functions: write the program behind two of its values, `f(0)=5 f(1)=7`. Graded by running it on others (kind: code)."""
+"""Functions in words, `add 64, times 7`, to be written as programs. Graded by running them (kind: code)."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from random import Random
 from typing import ClassVar
@@ -14,38 +13,39 @@ from whet.envs.library.split import draw_problem
 from whet.envs.rewards.code import program_of
 from whet.records import Message
 
-UNSEEN = (7, 11, -3, 100)
-"""Arguments that a program is tried on."""
-_PROGRAM = re.compile(r"def f\(x\): return (\d+)\*x\+(\d+)")
+ARGUMENTS = (0, 7, -11, 100)
+"""What a program is tried on."""
+SIGNS = {"add": "+", "minus": "-", "times": "*"}
 
 
 @dataclass(frozen=True, slots=True)
 class Functions:
-    """Lines a x + b with a from 1 to 9 and b from 0 to 99, shown at 0 and at 1."""
+    """Two or three operations on x, one after the other, with numbers from 2 to 99 (2 to 9 to multiply by)."""
 
     version: ClassVar[int] = 1
     config: GeneratedConfig
 
     def task(self, index: int) -> Task:
-        """The two values; column `tests` has others, as APPS writes them."""
-        a, b = self._problem(index)
-        shown = f"f(0)={b} f(1)={a + b}"
-        tests = {"fn_name": "f", "inputs": [[x] for x in UNSEEN], "outputs": [a * x + b for x in UNSEEN]}
+        """The operations; column `tests` has values, as APPS writes them."""
+        steps = self._problem(index)
+        shown = ", ".join(f"{word} {number}" for word, number in steps)
+        tests = {"fn_name": "f", "inputs": [[x] for x in ARGUMENTS], "outputs": [_value(steps, x) for x in ARGUMENTS]}
         message = Message(role="user", content=shown)
-        return Task(id=f"functions:{index}:{shown}", messages=(message,), columns={"tests": tests})
+        columns = {"tests": tests, "answer": _written(steps)[-1]}
+        return Task(id=f"functions:{index}:{shown}", messages=(message,), columns=columns)
 
     def demonstration(self, index: int) -> tuple[Message, ...] | str:
-        """The difference and the program; a share of `bare` has the program alone."""
-        a, b = self._problem(index)
+        """The expression as it grows, and the program; a share of `bare` has the program alone."""
         bare = Random(f"functions bare/{self.config.seed}/{index}").random() < self.config.bare
-        answer = _answer(a, b, worked=not bare)
+        answer = _answer(self._problem(index), worked=not bare)
         asked = self.task(index).messages[0]
         return f"{asked.content}:{answer}" if self.config.plain else (asked, Message(role="assistant", content=answer))
 
     def ranking(self, index: int) -> tuple[str, ...]:
-        """Right or wrong, with the difference before it or without."""
-        a, b = self._problem(index)
-        kinds = [_answer(a, b + miss, worked=worked) for miss in (0, 1) for worked in (True, False)]
+        """Right or wrong (the last number), with the work before it or without."""
+        *first, (word, number) = steps = self._problem(index)
+        wrong = (*first, (word, number + 1))
+        kinds = [_answer(each, worked=worked) for each in (steps, wrong) for worked in (True, False)]
         return pick(self.config, index, kinds)
 
     def worth(self, attempt: Attempt) -> float:
@@ -57,22 +57,41 @@ class Functions:
         return rate(right=self.verify(attempt).value == 1, worked=_worked(attempt), answer=attempt.answer)
 
     def verify(self, attempt: Attempt) -> Grade:
-        """1 for the right program in the demonstrations' form; the code reward takes any form."""
-        found = _PROGRAM.fullmatch(program_of(attempt.answer).strip())
-        values = found and [int(found[1]) * x + int(found[2]) for x in UNSEEN]
-        return Grade(value=float(values == attempt.task.columns["tests"]["outputs"]))
+        """1 for the demonstration's program; the code reward takes any that does the same."""
+        return Grade(value=float(program_of(attempt.answer).strip() == attempt.task.columns["answer"]))
 
-    def _problem(self, index: int) -> tuple[int, int]:
-        return draw_problem(self.config, index, _draw, lambda drawn: f"functions {drawn}")
+    def _problem(self, index: int) -> _Steps:
+        return draw_problem(self.config, index, _draw, lambda steps: f"functions {steps}")
 
 
-def _draw(random: Random) -> tuple[int, int]:
-    return random.randint(1, 9), random.randint(0, 99)
+_Steps = tuple[tuple[str, int], ...]
 
 
-def _answer(a: int, b: int, *, worked: bool) -> str:
-    return as_written(f"{a + b}-{b}={a}" if worked else "", f"def f(x): return {a}*x+{b}")
+def _draw(random: Random) -> _Steps:
+    """No two operations that follow each other are of one kind: their order would not matter."""
+    words = random.choice([("add", "times"), ("times", "minus"), ("minus", "times", "add"), ("times", "add", "times")])
+    return tuple((word, random.randint(2, 9 if word == "times" else 99)) for word in words)
+
+
+def _value(steps: _Steps, x: int) -> int:
+    for word, number in steps:
+        x = x + number if word == "add" else x - number if word == "minus" else x * number
+    return x
+
+
+def _written(steps: _Steps) -> list[str]:
+    """The expression after each operation, and the program."""
+    grown = ["x"]
+    for word, number in steps:
+        inner = f"({grown[-1]})" if word == "times" and len(grown) > 1 else grown[-1]
+        grown.append(f"{inner}{SIGNS[word]}{number}")
+    return [*grown[1:], f"def f(x): return {grown[-1]}"]
+
+
+def _answer(steps: _Steps, *, worked: bool) -> str:
+    *work, program = _written(steps)
+    return as_written(";".join(work) if worked else "", program)
 
 
 def _worked(attempt: Attempt) -> bool:
-    return "=" in attempt.answer.partition("</think>")[0]
+    return "x" in attempt.answer.partition("</think>")[0]

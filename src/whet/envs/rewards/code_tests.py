@@ -1,13 +1,13 @@
 """What a row's tests ask of a program, read from the columns of the data sets that have tests.
 
-| rows                             | known by                                   | tested by                              |
-|----------------------------------|--------------------------------------------|----------------------------------------|
-| MBPP                             | test_list                                  | its asserts                            |
-| HumanEval, LeetCodeDataset       | test, entry_point                          | the asserts of `check`                 |
-| CRUXEval                         | code, input, output                        | the value of `f(input)`                |
-| LiveCodeBench                    | public_test_cases, private_test_cases      | standard input, or calls               |
-| APPS, TACO, verl, rllm, contests | input_output, tests, or                    | standard input, or calls of `fn_name`  |
-|                                  | reward_model.ground_truth                  |                                        |
+| rows                             | known by                              | tested by                             |
+|----------------------------------|---------------------------------------|---------------------------------------|
+| MBPP                             | test_list                             | its asserts                           |
+| HumanEval, LeetCodeDataset       | test, entry_point                     | the asserts of `check`                |
+| CRUXEval                         | code, input, output                   | the value of `f(input)`               |
+| LiveCodeBench                    | public_test_cases, private_test_cases | standard input, or calls              |
+| APPS, TACO, verl, rllm, contests | input_output, tests, or               | standard input, or calls of `fn_name` |
+|                                  | reward_model.ground_truth             |                                       |
 
 An assert that compares a call with a literal becomes the two: the call goes to the solution's process, the value stays.
 Asserts of any other form are a program, which runs in a process of its own (`code_side.run_tests`).
