@@ -168,6 +168,9 @@ def test_files_lie_in_the_working_folder_of_one_program(sandbox: LocalSandbox) -
     listing = "import os; print(sorted(os.listdir('.')), open('deep/b.bin', 'rb').read())\nimport a; print(a.x)"
     found = run(sandbox, listing, files={"a.py": b"x = 7", "deep/b.bin": b"\x00\xff"})
     assert found.stdout == "['a.py', 'deep'] b'\\x00\\xff'\n7\n"
+    for name in ("../x", "/tmp/x", "a/../../x"):
+        with pytest.raises(ValueError, match="leads out"):
+            run(sandbox, "pass", files={name: b""})
     again = run(sandbox, "import os; print('a.py' in os.listdir('.'))", files={"c": b""})
     assert again.stdout == "False\n"
 
@@ -182,12 +185,28 @@ def test_exit_codes_are_pythons(sandbox: LocalSandbox) -> None:
     assert run(sandbox, "print(input()[::-1])", stdin=b"abc\n").stdout == "cba\n"
 
 
-def test_many_at_once_each_have_their_own_outcome(sandbox: LocalSandbox) -> None:
-    async def everyone() -> list[Outcome]:
-        return await asyncio.gather(*(sandbox.run("print(input())", stdin=b"%d\n" % i) for i in range(40)))
+OPEN = """
+import os, time
+def is_open(fd):
+    try:
+        return bool(os.fstat(fd))
+    except OSError:
+        return False
+time.sleep(0.3)
+print(input(), [fd for fd in range(3, 1024) if is_open(fd)])
+"""
+
+
+def test_many_at_once_each_have_their_own_outcome_and_descriptors(sandbox: LocalSandbox) -> None:
+    async def everyone(box: LocalSandbox) -> list[Outcome]:
+        return await asyncio.gather(*(box.run(OPEN, stdin=b"%d\n" % i, limits=LONG) for i in range(60)))
 
     descriptors = len(os.listdir("/proc/self/fd"))
-    assert [outcome.stdout for outcome in asyncio.run(everyone())] == [f"{i}\n" for i in range(40)]
+    crowd = LocalSandbox(sandbox.profile, workers=60)
+    try:
+        assert [outcome.stdout for outcome in asyncio.run(everyone(crowd))] == [f"{i} []\n" for i in range(60)]
+    finally:
+        crowd.close()
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
 

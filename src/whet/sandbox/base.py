@@ -128,7 +128,7 @@ class Sandbox(Protocol):
     async def run(
         self, program: str, files: Mapping[str, bytes] = {}, stdin: bytes = b"", limits: Limits = USUAL
     ) -> Outcome:
-        """Run it to its end. `files` lie in its working folder."""
+        """Run it to its end. `files` lie in its working folder; ValueError for a name that leads out of it."""
 
     async def open(self, program: str, files: Mapping[str, bytes] = {}, limits: Limits = USUAL) -> Session:
         """Start it, to be asked line by line. Raises `SandboxError` where there are no sessions."""

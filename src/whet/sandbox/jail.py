@@ -137,7 +137,7 @@ class Template:
                 os.dup2(descriptor, number)
             self._confine(job)
             os.write(control.fileno(), b"R")  # not `send`, which is filtered by now
-            os.closerange(3, max(64, control.fileno() + 1, asked + 1))
+            os.closerange(3, 1 << 16)  # those of other programs, too
         except BaseException as error:  # noqa: BLE001 - it may not return into the template's loop
             os.write(control.fileno(), f"E{type(error).__name__}: {error}".encode())
             os._exit(1)

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from whet.errors import SandboxError
 from whet.sandbox.base import USUAL, Limits, Outcome, Status
@@ -177,6 +177,9 @@ class _Job:
     def __init__(
         self, template: _Template, program: str, files: Mapping[str, bytes], stdin: int, limits: Limits, *, cpu_s: int
     ) -> None:
+        for path in map(PurePath, files):
+            if path.is_absolute() or ".." in path.parts:
+                raise ValueError(f"file name {str(path)!r} leads out of the working folder")
         self._most, self._memory = limits.output_kb << 10, limits.memory_mb << 20
         self._shared, self._pid, self._begun = template.profile == "agentic", 0, False
         self._ended = (0, 0.0, 0)

@@ -1,4 +1,4 @@
-"""Functions in words, `add 64, times 7`, to be written as programs. Graded by running them (kind: code)."""
+"""Functions in words, `add 6, times 7`, to be written as programs. Graded by running them (kind: code)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIGNS = {"add": "+", "minus": "-", "times": "*"}
 
 @dataclass(frozen=True, slots=True)
 class Functions:
-    """Two or three operations on x, one after the other, with numbers from 2 to 99 (2 to 9 to multiply by)."""
+    """Two or three operations on x, one after the other, with numbers from 2 to 9."""
 
     version: ClassVar[int] = 1
     config: GeneratedConfig
@@ -70,7 +70,7 @@ _Steps = tuple[tuple[str, int], ...]
 def _draw(random: Random) -> _Steps:
     """No two operations that follow each other are of one kind: their order would not matter."""
     words = random.choice([("add", "times"), ("times", "minus"), ("minus", "times", "add"), ("times", "add", "times")])
-    return tuple((word, random.randint(2, 9 if word == "times" else 99)) for word in words)
+    return tuple((word, random.randint(2, 9)) for word in words)
 
 
 def _value(steps: _Steps, x: int) -> int:

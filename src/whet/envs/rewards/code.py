@@ -25,7 +25,7 @@ from whet.envs.base import Attempt, Grade, Task
 from whet.envs.rewards import code_side
 from whet.envs.rewards.answers import after_thinking, marked_answer
 from whet.envs.rewards.code_tests import Suite, suite_of
-from whet.errors import DataError
+from whet.errors import DataError, SandboxError
 from whet.records import Message
 from whet.sandbox.base import Limits, Outcome, Sandbox, Session, Status
 
@@ -92,6 +92,8 @@ class CodeReward:
                 said = (Message(role="assistant", content=gold),)
                 golds.append(Attempt(task=task, messages=said, completion_tokens=(), truncated=False, max_tokens=0))
         for attempt, verdict in zip(golds, self._verdicts(golds), strict=True):
+            if verdict.status is Status.MACHINERY:
+                raise SandboxError(f"the sandbox failed on the solution of task {attempt.task.id}: {verdict.note}")
             if not all(verdict.passed):
                 failed = verdict.passed.index(False) + 1
                 why = f"its own solution fails test {failed} of {len(verdict.passed)}: {_words(verdict)}"
