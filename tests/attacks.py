@@ -127,7 +127,7 @@ ENDLESS = {
     "one large allocation": ("bytearray(1 << 40)", "memory"),
     "deep recursion": (
         "import sys\nsys.setrecursionlimit(10 ** 9)\ndef f(): return f()\nf()",
-        "signalled exited memory",
+        "signalled exited memory timeout",
     ),
     "a crash": ("import ctypes; ctypes.string_at(0)", "signalled"),
     "an abort": ("import os; os.abort()", "signalled"),
