@@ -28,6 +28,9 @@ FORGERIES = {
     "a verdict from a thread": "import threading, os, time\ndef write():\n while True:\n  for fd in range(1, 9):\n"
     "   try: os.write(fd, b'{\"value\": 5}\\n')\n   except OSError: pass\n"
     "threading.Thread(target=write, daemon=True).start()\ndef add(a, b): time.sleep(0.05); return None",
+    "replies that are no values": "import os\nodd = ['{\"a\": 1, \"b\": 2}', '[' * 99999, '1e999', '{\"set\": 3}', "
+    "'{\"dict\": [3]}', '{\"object\": [[], 1]}', '9' * 9999]\nfor fd in range(1, 64):\n for v in odd:\n"
+    "  try: os.write(fd, ('{\"value\": %s}\\n' % v).encode())\n  except OSError: pass\ndef add(a, b): return None",
     "the frames above": "import sys\ndef add(a, b):\n f = sys._getframe()\n while f:\n"
     "  for v in list(f.f_locals.values()):\n"
     "   if isinstance(v, (list, tuple)) and v and v[0] == 'wanted': return v[1]\n  f = f.f_back\n raise LookupError",

@@ -24,7 +24,7 @@ from whet.data import load_conversations, load_prompts
 from whet.envs.base import Attempt, Grade, Task
 from whet.envs.library import family
 from whet.envs.rewards.build import build_rubric
-from whet.envs.rewards.code import CodeReward, expression, program_of, same, same_output
+from whet.envs.rewards.code import CodeReward, _fits, expression, program_of, same, same_output
 from whet.envs.rewards.code_side import pack, unpack
 from whet.envs.rewards.code_tests import suite_of
 from whet.errors import DataError, SandboxError
@@ -206,6 +206,21 @@ def test_expected_values_never_go_to_the_solution() -> None:
     assert suite.calls == (("f(1)", 987654), ("sorted(f([2]))", [123456]))
     for test in ("assert abs(f(1) - 987654) < 1", "assert max(f(1), 987654) == 987654", "assert f(1) == g(987654)"):
         assert suite_of({"test_list": [test]}).calls == ()
+
+
+def test_an_answer_does_not_call_the_function_it_is_asked_about(sandbox: LocalSandbox) -> None:
+    row = {"code": "def f(x): return [x] * 2", "input": "3", "output": "[3, 3]"}
+    answers = {"[3, 3]": 1.0, "[3] * 2": 1.0, "f(3)": 0.0, "[ANSWER]f(3)[/ANSWER]": 0.0, "(3, 3)": 0.0}
+    assert [g.value for g in graded(sandbox, [(row, said) for said in answers], PATIENT)] == list(answers.values())
+
+
+@pytest.mark.parametrize(
+    "given", [{"a": 1, "b": 2}, {"set": 3}, {"dict": [3]}, {"dict": 3}, {"tuple": {"x": 1}}, {}, [[[]]], {"unknown": 1}]
+)
+def test_whatever_a_program_replies_is_only_compared(given: Any) -> None:
+    for wanted in ((1, 2), {1, 2}, {1: 2}, [1], 1, None, "1", b"1", 1j, object()):
+        assert not _fits(pack(wanted), {"value": given}, 0.0, True)
+    assert not _fits(10**400, {"value": 1.5}, 1e-9, True) and not _fits([], {}, 0.0, True)
 
 
 def test_tests_are_known_by_their_columns() -> None:

@@ -173,8 +173,10 @@ class CodeReward:
         return _Verdict(_filled(passed, suite.size), ended.status, _last_line(ended))
 
     async def _by_calls(self, suite: Suite, program: str) -> _Verdict:
-        asked = _sources(suite, "" if suite.literal else program)
-        asked += [{"call": program if suite.literal else call} for call, _ in suite.calls]
+        if suite.literal:  # without the function that is asked about: an answer may not call it
+            asked = [{"call": program}]
+        else:
+            asked = [*_sources(suite, program), *({"call": call} for call, _ in suite.calls)]
         lines = "".join(json.dumps(frame) + "\n" for frame in asked)
         outcome = await self._sandbox.run(ANSWERS, stdin=lines.encode(), limits=self._limits)
         if outcome.status is Status.MACHINERY:
@@ -183,7 +185,7 @@ class CodeReward:
         raised = next((reply for reply in replies if "raised" in reply), None)
         given = replies[len(asked) - suite.size :]
         passed = [
-            "value" in reply and same(wanted, reply["value"], self._tolerance, tuples=suite.tuples)
+            _fits(wanted, reply, self._tolerance, suite.tuples)
             for (_, wanted), reply in zip(suite.calls, given, strict=False)
         ]
         return _Verdict(_filled(passed, suite.size), outcome.status, _why(raised) or _last_line(outcome))
@@ -250,7 +252,7 @@ def same(wanted: Any, given: Any, tolerance: float = 0.0, *, tuples: bool = True
     if isinstance(wanted, list) and isinstance(given, list):
         pairs = zip(wanted, given, strict=False)
         return len(wanted) == len(given) and all(same(w, g, tolerance, tuples=tuples) for w, g in pairs)
-    if isinstance(wanted, dict) and isinstance(given, dict):
+    if isinstance(wanted, dict) and isinstance(given, dict) and len(given) == 1:
         (kind, left), (other, right) = *wanted.items(), *given.items()
         if kind in ("set", "frozenset", "dict") and isinstance(right, list):
             left, right = sorted(left, key=_order), sorted(right, key=_order)
@@ -296,6 +298,14 @@ def _read(line: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _fits(wanted: Any, reply: Mapping[str, Any], tolerance: float, tuples: bool) -> bool:
+    """Whether a reply has the value; a program may write replies that are no values at all."""
+    try:
+        return "value" in reply and same(wanted, reply["value"], tolerance, tuples=tuples)
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        return False
 
 
 def _filled(passed: Sequence[bool], size: int) -> tuple[bool, ...]:
