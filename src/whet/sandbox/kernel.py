@@ -13,6 +13,7 @@ import socket
 import struct
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from fcntl import ioctl
 from functools import partial
 from pathlib import Path
@@ -92,10 +93,10 @@ def enter_namespaces(*, proc: bool) -> int:
     Returns in a new process, the first of them, with a descriptor of their numbers; this one waits for it and exits.
     `proc`: with a /proc, which shows the new numbers only, so that programs can get one.
     """
-    outside = NOBODY if os.geteuid() == 0 else os.geteuid()
     if os.geteuid() == 0:
-        os.setgroups([])
-    helper, go = _mapper(outside)
+        with suppress(PermissionError):  # of a container without rights
+            os.setgroups([])
+    helper, go = _mapper()
     unshare(NEW_USER | NEW_NS | NEW_UTS | NEW_IPC | NEW_NET | NEW_PID)
     os.write(go, b"g")
     if os.waitpid(helper, 0)[1] != 0:
@@ -144,24 +145,26 @@ def own_namespaces(*, tools: bool, disk_mb: int) -> None:
             ioctl(any_socket, 0x8914, struct.pack("16sH14x", b"lo", 1))
 
 
-def _mapper(outside: int) -> tuple[int, int]:
-    """A process that stays outside and, at a byte in the pipe, makes `outside` number 0 of this one's namespace."""
+def _mapper() -> tuple[int, int]:
+    """A process that stays outside and, at a byte in the pipe, names the user of this one's namespace: its number 0.
+
+    The user outside is nobody where this is root, and where there is a nobody: not so in a container without rights.
+    """
     (wait, go), parent = os.pipe(), os.getpid()
+    known = [[int(number) for number in line.split()] for line in Path("/proc/self/uid_map").read_text().splitlines()]
+    root = os.geteuid() == 0 and any(first <= NOBODY < first + count for first, _, count in known)
+    user, group = (NOBODY, NOBODY) if root else (os.geteuid(), os.getegid())
     if helper := os.fork():
         os.close(wait)
         return helper, go
     try:
         os.close(go)
         os.read(wait, 1)
-        for file, text in (("setgroups", "deny"), ("uid_map", f"0 {outside} 1"), ("gid_map", f"0 {_group(outside)} 1")):
+        for file, text in (("setgroups", "deny"), ("uid_map", f"0 {user} 1"), ("gid_map", f"0 {group} 1")):
             Path(f"/proc/{parent}/{file}").write_text(text)
         os._exit(0)
     finally:
         os._exit(1)
-
-
-def _group(outside: int) -> int:
-    return NOBODY if os.geteuid() == 0 else os.getegid()
 
 
 def _tree(path: str) -> int:
