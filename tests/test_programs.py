@@ -27,7 +27,7 @@ from whet.sandbox.canaries import MEANT
 from whet.sandbox.http import HTTPSandbox
 from whet.sandbox.programs import LocalSandbox
 
-SHORT = Limits(deadline_s=0.7, memory_mb=256, file_mb=4)
+SHORT = Limits(deadline_s=0.7, memory_mb=512, file_mb=4)
 LONG = Limits(deadline_s=20, memory_mb=256, file_mb=4)
 
 

@@ -70,61 +70,47 @@ class Template:
                 self._start(descriptors)
 
     def _start(self, descriptors: list[int]) -> None:
-        control = socket.socket(fileno=descriptors[0])
+        control, pid = socket.socket(fileno=descriptors[0]), None
         try:
-            pid = self._fork()
+            if self._numbers is not None:
+                kernel.unshare(kernel.NEW_PID)
+            pid = os.fork()
         except OSError as error:
             control.send(f"E{error}".encode())
-            control.close()
-        else:
-            if pid == 0:
-                self._become(control, *descriptors[1:])
-            watched = os.pidfd_open(pid)
-            for source, events in ((watched, select.POLLIN), (control.fileno(), select.POLLRDHUP)):
-                self._jobs[source] = (pid, control)
-                self._poll.register(source, events)
+        if pid == 0:
+            self._become(control, *descriptors[1:])
+        if self._numbers is not None:  # back to its own, or the next program would be numbered beside this one
+            kernel.call("setns", self._numbers, kernel.NEW_PID)
         for descriptor in descriptors[1:]:
             os.close(descriptor)
-
-    def _fork(self) -> int:
-        if self._numbers is None:
-            return os.fork()
-        kernel.unshare(kernel.NEW_PID)
-        pid = None
-        try:
-            pid = os.fork()
-            return pid
-        finally:
-            if pid != 0:  # back to its own, or the next program would be numbered beside this one
-                kernel.call("setns", self._numbers, kernel.NEW_PID)
+        if pid is None:
+            control.close()
+            return
+        for source, events in ((os.pidfd_open(pid), select.POLLIN), (control.fileno(), select.POLLRDHUP)):
+            self._jobs[source] = (pid, control)
+            self._poll.register(source, events)
 
     def _attend(self, descriptor: int) -> None:
         """A program ended, or is no longer wanted."""
         if descriptor not in self._jobs:
             return
-        pid, control = self._jobs[descriptor]
+        pid, control = self._forget(descriptor)
+        for kill in (os.kill, os.killpg) if self._profile == "minimal" else (os.kill,):
+            with contextlib.suppress(OSError):  # where it ended: what it left behind, before its number is free
+                kill(pid, signal.SIGKILL)
         if descriptor == control.fileno():
-            self._poll.unregister(descriptor)
-            del self._jobs[descriptor]
-            self._kill(pid)
             return
-        self._kill(pid)  # what it left behind, before its number is free
         _, status, used = os.wait4(pid, 0)
         with contextlib.suppress(OSError):
             control.send(f"X{status} {used.ru_utime + used.ru_stime:.4f} {used.ru_maxrss}".encode())
-        if self._jobs.pop(control.fileno(), None):
-            self._poll.unregister(control.fileno())
-        del self._jobs[descriptor]
-        self._poll.unregister(descriptor)
+        if control.fileno() in self._jobs:
+            self._forget(control.fileno())
         os.close(descriptor)
         control.close()
 
-    def _kill(self, pid: int) -> None:
-        with contextlib.suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
-        if self._profile == "minimal":
-            with contextlib.suppress(OSError):
-                os.killpg(pid, signal.SIGKILL)
+    def _forget(self, descriptor: int) -> tuple[int, socket.socket]:
+        self._poll.unregister(descriptor)
+        return self._jobs.pop(descriptor)
 
     # ------------------------------------------------------------------------------------- in the child
 

@@ -1,17 +1,7 @@
 """Data sets of programming tasks: what is asked, and a solution as the answer. The columns with tests stay beside it.
 
-| data set        | known by                                 | prompt                                          |
-|-----------------|------------------------------------------|-------------------------------------------------|
-| LeetCodeDataset | query, completion, entry_point, test     | `query`; its imports become the column `prefix` |
-| HumanEval       | prompt, canonical_solution, entry_point, | the function to complete, which is `prefix` too |
-|                 | test                                     |                                                 |
-| MBPP            | text (or prompt), code, test_list        | the question, and the first assert              |
-| CRUXEval        | code, input, output                      | the function and the call whose value is asked  |
-| LiveCodeBench   | question_content, public_test_cases      | the question, with its starter code             |
-| APPS, TACO      | question, input_output                   | the same                                        |
-| rllm, contests  | problem, tests                           | the same                                        |
-
-Of the tests, prompts show MBPP's first assert and no other: a policy that sees a test may answer that test alone.
+Which they are is a table of `docs/data.md`. Of the tests, prompts show MBPP's first assert and no other: a policy that
+sees a test may answer that test alone.
 """
 
 from __future__ import annotations

@@ -146,11 +146,8 @@ class CodeReward:
             try:
                 suite = suite_of(task.columns)
             except (ValueError, SyntaxError, KeyError, TypeError, AttributeError) as error:
-                raise DataError(
-                    f"task {task.id}: {error}"
-                    if type(error) is ValueError
-                    else f"task {task.id}: its tests cannot be read: {type(error).__name__}: {error}"
-                ) from error
+                what = "" if type(error) is ValueError else f"its tests cannot be read: {type(error).__name__}: "
+                raise DataError(f"task {task.id}: {what}{error}") from error
             if not suite.size:
                 raise DataError(f"task {task.id}: it has no tests, which every program would pass; leave the row out")
             self._suites[task.id] = (task.columns, suite)
@@ -264,17 +261,15 @@ def same(wanted: Any, given: Any, tolerance: float = 0.0, *, tuples: bool = True
 
 def same_output(wanted: str, given: str, tolerance: float = 0.0) -> bool:
     """Whether the words are the same, in order; numbers within the tolerance, where there is one."""
-    left, right = wanted.split(), given.split()
-    return len(left) == len(right) and all(
-        w == g or (tolerance > 0 and _close(w, g, tolerance)) for w, g in zip(left, right, strict=True)
-    )
+    left, right = ([_number(word) if tolerance else word for word in text.split()] for text in (wanted, given))
+    return same(left, right, tolerance)
 
 
-def _close(wanted: str, given: str, tolerance: float) -> bool:
+def _number(word: str) -> str | float:
     try:
-        return math.isclose(float(wanted), float(given), rel_tol=tolerance, abs_tol=tolerance)
+        return float(word)
     except ValueError:
-        return False
+        return word
 
 
 def _order(item: Any) -> str:

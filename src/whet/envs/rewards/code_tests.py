@@ -1,13 +1,6 @@
 """What a row's tests ask of a program, read from the columns of the data sets that have tests.
 
-| rows                             | known by                              | tested by                             |
-|----------------------------------|---------------------------------------|---------------------------------------|
-| MBPP                             | test_list                             | its asserts                           |
-| HumanEval, LeetCodeDataset       | test, entry_point                     | the asserts of `check`                |
-| CRUXEval                         | code, input, output                   | the value of `f(input)`               |
-| LiveCodeBench                    | public_test_cases, private_test_cases | standard input, or calls              |
-| APPS, TACO, verl, rllm, contests | input_output, tests, or               | standard input, or calls of `fn_name` |
-|                                  | reward_model.ground_truth             |                                       |
+Which data sets those are is a table of `docs/verifiers.md`.
 
 An assert that compares a call with a literal becomes the two: the call goes to the solution's process, the value stays.
 Asserts of any other form are a program, which runs in a process of its own (`code_side.run_tests`).
@@ -65,7 +58,7 @@ def suite_of(columns: Mapping[str, Any]) -> Suite:
     before = str(columns.get("prefix") or "")
     if "test_list" in columns:
         setup = "\n".join([*(columns.get("test_imports") or []), columns.get("test_setup_code") or ""])
-        return _asserts(list(columns["test_list"]), "", HELPFUL + setup)
+        return _asserts(list(columns["test_list"]), HELPFUL + setup)
     if {"test", "entry_point"} <= columns.keys():
         return _check(columns["test"], columns["entry_point"], before)
     if {"code", "input", "output"} <= columns.keys():
@@ -92,19 +85,19 @@ def _check(test: str, entry: str, before: str) -> Suite:
     if body is None:
         raise ValueError("column test has no function check(candidate)")
     calls = _calls(body, entry)
-    if calls:
-        return Suite(before=before, entry=entry, calls=calls, after=HELPFUL)
-    return Suite(before=before, entry=entry, scripts=(f"{test}\ncheck(candidate)",), after=HELPFUL)
+    scripts = () if calls else (f"{test}\ncheck(candidate)",)
+    return Suite(before=before, entry=entry, calls=calls, scripts=scripts, after=HELPFUL)
 
 
-def _asserts(tests: Sequence[str], before: str, after: str) -> Suite:
+def _asserts(tests: Sequence[str], after: str) -> Suite:
+    """MBPP's; the function that they call is the first whose name is none of Python's own."""
     trees = [statement for test in tests for statement in ast.parse(test).body]
-    names = [n.func.id for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Call) and _named(n.func)]  # type: ignore[attr-defined]
-    if not names:
+    called = [n.func for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Call)]
+    entry = next((f.id for f in called if isinstance(f, ast.Name) and _named(f)), None)
+    if entry is None:
         raise ValueError("the asserts in test_list call no function")
-    if calls := _calls(trees, None):
-        return Suite(before=before, after=after, entry=names[0], calls=calls)
-    return Suite(before=before, after=after, entry=names[0], scripts=tuple(tests))
+    calls = _calls(trees, None)
+    return Suite(after=after, entry=entry, calls=calls, scripts=() if calls else tuple(tests))
 
 
 def _named(callee: ast.expr) -> bool:
@@ -131,15 +124,14 @@ def _calls(statements: Sequence[ast.stmt], entry: str | None) -> tuple[tuple[str
             inner = inner.args[0]
         if not isinstance(inner, ast.Call) or not _named(inner.func):
             return ()
-        if entry is not None and ast.unparse(inner.func) != "candidate":
-            return ()
+        if entry is not None:
+            if ast.unparse(inner.func) != "candidate":
+                return ()
+            inner.func = ast.parse(entry, mode="eval").body
         try:
-            expected = pack(ast.literal_eval(value))
+            found.append((ast.unparse(call), pack(ast.literal_eval(value))))
         except ValueError:
             return ()
-        if entry is not None:
-            inner.func = ast.parse(entry, mode="eval").body
-        found.append((ast.unparse(call), expected))
     return tuple(found)
 
 
