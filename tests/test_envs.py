@@ -33,6 +33,7 @@ CONFIGS: list[dict[str, Any]] = [
     {"generate": "countdown", "numbers": 2},
     {"generate": "countdown"},
     {"generate": "countdown", "numbers": 6},
+    {"generate": "functions", "bare": 0.5},
 ]
 every_family = pytest.mark.parametrize("config", CONFIGS, ids=str)
 
@@ -95,8 +96,10 @@ def test_held_out_problems_are_never_trained_on_whatever_the_seed(config: dict[s
             for task in problems(config, 150, seed=seed, split=split):
                 if config["generate"] == "arithmetic":
                     found.add(tuple(sorted(map(int, re.findall(r"\d+", task.messages[0].content)))))
-                else:
+                elif config["generate"] == "countdown":
                     found.add((tuple(sorted(task.columns["numbers"])), task.columns["target"]))
+                else:
+                    found.add(task.columns["answer"])
         return found
 
     train, test = identities("train"), identities("test")

@@ -146,7 +146,7 @@ def test_gsm8k_grpo_on_a_local_file(tmp_path: Path) -> None:
     assert "<think>" in rollout.messages[0].content
 
 
-@pytest.mark.parametrize("recipe", ["countdown_dapo", "demo_base", "dpo", "online_dpo"])
+@pytest.mark.parametrize("recipe", ["countdown_dapo", "demo_base", "dpo", "functions_dapo", "online_dpo"])
 def test_generated_rows_need_no_file(recipe: str, tmp_path: Path) -> None:
     stages = load_recipe(ROOT / "recipes" / f"{recipe}.yaml").recipe.stages
     small = {

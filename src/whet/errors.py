@@ -59,6 +59,12 @@ class TrainingError(UserError):
     exit_code = 8
 
 
+class SandboxError(UserError):
+    """No sandbox can be had, or not with the protections that were asked for."""
+
+    exit_code = 10
+
+
 class GraderError(Exception):
     """Grading code failed; says nothing about the answer."""
 

@@ -365,7 +365,11 @@ def test_a_file_is_hashed_once_and_again_when_it_has_changed(tmp_path: Path, mon
     assert read.count(file) == 2, "a file of a moment ago is not remembered"
 
 
-VERSIONS: Mapping[str, tuple[int, str]] = {"arithmetic": (1, "8c08e7a4bd107e02"), "countdown": (1, "f8ed0589583e654c")}
+VERSIONS: Mapping[str, tuple[int, str]] = {
+    "arithmetic": (1, "8c08e7a4bd107e02"),
+    "countdown": (1, "f8ed0589583e654c"),
+    "functions": (1, "1d4d1845eae2a1e5"),
+}
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -40,7 +40,7 @@ class DataConfig(Strict):
 class GeneratedConfig(Strict):
     """Rows that a task family of `envs.library` generates; the same seed gives the same rows."""
 
-    generate: Literal["arithmetic", "countdown"]
+    generate: Literal["arithmetic", "countdown", "functions"]
     count: int = Field(4096, ge=1)
     seed: int = 0
     split: Literal["train", "test"] = "train"
@@ -48,7 +48,7 @@ class GeneratedConfig(Strict):
     digits: int = Field(3, ge=1, le=6)
     """arithmetic: most digits of a number."""
     bare: float = Field(0.0, ge=0, le=1)
-    """arithmetic demonstrations: the share that only states the answer; the others show their steps."""
+    """arithmetic and functions, demonstrations: the share that only states the answer; the others show their steps."""
     plain: bool = False
     """arithmetic demonstrations: running text for pre-training, without chat turns."""
     answers: int = Field(2, ge=2, le=4)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from whet.config.graders import Grader
 from whet.config.judge import JudgeConfig
 from whet.config.model import ModelConfig
 from whet.config.strict import Made, PythonObject, Strict
+
+SANDBOXES = ("auto", "strong", "default", "agentic", "minimal")
 
 
 class RewardBase(Strict):
@@ -128,6 +131,30 @@ class ExactReward(RightReward):
 
     kind: Literal["exact"]
     gold: str = "answer"
+
+
+class CodeRewardConfig(RightReward):
+    """1 if the program in the answer passes all tests of the row, which is run in a sandbox on their inputs alone."""
+
+    kind: Literal["code"]
+    partial: bool = False
+    """The share of tests that it passes, instead of all or nothing."""
+    deadline_s: float = Field(10.0, gt=0)
+    """For each run: all calls of a task together, or one input."""
+    memory_mb: int = Field(512, ge=64)
+    tolerance: float = Field(0.0, ge=0, lt=1)
+    """Relative error of a decimal, in values and in printed output."""
+    sandbox: str = "auto"
+    """auto (strong, else default), strong, default, agentic; minimal, which stops nothing; or the address of a
+    SandboxFusion server."""
+
+    @field_validator("sandbox")
+    @classmethod
+    def _check_sandbox(cls, value: str) -> str:
+        if value not in SANDBOXES and not value.startswith(("http://", "https://")):
+            near = "".join(f"; did you mean {name!r}?" for name in get_close_matches(value, SANDBOXES, n=1))
+            raise ValueError(f"must be {', '.join(SANDBOXES)} or the http:// address of a server{near}")
+        return value
 
 
 class FormatReward(RewardBase):
@@ -323,6 +350,7 @@ RewardConfig = Annotated[
     | MathRewardConfig
     | AnswerReward
     | ExactReward
+    | CodeRewardConfig
     | FormatReward
     | LanguageReward
     | OverlongReward

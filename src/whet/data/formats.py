@@ -28,7 +28,7 @@ from whet.data.columns import rename
 from whet.data.faults import BadRow, Dropped, Place, nearest
 from whet.data.hints import ANSWERS as ANSWER_COLUMNS
 from whet.data.hints import guess, written
-from whet.data.known import ANSWERS, TASKS
+from whet.data.known import TASKS, TURNS
 from whet.data.messages import parse_messages, read_settings, read_tools, refuse_settings
 from whet.data.pairs import REQUIRED as COMPARISONS
 from whet.data.pairs import compared
@@ -135,17 +135,17 @@ def _asked(columns: Mapping[str, Any], config: DataConfig, place: Place) -> tupl
 
 def load_conversations(config: DataConfig) -> tuple[list[Conversation], Dropped]:
     """All SFT examples of a source, up to `limit`, and what was left out. Raises `DataError` where none is left."""
-    return read_examples(config, to_conversation, ANSWERS)
+    return read_examples(config, to_conversation, TURNS)
 
 
 def read_conversations(config: DataConfig) -> Reading[Conversation]:
     """The same, not read yet."""
-    return reading(config, to_conversation, ANSWERS)
+    return reading(config, to_conversation, TURNS)
 
 
 def load_prompts(config: DataConfig) -> tuple[list[Prompt], Dropped]:
     """All tasks of a source, up to `limit`, and what was left out. Raises `DataError` where none is left."""
-    return read_examples(config, to_prompt, {**ANSWERS, **TASKS}, keeps_columns=True)
+    return read_examples(config, to_prompt, {**TURNS, **TASKS}, keeps_columns=True)
 
 
 # ------------------------------------------------------------------------------------------- the formats

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import Protocol, runtime_checkable
 
 from whet.envs.base import Attempt, Grade, Reward, Task
 from whet.errors import ConfigError
@@ -14,6 +15,14 @@ from whet.records import Outcome, Score, StepScore
 
 LARGEST = 1e30
 """A value beyond it (or NaN) is a grader's mistake: sums and squares of such numbers are not finite in float32."""
+
+
+@runtime_checkable
+class Describes(Protocol):
+    """A reward that has something to say before training."""
+
+    def describe(self) -> str:
+        """One line."""
 
 
 class WeightedRubric:
@@ -49,6 +58,11 @@ class WeightedRubric:
         """Raise `DataError` for the first task that lacks what a reward needs."""
         for reward in self.rewards:
             reward.check(tasks)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the rewards say before training: a sandbox what it stops."""
+        return tuple(reward.describe() for reward in self.rewards if isinstance(reward, Describes))
 
     def close(self) -> None:
         """End the rewards' worker processes."""

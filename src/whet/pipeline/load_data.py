@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import overload
 
 from whet.config import GeneratedConfig, RewardConfig, Source
@@ -152,9 +153,14 @@ def usable(
             template.prompt(listed[0].messages, tools)
         return listed, Dropped(), []
     rejects, kept, rooms = Rejects(source.on_bad_row), [], []
+    sound = False
+    with suppress(DataError):  # all at once, which is faster; where one is wrong, the loop says which
+        grading.check(listed)
+        sound = True
     for task in listed:
         try:
-            grading.check([task])
+            if not sound:
+                grading.check([task])
             if environment is not None:
                 environment.check(task)
             room = _room(len(template.prompt(task.messages, tools)), max_length)

@@ -34,11 +34,15 @@ class Playable:
     """How many prompts leave less room than an answer may have, and how much; empty where none does."""
     tools: str = ""
     """The tools that may be called, and how calls are written; empty where there are none."""
+    notes: tuple[str, ...] = ()
+    """What the rewards say."""
 
     def describe(self) -> str:
         """`5,107 tasks; 2 rows dropped: ...; 3 tasks have room for 12 to 20 of 64 tokens`."""
         dropped = (d.describe() for d in self.lost if d.any)
-        return "; ".join([f"{len(self.tasks):,} tasks", *dropped, *filter(None, [self.narrow, self.tools])])
+        return "; ".join(
+            [f"{len(self.tasks):,} tasks", *dropped, *filter(None, [self.narrow, self.tools]), *self.notes]
+        )
 
 
 @contextmanager
@@ -72,7 +76,8 @@ def playable(
     if environment is not None and environment.tools:
         names = ", ".join(tool["function"]["name"] for tool in environment.tools)
         tools = f"tools {names}, calls as {template.dialect.name}"
-    return Playable(tasks=kept, lost=(unread, unusable), narrow=_narrow(rooms, max_tokens), tools=tools)
+    lost, narrow = (unread, unusable), _narrow(rooms, max_tokens)
+    return Playable(tasks=kept, lost=lost, narrow=narrow, tools=tools, notes=grading.notes)
 
 
 def _narrow(rooms: Sequence[int], max_tokens: int) -> str:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from whet.sandbox.base import JSON
@@ -38,25 +38,28 @@ def start(
 
 
 class WarmTemplate:
-    """A loaded process that forks workers. It is started by the first `fork`, and again where it died."""
+    """A loaded process that forks others. It is started by the first `fork`, and again where it died.
 
-    def __init__(self, spec: Mapping[str, JSON], startup_s: float) -> None:
-        self._spec, self._startup_s = spec, startup_s
+    `begin` starts it, given its end of a socket; it then sends a frame, with `unusable` in it where it is that.
+    """
+
+    def __init__(self, begin: Callable[[socket.socket], subprocess.Popen[bytes]], startup_s: float) -> None:
+        self._begin, self._startup_s = begin, startup_s
         self.process: subprocess.Popen[bytes] | None = None
         self._requests: socket.socket | None = None
 
-    def fork(self, channel: socket.socket, printing: int, unwanted: Callable[[], bool]) -> str:
-        """Start a worker; why there is none, where there is none. `unwanted` ends the wait for a loading template."""
+    def fork(self, descriptors: Sequence[int], unwanted: Callable[[], bool]) -> str:
+        """Start one with these descriptors; why there is none, where there is none. `unwanted` ends a wait."""
         alive = self.process is not None and self.process.poll() is None
         if not alive and (failure := self._load(unwanted)):
             self.close()
             return failure
         assert self._requests is not None, "loaded"
         try:
-            socket.send_fds(self._requests, [b"f"], [channel.fileno(), printing])
+            socket.send_fds(self._requests, [b"f"], list(descriptors))
         except OSError as error:
             self.close()
-            return f"the template of the workers died: {error}"
+            return f"the template died: {error}"
         return ""
 
     def close(self) -> None:
@@ -71,8 +74,8 @@ class WarmTemplate:
     def _load(self, unwanted: Callable[[], bool]) -> str:
         self.close()
         self._requests, theirs = socket.socketpair()
-        with theirs, open(os.devnull, "wb") as nowhere:
-            self.process = start(self._spec, theirs, nowhere.fileno(), template=True)
+        with theirs:
+            self.process = self._begin(theirs)
         deadline, inbox = time.monotonic() + self._startup_s, bytearray()
         self._requests.settimeout(POLL_S)
         while not unwanted():
@@ -83,7 +86,7 @@ class WarmTemplate:
                     return f"did not start within {self._startup_s:g} s and was killed"
                 continue
             if not chunk:
-                return f"the worker exited with code {self.process.wait()} while it loaded"
+                return f"the template exited with code {self.process.wait()} while it loaded"
             inbox += chunk
             if (frame := take(inbox)) is not None:
                 self._requests.settimeout(None)

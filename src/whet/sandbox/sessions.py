@@ -7,15 +7,17 @@ or is killed alone at the deadline of a question. Sessions are awaited: none hol
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from weakref import WeakKeyDictionary
 
 from whet.sandbox.base import JSON, Failure, FailureKind, Result
 from whet.sandbox.frames import encode
-from whet.sandbox.launch import WarmTemplate
+from whet.sandbox.launch import WarmTemplate, start
 from whet.sandbox.workers import _failed, _Worker
 
 
@@ -86,7 +88,8 @@ class Sessions:
         self, target: str, *, arguments: Sequence[JSON] = (), most: int, startup_s: float = 120.0, memory_mb: int | None
     ) -> None:
         spec: dict[str, JSON] = {"target": target, "arguments": list(arguments), "memory_mb": memory_mb}
-        self._template, self._startup_s, self._most = WarmTemplate(spec, startup_s), startup_s, most
+        begin = partial(start, spec, printing=subprocess.DEVNULL, template=True)
+        self._template, self._startup_s, self._most = WarmTemplate(begin, startup_s), startup_s, most
         self._gates: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
         self._closed = False
         # One thread for its whole life: on Linux a process dies with the thread that started it.

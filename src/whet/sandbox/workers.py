@@ -25,6 +25,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from whet.sandbox.base import JSON, Failure, FailureKind, Result
@@ -74,7 +75,8 @@ class WorkerPool:
         self._spec: dict[str, JSON] = {"target": target, "arguments": list(arguments), "memory_mb": memory_mb}
         self._limit, self._deadline_s, self._startup_s = workers, deadline_s, startup_s
         self._recycle_after = recycle_after
-        self._template = WarmTemplate(self._spec, startup_s) if forked else None
+        begin = partial(start, self._spec, printing=subprocess.DEVNULL, template=True)
+        self._template = WarmTemplate(begin, startup_s) if forked else None
         self._workers: list[_Worker] = []
         self._fallen: subprocess.Popen[bytes] | None = None
         """The template that died in this call, if one did."""
@@ -228,7 +230,7 @@ class _Worker:
         """Start the process; why it could not be, where a template could not. Raises OSError."""
         try:
             if template is not None:
-                failure = template.fork(self._theirs, self._printing, unwanted)
+                failure = template.fork([self._theirs.fileno(), self._printing], unwanted)
                 self.template = template.process
                 self.deadline = time.monotonic() + self.allowed_s
                 return failure

@@ -6,8 +6,12 @@ ours. What is no example of what is asked for, a tie between two answers, is cou
 
 from whet.data.known.answers import ANSWERS
 from whet.data.known.base import Known, unfold
+from whet.data.known.code import CODE
 from whet.data.known.ratings import RATINGS
 from whet.data.known.steps import STEPS
 from whet.data.known.tasks import TASKS
 
-__all__ = ["ANSWERS", "RATINGS", "STEPS", "TASKS", "Known", "unfold"]
+TURNS: Known = {**ANSWERS, **CODE}
+"""Rows with a prompt, and for most an answer."""
+
+__all__ = ["ANSWERS", "RATINGS", "STEPS", "TASKS", "TURNS", "Known", "unfold"]

@@ -9,6 +9,7 @@ from whet.envs.base import Attempt, Grade
 from whet.envs.library.arithmetic import Arithmetic
 from whet.envs.library.base import Family
 from whet.envs.library.countdown import Countdown
+from whet.envs.library.functions import Functions
 
 
 @runtime_checkable
@@ -19,7 +20,11 @@ class ChecksSteps(Protocol):
         """A grade without a value, with one step score for each written step."""
 
 
-FAMILIES: dict[str, type[Arithmetic] | type[Countdown]] = {"arithmetic": Arithmetic, "countdown": Countdown}
+FAMILIES: dict[str, type[Arithmetic] | type[Countdown] | type[Functions]] = {
+    "arithmetic": Arithmetic,
+    "countdown": Countdown,
+    "functions": Functions,
+}
 
 
 def family(config: GeneratedConfig) -> Family:

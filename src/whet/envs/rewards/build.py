@@ -11,6 +11,7 @@ from whet.config.judge import JudgeConfig
 from whet.envs.base import Attempt, Grade, Reward, Task
 from whet.envs.clients import Models
 from whet.envs.judges.judge import Judge, build_judge
+from whet.envs.rewards.code import CodeReward
 from whet.envs.rewards.environment import calls, of_environment, of_turns
 from whet.envs.rewards.equivalence import EquivalenceReward
 from whet.envs.rewards.exact import exact, exact_gold
@@ -29,6 +30,8 @@ from whet.envs.rewards.verdict import right_verdict
 from whet.envs.rubric import WeightedRubric
 from whet.errors import ConfigError
 from whet.formulas.aggregate import pessimistic
+from whet.sandbox.base import Limits
+from whet.sandbox.http import open_sandbox
 
 Verify = Callable[[Attempt], Grade]
 """A task family's own checker: of answers (1 is right) or of their steps."""
@@ -46,7 +49,8 @@ def build_rubric(
     `verify`, `check_steps` and `worth` are the task family's own, for rewards of kind verifier, steps and worth;
     `models` brings to life whom judges ask, and reward models.
     A reward without a name is called after its kind, a function after itself. Raises `ConfigError` for equal names
-    or a checker that the tasks do not have, `RewardError` for a function that cannot be loaded.
+    or a checker that the tasks do not have, `RewardError` for a function that cannot be loaded, `SandboxError` where
+    programs cannot be run safely.
     """
     built: list[Reward] = []
     try:
@@ -93,6 +97,15 @@ def _build(
         case kinds.GraderRewardConfig():
             return GraderReward(
                 name=name, weight=weight, grader=config.grader, deadline_s=config.deadline_s, judges=judges
+            )
+        case kinds.CodeRewardConfig():
+            return CodeReward(
+                name=name,
+                weight=weight,
+                sandbox=open_sandbox(config.sandbox),
+                limits=Limits(deadline_s=config.deadline_s, memory_mb=config.memory_mb, output_kb=4096),
+                partial=config.partial,
+                tolerance=config.tolerance,
             )
         case kinds.EnvironmentReward():
             return PlainReward(name=name, weight=weight, judges=judges, function=of_environment)
