@@ -66,7 +66,9 @@ def recipe_tree(loaded: Loaded) -> Tree:
     from whet.config.loading import resolved
 
     tree = Tree(Text(one_line(loaded.recipe.name), style="bold"))
-    _grow(tree, resolved(loaded.recipe), loaded.origins, "")
+    shown = resolved(loaded.recipe)
+    shown["stages"] = {name: shown["stages"][name] for name in loaded.recipe.distinct}
+    _grow(tree, shown, loaded.origins, "")
     return tree
 
 
@@ -84,8 +86,9 @@ def budget_table(costs: list[StageBudget]) -> Table:
     for cost in costs:
         updates = cost.optimizer_steps // cost.steps if cost.optimizer_steps is not None and cost.steps else None
         draws = f", drawn up to {cost.rounds} times" if cost.rounds > 1 else ""
+        draws += f", in each of up to {cost.repeat} rounds" if cost.repeat > 1 else ""
         step = (cost.prompts, cost.sequences, cost.tokens, updates)
-        total = (cost.all_prompts, cost.all_sequences, cost.all_tokens, cost.optimizer_steps)
+        total = (cost.all_prompts, cost.all_sequences, cost.all_tokens, cost.all_updates)
         table.add_row(Text(f"{cost.stage} ({cost.kind})"), "a step", *map(_number, step))
         table.add_row("", f"{_number(cost.steps)} steps{draws}", *map(_number, total))
     return table

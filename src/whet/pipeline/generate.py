@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from whet.data.formats import TAKEN
 from whet.data.strict import check_text
 from whet.errors import DataError, RewardError
 from whet.files import read_json, write_atomic, write_json
@@ -107,6 +108,19 @@ def _take_back(parts: Sequence[Path]) -> None:
         if not read_json(part)["failed"]:
             return
         part.unlink()
+
+
+def beside(columns: Row) -> dict[str, Any]:
+    """What a row that is made keeps of its task's: what JSON can say, and no column that tells what a row is."""
+    return {key: value for key, value in columns.items() if key not in TAKEN and _in_json(value)}
+
+
+def _in_json(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def writable(template: Template, asked: Sequence[Message], answer: str) -> bool:

@@ -23,12 +23,14 @@ from typing import Any
 
 from whet.config import ModelConfig, Recipe
 from whet.config.loading import resolved
+from whet.config.loops import UntilConfig, round_name
 from whet.config.references import references, with_references
-from whet.config.strict import Strict
+from whet.config.stage import StageBase
+from whet.config.strict import Made, Strict
 from whet.errors import ConfigError, RunError
-from whet.files import is_sealed, seal, write_json, writing
+from whet.files import is_sealed, read_json, seal, write_json, writing
 from whet.pipeline.kinds import KINDS
-from whet.pipeline.lineage import UNDECIDED, Choices, begun, note, refusal, refuse_others, refused, remove
+from whet.pipeline.lineage import NOTED, UNDECIDED, Choices, begun, note, refusal, refuse_others, refused, remove
 from whet.pipeline.stage import ROWS, Context, Interrupted, Kind, World
 from whet.records import seed_of
 from whet.tracking.base import Sink
@@ -72,50 +74,137 @@ class Run:
 
     def ready(self) -> list[str]:
         """The stages whose inputs are all there: those that are done before the first one that is not, and that one."""
-        done = list(takewhile(lambda name: is_sealed(self.stage_folder(name)), self.recipe.stages))
-        return list(self.recipe.stages)[: len(done) + 1]
+        stages = [name for name in self.recipe.stages if not self.left_out(name)]
+        done = list(takewhile(lambda name: is_sealed(self.stage_folder(name)), stages))
+        return stages[: len(done) + 1]
 
     def model_folder(self, name: str) -> Path:
         """The model that a stage made."""
         return self.stage_folder(name) / "model"
 
+    def rounds(self, loop: str) -> Rounds:
+        """How far a loop goes, as far as its evaluations tell by now."""
+        config = self.recipe.loops[loop]
+        if config.until is None:
+            return Rounds(last=config.repeat, best=config.repeat)
+        judge, scores = self.recipe.judge_of(loop), []
+        for number in range(1, config.repeat + 1):
+            folder = self.stage_folder(round_name(loop, number, str(judge)))
+            if not is_sealed(folder):
+                break
+            scores.append(_score_of(folder, config.until.metric))
+            if why := stops(scores, config.until):
+                return Rounds(last=number, best=best_of(scores, config.until), why=why)
+        return Rounds(last=config.repeat, best=best_of(scores, config.until) if scores else config.repeat)
+
+    def left_out(self, name: str) -> str:
+        """Why a stage is not run: its loop has ended before its round; empty: it is run."""
+        place = self.recipe.places.get(name)
+        if place is None or place.round == 1:
+            return ""
+        rounds = self.rounds(place.loop)
+        return f"{place.loop} ended after round {rounds.last}: {rounds.why}" if place.round > rounds.last else ""
+
     def model_of(self, name: str) -> ModelConfig:
         """What a stage starts from: its own choice, or what the model-making stage before it made."""
         start = self.recipe.stages[name].start
         if start is not None:
-            return self.resolve(start)
+            return self.resolve(start, name)
         earlier = self._maker(name)
-        return self.recipe.model if earlier is None else self.resolve(self.recipe.model.at(f"@{earlier}"))
+        return self.recipe.model if earlier is None else self.recipe.model.at(str(self.model_folder(earlier)))
 
     def _maker(self, name: str) -> str | None:
-        """The last stage before this one that makes a model."""
+        """The last stage before this one that makes a model; of a loop that has ended, the one that it ended with."""
         earlier = list(takewhile(lambda other: other != name, self.recipe.stages))
-        return next((other for other in reversed(earlier) if self.recipe.stages[other].makes == "model"), None)
+        maker = next((other for other in reversed(earlier) if self.recipe.stages[other].makes == "model"), None)
+        place, here = (self.recipe.places.get(each) for each in (maker or "", name))
+        if place is None or (here is not None and here.loop == place.loop):
+            return maker
+        return self.named(place.loop, "model", name)
+
+    def named(self, target: str, what: Made, by: str) -> str | None:
+        """The stage that `@target` is in the stage `by`; None: the model that the recipe starts from."""
+        if target not in self.recipe.loops:
+            return None if target == "model" else target
+        here = self.recipe.places.get(by)
+        if here is None or here.loop != target:
+            return self.recipe.maker_in(target, self.rounds(target).best, what)
+        if here.round > 1:
+            return self.recipe.maker_in(target, here.round - 1, what)
+        return self._maker(round_name(target, 1, self.recipe.loops[target].stages[0]))
 
     def reads(self, name: str) -> set[str]:
         """The earlier stages whose artifacts the stage reads."""
         stage = self.recipe.stages[name]
-        paths = [path for _, path, _ in references(stage)]
-        paths += (stage.evaluates or {}).values()
-        before = self._maker(name) if stage.start is None and stage.reads_model and not stage.evaluates else None
-        return {path[1:] for path in [*paths, f"@{before}"] if path[1:] in self.recipe.stages}
+        asked = [(path, what) for _, path, what in references(stage)]
+        asked += [(path, "model") for path in (stage.evaluates or {}).values() if path.startswith("@")]
+        found = {self.named(path[1:], what, name) for path, what in asked}
+        if stage.start is None and stage.reads_model and not stage.evaluates:
+            found.add(self._maker(name))
+        return {each for each in found if each is not None}
 
-    def resolve(self, model: ModelConfig) -> ModelConfig:
-        """`@stage` as the folder of the model that the stage made, `@model` as the recipe's own."""
+    def resolve(self, model: ModelConfig, by: str) -> ModelConfig:
+        """In the stage `by`: `@stage` as the folder of the model that the stage made, `@model` as the recipe's own."""
         if not model.path.startswith("@"):
             return model
-        if model.path == "@model":
+        maker = self.named(model.path[1:], "model", by)
+        if maker is None:
             return self.recipe.model
-        return model.at(str(self.model_folder(model.path[1:])))
+        if why := self.left_out(maker):
+            raise RunError(f"stages.{by}: {model.path} is not there: {why}; name what the loop ended with: @LOOP")
+        return model.at(str(self.model_folder(maker)))
 
-    def refer(self, section: Strict) -> Strict:
-        """A section whose `path` is a reference, with what the stage made (or the recipe's own model) in its place."""
-        path = getattr(section, "path", "")
-        if path == "@model":
-            own = {key: value for key, value in self.recipe.model if key in type(section).model_fields}
-            return section.model_copy(update=own)
-        folder = self.stage_folder(path[1:])
-        return section.model_copy(update={"path": str(folder / (ROWS if section.refers_to == "rows" else "model"))})
+    def section(self, name: str) -> StageBase:
+        """What the recipe says of a stage, with paths in the place of references."""
+
+        def refer(part: Strict) -> Strict:
+            assert part.refers_to is not None
+            maker = self.named(str(getattr(part, "path", ""))[1:], part.refers_to, name)
+            if maker is None:
+                own = {key: value for key, value in self.recipe.model if key in type(part).model_fields}
+                return part.model_copy(update=own)
+            made = ROWS if part.refers_to == "rows" else "model"
+            return part.model_copy(update={"path": str(self.stage_folder(maker) / made)})
+
+        return with_references(self.recipe.stages[name], refer)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rounds:
+    """How far a loop goes."""
+
+    last: int
+    best: int
+    """The one that it ended with: the best by its rule, or the last where it has none."""
+    why: str = ""
+    """Why it stops before all rounds are run."""
+
+
+def best_of(scores: Sequence[float], until: UntilConfig) -> int:
+    """The round (from 1) that no later one beat by more than `min_gain`."""
+    best = 0
+    for index, score in enumerate(scores):
+        best = index if score > scores[best] + until.min_gain else best
+    return best + 1
+
+
+def stops(scores: Sequence[float], until: UntilConfig) -> str:
+    """Why a loop with these scores is over; empty: it goes on."""
+    best, shown = best_of(scores, until), f"{until.metric} {scores[-1]:.3f}"
+    if until.reach is not None and scores[-1] >= until.reach:
+        return f"{shown} reaches {until.reach:g}"
+    if until.patience is not None and len(scores) - best >= until.patience:
+        return f"{shown} is no better than {scores[best - 1]:.3f} of round {best}"
+    return ""
+
+
+def _score_of(folder: Path, metric: str) -> float:
+    """What the last model of an evaluation has."""
+    row = read_json(folder / "eval.json")["rows"][-1]
+    known = {"accuracy": row["accuracy"], **row["rewards"]}
+    if metric not in known:
+        raise ConfigError(f"{folder.name}: until.metric is {metric!r}; the evaluation has {', '.join(known)}")
+    return float(known[metric])
 
 
 def run_recipe(
@@ -151,6 +240,11 @@ def _run_stages(run: Run, world: World, console: Console, stopped: Stopped, choi
             for name in run.recipe.stages:
                 if stopped():
                     raise Interrupted
+                if why := run.left_out(name):
+                    console.say(f"{name}: not run, {why}")
+                    about = {"name": name, "kind": run.recipe.stages[name].kind, "left_out": why}
+                    write_json(run.stage_folder(name) / NOTED, about)
+                    continue
                 context = context_of(run, name, world, console, stopped, others=others)
                 _compare(run, [context], choices)
                 if is_sealed(context.folder):
@@ -231,14 +325,14 @@ def context_of(
 ) -> Context:
     """What a stage of this run is given; `others` hear of its steps, `models` replaces what an evaluation evaluates."""
     folder, model = run.stage_folder(name), run.model_of(name)
-    stage = with_references(run.recipe.stages[name], run.refer)
+    stage = run.section(name)
     paths = models or ({} if stage.evaluates is None else stage.evaluates or {"model": model.path})
     named = {label: run.recipe.model.at(path) for label, path in paths.items()}
     return Context(
         name=name,
         config=stage,
         model=model,
-        models={label: run.resolve(other) for label, other in named.items()},
+        models={label: run.resolve(other, name) for label, other in named.items()},
         folder=folder,
         checkpoints=run.checkpoints(name),
         seed=seed_of(run.recipe.seed, name),
