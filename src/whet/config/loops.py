@@ -1,9 +1,9 @@
 """A group of stages that is repeated: `improve: {repeat: 3, stages: {...}}` among the stages of a recipe.
 
 It is written out when the recipe is loaded: round 2 of the stage `train` is the stage `improve-2-train`, with a folder,
-a seed, an identity and a checkpoint of its own like any other. In the group `@train` is the stage of the same round, and
-`@improve` what the round before made; in the first round that is the model that the loop starts from, and no rows yet.
-After the loop `@improve` is what its last round made, or with `until` its best one.
+a seed, an identity and checkpoints of its own like any other. In the group `@train` is the stage of the same round, and
+`@improve` what the round before made: in the first round the model that the loop starts from, and no rows yet. After
+the loop `@improve` is what its last round made, or with `until` its best one.
 """
 
 from __future__ import annotations

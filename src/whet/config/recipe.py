@@ -135,7 +135,7 @@ class Recipe(Strict):
         place = self.places.get(name)
         if place is None or place.loop != loop:
             return False
-        return what == "model" or place.round > 1 and self.maker_in(loop, place.round - 1, what) is not None
+        return what == "model" or (place.round > 1 and self.maker_in(loop, place.round - 1, what) is not None)
 
     def _absent(self, target: str, what: Made, there: list[str]) -> str:
         """What is wrong with a reference to something that is not there."""

@@ -7,8 +7,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from whet.config.budget import StageBudget, of_chunks, rows_of
-from whet.config.data import DataConfig, Source, Sources, listed
+from whet.config.budget import StageBudget, of_chunks
+from whet.config.data import DataConfig, Source, Sources
 from whet.config.feedback import RowsBase
 from whet.config.judge import ChatConfig
 from whet.config.rewards import (
@@ -18,9 +18,6 @@ from whet.config.rewards import (
     OverlongReward,
     RepetitionReward,
     RewardConfig,
-    StepsReward,
-    VerifierReward,
-    WorthReward,
     check_rewards,
     judged,
 )
@@ -29,7 +26,6 @@ from whet.config.strict import Made
 from whet.config.train import SamplingConfig
 
 OF_TOKENS = (OverlongReward, CosineReward, LengthReward, GroupLengthReward, RepetitionReward)
-OF_FAMILIES = (VerifierReward, WorthReward, StepsReward)
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -99,37 +95,34 @@ class SelectStage(StageBase):
     best: int | None = Field(None, ge=1)
     """Answers to keep of each prompt, the highest rewards first, equal ones as they came; pairs: how many."""
 
+    @property
+    def sources(self) -> list[DataConfig]:
+        """Its `data` as a list."""
+        return self.data if isinstance(self.data, list) else [self.data]
+
     @model_validator(mode="after")
     def _check(self) -> SelectStage:
         for reward in self.rewards:
-            if isinstance(reward, OF_TOKENS) or isinstance(reward, OF_FAMILIES):
-                what = "counts tokens" if isinstance(reward, OF_TOKENS) else "asks the task family"
+            if isinstance(reward, OF_TOKENS):
                 raise ValueError(
-                    f"rewards: kind {reward.kind} {what}, which rows do not have; grade with it in the sample stage"
+                    f"rewards: kind {reward.kind} counts tokens, which rows lack; grade in the sample stage"
                 )
         if self.rewards and self.correct is not None and not judged(self.rewards):
             raise ValueError("correct asks which answers are right, and none of the rewards judges that")
         if self.write == "pairs" and (self.correct is False or self.min_reward is not None):
-            raise ValueError(
-                "write: pairs takes the best and the worst answer; leave min_reward and correct: false out"
-            )
+            raise ValueError("write: pairs takes the best and the worst; leave min_reward and correct: false out")
         return self
 
     def budget(self) -> StageBudget:
         """One step that samples nothing."""
-        counts = [rows_of(each) for each in listed(self.data)]
-        known = None if None in counts else sum(filter(None, counts))
-        return StageBudget(steps=1, optimizer_steps=0, prompts=known, sequences=0, tokens_each=0)
+        return StageBudget(steps=1, optimizer_steps=0, sequences=0, tokens_each=0)
 
     def unfit(self, made: Mapping[str, StageBase]) -> Iterator[str]:
-        """Its inputs must have answers, and grades where they are asked for."""
-        graded = (
-            bool(self.rewards)
-            or self.write != "pairs"
-            and not (self.best or self.correct is not None or self.min_reward is not None or self.difficulty)
-        )
-        for place, source in enumerate(listed(self.data)):
+        """Its inputs must have grades where they are asked for."""
+        asked = (self.best, self.min_reward, self.difficulty, self.correct)
+        if self.rewards or (self.write != "pairs" and all(each is None for each in asked)):
+            return
+        for source in self.sources:
             stage = made.get(source.path)
-            key = f"data.{place}" if isinstance(self.data, list) else "data"
-            if isinstance(stage, SampleStage) and not stage.rewards and not graded:
-                yield f"{key} is {source.path}, whose answers are not graded; give rewards here or there"
+            if isinstance(stage, SampleStage) and not stage.rewards:
+                yield f"data is {source.path}, whose answers are not graded; give rewards here or there"

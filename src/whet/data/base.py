@@ -119,3 +119,13 @@ class Answered:
     prompt: tuple[Message, ...]
     answer: Message | None
     columns: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """The prompt: equal for answers to the same one."""
+        return repr(self.prompt)
+
+    @property
+    def text(self) -> str:
+        """What was answered; empty where nothing was."""
+        return "" if self.answer is None else self.answer.content

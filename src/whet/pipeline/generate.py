@@ -58,8 +58,9 @@ def make_rows(
     make: Callable[[int, Sequence[Item]], Chunk],
     *,
     decode: Decode | None = None,
+    of: str = "tasks",
 ) -> None:
-    """Write `rows.jsonl` from what `make(number, items)` makes of each chunk, numbered from 1.
+    """Write `rows.jsonl` from what `make(number, items)` makes of each chunk, numbered from 1; `of`: what items are.
 
     Raises `RewardError` where most of a chunk could not be judged, `DataError` where no row came of all of them.
     """
@@ -94,9 +95,9 @@ def make_rows(
     context.console.close()
     rows = [row for part in parts for row in read_json(part)["rows"]]
     if not rows:
-        raise DataError(f"{context.name}: not one row came of {len(items):,} tasks; see {context.folder}/metrics.jsonl")
+        raise DataError(f"{context.name}: not one row came of {len(items):,} {of}; see {context.folder}/metrics.jsonl")
     write_atomic(context.folder / ROWS, "".join(json.dumps(row) + "\n" for row in rows).encode())
-    context.console.say(f"{context.name}: {len(rows):,} rows of {len(items):,} tasks in {context.folder / ROWS}")
+    context.console.say(f"{context.name}: {len(rows):,} rows of {len(items):,} {of} in {context.folder / ROWS}")
 
 
 def _take_back(parts: Sequence[Path]) -> None:

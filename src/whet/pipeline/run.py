@@ -23,14 +23,15 @@ from typing import Any
 
 from whet.config import ModelConfig, Recipe
 from whet.config.loading import resolved
-from whet.config.loops import UntilConfig, round_name
+from whet.config.loops import round_name
 from whet.config.references import references, with_references
 from whet.config.stage import StageBase
 from whet.config.strict import Made, Strict
 from whet.errors import ConfigError, RunError
-from whet.files import is_sealed, read_json, seal, write_json, writing
+from whet.files import is_sealed, seal, write_json, writing
 from whet.pipeline.kinds import KINDS
 from whet.pipeline.lineage import NOTED, UNDECIDED, Choices, begun, note, refusal, refuse_others, refused, remove
+from whet.pipeline.rounds import Rounds, best_of, score_of, stops
 from whet.pipeline.stage import ROWS, Context, Interrupted, Kind, World
 from whet.records import seed_of
 from whet.tracking.base import Sink
@@ -92,7 +93,7 @@ class Run:
             folder = self.stage_folder(round_name(loop, number, str(judge)))
             if not is_sealed(folder):
                 break
-            scores.append(_score_of(folder, config.until.metric))
+            scores.append(score_of(folder, config.until.metric))
             if why := stops(scores, config.until):
                 return Rounds(last=number, best=best_of(scores, config.until), why=why)
         return Rounds(last=config.repeat, best=best_of(scores, config.until) if scores else config.repeat)
@@ -167,44 +168,6 @@ class Run:
             return part.model_copy(update={"path": str(self.stage_folder(maker) / made)})
 
         return with_references(self.recipe.stages[name], refer)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rounds:
-    """How far a loop goes."""
-
-    last: int
-    best: int
-    """The one that it ended with: the best by its rule, or the last where it has none."""
-    why: str = ""
-    """Why it stops before all rounds are run."""
-
-
-def best_of(scores: Sequence[float], until: UntilConfig) -> int:
-    """The round (from 1) that no later one beat by more than `min_gain`."""
-    best = 0
-    for index, score in enumerate(scores):
-        best = index if score > scores[best] + until.min_gain else best
-    return best + 1
-
-
-def stops(scores: Sequence[float], until: UntilConfig) -> str:
-    """Why a loop with these scores is over; empty: it goes on."""
-    best, shown = best_of(scores, until), f"{until.metric} {scores[-1]:.3f}"
-    if until.reach is not None and scores[-1] >= until.reach:
-        return f"{shown} reaches {until.reach:g}"
-    if until.patience is not None and len(scores) - best >= until.patience:
-        return f"{shown} is no better than {scores[best - 1]:.3f} of round {best}"
-    return ""
-
-
-def _score_of(folder: Path, metric: str) -> float:
-    """What the last model of an evaluation has."""
-    row = read_json(folder / "eval.json")["rows"][-1]
-    known = {"accuracy": row["accuracy"], **row["rewards"]}
-    if metric not in known:
-        raise ConfigError(f"{folder.name}: until.metric is {metric!r}; the evaluation has {', '.join(known)}")
-    return float(known[metric])
 
 
 def run_recipe(

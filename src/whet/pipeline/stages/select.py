@@ -6,14 +6,13 @@ The filters come one after the other, each on what the ones before it left; a ro
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from statistics import fmean
 from typing import Any
 
-from whet.config import DataConfig, SelectStage
+from whet.config import SelectStage
 from whet.config.data import listed
 from whet.data.base import Answered
 from whet.data.faults import Dropped, Lost, Place, finite
@@ -32,95 +31,131 @@ from whet.tracking.charts import Look
 TRIGRAMS = 3
 OF_ANSWERS = ("author", "sample", "tokens", "reward", "correct")
 """Columns of a row that are of its answer, and not of the task."""
+Group = Sequence[Answered]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """A row with its grade."""
-
-    row: Answered
-    key: str
-    """The prompt: equal for answers to the same one."""
-    reward: float | None
-    correct: bool | None
-    solved: float | None = None
-    """The share of right answers to its prompt."""
-    note: str = ""
-    """Why it has no grade."""
-
-    @property
-    def text(self) -> str:
-        """What was answered; empty where nothing was."""
-        return "" if self.row.answer is None else self.row.answer.content
-
-    @property
-    def grades(self) -> dict[str, Any]:
-        """The columns of its grades."""
-        known = {"reward": self.reward, "correct": self.correct, "solved": self.solved}
-        return {name: value for name, value in known.items() if value is not None}
-
-
-@dataclass(slots=True)
 class Kept:
-    """The answers that are left, and those that are not."""
+    """The rows that are left, and those that are not."""
 
-    answers: list[Answer]
-    lost: list[Lost] = field(default_factory=list)
+    def __init__(self, rows: Group) -> None:
+        self.rows, self.lost = list(rows), list[Lost]()
 
     @property
-    def groups(self) -> list[list[Answer]]:
-        """The answers of each prompt, in order."""
-        found: dict[str, list[Answer]] = {}
-        for answer in self.answers:
-            found.setdefault(answer.key, []).append(answer)
+    def groups(self) -> list[list[Answered]]:
+        """The rows of each prompt, in order."""
+        found: dict[str, list[Answered]] = {}
+        for row in self.rows:
+            found.setdefault(row.key, []).append(row)
         return list(found.values())
 
-    def keep(self, reason: str, wanted: Callable[[Answer], bool]) -> None:
+    def keep(self, reason: str, wanted: Callable[[Answered], bool]) -> None:
         """Leave out what is not wanted."""
-        flags = [wanted(answer) for answer in self.answers]
-        self.lost += [
-            Lost(a.row.origin, reason, reason) for a, flag in zip(self.answers, flags, strict=True) if not flag
-        ]
-        self.answers = [answer for answer, flag in zip(self.answers, flags, strict=True) if flag]
+        told = [(row, wanted(row)) for row in self.rows]
+        self.lost += [Lost(row.origin, reason, reason) for row, flag in told if not flag]
+        self.rows = [row for row, flag in told if flag]
 
-    def pick(self, reason: str, choose: Callable[[Sequence[Answer]], Sequence[Answer]]) -> None:
-        """Leave out of each prompt's answers what is not chosen."""
-        chosen = {id(answer) for group in self.groups for answer in choose(group)}
-        self.keep(reason, lambda answer: id(answer) in chosen)
-
-    def describe(self) -> str:
-        """`1,024 wrong; 31 too similar to another`, in the order of the filters."""
-        counts = Dropped(tuple(self.lost)).counts
-        return "; ".join(f"{count:,} {reason}" for reason, count in counts.items())
+    def pick(self, reason: str, choose: Callable[[Group], Group]) -> None:
+        """Leave out of each prompt's rows what is not chosen."""
+        chosen = {id(row) for group in self.groups for row in choose(group)}
+        self.keep(reason, lambda row: id(row) in chosen)
 
 
 def run_select(context: Context[SelectStage]) -> None:
     """Grade, filter and write."""
     config = context.config
     read, unread = _read(config)
-    grams = leaks((_texts(task.messages) for task in _held_out(config)), config.ngram)
 
-    def chunk(_: int, rows: Sequence[Answered]) -> Chunk:
-        kept = Kept(_graded(context, rows))
-        failures = [answer.note for answer in kept.answers if config.rewards and answer.reward is None]
+    def chunk(_: int, rows: Group) -> Chunk:
+        graded, failures = _graded(context, rows)
         if 2 * len(failures) > len(rows):
             return Chunk(rows=[], metrics={}, failures=failures, candidates=len(rows))
-        _filter(kept, config, grams)
-        made = list(_WRITERS[config.write](kept, config))
-        keep_dropped(context, "data", [*unread, Dropped(tuple(kept.lost))])
+        kept = Kept(graded)
+        _filter(kept, config)
+        made = list(WRITERS[config.write](kept, config))
+        lost = Dropped(tuple(kept.lost))
+        keep_dropped(context, "data", [*unread, lost])
+        counts = "; ".join(f"{count:,} {reason}" for reason, count in lost.counts.items()) or "none"
         if not made:
-            why = f"{kept.describe()}; loosen what took most of them"
-            raise DataError(f"{context.name}: nothing is left of {len(rows):,} rows: {why}")
-        context.console.say(f"{context.name}: of {len(rows):,} rows left out: {kept.describe() or 'none'}")
-        counts = Dropped(tuple(kept.lost)).counts
-        return Chunk(rows=made, metrics={f"left_out/{why.replace(' ', '_')}": float(n) for why, n in counts.items()})
+            raise DataError(f"{context.name}: nothing is left of {len(rows):,} rows: {counts}; loosen what took most")
+        context.console.say(f"{context.name}: left out of {len(rows):,} rows: {counts}")
+        metrics = {f"left_out/{reason.replace(' ', '_')}": float(count) for reason, count in lost.counts.items()}
+        return Chunk(rows=made, metrics=metrics)
 
-    make_rows(context, read, len(read), chunk)
+    make_rows(context, read, len(read), chunk, of="rows")
 
 
 def _read(config: SelectStage) -> tuple[list[Answered], list[Dropped]]:
-    found = [load_answered(source) for source in listed(config.data) if isinstance(source, DataConfig)]
+    found = [load_answered(source) for source in config.sources]
     return [row for rows, _ in found for row in rows], [dropped for _, dropped in found]
+
+
+# ------------------------------------------------------------------------------------------------ grades
+
+
+def _graded(context: Context[SelectStage], rows: Group) -> tuple[list[Answered], list[str]]:
+    """The rows with `reward`, `correct` and `solved` among their columns, and why some could not be graded."""
+    config, failures = context.config, list[str]()
+    if config.rewards:
+        rows, failures = _scored(context, rows)
+    asked = {"reward": config.best or config.min_reward is not None or config.write == "pairs"}
+    asked["correct"] = config.correct is not None
+    shares: dict[str, list[float]] = {}
+    for row in rows:
+        for name in (name for name, needed in asked.items() if needed and not config.rewards):
+            if row.columns.get(name) is None:
+                remedy = "give the stage rewards, or the one that made the rows"
+                raise Place(row.origin)[name].bad("no such column", remedy)
+        known = [row.columns[name] for name in ("solved", "correct") if row.columns.get(name) is not None]
+        shares.setdefault(row.key, []).extend(finite(float(value), Place(row.origin)["solved"]) for value in known[:1])
+    solved = {key: fmean(values) for key, values in shares.items() if values}
+    return [replace(row, columns={**row.columns, "solved": solved.get(row.key)}) for row in rows], failures
+
+
+def _scored(context: Context[SelectStage], rows: Group) -> tuple[list[Answered], list[str]]:
+    """The rows with the scores that the stage's rewards give them."""
+    names = {row.key: str(row.origin) for row in reversed(rows)}  # answers to one prompt are compared as a group
+    attempts = []
+    for row in rows:
+        if row.answer is None:
+            raise Place(row.origin)["completion"].bad("no answer to grade", "leave rewards out, or the row")
+        task = Task(id=names[row.key], messages=row.prompt, columns=row.columns)
+        attempts.append(Attempt(task=task, messages=(row.answer,), completion_tokens=(), truncated=False, max_tokens=0))
+    grading = rubric(context.config.sources[0], context.config.rewards, context.world)
+    try:
+        grading.check([attempt.task for attempt in attempts])
+        scores = grading.score(attempts, step=1)
+    finally:
+        grading.close()
+    graded = [
+        replace(row, columns={**row.columns, "reward": score.value, "correct": score.correct, "solved": None})
+        for row, score in zip(rows, scores, strict=True)
+    ]
+    return graded, [score.note for score in scores if score.value is None]
+
+
+# ----------------------------------------------------------------------------------------------- filters
+
+
+def _filter(kept: Kept, config: SelectStage) -> None:
+    """Leave out what the keys of the recipe say, in their order."""
+    if config.write != "tasks":
+        kept.keep("without an answer", lambda row: row.answer is not None)
+    if config.rewards:
+        kept.keep("not graded", lambda row: row.columns["reward"] is not None)
+    if grams := leaks((_texts(task.messages) for task in _held_out(config)), config.ngram):
+        kept.keep("shared with an evaluation set", lambda row: not _leaked(row, config.ngram, grams))
+    if config.difficulty is not None:
+        low, high = config.difficulty
+        kept.keep("too hard or not graded", lambda row: (row.columns["solved"] or -1.0) >= low or low == 0)
+        kept.keep("too easy", lambda row: (row.columns["solved"] or 0.0) <= high)
+    if config.correct is not None and config.write != "pairs":
+        kept.keep("wrong" if config.correct else "right", lambda row: row.columns["correct"] is config.correct)
+    if (least := config.min_reward) is not None:
+        kept.keep("below min_reward", lambda row: row.columns["reward"] >= least)
+    if config.write != "tasks" and config.max_similarity is not None:
+        kept.pick("too similar to another", partial(_different, limit=config.max_similarity))
+    if config.write == "answers" and config.best is not None:
+        kept.pick("not among the best", lambda group: _ranked(group)[: config.best])
 
 
 def _held_out(config: SelectStage) -> Iterator[Task]:
@@ -132,167 +167,80 @@ def _texts(messages: Sequence[Message]) -> list[str]:
     return [message.content for message in messages if message.role not in ("system", "developer")]
 
 
-# ------------------------------------------------------------------------------------------------ grades
+def _leaked(row: Answered, n: int, grams: set[Words]) -> bool:
+    return any(ngrams(text, n) & grams for text in (*_texts(row.prompt), row.text))
 
 
-def _graded(context: Context[SelectStage], rows: Sequence[Answered]) -> list[Answer]:
-    """The rows with the grades that they have, or are given here."""
-    config = context.config
-    keys = [json.dumps([message.as_dict() for message in row.prompt]) for row in rows]
-    if not config.rewards:
-        return _with_solved([_as_read(row, key, config) for row, key in zip(rows, keys, strict=True)], given=True)
-    if without := next((row for row in rows if row.answer is None), None):
-        raise Place(without.origin)["completion"].bad("no answer to grade", "leave rewards out, or the row")
-    names = {key: str(row.origin) for row, key in zip(reversed(rows), reversed(keys), strict=True)}
-    attempts = [
-        Attempt(
-            task=Task(id=names[key], messages=row.prompt, columns=row.columns),
-            messages=(row.answer,) if row.answer is not None else (),
-            completion_tokens=(),
-            truncated=False,
-            max_tokens=0,
-        )
-        for row, key in zip(rows, keys, strict=True)
-    ]
-    grading = rubric(listed(config.data)[0], config.rewards, context.world)
-    try:
-        grading.check([attempt.task for attempt in attempts])
-        scores = grading.score(attempts, step=1)
-    finally:
-        grading.close()
-    graded = [
-        Answer(row=row, key=key, reward=score.value, correct=score.correct, note=score.note)
-        for row, key, score in zip(rows, keys, scores, strict=True)
-    ]
-    return _with_solved(graded, given=False)
-
-
-def _as_read(row: Answered, key: str, config: SelectStage) -> Answer:
-    """A row with its own grades. Raises `BadRow` where one is missing that a filter asks for."""
-    place, columns = Place(row.origin), row.columns
-    asked = {"reward": config.best or config.min_reward is not None or config.write == "pairs"}
-    asked["correct"] = config.correct is not None or (config.difficulty is not None and "solved" not in columns)
-    for name, needed in asked.items():
-        if needed and columns.get(name) is None:
-            raise place[name].bad("no such column", "give the stage rewards, or the stage that made the rows")
-    reward = columns.get("reward")
-    value = None if reward is None else finite(reward, place["reward"])
-    return Answer(row=row, key=key, reward=value, correct=columns.get("correct"), solved=columns.get("solved"))
-
-
-def _with_solved(answers: Sequence[Answer], *, given: bool) -> list[Answer]:
-    """The same, each with the share of right answers to its prompt: the mean of what the rows say, or of verdicts."""
-    shares: dict[str, list[float]] = {}
-    for answer in answers:
-        known = answer.solved if given and answer.solved is not None else answer.correct
-        if known is not None:
-            shares.setdefault(answer.key, []).append(float(known))
-    return [replace(a, solved=fmean(shares[a.key]) if a.key in shares else None) for a in answers]
-
-
-# ----------------------------------------------------------------------------------------------- filters
-
-
-def _filter(kept: Kept, config: SelectStage, grams: set[Words]) -> None:
-    """Leave out what the keys of the recipe say, in their order."""
-    whole = config.write == "answers"  # pairs want bad answers, too, and of tasks the answers are not written
-    if config.write != "tasks":
-        kept.keep("without an answer", lambda a: a.row.answer is not None)
-    if config.rewards:
-        kept.keep("not graded", lambda a: a.reward is not None)
-    if grams:
-        kept.keep("shared with an evaluation set", lambda a: not _leaked(a, config.ngram, grams))
-    if config.difficulty is not None:
-        low, high = config.difficulty
-        kept.keep("too hard", lambda a: a.solved is not None and a.solved >= low)
-        kept.keep("too easy", lambda a: a.solved is not None and a.solved <= high)
-    if config.correct is not None and config.write != "pairs":
-        kept.keep("wrong" if config.correct else "right", lambda a: a.correct is config.correct)
-    if (least := config.min_reward) is not None:
-        kept.keep("below min_reward", lambda a: a.reward is not None and a.reward >= least)
-    if config.max_similarity is not None and config.write != "tasks":
-        kept.pick("too similar to another", partial(_different, limit=config.max_similarity))
-    if config.best is not None and whole:
-        kept.pick("not among the best", lambda group: _ranked(group)[: config.best])
-
-
-def _leaked(answer: Answer, n: int, grams: set[Words]) -> bool:
-    return any(ngrams(text, n) & grams for text in (*_texts(answer.row.prompt), answer.text))
-
-
-def _ranked(group: Sequence[Answer]) -> list[Answer]:
+def _ranked(group: Group) -> list[Answered]:
     """The highest rewards first, equal ones as they came."""
-    return sorted(group, key=lambda answer: -(answer.reward or 0.0))
+    return sorted(group, key=lambda row: -(row.columns.get("reward") or 0.0))
 
 
-def _different(group: Sequence[Answer], limit: float) -> list[Answer]:
+def _different(group: Group, limit: float) -> list[Answered]:
     """Those that are not too similar to a better one."""
-    chosen: dict[str, tuple[Answer, set[Words]]] = {}
-    for answer in _ranked(group):
-        grams = ngrams(answer.text, TRIGRAMS)
-        if answer.text not in chosen and all(jaccard(grams, other) <= limit for _, other in chosen.values()):
-            chosen[answer.text] = answer, grams
-    return [answer for answer, _ in chosen.values()]
+    chosen: dict[str, tuple[Answered, set[Words]]] = {}
+    for row in _ranked(group):
+        grams = ngrams(row.text, TRIGRAMS)
+        if row.text not in chosen and all(jaccard(grams, other) <= limit for _, other in chosen.values()):
+            chosen[row.text] = row, grams
+    return [row for row, _ in chosen.values()]
 
 
 # ----------------------------------------------------------------------------------------------- writing
 
 
+def _base(row: Answered) -> dict[str, Any]:
+    columns = {name: value for name, value in beside(row.columns).items() if value is not None}
+    return {"task": str(row.origin), **columns, "prompt": [message.as_dict() for message in row.prompt]}
+
+
 def _answers(kept: Kept, config: SelectStage) -> Iterator[Row]:
-    for answer in kept.answers:
-        assert answer.row.answer is not None
-        yield _base(answer) | {"completion": [answer.row.answer.as_dict()]} | answer.grades
+    for row in kept.rows:
+        yield _base(row) | {"completion": _said(row)}
 
 
 def _tasks(kept: Kept, config: SelectStage) -> Iterator[Row]:
     for first, *_ in kept.groups:
-        yield {k: v for k, v in _base(first).items() if k not in OF_ANSWERS} | {"solved": first.solved}
+        yield {name: value for name, value in _base(first).items() if name not in OF_ANSWERS}
 
 
 def _pairs(kept: Kept, config: SelectStage) -> Iterator[Row]:
     """Of each prompt the best answer over the worst, the second best over the second worst, and so on."""
-    found: list[tuple[Answer, Answer]] = []
-    for group in kept.groups:
-        ranked = _ranked(group)
-        for better, worse in zip(ranked[: min(config.best or 1, len(ranked) // 2)], ranked[::-1], strict=False):
-            told = not config.correct or (better.correct is True and worse.correct is False)
-            if told and (better.reward or 0.0) > (worse.reward or 0.0):
+    found: list[tuple[Answered, Answered]] = []
+    for ranked in map(_ranked, kept.groups):
+        for better, worse in list(zip(ranked, ranked[::-1], strict=True))[: min(config.best or 1, len(ranked) // 2)]:
+            right = not config.correct or (better.columns["correct"] is True and worse.columns["correct"] is False)
+            if right and better.columns["reward"] > worse.columns["reward"]:
                 found.append((better, worse))
-    used = {id(answer) for pair in found for answer in pair}
-    kept.keep("not in a pair", lambda a: id(a) in used)
+    used = {id(row) for pair in found for row in pair}
+    kept.keep("not in a pair", lambda row: id(row) in used)
     for better, worse in found:
-        row = {k: v for k, v in _base(better).items() if k not in OF_ANSWERS}
-        for name, answer in (("chosen", better), ("rejected", worse)):
-            assert answer.row.answer is not None
-            row |= {name: [answer.row.answer.as_dict()], f"{name}_score": answer.reward}
-        yield row
+        row = {name: value for name, value in _base(better).items() if name not in OF_ANSWERS}
+        scores = {"chosen_score": better.columns["reward"], "rejected_score": worse.columns["reward"]}
+        yield row | {"chosen": _said(better), "rejected": _said(worse)} | scores
 
 
-def _base(answer: Answer) -> dict[str, Any]:
-    origin, columns = str(answer.row.origin), beside(answer.row.columns)
-    return {"task": origin, **columns, "prompt": [message.as_dict() for message in answer.row.prompt]}
+def _said(row: Answered) -> list[dict[str, Any]]:
+    return [] if row.answer is None else [row.answer.as_dict()]
 
 
-_WRITERS: Mapping[str, Callable[[Kept, SelectStage], Iterator[Row]]] = {
+WRITERS: Mapping[str, Callable[[Kept, SelectStage], Iterator[Row]]] = {
     "answers": _answers,
     "pairs": _pairs,
     "tasks": _tasks,
 }
+"""`write`: what makes rows of what is left."""
 
 
 def check_select(context: Context[SelectStage]) -> Seen:
     """Its rows, and the sets that must not be among them."""
     read, unread = _read(context.config)
-    held_out = len(list(_held_out(context.config)))
     parts = [f"{len(read):,} rows", *(d.describe() for d in unread if d.total)]
-    parts += [f"none of them to be among {held_out:,} held-out tasks"] if held_out else []
+    if context.config.decontaminate is not None:
+        parts.append(f"{len(list(_held_out(context.config))):,} held-out tasks")
     return Seen(summary="; ".join(parts), prompts=[row.prompt for row in read[:SHOWN]])
 
 
 KIND = Kind(
-    config=SelectStage,
-    run=run_select,
-    check=check_select,
-    needs=lambda config: None,
-    look=Look(makes_rows=True),
+    config=SelectStage, run=run_select, check=check_select, needs=lambda config: None, look=Look(makes_rows=True)
 )
