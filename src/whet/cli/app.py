@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from whet import __version__
-from whet.cli import chat, check, demo, eval, plan, run, schema
+from whet.cli import chat, check, demo, eval, plan, run, runs, schema
 from whet.cli.errors import exit_codes, guarded
 from whet.cli.options import OVERRIDABLE
 
@@ -48,6 +48,8 @@ app.command(context_settings=OVERRIDABLE)(check.check)
 app.command("eval", context_settings=OVERRIDABLE)(eval.evaluate)
 app.command()(chat.chat)
 app.command()(demo.demo)
+for each in (runs.runs, runs.show, runs.diff, runs.gc):
+    app.command()(each)
 app.command()(schema.schema)
 
 

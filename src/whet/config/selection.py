@@ -104,9 +104,7 @@ class SelectStage(StageBase):
     def _check(self) -> SelectStage:
         for reward in self.rewards:
             if isinstance(reward, OF_TOKENS):
-                raise ValueError(
-                    f"rewards: kind {reward.kind} counts tokens, which rows lack; grade in the sample stage"
-                )
+                raise ValueError(f"rewards: {reward.kind} counts tokens, which rows lack; put it in the sample stage")
         if self.rewards and self.correct is not None and not judged(self.rewards):
             raise ValueError("correct asks which answers are right, and none of the rewards judges that")
         if self.write == "pairs" and (self.correct is False or self.min_reward is not None):

@@ -28,9 +28,22 @@ from whet.config.references import references, with_references
 from whet.config.stage import StageBase
 from whet.config.strict import Made, Strict
 from whet.errors import ConfigError, RunError
-from whet.files import is_sealed, seal, write_json, writing
+from whet.files import is_sealed, seal, write_atomic, write_json, writing
+from whet.pipeline.card import CARD, model_card
 from whet.pipeline.kinds import KINDS
-from whet.pipeline.lineage import NOTED, UNDECIDED, Choices, begun, note, refusal, refuse_others, refused, remove
+from whet.pipeline.lineage import (
+    NOTED,
+    UNDECIDED,
+    Choices,
+    begun,
+    elsewhere,
+    note,
+    refusal,
+    refuse_others,
+    refused,
+    remove,
+    take,
+)
 from whet.pipeline.rounds import Rounds, best_of, score_of, stops
 from whet.pipeline.stage import ROWS, Context, Interrupted, Kind, World
 from whet.records import seed_of
@@ -213,7 +226,7 @@ def _run_stages(run: Run, world: World, console: Console, stopped: Stopped, choi
                 if is_sealed(context.folder):
                     console.say(f"{name}: done before")
                 else:
-                    _run_stage(run, context)
+                    _run_stage(run, context, choices)
                 # Here, so that a run killed between the manifest and this line loses them the next time.
                 shutil.rmtree(context.checkpoints, ignore_errors=True)
         except BaseException as error:
@@ -230,10 +243,17 @@ def _run_stages(run: Run, world: World, console: Console, stopped: Stopped, choi
         write_report(run.folder, run.looks)
 
 
-def _run_stage(run: Run, context: Context) -> None:
+def _run_stage(run: Run, context: Context, choices: Choices) -> None:
+    fresh = not begun(context.folder, context.checkpoints)
     note(context, run.recipe.seed)
-    context.world.reseed(context.seed)
-    run.kind(context.name).run(context)
+    found = elsewhere(context, run.recipe.seed, choices.reuse) if choices.reuse is not None and fresh else None
+    if found is not None:
+        take(found, context)
+    else:
+        context.world.reseed(context.seed)
+        run.kind(context.name).run(context)
+        if (context.folder / "model").is_dir():
+            write_atomic(context.folder / "model" / CARD, model_card(run.folder, context.name).encode())
     seal(context.folder, {"stage": context.name, "kind": context.config.kind})
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
+from typing import NamedTuple
 
 from whet.config import SampleStage, TrainConfig
 from whet.data.faults import nearest
@@ -17,7 +18,7 @@ from whet.pipeline.generate import Chunk, Counts, Row, beside, make_rows, writab
 from whet.pipeline.load_data import rubric
 from whet.pipeline.playing import SHOWN, Ungraded, look_at_tasks, playable, player
 from whet.pipeline.stage import Context, Kind, Needs, Seen
-from whet.records import Group, Outcome, Reply, Score, seed_of
+from whet.records import Episode, Group, Outcome, Reply, Score, seed_of
 from whet.rollouts.play import Player
 from whet.templates.base import Template
 from whet.tracking.charts import Look
@@ -60,6 +61,14 @@ def with_hint(task: Task, hint: str | None) -> Task:
     return replace(task, messages=(*before, replace(last, content=f"{last.content} {text}")))
 
 
+class _Said(NamedTuple):
+    """An answer, or why there is none, and its grade."""
+
+    reply: Reply
+    score: Score
+    tokens: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class _Sample:
     context: Context[SampleStage]
@@ -67,47 +76,35 @@ class _Sample:
     template: Template
     rewards: Rubric
     play: Player | None
-    chats: dict[int, ChatClient]
+    chats: Mapping[int, ChatClient]
 
     def chunk(self, number: int, chosen: Sequence[Task]) -> Chunk:
-        """The rows of a chunk of tasks."""
-        began, shown, size = time.perf_counter(), [with_hint(task, self.config.hint) for task in chosen], 1
+        """The rows of a chunk of tasks: `samples` answers of each author to each."""
+        began, shown = time.perf_counter(), [with_hint(task, self.config.hint) for task in chosen]
+        asked = {f"author {place}": self._asked(chat, shown, number) for place, chat in self.chats.items()}
         groups: tuple[Group, ...] = ()
-        said: dict[str, list[tuple[Reply, Score, int | None]]] = {}
         if self.play is not None:
             seed = seed_of(self.context.seed, "sample", number)
             groups = self.play.play(shown, self.config.samples, step=number, seed=seed).groups
-            said[POLICY] = [
-                (
-                    Reply(
-                        message=episode.messages[-1] if episode.turns else None,
-                        cut_off=episode.outcome is Outcome.TRUNCATED,
-                    ),
-                    episode.score,
-                    episode.sampled_tokens,
-                )
-                for group in groups
-                for episode in group.episodes
-            ]
-        for place, chat in self.chats.items():
-            said[f"author {place}"] = self._asked(chat, shown, number)
-        size, tally, rows = self.config.samples, Counts(), []
-        for place, task in enumerate(chosen):
-            for author, answers in said.items():
-                rows += self._rows(task, author, answers[place * size :][:size], tally)
-        replies = [reply for author, answers in said.items() if author != POLICY for reply, _, _ in answers]
+        said = asked | ({POLICY: [_played(e) for group in groups for e in group.episodes]} if groups else {})
+        tally, size = Counts(), self.config.samples
+        rows = [
+            row
+            for place, task in enumerate(chosen)
+            for author, answers in said.items()
+            for row in self._rows(task, author, answers[place * size :][:size], tally)
+        ]
         return Chunk(
             rows=rows,
             metrics={**tally.counts, "time/rollout": time.perf_counter() - began},
             groups=groups,
-            failures=[reply.failure for reply in replies if reply.message is None],
-            candidates=len(replies),
+            failures=[each.reply.failure for given in asked.values() for each in given if each.reply.message is None],
+            candidates=sum(map(len, asked.values())),
         )
 
-    def _asked(self, chat: ChatClient, shown: Sequence[Task], number: int) -> list[tuple[Reply, Score, int | None]]:
-        """A client's answers to each task, graded."""
-        games = [task for task in shown for _ in range(self.config.samples)]
-        limit = self.config.max_tokens
+    def _asked(self, chat: ChatClient, shown: Sequence[Task], number: int) -> list[_Said]:
+        """A client's answers to the tasks, graded."""
+        games, limit = [task for task in shown for _ in range(self.config.samples)], self.config.max_tokens
         replies = chat.chat([task.messages for task in games], max_tokens=limit)
         attempts = [
             Attempt(task=t, messages=(r.message,), completion_tokens=(), truncated=r.cut_off, max_tokens=limit)
@@ -115,16 +112,13 @@ class _Sample:
             if r.message is not None
         ]
         scores = iter(self.rewards.score(attempts, step=number))
-        return [(r, Score(value=None) if r.message is None else next(scores), None) for r in replies]
+        return [_Said(r, Score(value=None) if r.message is None else next(scores)) for r in replies]
 
-    def _rows(
-        self, task: Task, author: str, answers: Sequence[tuple[Reply, Score, int | None]], tally: Counts
-    ) -> list[Row]:
+    def _rows(self, task: Task, author: str, answers: Sequence[_Said], tally: Counts) -> Iterator[Row]:
         """A row for each answer that a later stage can read; `solved` counts the others, too."""
-        verdicts = [score.correct for _, score, _ in answers if score.correct is not None]
-        rows: list[Row] = []
+        verdicts = [each.score.correct for each in answers if each.score.correct is not None]
+        base = {**beside(task.columns), "prompt": [message.as_dict() for message in task.messages], "task": task.id}
         for sample, (reply, score, tokens) in enumerate(answers):
-            graded = score.value is not None
             tally.add("answers/right", float(score.correct or False))
             if reply.message is None:
                 tally.add("answers/failed")
@@ -132,16 +126,24 @@ class _Sample:
                 tally.add("answers/cut_off")
             elif not writable(self.template, task.messages, reply.message.content):
                 tally.add("answers/unusable")
-            elif self.config.rewards and not graded:
+            elif self.config.rewards and score.value is None:
                 tally.add("answers/ungraded")
             else:
-                row = {"completion": [reply.message.as_dict()], "author": author, "sample": sample, "tokens": tokens}
-                if graded:
-                    row |= {"reward": score.value, "correct": score.correct}
-                    row["solved"] = fmean(verdicts) if verdicts else None
-                asked = {"prompt": [message.as_dict() for message in task.messages], "task": task.id}
-                rows.append(beside(task.columns) | asked | row)
-        return rows
+                grades = {"reward": score.value, "correct": score.correct}
+                grades["solved"] = fmean(verdicts) if verdicts else None
+                about = {
+                    "author": author,
+                    "sample": sample,
+                    "tokens": tokens,
+                    **(grades if self.config.rewards else {}),
+                }
+                yield base | {"completion": [reply.message.as_dict()]} | about
+
+
+def _played(episode: Episode) -> _Said:
+    message = episode.messages[-1] if episode.turns else None
+    reply = Reply(message=message, failure=episode.score.note, cut_off=episode.outcome is Outcome.TRUNCATED)
+    return _Said(reply, episode.score, episode.sampled_tokens)
 
 
 def check_sample(context: Context[SampleStage]) -> Seen:

@@ -146,8 +146,9 @@ def _filter(kept: Kept, config: SelectStage) -> None:
         kept.keep("shared with an evaluation set", lambda row: not _leaked(row, config.ngram, grams))
     if config.difficulty is not None:
         low, high = config.difficulty
-        kept.keep("too hard or not graded", lambda row: (row.columns["solved"] or -1.0) >= low or low == 0)
-        kept.keep("too easy", lambda row: (row.columns["solved"] or 0.0) <= high)
+        kept.keep("of unknown difficulty", lambda row: row.columns["solved"] is not None)
+        kept.keep("too hard", lambda row: row.columns["solved"] >= low)
+        kept.keep("too easy", lambda row: row.columns["solved"] <= high)
     if config.correct is not None and config.write != "pairs":
         kept.keep("wrong" if config.correct else "right", lambda row: row.columns["correct"] is config.correct)
     if (least := config.min_reward) is not None:
