@@ -15,30 +15,24 @@ Runs = Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of runs, 
 
 
 def runs(folder: Runs = Path("runs"), json: Json = False) -> None:
-    """The runs in a folder: how far each is, its last evaluation, and its size."""
+    """The runs in a folder: how far each is, its size, its last evaluation."""
     from whet.launch.runs import runs_in
 
-    _print_rows({"runs": runs_in(folder)}, json)
+    _print({"runs": runs_in(folder)}, json)
 
 
 def show(run: RunFolder, json: Json = False) -> None:
     """The stages of a run: identities, what each reads, the data from outside, and evaluations."""
     from whet.launch.runs import show as launch_show
 
-    _print_rows(launch_show(run), json)
+    _print(launch_show(run), json)
 
 
 def diff(first: RunFolder, second: RunFolder, json: Json = False) -> None:
-    """How the second run differs from the first: recipe, inputs, code, and evaluations, paired by task."""
+    """How the second run differs from the first: recipe, data, code, and evaluations, paired by task."""
     from whet.launch.runs import diff as launch_diff
 
-    found = launch_diff(first, second)
-    if json:
-        print_json(dict(found))
-        return
-    for part, lines in found.items():
-        for line in lines or ["no difference"]:
-            typer.echo(one_line(f"{part}: {line}"))
+    _print(dict(launch_diff(first, second)), json)
 
 
 def gc(
@@ -46,37 +40,17 @@ def gc(
     yes: Annotated[bool, typer.Option("--yes", help="Do it; without it, only say what would be done.")] = False,
     json: Json = False,
 ) -> None:
-    """Free room and lose nothing: checkpoints of finished stages, and equal files of runs, which are linked."""
+    """Free room and lose nothing: checkpoints of finished stages, and equal files of runs, which become one."""
     from whet.launch.runs import gc as launch_gc
 
-    said = launch_gc(folder, dry=not yes)
-    if json:
-        print_json({"freed": said})
-        return
-    for line in said:
-        typer.echo(one_line(line))
+    _print({"gc": launch_gc(folder, dry=not yes)}, json)
 
 
-def _print_rows(found: dict[str, Any], json: bool) -> None:
-    """Each list of rows as a table."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+def _print(found: dict[str, Any], json: bool) -> None:
+    import yaml
 
     if json:
         print_json(found)
         return
-    for rows in (rows for rows in found.values() if isinstance(rows, list) and rows):
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1))
-        for heading in rows[0]:
-            table.add_column(heading, overflow="fold")
-        for row in rows:
-            table.add_row(*(Text(_cell(value)) for value in row.values()))
-        Console(highlight=False).print(table)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {share:.1%}" for key, share in value.items())
-    return ", ".join(value) if isinstance(value, list) else f"{value:,}" if isinstance(value, int) else str(value)
+    for line in yaml.safe_dump(found, sort_keys=False, allow_unicode=True, width=1000).splitlines():
+        typer.echo(one_line(line))

@@ -65,8 +65,9 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = (), stages: Stages 
     file = root = _read(Path(path))
     for key_path, text in split_overrides(overrides):
         root = _override(root, key_path, _value(text, key_path))
-    root = write_out(root)
-    _check_inherited(write_out(file), root, stages)
+    makes = {kind.kind_name(): kind.makes for kind in stages}
+    root = write_out(root, makes)
+    _check_inherited(write_out(file, makes), root, stages)
     root = _inherit(root, stages)
     raw = root.plain()
     model = recipe_of(tuple(stages))

@@ -8,7 +8,7 @@ Defaults are published settings, named in `docs/`. Units are in the names: `_s` 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import lru_cache, reduce
@@ -21,7 +21,7 @@ from pydantic import Field, create_model, model_validator
 from whet.config.budget import StageBudget
 from whet.config.evaluation import EvalStage
 from whet.config.feedback import AgreementStage, CompareStage, QuestionsStage, ReviseStage, StepLabelsStage
-from whet.config.loops import LoopConfig, Place, round_name
+from whet.config.loops import LoopConfig
 from whet.config.model import ModelConfig
 from whet.config.online_preference import OnlinePreferenceStage
 from whet.config.preference import PreferenceStage
@@ -104,7 +104,7 @@ class Recipe(Strict):
             compared = (stage.evaluates or {}).items()
             found += [(f"models.{label}", path, "model") for label, path in compared if path.startswith("@")]
             for key, path, what in found:
-                if path[1:] not in made[what] and not self._before(name, path[1:], what):
+                if path[1:] not in made[what]:
                     raise ValueError(f"stages.{name}.{key} is {path}, {self._absent(path[1:], what, made[what])}")
                 written = getattr(earlier.get(path), "write", None)
                 if key.startswith("data") and stage.learns_from and written not in (None, stage.learns_from):
@@ -121,66 +121,51 @@ class Recipe(Strict):
         return self
 
     def _last_of(self, loop: str) -> str:
-        """The last stage of a loop's last round; the group must be written out, and be such that its rule can be."""
+        """The last stage of a loop; the group must be written out, and have what its rule looks at."""
         config = self.loops[loop]
-        names = [round_name(loop, number, stage) for number in range(1, config.repeat + 1) for stage in config.stages]
-        if any(name not in self.stages for name in names):
+        if any(name not in self.stages for names in config.stages for name in names):
             raise ValueError(f"loops.{loop} names stages that are not there; write the group as stages.{loop}.stages")
-        if config.until is not None and self.judge_of(loop) is None:
-            raise ValueError(f"loops.{loop}.until needs a stage of kind eval among {', '.join(config.stages)}")
-        return names[-1]
-
-    def _before(self, name: str, loop: str, what: Made) -> bool:
-        """Whether a stage stands in this loop, and the round before, or what came before the loop, made such."""
-        place = self.places.get(name)
-        if place is None or place.loop != loop:
-            return False
-        return what == "model" or (place.round > 1 and self.maker_in(loop, place.round - 1, what) is not None)
+        if config.until is not None and self.judge_of(config.stages[0]) is None:
+            raise ValueError(f"loops.{loop}.until needs a stage of kind eval in the loop")
+        return config.stages[-1][-1]
 
     def _absent(self, target: str, what: Made, there: list[str]) -> str:
         """What is wrong with a reference to something that is not there."""
         text = f"which is no earlier {NOUNS[what]}"
-        if target in self.loops and self.maker_in(target, 1, what):
-            return f"{text}: its first round has none before it; put it into a list, beside what that round reads"
-        if target in self.stages and self.stages[target].makes == what:
-            return f"{text}: it comes later, and stages that wait for one another cannot run (a cycle)"
+        if target in self.loops or (target in self.stages and self.stages[target].makes == what):
+            return f"{text}: it is made later, and stages that wait for one another cannot run (a cycle)"
         if close := get_close_matches(target, there, n=1):
             return f"{text}; did you mean '@{close[0]}'?"
         return f"{text} ({', '.join(f'@{other}' for other in there if other != 'model') or 'none'})"
 
     @property
-    def places(self) -> dict[str, Place]:
-        """Where each stage of a loop stands."""
-        return {
-            round_name(loop, number, stage): Place(loop, number, stage)
-            for loop, config in self.loops.items()
-            for number in range(1, config.repeat + 1)
-            for stage in config.stages
-        }
+    def places(self) -> dict[str, tuple[str, int]]:
+        """The loop and the round (from 1) of each stage of a loop."""
+        rounds = ((loop, n, names) for loop, each in self.loops.items() for n, names in enumerate(each.stages, start=1))
+        return {name: (loop, number) for loop, number, names in rounds for name in names}
 
     def maker_in(self, loop: str, number: int, what: Made) -> str | None:
         """The last stage of a round of a loop that makes such."""
-        names = [round_name(loop, number, stage) for stage in reversed(self.loops[loop].stages)]
+        names = reversed(self.loops[loop].stages[number - 1])
         return next((name for name in names if self.stages[name].makes == what), None)
 
-    def judge_of(self, loop: str) -> str | None:
-        """The name in its group of the evaluation that may stop a loop."""
-        stages = reversed(self.loops[loop].stages)
-        return next((each for each in stages if self.stages[round_name(loop, 1, each)].evaluates is not None), None)
+    def judge_of(self, names: Sequence[str]) -> str | None:
+        """Of a round's stages the evaluation that may stop its loop."""
+        return next((name for name in reversed(names) if self.stages[name].evaluates is not None), None)
 
     @property
     def distinct(self) -> dict[str, StageBase]:
         """The stages, those of loops in their first round alone: later ones differ from it in what they read."""
         places = self.places
-        return {name: stage for name, stage in self.stages.items() if name not in places or places[name].round == 1}
+        return {name: stage for name, stage in self.stages.items() if places.get(name, ("", 1))[1] == 1}
 
     def budgets(self) -> list[StageBudget]:
         """The arithmetic of every stage, in order; of a loop that of its first round, and how often it is repeated."""
-        places, found = self.places, []
-        for name, stage in self.distinct.items():
-            repeat = self.loops[places[name].loop].repeat if name in places else 1
-            found.append(replace(stage.budget(), stage=name, kind=stage.kind, repeat=repeat))
-        return found
+        repeats = {name: self.loops[loop].repeat for name, (loop, _) in self.places.items()}
+        return [
+            replace(stage.budget(), stage=name, kind=stage.kind, repeat=repeats.get(name, 1))
+            for name, stage in self.distinct.items()
+        ]
 
 
 STAGES: tuple[type[StageBase], ...] = get_args(get_args(Stage)[0])

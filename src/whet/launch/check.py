@@ -65,7 +65,7 @@ def _check_stage(run: Run, name: str, world: LocalWorld) -> StageCheck:
     model = _tokenizer_of(run, name)
     _find_chats(stage, world)
     asked = references(run.recipe.stages[name])
-    waiting = {path: run.named(path[1:], what, name) for _, path, what in asked if what == "rows"}
+    waiting = {path: run.named(path[1:], what) for _, path, what in asked if what == "rows"}
     if any(maker is not None and not is_sealed(run.stage_folder(maker)) for maker in waiting.values()):
         summary = f"checked once {' and '.join(waiting)} has made its rows"
         return StageCheck(stage=name, kind=stage.kind, summary=summary, samples=())

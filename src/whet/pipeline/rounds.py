@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from whet.config.loops import UntilConfig
+from whet.config.loops import LoopConfig
 from whet.errors import ConfigError
 from whet.files import read_json
 
@@ -15,35 +15,27 @@ from whet.files import read_json
 class Rounds:
     """How far a loop goes."""
 
-    last: int
-    best: int
+    last: int = 0
+    best: int = 0
     """The one that it ended with: the best by its rule, or the last where it has none."""
     why: str = ""
     """Why it stops before all rounds are run."""
 
 
-def best_of(scores: Sequence[float], until: UntilConfig) -> int:
-    """The round (from 1) that no later one beat by more than `min_gain`."""
-    best = 0
-    for index, score in enumerate(scores):
-        best = index if score > scores[best] + until.min_gain else best
-    return best + 1
-
-
-def stops(scores: Sequence[float], until: UntilConfig) -> str:
-    """Why a loop with these scores is over; empty: it goes on."""
-    best, shown = best_of(scores, until), f"{until.metric} {scores[-1]:.3f}"
-    if until.reach is not None and scores[-1] >= until.reach:
-        return f"{shown} reaches {until.reach:g}"
-    if until.patience is not None and len(scores) - best >= until.patience:
-        return f"{shown} is no better than {scores[best - 1]:.3f} of round {best}"
-    return ""
-
-
-def score_of(folder: Path, metric: str) -> float:
-    """What the last model of an evaluation has."""
-    row = read_json(folder / "eval.json")["rows"][-1]
-    known = {"accuracy": row["accuracy"], **row["rewards"]}
-    if metric not in known:
-        raise ConfigError(f"{folder.name}: until.metric is {metric!r}; the evaluation has {', '.join(known)}")
-    return float(known[metric])
+def rounds_of(tables: Sequence[Path], config: LoopConfig) -> Rounds:
+    """What the rule of a loop makes of the evaluations (`eval.json`) of its rounds until now."""
+    until, best, scores = config.until, 0, list[float]()
+    for number, table in enumerate(tables, start=1):
+        assert until is not None
+        row = read_json(table)["rows"][-1]
+        known = {"accuracy": row["accuracy"], **row["rewards"]}
+        if until.metric not in known:
+            raise ConfigError(f"until.metric is {until.metric!r}, and {table} has {', '.join(known)}")
+        scores.append(known[until.metric])
+        best = number if best == 0 or scores[-1] > scores[best - 1] + until.min_gain else best
+        now = f"{until.metric} {scores[-1]:.3f}"
+        if until.reach is not None and scores[-1] >= until.reach:
+            return Rounds(last=number, best=number, why=f"{now} reaches {until.reach:g}")
+        if until.patience is not None and number - best >= until.patience:
+            return Rounds(last=number, best=best, why=f"{now} is no better than {scores[best - 1]:.3f} of round {best}")
+    return Rounds(last=config.repeat, best=best or config.repeat)

@@ -23,7 +23,6 @@ from typing import Any
 
 from whet.config import ModelConfig, Recipe
 from whet.config.loading import resolved
-from whet.config.loops import round_name
 from whet.config.references import references, with_references
 from whet.config.stage import StageBase
 from whet.config.strict import Made, Strict
@@ -44,7 +43,7 @@ from whet.pipeline.lineage import (
     remove,
     take,
 )
-from whet.pipeline.rounds import Rounds, best_of, score_of, stops
+from whet.pipeline.rounds import Rounds, rounds_of
 from whet.pipeline.stage import ROWS, Context, Interrupted, Kind, World
 from whet.records import seed_of
 from whet.tracking.base import Sink
@@ -99,81 +98,62 @@ class Run:
     def rounds(self, loop: str) -> Rounds:
         """How far a loop goes, as far as its evaluations tell by now."""
         config = self.recipe.loops[loop]
-        if config.until is None:
-            return Rounds(last=config.repeat, best=config.repeat)
-        judge, scores = self.recipe.judge_of(loop), []
-        for number in range(1, config.repeat + 1):
-            folder = self.stage_folder(round_name(loop, number, str(judge)))
-            if not is_sealed(folder):
-                break
-            scores.append(score_of(folder, config.until.metric))
-            if why := stops(scores, config.until):
-                return Rounds(last=number, best=best_of(scores, config.until), why=why)
-        return Rounds(last=config.repeat, best=best_of(scores, config.until) if scores else config.repeat)
+        judges = [self.recipe.judge_of(names) for names in config.stages] if config.until is not None else []
+        folders = takewhile(is_sealed, (self.stage_folder(name) for name in judges if name is not None))
+        return rounds_of([folder / "eval.json" for folder in folders], config)
 
     def left_out(self, name: str) -> str:
         """Why a stage is not run: its loop has ended before its round; empty: it is run."""
-        place = self.recipe.places.get(name)
-        if place is None or place.round == 1:
-            return ""
-        rounds = self.rounds(place.loop)
-        return f"{place.loop} ended after round {rounds.last}: {rounds.why}" if place.round > rounds.last else ""
+        loop, number = self.recipe.places.get(name, ("", 0))
+        rounds = self.rounds(loop) if loop else Rounds()
+        return f"{loop} ended after round {rounds.last}: {rounds.why}" if number > rounds.last else ""
 
     def model_of(self, name: str) -> ModelConfig:
         """What a stage starts from: its own choice, or what the model-making stage before it made."""
         start = self.recipe.stages[name].start
         if start is not None:
-            return self.resolve(start, name)
+            return self.resolve(start)
         earlier = self._maker(name)
         return self.recipe.model if earlier is None else self.recipe.model.at(str(self.model_folder(earlier)))
 
     def _maker(self, name: str) -> str | None:
-        """The last stage before this one that makes a model; of a loop that has ended, the one that it ended with."""
+        """The last stage before this one that makes a model; of a loop that is over, the one that it ended with."""
         earlier = list(takewhile(lambda other: other != name, self.recipe.stages))
         maker = next((other for other in reversed(earlier) if self.recipe.stages[other].makes == "model"), None)
-        place, here = (self.recipe.places.get(each) for each in (maker or "", name))
-        if place is None or (here is not None and here.loop == place.loop):
-            return maker
-        return self.named(place.loop, "model", name)
+        loop, here = (self.recipe.places.get(each or "", ("", 0))[0] for each in (maker, name))
+        return maker if loop in ("", here) else self.named(loop, "model")
 
-    def named(self, target: str, what: Made, by: str) -> str | None:
-        """The stage that `@target` is in the stage `by`; None: the model that the recipe starts from."""
-        if target not in self.recipe.loops:
-            return None if target == "model" else target
-        here = self.recipe.places.get(by)
-        if here is None or here.loop != target:
+    def named(self, target: str, what: Made) -> str | None:
+        """The stage that `@target` is; None: what the recipe starts from. Raises `RunError` for one that is not run."""
+        if target in self.recipe.loops:
             return self.recipe.maker_in(target, self.rounds(target).best, what)
-        if here.round > 1:
-            return self.recipe.maker_in(target, here.round - 1, what)
-        return self._maker(round_name(target, 1, self.recipe.loops[target].stages[0]))
+        if target != "model" and (why := self.left_out(target)):
+            raise RunError(f"@{target} was not made: {why}; name the loop, @{self.recipe.places[target][0]}")
+        return None if target == "model" else target
 
     def reads(self, name: str) -> set[str]:
         """The earlier stages whose artifacts the stage reads."""
         stage = self.recipe.stages[name]
         asked = [(path, what) for _, path, what in references(stage)]
         asked += [(path, "model") for path in (stage.evaluates or {}).values() if path.startswith("@")]
-        found = {self.named(path[1:], what, name) for path, what in asked}
+        found = {self.named(path[1:], what) for path, what in asked}
         if stage.start is None and stage.reads_model and not stage.evaluates:
             found.add(self._maker(name))
         return {each for each in found if each is not None}
 
-    def resolve(self, model: ModelConfig, by: str) -> ModelConfig:
-        """In the stage `by`: `@stage` as the folder of the model that the stage made, `@model` as the recipe's own."""
+    def resolve(self, model: ModelConfig) -> ModelConfig:
+        """`@stage` as the folder of the model that the stage made, `@model` as the recipe's own."""
         if not model.path.startswith("@"):
             return model
-        maker = self.named(model.path[1:], "model", by)
-        if maker is None:
-            return self.recipe.model
-        if why := self.left_out(maker):
-            raise RunError(f"stages.{by}: {model.path} is not there: {why}; name what the loop ended with: @LOOP")
-        return model.at(str(self.model_folder(maker)))
+        maker = self.named(model.path[1:], "model")
+        return self.recipe.model if maker is None else model.at(str(self.model_folder(maker)))
 
     def section(self, name: str) -> StageBase:
         """What the recipe says of a stage, with paths in the place of references."""
 
         def refer(part: Strict) -> Strict:
             assert part.refers_to is not None
-            maker = self.named(str(getattr(part, "path", ""))[1:], part.refers_to, name)
+            maker = self.named(str(getattr(part, "path", ""))[1:], part.refers_to)
             if maker is None:
                 own = {key: value for key, value in self.recipe.model if key in type(part).model_fields}
                 return part.model_copy(update=own)
@@ -253,7 +233,7 @@ def _run_stage(run: Run, context: Context, choices: Choices) -> None:
         context.world.reseed(context.seed)
         run.kind(context.name).run(context)
         if (context.folder / "model").is_dir():
-            write_atomic(context.folder / "model" / CARD, model_card(run.folder, context.name).encode())
+            write_atomic(context.folder / "model" / CARD, model_card(run.folder, context.folder).encode())
     seal(context.folder, {"stage": context.name, "kind": context.config.kind})
 
 
@@ -315,7 +295,7 @@ def context_of(
         name=name,
         config=stage,
         model=model,
-        models={label: run.resolve(other, name) for label, other in named.items()},
+        models={label: run.resolve(other) for label, other in named.items()},
         folder=folder,
         checkpoints=run.checkpoints(name),
         seed=seed_of(run.recipe.seed, name),
