@@ -85,10 +85,9 @@ class Recipe(Strict):
     """Who hears the numbers of every step beside the log files: tensorboard (`RUN/tensorboard`), W&B or trackio."""
     model: ModelConfig
     save: SaveConfig = SaveConfig()
-    stages: dict[str, Stage] = Field(min_length=1)
-
     loops: dict[str, LoopConfig] = {}
     """Groups of stages that are repeated; in `stages` they are written out round by round (`config.loops`)."""
+    stages: dict[str, Stage] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _references(self) -> Recipe:
