@@ -111,8 +111,8 @@ def test_a_loop_is_written_out_and_every_value_keeps_its_place() -> None:
         ("repeat: 3", "repeat: 0", "r.yaml:11: stages.improve.repeat: must be a number of rounds"),
         ("{patience: 1}", "{patence: 1}", "r.yaml:12: stages.improve.until.patence: unknown key; did you mean"),
         ("{patience: 1}", "{patience: null}", "r.yaml:12: stages.improve.until.* must have reach or patience"),
-        ("@improve\", more", "@improv\", more", "r.yaml:26: stages.eval.models.loop is @improv.*did you mean '@improve'"),
-        ('"@keep"', '"@kep"', "r.yaml:21: stages.improve.stages.train.data is @kep.*; did you mean '@improve-1-keep'"),
+        ("@improve\", more", "@improv\", more", "r.yaml:26: stages.eval.models.loop is @improv.*mean '@improve'"),
+        ('"@keep"', '"@kep"', "r.yaml:21: stages.improve.stages.train.data is @kep, .*@improve-1-keep"),
         ('["@ask", "@improve"]', '"@improve"', "stages.improve.stages.keep.data is @improve, .*made later"),
         ('data: "@keep"', 'data: "@ask", lr: 1', "stages.improve.stages.train.lr: unknown key"),
         ("      judge:", "      x: {stages: {}}\n      judge:", "must be a section of stages, none of them a loop"),
@@ -175,7 +175,7 @@ def test_a_loop_ends_by_its_rule_and_what_follows_begins_with_its_best_round() -
     ]
     assert rows == [3, 3], "the second round has the rows of the first, and none twice"
     report = Path("runs/whole/report.html").read_text()
-    assert "improve-2-train" in report and "not run" in report
+    assert "improve-2-train" in report and report.count(">not run<") == 4
     checks = check_recipe(load_recipe("r.yaml", ["out=runs/other"]))
     assert [check.stage for check in checks] == [name for name in DONE if "improve-2" not in name]
 
@@ -184,20 +184,20 @@ def test_a_loop_that_is_interrupted_goes_on_as_if_it_never_had_been(monkeypatch:
     calls = iter(range(1000))
 
     def die(*_: object) -> None:
-        if next(calls) == 13:
+        if next(calls) == 9:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
         patched.setattr("whet.tracking.console.Console.log", die)
         with pytest.raises(KeyboardInterrupt):
-            run_recipe(load_recipe("r.yaml", ["out=runs/broken"]), quiet=True)
-    done = [record.name for record in records(Path("runs/broken")).values() if record.state == "done"]
+            run_recipe(load_recipe("r.yaml", ["out=other/broken"]), quiet=True)
+    done = [record.name for record in records(Path("other/broken")).values() if record.state == "done"]
     assert "improve-1-judge" in done and "improve-2-judge" not in done, "it died in the second round"
-    run_recipe(load_recipe("r.yaml", ["out=runs/broken"]), quiet=True)
-    assert weights("runs/broken") == weights("runs/whole")
+    run_recipe(load_recipe("r.yaml", ["out=other/broken"]), quiet=True)
+    assert {record.state for record in records(Path("other/broken")).values()} > {"done"}
+    assert weights("other/broken") == weights("runs/whole")
     with pytest.raises(RunError, match=r"improve-1-keep: correct \(was True and is None\)"):
-        run_recipe(load_recipe("r.yaml", ["out=runs/broken", "stages.improve.stages.keep.correct=null"]), quiet=True)
-    shutil.rmtree("runs/broken")
+        run_recipe(load_recipe("r.yaml", ["out=other/broken", "stages.improve.stages.keep.correct=null"]), quiet=True)
 
 
 def test_identical_work_is_taken_from_another_run_and_nothing_else_is(capsys: pytest.CaptureFixture[str]) -> None:
