@@ -192,7 +192,7 @@ def test_a_selection_that_leaves_nothing_says_what_each_filter_took() -> None:
             "stages.b.rewards: length counts tokens, which rows lack; put it in the sample stage",
         ),
         ("  b: {kind: select, data: r.jsonl, difficulty: [0, 2]}\n", "difficulty.1: must be at most 1, got 2"),
-        ("  b: {kind: select, data: r.jsonl, corect: true}\n", "corect: unknown key; did you mean 'correct'"),
+        ("  b: {kind: select, data: r.jsonl, corrct: true}\n", "corrct: unknown key; did you mean 'correct'"),
     ],
 )
 def test_what_does_not_fit_is_one_line(stages: str, error: str) -> None:
@@ -239,5 +239,5 @@ def test_teachers_answer_and_are_graded() -> None:
             "  ask: {kind: sample, tasks: {generate: arithmetic, count: 2}, authors: [{script: 't.py:silent'}]}\n",
             "out=silent",
         )
-    with pytest.raises(DataError, match="hint: 'anser'; did you mean 'answer'"):
-        run("  ask: {kind: sample, tasks: {generate: arithmetic, count: 2}, hint: '{anser}'}\n", "out=typo")
+    with pytest.raises(DataError, match="hint: 'anwer'; did you mean 'answer'"):
+        run("  ask: {kind: sample, tasks: {generate: arithmetic, count: 2}, hint: '{anwer}'}\n", "out=typo")
