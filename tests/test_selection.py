@@ -164,8 +164,13 @@ def test_a_selection_that_leaves_nothing_says_what_each_filter_took() -> None:
     with pytest.raises(DataError, match=r"keep: nothing is left of 6 rows: 4 wrong; 2 below min_reward; loosen") as e:
         select("correct: true, min_reward: 2", *ANSWERS[1:], answer("9", "9", right=False))
     assert "\n" not in str(e.value)
-    with pytest.raises(DataError, match=r"rows.jsonl:1: reward: no such column; give the stage rewards"):
+    with pytest.raises(DataError, match=r"rows.jsonl:1: reward: not a number; it is missing; give the stage rewards"):
         select("best: 1", {"prompt": "p", "completion": "c"})
+    with pytest.raises(DataError, match=r"rows.jsonl:1: correct: not true or false; it is text \('yes'\)"):
+        select("correct: true", {"prompt": "p", "completion": "c", "correct": "yes"})
+    with pytest.raises(ConfigError, match="verifier"):
+        select("rewards: [{kind: verifier}]", ANSWERS[0])
+    assert texts(select("", {"prompt": "p", "completion": "c", "reward": "great", "solved": []})) == ["c"]
 
 
 @pytest.mark.parametrize(

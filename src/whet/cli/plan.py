@@ -79,7 +79,7 @@ def budget_table(costs: list[StageBudget]) -> Table:
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, title="What it will cost at most", title_justify="left")
-    table.add_column("stage")
+    table.add_column("stage", overflow="fold")
     table.add_column("")
     for heading in ("prompts", "sequences", "tokens", "updates"):
         table.add_column(heading, justify="right", no_wrap=True)

@@ -6,6 +6,7 @@ The filters come one after the other, each on what the ones before it left; a ro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,7 +16,7 @@ from typing import Any
 from whet.config import SelectStage
 from whet.config.data import listed
 from whet.data.base import Answered
-from whet.data.faults import Dropped, Lost, Place, finite
+from whet.data.faults import Dropped, Lost, Place, kind_of
 from whet.data.formats import load_answered
 from whet.data.similar import Words, jaccard, leaks, ngrams
 from whet.envs.base import Attempt, Task
@@ -94,21 +95,33 @@ def _read(config: SelectStage) -> tuple[list[Answered], list[Dropped]]:
 
 def _graded(context: Context[SelectStage], rows: Group) -> tuple[list[Answered], list[str]]:
     """The rows with `reward`, `correct` and `solved` among their columns, and why some could not be graded."""
-    config, failures = context.config, list[str]()
+    config, failures, shares = context.config, list[str](), dict[str, list[float]]()
     if config.rewards:
         rows, failures = _scored(context, rows)
-    asked = {"reward": config.best or config.min_reward is not None or config.write == "pairs"}
-    asked["correct"] = config.correct is not None
-    shares: dict[str, list[float]] = {}
+    asked = {
+        "reward": not config.rewards and (config.best or config.min_reward is not None or config.write == "pairs"),
+        "correct": not config.rewards and config.correct is not None,
+        "solved": False,
+    }
+    graded = []
     for row in rows:
-        for name in (name for name, needed in asked.items() if needed and not config.rewards):
-            if row.columns.get(name) is None:
-                remedy = "give the stage rewards, or the one that made the rows"
-                raise Place(row.origin)[name].bad("no such column", remedy)
-        known = [row.columns[name] for name in ("solved", "correct") if row.columns.get(name) is not None]
-        shares.setdefault(row.key, []).extend(finite(float(value), Place(row.origin)["solved"]) for value in known[:1])
+        found = {name: _grade(row, name, bool(needed)) for name, needed in asked.items()}
+        known = [found[name] for name in ("solved", "correct") if found[name] is not None]
+        shares.setdefault(row.key, []).extend(map(float, known[:1]))
+        graded.append(replace(row, columns={**row.columns, **found}))
     solved = {key: fmean(values) for key, values in shares.items() if values}
-    return [replace(row, columns={**row.columns, "solved": solved.get(row.key)}) for row in rows], failures
+    return [replace(row, columns={**row.columns, "solved": solved.get(row.key)}) for row in graded], failures
+
+
+def _grade(row: Answered, name: str, needed: bool) -> Any:
+    """A column with a grade; None where it has none. Raises `BadRow` where one is needed."""
+    value = row.columns.get(name)
+    if isinstance(value, bool) if name == "correct" else isinstance(value, float | int) and abs(value) < math.inf:
+        return value
+    if needed:
+        remedy = f"it is {kind_of(value)}; give the stage rewards, or the one that made the rows"
+        raise Place(row.origin)[name].bad("not true or false" if name == "correct" else "not a number", remedy)
+    return None
 
 
 def _scored(context: Context[SelectStage], rows: Group) -> tuple[list[Answered], list[str]]:
