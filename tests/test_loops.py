@@ -174,6 +174,8 @@ def test_a_loop_ends_by_its_rule_and_what_follows_begins_with_its_best_round() -
         for n in ("03-improve-1-keep", "07-improve-2-keep")
     ]
     assert rows == [3, 3], "the second round has the rows of the first, and none twice"
+    again = run_recipe(load_recipe("r.yaml", ["out=runs/whole"]), quiet=True)  # everything is done before
+    assert again["evaluations"].keys() == {"improve-1-judge", "improve-2-judge", "eval"}
     report = Path("runs/whole/report.html").read_text()
     assert "improve-2-train" in report and report.count(">not run<") == 4
     checks = check_recipe(load_recipe("r.yaml", ["out=runs/other"]))
@@ -229,7 +231,7 @@ def test_identical_work_is_taken_from_another_run_and_nothing_else_is(capsys: py
 def test_the_card_says_where_a_model_comes_from() -> None:
     stage = Path("runs/whole/stages/14-more")
     card = model_card(Path("runs/whole"), stage)
-    for text in ("whet:tiny", "| improve-1-train | sft | ", "seed 0", "| improve-1-ask.tasks | arithmetic: version 1 |",
+    for text in ("whet:tiny", "| improve-1-train | sft | ", "seed 0", "| improve-1-ask.tasks | arithmetic, version 1 |",
                  "Accuracy in `eval`, 2 tasks: 0.0%"):  # fmt: skip
         assert text in card
     assert "improve-2" not in card, "it does not come from a round that was no better"

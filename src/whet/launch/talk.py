@@ -53,7 +53,11 @@ def find_model(what: str) -> str:
     if not (Path(name) / "recipe.json").is_file():
         return what
     done = [folder for folder in sorted((Path(name) / "stages").glob("*")) if is_sealed(folder)]
-    made = {folder.name.partition("-")[2]: folder / "model" for folder in done if (folder / "model").is_dir()}
+    made = {
+        folder.name.partition("-")[2]: folder / "model"
+        for folder in done
+        if (folder / "model" / "config.json").is_file()
+    }
     if stage and stage not in made:
         raise RunError(f"{name}: no stage {stage!r} has made a model; there are: {', '.join(made) or 'none yet'}")
     if not made:

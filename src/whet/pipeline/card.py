@@ -67,7 +67,7 @@ class Record:
                 sure = [f"{each['rows']:,} rows"] if "rows" in each else []
                 sure += [f"{what} {each[what]}" for what in ("commit", "version", "function") if what in each]
                 sure += [f"SHA-256 {file['sha256'][:16]}" for file in each.get("files", {}).values()]
-                found[f"{self.name}.{key}"] = f"{each['path']}: {', '.join(sure)}"
+                found[f"{self.name}.{key}"] = ", ".join([each["path"], *sure])
         return found
 
 

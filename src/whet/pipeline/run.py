@@ -124,12 +124,17 @@ class Run:
         return maker if loop in ("", here) else self.named(loop, "model")
 
     def named(self, target: str, what: Made) -> str | None:
-        """The stage that `@target` is; None: what the recipe starts from. Raises `RunError` for one that is not run."""
+        """The stage that `@target` is; None: what the recipe starts from."""
         if target in self.recipe.loops:
             return self.recipe.maker_in(target, self.rounds(target).best, what)
-        if target != "model" and (why := self.left_out(target)):
-            raise RunError(f"@{target} was not made: {why}; name the loop, @{self.recipe.places[target][0]}")
         return None if target == "model" else target
+
+    def made(self, path: str, what: Made) -> Path | None:
+        """The folder of what `@stage` is; None as in `named`. Raises `RunError` where its loop ended before it."""
+        name = self.named(path[1:], what)
+        if name is not None and (why := self.left_out(name)):
+            raise RunError(f"{path} was not made: {why}; name the loop, @{self.recipe.places[name][0]}")
+        return None if name is None else self.stage_folder(name)
 
     def reads(self, name: str) -> set[str]:
         """The earlier stages whose artifacts the stage reads."""
@@ -145,20 +150,20 @@ class Run:
         """`@stage` as the folder of the model that the stage made, `@model` as the recipe's own."""
         if not model.path.startswith("@"):
             return model
-        maker = self.named(model.path[1:], "model")
-        return self.recipe.model if maker is None else model.at(str(self.model_folder(maker)))
+        folder = self.made(model.path, "model")
+        return self.recipe.model if folder is None else model.at(str(folder / "model"))
 
     def section(self, name: str) -> StageBase:
         """What the recipe says of a stage, with paths in the place of references."""
 
         def refer(part: Strict) -> Strict:
             assert part.refers_to is not None
-            maker = self.named(str(getattr(part, "path", ""))[1:], part.refers_to)
-            if maker is None:
+            folder = self.made(str(getattr(part, "path", "")), part.refers_to)
+            if folder is None:
                 own = {key: value for key, value in self.recipe.model if key in type(part).model_fields}
                 return part.model_copy(update=own)
             made = ROWS if part.refers_to == "rows" else "model"
-            return part.model_copy(update={"path": str(self.stage_folder(maker) / made)})
+            return part.model_copy(update={"path": str(folder / made)})
 
         return with_references(self.recipe.stages[name], refer)
 
@@ -197,7 +202,7 @@ def _run_stages(run: Run, world: World, console: Console, stopped: Stopped, choi
                 if stopped():
                     raise Interrupted
                 if why := run.left_out(name):
-                    console.say(f"{name}: not run, {why}")
+                    console.say(f"{name}: not run; {why}")
                     about = {"name": name, "kind": run.recipe.stages[name].kind, "left_out": why}
                     write_json(run.stage_folder(name) / NOTED, about)
                     continue
@@ -232,7 +237,7 @@ def _run_stage(run: Run, context: Context, choices: Choices) -> None:
     else:
         context.world.reseed(context.seed)
         run.kind(context.name).run(context)
-        if (context.folder / "model").is_dir():
+        if context.config.makes in ("model", "reward"):
             write_atomic(context.folder / "model" / CARD, model_card(run.folder, context.folder).encode())
     seal(context.folder, {"stage": context.name, "kind": context.config.kind})
 
@@ -245,9 +250,10 @@ def _compare(run: Run, contexts: Sequence[Context], choices: Choices) -> None:
 
 def _restart(run: Run, names: Sequence[str], console: Console) -> None:
     """Remove what these stages made, and every stage that reads it."""
-    if unknown := next((name for name in names if name not in run.recipe.stages), None):
-        raise ConfigError(f"--restart {unknown}: no such stage; there are {', '.join(run.recipe.stages)}")
-    again = set(names)
+    places, stages = run.recipe.places, run.recipe.stages
+    if unknown := next((name for name in names if name not in stages and name not in run.recipe.loops), None):
+        raise ConfigError(f"--restart {unknown}: no such stage; there are {', '.join([*stages, *run.recipe.loops])}")
+    again = {*names, *(name for name, (loop, _) in places.items() if loop in names)}
     for name in run.recipe.stages:
         if name in again or again & run.reads(name):
             again.add(name)
