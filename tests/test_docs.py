@@ -47,6 +47,7 @@ ENOUGH: dict[str, dict[str, Any]] = {
     },
     "rl": {"tasks": {"generate": "arithmetic"}, "rewards": [{"kind": "verifier"}], "train": {"steps": 1}},
     "eval": {"tasks": {"generate": "arithmetic"}, "rewards": [{"kind": "verifier"}]},
+    "sample": {"tasks": {"generate": "arithmetic"}},
 }
 """What a stage cannot do without, for blocks that show a part of one."""
 
@@ -294,6 +295,16 @@ stages:
     rollouts: 2
     separator: ";"
     sampling: {max_tokens: 24}
+  sample:
+    kind: sample
+    model: whet:demo
+    tasks: {generate: arithmetic, count: 4, digits: 1}
+    rewards: [{kind: verifier}]
+    sampling: {max_tokens: 24}
+  select:
+    kind: select
+    data: "@sample"
+    best: 1
   rm:
     kind: reward_model
     data: {path: "@label"}

@@ -17,6 +17,8 @@ from whet.config import GeneratedConfig
 from whet.config.loading import load_recipe
 from whet.envs.library import family
 from whet.launch.main import run_recipe
+from whet.pipeline.card import records
+from whet.pipeline.lineage import Choices
 from whet.tracking.log import read_metrics, read_rollouts
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,7 +34,7 @@ SMALL = [
 def test_every_recipe_loads_and_can_be_planned(path: Path) -> None:
     recipe = load_recipe(path).recipe
     assert recipe.name == path.stem
-    assert [budget.stage for budget in recipe.budgets()] == list(recipe.stages)
+    assert [budget.stage for budget in recipe.budgets()] == list(recipe.distinct)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -197,6 +199,52 @@ def test_ai_feedback_needs_no_network(recipe: str, tmp_path: Path) -> None:
     if "rl" in stages:
         (line,) = read_metrics(tmp_path / "run" / "stages" / f"{stages.index('rl') + 1:02d}-rl")
         assert {"rewards/worth", "rewards/verifier"} <= set(line) and (line["unscored"] or 0) < 4
+
+
+SELECTION = {
+    "rft": {"select": [], "train": ["train.batch_size=4", "train.steps=1"]},
+    "best_of_n": {"rm": ["data.count=16", "train.batch_size=4", "train.steps=2"], "train": ["train.steps=1"]},
+    "star": {},
+    "rest_em": {},
+    "expert_iteration": {},
+    "iterative_dpo": {},
+    "generate_verify_train": {},
+}
+
+
+@pytest.fixture(scope="module")
+def made_before(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of the recipes of `SELECTION`, which begin with the same SFT: the first one trains it for all."""
+    return tmp_path_factory.mktemp("selection")
+
+
+@pytest.mark.parametrize("recipe", SELECTION)
+def test_selection_needs_no_file(recipe: str, made_before: Path) -> None:
+    """Every stage at a small size, two rounds of every loop; what comes of a round is what the next begins with."""
+    source = load_recipe(ROOT / "recipes" / f"{recipe}.yaml")
+    tasks = ["tasks.count=24", "tasks.digits=1", "samples=4", "sampling.temperature=1", "chunk=24"]
+    small = {
+        "sft": ["data.count=1024", "data.digits=1", "data.bare=0.3", "train.batch_size=32", "train.steps=24"],
+        "sample": tasks,
+        "generate": tasks,
+        "train": ["train.batch_size=4", "train.steps=1"],
+        "held_out": ["tasks.count=4", "samples=1"],
+        "eval": ["tasks.count=2", "samples=1"],
+        **SELECTION[recipe],
+    }
+    loop = source.recipe.loops.get("improve")
+    group = [name.rpartition("-")[2] for name in loop.stages[0]] if loop else []
+    words = [f"stages.improve.stages.{name}.{word}" for name in group for word in small.get(name, ())]
+    words += [f"stages.{name}.{word}" for name in source.recipe.stages for word in small.get(name, ())]
+    words += ["stages.improve.repeat=2"] if loop else []
+    loaded = load_recipe(ROOT / "recipes" / f"{recipe}.yaml", [*words, "threads=1", f"out={made_before / recipe}"])
+    run_recipe(loaded, quiet=True, choices=Choices(reuse=made_before))
+    found = {record.name: record for record in records(made_before / recipe).values()}
+    assert list(found) == list(loaded.recipe.stages)
+    assert all(record.state == "done" or "ended after" in record.state for record in found.values())
+    assert ("from" in found["sft"].noted) == (recipe != "rft")
+    rows = {name: (record.folder / "rows.jsonl").is_file() for name, record in found.items() if "sample" in name}
+    assert all(rows.values())
 
 
 def test_process_supervision_needs_nobody_to_label_a_step(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from whet import __version__
-from whet.cli import chat, check, compare, demo, env, eval, plan, reward, run, schema
+from whet.cli import chat, check, compare, demo, env, eval, plan, reward, run, runs, schema
 from whet.cli.errors import exit_codes, guarded
 from whet.cli.options import OVERRIDABLE
 
@@ -52,6 +52,8 @@ app.command()(chat.chat)
 app.command()(env.env)
 app.command()(compare.compare)
 app.command()(demo.demo)
+for each in (runs.runs, runs.show, runs.diff, runs.gc):
+    app.command()(each)
 app.command()(schema.schema)
 
 

@@ -65,7 +65,9 @@ def recipe_tree(loaded: Loaded) -> Tree:
     from whet.config.loading import resolved
 
     tree = Tree(Text(one_line(loaded.recipe.name), style="bold"))
-    _grow(tree, resolved(loaded.recipe), loaded.origins, "")
+    shown = resolved(loaded.recipe)
+    shown["stages"] = {name: shown["stages"][name] for name in loaded.recipe.distinct}
+    _grow(tree, shown, loaded.origins, "")
     return tree
 
 
@@ -76,15 +78,16 @@ def budget_table(costs: list[StageBudget]) -> Table:
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, title="What it will cost at most", title_justify="left")
-    table.add_column("stage")
+    table.add_column("stage", overflow="fold")
     table.add_column("")
     for heading in ("prompts", "sequences", "tokens", "updates"):
         table.add_column(heading, justify="right", no_wrap=True)
     for cost in costs:
         updates = cost.optimizer_steps // cost.steps if cost.optimizer_steps is not None and cost.steps else None
         draws = f", drawn up to {cost.rounds} times" if cost.rounds > 1 else ""
+        draws += f", in each of up to {cost.repeat} rounds" if cost.repeat > 1 else ""
         step = (cost.prompts, cost.sequences, cost.tokens, updates)
-        total = (cost.all_prompts, cost.all_sequences, cost.all_tokens, cost.optimizer_steps)
+        total = (cost.all_prompts, cost.all_sequences, cost.all_tokens, cost.all_updates)
         table.add_row(Text(f"{cost.stage} ({cost.kind})"), "a step", *map(_number, step))
         table.add_row("", f"{_number(cost.steps)} steps{draws}", *map(_number, total))
     return table

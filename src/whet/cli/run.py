@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -24,6 +25,10 @@ def run(
     overrides: Overrides = None,
     accept: Accept = None,
     restart: Restart = None,
+    reuse: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Take stages of the same identity from the runs in here, e.g. runs."),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -32,7 +37,7 @@ def run(
     from whet.launch.main import run_recipe
     from whet.pipeline.lineage import Choices
 
-    choices = Choices(accept=accept or (), restart=restart or ())
+    choices = Choices(accept=accept or (), restart=restart or (), reuse=reuse)
     result = run_recipe(load_recipe(recipe, overrides or ()), quiet=quiet or json, choices=choices)
     if json:
         print_json(result)

@@ -13,6 +13,7 @@ from whet.config.recipe import STAGES, Recipe, Stage
 from whet.config.reward_model import RewardModelStage
 from whet.config.rewards import RewardConfig
 from whet.config.rl import RLStage
+from whet.config.selection import SampleStage, SelectStage
 from whet.config.sft import SFTStage
 from whet.config.train import LoraConfig, SamplingConfig, SaveConfig, TrainConfig
 
@@ -40,8 +41,10 @@ __all__ = [
     "RewardModelStage",
     "RowsBase",
     "SFTStage",
+    "SampleStage",
     "SamplingConfig",
     "SaveConfig",
+    "SelectStage",
     "Source",
     "Sources",
     "Stage",

@@ -29,6 +29,8 @@ class StageBudget:
     """Most tokens of a sequence: sampled ones (RL, eval), all of them (SFT)."""
     rounds: int = 1
     """How many times dynamic sampling may draw a step's prompts."""
+    repeat: int = 1
+    """Rounds of the loop that it stands in, at most."""
 
     @property
     def tokens(self) -> int | None:
@@ -36,19 +38,24 @@ class StageBudget:
         return times(self.sequences, self.tokens_each)
 
     @property
+    def all_updates(self) -> int | None:
+        """Optimizer steps of all rounds."""
+        return times(self.optimizer_steps, self.repeat)
+
+    @property
     def all_prompts(self) -> int | None:
         """Most prompts of the stage."""
-        return times(self.prompts, self.steps, self.rounds)
+        return times(self.prompts, self.steps, self.rounds, self.repeat)
 
     @property
     def all_sequences(self) -> int | None:
         """Most sequences of the stage."""
-        return times(self.sequences, self.steps, self.rounds)
+        return times(self.sequences, self.steps, self.rounds, self.repeat)
 
     @property
     def all_tokens(self) -> int | None:
         """Most tokens of the stage."""
-        return times(self.tokens, self.steps, self.rounds)
+        return times(self.tokens, self.steps, self.rounds, self.repeat)
 
 
 def times(*factors: int | None) -> int | None:

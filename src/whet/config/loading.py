@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from whet.config.loops import write_out
 from whet.config.names import OTHER_TOOLS, same_name
 from whet.config.node import COMMAND_LINE, Key, KeyPath, Node, dotted, parse, written
 from whet.config.problems import explain, nearest
@@ -61,11 +62,12 @@ def load_recipe(path: Path | str | Mapping[str, Any], overrides: Sequence[str] =
         ConfigError: one line with file and line (or `command line`), key and remedy.
 
     """
-    file = _expand(written(path)) if isinstance(path, Mapping) else _read(Path(path))
-    root = file
+    file = root = _expand(written(path)) if isinstance(path, Mapping) else _read(Path(path))
     for key_path, text in split_overrides(overrides):
         root = _override(root, key_path, _value(text, key_path))
-    _check_inherited(file, root, stages)
+    makes = {kind.kind_name(): kind.makes for kind in stages}
+    root = write_out(root, makes)
+    _check_inherited(write_out(file, makes), root, stages)
     root = _inherit(root, stages)
     raw = root.plain()
     model = recipe_of(tuple(stages))
@@ -134,18 +136,24 @@ def _long_form(path: KeyPath) -> str | None:
     """The key that plain text at this path stands for: `model: PATH` is `model: {path: PATH}`."""
     if path == ("model",):
         return SHORT["model"]
+    path = _in_group(path)
     entry = len(path) == 4 and str(path[3]).isdecimal() and SHORT.get(str(path[2])) == "path"
     return SHORT.get(str(path[2])) if path[:1] == ("stages",) and (len(path) == 3 or entry) else None
 
 
+def _in_group(path: KeyPath) -> KeyPath:
+    """The path as if its stage stood in no loop: `stages.improve.stages.sft` is `stages.sft`."""
+    return path[2:] if path[:1] == ("stages",) and path[2:3] == ("stages",) else path
+
+
 def _expand(node: Node) -> Node:
     """The tree with every short form written out; each value keeps the place of its short form."""
-    key = _long_form(node.path)
+    key, depth = _long_form(node.path), len(_in_group(node.path))
     if key is not None and isinstance(node.value, str):
         return replace(node, value={key: node})
-    if isinstance(node.value, list) and len(node.path) == 3:
+    if isinstance(node.value, list) and depth == 3:
         return replace(node, value=[_expand(child) for child in node.value])
-    if isinstance(node.value, dict) and len(node.path) < 3:
+    if isinstance(node.value, dict) and depth < 3:
         return replace(node, value={name: _expand(child) for name, child in node.value.items()})
     return node
 
@@ -166,11 +174,11 @@ def _override(root: Node, path: KeyPath, value: Node) -> Node:
     if key is not None and isinstance(value.value, str):
         generated = there is not None and "generate" in there.section
         path, value = (path, replace(value, value={key: value})) if generated else ((*path, key), value)
-    stages = root.child("stages")
-    if path[0] == "stages" and len(path) > 1 and stages is not None and stages.child(path[1]) is None:
-        raise ConfigError(
-            f"{COMMAND_LINE}: stages.{path[1]}: no such stage{nearest(str(path[1]), list(stages.section))}"
-        )
+    for group, name in ((path[:1], path[1:2]), (path[:3], path[3:4])):
+        stages = root.find(group) if group[-1] == "stages" and name else None
+        if stages is not None and stages.child(name[0]) is None:
+            near = nearest(str(name[0]), list(stages.section))
+            raise ConfigError(f"{COMMAND_LINE}: {dotted((*group, *name))}: no such stage{near}")
     return _put(root, path, value, ())
 
 
@@ -236,7 +244,7 @@ def _check_inherited(file: Node, root: Node, kinds: Stages) -> None:
                 )
             for path, leaf in base.leaves((section,)):
                 if (leaf.source == COMMAND_LINE) == typed and all(_sets(stage, path) for stage in stages.values()):
-                    instead = " or ".join(f"stages.{name}.{dotted(path)}" for name in stages)
+                    instead = " or ".join({f"{dotted(stage.path)}.{dotted(path)}": 0 for stage in stages.values()})
                     raise ConfigError(
                         f"{leaf.place}: {dotted(path)}: has no effect, every stage sets its own; set {instead}"
                     )

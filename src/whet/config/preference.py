@@ -168,6 +168,7 @@ class PreferenceStage(TrainingStage):
     """Learning from comparisons (or, with `loss: kto`, from answers called good or bad), without a reward model."""
 
     makes: ClassVar[Made | None] = "model"
+    learns_from: ClassVar[str | None] = "pairs"
     kind: Literal["preference"]
     data: Source
     eval_data: Source | None = None

@@ -8,8 +8,9 @@ Defaults are published settings, named in `docs/`. Units are in the names: `_s` 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from functools import lru_cache, reduce
 from operator import or_
 from pathlib import Path
@@ -20,12 +21,14 @@ from pydantic import Field, create_model, model_validator
 from whet.config.budget import StageBudget
 from whet.config.evaluation import EvalStage
 from whet.config.feedback import AgreementStage, CompareStage, QuestionsStage, ReviseStage, StepLabelsStage
+from whet.config.loops import LoopConfig
 from whet.config.model import ModelConfig
 from whet.config.online_preference import OnlinePreferenceStage
 from whet.config.preference import PreferenceStage
 from whet.config.references import references
 from whet.config.reward_model import RewardModelStage, unfit_rewards
 from whet.config.rl import RLStage
+from whet.config.selection import SampleStage, SelectStage
 from whet.config.sft import SFTStage
 from whet.config.stage import StageBase
 from whet.config.strict import Made, Strict
@@ -42,7 +45,9 @@ Stage = Annotated[
     | ReviseStage
     | QuestionsStage
     | AgreementStage
-    | StepLabelsStage,
+    | StepLabelsStage
+    | SampleStage
+    | SelectStage,
     Field(discriminator="kind"),
 ]
 
@@ -54,6 +59,7 @@ SHORT: Mapping[str, str] = {
     "eval_data": "path",
     "tasks": "path",
     "environment": "path",
+    "decontaminate": "path",
     "algorithm": "preset",
     "loss": "preset",
 }
@@ -80,6 +86,8 @@ class Recipe(Strict):
     """Who hears the numbers of every step beside the log files: tensorboard (`RUN/tensorboard`), W&B or trackio."""
     model: ModelConfig
     save: SaveConfig = SaveConfig()
+    loops: dict[str, LoopConfig] = {}
+    """Groups of stages that are repeated; in `stages` they are written out round by round (`config.loops`)."""
     stages: dict[str, Stage] = Field(min_length=1)
 
     @property
@@ -91,6 +99,7 @@ class Recipe(Strict):
     def _references(self) -> Recipe:
         made: dict[Made, list[str]] = {"model": ["model"], "reward": [], "rows": []}
         earlier: dict[str, StageBase] = {}
+        last = {self._last_of(loop): loop for loop in self.loops}
         for name, stage in self.stages.items():
             if not name.replace("-", "_").isidentifier():
                 raise ValueError(f"stage name {name!r} must be letters, digits, - and _")
@@ -101,8 +110,11 @@ class Recipe(Strict):
             found += [(f"models.{label}", path, "model") for label, path in compared if path.startswith("@")]
             for key, path, what in found:
                 if path[1:] not in made[what]:
-                    there = ", ".join(f"@{other}" for other in made[what] if other != "model") or "none"
-                    raise ValueError(f"stages.{name}.{key} is {path}, which is no earlier {NOUNS[what]} ({there})")
+                    raise ValueError(f"stages.{name}.{key} is {path}, {self._absent(path[1:], what, made[what])}")
+                written = getattr(earlier.get(path), "write", None)
+                if key.startswith("data") and stage.learns_from and written not in (None, stage.learns_from):
+                    raise ValueError(f"stages.{name}.{key} is {path}, which writes {written}, and {stage.kind} learns "
+                                     f"from {stage.learns_from}: give that one write: {stage.learns_from}")  # fmt: skip
             asked = [*getattr(stage, "rewards", ()), *getattr(getattr(stage, "evaluation", None), "rewards", ())]
             for problem in (*unfit_rewards(asked, earlier), *stage.unfit(earlier)):
                 raise ValueError(f"stages.{name}.{problem}")
@@ -110,15 +122,62 @@ class Recipe(Strict):
             if stage.makes is not None:
                 made[stage.makes] += names
             earlier |= {f"@{each}": stage for each in names}
+            for what, there in made.items():
+                if name in last and self.maker_in(last[name], 1, what):
+                    there.append(last[name])
         return self
 
+    def _last_of(self, loop: str) -> str:
+        """The last stage of a loop; the group must be written out, and have what its rule looks at."""
+        config = self.loops[loop]
+        if any(name not in self.stages for names in config.stages for name in names):
+            raise ValueError(f"loops.{loop} names stages that are not there; write the group as stages.{loop}.stages")
+        if config.until is not None and self.judge_of(config.stages[0]) is None:
+            raise ValueError(f"loops.{loop}.until needs a stage of kind eval in the loop")
+        return config.stages[-1][-1]
+
+    def _absent(self, target: str, what: Made, there: list[str]) -> str:
+        """What is wrong with a reference to something that is not there."""
+        text = f"which is no earlier {NOUNS[what]}"
+        if target in self.loops or (target in self.stages and self.stages[target].makes == what):
+            return f"{text}: it is made later, and stages that wait for one another cannot run (a cycle)"
+        if close := get_close_matches(target, there, n=1):
+            return f"{text}; did you mean '@{close[0]}'?"
+        return f"{text} ({', '.join(f'@{other}' for other in there if other != 'model') or 'none'})"
+
+    @property
+    def places(self) -> dict[str, tuple[str, int]]:
+        """The loop and the round (from 1) of each stage of a loop."""
+        rounds = ((loop, n, names) for loop, each in self.loops.items() for n, names in enumerate(each.stages, start=1))
+        return {name: (loop, number) for loop, number, names in rounds for name in names}
+
+    def maker_in(self, loop: str, number: int, what: Made) -> str | None:
+        """The last stage of a round of a loop that makes such."""
+        names = reversed(self.loops[loop].stages[number - 1])
+        return next((name for name in names if self.stages[name].makes == what), None)
+
+    def judge_of(self, names: Sequence[str]) -> str | None:
+        """Of a round's stages the evaluation that may stop its loop."""
+        return next((name for name in reversed(names) if self.stages[name].evaluates is not None), None)
+
+    @property
+    def distinct(self) -> dict[str, StageBase]:
+        """The stages, those of loops in their first round alone: later ones differ from it in what they read."""
+        places = self.places
+        return {name: stage for name, stage in self.stages.items() if places.get(name, ("", 1))[1] == 1}
+
     def budgets(self) -> list[StageBudget]:
-        """The arithmetic of every stage, in order; behind a stage that plays held-out tasks, that of those."""
+        """The arithmetic of every stage, in order; behind a stage that plays held-out tasks, that of those.
+
+        Of a loop that of its first round, and how often it is repeated.
+        """
+        repeats = {name: self.loops[loop].repeat for name, (loop, _) in self.places.items()}
         found = []
-        for name, stage in self.stages.items():
-            found.append(replace(stage.budget(), stage=name, kind=stage.kind))
+        for name, stage in self.distinct.items():
+            times = repeats.get(name, 1)
+            found.append(replace(stage.budget(), stage=name, kind=stage.kind, repeat=times))
             if (played := stage.evaluation_budget()) is not None:
-                found.append(replace(played, stage=name, kind="evaluation"))
+                found.append(replace(played, stage=name, kind="evaluation", repeat=times))
         return found
 
 

@@ -20,6 +20,10 @@ def json_schema() -> dict[str, Any]:
             "$ref": f"#/$defs/{model.__name__}",
             "description": f"Defaults for the `{name}` section of every stage that has one.",
         }
+    stages = schema["properties"]["stages"]
+    group = {**schema["$defs"]["LoopConfig"]["properties"], "stages": {**stages}}
+    loop = {"type": "object", "properties": group, "required": ["repeat", "stages"], "additionalProperties": False}
+    stages["additionalProperties"] = {"anyOf": [stages["additionalProperties"], loop]}
     _allow_text(schema["properties"], "model")
     for stage in STAGES:
         properties = schema["$defs"][stage.__name__]["properties"]
@@ -30,7 +34,9 @@ def json_schema() -> dict[str, Any]:
 
 def _allow_text(properties: dict[str, Any], key: str) -> None:
     inner = properties[key]
-    for option in inner.get("oneOf", ()):
+    options = [*inner.get("oneOf", ()), *inner.get("anyOf", ())]
+    for option in options:
+        options += option.get("oneOf", ())
         if option.get("type") == "array":
             option["items"] = {"anyOf": [option["items"], {"type": "string"}]}
     properties[key] = {

@@ -17,6 +17,7 @@ class SFTStage(TrainingStage):
     """Supervised fine-tuning on conversations, prompt-completion pairs or text."""
 
     makes: ClassVar[Made | None] = "model"
+    learns_from: ClassVar[str | None] = "answers"
     kind: Literal["sft"]
     data: Sources
     """A data set, or a list of them, which may have weights."""

@@ -15,6 +15,8 @@ class StageBase(Strict):
 
     makes: ClassVar[Made | None] = None
     """What later stages may refer to as `@name`; None: nothing. A stage that makes a model hands it to the next."""
+    learns_from: ClassVar[str | None] = None
+    """What the rows of a `select` stage must be (`write`) for its `data`; None: it learns from no such rows."""
     reads_model: ClassVar[bool] = True
     """Whether what it makes follows from the model that it starts from."""
 

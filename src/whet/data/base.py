@@ -109,3 +109,23 @@ class Prompt:
     columns: Mapping[str, Any] = field(default_factory=dict)
     conversational: bool = True
     """Whether the row's prompt was a list of messages; rewards then get messages, and text otherwise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """A prompt with an answer, or without one, and every other column of its row."""
+
+    origin: Origin
+    prompt: tuple[Message, ...]
+    answer: Message | None
+    columns: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """The prompt: equal for answers to the same one."""
+        return repr(self.prompt)
+
+    @property
+    def text(self) -> str:
+        """What was answered; empty where nothing was."""
+        return "" if self.answer is None else self.answer.content

@@ -23,7 +23,7 @@ from functools import partial
 from typing import Any, Literal
 
 from whet.config import DataConfig
-from whet.data.base import Conversation, Prompt, Row
+from whet.data.base import Answered, Conversation, Prompt, Row
 from whet.data.columns import rename
 from whet.data.faults import BadRow, Dropped, Place, nearest
 from whet.data.hints import ANSWERS as ANSWER_COLUMNS
@@ -54,6 +54,10 @@ REQUIRED: Mapping[Format, tuple[str, ...]] = {
     "prompt": ("prompt",),
 }
 """The columns that a format cannot do without, in the order in which formats are tried."""
+
+
+TAKEN = {column for columns in REQUIRED.values() for column in columns} | {"input", "system", "history", "label"}
+"""Columns that say what a row is: a row that is written anew keeps none of them besides its own."""
 
 
 def detect(columns: Collection[str]) -> Format | None:
@@ -104,6 +108,18 @@ def to_prompt(row: Row, config: DataConfig) -> Prompt:
     )
 
 
+def to_answered(row: Row, config: DataConfig) -> Answered:
+    """A row as a prompt and its answer (the last assistant message), or as a prompt alone. Raises `BadRow`."""
+    columns = rename(row, config)
+    place = Place(row.origin)
+    alone = config.format in ("auto", "prompt") and detect(columns) == "prompt" and detect(config.columns) != "alpaca"
+    messages = turns(columns, "prompt", "user", place) if alone else conversation_of(columns, config, place)
+    messages = with_system(messages, columns, config, place)
+    answered = messages[-1].role == "assistant"
+    prompt = messages[:-1] if answered else messages
+    return Answered(origin=row.origin, prompt=prompt, answer=messages[-1] if answered else None, columns=columns)
+
+
 _TASKS: tuple[Format, ...] = ("prompt", "messages", "pair", "openai_preference", "alpaca")
 """Formats that have a message to answer, in the order in which they are tried."""
 
@@ -136,6 +152,11 @@ def _asked(columns: Mapping[str, Any], config: DataConfig, place: Place) -> tupl
 def load_conversations(config: DataConfig) -> tuple[list[Conversation], Dropped]:
     """All SFT examples of a source, up to `limit`, and what was left out. Raises `DataError` where none is left."""
     return read_examples(config, to_conversation, TURNS)
+
+
+def load_answered(config: DataConfig) -> tuple[list[Answered], Dropped]:
+    """All prompts and answers of a source, up to `limit`, and what was left out. Raises `DataError` for none."""
+    return read_examples(config, to_answered, TURNS)
 
 
 def read_conversations(config: DataConfig) -> Reading[Conversation]:

@@ -14,7 +14,7 @@ from typing import Any
 from whet.config import GeneratedConfig, ModelConfig
 from whet.config.judge import ChatConfig, EndpointChat, LocalChat, ScriptedChat
 from whet.config.loading import Loaded
-from whet.config.references import children, references, with_references
+from whet.config.references import children, references
 from whet.config.stage import StageBase
 from whet.files import is_sealed
 from whet.launch.world import LocalWorld
@@ -40,7 +40,7 @@ def check_recipe(loaded: Loaded, kinds: Sequence[Kind] = KINDS) -> list[StageChe
     """The checks of every stage, in order; raises `UserError` at the first thing that is wrong."""
     run = Run(recipe=loaded.recipe, folder=loaded.recipe.folder, kinds=kinds)
     world = LocalWorld()
-    return [_check_stage(run, name, world) for name in loaded.recipe.stages]
+    return [_check_stage(run, name, world) for name in loaded.recipe.distinct]
 
 
 def check_ahead(run: Run, say: Callable[[str], None]) -> None:
@@ -49,11 +49,11 @@ def check_ahead(run: Run, say: Callable[[str], None]) -> None:
     Rows of a task family cannot be wrong, and are made when the stage comes. Raises as `check_recipe` does.
     """
     world = LocalWorld()
-    unfinished = [name for name in run.recipe.stages if not is_sealed(run.stage_folder(name))]
+    unfinished = [name for name in run.recipe.distinct if not is_sealed(run.stage_folder(name))]
     if unfinished[1:]:
         say(f"looking ahead at {', '.join(unfinished[1:])}")
     for name in unfinished[1:]:
-        stage = with_references(run.recipe.stages[name], run.refer)
+        stage = run.section(name)
         if isinstance(getattr(stage, "data", None), GeneratedConfig):
             _find_chats(stage, world)
         else:
@@ -61,11 +61,12 @@ def check_ahead(run: Run, say: Callable[[str], None]) -> None:
 
 
 def _check_stage(run: Run, name: str, world: LocalWorld) -> StageCheck:
-    stage = with_references(run.recipe.stages[name], run.refer)
+    stage = run.section(name)
     model = tokenizer_of(run, name)
     _find_chats(stage, world)
-    waiting = [path for _, path, what in references(run.recipe.stages[name]) if what == "rows"]
-    if any(not is_sealed(run.stage_folder(path[1:])) for path in waiting):
+    asked = references(run.recipe.stages[name])
+    waiting = {path: run.named(path[1:], what) for _, path, what in asked if what == "rows"}
+    if any(maker is not None and not is_sealed(run.stage_folder(maker)) for maker in waiting.values()):
         summary = f"checked once {' and '.join(waiting)} has made its rows"
         return StageCheck(stage=name, kind=stage.kind, summary=summary, samples=())
     context = context_of(run, name, world, Console(quiet=True), lambda: False)

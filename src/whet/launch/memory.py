@@ -60,7 +60,7 @@ class Asked:
 def footprints(run: Run) -> list[Footprint]:
     """The footprint of every stage of a run that loads a model, in order."""
     require_offload(run)
-    found = (_footprint(run, name, stage) for name, stage in run.recipe.stages.items())
+    found = (_footprint(run, name, stage) for name, stage in run.recipe.distinct.items())
     return [each for each in found if each is not None]
 
 
@@ -76,7 +76,7 @@ def require_offload(run: Run) -> None:
 
 def trainings(run: Run) -> dict[str, TrainConfig]:
     """How each stage trains, by its name; stages that train nothing are left out."""
-    return {name: stage.train for name, stage in run.recipe.stages.items() if hasattr(stage, "train")}
+    return {name: stage.train for name, stage in run.recipe.distinct.items() if hasattr(stage, "train")}
 
 
 def frugal(train: TrainConfig) -> bool:
@@ -121,15 +121,15 @@ def _with_longest_row(train: TrainConfig, sampling: SamplingConfig | None, model
     return train if longest <= tokens else train.model_copy(update={"microbatch_tokens": longest})
 
 
-def _asked_in(section: Any) -> Iterator[Asked]:
+def _asked_in(section: Any, tokens: int = 0) -> Iterator[Asked]:
     """The chats of a section that are models on this machine: others answer elsewhere and take no memory here."""
+    tokens = getattr(section, "max_tokens", tokens)
     for key, child in children(section):
         if isinstance(child, LocalChat):
-            sampling = SamplingConfig(max_tokens=section.max_tokens, max_running=child.max_running)
-            yield Asked(
-                role="judge" if isinstance(section, JudgeConfig) else key, model=child.alone(), sampling=sampling
-            )
-        yield from _asked_in(child)
+            sampling = SamplingConfig(max_tokens=tokens, max_running=child.max_running)
+            role = "judge" if isinstance(section, JudgeConfig) else f"author {key}" if key.isdecimal() else key
+            yield Asked(role=role, model=child.alone(), sampling=sampling)
+        yield from _asked_in(child, tokens)
 
 
 def settle(train: TrainConfig, model: ModelConfig, sampling: SamplingConfig, *, reference: ModelConfig | bool) -> int:

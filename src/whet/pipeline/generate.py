@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from whet.data.formats import TAKEN
 from whet.data.strict import check_text
 from whet.errors import DataError, RewardError
 from whet.files import read_json, write_atomic, write_json
@@ -59,8 +60,9 @@ def make_rows(
     make: Callable[[int, Sequence[Item]], Chunk],
     *,
     decode: Decode | None = None,
+    of: str = "tasks",
 ) -> None:
-    """Write `rows.jsonl` from what `make(number, items)` makes of each chunk, numbered from 1.
+    """Write `rows.jsonl` from what `make(number, items)` makes of each chunk, numbered from 1; `of`: what items are.
 
     Raises `RewardError` where most of a chunk could not be judged, `DataError` where no row came of all of them.
     """
@@ -95,9 +97,9 @@ def make_rows(
     context.console.close()
     rows = [row for part in parts for row in read_json(part)["rows"]]
     if not rows:
-        raise DataError(f"{context.name}: not one row came of {len(items):,} tasks; see {context.folder}/metrics.jsonl")
+        raise DataError(f"{context.name}: not one row came of {len(items):,} {of}; see {context.folder}/metrics.jsonl")
     write_atomic(context.folder / ROWS, "".join(json.dumps(row) + "\n" for row in rows).encode())
-    context.console.say(f"{context.name}: {len(rows):,} rows of {len(items):,} tasks in {context.folder / ROWS}")
+    context.console.say(f"{context.name}: {len(rows):,} rows of {len(items):,} {of} in {context.folder / ROWS}")
 
 
 def _take_back(parts: Sequence[Path]) -> None:
@@ -109,6 +111,19 @@ def _take_back(parts: Sequence[Path]) -> None:
         if not read_json(part)["failed"]:
             return
         part.unlink()
+
+
+def beside(columns: Row) -> dict[str, Any]:
+    """What a row that is made keeps of its task's: what JSON can say, and no column that tells what a row is."""
+    return {key: value for key, value in columns.items() if key not in TAKEN and _in_json(value)}
+
+
+def _in_json(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def writable(template: Template, asked: Sequence[Message], answer: str) -> bool:

@@ -13,6 +13,8 @@ from whet.pipeline.stages import (
     revise,
     reward_model,
     rl,
+    sample,
+    select,
     sft,
     step_labels,
 )
@@ -29,4 +31,6 @@ KINDS: tuple[Kind, ...] = (
     questions.KIND,
     agreement.KIND,
     step_labels.KIND,
+    sample.KIND,
+    select.KIND,
 )

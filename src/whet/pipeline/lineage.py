@@ -7,6 +7,7 @@ not begun to train belongs to nothing: what an earlier command left of it is rem
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from whet.errors import RunError
-from whet.files import Digests, is_sealed, read_json, write_json
+from whet.files import MANIFEST, Digests, is_sealed, read_json, unseal, write_json
 from whet.pipeline.identity import SHOWN, Difference, describe, differences, identity_of, name_of
 from whet.pipeline.stage import LEARNED, Context
 
@@ -34,6 +35,8 @@ class Choices:
     """Differences that are no reason to refuse: keys or sections, also as `STAGE.KEY`."""
     restart: Sequence[str] = ()
     """Stages that are started over, and with them every stage that reads what they make."""
+    reuse: Path | None = None
+    """A folder of runs, or one: a stage that one of them has finished, of the same identity, is taken from there."""
 
 
 UNDECIDED = Choices()
@@ -78,6 +81,34 @@ def note(context: Context, seed: int) -> None:
         context.console.say(f"{describe(context.name, changed)}: accepted")
         noted["accepted"] = [*noted.get("accepted", []), {each.key: each.what for each in changed}]
     write_json(context.folder / NOTED, {**noted, "name": context.name, "kind": context.config.kind, "identity": now})
+
+
+def elsewhere(context: Context, seed: int, runs: Path) -> Path | None:
+    """A finished stage of this name and identity, made by this version of whet, in one of these runs."""
+    now = _identity(context, seed)
+    for noted in sorted([*runs.glob(f"stages/*/{NOTED}"), *runs.glob(f"*/stages/*/{NOTED}")]):
+        there = read_json(noted)
+        if there["name"] != context.name or "accepted" in there or not is_sealed(noted.parent):
+            continue
+        if there["identity"]["code"] == now["code"] and name_of(there["identity"]) == name_of(now):
+            return noted.parent
+    return None
+
+
+def take(found: Path, context: Context) -> None:
+    """Link (or copy) what is in another run's stage, every file verified; the folder is still to be sealed."""
+    unseal(found)
+    leave = shutil.ignore_patterns(MANIFEST, NOTED)
+    shutil.copytree(found, context.folder, ignore=leave, copy_function=_link, dirs_exist_ok=True)
+    write_json(context.folder / NOTED, {**_noted(context), "from": str(found)})
+    context.console.say(f"{context.name}: from {found}, of the same identity")
+
+
+def _link(source: str, to: str) -> None:
+    try:
+        os.link(source, to)
+    except OSError:  # another file system
+        shutil.copy2(source, to)
 
 
 def remove(*folders: Path) -> bool:

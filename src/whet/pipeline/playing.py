@@ -10,12 +10,13 @@ from typing import Any
 from whet.config import ModelConfig, SamplingConfig, Source
 from whet.config.environment import EnvironmentConfig
 from whet.data.faults import Dropped
-from whet.envs.base import Rubric, Task
+from whet.envs.base import Attempt, Rubric, Task
 from whet.envs.rubric import WeightedRubric
 from whet.envs.single_turn import SingleTurn
 from whet.envs.tools.play import Environments, OwnEnvironments, ToolEnvironments
 from whet.pipeline.load_data import rubric, tasks, usable
 from whet.pipeline.stage import Context, Policy, Seen, World
+from whet.records import Score
 from whet.rollouts.play import Player
 from whet.sampling.base import SamplingParams
 from whet.templates.base import Template
@@ -128,6 +129,20 @@ def _find_tasks(context: Context[Any], section: Any, environment: Environments |
 def check_tasks(context: Context[Any]) -> Seen:
     """The check of a stage that has tasks and rewards alone."""
     return look_at_tasks(context)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Ungraded:
+    """A rubric that scores nothing, and says why."""
+
+    why: str
+
+    def score(self, attempts: Sequence[Attempt], *, step: int) -> list[Score]:
+        """No value."""
+        return [Score(value=None, note=self.why) for _ in attempts]
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def player(

@@ -24,11 +24,26 @@ from typing import Any
 from whet.config import ModelConfig, Recipe
 from whet.config.loading import resolved
 from whet.config.references import references, with_references
-from whet.config.strict import Strict
+from whet.config.stage import StageBase
+from whet.config.strict import Made, Strict
 from whet.errors import ConfigError, RunError
-from whet.files import is_sealed, seal, write_json, writing
+from whet.files import is_sealed, seal, write_atomic, write_json, writing
+from whet.pipeline.card import CARD, model_card
 from whet.pipeline.kinds import KINDS
-from whet.pipeline.lineage import UNDECIDED, Choices, begun, note, refusal, refuse_others, refused, remove
+from whet.pipeline.lineage import (
+    NOTED,
+    UNDECIDED,
+    Choices,
+    begun,
+    elsewhere,
+    note,
+    refusal,
+    refuse_others,
+    refused,
+    remove,
+    take,
+)
+from whet.pipeline.rounds import Rounds, rounds_of
 from whet.pipeline.stage import ROWS, Context, Interrupted, Kind, World
 from whet.records import seed_of
 from whet.tracking.base import Sink
@@ -72,13 +87,26 @@ class Run:
 
     def ready(self) -> list[str]:
         """The stages whose inputs are all there: those that are done before the first one that is not, and that one."""
-        done = list(takewhile(lambda name: is_sealed(self.stage_folder(name)), self.recipe.stages))
-        return list(self.recipe.stages)[: len(done) + 1]
+        stages = [name for name in self.recipe.stages if not self.left_out(name)]
+        done = list(takewhile(lambda name: is_sealed(self.stage_folder(name)), stages))
+        return stages[: len(done) + 1]
 
     def model_folder(self, name: str) -> Path:
-        """The model that a stage made: `rl` the last one, `rl/best` its best."""
-        stage, _, which = name.partition("/")
-        return self.stage_folder(stage) / (which or "model")
+        """The last model that a stage made."""
+        return self.stage_folder(name) / "model"
+
+    def rounds(self, loop: str) -> Rounds:
+        """How far a loop goes, as far as its evaluations tell by now."""
+        config = self.recipe.loops[loop]
+        judges = [self.recipe.judge_of(names) for names in config.stages] if config.until is not None else []
+        folders = takewhile(is_sealed, (self.stage_folder(name) for name in judges if name is not None))
+        return rounds_of([folder / "eval.json" for folder in folders], config)
+
+    def left_out(self, name: str) -> str:
+        """Why a stage is not run: its loop has ended before its round; empty: it is run."""
+        loop, number = self.recipe.places.get(name, ("", 0))
+        rounds = self.rounds(loop) if loop else Rounds()
+        return f"{loop} ended after round {rounds.last}: {rounds.why}" if number > rounds.last else ""
 
     def model_of(self, name: str) -> ModelConfig:
         """What a stage starts from: its own choice, or what the model-making stage before it made."""
@@ -86,39 +114,63 @@ class Run:
         if start is not None:
             return self.resolve(start)
         earlier = self._maker(name)
-        return self.recipe.model if earlier is None else self.resolve(self.recipe.model.at(f"@{earlier}"))
+        return self.recipe.model if earlier is None else self.recipe.model.at(str(self.model_folder(earlier)))
 
     def _maker(self, name: str) -> str | None:
-        """The last stage before this one that makes a model."""
+        """The last stage before this one that makes a model; of a loop that is over, the one that it ended with."""
         earlier = list(takewhile(lambda other: other != name, self.recipe.stages))
-        return next((other for other in reversed(earlier) if self.recipe.stages[other].makes == "model"), None)
+        maker = next((other for other in reversed(earlier) if self.recipe.stages[other].makes == "model"), None)
+        loop, here = (self.recipe.places.get(each or "", ("", 0))[0] for each in (maker, name))
+        return maker if loop in ("", here) else self.named(loop, "model")
+
+    def named(self, target: str, what: Made) -> str | None:
+        """The stage that `@target` is; None: what the recipe starts from."""
+        name = target.partition("/")[0]
+        if name in self.recipe.loops:
+            return self.recipe.maker_in(name, self.rounds(name).best, what)
+        return None if name == "model" else name
+
+    def made(self, path: str, what: Made) -> Path | None:
+        """Where it is what `@stage` is (`@stage/best`: its best model); None as in `named`.
+
+        Raises `RunError` where its loop ended before it.
+        """
+        name = self.named(path[1:], what)
+        if name is None:
+            return None
+        if why := self.left_out(name):
+            raise RunError(f"{path} was not made: {why}; name the loop, @{self.recipe.places[name][0]}")
+        return self.stage_folder(name) / (ROWS if what == "rows" else path.partition("/")[2] or "model")
 
     def reads(self, name: str) -> set[str]:
         """The earlier stages whose artifacts the stage reads."""
         stage = self.recipe.stages[name]
-        paths = [path for _, path, _ in references(stage)]
-        paths += (stage.evaluates or {}).values()
-        before = self._maker(name) if stage.start is None and stage.reads_model and not stage.evaluates else None
-        named = {path[1:].partition("/")[0] for path in [*paths, f"@{before}"] if path.startswith("@")}
-        return named & self.recipe.stages.keys()
+        asked = [(path, what) for _, path, what in references(stage)]
+        asked += [(path, "model") for path in (stage.evaluates or {}).values() if path.startswith("@")]
+        found = {self.named(path[1:], what) for path, what in asked}
+        if stage.start is None and stage.reads_model and not stage.evaluates:
+            found.add(self._maker(name))
+        return {each for each in found if each is not None}
 
     def resolve(self, model: ModelConfig) -> ModelConfig:
         """`@stage` as the folder of the model that the stage made, `@model` as the recipe's own."""
         if not model.path.startswith("@"):
             return model
-        if model.path == "@model":
-            return self.recipe.model
-        return model.at(str(self.model_folder(model.path[1:])))
+        folder = self.made(model.path, "model")
+        return self.recipe.model if folder is None else model.at(str(folder))
 
-    def refer(self, section: Strict) -> Strict:
-        """A section whose `path` is a reference, with what the stage made (or the recipe's own model) in its place."""
-        path = getattr(section, "path", "")
-        if path == "@model":
-            own = {key: value for key, value in self.recipe.model if key in type(section).model_fields}
-            return section.model_copy(update=own)
-        rows = section.refers_to == "rows"
-        made = self.stage_folder(path[1:]) / ROWS if rows else self.model_folder(path[1:])
-        return section.model_copy(update={"path": str(made)})
+    def section(self, name: str) -> StageBase:
+        """What the recipe says of a stage, with paths in the place of references."""
+
+        def refer(part: Strict) -> Strict:
+            assert part.refers_to is not None
+            made = self.made(str(getattr(part, "path", "")), part.refers_to)
+            if made is None:
+                own = {key: value for key, value in self.recipe.model if key in type(part).model_fields}
+                return part.model_copy(update=own)
+            return part.model_copy(update={"path": str(made)})
+
+        return with_references(self.recipe.stages[name], refer)
 
 
 def run_recipe(
@@ -154,12 +206,17 @@ def _run_stages(run: Run, world: World, console: Console, stopped: Stopped, choi
             for name in run.recipe.stages:
                 if stopped():
                     raise Interrupted
+                if why := run.left_out(name):
+                    console.say(f"{name}: not run; {why}")
+                    about = {"name": name, "kind": run.recipe.stages[name].kind, "left_out": why}
+                    write_json(run.stage_folder(name) / NOTED, about)
+                    continue
                 context = context_of(run, name, world, console, stopped, others=others)
                 _compare(run, [context], choices)
                 if is_sealed(context.folder):
                     console.say(f"{name}: done before")
                 else:
-                    _run_stage(run, context)
+                    _run_stage(run, context, choices)
                 # Here, so that a run killed between the manifest and this line loses them the next time.
                 shutil.rmtree(context.checkpoints, ignore_errors=True)
         except BaseException as error:
@@ -176,10 +233,17 @@ def _run_stages(run: Run, world: World, console: Console, stopped: Stopped, choi
         write_report(run.folder, run.looks)
 
 
-def _run_stage(run: Run, context: Context) -> None:
+def _run_stage(run: Run, context: Context, choices: Choices) -> None:
+    fresh = not begun(context.folder, context.checkpoints)
     note(context, run.recipe.seed)
-    context.world.reseed(context.seed)
-    run.kind(context.name).run(context)
+    found = elsewhere(context, run.recipe.seed, choices.reuse) if choices.reuse is not None and fresh else None
+    if found is not None:
+        take(found, context)
+    else:
+        context.world.reseed(context.seed)
+        run.kind(context.name).run(context)
+        if context.config.makes in ("model", "reward"):
+            write_atomic(context.folder / "model" / CARD, model_card(run.folder, context.folder).encode())
     seal(context.folder, {"stage": context.name, "kind": context.config.kind})
 
 
@@ -191,9 +255,10 @@ def _compare(run: Run, contexts: Sequence[Context], choices: Choices) -> None:
 
 def _restart(run: Run, names: Sequence[str], console: Console) -> None:
     """Remove what these stages made, and every stage that reads it."""
-    if unknown := next((name for name in names if name not in run.recipe.stages), None):
-        raise ConfigError(f"--restart {unknown}: no such stage; there are {', '.join(run.recipe.stages)}")
-    again = set(names)
+    places, stages = run.recipe.places, run.recipe.stages
+    if unknown := next((name for name in names if name not in stages and name not in run.recipe.loops), None):
+        raise ConfigError(f"--restart {unknown}: no such stage; there are {', '.join([*stages, *run.recipe.loops])}")
+    again = {*names, *(name for name, (loop, _) in places.items() if loop in names)}
     for name in run.recipe.stages:
         if name in again or again & run.reads(name):
             again.add(name)
@@ -234,7 +299,7 @@ def context_of(
 ) -> Context:
     """What a stage of this run is given; `others` hear of its steps, `models` replaces what an evaluation evaluates."""
     folder, model = run.stage_folder(name), run.model_of(name)
-    stage = with_references(run.recipe.stages[name], run.refer)
+    stage = run.section(name)
     paths = models or ({} if stage.evaluates is None else stage.evaluates or {"model": model.path})
     named = {label: run.recipe.model.at(path) for label, path in paths.items()}
     return Context(

@@ -154,7 +154,7 @@ def _stage(folder: Path, recipe: Mapping[str, Any], looks: Mapping[str, Look]) -
         name=name,
         kind=kind,
         look=looks.get(kind, PLAIN),
-        state="done" if (folder / "manifest.json").exists() else "running",
+        state="not run" if "left_out" in about else "done" if (folder / "manifest.json").exists() else "running",
         planned=_planned(config),
         lines=read_metrics(folder),
         rows=tuple(_eval_line(folder / "eval.json", row) for row in _read_json(folder / "eval.json").get("rows", ())),

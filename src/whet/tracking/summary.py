@@ -47,7 +47,7 @@ class StageView:
     kind: str
     look: Look
     state: str
-    """done, running (a manifest is not there yet) or waiting (not begun)."""
+    """done, running (a manifest is not there yet), waiting (not begun) or not run (its loop ended before)."""
     planned: int | None
     """Steps that the recipe asks for, where it says so."""
     lines: Lines

@@ -15,13 +15,13 @@ from typing import Any
 
 from whet.config import TrainConfig
 from whet.config.feedback import CompareStage
-from whet.envs.base import Attempt, Task
+from whet.envs.base import Task
 from whet.envs.judges.judge import Judge, Preference, build_judge, build_wording
 from whet.envs.rewards.judge import matches
 from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.generate import Chunk, Counts, Row, make_rows, writable
 from whet.pipeline.load_data import rubric
-from whet.pipeline.playing import check_tasks, playable, player
+from whet.pipeline.playing import Ungraded, check_tasks, playable, player
 from whet.pipeline.stage import Context, Kind, Seen
 from whet.records import Ending, Episode, Group, Message, Score, seed_of
 from whet.rollouts.play import Player
@@ -39,23 +39,13 @@ def run_compare(context: Context[CompareStage]) -> None:
         context.console.say(f"{context.name}: {problems.describe()} x {config.samples} answers")
         keep_dropped(context, "tasks", problems.lost)
         policy = context.world.policy(context.model, TrainConfig(), config.sampling)
-        play = player(policy, grading if judge is None else _Later(), config.sampling)
+        play = player(policy, grading if judge is None else Ungraded("compared in pairs"), config.sampling)
         compare = _Compare(context, config, play, judge)
         make_rows(context, problems.tasks, config.chunk, compare.chunk, decode=policy.template.decode)
     finally:
         grading.close()
         if judge is not None:
             judge.close()
-
-
-class _Later:
-    """A rubric that leaves all to the judge of pairs."""
-
-    def score(self, attempts: Sequence[Attempt], *, step: int) -> list[Score]:
-        return [Score(value=None, note="compared in pairs") for _ in attempts]
-
-    def close(self) -> None:
-        pass
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,56 @@
+"""`whet runs`, `whet show`, `whet diff` and `whet gc`: what there is, and how it came to be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from whet.cli.errors import one_line, print_json
+from whet.cli.options import Json
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
+Runs = Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of runs, or one run.")]
+
+
+def runs(folder: Runs = Path("runs"), json: Json = False) -> None:
+    """The runs in a folder: how far each is, its size, its last evaluation."""
+    from whet.launch.runs import runs_in
+
+    _print({"runs": runs_in(folder)}, json)
+
+
+def show(run: RunFolder, json: Json = False) -> None:
+    """The stages of a run: identities, what each reads, the data from outside, and evaluations."""
+    from whet.launch.runs import show as launch_show
+
+    _print(launch_show(run), json)
+
+
+def diff(first: RunFolder, second: RunFolder, json: Json = False) -> None:
+    """How the second run differs from the first: recipe, data, code, and evaluations, paired by task."""
+    from whet.launch.runs import diff as launch_diff
+
+    _print(dict(launch_diff(first, second)), json)
+
+
+def gc(
+    folder: Runs = Path("runs"),
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without it, only say what would be done.")] = False,
+    json: Json = False,
+) -> None:
+    """Free room and lose nothing: checkpoints of finished stages, and equal files of runs, which become one."""
+    from whet.launch.runs import gc as launch_gc
+
+    _print({"gc": launch_gc(folder, dry=not yes)}, json)
+
+
+def _print(found: dict[str, Any], json: bool) -> None:
+    import yaml
+
+    if json:
+        print_json(found)
+        return
+    for line in yaml.safe_dump(found, sort_keys=False, allow_unicode=True, width=1000).splitlines():
+        typer.echo(one_line(line))
