@@ -65,7 +65,7 @@ def test_the_table_finds_what_decoding_finds(model: LanguageModel, stops: tuple[
 
 
 def test_a_string_is_found_inside_a_token_and_across_tokens_of_a_sentencepiece_vocabulary() -> None:
-    pieces = ["<unk>", "▁the", "</", "ans", "wer>", "wer>\n", "▁", "<0xC3>", "<0xA9>", "a</answer>b"]
+    pieces = ["<unk>", "▁the", "</", "answer", ">", ">\n", "▁", "<0xC3>", "<0xA9>", "a</answer>b"]
     backend = Tokenizer(models.BPE(vocab={piece: n for n, piece in enumerate(pieces)}, merges=[], byte_fallback=True))
     backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
 
