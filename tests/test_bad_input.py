@@ -381,8 +381,8 @@ def test_what_chat_and_eval_cannot_find(whet: Callable[..., tuple[int, str, str]
     assert whet("run", "rl.yaml", "stages.rl.rewards=[{kind: exact}]", "stages.rl.tasks.path=none.jsonl")[0] == 3
     for words, code, text in (
         (("chat", "none"), 4, "none: no such directory"),
-        (("chat", "runs/rl"), 6, "runs/rl: none of its stages (rl) has made a model yet; run it to the end first"),
-        (("chat", "runs/rl@rl"), 6, "runs/rl: no stage 'rl' has made a model; there are: none yet"),
+        (("chat", "runs/rl"), 6, "runs/rl: none of its stages (rl) made a model yet; run it to the end"),
+        (("chat", "runs/rl@rl"), 6, "runs/rl: its stage rl has made no model yet; run it to the end"),
         (("chat", "whet:demo", "-p", "<|im_end|>"), 3, "contains the special token '<|im_end|>'"),
         (("chat", "whet:demo", "-p", "1" * 5000), 3, "the model attends to"),
         (("eval", "sft.yaml"), 2, "sft: the recipe has no stage of kind eval"),

@@ -294,3 +294,40 @@ def test_limit_counts_usable_rows(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(jsonl({"prompt": ""}, {"prompt": "a"}, {"prompt": "b"}, {"prompt": "c"}))
     prompts, dropped = load_prompts(config(path=str(tmp_path / "a.jsonl"), limit=2, on_bad_row="drop"))
     assert [prompt.messages[0].content for prompt in prompts] == ["a", "b"] and dropped.total == 1
+
+
+# ------------------------------------------------------------------------------------------------- what nothing reads
+
+CHAT = [{"role": "user", "content": "What is <image>?"}, {"role": "assistant", "content": "4"}]
+
+
+def test_columns_that_nothing_reads_are_named_once_with_their_count(tmp_path: Path) -> None:
+    """Not what a path or a text of `columns` reads, nor what is empty; of tasks only what a model would be shown."""
+    file = tmp_path / "rows.jsonl"
+    rows = [
+        {"messages": CHAT, "images": ["a.png"], "id": 1, "meta": {"tools": []}, "tool_defs": None},
+        {"messages": CHAT, "images": [], "id": 2, "meta": {"tools": []}, "chat_template_kwargs": {"a": 1}},
+    ]
+    file.write_bytes(jsonl(*rows))
+    kept, dropped = load_conversations(config(path=str(file), columns={"tools": "meta.tools"}))
+    assert len(kept) == 2 and dropped.total == 0 and dropped.any
+    assert dropped.describe() == "not read: id (2 rows), images (1 row)"
+    file.write_bytes(jsonl({"question": "a", "topic": "b", "gold": "c", "tools": [{"name": "f"}]}))
+    _, dropped = load_prompts(config(path=str(file), columns={"prompt": "{topic}: {question}"}))
+    assert dropped.describe() == "not read: tools (1 row)"
+    file.write_bytes(jsonl(ROWS[0], {**ROWS[0], "completion": "", "source": "x"}))
+    _, dropped = load_conversations(config(path=str(file), on_bad_row="drop"))
+    assert dropped.describe().startswith("1 row dropped: ") and dropped.describe().endswith(
+        "; not read: source (1 row)"
+    )
+
+
+def test_a_name_under_columns_that_no_format_reads_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(jsonl({"chat": CHAT, "gold": "4"}))
+    mapped = config(path=str(tmp_path / "rows.jsonl"), columns={"message": "chat"})
+    with pytest.raises(
+        DataError, match=r"^data\.columns: 'message' is no column that whet reads; did you mean 'messages'"
+    ):
+        load_conversations(mapped)
+    prompts, _ = load_prompts(config(path=str(tmp_path / "rows.jsonl"), columns={"prompt": "gold", "mine": "gold"}))
+    assert prompts[0].columns["mine"] == "4", "rewards may read any"

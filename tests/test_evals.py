@@ -20,7 +20,7 @@ from whet.evals import (
     summarise,
     table,
 )
-from whet.evals.stats import t_quantile, wilson_interval
+from whet.evals.stats import ratio_interval, runs_interval, t_quantile, wilson_interval
 
 # ------------------------------------------------------------------------------------------ one model
 
@@ -199,3 +199,13 @@ def test_eval_json_has_the_agreed_keys() -> None:
     assert written["rows"][1]["pass_at_k"] == {"1": 1.0, "2": 1.0}
     assert {"label", "accuracy", "low", "high", "mean_length", "truncated", "gain", "gain_low", "gain_high", "samples",
             "tasks"} <= written["rows"][0].keys()  # fmt: skip
+
+
+def test_a_ratio_and_a_mean_over_runs_by_hand() -> None:
+    """Rows of 1 and 1 tokens with 1 and 3 nats: 2 nats, plus and minus t(0.975, 1) x sqrt(2) / sqrt(2) = 12.706."""
+    at = ratio_interval([1.0, 3.0], [1, 1])
+    assert (at.mean, at.high, at.low) == pytest.approx((2.0, 14.706, -10.706), abs=1e-3)
+    assert ratio_interval([2.0, 4.0], [1, 2]).high == 2.0, "every token costs the same"
+    assert ratio_interval([1.0, 9.0], [1, 3]).mean == 2.5, "a mean over tokens, not over rows"
+    seeds = runs_interval([1.0, 3.0])
+    assert (seeds.mean, seeds.high) == pytest.approx((2.0, 14.706), abs=1e-3)

@@ -100,6 +100,10 @@ def test_python_and_the_command_line_take_one_path() -> None:
         assert np.array_equal(value, weights(other.model())[name])
         assert np.array_equal(value, weights(third.model("sft"))[name])
     assert str(third.folder) == "runs/third"
+    renamed = [{"path": row["prompt"], "gold": row["completion"]} for row in ROWS]
+    mapped = sft("runs/mapped", data=[{"path": renamed, "columns": {"prompt": "path", "completion": "gold"}}])
+    for name, value in weights(run.model()).items():
+        assert np.array_equal(value, weights(mapped.model())[name])
 
 
 def test_the_same_call_finds_it_done_and_another_is_refused_by_name() -> None:
@@ -353,7 +357,7 @@ def test_runs_are_compared_by_what_they_held_out(capsys: pytest.CaptureFixture[s
             ).folder
         )
 
-    names = [run("a", 12, 0), run("b", 12, 1), run("c", 8, 0)]
+    names = [run("a", 12, 0), run("runs/b", 12, 1), run("c", 8, 0)]
     found = compare_runs(names)
     assert found["differing"] == {"seed": [0, 1, 0], "stages.eval.tasks.count": [12, 12, 8]}
     (first, second, third) = found["tables"]["eval: model"]["rows"]
@@ -364,5 +368,5 @@ def test_runs_are_compared_by_what_they_held_out(capsys: pytest.CaptureFixture[s
     assert mean["runs"] == names[:2] and mean["mean"] == pytest.approx((first["accuracy"] + second["accuracy"]) / 2)
     assert cli("compare", *names) == 0
     assert "stages.eval.tasks.count" in capsys.readouterr().out
-    assert cli("compare", "a", "d") == 6
-    assert capsys.readouterr().err == "whet: d: there is no run (no recipe.json)\n"
+    assert cli("compare", "a", "runs/bb") == 6
+    assert capsys.readouterr().err == "whet: runs/bb: there is no run (no recipe.json); did you mean 'runs/b'?\n"

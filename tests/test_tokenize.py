@@ -44,7 +44,7 @@ def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("WHET_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "rows.jsonl"
     listed: list[Any] = [{"prompt": text, "completion": str(n)} for n, text in enumerate(TEXTS)]
-    listed[10], listed[20] = LONG, {"prompt": "x", "completion": ""}
+    listed[10], listed[20], listed[30] = LONG, {"prompt": "x", "completion": ""}, {**listed[30], "id": 1}
     path.write_text("".join(json.dumps(row) + "\n" for row in listed))
     return path
 
@@ -176,6 +176,7 @@ def test_what_is_kept_is_what_was_made_and_is_not_made_again(
     assert again.kept.note == f"read from {folder}" and same(made, again)
     assert str(again.dropped.rows[0]).startswith(f"{rows}:11: messages: longer than max_length 400")
     assert str(again.unread.rows[0]).startswith(f"{rows}:21: completion: empty text")
+    assert again.unread.unread == {"id": 1}
     moved = rows.rename(tmp_path / "moved.jsonl")
     assert str(read(moved, template).kept.origin(0)) == f"{moved}:1", "known by its content, named by its place"
 

@@ -39,8 +39,8 @@ def chat(
     conversation = open_conversation(
         what, sampling, seed=seed, system=system, environment=tools, row=mapping("--row", row)
     )
-    for line in conversation.describe()[: 1 if prompt else None]:
-        print(one_line(line), file=sys.stderr, flush=True)
+    if not json and (conversation.unfinished or not prompt):
+        print("\n".join(map(one_line, conversation.describe()[: 1 if prompt else None])), file=sys.stderr, flush=True)
     answers = [conversation.say(text) for text in prompt or ()]
     while not prompt and (text := _read()):
         if text == "/reset":

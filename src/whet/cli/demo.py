@@ -1,4 +1,4 @@
-"""`whet demo`."""
+"""`whet demo`: the main job on a laptop, in about a minute, with what the package ships."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from whet.cli.errors import print_json
 from whet.cli.options import Json, Quiet
 from whet.cli.tables import evaluation_table
 
+RECIPE = Path(__file__).parent.parent / "assets" / "demo.yaml"
+
 
 def demo(
     seed: Annotated[int, typer.Option(help="Another seed is another run.")] = 0,
@@ -19,18 +21,18 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Watch the shipped tiny base model learn to reason, by SFT and then RL, in about a minute."""
-    from dataclasses import asdict
-
     from rich.console import Console
 
-    from whet.launch.demo import demo as launch_demo
+    from whet.launch.python import run
 
-    result = launch_demo(seed=seed, out=out, quiet=quiet or json)
+    folder = out or Path("runs") / f"demo-seed{seed}"
+    evaluation = run(RECIPE, f"seed={seed}", f"out={folder}", quiet=quiet or json).evaluations["eval"]
+    report = folder / "report.html"
     if json:
-        print_json(asdict(result))
+        print_json({"run": folder, "report": report, "evaluation": evaluation})
         return
     console = Console(highlight=False)
-    console.print(evaluation_table(result.evaluation))
+    console.print(evaluation_table(evaluation))
     console.print()
-    console.print(f"Everything about it:  {result.report}", markup=False, soft_wrap=True)
-    console.print(f"Talk to it:           whet chat {result.run} -p 58+67", markup=False, soft_wrap=True)
+    console.print(f"Everything about it:  {report}", markup=False, soft_wrap=True)
+    console.print(f"Talk to it:           whet chat {folder} -p 58+67", markup=False, soft_wrap=True)

@@ -11,7 +11,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from whet.data.base import Origin
@@ -102,21 +102,23 @@ class Dropped:
 
     def describe(self) -> str:
         """`3 rows dropped: 2 x messages[].content: is empty; ... (first: train.jsonl:17: ...)`."""
+        parts = []
+        if self.rows:
+            reasons = "; ".join(f"{count} x {reason}" for reason, count in self.counts.most_common(REASONS))
+            rows = f"{self.total} {'row' if self.total == 1 else 'rows'}"
+            parts.append(f"{rows} dropped: {reasons} (first: {self.rows[0]})")
         if self.unread:
-            named = sorted(self.unread.items(), key=lambda each: -each[1])
-            listed = ", ".join(f"{name} ({count:,} row{'s' * (count > 1)})" for name, count in named)
-            return "; ".join([*([replace(self, unread={}).describe()] if self.rows else []), f"not read: {listed}"])
-        if not self.rows:
-            return "no rows dropped"
-        reasons = "; ".join(f"{count} x {reason}" for reason, count in self.counts.most_common(REASONS))
-        return f"{self.total} {'row' if self.total == 1 else 'rows'} dropped: {reasons} (first: {self.rows[0]})"
+            counted = (f"{name} ({n:,} row{'s' * (n > 1)})" for name, n in Counter(self.unread).most_common())
+            parts.append(f"not read: {', '.join(counted)}")
+        return "; ".join(parts) or "no rows dropped"
 
 
 class Rejects:
     """Takes bad rows: raises the first one (`error`), or keeps its place (`drop`); what is `LeftOut` it only keeps."""
 
-    def __init__(self, on_bad_row: Literal["error", "drop"]) -> None:
-        self._raise = on_bad_row == "error"
+    def __init__(self, on_bad_row: Literal["error", "drop"], *, keeps_columns: bool = False) -> None:
+        """`keeps_columns`: what a reader does not read goes on to rewards."""
+        self._raise, self.keeps_columns = on_bad_row == "error", keeps_columns
         self._lost: list[Lost] = []
         self.unread: Counter[str] = Counter()
         """Columns that nothing reads, and how many rows had each so far."""

@@ -50,36 +50,25 @@ def read_rows(config: DataConfig, reject: Reject = _raise) -> Iterator[Row]:
 
 
 def read_examples(
-    config: DataConfig,
-    convert: Callable[[Row, DataConfig], Example],
-    known: Known,
-    *,
-    keeps_columns: bool = False,
+    config: DataConfig, convert: Callable[[Row, DataConfig], Example], known: Known, *, keeps_columns: bool = False
 ) -> tuple[list[Example], Dropped]:
     """All rows as `convert` makes them, up to `limit`, and what was left out. Raises `DataError` where none is left.
 
     `keeps_columns`: those that it does not read go on to rewards.
     """
-    rejects = Rejects(config.on_bad_row)
-    return list(stream_examples(config, convert, known, rejects, keeps_columns=keeps_columns)), rejects.dropped
+    rejects = Rejects(config.on_bad_row, keeps_columns=keeps_columns)
+    return list(stream_examples(config, convert, known, rejects)), rejects.dropped
 
 
 def stream_examples(
-    config: DataConfig,
-    convert: Callable[[Row, DataConfig], Example],
-    known: Known,
-    rejects: Rejects,
-    *,
-    keeps_columns: bool = False,
+    config: DataConfig, convert: Callable[[Row, DataConfig], Example], known: Known, rejects: Rejects
 ) -> Iterator[Example]:
     """The same, one at a time.
 
     Rows of one of the `known` data sets are first made into rows of our formats.
     """
     found = 0
-    if not keeps_columns:
-        refuse_unknown(config)
-    for row in _unfolded(config, known, rejects, keeps_columns=keeps_columns):
+    for row in _unfolded(config, known, rejects):
         try:
             example = convert(row, config)
         except BadRow as bad:
@@ -119,7 +108,9 @@ def reading(config: DataConfig, convert: Callable[[Row, DataConfig], Example], k
     )
 
 
-def _unfolded(config: DataConfig, known: Known, rejects: Rejects, *, keeps_columns: bool) -> Iterator[Row]:
+def _unfolded(config: DataConfig, known: Known, rejects: Rejects) -> Iterator[Row]:
+    if not rejects.keeps_columns:
+        refuse_unknown(config)
     for row in read_rows(config, rejects.add):
         try:
             parts = unfold(row, config, known)
@@ -127,7 +118,7 @@ def _unfolded(config: DataConfig, known: Known, rejects: Rejects, *, keeps_colum
             rejects.add(bad)
         else:
             if any(part is row for part in parts):  # of a known data set it is known which columns are read
-                rejects.unread.update(unread(row, config, keeps_columns=keeps_columns))
+                rejects.unread.update(unread(row, config, keeps_columns=rejects.keeps_columns))
             yield from parts
 
 

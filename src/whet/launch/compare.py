@@ -45,7 +45,7 @@ def compare_runs(names: Sequence[str]) -> dict[str, Any]:
                 rows.setdefault(f"{stage}: {row['label']}", []).append(row | at)
             found = {metric: line[metric] for line in read_metrics(folder) for metric in HELD_OUT if metric in line}
             for metric, value in found.items():
-                last.setdefault(f"{stage}: {metric}", {})[name] = value or math.nan
+                last.setdefault(f"{stage}: {metric}", {})[name] = math.nan if value is None else value
     if not rows and not last:
         raise RunError(f"{', '.join(names)}: nothing held out yet (a stage of kind eval, or eval_data)")
     figures = {f"{name}: accuracy": {row["run"]: row["accuracy"] for row in there} for name, there in rows.items()}

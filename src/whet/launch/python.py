@@ -43,7 +43,8 @@ class RunResults:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         if run_of(str(folder)) is None or not self.folder.is_dir():
-            raise RunError(f"{folder}: there is no run (no recipe.json)")
+            there = sorted(str(recipe.parent) for recipe in self.folder.parent.glob("*/recipe.json"))
+            raise RunError(f"{folder}: there is no run (no recipe.json){nearest(str(folder), there)}")
 
     def __repr__(self) -> str:
         return f"whet.Run({str(self.folder)!r})"
@@ -170,14 +171,24 @@ def _written(value: Any, folder: Path, key: str = "") -> Any:
 def _source(given: Any, folder: Path) -> Any:
     """A data set, or a list of them, each a path or a section; anything else that gives mappings is rows."""
     if isinstance(given, Mapping):
-        return {**given, "path": _source([given["path"]], folder)[0]} if "path" in given else given
-    if isinstance(given, AnyPath) or not isinstance(given, Iterable):
+        rows = given.get("path", "")
+        return {**given, "path": _kept(rows, folder)} if _gives(rows) else given
+    if not _gives(given):
         return given
     entries = list(given)
     if all(isinstance(each, AnyPath) or (isinstance(each, Mapping) and SECTION & each.keys()) for each in entries):
         return [_source(each, folder) for each in entries]
+    return _kept(entries, folder)
+
+
+def _gives(value: Any) -> bool:
+    return isinstance(value, Iterable) and not isinstance(value, AnyPath | Mapping)
+
+
+def _kept(rows: Iterable[Any], folder: Path) -> str:
+    """The rows in a file that is named after them."""
     try:
-        data = "".join(json.dumps(row) + "\n" for row in entries).encode()
+        data = "".join(json.dumps(row) + "\n" for row in rows).encode()
     except (TypeError, ValueError) as error:
         raise DataError(f"rows from Python: {error}; a row has texts, numbers, lists and mappings") from error
     path = folder / "given" / f"{hashlib.sha256(data).hexdigest()[:16]}.jsonl"

@@ -36,6 +36,8 @@ class ChatSession:
     sampling: SamplingConfig
     about: str = ""
     """Which model it is."""
+    unfinished: bool = False
+    """Whether it is not what was named: a checkpoint, or what an earlier stage made."""
     seed: int = 0
     system: str = ""
     """A system message that every conversation begins with; empty: none."""
@@ -120,14 +122,21 @@ def open_conversation(
     Of a stage that is not finished it is the last checkpoint; of a run whose next stage has none, what came before.
     """
     made = None if environment is None else ToolEnvironments(environment)
-    policy, about = _policy(what, sampling)
+    policy, about, unfinished = _policy(what, sampling)
     return ChatSession(
-        policy=policy, sampling=sampling, about=about, seed=seed, system=system, environment=made, row=row or {}
+        policy=policy,
+        sampling=sampling,
+        about=about,
+        unfinished=unfinished,
+        seed=seed,
+        system=system,
+        environment=made,
+        row=row or {},
     )
 
 
-def _policy(what: str, sampling: SamplingConfig) -> tuple[Policy, str]:
-    """What is named, at work, and which model it is in words."""
+def _policy(what: str, sampling: SamplingConfig) -> tuple[Policy, str, bool]:
+    """What is named, at work, which model it is in words, and whether it is not finished."""
     note = ""
     if found := run_of(what):
         name, asked = found
@@ -139,11 +148,11 @@ def _policy(what: str, sampling: SamplingConfig) -> tuple[Policy, str]:
             critic = needs is not None and needs.critic is not None and needs.critic.share_trunk
             policy = LocalWorld().policy(run.model_of(stage), section.train, sampling, with_value=critic)
             policy.trainer.load(generation.folder)
-            return policy, f"{name}@{stage}, not finished: its checkpoint after step {generation.step}"
+            return policy, f"{name}@{stage}, not finished: its checkpoint after step {generation.step}", True
         note = f", while {stage} has no checkpoint yet" if stage is not None and not asked else ""
     where = locate(what)[0]
     policy = LocalWorld().policy(ModelConfig(path=what), TrainConfig(), sampling)
-    return policy, (what if where == what else f"{what} ({where})") + note
+    return policy, (what if where == what else f"{what} ({where})") + note, bool(note)
 
 
 def _next_stage(folder: Path, asked: str) -> tuple[Run, str | None]:
