@@ -168,15 +168,13 @@ def rollout_steps(folder: Path) -> list[int]:
 def read_rollouts(folder: Path, step: int | None = None) -> list[Rollout]:
     """The episodes of one step of a stage, or of all steps; none where nothing was written."""
     files = [file for number, file in _rollout_files(folder) if step is None or number == step]
-    return [rollout for file in files for rollout in _read_file(file)]
+    return [_rollout(row) for file in files for row in _table(file)]
 
 
 def rollout_tasks(folder: Path, step: int) -> list[str]:
     """The tasks played in one step, each once: reads that column only."""
-    import pyarrow.parquet as pq
-
-    path = folder / "rollouts" / f"step-{step:06d}.parquet"
-    return list(dict.fromkeys(pq.read_table(path, columns=["task"])["task"].to_pylist()))
+    rows = _table(folder / "rollouts" / f"step-{step:06d}.parquet", ["task"])
+    return list(dict.fromkeys(row["task"] for row in rows))
 
 
 def read_notes(folder: Path) -> list[dict[str, Any]]:
@@ -269,15 +267,15 @@ def _schema() -> pa.Schema:
     return pa.schema(list(types.items()))
 
 
-def _read_file(path: Path) -> list[Rollout]:
+def _table(path: Path, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        rows = pq.read_table(path).to_pylist()
+        rows: list[dict[str, Any]] = pq.read_table(path, columns=columns).to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise RunError(f"{path}: not a readable rollout file ({error}); remove it, the other steps stay") from error
-    return [_rollout(row) for row in rows]
+    return rows
 
 
 def _rollout(row: dict[str, Any]) -> Rollout:
