@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,16 @@ def test_what_another_reward_says_is_told_by_name_with_its_reason() -> None:
     assert regrade(Path("run"), recipe=Path("other.yaml"), stage="rl", quiet=True)["rollouts"] == 16
     with pytest.raises(RunError, match="run: holds no rollouts of rl with tasks of the recipe"):
         regrade(Path("run"), overrides=["stages.rl.tasks.seed=9", "stages.rl.tasks.digits=5"], stage="rl", quiet=True)
+
+
+def test_a_damaged_rollout_file_is_named(tmp_path: Path) -> None:
+    copy = shutil.copytree("run", tmp_path / "copy")
+    file = copy / "stages" / "01-rl" / "rollouts" / "step-000002.parquet"
+    file.write_text("x")
+    with pytest.raises(RunError, match=r"step-000002\.parquet: not a readable rollout file .*; remove it"):
+        regrade(copy, stage="rl", quiet=True)
+    file.unlink()
+    assert regrade(copy, stage="rl", quiet=True)["rollouts"] == 8
 
 
 def test_a_note_is_told_apart_by_the_name_of_its_reward() -> None:

@@ -72,7 +72,7 @@ def to_conversation(row: Row, config: DataConfig) -> Conversation:
     _refuse_judged(columns, config, place)
     if _format_of(columns, config, place) == "text":
         text = text_of(columns, "text", place)
-        if config.format == "text" or "text" in config.columns or not _is_chat(columns, text, place):
+        if config.format == "text" or "text" in config.columns or not _has_turns(columns, text, place):
             return Conversation(origin=row.origin, text=text)
     messages = with_system(conversation_of(columns, config, place), columns, config, place)
     return Conversation(
@@ -197,7 +197,7 @@ def _refuse_judged(columns: Mapping[str, Any], config: DataConfig, place: Place)
         )
 
 
-def _is_chat(columns: Mapping[str, Any], text: str, place: Place) -> bool:
+def _has_turns(columns: Mapping[str, Any], text: str, place: Place) -> bool:
     """Whether the text is a transcript. Raises `BadRow` where it may be a question, whose answer would be lost."""
     if answer := next((name for name in columns if name in ANSWER_COLUMNS and columns[name]), None):
         remedy = f"{_hint(columns, place, answered=True)}, or set data.format: text to train on the text alone"

@@ -6,7 +6,7 @@ Nothing is written: a run that is looked at stays as it is.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -249,43 +249,38 @@ def _said(name: str, score: Score | Rollout) -> list[str]:
 def _summary(grading: WeightedRubric, found: Sequence[Graded]) -> dict[str, Any]:
     """By source, by reward, and by two rewards that both say what is right."""
     values = [each.score.value for each in found if each.score.value is not None] or [0.0]
-    names = list(dict.fromkeys(each.source for each in found))
-    sources = {
-        name: _of_source([each for each in found if each.source == name], min(values), max(values)) for name in names
-    }
-    empty = {name: each["mean"] for name, each in sources.items() if name not in (*RIGHT, SAMPLED, SAVED)}
-    empty = {name: mean for name, mean in empty.items() if mean is not None}
+    span = (min(values), max(values))
+    names = dict.fromkeys(each.source for each in found)
+    sources = {name: _of_source([each for each in found if each.source == name], span) for name in names}
+    empty = [name for name in names if name not in (*RIGHT, SAMPLED, SAVED) and sources[name]["mean"] is not None]
     judges = [reward.name for reward in grading.rewards if reward.judges]
     return {
-        "range": (min(values), max(values)),
+        "range": span,
         "sources": sources,
-        "wins_with": max(empty, key=lambda name: empty[name], default=None),
+        "wins_with": max(empty, key=lambda name: sources[name]["mean"], default=None),
         "rewards": {reward.name: _of_reward(reward.name, grading, found) for reward in grading.rewards},
         "disagreements": [_apart(first, second, found) for first, second in combinations(judges, 2)],
     }
 
 
-def _of_source(some: Sequence[Graded], low: float, high: float) -> dict[str, Any]:
+def _of_source(some: Sequence[Graded], span: tuple[float, float]) -> dict[str, Any]:
     """Means and a histogram of the scores; of a model's answers also the shares of tasks with one verdict on all."""
     values = [each.score.value for each in some if each.score.value is not None]
-    groups: dict[str, list[bool]] = {}
+    groups: dict[str, list[bool]] = {each.task: [] for each in some if each.score.correct is not None}
     for each in some:
         if each.score.correct is not None:
-            groups.setdefault(each.task, []).append(each.score.correct)
-
-    def share(kind: Callable[[list[bool]], float]) -> float | None:
-        return float(np.mean([kind(group) for group in groups.values()])) if groups else None
-
+            groups[each.task].append(each.score.correct)
+    right = np.array([np.mean(group) for group in groups.values()])
     found = {
         "answers": len(some),
         "unscored": len(some) - len(values),
         "broke_a_grader": [each.score.note for each in some if each.score.outcome is Outcome.GRADER_GAVE_UP],
         "mean": float(np.mean(values)) if values else None,
-        "right": share(lambda group: sum(group) / len(group)),
-        "histogram": np.histogram(values, BINS, (low, high))[0].tolist(),
+        "right": float(right.mean()) if groups else None,
+        "histogram": np.histogram(values, BINS, span)[0].tolist(),
     }
     if groups and some[0].source in (SAMPLED, SAVED):
-        found |= {"all_right": share(all), "all_wrong": share(lambda group: not any(group))}
+        found |= {"all_right": float((right == 1).mean()), "all_wrong": float((right == 0).mean())}
     return found
 
 
