@@ -183,6 +183,7 @@ class _Job:
         self._most, self._memory = limits.output_kb << 10, limits.memory_mb << 20
         self._shared, self._pid, self._begun = template.profile == "agentic", 0, False
         self._ended = (0, 0.0, 0)
+        self._over: Status | None = None
         self._held, folder = ExitStack(), None
         if files and template.profile in ("default", "minimal"):  # the others have a file system of their own
             folder = self._held.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
@@ -211,15 +212,18 @@ class _Job:
         deadline, begun = time.monotonic() + (seconds if self._begun else STARTUP_S), self._begun
         output, look = next(iter(self._written.values())), 0.0
         while not (line and b"\n" in output):
+            if self._over is not None:
+                return self._over
             left = deadline - time.monotonic()
             ready = {source for source, _ in self._poll.poll(max(0.0, min(left, LOOK_S)) * 1000)}
-            status = self._hear() if self._control.fileno() in ready else None
-            for source in self._written if status else ready & self._written.keys():
-                self._read(source, drain=status is not None)
+            if self._control.fileno() in ready:
+                self._over = self._hear()
+            for source in self._written if self._over else ready & self._written.keys():
+                self._read(source, drain=self._over is not None)
             if any(len(text) > self._most for text in self._written.values()):
                 return Status.OUTPUT
-            if status is not None:
-                return status
+            if self._over is not None:  # after what it wrote at last
+                continue
             if self._begun and not begun:
                 deadline, begun = time.monotonic() + seconds, True
             elif left <= 0:
