@@ -321,3 +321,16 @@ def test_a_judge_in_training_sees_right_and_wrong_answers_in_equal_number(tmp_pa
     (line,) = read_metrics(stages / "09-student")
     assert (line["reward"] + 1) / 2 == line["rewards/verifier"], "a judge that adds agrees with the verifier"
     assert (stages / "10-student_eval" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("recipe", ["knights_grpo", "instructions_grpo"])
+def test_recipes_whose_rows_a_program_prints(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows for SFT, tasks for RL and held-out ones for the comparison come from one program."""
+    monkeypatch.chdir(ROOT)
+    steps = [f"stages.{stage}.train.steps=1" for stage in ("sft", "rl")]
+    few = ["stages.sft.data.limit=8", "stages.rl.tasks.limit=4", "stages.eval.tasks.limit=2", "stages.eval.samples=1"]
+    played = ["stages.rl.prompts_per_step=2", "stages.rl.rollouts_per_prompt=2"]
+    short = [f"stages.{stage}.sampling.max_tokens=8" for stage in ("rl", "eval")]
+    run(recipe, tmp_path, ["stages.sft.train.batch_size=4", *steps, *few, *played, *short])
+    rollouts = read_rollouts(tmp_path / "run" / "stages" / "02-rl")
+    assert len(rollouts) == 4 and all("accuracy" in rollout.parts for rollout in rollouts)

@@ -159,9 +159,9 @@ def test_columns_of_the_recipe_and_a_verifier_by_name(tmp_path: Path) -> None:
 
 
 def test_a_recipe_without_rewards_checks_its_tasks_themselves(tmp_path: Path) -> None:
-    path = tmp_path / "r.yaml"
+    path, rows = tmp_path / "r.yaml", write(tmp_path, ROWS[0][1])
     path.write_text(
-        f"name: r\nmodel: whet:tiny\nstages:\n  rl: {{kind: rl, tasks: {{path: {write(tmp_path, ROWS[0][1])}}}}}\n"
+        f"name: r\nmodel: whet:tiny\nstages:\n  rl: {{kind: rl, train: {{steps: 1}}, tasks: {{path: {rows}}}}}\n"
         "  eval: {kind: eval, models: {m: '@rl'}, tasks: {generate: arithmetic}}\n"
     )
     stages = load_recipe(path).recipe.stages.values()
@@ -257,6 +257,11 @@ def test_the_judge_decides_only_what_rules_do_not() -> None:
     for gold in (12, "3 m", "B) 4", "yes", "2025-01-02", "x^2+1"):
         scores, chat = graded(lambda text: "Yes", gold, "some fox")
         assert [score.value for score in scores] == [0] and not chat.asked, gold
+
+
+def test_what_such_a_judge_does_not_look_at_is_refused() -> None:
+    with pytest.raises(ValueError, match="scale is of judges of how good an answer is"):
+        AnswerReward.model_validate({"kind": "answer", "judge": {"model": {"script": "x.py:f"}, "scale": "yes_no"}})
 
 
 def test_both_orders_must_agree_and_silence_is_no_verdict() -> None:

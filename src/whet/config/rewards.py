@@ -114,6 +114,13 @@ class EquivalenceJudge(JudgeConfig):
 
     criteria: str = "Decide whether two answers to what was asked say the same."
 
+    @model_validator(mode="after")
+    def _check_keys(self) -> EquivalenceJudge:
+        for key in ("scale", "disagreement", "clamp", "visible"):
+            if key in self.model_fields_set:
+                raise ValueError(f"{key} is of judges of how good an answer is; leave it out")
+        return self
+
 
 class AnswerReward(GoldReward):
     """1 if the final answer is the gold one, of any type: number with unit, choice, name, date, yes or no, formula.

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,9 @@ LONGEST_LINE = 32 * 2**20
 
 PROGRAM = ".py"
 """Suffix of a program that prints rows; in a folder of data files it is none of them."""
+
+LINGER_S = 10.0
+"""How long a program may go on after it has closed its output."""
 
 BATCH_ROWS = 256
 """Rows of a Parquet file that are held at once."""
@@ -73,12 +76,16 @@ def _printed(file: Path, split: str, reject: Reject) -> Iterator[Row]:
     """The rows that a program prints, which is ended where no more are wanted."""
     with (
         tempfile.TemporaryFile() as complaints,
-        subprocess.Popen([sys.executable, file, split], stdout=subprocess.PIPE, stderr=complaints) as program,
+        subprocess.Popen(
+            [sys.executable, file, split], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints
+        ) as program,
     ):
         assert isinstance(program.stdout, BufferedReader), "a pipe"
         try:
             yield from _jsonl(program.stdout, str(file), reject)
-            if program.wait():
+            with suppress(subprocess.TimeoutExpired):  # it has printed all and goes on: it is ended
+                program.wait(LINGER_S)
+            if program.returncode:
                 complaints.seek(0)
                 last = complaints.read().decode(errors="replace").strip().rpartition("\n")[2]
                 raise DataError(f"{file}: the program failed with exit code {program.returncode}: {last}; run it alone")

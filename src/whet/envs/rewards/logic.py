@@ -191,7 +191,7 @@ def countdown(columns: Columns, answer: str) -> bool:
     text = re.sub(r"\\(?:times|cdot|div)\b", lambda found: {"\\div": "/"}.get(found[0], "*"), answer)
     text, _, value = "".join(_SPELLINGS.get(each, each) if each in "×·÷−" else each for each in text).partition("=")
     text = text.strip(" $.`")
-    if not 0 < len(text) <= LONGEST_EXPRESSION or not re.fullmatch(r"(?:[1-9]\d*|0|[+\-*/() ])+", text):
+    if not 0 < len(text) <= LONGEST_EXPRESSION or not re.fullmatch(r"(?:(?:[1-9]\d*|0)(?!\d)|[+\-*/() ])+", text):
         return False
     try:
         tree = parse(text)
