@@ -223,7 +223,7 @@ def test_identical_work_is_taken_from_another_run_and_nothing_else_is(capsys: py
     shutil.rmtree("runs/damaged")
     shutil.rmtree("runs/third")
     changes = diff(Path("runs/whole"), Path("runs/second"))
-    assert [line for line in changes["recipe"] if "more" in line] == ["stages.more.train.lr: 2e-05 -> 0.01"]
+    assert [line for line in changes["recipe"] if "more" in line] == ["stages.more.train.lr: 1e-05 -> 0.01"]
     assert changes["stages"] == ["eval.models.more: model.safetensors has changed"]
     assert changes["evaluations"][-1].startswith("eval more: +0.0 points (95 % interval ")
 
