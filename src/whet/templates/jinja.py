@@ -110,7 +110,7 @@ class JinjaTemplate(Template):
     ) -> tuple[int, ...]:
         """The conversation so far and the opening of an assistant turn. Raises `DataError`."""
         if untrusted:
-            messages = with_cuts(messages, self._markup)
+            messages = with_cuts(messages, self._special)
         refuse_specials(messages, self._special)
         text, _ = self._render(messages, tools, settings, generation_prompt=True)
         refuse_lost(text, messages, tools)
