@@ -102,9 +102,8 @@ def look_at_tasks(context: Context[Any]) -> tuple[Seen, Playable]:
         finally:
             grading.close()
     prompts = [task.messages for task in found.tasks[:SHOWN]]
-    return Seen(
-        summary=found.describe(), prompts=prompts, tools=() if environment is None else environment.tools
-    ), found
+    tools = () if environment is None else environment.tools
+    return Seen(summary=found.describe(), prompts=prompts, tools=tools), found
 
 
 def check_tasks(context: Context[Any]) -> Seen:

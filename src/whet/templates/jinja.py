@@ -43,11 +43,8 @@ from whet.templates.messages import (
     refuse_specials,
     with_cuts,
 )
-from whet.templates.probe import PROBE, find_dialect, find_turn_end, find_uneven
+from whet.templates.probe import PROBE, Span, find_dialect, find_turn_end, find_uneven
 from whet.templates.tokens import Encoder
-
-Span = tuple[int, int]
-"""Characters of a text: from the first up to, not including, the second."""
 
 _log = logging.getLogger(__name__)
 
