@@ -192,3 +192,32 @@ def test_what_looks_like_a_run_or_a_path_is_never_looked_for_on_the_hub(
         Path(folder, "recipe.json").write_text("{}")
     assert whet("chat", what, "-p", "Hello") == 4
     assert expected in capsys.readouterr().err
+
+
+def test_an_environment_is_shown_and_played_by_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("shop.py").write_text(
+        "import os\n\nclass Shop:\n"
+        "    def reset(self, item: str): self.item = item\n\n"
+        '    def find(self, name: str) -> str:\n        """Find."""\n        return f"{name} {self.item}"\n\n'
+        '    def process(self) -> int:\n        """Show the process."""\n        return os.getpid()\n\n'
+        "    def reward(self): return 1\n"
+    )
+    row = ("--row", "{item: cup}")
+    assert whet("env", "shop.py:Shop", *row, "-t", 'find={"name": "a"}', "-t", 'find={"nam": 1}', "-t", "done") == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("find(name)  Find.\nprocess()  Show the process.\n")
+    assert "columns that reset takes: item" in shown and "a second process played the same" in shown
+    assert "  assistant: find {'name': 'a'} [ok]\n  tool: a cup\n" in shown
+    assert "find {'nam': 1} [bad_arguments]" in shown and "(worth {'reward': 1.0})" in shown
+    assert whet("env", "shop.py:Shop", *row, "-t", "process={}", "--json") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["same"] is False
+    for words, code, said in (
+        (("shop.py:Shp",), 2, "did you mean 'Shop'?"),
+        (("shop.py:Shop", "-t", "x"), 3, "reset needs the column 'item'"),
+        (("shop.py:Shop", "--row", "[1]", "-t", "x"), 2, "--row [1]: is list; write an object"),
+    ):
+        assert whet("env", *words) == code
+        assert said in capsys.readouterr().err

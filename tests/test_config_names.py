@@ -158,6 +158,7 @@ def test_a_method_in_the_place_of_a_kind_is_answered_with_keys_that_load(method:
     own = {**STAGE[kind], key: preset}
     if kind == "rl":
         own |= {"prompts_per_step": 32, "rewards": [{"kind": "verifier"}, {"kind": "format"}, {"kind": "steps"}]}
+        own |= {"environment": "shop.py:Shop"}
     assert complaint(tmp_path, stages={"s": own}) == ""
 
 

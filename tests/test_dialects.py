@@ -287,6 +287,13 @@ def test_untrusted_text_forges_no_token(role: Any) -> None:
             template.prompt([Message(role="user", content=markup)])
 
 
+def test_a_prompt_is_the_same_whether_it_is_trusted_or_not() -> None:
+    """Markup that is no special token (`<think>`) is a token in both: a system message may ask for it."""
+    asked = [Message(role="system", content="Write <think>...</think>."), Message(role="user", content="Go.")]
+    assert HERMES.prompt(asked, untrusted=True) == HERMES.prompt(asked)
+    assert HERMES._added["<think>"] in HERMES.prompt(asked)
+
+
 def test_long_results_lose_their_middle() -> None:
     text = "a" * 500 + "é" * 500
     short = HERMES.shorten(text, 100)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from whet.config import GeneratedConfig
 from whet.config.loading import load_recipe
 from whet.envs.library import family
+from whet.launch.check import check_recipe
 from whet.launch.main import run_recipe
 from whet.pipeline.card import records
 from whet.pipeline.lineage import Choices
@@ -334,3 +336,33 @@ def test_recipes_whose_rows_a_program_prints(recipe: str, tmp_path: Path, monkey
     run(recipe, tmp_path, ["stages.sft.train.batch_size=4", *steps, *few, *played, *short])
     rollouts = read_rollouts(tmp_path / "run" / "stages" / "02-rl")
     assert len(rollouts) == 4 and all("accuracy" in rollout.parts for rollout in rollouts)
+
+
+def test_a_tool_is_called_from_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`agent_hops.yaml` at a small size: rows, demonstrations with calls, two kinds of credit, an evaluation."""
+    monkeypatch.chdir(ROOT)
+    write_rows = runpy.run_path(str(ROOT / "recipes" / "agent_hops.py"))["write"]
+    write_rows(tmp_path, demonstrations=8, tasks=4, held_out=2)
+    rl = ["prompts_per_step=2", "rollouts_per_prompt=2", "train.steps=1", f"tasks.path={tmp_path / 'tasks.jsonl'}"]
+    small = {
+        "sft": ["train.batch_size=4", "train.steps=1", f"data.path={tmp_path / 'demonstrations.jsonl'}"],
+        "turns": rl,
+        "trajectory": rl,
+        "eval": ["samples=1", f"tasks.path={tmp_path / 'held_out.jsonl'}"],
+    }
+    overrides = [f"stages.{name}.{word}" for name, words in small.items() for word in words]
+    overrides += ["model.path=whet:tiny", SMALL[1], f"out={tmp_path / 'run'}"]
+    loaded = load_recipe(ROOT / "recipes" / "agent_hops.yaml", overrides)
+    assert list(loaded.recipe.stages) == list(small)
+    (checked,) = [check.summary for check in check_recipe(loaded) if check.stage == "turns"]
+    assert checked == "4 tasks; tools look, calls as tags"
+    run_recipe(loaded, quiet=True)
+    stages = tmp_path / "run" / "stages"
+    for stage in ("02-turns", "03-trajectory"):
+        (line,) = read_metrics(stages / stage)
+        assert {"rewards/environment", "rewards/turns"} <= set(line) and not line["unscored"]
+    for rollout in read_rollouts(stages / "02-turns", 1):
+        assert rollout.prompt.startswith("<|im_start|>system\n<look>key</look> Next key.<|im_end|>\n<|im_start|>user\n")
+        tools = [message for message in rollout.messages if message.role == "tool"]
+        assert len(tools) == sum(len(message.tool_calls) for message in rollout.messages)
+    assert (stages / "04-eval" / "manifest.json").exists()

@@ -175,6 +175,9 @@ OTHER_TOOLS: Mapping[str, KnownKeys] = {
     "center_rewards_coefficient": _known("", "centring"),
     # rollouts and policy gradients
     "num_generations": _known("", "rollouts_per_prompt", "samples"),
+    "environment_factory": _known("file.py:Class", "environment"),
+    "max_tool_calling_iterations": _known("", "environment.limits.turns"),
+    "max_assistant_turns": _known("", "environment.limits.turns"),
     "actor_rollout_ref.rollout.n": _known("", "rollouts_per_prompt"),
     "actor_rollout_ref.actor.optim.lr": _known("", "train.lr"),
     "actor_rollout_ref.model.path": _MODEL,

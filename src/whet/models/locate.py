@@ -50,7 +50,11 @@ def made_by(run: str, stage: str = "") -> Path:
     """The folder of the model that a stage of a run made, or the last one that made any. Raises `RunError`."""
     stages = list(read_json(Path(run) / "recipe.json")["stages"])
     folders = sorted(folder for folder in (Path(run) / "stages").glob("*") if is_sealed(folder))
-    made = {folder.name.partition("-")[2]: folder / "model" for folder in folders if (folder / "model" / "config.json").is_file()}
+    made = {
+        folder.name.partition("-")[2]: folder / "model"
+        for folder in folders
+        if (folder / "model" / "config.json").is_file()
+    }
     best = {f"{name}/best": last.parent / "best" for name, last in made.items() if (last.parent / "best").is_dir()}
     if not stage and made:
         return list(made.values())[-1]

@@ -1,10 +1,10 @@
 """Tool calls by dialect: how families of models write them, as a table of small records.
 
-A chat template writes calls; the dialect that reads back what it writes is found by trying (`dialect_of`), so both
-are held together by a round trip and not by a name. Calls are looked for in the sampled tokens: a marker that is one
-token of the vocabulary counts only where that token was sampled, and its letters spelled otherwise are text. Nothing
-inside thinking is a call. What is wrong with a call is its status and its `error`: the policy is told, and nothing is
-run with guessed arguments.
+A chat template writes calls; the dialect that reads back what it writes is found by trying (`probe.find_dialect`), so
+both are held together by a round trip and not by a name. Calls are looked for in the sampled tokens: a marker that is
+one token of the vocabulary counts only where that token was sampled, and its letters spelled otherwise are text.
+Nothing inside thinking is a call. What is wrong with a call is its status and its `error`: the policy is told, and
+nothing is run with guessed arguments.
 """
 
 from __future__ import annotations

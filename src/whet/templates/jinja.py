@@ -43,11 +43,8 @@ from whet.templates.messages import (
     refuse_specials,
     with_cuts,
 )
-from whet.templates.probe import PROBE, find_dialect, find_turn_end, find_uneven
+from whet.templates.probe import PROBE, Span, find_dialect, find_turn_end, find_uneven
 from whet.templates.tokens import Encoder
-
-Span = tuple[int, int]
-"""Characters of a text: from the first up to, not including, the second."""
 
 _log = logging.getLogger(__name__)
 
@@ -115,7 +112,7 @@ class JinjaTemplate(Template):
     ) -> tuple[int, ...]:
         """The conversation so far and the opening of an assistant turn. Raises `DataError`."""
         if untrusted:
-            messages = with_cuts(messages, self._markup)
+            messages = with_cuts(messages, self._special)
         refuse_specials(messages, self._special)
         text, _ = self._render(messages, tools, settings, generation_prompt=True)
         refuse_lost(text, messages, tools)

@@ -1,7 +1,7 @@
 """The process of one play: a user's class, its tools, and what it says of the play.
 
-`load` runs in the template process, once; every play is a fork of that, so what a play does to globals, files or its
-own children is gone with it. Standard output is the parent's to read, never a protocol.
+`load` runs in the template process, once; every play is a fork of that, so what a play does to globals and to its own
+children is gone with it. Standard output is the parent's to read, never a protocol.
 """
 
 from __future__ import annotations

@@ -159,6 +159,9 @@ def check_rl(context: Context[RLStage]) -> Seen:
     """Its tasks, what its curriculum orders them by, and rows that are mixed in."""
     seen, found = look_at_tasks(context)
     hardness_of(found.tasks, context.config.curriculum)  # raises where a column has no number
+    if context.config.algorithm.baseline == "same_state":
+        with opened(context.config.environment) as environment:
+            _check_states(context.config, environment)
     mixed = _pretraining_rows(context.config, context.model, context.world)
     mixing = [] if mixed is None else [f"ptx {mixed.describe()}"]
     cautions = context.config.algorithm.cautions(prompts=context.config.prompts_per_step)
