@@ -333,7 +333,8 @@ def test_recipes_whose_rows_a_program_prints(recipe: str, tmp_path: Path, monkey
     few = ["stages.sft.data.limit=8", "stages.rl.tasks.limit=4", "stages.eval.tasks.limit=2", "stages.eval.samples=1"]
     played = ["stages.rl.prompts_per_step=2", "stages.rl.rollouts_per_prompt=2"]
     short = [f"stages.{stage}.sampling.max_tokens=8" for stage in ("rl", "eval")]
-    run(recipe, tmp_path, ["stages.sft.train.batch_size=4", *steps, *few, *played, *short])
+    small = [*SMALL[:2], "stages.sft.train.batch_size=4", *steps, *few, *played, *short, f"out={tmp_path / 'run'}"]
+    run_recipe(load_recipe(f"recipes/{recipe}.yaml", small), quiet=True)
     rollouts = read_rollouts(tmp_path / "run" / "stages" / "02-rl")
     assert len(rollouts) == 4 and all("accuracy" in rollout.parts for rollout in rollouts)
 
