@@ -153,7 +153,7 @@ CASES: dict[str, tuple[tuple[str, ...], int, str]] = {
         (str(Path(__file__).parents[1] / "recipes" / "process"), "stages.rl.rewards.0.separator=+"), 2,
         """rewards: @prm learns steps that end with ';'; give separator: ';'""",
     ),
-    "no verifier": (("eval", REWARDS + "[{kind: verifier}]"), 2, "kind verifier is for generated tasks"),
+    "no verifier": (("eval", REWARDS + "[{kind: verifier}]"), 3, "are of no known data set; name the reward"),
     "nothing judges": (("eval", REWARDS + "[{kind: format}]"), 7, "none of the rewards says what is right"),
     "a path as label": (("eval", "stages.eval.models={../x: '@model'}"), 2, "the label '../x' names files"),
 }  # fmt: skip

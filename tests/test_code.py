@@ -141,8 +141,8 @@ class _Broken:
     def describe(self) -> str:
         return "broken"
 
-    async def run(self, *given: Any, **named: Any) -> base.Outcome:
-        return base.Outcome(status=self.status, note="no room")
+    async def run(self, *given: Any, **named: Any) -> base.ProgramOutcome:
+        return base.ProgramOutcome(status=self.status, note="no room")
 
     async def open(self, *given: Any, **named: Any) -> Any:
         raise SandboxError("no sessions")

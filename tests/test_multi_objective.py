@@ -120,7 +120,7 @@ def test_it_is_read_as_it_was_trained_with_every_objective_and_every_weight(stag
 
 def test_it_is_saved_without_pickle_and_the_head_loads_elsewhere(stages: Path) -> None:
     folder = stages / "02-gate" / "model"
-    assert {path.suffix for path in folder.iterdir()} == {".json", ".safetensors", ".jinja"}
+    assert {path.suffix for path in folder.iterdir()} == {".json", ".safetensors", ".jinja", ".md"}
     module, loading = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
     assert not loading["missing_keys"] and not loading["unexpected_keys"]
     assert module.config.id2label == {0: "polite", 1: "brief"}

@@ -159,7 +159,7 @@ def test_a_players_episodes_carry_the_steps_of_a_checker() -> None:
 )
 def test_written_steps_are_checked_one_by_one(answer: str, grades: list[float]) -> None:
     made = Arithmetic(TASKS)
-    task = replace(made.task(0), messages=(Message(role="user", content="35+79"),), columns={"answer": "114"})
+    task = replace(made.task(0), id="arithmetic:0:35+79", columns={"answer": "114"})
     attempt = Attempt(
         task=task, messages=(Message(role="assistant", content=answer),), completion_tokens=(), truncated=False,
         max_tokens=50,

@@ -22,7 +22,7 @@ import pytest
 from tests.attacks import ENDLESS, FORKING, GOT, INTRUDERS
 from whet.errors import SandboxError
 from whet.sandbox import programs
-from whet.sandbox.base import Limits, Outcome, Status
+from whet.sandbox.base import Limits, ProgramOutcome, Status
 from whet.sandbox.canaries import MEANT
 from whet.sandbox.http import HTTPSandbox
 from whet.sandbox.programs import LocalSandbox
@@ -53,8 +53,8 @@ def agentic() -> Iterator[LocalSandbox]:
     tools.close()
 
 
-def run(box: Any, program: str, **given: Any) -> Outcome:
-    outcome: Outcome = asyncio.run(box.run(program, **given))
+def run(box: Any, program: str, **given: Any) -> ProgramOutcome:
+    outcome: ProgramOutcome = asyncio.run(box.run(program, **given))
     return outcome
 
 
@@ -198,7 +198,7 @@ print(input(), [fd for fd in range(3, 1024) if is_open(fd)])
 
 
 def test_many_at_once_each_have_their_own_outcome_and_descriptors(sandbox: LocalSandbox) -> None:
-    async def everyone(box: LocalSandbox) -> list[Outcome]:
+    async def everyone(box: LocalSandbox) -> list[ProgramOutcome]:
         return await asyncio.gather(*(box.run(OPEN, stdin=b"%d\n" % i, limits=LONG) for i in range(60)))
 
     descriptors = len(os.listdir("/proc/self/fd"))
@@ -213,7 +213,7 @@ def test_many_at_once_each_have_their_own_outcome_and_descriptors(sandbox: Local
 def test_a_session_keeps_its_state_and_ends_with_it(agentic: LocalSandbox) -> None:
     console = "import sys\nspace = {}\nfor line in sys.stdin:\n print(eval(line, space), flush=True)"
 
-    async def talk() -> list[Outcome]:
+    async def talk() -> list[ProgramOutcome]:
         session = await agentic.open(console)
         said = [await session.ask(line) for line in ("[x := 6][0]", "x * 7", "__import__('os').getpid()")]
         said.append(await session.ask("exec('while 1: pass')", deadline_s=0.3))
@@ -239,7 +239,7 @@ def test_a_dead_template_is_no_programs_fault(sandbox: LocalSandbox) -> None:
 
 
 def test_who_breaks_the_sandbox_twice_is_told_from_a_broken_sandbox() -> None:
-    lost, fine = Outcome(status=Status.MACHINERY), Outcome(status=Status.FINISHED, stdout="ok\n")
+    lost, fine = ProgramOutcome(status=Status.MACHINERY), ProgramOutcome(status=Status.FINISHED, stdout="ok\n")
     assert programs.settle(fine, lambda: lost, lambda: lost) is fine
     assert programs.settle(lost, lambda: fine, lambda: lost) is fine
     assert programs.settle(lost, lambda: lost, lambda: fine).status is Status.BROKE
@@ -338,7 +338,7 @@ def test_a_server_of_sandboxfusion_is_a_sandbox(fusion: str, monkeypatch: pytest
         monkeypatch.setitem(_Fusion.fail, "left", 1)
         assert run(box, "print(1)").stdout == "1\n"  # tried again
         monkeypatch.setitem(_Fusion.fail, "left", 3)
-        assert run(box, "print(1)") == Outcome(status=Status.MACHINERY, note="no worker")
+        assert run(box, "print(1)") == ProgramOutcome(status=Status.MACHINERY, note="no worker")
         with pytest.raises(SandboxError, match="no sessions"):
             asyncio.run(box.open("pass"))
     finally:

@@ -153,7 +153,7 @@ def test_names_default_to_the_kind_and_must_differ() -> None:
     with pytest.raises(ConfigError, match="'format'"):
         rubric({"kind": "format"}, {"kind": "format", "weight": 2})
     with pytest.raises(ConfigError, match="generated tasks"):
-        rubric({"kind": "verifier"})
+        rubric({"kind": "worth"})
 
 
 def test_a_missing_gold_column_is_named_before_and_during_training() -> None:

@@ -215,7 +215,9 @@ class Chat:
     def __init__(self, rule: Any) -> None:
         self.rule, self.asked = rule, list[str]()
 
-    def chat(self, conversations: Sequence[Sequence[Message]], *, max_tokens: int) -> list[Reply]:
+    def chat(
+        self, conversations: Sequence[Sequence[Message]], *, max_tokens: int, readable: object = None
+    ) -> list[Reply]:
         texts = [conversation[-1].content for conversation in conversations]
         self.asked += texts
         verdicts = [self.rule(text) for text in texts]

@@ -168,7 +168,7 @@ def test_a_selection_that_leaves_nothing_says_what_each_filter_took() -> None:
         select("best: 1", {"prompt": "p", "completion": "c"})
     with pytest.raises(DataError, match=r"rows.jsonl:1: correct: not true or false; it is text \('yes'\)"):
         select("correct: true", {"prompt": "p", "completion": "c", "correct": "yes"})
-    with pytest.raises(ConfigError, match="verifier"):
+    with pytest.raises(DataError, match="are of no known data set; name the reward"):
         select("rewards: [{kind: verifier}]", ANSWERS[0])
     assert texts(select("", {"prompt": "p", "completion": "c", "reward": "great", "solved": []})) == ["c"]
 

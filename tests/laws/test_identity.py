@@ -89,6 +89,17 @@ KINDS: dict[str, tuple[str, str]] = {
     chunk: 2""",
         "tasks rewards.0 model",
     ),
+    "sample": (
+        f"""{SCORED}
+    samples: 1
+    chunk: 2""",
+        "tasks rewards.0 model",
+    ),
+    "select": (
+        """data: {path: rows.jsonl}
+    rewards: [{kind: function, path: "judge.py:reward", verifies: true}]""",
+        "data rewards.0",
+    ),
     "revise": (
         """tasks: {path: tasks.jsonl}
     principles: principles.txt
@@ -189,8 +200,11 @@ def test_every_kind_is_here() -> None:
 def test_what_has_changed_is_named_and_refused(inputs: Path, kind: str) -> None:
     keys, names = KINDS[kind]
     Path("recipe.yaml").write_text(f"{HEAD}  s:\n    kind: {kind}\n    {keys}\n")
-    begin()
-    refuses_every_change(kind, names.split())
+    if kind == "select":  # it is done in one go
+        run()
+    else:
+        begin()
+        refuses_every_change(kind, names.split())
     assert is_sealed(run().stage_folder("s"))
     refuses_every_change(kind, names.split())
     run()
@@ -198,7 +212,9 @@ def test_what_has_changed_is_named_and_refused(inputs: Path, kind: str) -> None:
 
 def refuses_every_change(kind: str, names: list[str]) -> None:
     for name in names:
-        file = Path("rows.jsonl" if (kind, name) == ("sft", "data") else FILES.get(name, "judge.py"))
+        file = Path(
+            "rows.jsonl" if (kind, name) in (("sft", "data"), ("select", "data")) else FILES.get(name, "judge.py")
+        )
         before = file.read_bytes()
         changed(file)
         with pytest.raises(RunError) as refused:

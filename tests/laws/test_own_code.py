@@ -14,7 +14,7 @@ from whet.config import LossConfig, PolicyConfig
 from whet.config.loading import load_recipe, resolved
 from whet.errors import ConfigError, RunError, TrainingError
 from whet.files import read_json
-from whet.tracking.log import read_metrics, read_rollouts
+from whet.tracking.log import read_metrics
 
 MINE = """
 import torch
@@ -184,19 +184,6 @@ def test_a_loss_that_is_none_is_named(mine: Path, name: str, said: str) -> None:
     asked = rl("sampling: {max_tokens: 8}", f"algorithm: {{preset: grpo, clip: {{path: 'mine.py:{name}'}}}}")
     with pytest.raises(TrainingError, match=said):
         run(asked, mine / "run")
-
-
-def test_an_environment_from_a_file_is_played_in_turns(mine: Path) -> None:
-    more = ("environment: {path: mine.py:Asks, said: Once more., max_turns: 4}", "sampling: {max_tokens: 40}")
-    held_out = "evaluation: {tasks: {generate: arithmetic, count: 3, split: test}, sampling: {max_tokens: 40}}"
-    stage = run(rl(*more, held_out, "model: whet:demo"), mine / "run")
-    for folder in (stage, stage / "evaluation"):
-        turns = [[m.role for m in each.messages] for each in read_rollouts(folder) if each.outcome == "finished"]
-        assert turns and all(roles[-4:] == ["assistant", "user"] * 2 for roles in turns)
-        said = {m.content for each in read_rollouts(folder) for m in each.messages[2::2]}
-        assert said == {"Once more."}
-    with pytest.raises(ConfigError, match=r"environment\.sad: no parameter .*did you mean 'said'"):
-        rl("environment: {path: mine.py:Asks, sad: x}")
 
 
 @pytest.mark.parametrize("lora", ["", ", lora: {rank: 2}"])

@@ -384,13 +384,13 @@ def referring(folder: Path) -> tuple[Any, Any, list[Atom]]:
 @pytest.mark.parametrize("damage", ["flipped", "cut", "none"])
 def test_a_damaged_file_of_the_reference_is_computed_again(tmp_path: Path, damage: str) -> None:
     context, trainer, atoms = referring(tmp_path)
-    before = list(with_reference(context, trainer, atoms, "train"))
+    before = list(with_reference(context, lambda: trainer, atoms, "train"))
     (file,) = (tmp_path / "reference" / "train").glob("*.safetensors")
     data = bytearray(file.read_bytes())
     if damage == "flipped":
         data[-1] ^= 1
     file.write_bytes(data[:-4] if damage == "cut" else data)
-    assert list(with_reference(context, trainer, atoms, "train")) == before
+    assert list(with_reference(context, lambda: trainer, atoms, "train")) == before
     assert trainer.asked == (1 if damage == "none" else 2)
 
 

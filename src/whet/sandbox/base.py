@@ -91,7 +91,7 @@ USUAL = Limits()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class ProgramOutcome:
     """What became of a program."""
 
     status: Status
@@ -105,10 +105,10 @@ class Outcome:
     """In words, where the status does not say it all."""
 
 
-class Session(Protocol):
+class ProgramSession(Protocol):
     """A program that goes on: it reads a line, and writes one."""
 
-    async def ask(self, line: str, *, deadline_s: float | None = None) -> Outcome:
+    async def ask(self, line: str, *, deadline_s: float | None = None) -> ProgramOutcome:
         """Its reply as `stdout`, and what it wrote to standard error meanwhile; any other status is its end."""
 
     async def close(self) -> None:
@@ -127,10 +127,10 @@ class Sandbox(Protocol):
 
     async def run(
         self, program: str, files: Mapping[str, bytes] = {}, stdin: bytes = b"", limits: Limits = USUAL
-    ) -> Outcome:
+    ) -> ProgramOutcome:
         """Run it to its end. `files` lie in its working folder; ValueError for a name that leads out of it."""
 
-    async def open(self, program: str, files: Mapping[str, bytes] = {}, limits: Limits = USUAL) -> Session:
+    async def open(self, program: str, files: Mapping[str, bytes] = {}, limits: Limits = USUAL) -> ProgramSession:
         """Start it, to be asked line by line. Raises `SandboxError` where there are no sessions."""
 
     def close(self) -> None:

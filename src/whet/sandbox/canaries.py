@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from whet.errors import SandboxError
-from whet.sandbox.base import Limits, Outcome, Status
+from whet.sandbox.base import Limits, ProgramOutcome, Status
 
 _ATTACKS = """
 import ctypes, json, os, socket, sys
@@ -55,7 +55,7 @@ MEANT = {"agentic": ["starting processes"]}
 """What a profile lets programs do on purpose."""
 
 
-def try_out(run: Callable[[str, Mapping[str, bytes], bytes, Limits], Outcome]) -> dict[str, bool]:
+def try_out(run: Callable[[str, Mapping[str, bytes], bytes, Limits], ProgramOutcome]) -> dict[str, bool]:
     """Each protection by name, and whether it held. Raises `SandboxError` where the attacks could not be run."""
     limits = Limits(memory_mb=512)
     with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as server:

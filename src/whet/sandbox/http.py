@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from whet.errors import SandboxError
-from whet.sandbox.base import USUAL, Limits, Outcome, Sandbox, Session, Status
+from whet.sandbox.base import USUAL, Limits, ProgramOutcome, ProgramSession, Sandbox, Status
 from whet.sandbox.canaries import summary, try_out
 from whet.sandbox.programs import CONTROL, LocalSandbox, settle
 
@@ -44,11 +44,11 @@ class HTTPSandbox:
 
     async def run(
         self, program: str, files: Mapping[str, bytes] = {}, stdin: bytes = b"", limits: Limits = USUAL
-    ) -> Outcome:
+    ) -> ProgramOutcome:
         """Run it to its end."""
         return await asyncio.wrap_future(self._threads.submit(self._run, program, files, stdin, limits))
 
-    async def open(self, program: str, files: Mapping[str, bytes] = {}, limits: Limits = USUAL) -> Session:
+    async def open(self, program: str, files: Mapping[str, bytes] = {}, limits: Limits = USUAL) -> ProgramSession:
         """There are none."""
         raise SandboxError(f"sandbox {self._url}: the protocol has no sessions; use a profile of this machine")
 
@@ -57,11 +57,11 @@ class HTTPSandbox:
         self._threads.shutdown()
         self._client.close()
 
-    def _run(self, program: str, files: Mapping[str, bytes], stdin: bytes, limits: Limits) -> Outcome:
+    def _run(self, program: str, files: Mapping[str, bytes], stdin: bytes, limits: Limits) -> ProgramOutcome:
         asked = (program, files, stdin, limits)
         return settle(self._once(*asked), lambda: self._once(*asked), lambda: self._once(CONTROL, {}, b"", USUAL))
 
-    def _once(self, program: str, files: Mapping[str, bytes], stdin: bytes, limits: Limits) -> Outcome:
+    def _once(self, program: str, files: Mapping[str, bytes], stdin: bytes, limits: Limits) -> ProgramOutcome:
         body = {
             "code": program,
             "language": "python",
@@ -75,17 +75,17 @@ class HTTPSandbox:
             said: dict[str, Any] = response.raise_for_status().json()
             ended = said["run_result"]
             if said["status"] == "SandboxError" or ended is None:
-                return Outcome(status=Status.MACHINERY, note=str(said.get("message") or said["status"])[:200])
+                return ProgramOutcome(status=Status.MACHINERY, note=str(said.get("message") or said["status"])[:200])
             output, errors = (str(ended.get(name) or "") for name in ("stdout", "stderr"))
             status, code = ENDED[ended["status"]], ended.get("return_code")
         except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
-            return Outcome(status=Status.MACHINERY, note=f"{type(error).__name__}: {error}"[:200])
+            return ProgramOutcome(status=Status.MACHINERY, note=f"{type(error).__name__}: {error}"[:200])
         most = limits.output_kb << 10
         if max(len(output), len(errors)) > most:
             status = Status.OUTPUT
         elif status is Status.FINISHED and code:
             status = Status.EXITED
-        return Outcome(
+        return ProgramOutcome(
             status=status,
             stdout=output[:most],
             stderr=errors[:most],

@@ -36,7 +36,7 @@ REQUEST = 5
 """Descriptors that come with a request."""
 
 
-class Template:
+class ForkServer:
     """Serves requests until the other side closes the socket."""
 
     def __init__(self, profile: str, requests: socket.socket) -> None:
@@ -189,7 +189,7 @@ if __name__ == "__main__":
     for module in WARM.split():
         importlib.import_module(module)
     try:
-        template = Template(sys.argv[1], channel)
+        template = ForkServer(sys.argv[1], channel)
     except (OSError, KeyError, AttributeError) as reason:
         channel.sendall(encode({"unusable": f"{type(reason).__name__}: {reason}"}))
         sys.exit(1)

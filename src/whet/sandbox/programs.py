@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path, PurePath
 
 from whet.errors import SandboxError
-from whet.sandbox.base import USUAL, Limits, Outcome, Status
+from whet.sandbox.base import USUAL, Limits, ProgramOutcome, Status
 from whet.sandbox.canaries import summary, try_out, unheld
 from whet.sandbox.jail import write_files
 from whet.sandbox.launch import PACKAGE_ROOT, WarmTemplate
@@ -71,12 +71,12 @@ class LocalSandbox:
 
     async def run(
         self, program: str, files: Mapping[str, bytes] = {}, stdin: bytes = b"", limits: Limits = USUAL
-    ) -> Outcome:
+    ) -> ProgramOutcome:
         """Run it to its end."""
         running = self._threads.submit(self.run_now, program, files, stdin, limits)
         return await asyncio.wrap_future(running)
 
-    def run_now(self, program: str, files: Mapping[str, bytes], stdin: bytes, limits: Limits) -> Outcome:
+    def run_now(self, program: str, files: Mapping[str, bytes], stdin: bytes, limits: Limits) -> ProgramOutcome:
         """The same, waiting. What the machinery loses is run again in a sandbox of its own."""
         first = _run(self._template, program, files, stdin, limits)
         if self._template.closed:
@@ -100,16 +100,16 @@ class LocalSession:
 
     def __init__(self, template: _Template, program: str, files: Mapping[str, bytes], limits: Limits) -> None:
         self._limits = limits
-        self._ended: Outcome | None = None
+        self._ended: ProgramOutcome | None = None
         self._lines, theirs = socket.socketpair()
         with theirs:
             self._job = _Job(template, program, files, theirs.fileno(), limits, cpu_s=FOREVER_S)
 
-    async def ask(self, line: str, *, deadline_s: float | None = None) -> Outcome:
+    async def ask(self, line: str, *, deadline_s: float | None = None) -> ProgramOutcome:
         """Its reply to a line."""
         return await asyncio.to_thread(self._ask, line, deadline_s or self._limits.deadline_s)
 
-    def _ask(self, line: str, seconds: float) -> Outcome:
+    def _ask(self, line: str, seconds: float) -> ProgramOutcome:
         if self._ended is not None:
             return self._ended
         self._lines.settimeout(seconds)
@@ -212,8 +212,8 @@ class _Job:
         deadline, begun = time.monotonic() + (seconds if self._begun else STARTUP_S), self._begun
         output, look = next(iter(self._written.values())), 0.0
         while not (line and b"\n" in output):
-            if self._over is not None:
-                return self._over
+            if self._over is not None:  # all that it wrote is read by now, and may say more
+                return self._over if self._over is Status.MACHINERY else self._status()
             left = deadline - time.monotonic()
             ready = {source for source, _ in self._poll.poll(max(0.0, min(left, LOOK_S)) * 1000)}
             if self._control.fileno() in ready:
@@ -268,11 +268,11 @@ class _Job:
             with suppress(KeyError):  # the end, found before
                 self._poll.unregister(source)
 
-    def outcome(self, status: Status, *, line: bool = False) -> Outcome:
+    def outcome(self, status: Status, *, line: bool = False) -> ProgramOutcome:
         """What it wrote since the last one: a line of standard output, or all."""
         output, errors = self._written.values()
         end = output.index(b"\n") + 1 if line else len(output)
-        found = Outcome(
+        found = ProgramOutcome(
             status=status,
             stdout=output[:end].decode(errors="replace"),
             stderr=errors.decode(errors="replace"),
@@ -310,7 +310,9 @@ def _resident(pid: int) -> int:
     return total
 
 
-def settle(first: Outcome, again: Callable[[], Outcome], control: Callable[[], Outcome]) -> Outcome:
+def settle(
+    first: ProgramOutcome, again: Callable[[], ProgramOutcome], control: Callable[[], ProgramOutcome]
+) -> ProgramOutcome:
     """The outcome, or where the machinery failed that of a second try; if it fails too, a control says whose fault."""
     if first.status is not Status.MACHINERY:
         return first
@@ -318,17 +320,17 @@ def settle(first: Outcome, again: Callable[[], Outcome], control: Callable[[], O
     if second.status is not Status.MACHINERY:
         return second
     broke = control().stdout == "ok\n"
-    return Outcome(status=Status.BROKE if broke else Status.MACHINERY, note=second.note)
+    return ProgramOutcome(status=Status.BROKE if broke else Status.MACHINERY, note=second.note)
 
 
 def _alone(
     profile: str, program: str, files: Mapping[str, bytes] = {}, stdin: bytes = b"", limits: Limits = USUAL
-) -> Outcome:
+) -> ProgramOutcome:
     with _Template(profile) as template:
         return _run(template, program, files, stdin, limits)
 
 
-def _run(template: _Template, program: str, files: Mapping[str, bytes], stdin: bytes, limits: Limits) -> Outcome:
+def _run(template: _Template, program: str, files: Mapping[str, bytes], stdin: bytes, limits: Limits) -> ProgramOutcome:
     with _memory(stdin) as given:
         job = _Job(template, program, files, given, limits, cpu_s=int(limits.deadline_s) + 2)
         try:

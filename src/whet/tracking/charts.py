@@ -94,7 +94,7 @@ def board(lines: Lines, charts: Sequence[Chart]) -> Board:
     drawn: dict[tuple[Point, ...], str] = {}
     for chart in (*charts, *map(_plain, sorted(others))):
         series = _distinct(_series(chart, lines, known))
-        why = _idle(chart, series, drawn) if drawn else ""
+        why = _idle(chart, series, drawn) if drawn and not known.intersection(chart.band or ()) else ""
         panel = None if why else _draw(chart, series, lines)
         if panel is not None:
             sections.setdefault(chart.section, []).append(panel)
@@ -120,7 +120,7 @@ def _distinct(series: Sequence[Series]) -> list[Series]:
 
 def _idle(chart: Chart, series: Sequence[Series], drawn: Mapping[tuple[Point, ...], str]) -> str:
     """Why a chart says nothing; empty where it does, and where there is nothing to draw."""
-    if not series or chart.band:
+    if not series:
         return ""
     if all(s.points in drawn for s in series):
         return f"as in {drawn[series[0].points]}"

@@ -27,7 +27,7 @@ from whet.envs.rewards.answers import after_thinking, marked_answer
 from whet.envs.rewards.code_tests import Suite, suite_of
 from whet.errors import DataError, SandboxError
 from whet.records import Message
-from whet.sandbox.base import Limits, Outcome, Sandbox, Session, Status
+from whet.sandbox.base import Limits, ProgramOutcome, ProgramSession, Sandbox, Status
 
 LONGEST = 100_000
 """Characters of a program; a longer answer is wrong without being run."""
@@ -157,7 +157,7 @@ class CodeReward:
 
     async def _by_streams(self, suite: Suite, program: str) -> _Verdict:
         passed: list[bool] = []
-        ended = Outcome(status=Status.FINISHED)
+        ended = ProgramOutcome(status=Status.FINISHED)
         for given, wanted in suite.streams:
             outcome = await self._sandbox.run(program, stdin=given.encode(), limits=self._limits)
             if outcome.status is Status.MACHINERY:
@@ -192,7 +192,7 @@ class CodeReward:
         solution, tests = [await self._sandbox.open(side, limits=self._limits) for side in (ANSWERS, TESTS)]
         left = {solution: self._limits.deadline_s, tests: 2 * self._limits.deadline_s}
 
-        async def ask(session: Session, frame: Mapping[str, Any]) -> tuple[Status, dict[str, Any], str]:
+        async def ask(session: ProgramSession, frame: Mapping[str, Any]) -> tuple[Status, dict[str, Any], str]:
             begun = time.monotonic()
             said = await session.ask(json.dumps(frame), deadline_s=left[session])
             left[session] -= time.monotonic() - begun
@@ -312,7 +312,7 @@ def _why(reply: Mapping[str, Any] | None) -> str:
     return f"{reply['raised']} in line {reply.get('line')}"[:120] if reply and "raised" in reply else ""
 
 
-def _last_line(outcome: Outcome) -> str:
+def _last_line(outcome: ProgramOutcome) -> str:
     return outcome.note or outcome.stderr.rstrip().rpartition("\n")[2]
 
 
