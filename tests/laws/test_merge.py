@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -98,6 +99,9 @@ def test_what_does_not_belong_together_is_refused_by_name(tmp_path: Path) -> Non
     with pytest.raises(ModelError, match=r"b: intermediate_size is 64 and that of .*a 48; only models of one shape"):
         merge_models(inputs, None, linear, (), tmp_path)
     (tmp_path / "b" / "chat_template.jinja").write_text("{{ messages }}\n")
+    config = json.loads((tmp_path / "b" / "config.json").read_text())
+    del config["whet_template"]  # as a published model, which says nothing of its template
+    (tmp_path / "b" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=r"b: its chat template is not that of .*a \(line 1 is '\{\{ messages"):
         merge_models(inputs, None, linear, (), tmp_path)
 
