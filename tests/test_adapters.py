@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from tests.laws.support import logps_of
 from whet.algorithms.sft import CrossEntropy, weigh
 from whet.config import CreateConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
 from whet.config.loading import load_recipe
+from whet.errors import ModelError
 from whet.launch.main import run_recipe
 from whet.launch.world import LocalWorld
 from whet.models.language import LanguageModel
+from whet.models.load import load_tokenizer
 from whet.records import Message, TokenRow
 from whet.tracking.log import read_metrics
 from whet.training.engine import LocalTrainer
@@ -92,8 +95,9 @@ def by_transformers(module: Any) -> torch.Tensor:
     return logp[:-1].gather(-1, tokens[0, 1:, None]).squeeze(-1)
 
 
-@pytest.mark.parametrize("body", [SFT, RL], ids=["sft", "rl"])
-@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    ("body", "lora"), [(SFT, None), (RL, None), (SFT, LORA), (RL, LORA), (SFT, "{rank: 4, dora: true, rslora: true}")]
+)
 def test_an_exported_model_computes_what_was_trained(
     base: str, exported: list[torch.Tensor], body: str, lora: str | None, tmp_path: Path
 ) -> None:
@@ -118,6 +122,22 @@ def test_an_exported_model_computes_what_was_trained(
     shown = tokenizer.apply_chat_template(plain, add_generation_prompt=True, return_dict=True)
     assert tuple(shown["input_ids"]) == template.prompt(messages)
     assert tokenizer.eos_token_id in template.stop_ids
+
+
+def test_a_trained_model_keeps_its_chat_template(base: str, tmp_path: Path) -> None:
+    """Another one is refused with the first line that differs, and so is a file that was changed."""
+    own = (Path(base) / "chat_template.jinja").read_text()
+    same, other = tmp_path / "same.jinja", tmp_path / "other.jinja"
+    same.write_text(own)
+    other.write_text(f"{{{{ 1 }}}}\n{own}")
+    assert load_tokenizer(ModelConfig(path=base, chat_template=same)).chat_template == own
+    with pytest.raises(ModelError, match=r"was trained with another chat template than .*other.jinja \(line 1 is "):
+        load_tokenizer(ModelConfig(path=base, chat_template=other))
+    assert load_tokenizer(ModelConfig(path="whet:demo", chat_template=other)).chat_template.startswith("{{ 1 }}")
+    changed = shutil.copytree(base, tmp_path / "changed")
+    (changed / "chat_template.jinja").write_text(other.read_text())
+    with pytest.raises(ModelError, match="its chat template is not the one that it was trained with"):
+        load_tokenizer(ModelConfig(path=str(changed)))
 
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=4, dropout=0.5)], ids=["full", "lora"])

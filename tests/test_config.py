@@ -253,7 +253,7 @@ def test_a_default_that_reaches_no_stage_is_refused(write) -> None:
 def test_a_default_for_no_stage_of_its_kind_is_refused(write) -> None:
     text = "name: x\nmodel: m\nsampling: {top_p: 1}\nstages:\n  s: {kind: sft, data: {path: a.jsonl}}\n"
     assert message(write(text)).startswith(
-        "r.yaml:3: sampling: no stage has a sampling section (stages of kind online_preference, rl, eval"
+        "r.yaml:3: sampling: no stage has a sampling section (stages of kind online_preference, rl, distill, eval"
     )
 
 

@@ -48,6 +48,8 @@ ENOUGH: dict[str, dict[str, Any]] = {
     "rl": {"tasks": {"generate": "arithmetic"}, "rewards": [{"kind": "verifier"}], "train": {"steps": 1}},
     "eval": {"tasks": {"generate": "arithmetic"}, "rewards": [{"kind": "verifier"}]},
     "sample": {"tasks": {"generate": "arithmetic"}},
+    "distill": {},
+    "merge": {},
 }
 """What a stage cannot do without, for blocks that show a part of one."""
 
@@ -316,6 +318,26 @@ stages:
     rewards: [{kind: verifier}, {kind: overlong, cache_tokens: 4}]
     prompts_per_step: 4
     rollouts_per_prompt: 4
+    sampling: {max_tokens: 8}
+    train: {steps: 1}
+  distill:
+    kind: distill
+    teacher: "@sft"
+    data: {generate: arithmetic, count: 8}
+    eval_data: {generate: arithmetic, count: 8, split: test}
+    tasks: {generate: arithmetic}
+    top_k: 4
+    prompts_per_step: 2
+    sampling: {max_tokens: 8}
+    train: {steps: 4, batch_size: 4}
+  merge: {kind: merge, inputs: ["@sft", "@distill"]}
+  on_policy:
+    kind: rl
+    tasks: {generate: arithmetic}
+    rewards: [{kind: verifier}]
+    algorithm: {credit: teacher, teacher: "@sft", baseline: none, scale: none}
+    prompts_per_step: 2
+    rollouts_per_prompt: 1
     sampling: {max_tokens: 8}
     train: {steps: 1}
   rl:

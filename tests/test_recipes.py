@@ -11,8 +11,10 @@ import runpy
 import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from whet.config import GeneratedConfig
 from whet.config.loading import load_recipe
@@ -367,3 +369,21 @@ def test_a_tool_is_called_from_a_recipe(tmp_path: Path, monkeypatch: pytest.Monk
         tools = [message for message in rollout.messages if message.role == "tool"]
         assert len(tools) == sum(len(message.tool_calls) for message in rollout.messages)
     assert (stages / "04-eval" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("name", ["classic", "on_policy_distill", "r1", "r1_distill", "r1_zero"])
+def test_a_whole_pipeline_needs_no_file(name: str, tmp_path: Path) -> None:
+    """Every stage of it, at a small size; answers of an untrained model are all wrong, so any will be chosen."""
+    few = {"count": 8, "prompts_per_step": 2, "rollouts_per_prompt": 2, "batch_size": 2, "steps": 1, "samples": 1}
+    few |= {"max_tokens": 40, "correct": None, "min_reward": None, "warmup": 0, "digits": 1}
+    written = yaml.safe_load((ROOT / "recipes" / f"{name}.yaml").read_text())
+
+    def small(value: Any) -> Any:
+        if isinstance(value, list):
+            return [small(each) for each in value]
+        return {k: few.get(k, small(v)) for k, v in value.items()} if isinstance(value, dict) else value
+
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(small(written), sort_keys=False))
+    run_recipe(load_recipe(tmp_path / "small.yaml", [f"out={tmp_path / 'run'}"]), quiet=True)
+    finished = sorted(path.parent.name[3:] for path in (tmp_path / "run" / "stages").glob("*/manifest.json"))
+    assert finished == sorted(written["stages"])

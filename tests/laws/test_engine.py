@@ -11,11 +11,13 @@ import torch
 
 from tests.laws.support import gradients, largest_difference, random_atoms, tiny_model, tiny_trainer
 from whet.algorithms.columns import Answer
+from whet.algorithms.distill import Distillation
 from whet.algorithms.policy import weigh
 from whet.algorithms.policy_loss import PolicyLoss, policy_loss
 from whet.algorithms.sft import CrossEntropy
 from whet.algorithms.state import Setting
 from whet.config import PRESETS, PolicyConfig, TrainConfig
+from whet.formulas.distill import DIVERGENCES
 from whet.formulas.reduce import REDUCTIONS
 from whet.models.attention import AGREEMENT, AttentionCall, Tree, TreeLayout, largest_gap
 from whet.models.flex import Labels
@@ -51,6 +53,7 @@ OBJECTIVES: dict[str, Objective] = {
     "sft": CrossEntropy(),
     **{name: policy_objective(PolicyConfig.model_validate(name)) for name in PRESETS},
     **{name: policy_objective(PolicyConfig.model_validate(axes)) for name, axes in AXES.items()},
+    **{name: Distillation(divergence=divergence, temperature=0.7) for name, divergence in DIVERGENCES.items()},
 }
 EPISODE = Episode(
     task="", sample=0, seed=0, messages=(), turns=(), score=Score(value=0.0), outcome=Outcome.FINISHED
@@ -64,7 +67,11 @@ def policy_atoms() -> list[Atom]:
         drawn = random.Random(str(row.tokens))
         near = tuple(logp + drawn.uniform(-0.2, 0.2) for logp in row.columns["old_logp"])
         marks = tuple(float(drawn.random() < 0.3) for _ in near)
-        return row.with_columns(sampler_logp=near, kl_cov=marks)
+        teacher = {
+            "top_k/ids": np.array([drawn.sample(range(200), 3) for _ in near]),
+            "top_k/logp": np.log([[0.5 + 0.1 * drawn.random(), 0.2, 0.1 * drawn.random()] for _ in near]),
+        }
+        return row.with_columns(sampler_logp=near, kl_cov=marks, **teacher)
 
     return [Atom(rows=tuple(complete(row) for row in atom.rows)) for atom in random_atoms()]
 

@@ -120,6 +120,17 @@ KINDS: dict[str, tuple[str, str]] = {
     chunk: 2""",
         "data judge.model",
     ),
+    "distill": (
+        """teacher: critic
+    data: {path: rows.jsonl}
+    eval_data: {path: held_out.jsonl}
+    tasks: {path: tasks.jsonl}
+    prompts_per_step: 2
+    sampling: {max_tokens: 8}
+    train: {batch_size: 2, steps: 3}""",
+        "data eval_data tasks teacher model model.chat_template",
+    ),
+    "merge": ("inputs: [model, critic]", "inputs.0 inputs.1"),
 }
 """Its keys, and the names of all that it reads."""
 FILES = {
@@ -131,9 +142,20 @@ FILES = {
     "model.chat_template": "chat.jinja",
     "models.a.chat_template": "chat.jinja",
     "algorithm.critic.model": "critic/model.safetensors",
+    "inputs.0": "model/config.json",
+    "inputs.1": "critic/model.safetensors",
     "principles": "principles.txt",
 }
 """By the name of an input: the file that changes (else it is the functions')."""
+OWN = {
+    ("sft", "data"): "rows.jsonl",
+    ("select", "data"): "rows.jsonl",
+    ("distill", "data"): "rows.jsonl",
+    ("distill", "teacher"): "critic/model.safetensors",
+}
+"""The same of one kind."""
+AT_ONCE = ("merge", "select")
+"""Kinds that are done before they could be stopped."""
 FUNCTIONS = """
 def reward(completions, **_):
     return [float(i % 2) for i in range(len(completions))]
@@ -200,9 +222,7 @@ def test_every_kind_is_here() -> None:
 def test_what_has_changed_is_named_and_refused(inputs: Path, kind: str) -> None:
     keys, names = KINDS[kind]
     Path("recipe.yaml").write_text(f"{HEAD}  s:\n    kind: {kind}\n    {keys}\n")
-    if kind == "select":  # it is done in one go
-        run()
-    else:
+    if kind not in AT_ONCE:
         begin()
         refuses_every_change(kind, names.split())
     assert is_sealed(run().stage_folder("s"))
@@ -212,9 +232,7 @@ def test_what_has_changed_is_named_and_refused(inputs: Path, kind: str) -> None:
 
 def refuses_every_change(kind: str, names: list[str]) -> None:
     for name in names:
-        file = Path(
-            "rows.jsonl" if (kind, name) in (("sft", "data"), ("select", "data")) else FILES.get(name, "judge.py")
-        )
+        file = Path(OWN.get((kind, name)) or FILES.get(name, "judge.py"))
         before = file.read_bytes()
         changed(file)
         with pytest.raises(RunError) as refused:

@@ -35,7 +35,7 @@ from whet.formulas.kl import k1
 from whet.formulas.policy import covariance
 from whet.records import Column, Episode, Group, Outcome, Score, TokenRow
 from whet.rollouts.assemble import to_rows
-from whet.training.base import REFERENCE, Trainer
+from whet.training.base import REFERENCE, TEACHER, Trainer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,12 +90,15 @@ def to_answers(groups: Sequence[Group], reward: Callable[[Score], float]) -> lis
 def with_logps(
     answers: Sequence[Answer], trainer: Trainer, config: PolicyConfig, *, temperature: float
 ) -> list[Answer]:
-    """Add `ref_logp` where a KL is asked for, and `old_logp` where several updates follow one rollout."""
+    """Add `ref_logp` where a KL is asked for, `old_logp` where several updates follow one rollout, `teacher_logp`."""
     rows = [row for answer in answers for row in answer.rows]
     if config.kl.place != "none":
         answers = _put(
             answers, "ref_logp", trainer.forward(rows, "logp", temperature=temperature, frozen=REFERENCE)["logp"]
         )
+    if config.credit == "teacher":
+        said = trainer.forward(rows, "logp", temperature=temperature, frozen=TEACHER)["logp"]
+        answers = _put(answers, "teacher_logp", said)
     if config.minibatches > 1 and config.ratio.denominator == "old":
         answers = _put(answers, "old_logp", trainer.forward(rows, "logp", temperature=temperature)["logp"])
     return list(answers)
@@ -160,6 +163,8 @@ def with_advantages(answers: Sequence[Answer], config: PolicyConfig, *, weights:
     )
     if config.credit == "gae":
         advantage_T = _get(answers, "advantage")
+    elif config.credit == "teacher":
+        advantage_T = -k1(_old_logp(answers), _get(answers, "teacher_logp"))
     elif config.objectives == "normalised":
         advantage_T = known.per_token(reward_N - BASELINES[config.baseline](known))
     else:

@@ -113,6 +113,8 @@ class PolicyLoss:
             measured["correction/changed_mean"] = (weight_T != log_weight_T.exp()).to(logp_T.dtype)
         if "ref_logp" in columns:
             measured["kl"] = divergence.k3(now_T, columns["ref_logp"])
+        if "teacher_logp" in columns:
+            measured["teacher/reverse_kl"] = now_T - columns["teacher_logp"]
         if self.kl is not None:
             loss_T = loss_T + self.kl(tokens, columns["ref_logp"])
         if self.entropy:

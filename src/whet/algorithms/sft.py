@@ -13,6 +13,7 @@ from whet.data.lazy import Lazy
 from whet.data.mixture import Blend
 from whet.formulas.reduce import token_mean
 from whet.records import Atom, Step, TokenRow
+from whet.rollouts.assemble import to_atoms
 from whet.training.base import Batch, Need, Outputs, Tally, Trainer
 
 
@@ -45,17 +46,18 @@ def sft(
 
     `state` is what the `Step` before `start` carried. `blend`: of which sets the rows are; None: one.
     """
-
-    def weigh_batch(batch: Sequence[Atom]) -> list[Atom]:
-        return weigh([atom.rows[0] for atom in batch])
-
     atoms = Lazy(len(rows), lambda index: Atom(rows=(rows[index],)))
     return supervised(
-        trainer, atoms, weigh_batch, CrossEntropy(), config, seed=seed, start=start, state=state, blend=blend
+        trainer, atoms, weigh_again, CrossEntropy(), config, seed=seed, start=start, state=state, blend=blend
     )
 
 
 def weigh(rows: Sequence[TokenRow]) -> list[Atom]:
-    """Each row an atom of its own, its tokens weighted by the token mean over all the rows."""
+    """The rows as atoms, by the prompts that they share, their tokens weighted by the token mean over all of them."""
     weights = token_mean([row.trained_count for row in rows])
-    return [Atom(rows=(row.with_columns(weight=weight),)) for row, weight in zip(rows, weights, strict=True)]
+    return to_atoms([row.with_columns(weight=weight) for row, weight in zip(rows, weights, strict=True)])
+
+
+def weigh_again(atoms: Sequence[Atom]) -> list[Atom]:
+    """The same of the rows of these atoms."""
+    return weigh([row for atom in atoms for row in atom.rows])

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from math import isfinite
 
 from whet.algorithms.finite import NAMED, skipped_update
 from whet.config import TrainConfig
 from whet.data.mixture import Blend, epoch_order
 from whet.errors import TrainingError
-from whet.records import Atom, Step
+from whet.records import Atom, Group, State, Step
 from whet.training.base import Objective, Trainer
 from whet.training.optim import learning_rate
 
@@ -21,6 +23,20 @@ Weigh = Callable[[Sequence[Atom]], list[Atom]]
 """Adds the column `weight` to the examples of one optimizer step."""
 NOT_FINITE = 3
 """Updates in a row that may be thrown away."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """What one optimizer step learns from, and where it comes from."""
+
+    atoms: Sequence[Atom]
+    places: Sequence[int] = ()
+    """Where they stand among the stage's examples; none: they are this step's own."""
+    groups: tuple[Group, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    sampling_s: float = 0.0
+    state: State = field(default_factory=dict)
+    """What is needed to draw the next step's."""
 
 
 def supervised(
@@ -40,13 +56,29 @@ def supervised(
     `blend`: of which sets the examples are; None: one. `state` is what the `Step` before `start` carried. Every metric
     of the objective is its mean over the step. Raises `TrainingError` where gradients stay not finite.
     """
-    steps, blend = supervised_steps(len(examples), config), blend or Blend((len(examples),))
+    draw, steps = partial(drawn_from, examples, blend, config, seed), supervised_steps(len(examples), config)
+    return updates(trainer, draw, weigh, objective, config, steps=steps, start=start, state=state)
+
+
+def updates(
+    trainer: Trainer,
+    draw: Callable[[int], Drawn],
+    weigh: Weigh,
+    objective: Objective,
+    config: TrainConfig,
+    *,
+    steps: int,
+    start: int = 0,
+    state: Mapping[str, float] | None = None,
+) -> Iterator[Step]:
+    """One `Step` for each optimizer step from `start` on, of what `draw` gives for it (from 0)."""
     thrown_away = state["thrown_away"] if state else 0.0
     tokens = state["num_tokens"] if state else 0.0
     for step in range(start, steps):
         began = time.monotonic()
-        places = _batch(step, blend, config, seed)
-        batch = weigh([examples[i] for i in places])
+        drawn = draw(step)
+        batch = weigh(drawn.atoms)
+        places = drawn.places or range(len(batch))
         found = trainer.forward_backward(batch, objective)
         rate = learning_rate(step + 1, steps, config)
         result = trainer.optim_step(rate)
@@ -54,12 +86,14 @@ def supervised(
         notes = [] if result.applied else [f"{skipped_update(result)}; {_culprits(trainer, places, batch, objective)}"]
         if thrown_away >= NOT_FINITE:
             raise TrainingError(f"step {step + 1}: {notes[0]}, {NOT_FINITE} steps in a row; lower train.lr")
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - began - drawn.sampling_s
         seen = sum(atom.cost for atom in batch)
         tokens += seen
         yield Step(
             index=step + 1,
+            groups=drawn.groups,
             metrics={
+                **drawn.metrics,
                 **{name: metric.mean for name, metric in found.items()},
                 "oom_retries": found["oom_retries"].total,
                 "lr": config.lr * rate,
@@ -70,7 +104,7 @@ def supervised(
                 "tokens_per_second": seen / seconds,
                 "time/train": seconds,
             },
-            state={"thrown_away": thrown_away, "num_tokens": float(tokens)},
+            state={**drawn.state, "thrown_away": thrown_away, "num_tokens": float(tokens)},
             notes=tuple(notes),
         )
 
@@ -88,6 +122,12 @@ def supervised_steps(examples: int, config: TrainConfig) -> int:
     if config.steps is not None:
         return config.steps
     return max(1, -(-int(examples * config.epochs) // config.batch_size))
+
+
+def drawn_from(examples: Sequence[Atom], blend: Blend | None, config: TrainConfig, seed: int, step: int) -> Drawn:
+    """The examples of a step."""
+    places = _batch(step, blend or Blend((len(examples),)), config, seed)
+    return Drawn(atoms=[examples[i] for i in places], places=places)
 
 
 def _batch(step: int, blend: Blend, config: TrainConfig, seed: int) -> list[int]:

@@ -2,9 +2,11 @@
 
 from whet.config.curriculum import CurriculumConfig
 from whet.config.data import DataConfig, GeneratedConfig, Source, Sources
+from whet.config.distill import DistillStage
 from whet.config.evaluation import EvalStage
 from whet.config.feedback import AgreementStage, CompareStage, QuestionsStage, ReviseStage, RowsBase, StepLabelsStage
-from whet.config.model import CreateConfig, ModelConfig
+from whet.config.merge import MergeInput, MergeStage
+from whet.config.model import CreateConfig, ModelConfig, TeacherConfig
 from whet.config.online_preference import OnlinePreferenceStage
 from whet.config.policy import PolicyConfig
 from whet.config.preference import LossConfig, PreferenceStage
@@ -25,10 +27,13 @@ __all__ = [
     "CreateConfig",
     "CurriculumConfig",
     "DataConfig",
+    "DistillStage",
     "EvalStage",
     "GeneratedConfig",
     "LoraConfig",
     "LossConfig",
+    "MergeInput",
+    "MergeStage",
     "ModelConfig",
     "OnlinePreferenceStage",
     "PolicyConfig",
@@ -49,5 +54,6 @@ __all__ = [
     "Sources",
     "Stage",
     "StepLabelsStage",
+    "TeacherConfig",
     "TrainConfig",
 ]

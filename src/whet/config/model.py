@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from whet.config.strict import Made, Strict, path_of
 
@@ -57,3 +57,16 @@ class ModelConfig(Strict):
     def alone(self) -> ModelConfig:
         """The model without what a section that is more than a model says besides."""
         return ModelConfig(**{key: getattr(self, key) for key in ModelConfig.model_fields})
+
+
+class NamedModel(ModelConfig):
+    """A model beside the one that a stage starts from. Its path alone is short for `{path: PATH}`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, given: Any) -> Any:
+        return {"path": given} if isinstance(given, str) else given
+
+
+class TeacherConfig(NamedModel):
+    """A frozen model that says what it thinks of the student's tokens."""

@@ -125,6 +125,8 @@ OTHER_TOOLS: Mapping[str, KnownKeys] = {
     "lora_target": _LORA_TARGETS,
     "target_modules": _LORA_TARGETS,
     "use_rslora": _known("", "train.lora.rslora"),
+    "use_dora": _known("", "train.lora.dora"),
+    "lmbda": _known("", "on_policy"),
     # data, runs
     "dataset_name": _DATA,
     "dataset": _DATA,
@@ -235,6 +237,7 @@ OTHER_KINDS: Mapping[str, str] = {
     "pretrain": "sft, and train.loss_on: all",
     "pt": "sft, and train.loss_on: all",
     "online_dpo": "online_preference",
+    "gkd": "distill",
 }
 """Kinds by other names; those of presets (`dpo`, `grpo`) are found in the presets."""
 

@@ -18,7 +18,7 @@ from pydantic import Discriminator, Field, SerializeAsAny, Tag, model_validator
 from whet.config.critic import CriticConfig
 from whet.config.data import Source
 from whet.config.derived import FromFile, OneOf, section_of
-from whet.config.model import Reference
+from whet.config.model import Reference, TeacherConfig
 from whet.config.preset import kind_of, with_preset
 from whet.config.presets import PRESETS
 from whet.config.strict import Strict
@@ -207,11 +207,14 @@ class PolicyConfig(Strict):
     preset: Annotated[str, OneOf(PRESETS)] | None = None
     objectives: Literal["summed", "normalised"] = "summed"
     """How several rewards become one: weighed and added, or each normalised in its group before (GDPO)."""
-    credit: Annotated[str, OneOf([*CREDITS, "process", "turns", "gae"])] = "outcome"
+    credit: Annotated[str, OneOf([*CREDITS, "process", "turns", "gae", "teacher"])] = "outcome"
     """What a token is credited with: the answer's whole reward; the grades of the steps that end with it or later,
     each against the group's other steps (baseline and scale are then over steps); what its turn and later turns
     brought, against turns like it (baseline and scale are then over turns); what comes from it on (KL or step grades in
-    the reward); or the critic's estimate of how much better it was than its state (GAE)."""
+    the reward); the critic's estimate of how much better it was than its state (GAE); or how much likelier the teacher
+    finds it than the policy does (on-policy distillation; rewards are measured only)."""
+    teacher: TeacherConfig | None = None
+    """Of credit: teacher: a model with the policy's tokenizer, frozen."""
     turn_gamma: float = Field(1.0, gt=0, le=1)
     """credit: turns: the discount of a reward that comes one turn later."""
     state_weight: float = Field(1.0, ge=0)
@@ -313,6 +316,14 @@ class PolicyConfig(Strict):
         yield (
             self.credit == "gae" and self.baseline != "none",
             f"credit: gae has its baseline in the critic, and baseline is {self.baseline}; use baseline: none",
+        )
+        yield (
+            (self.credit == "teacher") != (self.teacher is not None),
+            "credit: teacher and teacher: {path: MODEL} go together; give both, or neither",
+        )
+        yield (
+            self.credit == "teacher" and (self.baseline != "none" or self.kl.place == "reward"),
+            "credit: teacher takes nothing from rewards; use baseline: none, and no kl: {place: reward}",
         )
         yield (
             self.scale in ("group_std", "informative_share") and not by_group,

@@ -19,9 +19,11 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import Field, create_model, model_validator
 
 from whet.config.budget import StageBudget
+from whet.config.distill import DistillStage
 from whet.config.evaluation import EvalStage
 from whet.config.feedback import AgreementStage, CompareStage, QuestionsStage, ReviseStage, StepLabelsStage
 from whet.config.loops import LoopConfig
+from whet.config.merge import MergeStage
 from whet.config.model import ModelConfig
 from whet.config.online_preference import OnlinePreferenceStage
 from whet.config.preference import PreferenceStage
@@ -40,6 +42,8 @@ Stage = Annotated[
     | OnlinePreferenceStage
     | RewardModelStage
     | RLStage
+    | DistillStage
+    | MergeStage
     | EvalStage
     | CompareStage
     | ReviseStage
@@ -62,6 +66,7 @@ SHORT: Mapping[str, str] = {
     "decontaminate": "path",
     "algorithm": "preset",
     "loss": "preset",
+    "method": "kind",
 }
 """Keys of a stage whose value may be text alone, which stands for a section with this key; a recipe's `model` too."""
 

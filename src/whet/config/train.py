@@ -21,6 +21,8 @@ class LoraConfig(Strict):
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: list[str] | Literal["all-linear"] = "all-linear"
     rslora: bool = False
+    dora: bool = False
+    """DoRA (2402.09353): the adapter turns a weight, and a trained length scales it."""
 
 
 class TrainConfig(Strict):
@@ -61,9 +63,10 @@ class TrainConfig(Strict):
     quantize: Literal["nf4"] | None = None
     """nf4: the base model's matrices in four bits, which only an adapter can be trained over (QLoRA; `pip install
     'whet[quant]'`). The exported model is dequantised and merged."""
-    offload: list[Literal["optimizer", "reference"]] = []
+    offload: list[Literal["optimizer", "reference", "teacher"]] = []
     """What rests in the host's memory and is moved to the GPU when it is needed: the optimizer's state, a part at a
-    time for the step; the frozen reference (of stages that have one) for its pass. Same numbers; needs a GPU."""
+    time for the step; the frozen reference or teacher (of stages that have one) for its pass. Same numbers; needs a
+    GPU."""
     loss_on: Literal["assistant", "completion", "all"] = "assistant"
     """SFT: assistant turns; only the last one (the completion); or every token."""
 

@@ -5,7 +5,7 @@ its own backward pass: one buffer serves all chunks, the gradient of the weights
 enough to keep are not computed twice. Any other head (one with an adapter, a quantised one) is a callable that
 autograd goes through, chunk by chunk.
 
-Legend: T tokens, D hidden size, V vocabulary.
+Legend: T tokens, J targets of each token, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -43,8 +43,13 @@ class Linear:
 
 
 def token_logp(logits_TV: Tensor, target_T: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """log softmax(logits / temperature)[target], computed in float32 or wider."""
+    """log softmax(logits / temperature)[target], computed in float32 or wider.
+
+    Of several targets for each token, (T, J), so many.
+    """
     logits_TV = _widen(logits_TV) / temperature
+    if target_T.ndim == 2:
+        return logits_TV.gather(-1, target_T) - logits_TV.logsumexp(-1, keepdim=True)
     return logits_TV.gather(-1, target_T[:, None]).squeeze(-1) - logits_TV.logsumexp(-1)
 
 
@@ -67,6 +72,8 @@ def chunked_logp(
 ) -> tuple[Tensor, Tensor | None]:
     """(logp_T, entropy_T or None) of `head(hidden)`; the logits of one chunk at a time, recomputed in backward.
 
+    Where each token has J targets, (T, J), so many log-probabilities come back.
+
     The entropy is a measurement without gradient, unless `entropy_gradient` makes it part of a loss. The result
     does not depend on `chunk_elements` (None: `CHUNK_ELEMENTS`). Under autocast the products are computed in its
     precision, sums in float32.
@@ -76,7 +83,9 @@ def chunked_logp(
     if isinstance(head, Linear):
         compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.weight_VD.dtype
         asked = _Asked(compute, temperature, with_entropy, entropy_gradient, chunk_elements, head.multiply)
-        return _LinearLogp.apply(hidden_TD, head.weight_VD, head.bias_V, target_T, asked)  # type: ignore[no-any-return, no-untyped-call]
+        target_TJ = target_T if target_T.ndim == 2 else target_T[:, None]
+        logp_TJ, entropy_T = _LinearLogp.apply(hidden_TD, head.weight_VD, head.bias_V, target_TJ, asked)  # type: ignore[no-untyped-call]
+        return logp_TJ.view_as(target_T), entropy_T
 
     def one_chunk(hidden: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         logits = head(hidden)
@@ -119,12 +128,12 @@ class _LinearLogp(torch.autograd.Function):
     """Log-probabilities and entropies under a linear head; z are the logits over the temperature.
 
     With p = softmax(z), H its entropy, and g and h the gradients of log p[target] and of H:
-    dz = g (1[target] - p) - h p (log p + H).
+    dz = sum over targets of g (1[target] - p) - h p (log p + H).
     """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_TD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_T: Tensor, asked: _Asked
+        ctx: Any, hidden_TD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_TJ: Tensor, asked: _Asked
     ) -> tuple[Tensor, Tensor | None]:
         T, V = len(hidden_TD), len(weight_VD)
         wide = torch.promote_types(asked.compute, torch.float32)
@@ -133,7 +142,7 @@ class _LinearLogp(torch.autograd.Function):
         rows = slices[0].stop if slices else 0
         z_TV = hidden_TD.new_empty((T if keep else rows, V), dtype=wide)
         p_TV = hidden_TD.new_empty((rows, V), dtype=wide)
-        logp_T, lse_T = hidden_TD.new_empty(T, dtype=wide), hidden_TD.new_empty(T, dtype=wide)
+        logp_TJ, lse_T = hidden_TD.new_empty(target_TJ.shape, dtype=wide), hidden_TD.new_empty(T, dtype=wide)
         entropy_T = torch.empty_like(lse_T) if asked.with_entropy else None
         for part in slices:
             z = z_TV[part] if keep else z_TV[: part.stop - part.start]
@@ -142,35 +151,35 @@ class _LinearLogp(torch.autograd.Function):
             p = torch.sub(z, top, out=p_TV[: len(z)]).exp_()
             total = p.sum(-1)
             lse_T[part] = total.log() + top[:, 0]
-            logp_T[part] = z.gather(-1, target_T[part, None])[:, 0] - lse_T[part]
+            logp_TJ[part] = z.gather(-1, target_TJ[part]) - lse_T[part, None]
             if entropy_T is not None:
                 entropy_T[part] = lse_T[part] - p.mul_(z).sum(-1) / total
-        ctx.save_for_backward(hidden_TD, weight_VD, bias_V, target_T, lse_T, entropy_T)
+        ctx.save_for_backward(hidden_TD, weight_VD, bias_V, target_TJ, lse_T, entropy_T)
         ctx.asked, ctx.kept = asked, z_TV if keep else None
         ctx.set_materialize_grads(False)
         if entropy_T is not None and not asked.entropy_gradient:
             ctx.mark_non_differentiable(entropy_T)
-        return logp_T, entropy_T
+        return logp_TJ, entropy_T
 
     @staticmethod
-    def backward(ctx: Any, grad_T: Tensor | None, grad_entropy_T: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden_TD, weight_VD, bias_V, target_T, lse_T, entropy_T = ctx.saved_tensors
+    def backward(ctx: Any, grad_TJ: Tensor | None, grad_entropy_T: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden_TD, weight_VD, bias_V, target_TJ, lse_T, entropy_T = ctx.saved_tensors
         asked, slices = ctx.asked, ctx.asked.slices(hidden_TD, weight_VD)
         kept, ctx.kept = ctx.kept, None  # it is overwritten: a second backward pass computes the logits again
         z_TV = kept if kept is not None else lse_T.new_empty((slices[0].stop if slices else 0, len(weight_VD)))
         wanted = zip((hidden_TD, weight_VD, bias_V), ctx.needs_input_grad, strict=False)
         grads = [torch.zeros_like(given) if needed else None for given, needed in wanted]
-        grad_T = torch.zeros_like(lse_T) if grad_T is None else grad_T
+        grad_TJ = lse_T.new_zeros(target_TJ.shape) if grad_TJ is None else grad_TJ
         for part in slices:
             if kept is not None:
                 logp = kept[part].sub_(lse_T[part, None])
             else:
                 z = z_TV[: part.stop - part.start]
                 logp = _logits(hidden_TD[part], weight_VD, bias_V, asked, out=z).sub_(lse_T[part, None])
-            share = -grad_T[part, None]
+            share = -grad_TJ[part].sum(-1, keepdim=True)
             if grad_entropy_T is not None:
                 share = share - (logp + entropy_T[part, None]) * grad_entropy_T[part, None]
-            dz = logp.exp_().mul_(share).scatter_add_(1, target_T[part, None], grad_T[part, None])
+            dz = logp.exp_().mul_(share).scatter_add_(1, target_TJ[part], grad_TJ[part])
             _spread(dz, part, hidden_TD, weight_VD, asked, grads)
         return (*grads, None, None)
 

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from whet.config import GeneratedConfig, ModelConfig
+from whet.config import GeneratedConfig, TeacherConfig
 from whet.config.judge import ChatConfig, EndpointChat, LocalChat, ScriptedChat
 from whet.config.loading import Loaded
 from whet.config.references import children, references
-from whet.config.stage import StageBase
 from whet.files import is_sealed
 from whet.launch.world import LocalWorld
+from whet.models.load import require_same_tokens
 from whet.pipeline.kinds import KINDS
 from whet.pipeline.run import Run, context_of
 from whet.pipeline.stage import Kind
@@ -55,15 +54,15 @@ def check_ahead(run: Run, say: Callable[[str], None]) -> None:
     for name in unfinished[1:]:
         stage = run.section(name)
         if isinstance(getattr(stage, "data", None), GeneratedConfig):
-            _find_chats(stage, world)
+            _find_models(run, name, world)
         else:
             _check_stage(run, name, world)
 
 
 def _check_stage(run: Run, name: str, world: LocalWorld) -> StageCheck:
     stage = run.section(name)
-    model = tokenizer_of(run, name)
-    _find_chats(stage, world)
+    model = run.origin(run.model_of(name))
+    _find_models(run, name, world)
     asked = references(run.recipe.stages[name])
     waiting = {path: run.named(path[1:], what) for _, path, what in asked if what == "rows"}
     if any(maker is not None and not is_sealed(run.stage_folder(maker)) for maker in waiting.values()):
@@ -77,22 +76,18 @@ def _check_stage(run: Run, name: str, world: LocalWorld) -> StageCheck:
     return StageCheck(stage=name, kind=stage.kind, summary=seen.summary, samples=tuple(shown))
 
 
-def _find_chats(stage: StageBase, world: LocalWorld) -> None:
-    """Looks for the script, address and key; sends no request."""
-    for chat in _chats(stage):
-        world.chat(chat).close()
+def _find_models(run: Run, name: str, world: LocalWorld) -> None:
+    """Looks for the script, address and key of those who are asked (no request is sent), and at a teacher's tokens."""
+    for asked in _asked(run.section(name)):
+        if isinstance(asked, TeacherConfig):
+            require_same_tokens(run.origin(asked), run.origin(run.model_of(name)))
+        else:
+            world.chat(asked).close()
 
 
-def _chats(value: Any) -> Iterator[ChatConfig]:
-    """The clients of a stage: judges, writers and teachers."""
-    if isinstance(value, EndpointChat | LocalChat | ScriptedChat):
+def _asked(value: Any) -> Iterator[ChatConfig | TeacherConfig]:
+    """The models that a stage asks: judges, writers and teachers."""
+    if isinstance(value, EndpointChat | LocalChat | ScriptedChat | TeacherConfig):
         yield value
     for _, child in children(value):
-        yield from _chats(child)
-
-
-def tokenizer_of(run: Run, name: str) -> ModelConfig:
-    """A model with the stage's tokenizer: an earlier stage's does not exist yet, but it is the recipe's."""
-    model = run.model_of(name)
-    made_here = model.path.startswith(str(run.folder))
-    return model if not made_here or is_sealed(Path(model.path).parent) else run.recipe.model
+        yield from _asked(child)

@@ -23,7 +23,6 @@ from whet.envs.library import family
 from whet.envs.probes import RIGHT, gold_text, probes
 from whet.envs.rubric import WeightedRubric
 from whet.errors import ConfigError, DataError, RunError
-from whet.launch.check import tokenizer_of
 from whet.launch.world import LocalWorld
 from whet.pipeline.load_data import rubric, tasks, usable
 from whet.pipeline.playing import player
@@ -144,7 +143,7 @@ def _bench(run: Run, name: str | None, *, quiet: bool) -> Iterator[Bench]:
         raise ConfigError(f"--stage {name}: no stage of that name has rewards; {nearest(name, grading)}")
     console = Console(quiet=quiet)
     context = context_of(run, name or grading[0], LocalWorld(), console, lambda: False)
-    context = replace(context, model=tokenizer_of(run, context.name))
+    context = replace(context, model=run.origin(run.model_of(context.name)))
     listed, _ = tasks(context.config.tasks)
     rewards = rubric(context.config.tasks, context.config.rewards, context.world)
     try:

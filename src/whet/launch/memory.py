@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from whet.algorithms.sft import CrossEntropy, weigh
-from whet.config import ModelConfig, SamplingConfig, TrainConfig
+from whet.config import ModelConfig, SamplingConfig, TeacherConfig, TrainConfig
 from whet.config.critic import CriticConfig
 from whet.config.judge import JudgeConfig, LocalChat
 from whet.config.references import children
@@ -54,7 +54,7 @@ class Asked:
 
     role: str
     model: ModelConfig
-    sampling: SamplingConfig
+    sampling: SamplingConfig | None
 
 
 def footprints(run: Run) -> list[Footprint]:
@@ -86,27 +86,22 @@ def frugal(train: TrainConfig) -> bool:
 
 def _footprint(run: Run, name: str, stage: StageBase) -> Footprint | None:
     """Of one stage; what an earlier stage will make has the shapes of what it started from."""
-
-    def there(model: ModelConfig) -> ModelConfig:
-        made_here = model.path.startswith(("@", str(run.folder)))
-        return run.recipe.model if made_here and not Path(model.path).is_dir() else model
-
-    needs, asked = run.kind(name).needs(stage), [replace(a, model=there(a.model)) for a in _asked_in(stage)]
+    needs, asked = run.kind(name).needs(stage), [replace(a, model=run.origin(a.model)) for a in _asked_in(stage)]
     if needs is None and not asked:
         return None
     if needs is None:  # nothing but a model that is asked
         return footprint(name, asked[0].model, None, asked[0].sampling)
-    model, rewards = there(run.model_of(name)), getattr(stage, "rewards", [])
+    model, rewards = run.origin(run.model_of(name)), getattr(stage, "rewards", [])
     others = [r for r in getattr(getattr(stage, "evaluation", None), "rewards", ()) if r not in rewards]
     return footprint(
         name,
         model,
         needs.train and _with_longest_row(needs.train, needs.sampling, model),
         needs.sampling,
-        reference=needs.reference if isinstance(needs.reference, bool) else there(model.at(needs.reference.path)),
+        reference=needs.reference if isinstance(needs.reference, bool) else run.origin(model.at(needs.reference.path)),
         critic=needs.critic,
         scalar=needs.scalar,
-        scorers=[there(scorer.alone()) for scorer in scorers([*rewards, *others])],
+        scorers=[run.origin(scorer.alone()) for scorer in scorers([*rewards, *others])],
         asked=asked,
     )
 
@@ -125,6 +120,8 @@ def _asked_in(section: Any, tokens: int = 0) -> Iterator[Asked]:
     """The chats of a section that are models on this machine: others answer elsewhere and take no memory here."""
     tokens = getattr(section, "max_tokens", tokens)
     for key, child in children(section):
+        if isinstance(child, TeacherConfig):
+            yield Asked(role="teacher", model=child, sampling=None)
         if isinstance(child, LocalChat):
             sampling = SamplingConfig(max_tokens=tokens, max_running=child.max_running)
             role = "judge" if isinstance(section, JudgeConfig) else f"author {key}" if key.isdecimal() else key

@@ -29,6 +29,7 @@ from whet.models.load import (
     load_tokenizer,
     read_eos_ids,
     read_max_length,
+    read_vocabulary,
     require_same_tokens,
 )
 from whet.pipeline.stage import NewGate, Policy
@@ -38,7 +39,7 @@ from whet.sampling.embedded import EmbeddedSampler
 from whet.sampling.vllm import VllmSampler
 from whet.sampling.vllm_server import VllmServerSampler
 from whet.templates.jinja import JinjaTemplate
-from whet.training.base import REFERENCE, Trainer
+from whet.training.base import REFERENCE, TEACHER, Trainer
 from whet.training.engine import LocalTrainer
 
 
@@ -82,6 +83,7 @@ class LocalWorld:
         *,
         reference: ModelConfig | bool = False,
         reads: ModelConfig | None = None,
+        teacher: ModelConfig | None = None,
         with_value: bool = False,
     ) -> Policy:
         """Trainer and sampler over the same weights; with LoRA its own reference is the adapter switched off."""
@@ -94,6 +96,7 @@ class LocalWorld:
         language = load_model(model, **_how(train), with_score=with_value, stop_ids=template.stop_ids)
         kept = model if other is None and reference and train.lora is None else other
         frozen = {} if kept is None else {REFERENCE: load_model(kept)}
+        frozen |= {} if teacher is None else {TEACHER: _teacher(teacher, model)}
         return Policy(
             template=template,
             trainer=LocalTrainer(language, train, frozen, tokens=tokens),
@@ -102,6 +105,10 @@ class LocalWorld:
             about=_about(language, tokens),
             precision=language.precision,
         )
+
+    def teacher(self, model: ModelConfig, student: ModelConfig) -> LocalTrainer:
+        """A trainer over a frozen model; its output head is cut to what the student has."""
+        return LocalTrainer(_teacher(model, student), TrainConfig())
 
     def scalar_model(
         self,
@@ -167,6 +174,20 @@ def _gated(new: NewGate, train: TrainConfig) -> LocalTrainer:
         length_N = torch.tensor([float(len(row.tokens) - row.shared) for row in new.taught])
         gate.debias(score_NK.to(language.device), length_N.to(language.device))
     return trainer
+
+
+def _teacher(model: ModelConfig, student: ModelConfig) -> LanguageModel:
+    """Heads are padded to round sizes, which differ between the models of a family: no token stands there."""
+    require_same_tokens(model, student)
+    language, needed = load_model(model), read_vocabulary(student)
+    if language.vocabulary < needed:
+        raise ModelError(
+            f"{model.path}: its head has {language.vocabulary:,} rows and that of {student.path} {needed:,}, so it "
+            "cannot read all that a student may write; swap them, or write rows with it for SFT"
+        )
+    if language.vocabulary > needed:
+        language.module.resize_token_embeddings(needed)
+    return language
 
 
 class _How(TypedDict):

@@ -75,7 +75,10 @@ def _merged(base: Any) -> tuple[dict[str, Tensor], set[str]]:
         name = plain_name(f"{path}.{leaf}")
         changed.add(name)
         for active in layer.active_adapters:
-            state[name] = state[name] + layer.get_delta_weight(active).to(state[name].dtype)
+            if active in layer.lora_variant:  # DoRA: a direction, and a length of its own
+                state[name] = layer.lora_variant[active].merge_safe(layer, active, state[name])
+            else:
+                state[name] = state[name] + layer.get_delta_weight(active).to(state[name].dtype)
     for path, part in base.named_modules():
         if issubclass(getattr(part, "source_cls", nn.Linear), Conv1D):  # GPT-2's layers are quantised transposed
             name = plain_name(f"{path}.weight")

@@ -8,6 +8,8 @@ Legend: N tokens of a packed stream, T trained tokens, D hidden size, V vocabula
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -28,8 +30,21 @@ from whet.models.pack import Packed, prompt_ends
 
 Want = Literal["logp", "entropy", "value", "score", "top_k"]
 """What may be read of a row's trained tokens without a gradient."""
+TEMPLATE_LOCK = "whet_template"
+"""Key of a model's config: the digest of the chat template that it was trained with."""
 TOP_K_ROWS = 256
 """Positions whose logits over the whole vocabulary are held at once to find the most likely tokens."""
+
+
+def template_of(tokenizer: Any) -> str:
+    """Its chat template as text, several by their names; empty where it has none."""
+    found = tokenizer.chat_template or ""
+    return found if isinstance(found, str) else json.dumps(found, sort_keys=True)
+
+
+def template_digest(template: str) -> str:
+    """SHA-256 of a chat template."""
+    return hashlib.sha256(template.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +128,7 @@ class LanguageModel:
         with_entropy: bool = False,
         entropy_gradient: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """(log p of the targets, entropy or None) at these states."""
+        """(log p of the targets, one or several for each state, entropy or None) at these states."""
         head, rule = self.module.get_output_embeddings(), self.rule
         # Anything else (an adapter on the head, quantised weights, capped logits) computes its logits in its own way.
         plain = type(head) is nn.Linear and rule.cap is None
@@ -163,8 +178,8 @@ class LanguageModel:
         return {name: found[name] for name in ask.columns}
 
     def top_k_at(self, states_TD: Tensor, k: int, *, temperature: float) -> tuple[Tensor, Tensor]:
-        """(log p, ids) of the k most likely tokens at these states, each (T, k), the likeliest first."""
-        pieces = []
+        """(log p, ids) of the k most likely tokens at these states, each (T, k), the likeliest first; all of fewer."""
+        pieces, k = [], min(k, self.vocabulary)
         for piece_TD in states_TD.split(TOP_K_ROWS):
             logp_TV = self.logits(piece_TD).to(torch.promote_types(piece_TD.dtype, torch.float32)) / temperature
             top = logp_TV.log_softmax(-1).topk(k, dim=-1)
@@ -200,6 +215,8 @@ class LanguageModel:
         With an adapter, `folder` gets the merged weights and `folder/adapter` peft's own files. A scalar model is
         written as a sequence classifier; a causal LM leaves its critic's head behind, and stops at `stop_ids`.
         """
+        if text := template_of(self.tokenizer):  # transformers keeps unknown keys of a config
+            setattr(self.module.config, TEMPLATE_LOCK, template_digest(text))
         save_model(self.module, self.adapter, folder, self.stop_ids)
         self.tokenizer.save_pretrained(folder)
         if self.gate is not None:

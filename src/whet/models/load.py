@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import nn
 
 from whet.config import LoraConfig, ModelConfig
 from whet.errors import ModelError
-from whet.files import Digests
+from whet.files import Digests, read_json
 from whet.models.architecture import (
     load_causal,
     max_row_tokens,
@@ -44,7 +45,7 @@ from whet.models.heads import (
     reward_facts,
     scalar_from_causal,
 )
-from whet.models.language import LanguageModel
+from whet.models.language import TEMPLATE_LOCK, LanguageModel, template_digest, template_of
 from whet.models.locate import TEMPLATES, locate
 from whet.models.matmul import adopt
 from whet.models.probe import check_forward, first_line
@@ -82,6 +83,18 @@ def load_model(
         compiled=compiled,
     )
     return replace(language, stop_ids=frozenset(stop_ids))
+
+
+def load_adapter(config: ModelConfig, folder: Path) -> LanguageModel:
+    """A causal LM with an adapter from peft's files, to be exported. Raises `ModelError` where it does not belong."""
+    from peft import PeftModel
+
+    language = load_model(config)
+    try:
+        adapter = PeftModel.from_pretrained(language.module, str(folder))
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(f"{folder}: is no adapter of {config.path} ({first_line(error)})") from error
+    return replace(language, adapter=adapter)
 
 
 def load_scalar_model(
@@ -151,16 +164,35 @@ def load_tokenizer(config: ModelConfig) -> Any:
             raise ModelError(f"{config.path}: no tokenizer could be loaded ({first_line(error)})") from error
         if not tokenizer("Hello", add_special_tokens=False)["input_ids"]:  # what it makes of a directory without one
             raise ModelError(f"{config.path}: has no tokenizer; copy the tokenizer's files of the base model there")
+    own, lock = template_of(tokenizer), _template_lock(config)
+    if lock not in ("", template_digest(own)):
+        raise ModelError(f"{config.path}: its chat template is not the one that it was trained with; put that back")
     if config.chat_template is not None:
         file = TEMPLATES.get(str(config.chat_template), config.chat_template)
         if not file.is_file():
             raise ModelError(f"model.chat_template: no file {file}, and none of ours: {', '.join(TEMPLATES)}")
         tokenizer.chat_template = file.read_text()
+        if lock and tokenizer.chat_template != own:
+            raise ModelError(
+                f"{config.path}: was trained with another chat template than {config.chat_template} "
+                f"{_difference(own, tokenizer.chat_template)}; leave model.chat_template out"
+            )
     return tokenizer
 
 
+def _template_lock(config: ModelConfig) -> str:
+    """The digest of the template that a stage trained a model of files with; empty for any other model."""
+    if config.path == "whet:tiny":
+        return ""
+    file = Path(locate(config.path)[0]) / "config.json"
+    return str(read_json(file).get(TEMPLATE_LOCK, "")) if file.is_file() else ""
+
+
 def require_same_tokens(model: ModelConfig, policy: ModelConfig) -> None:
-    """Raise `ModelError` where a model reads the policy's tokens as other text than the policy does."""
+    """Raise `ModelError` where a model reads the policy's tokens as other text than the policy does.
+
+    The model is a critic, a reward model or a teacher.
+    """
     theirs, ours = (load_tokenizer(config).get_vocab() for config in (model, policy))
     differing = sorted(text for text in theirs.keys() | ours.keys() if theirs.get(text) != ours.get(text))
     if differing:
@@ -168,8 +200,22 @@ def require_same_tokens(model: ModelConfig, policy: ModelConfig) -> None:
         raise ModelError(
             f"{model.path}: its tokenizer is not that of {policy.path} ({len(differing):,} tokens differ; {first!r} is "
             f"{theirs.get(first)} there and {ours.get(first)} here), so it would read other text than was sampled; "
-            "use a model with the policy's tokenizer"
+            "take one with the policy's tokenizer (a teacher with another can still write rows for SFT)"
         )
+
+
+def require_same_template(model: ModelConfig, other: ModelConfig) -> None:
+    """Raise `ModelError` where two models were taught other chat templates."""
+    theirs, ours = (template_of(load_tokenizer(config)) for config in (model, other))
+    if theirs != ours:
+        raise ModelError(f"{model.path}: its chat template is not that of {other.path} {_difference(theirs, ours)}")
+
+
+def _difference(theirs: str, ours: str) -> str:
+    """`(line 3 is '...' there and '...' here)`."""
+    pairs = enumerate(zip_longest(theirs.splitlines(), ours.splitlines()), start=1)
+    line, (there, here) = next((line, pair) for line, pair in pairs if pair[0] != pair[1])
+    return f"(line {line} is {(there or '')[:80]!r} there and {(here or '')[:80]!r} here)"
 
 
 def read_max_length(config: ModelConfig) -> int:
@@ -179,6 +225,11 @@ def read_max_length(config: ModelConfig) -> int:
     found = _read_config(config)
     tell_window(config.path, found)
     return max_row_tokens(found)
+
+
+def read_vocabulary(config: ModelConfig) -> int:
+    """Rows of the output head, from the configuration."""
+    return len(byte_tokenizer()) if config.path == "whet:tiny" else int(text_config(_read_config(config)).vocab_size)
 
 
 def read_contents(config: ModelConfig, digests: Digests) -> dict[str, Any]:
@@ -330,6 +381,7 @@ def _add_lora(module: Any, config: LoraConfig) -> Any:
         target_modules=config.targets,
         exclude_modules=[*own, SCORE] if scalar else own,
         use_rslora=config.rslora,
+        use_dora=config.dora,
     )
     try:
         adapter = get_peft_model(module, settings)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from whet.config import GeneratedConfig, ModelConfig, Source, Sources, TrainConfig
+from whet.config import DistillStage, GeneratedConfig, ModelConfig, SFTStage, Source, Sources, TrainConfig
 from whet.config.data import listed, weights
 from whet.data.mixture import Blend, end_to_end
+from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.load_data import conversations
-from whet.pipeline.stage import World
+from whet.pipeline.playing import SHOWN
+from whet.pipeline.stage import Context, Seen, World
 from whet.records import TokenRow
 from whet.training.gate import Window
 from whet.training.tokenize import Gated, Say, tokenise
@@ -36,6 +38,31 @@ class Sets:
         lengths = [each.kept.lengths for each in self.sets.values()]
         named = [f"{name}: {part}" for name, part in zip(self.sets, parts, strict=True)]
         return "; ".join([*named, self.blend.describe(list(self.sets), lengths, seed)])
+
+
+def rows_to_imitate(context: Context[SFTStage] | Context[DistillStage]) -> tuple[Sets, Sequence[TokenRow]]:
+    """The rows of `data`, and those of `eval_data`, with what became of the others told and noted."""
+    config = context.config
+    assert config.data is not None, "a stage that imitates has rows"
+    data = gate_sets(context.world, context.model, config.train, config.data, context.console.say)
+    context.console.say(f"{context.name}: {data.describe(context.seed)}")
+    keep_dropped(context, "data", [dropped for each in data.sets.values() for dropped in each.kept.dropped])
+    if config.eval_data is None:
+        return data, ()
+    evaluation = gate(context.world, context.model, config.train, config.eval_data)
+    keep_dropped(context, "eval_data", evaluation.kept.dropped)
+    return data, evaluation.rows
+
+
+def look_at_rows(context: Context[SFTStage] | Context[DistillStage]) -> Seen:
+    """All sets of rows through the gate."""
+    config, world, model = context.config, context.world, context.model
+    assert config.data is not None, "a stage that imitates has rows"
+    data = gate_sets(world, model, config.train, config.data)
+    summary = data.describe(context.seed)
+    if config.eval_data is not None:
+        summary += f"; for evaluation {gate(world, model, config.train, config.eval_data).describe()}"
+    return Seen(summary=summary, rows=data.rows[:SHOWN])
 
 
 def gate_sets(world: World, model: ModelConfig, train: TrainConfig, data: Sources, say: Say | None = None) -> Sets:

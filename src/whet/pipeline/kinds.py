@@ -6,7 +6,9 @@ from whet.pipeline.stage import Kind
 from whet.pipeline.stages import (
     agreement,
     compare,
+    distill,
     eval,
+    merge,
     online_preference,
     preference,
     questions,
@@ -25,6 +27,8 @@ KINDS: tuple[Kind, ...] = (
     online_preference.KIND,
     reward_model.KIND,
     rl.KIND,
+    distill.KIND,
+    merge.KIND,
     eval.KIND,
     compare.KIND,
     revise.KIND,

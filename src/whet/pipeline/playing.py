@@ -14,9 +14,12 @@ from whet.envs.base import Attempt, Rubric, Task
 from whet.envs.rubric import WeightedRubric
 from whet.envs.single_turn import SingleTurn
 from whet.envs.tools.play import Environments, OwnEnvironments, ToolEnvironments
+from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.load_data import rubric, tasks, usable
 from whet.pipeline.stage import Context, Policy, Seen, World
 from whet.records import Score
+from whet.rollouts.curriculum import Curriculum
+from whet.rollouts.feed import Feed
 from whet.rollouts.play import Player
 from whet.sampling.base import SamplingParams
 from whet.templates.base import Template
@@ -79,6 +82,31 @@ def playable(
         tools = f"tools {names}, calls as {template.dialect.name}"
     lost, narrow = (unread, unusable), _narrow(rooms, max_tokens)
     return Playable(tasks=kept, lost=lost, narrow=narrow, tools=tools, notes=grading.notes)
+
+
+def tasks_of(context: Context[Any], grading: WeightedRubric) -> Sequence[Task]:
+    """The tasks of a stage with `tasks` and `sampling`, with what became of the others told and noted."""
+    config = context.config
+    found = playable(config.tasks, context.model, context.world, grading, max_tokens=config.sampling.max_tokens)
+    context.console.say(f"{context.name}: {found.describe()}")
+    keep_dropped(context, "tasks", found.lost)
+    return found.tasks
+
+
+def feed_of(
+    context: Context[Any], policy: Policy, tasks: Sequence[Task], grading: Rubric, curriculum: Curriculum | None = None
+) -> Feed:
+    """A feed of the policy's answers to the tasks, as many as the stage's keys say."""
+    config = context.config
+    return Feed(
+        player=player(policy, grading, config.sampling),
+        tasks=tasks,
+        samples=config.rollouts_per_prompt,
+        steps=config.train.steps,
+        seed=context.seed,
+        hand_over=policy.hand_over,
+        curriculum=curriculum,
+    )
 
 
 def _narrow(rooms: Sequence[int], max_tokens: int) -> str:

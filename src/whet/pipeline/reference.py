@@ -1,55 +1,33 @@
-"""The reference's log-probabilities of a data set: computed once, before the first update.
+"""What a frozen model says of a data set: computed once, before the first update, and kept in the stage's folder.
 
-A preference stage's reference is the model that it starts from, or one that is read and gone before that is loaded: no
-second model is in memory (nor an adapter switched off and on). They are an artifact of the stage, in
-`STAGE/reference/NAME`.
+A preference stage's reference is the model that it starts from, so no second model is ever in memory (nor an adapter
+switched off and on). A distillation's teacher is read before its student is loaded.
+
+    STAGE/reference/NAME   STAGE/teacher/NAME
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import overload
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from whet.pipeline.cached_forward import cached_forward
+from whet.data.lazy import Lazy
+from whet.pipeline.cached_forward import CHUNK_ROWS, cached_forward
 from whet.pipeline.stage import Context
 from whet.records import Atom, TokenRow
-from whet.training.base import Trainer
+from whet.training.base import REFERENCE, TEACHER, Trainer
+
+Columns = Callable[[Tensor], Mapping[str, Tensor]]
+"""A row's columns, from what was kept of its tokens."""
 
 
-class Referred(Sequence[Atom]):
-    """Atoms with the column `ref_logp`, which is put in place when an atom is asked for."""
-
-    def __init__(self, atoms: Sequence[Atom], chunks: Sequence[Tensor]) -> None:
-        self._atoms = atoms
-        counts = [row.trained_count for atom in atoms for row in atom.rows]
-        flat = torch.cat(list(chunks))
-        assert len(flat) == sum(counts), "one log-probability for each trained token"
-        self._logps = torch.split(flat, counts)
-        self._first = [0]
-        for atom in atoms:
-            self._first.append(self._first[-1] + len(atom.rows))
-
-    def __len__(self) -> int:
-        return len(self._atoms)
-
-    @overload
-    def __getitem__(self, index: int) -> Atom: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Atom]: ...
-    def __getitem__(self, index: int | slice) -> Atom | Sequence[Atom]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        rows, first = self._atoms[index].rows, self._first[index]
-        logps = self._logps[first : first + len(rows)]
-        return Atom(rows=tuple(row.with_columns(ref_logp=x.numpy()) for row, x in zip(rows, logps, strict=True)))
-
-
-def with_reference(context: Context, trainer: Callable[[], Trainer], atoms: Sequence[Atom], name: str) -> Referred:
-    """The atoms with the log-probabilities of their rows under a trainer's weights, which must be untouched yet.
+def with_reference(
+    context: Context, trainer: Callable[[], Trainer], atoms: Sequence[Atom], name: str
+) -> Sequence[Atom]:
+    """The atoms with the column `ref_logp` of a trainer's weights, which must be untouched yet.
 
     It is asked for where there is something to read. Raises what `cached_forward` raises.
     """
@@ -57,5 +35,43 @@ def with_reference(context: Context, trainer: Callable[[], Trainer], atoms: Sequ
     def read(rows: Sequence[TokenRow]) -> Tensor:
         return torch.from_numpy(np.concatenate(trainer().forward(rows, "logp")["logp"])).float()
 
+    return _with_columns(context, f"{REFERENCE}/{name}", atoms, read, lambda kept: {"ref_logp": kept})
+
+
+def with_teacher(
+    context: Context, teacher: Callable[[], Trainer], atoms: Sequence[Atom], name: str, *, k: int, temperature: float
+) -> Sequence[Atom]:
+    """The atoms with `top_k/ids` and `top_k/logp`; the teacher is asked for only where something is still to be read.
+
+    Raises what `cached_forward` raises.
+    """
+
+    def read(rows: Sequence[TokenRow]) -> Tensor:
+        found = teacher().forward(rows, "top_k", top_k=k, temperature=temperature)
+        ids, logp = (torch.from_numpy(np.concatenate(found[f"top_k/{part}"])) for part in ("ids", "logp"))
+        return torch.cat([ids, logp.float().view(torch.int32)], -1)
+
+    def columns(kept: Tensor) -> Mapping[str, Tensor]:
+        ids, logp = kept.chunk(2, -1)
+        return {"top_k/ids": ids, "top_k/logp": logp.view(torch.float32)}
+
+    return _with_columns(context, f"{TEACHER}/{name}", atoms, read, columns)
+
+
+def _with_columns(
+    context: Context, place: str, atoms: Sequence[Atom], read: Callable[[Sequence[TokenRow]], Tensor], columns: Columns
+) -> Sequence[Atom]:
+    """The atoms with these columns, which are put in place when an atom is asked for."""
     rows = [row for atom in atoms for row in atom.rows]
-    return Referred(atoms, list(cached_forward(context, context.folder / "reference" / name, rows, read)))
+    counts = [row.trained_count for row in rows]
+    kept: list[Tensor] = []
+    for chunk in cached_forward(context, context.folder / place, rows, read):
+        kept += torch.split(chunk, counts[len(kept) : len(kept) + CHUNK_ROWS])
+    ends = np.cumsum([0, *(len(atom.rows) for atom in atoms)]).tolist()
+
+    def atom(index: int) -> Atom:
+        said = (columns(each) for each in kept[ends[index] : ends[index + 1]])
+        pairs = zip(atoms[index].rows, said, strict=True)
+        return Atom(rows=tuple(row.with_columns(**{n: x.numpy() for n, x in c.items()}) for row, c in pairs))
+
+    return Lazy(len(atoms), atom)

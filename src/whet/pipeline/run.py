@@ -159,6 +159,12 @@ class Run:
         folder = self.made(model.path, "model")
         return self.recipe.model if folder is None else model.at(str(folder))
 
+    def origin(self, model: ModelConfig) -> ModelConfig:
+        """The model, or while it is still to be made what it is made from: it has the same tokenizer and shapes."""
+        model = self.resolve(model)
+        maker = next((name for name in self.recipe.stages if model.path == str(self.model_folder(name))), None)
+        return model if maker is None or is_sealed(self.stage_folder(maker)) else self.origin(self.model_of(maker))
+
     def section(self, name: str) -> StageBase:
         """What the recipe says of a stage, with paths in the place of references."""
 

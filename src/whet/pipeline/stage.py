@@ -87,13 +87,18 @@ class World(Protocol):
         *,
         reference: ModelConfig | bool = False,
         reads: ModelConfig | None = None,
+        teacher: ModelConfig | None = None,
         with_value: bool = False,
     ) -> Policy:
         """Load a model to train and to sample.
 
-        `reference`: a frozen model at hand, or (True) its own starting weights. `reads`: the policy whose tokens it is
-        given. `with_value` gives it a critic's head as well. Raises `ModelError` where tokenizers differ.
+        `reference`: a frozen model at hand, or (True) its own starting weights. `teacher`: another. `reads`: the policy
+        whose tokens it is given. `with_value` gives it a critic's head as well. Raises `ModelError` where tokenizers
+        differ.
         """
+
+    def teacher(self, model: ModelConfig, student: ModelConfig) -> Trainer:
+        """A model that reads the student's tokens and is never trained. Raises `ModelError` where it cannot."""
 
     def scalar_model(
         self,

@@ -18,10 +18,12 @@ from whet.records import Atom, Column, Metric, TokenRow
 
 REFERENCE = "reference"
 """The frozen model that a KL or a preference is measured from: a copy, or an adapter's base."""
+TEACHER = "teacher"
+"""The frozen model that a student is distilled from."""
 
-Need = Literal["logp", "entropy", "entropy_grad", "value", "score"]
+Need = Literal["logp", "entropy", "entropy_grad", "value", "score", "top_k"]
 """What an objective may ask of the forward pass. Log-probabilities are implied, unless values or scores are asked for:
-a scalar model has no vocabulary to have them over."""
+a scalar model has no vocabulary to have them over. `top_k`: also of the tokens in the rows' column `top_k/ids`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +37,8 @@ class Outputs:
     unless the objective needs it."""
     value_T: Tensor | None = None
     """Value of the state that the token is chosen in, with gradient; None unless the objective needs it."""
+    top_k_TK: Tensor | None = None
+    """log p of the tokens in the column `top_k/ids`, with gradient; None unless the objective needs it."""
     score_TK: Tensor | None = None
     """What the head says having read the token (a reward at the end of an answer or of a step), with gradient; None
     unless the objective needs it. K is 1 but for models of several objectives."""
@@ -51,7 +55,7 @@ class Batch:
     atom_R: Tensor
     """Which atom each row belongs to."""
     columns: Mapping[str, Tensor]
-    """The other columns of the rows, each (T,)."""
+    """The other columns of the rows, each (T,) or (T, K)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -191,18 +191,24 @@ class LocalTrainer:
         value_T = self.model.value_at(states_TD) if "value" in needs else None
         score_TK = self.model.scores_in(stream_ND, packed) if "score" in needs else None
         scalar_T = score_TK[:, 0] if value_T is None and score_TK is not None else value_T
+        wide = states_TD.new_empty(0, dtype=torch.promote_types(states_TD.dtype, torch.float32))
+        batch, target_T, top_k_TK = as_batch(atoms, wide), packed.target_T, None
+        if "top_k" in needs:
+            target_T = torch.cat([target_T[:, None], batch.columns["top_k/ids"]], -1)
         if scalar_T is None or "logp" in needs:
             logp_T, entropy_T = self.model.logp_at(
                 states_TD,
-                packed.target_T,
+                target_T,
                 temperature=objective.temperature,
                 with_entropy="entropy" in needs,
                 entropy_gradient="entropy_grad" in needs,
             )
+            if "top_k" in needs:
+                logp_T, top_k_TK = logp_T[:, 0], logp_T[:, 1:]
         else:
             logp_T, entropy_T = torch.full_like(scalar_T, math.nan), None
-        outputs = Outputs(logp_T=logp_T, entropy_T=entropy_T, value_T=value_T, score_TK=score_TK)
-        return objective(outputs, as_batch(atoms, logp_T))
+        outputs = Outputs(logp_T=logp_T, entropy_T=entropy_T, value_T=value_T, top_k_TK=top_k_TK, score_TK=score_TK)
+        return objective(outputs, batch)
 
     @contextmanager
     def _under(self, name: str | None) -> Iterator[LanguageModel]:

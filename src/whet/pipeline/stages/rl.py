@@ -63,6 +63,7 @@ def _run(context: Context[RLStage], environment: Environments | None) -> None:
             config.train,
             config.sampling,
             reference=kl.place != "none" and reference_of(context.model, kl.reference),
+            teacher=config.algorithm.teacher,
             with_value=config.algorithm.shares_trunk,
         )
         context.console.say(f"{context.name}: {policy.about}")
