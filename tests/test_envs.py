@@ -16,7 +16,8 @@ import pytest
 from pydantic import ValidationError
 
 from whet.config import GeneratedConfig
-from whet.config.rewards import ExactReward, FormatReward, MathRewardConfig, VerifierReward
+from whet.config.rewards import ExactReward, MathRewardConfig, VerifierReward
+from whet.config.shaping import FormatReward
 from whet.envs.base import Attempt, Observed, Task
 from whet.envs.library import Family, family
 from whet.envs.library.arithmetic import Sum

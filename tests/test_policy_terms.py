@@ -17,7 +17,7 @@ from whet.algorithms.policy_loss import policy_loss
 from whet.algorithms.ptx import PretrainingMix
 from whet.algorithms.sft import CrossEntropy
 from whet.algorithms.sft import weigh as weigh_rows
-from whet.config.policy import PtxConfig
+from whet.config.policy_terms import PtxConfig
 from whet.pipeline.stage import Interrupted
 from whet.records import Atom, TokenRow
 from whet.training.base import Batch, Outputs

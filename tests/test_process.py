@@ -12,7 +12,8 @@ from tests.test_policy import config, group, own
 from whet.algorithms.columns import to_answers, with_advantages, with_rewards
 from whet.algorithms.critic import RunningScale
 from whet.config import GeneratedConfig, PolicyConfig, RLStage
-from whet.config.rewards import FormatReward, StepsReward, VerifierReward
+from whet.config.rewards import StepsReward, VerifierReward
+from whet.config.shaping import FormatReward
 from whet.envs.base import Attempt, Grade
 from whet.envs.library import family
 from whet.envs.library.arithmetic import Arithmetic

@@ -15,7 +15,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from whet.config.derived import section_of
-from whet.config.policy import CLIPS, PolicyConfig
+from whet.config.policy import PolicyConfig
+from whet.config.policy_terms import CLIPS
 from whet.config.presets import PRESETS
 from whet.config.strict import Strict
 from whet.formulas import kl, policy, ratios

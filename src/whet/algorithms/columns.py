@@ -20,7 +20,7 @@ from torch import Tensor
 
 from whet.algorithms.critic import Critic, RunningScale, Trajectory
 from whet.config import PolicyConfig
-from whet.config.policy import CovarianceFilter, HighEntropyFilter, TokenFilter
+from whet.config.policy_terms import CovarianceFilter, HighEntropyFilter, TokenFilter
 from whet.formulas.advantages import (
     BASELINES,
     CREDITS,

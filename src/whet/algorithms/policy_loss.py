@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from whet.algorithms.own_loss import own_loss
-from whet.config.policy import ClipSection, OwnClip, PolicyConfig
+from whet.config.policy import PolicyConfig
+from whet.config.policy_terms import ClipSection, OwnClip
 from whet.formulas import kl as divergence
 from whet.formulas import ratios
 from whet.formulas.constants import bind

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from whet.algorithms.sft import CrossEntropy, weigh
-from whet.config.policy import PtxConfig
+from whet.config.policy_terms import PtxConfig
 from whet.records import Atom, Metric, TokenRow, seed_of
 from whet.training.base import Trainer
 

@@ -11,7 +11,8 @@ from whet.config.budget import StageBudget, of_rows
 from whet.config.data import Source, Sources, weights
 from whet.config.derived import OneOf
 from whet.config.model import TeacherConfig
-from whet.config.rewards import RepetitionReward, RewardConfig, check_rewards
+from whet.config.rewards import RewardConfig, check_rewards
+from whet.config.shaping import RepetitionReward
 from whet.config.stage import StageBase
 from whet.config.strict import Made
 from whet.config.train import SamplingConfig, TrainConfig

@@ -11,16 +11,8 @@ from whet.config.budget import StageBudget, of_chunks
 from whet.config.data import DataConfig, Source, Sources
 from whet.config.feedback import RowsBase
 from whet.config.judge import ChatConfig
-from whet.config.rewards import (
-    CosineReward,
-    GroupLengthReward,
-    LengthReward,
-    OverlongReward,
-    RepetitionReward,
-    RewardConfig,
-    check_rewards,
-    judged,
-)
+from whet.config.rewards import RewardConfig, check_rewards, judged
+from whet.config.shaping import CosineReward, GroupLengthReward, LengthReward, OverlongReward, RepetitionReward
 from whet.config.stage import StageBase
 from whet.config.strict import Made
 from whet.config.train import SamplingConfig

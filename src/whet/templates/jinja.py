@@ -339,8 +339,6 @@ class JinjaTemplate(Template):
             f"{OWN_TEMPLATE} that keeps answers as they are, or train on the last turn only (loss_on: completion)"
         )
 
-    # --------------------------------------------------------------------------------- text and tokens
-
     def _render(
         self,
         messages: Sequence[Message],

@@ -7,6 +7,7 @@ from functools import partial
 from statistics import fmean
 
 from whet.config import rewards as kinds
+from whet.config import shaping
 from whet.config.judge import JudgeConfig
 from whet.envs.base import Attempt, Grade, Reward, Task
 from whet.envs.clients import Models
@@ -83,7 +84,7 @@ def _build(
                 words=isinstance(config, kinds.AnswerReward),
             )
             return rules if judge is None else EquivalenceReward(name=name, weight=weight, rules=rules, judge=judge)
-        case kinds.GroupLengthReward():
+        case shaping.GroupLengthReward():
             return GroupLength(name=name, weight=weight)
         case kinds.FunctionRewardConfig():
             return FunctionReward(
@@ -122,12 +123,12 @@ def _build(
 
 Shaping = (
     kinds.StepsReward
-    | kinds.FormatReward
-    | kinds.LanguageReward
-    | kinds.OverlongReward
-    | kinds.CosineReward
-    | kinds.LengthReward
-    | kinds.RepetitionReward
+    | shaping.FormatReward
+    | shaping.LanguageReward
+    | shaping.OverlongReward
+    | shaping.CosineReward
+    | shaping.LengthReward
+    | shaping.RepetitionReward
     | kinds.TurnsReward
     | kinds.CallsReward
 )
@@ -161,17 +162,17 @@ def _shaping(config: Shaping, check_steps: Verify | None) -> Verify:
     match config:
         case kinds.StepsReward():
             return _checker(check_steps, "kind steps is for tasks whose family checks them (generate: arithmetic)")
-        case kinds.FormatReward():
+        case shaping.FormatReward():
             return partial(well_formed, form=config.form)
-        case kinds.LanguageReward():
+        case shaping.LanguageReward():
             return partial(consistent, script=config.script, thinking=config.thinking)
-        case kinds.OverlongReward():
+        case shaping.OverlongReward():
             return partial(overlong, cache_tokens=config.cache_tokens)
-        case kinds.CosineReward():
+        case shaping.CosineReward():
             return partial(cosine, right=config.right, wrong=config.wrong, exceeded=config.exceeded)
-        case kinds.LengthReward():
+        case shaping.LengthReward():
             return partial(length, above_tokens=config.above_tokens)
-        case kinds.RepetitionReward():
+        case shaping.RepetitionReward():
             return partial(repetition, ngram=config.ngram)
         case kinds.TurnsReward():
             return of_turns
