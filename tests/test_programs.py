@@ -210,6 +210,28 @@ def test_many_at_once_each_have_their_own_outcome_and_descriptors(sandbox: Local
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
+def test_what_a_program_starts_is_counted_for_it_alone(sandbox: LocalSandbox, agentic: LocalSandbox) -> None:
+    """The limit of processes holds for threads too: programs beside it may not use up a program's own."""
+    few = Limits(deadline_s=20, processes=4)
+    thread = (
+        "import threading, time\ntime.sleep(0.5)\nt = threading.Thread(target=print, args=('ok',))\nt.start(); t.join()"
+    )
+    child = "import os, time\ntime.sleep(0.5)\nif os.fork() == 0:\n print('ok', flush=True); os._exit(0)\nos.wait()"
+
+    async def everyone(box: LocalSandbox, program: str) -> list[ProgramOutcome]:
+        return await asyncio.gather(*(box.run(program, limits=few) for _ in range(8)))
+
+    for profile, program in ((sandbox.profile, thread), (agentic.profile, child)):
+        crowd = LocalSandbox(profile, workers=8)
+        try:
+            assert [outcome.stdout for outcome in asyncio.run(everyone(crowd, program))] == ["ok\n"] * 8, profile
+        finally:
+            crowd.close()
+    if sandbox.profile == "strong":
+        many = "import threading, time\nfor _ in range(9): threading.Thread(target=time.sleep, args=(9,)).start()"
+        assert "can't start new thread" in run(sandbox, many, limits=few).stderr
+
+
 def test_a_session_keeps_its_state_and_ends_with_it(agentic: LocalSandbox) -> None:
     console = "import sys\nspace = {}\nfor line in sys.stdin:\n print(eval(line, space), flush=True)"
 

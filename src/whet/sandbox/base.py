@@ -84,7 +84,7 @@ class Limits:
     file_mb: int = 32
     """All of its files together, where it may write any."""
     processes: int = 32
-    """Where it may start any."""
+    """And threads, together; the profile's page says where."""
 
 
 USUAL = Limits()
