@@ -87,6 +87,16 @@ def test_honest_programs_score_and_forgeries_do_not(sandbox: LocalSandbox, form:
     assert not any(grade.failure for grade in forged)
 
 
+def test_a_solution_does_not_end_the_loop_of_its_tests(sandbox: LocalSandbox) -> None:
+    mapped = {"test_list": ["assert all(map(lambda a: add(a, 1) == a + 1, range(3)))"]}
+    loop = "for s, a in zip(map(lambda a: candidate(a, 1), (1, 2)), (2, 3)): assert s == a"
+    zipped = {**CHECK, "test": f"def check(candidate):\n {loop}"}
+    forged = [f"def add(a, b): raise {kind}" for kind in ("StopIteration", "StopAsyncIteration", "GeneratorExit")]
+    for columns in (mapped, zipped):
+        given = graded(sandbox, [(columns, said) for said in [*forged, HONEST["plain"]]], PATIENT)
+        assert [grade.value for grade in given] == [0.0, 0.0, 0.0, 1.0]
+
+
 STREAMS = {"input_output": json.dumps({"inputs": ["2 3\n", "4\n5\n"], "outputs": ["5\n", "9"]})}
 ADDS = "import sys\nprint(sum(map(int, sys.stdin.read().split())))"
 

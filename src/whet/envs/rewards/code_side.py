@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 SEQUENCES: dict[str, Any] = {"tuple": tuple, "set": set, "frozenset": frozenset}
+ENDS = (StopIteration, StopAsyncIteration)
+"""What ends the loop of a test that calls within `map`, as if all had been tried: never raised for a solution."""
 SPACE = "solution"
 """The module that the code runs as, which its classes name."""
 
@@ -104,7 +106,8 @@ def run_tests() -> None:
         if "raised" not in reply:
             return unpack(reply["value"], space)
         kind = getattr(builtins, str(reply["raised"]), None)
-        raise kind if isinstance(kind, type) and issubclass(kind, Exception) else Exception
+        usual = isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, ENDS)
+        raise kind if usual else Exception
 
     exec(compile(told["setup"], "tests.py", "exec"), space)
     space["candidate"] = candidate
