@@ -106,8 +106,9 @@ def run_tests() -> None:
         if "raised" not in reply:
             return unpack(reply["value"], space)
         kind = getattr(builtins, str(reply["raised"]), None)
-        usual = isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, ENDS)
-        raise kind if usual else Exception
+        if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, ENDS):
+            raise kind
+        raise Exception
 
     exec(compile(told["setup"], "tests.py", "exec"), space)
     space["candidate"] = candidate
