@@ -162,6 +162,12 @@ def test_no_process_outlives_its_program(agentic: LocalSandbox) -> None:
     assert not jailed() - before
 
 
+def test_where_memory_runs_out_a_program_dies_before_its_trainer(agentic: LocalSandbox) -> None:
+    score = "path = '/proc/self/oom_score_adj'\nprint(open(path).read().strip())\nopen(path, 'w').write('0')"
+    outcome = run(agentic, score)
+    assert (outcome.stdout, outcome.status) == ("1000\n", Status.EXITED)
+
+
 def test_the_memory_of_all_processes_together_is_limited(agentic: LocalSandbox) -> None:
     hoard = "import os, time\nfor _ in range(8):\n if os.fork() == 0: break\nx = b'x' * (100 << 20)\ntime.sleep(60)"
     assert run(agentic, hoard, limits=Limits(deadline_s=30, memory_mb=256)).status is Status.MEMORY

@@ -192,6 +192,8 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     channel = socket.socket(fileno=int(sys.argv[2]))
     del os.environ["PYTHONPATH"]
+    with contextlib.suppress(OSError):  # where memory runs out, a program is to die before the run that it serves
+        Path("/proc/self/oom_score_adj").write_text("1000")
     for module in WARM.split():
         importlib.import_module(module)
     try:
