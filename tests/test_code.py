@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.attacks import FORGERIES, HONEST
@@ -181,6 +182,12 @@ def test_values_are_equal_with_their_types(wanted: Any, given: Any, equal: bool)
     assert same(pack(wanted), json.loads(json.dumps(pack(given)))) is equal
     if wanted == wanted:
         assert unpack(pack(wanted), {}) == wanted
+
+
+def test_numpys_scalars_are_plain_and_its_arrays_are_not() -> None:
+    for given, plain in ((np.int64(5), 5), (np.float32(0.5), 0.5), (np.bool_(True), True), ([np.int8(1)], [1])):
+        assert same(pack(plain), json.loads(json.dumps(pack(given))))
+    assert not same(pack(5), pack(np.bool_(True))) and not same(pack(1), pack(np.array([1])))
 
 
 def test_tolerance_has_a_place_only_where_it_is_asked_for() -> None:

@@ -29,6 +29,8 @@ def pack(value: Any) -> Any:
     for scalar in (bool, int, float, str):
         if isinstance(value, scalar):
             return scalar(value)
+    if type(value).__module__ == "numpy" and hasattr(value, "item") and not getattr(value, "shape", True):
+        return pack(value.item())  # a scalar of numpy, which equals Python's
     if isinstance(value, list):
         return [pack(item) for item in value]
     for name, sequence in SEQUENCES.items():
