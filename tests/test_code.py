@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.attacks import FORGERIES, HONEST
@@ -85,6 +86,16 @@ def test_honest_programs_score_and_forgeries_do_not(sandbox: LocalSandbox, form:
     given = dict(zip(FORGERIES, (grade.value for grade in forged), strict=True))
     assert given == {**dict.fromkeys(FORGERIES, 0.0), **weaker}
     assert not any(grade.failure for grade in forged)
+
+
+def test_a_solution_does_not_end_the_loop_of_its_tests(sandbox: LocalSandbox) -> None:
+    mapped = {"test_list": ["assert all(map(lambda a: add(a, 1) == a + 1, range(3)))"]}
+    loop = "for s, a in zip(map(lambda a: candidate(a, 1), (1, 2)), (2, 3)): assert s == a"
+    zipped = {**CHECK, "test": f"def check(candidate):\n {loop}"}
+    forged = [f"def add(a, b): raise {kind}" for kind in ("StopIteration", "StopAsyncIteration", "GeneratorExit")]
+    for columns in (mapped, zipped):
+        given = graded(sandbox, [(columns, said) for said in [*forged, HONEST["plain"]]], PATIENT)
+        assert [grade.value for grade in given] == [0.0, 0.0, 0.0, 1.0]
 
 
 STREAMS = {"input_output": json.dumps({"inputs": ["2 3\n", "4\n5\n"], "outputs": ["5\n", "9"]})}
@@ -171,6 +182,12 @@ def test_values_are_equal_with_their_types(wanted: Any, given: Any, equal: bool)
     assert same(pack(wanted), json.loads(json.dumps(pack(given)))) is equal
     if wanted == wanted:
         assert unpack(pack(wanted), {}) == wanted
+
+
+def test_numpys_scalars_are_plain_and_its_arrays_are_not() -> None:
+    for given, plain in ((np.int64(5), 5), (np.float32(0.5), 0.5), (np.bool_(True), True), ([np.int8(1)], [1])):
+        assert same(pack(plain), json.loads(json.dumps(pack(given))))
+    assert not same(pack(5), pack(np.bool_(True))) and not same(pack(1), pack(np.array([1])))
 
 
 def test_tolerance_has_a_place_only_where_it_is_asked_for() -> None:

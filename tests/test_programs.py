@@ -7,12 +7,15 @@ import base64
 import json
 import os
 import platform
+import resource
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -159,6 +162,12 @@ def test_no_process_outlives_its_program(agentic: LocalSandbox) -> None:
     assert not jailed() - before
 
 
+def test_where_memory_runs_out_a_program_dies_before_its_trainer(agentic: LocalSandbox) -> None:
+    score = "path = '/proc/self/oom_score_adj'\nprint(open(path).read().strip())\nopen(path, 'w').write('0')"
+    outcome = run(agentic, score)
+    assert (outcome.stdout, outcome.status) == ("1000\n", Status.EXITED)
+
+
 def test_the_memory_of_all_processes_together_is_limited(agentic: LocalSandbox) -> None:
     hoard = "import os, time\nfor _ in range(8):\n if os.fork() == 0: break\nx = b'x' * (100 << 20)\ntime.sleep(60)"
     assert run(agentic, hoard, limits=Limits(deadline_s=30, memory_mb=256)).status is Status.MEMORY
@@ -210,6 +219,28 @@ def test_many_at_once_each_have_their_own_outcome_and_descriptors(sandbox: Local
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
+def test_what_a_program_starts_is_counted_for_it_alone(sandbox: LocalSandbox, agentic: LocalSandbox) -> None:
+    """The limit of processes holds for threads too: programs beside it may not use up a program's own."""
+    few = Limits(deadline_s=20, processes=4)
+    thread = (
+        "import threading, time\ntime.sleep(0.5)\nt = threading.Thread(target=print, args=('ok',))\nt.start(); t.join()"
+    )
+    child = "import os, time\ntime.sleep(0.5)\nif os.fork() == 0:\n print('ok', flush=True); os._exit(0)\nos.wait()"
+
+    async def everyone(box: LocalSandbox, program: str) -> list[ProgramOutcome]:
+        return await asyncio.gather(*(box.run(program, limits=few) for _ in range(8)))
+
+    for profile, program in ((sandbox.profile, thread), (agentic.profile, child)):
+        crowd = LocalSandbox(profile, workers=8)
+        try:
+            assert [outcome.stdout for outcome in asyncio.run(everyone(crowd, program))] == ["ok\n"] * 8, profile
+        finally:
+            crowd.close()
+    if sandbox.profile == "strong":
+        many = "import threading, time\nfor _ in range(9): threading.Thread(target=time.sleep, args=(9,)).start()"
+        assert "can't start new thread" in run(sandbox, many, limits=few).stderr
+
+
 def test_a_session_keeps_its_state_and_ends_with_it(agentic: LocalSandbox) -> None:
     console = "import sys\nspace = {}\nfor line in sys.stdin:\n print(eval(line, space), flush=True)"
 
@@ -224,6 +255,90 @@ def test_a_session_keeps_its_state_and_ends_with_it(agentic: LocalSandbox) -> No
     first, second, third, late, gone = asyncio.run(talk())
     assert (first.stdout, second.stdout, third.stdout) == ("6\n", "42\n", "1\n")
     assert late.status is Status.TIMEOUT and gone.status is not Status.FINISHED
+
+
+def test_a_session_reads_and_writes_at_once(sandbox: LocalSandbox) -> None:
+    """A line longer than what a socket holds goes to a program that first writes more than a pipe holds."""
+    program = "import sys\nsys.stderr.write('x' * 300000)\nfor line in sys.stdin: print(len(line), flush=True)"
+
+    async def talk() -> list[ProgramOutcome]:
+        session = await sandbox.open(program, limits=LONG)
+        said = [await session.ask("y" * 900_000), await session.ask("z")]
+        await session.close()
+        return [*said, await session.ask("closed")]
+
+    first, second, closed = asyncio.run(talk())
+    assert (first.stdout, len(first.stderr), second.stdout) == ("900001\n", 300_000, "2\n")
+    assert closed.status is Status.MACHINERY
+
+
+def test_a_reply_in_time_is_one_however_late_it_is_read(sandbox: LocalSandbox) -> None:
+    program = "import time\nprint('a', flush=True)\ntime.sleep(0.2)\nprint('b' * 50000, flush=True)\ntime.sleep(60)"
+
+    async def talk() -> ProgramOutcome:
+        session = await sandbox.open(program, limits=LONG)
+        await session.ask("")
+        await asyncio.sleep(2)
+        said = await session.ask("", deadline_s=1e-9)
+        await session.close()
+        return said
+
+    assert len(asyncio.run(talk()).stdout) == 50001
+
+
+def test_waiting_for_a_turn_is_no_time_of_a_programs_own(sandbox: LocalSandbox) -> None:
+    console = "import sys, time\nfor line in sys.stdin: print(eval(line), flush=True)"
+
+    async def talk() -> list[ProgramOutcome]:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        sessions = [await sandbox.open(console, limits=LONG) for _ in range(2)]
+        for session in sessions:
+            await session.ask("1")
+        said = [*await asyncio.gather(sessions[0].ask("time.sleep(2)"), sessions[1].ask("6 * 7"))]
+        for session in sessions:
+            await session.close()
+        return said
+
+    slow, quick = asyncio.run(talk())
+    assert (slow.stdout, quick.stdout) == ("None\n", "42\n")
+    assert quick.wall_s < 2 <= slow.wall_s
+
+
+def test_a_session_may_be_closed_while_it_is_asked(sandbox: LocalSandbox) -> None:
+    async def talk() -> ProgramOutcome:
+        session = await sandbox.open("import time\ntime.sleep(60)", limits=Limits(deadline_s=50))
+        asked = asyncio.create_task(session.ask(""))
+        await asyncio.sleep(0.5)
+        await session.close()
+        return await asked
+
+    descriptors, begun = len(os.listdir("/proc/self/fd")), time.monotonic()
+    assert asyncio.run(talk()).status is Status.MACHINERY
+    assert time.monotonic() - begun < 40 and len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_without_descriptors_nothing_is_known_and_none_is_lost(sandbox: LocalSandbox) -> None:
+    async def ask() -> ProgramOutcome:
+        session = await sandbox.open("input(); print('ok')", limits=LONG)
+        said = await session.ask("")
+        await session.close()
+        return said
+
+    assert asyncio.run(ask()).stdout == "ok\n"
+    held, limits = len(os.listdir("/proc/self/fd")), resource.getrlimit(resource.RLIMIT_NOFILE)
+    talked = set()
+    for room in range(4, 14):  # an event loop has some of its own
+        resource.setrlimit(resource.RLIMIT_NOFILE, (held + room, limits[1]))
+        try:
+            first = sandbox.run_now("print('ok')", {}, b"", LONG)
+            with suppress(OSError):
+                talked.add(asyncio.run(ask()).status)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert first.status is Status.MACHINERY or first.stdout == "ok\n", first
+    assert Status.MACHINERY in talked
+    assert len(os.listdir("/proc/self/fd")) == held
+    assert run(sandbox, "print('ok')").stdout == "ok\n"
 
 
 def test_a_dead_template_is_no_programs_fault(sandbox: LocalSandbox) -> None:

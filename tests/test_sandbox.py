@@ -122,6 +122,8 @@ def test_a_frame_is_taken_when_it_is_whole_and_garbage_is_refused() -> None:
     for garbage in ((LIMIT + 1).to_bytes(4, "big"), b"\x00\x00\x00\x011", b"\x00\x00\x00\x01{"):
         with pytest.raises(ValueError, match=r"."):
             take(bytearray(garbage))
+    with pytest.raises(ValueError, match="not a frame"):
+        take(bytearray((100_000).to_bytes(4, "big") + b"[" * 100_000))
 
 
 def test_every_payload_gets_its_own_result_in_order(pool: WorkerPool) -> None:

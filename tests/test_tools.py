@@ -16,17 +16,17 @@ from whet.envs.base import Task
 from whet.envs.rewards.build import build_rubric
 from whet.envs.tools.calculator import calculator
 from whet.envs.tools.play import ToolEnvironments
-from whet.errors import ConfigError, DataError
+from whet.errors import ConfigError, DataError, PolicyFault
 from whet.models.create import byte_tokenizer
 from whet.models.load import TEMPLATES
-from whet.records import Episode, Message, Outcome
+from whet.records import Episode, Message, Outcome, ToolCall
 from whet.rollouts.play import Player
 from whet.sampling.base import SamplingParams
 from whet.sampling.scripted import ScriptedSampler
 from whet.templates.jinja import JinjaTemplate
 
 SHOP = '''
-import os, sys, time
+import os, sys, threading, time
 from dataclasses import dataclass
 from typing import Literal
 
@@ -68,7 +68,7 @@ class Shop:
         self.paid += 0.25
         return [{"name": name, "limit": limit}]
 
-    async def wait(self, seconds: float, how: Literal["asleep", "dead", "lost", "raise"] = "asleep") -> str:
+    async def wait(self, seconds: float, how: Literal["asleep", "dead", "soon", "lost", "raise"] = "asleep") -> str:
         """Wait for something."""
         if how == "dead":
             os._exit(3)
@@ -76,6 +76,8 @@ class Shop:
             raise Broken("the database is gone")
         if how == "raise":
             raise ValueError("no such time")
+        if how == "soon":
+            threading.Timer(0.1, os._exit, (0,)).start()
         time.sleep(seconds)
         return "waited"
 
@@ -236,7 +238,7 @@ def test_schemas_come_from_hints_and_docstrings(made: ToolEnvironments) -> None:
         },
     }
     assert functions["put"]["parameters"]["properties"]["place"]["description"] == "Where it goes."
-    assert functions["wait"]["parameters"]["properties"]["how"]["enum"] == ["asleep", "dead", "lost", "raise"]
+    assert functions["wait"]["parameters"]["properties"]["how"]["enum"] == ["asleep", "dead", "soon", "lost", "raise"]
     assert (made.takes, made.needs) == (None, ["item"])
     with pytest.raises(DataError, match="task x: reset needs the column 'item'; the row's columns: gold"):
         made.check(Task(id="x", messages=TASK.messages, columns={"gold": "1"}))
@@ -360,6 +362,21 @@ def test_who_breaks_the_environment_is_scored_lowest(made: ToolEnvironments, sai
     (episode,) = play(made, [said])
     assert (episode.outcome, episode.score.value, episode.score.correct) == (Outcome.POLICY_ERROR, 0.0, False)
     assert episode.score.note.startswith(f"the environment failed: {note}")
+
+
+def test_a_call_that_kills_its_process_later_is_no_way_to_go_unscored(made: ToolEnvironments) -> None:
+    async def leave() -> None:
+        game = made.make(TASK)
+        await game.start(seed=0)
+        soon = ToolCall(id="1", name="wait", arguments={"seconds": 0, "how": "soon"})
+        await game.step(Message(role="assistant", content="", tool_calls=(soon,)))
+        assert game.session is not None
+        while not game.session.gone:
+            await asyncio.sleep(0.05)
+        with pytest.raises(PolicyFault, match="died after a call"):
+            await game.close()
+
+    asyncio.run(asyncio.wait_for(leave(), 60))
 
 
 def test_what_the_machinery_did_is_tried_again_and_then_unscored(made: ToolEnvironments) -> None:

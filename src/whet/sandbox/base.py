@@ -84,7 +84,7 @@ class Limits:
     file_mb: int = 32
     """All of its files together, where it may write any."""
     processes: int = 32
-    """Where it may start any."""
+    """And threads, together; the profile's page says where."""
 
 
 USUAL = Limits()
@@ -101,6 +101,8 @@ class ProgramOutcome:
     cpu_s: float = 0.0
     memory_mb: float = 0.0
     """The most that was resident at once."""
+    wall_s: float = 0.0
+    """Seconds of its own: since it began to run, or was asked; not those in which it waited for its turn."""
     note: str = ""
     """In words, where the status does not say it all."""
 

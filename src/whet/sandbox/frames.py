@@ -32,7 +32,10 @@ def take(buffer: bytearray) -> dict[str, Any] | None:
         raise ValueError("not a frame")
     if len(buffer) < 4 + size:
         return None
-    frame = json.loads(buffer[4 : 4 + size])
+    try:
+        frame = json.loads(buffer[4 : 4 + size])
+    except RecursionError as error:
+        raise ValueError("not a frame") from error
     if not isinstance(frame, dict):
         raise ValueError("not a frame")
     del buffer[: 4 + size]

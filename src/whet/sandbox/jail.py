@@ -32,6 +32,8 @@ from whet.sandbox.frames import encode
 WARM = """bisect collections copy dataclasses datetime decimal fractions functools heapq itertools math operator random
 re statistics string typing"""
 """Modules that are loaded once, for all programs."""
+USERS = 4096
+"""Processes and threads of one user, all of them together, beyond which a program without namespaces starts no more."""
 REQUEST = 5
 """Descriptors that come with a request."""
 
@@ -142,6 +144,10 @@ class ForkServer:
             os.chdir(job["folder"])
         own = [path for path in sys.path if path.startswith(sys.base_prefix)]
         sys.path[:] = [os.getcwd(), *own, *kernel.PACKAGES]
+        if self._numbers is None:  # nothing counts the program apart from the rest of its user's processes
+            limits = {**limits, "processes": USERS}
+        else:
+            kernel.unshare(kernel.NEW_USER)
         kernel.limit(**{**limits, "file_mb": 0 if self._profile == "default" else limits["file_mb"]})
         kernel.drop_capabilities()
         if self._profile == "default":
@@ -186,6 +192,8 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     channel = socket.socket(fileno=int(sys.argv[2]))
     del os.environ["PYTHONPATH"]
+    with contextlib.suppress(OSError):  # where memory runs out, a program is to die before the run that it serves
+        Path("/proc/self/oom_score_adj").write_text("1000")
     for module in WARM.split():
         importlib.import_module(module)
     try:

@@ -198,7 +198,10 @@ def filter_calls(bpf: bytes) -> None:
 
 
 def limit(*, memory_mb: int, cpu_s: int, file_mb: int, processes: int) -> None:
-    """Limits of each process, hard: memory as address space. Those of processes hold for ordinary users."""
+    """Limits of each process, hard: memory as address space.
+
+    `processes` counts threads as well, of all that the user has in this user namespace; it holds for ordinary users.
+    """
     numbers: Sequence[tuple[int, int]] = (
         (resource.RLIMIT_AS, memory_mb << 20), (resource.RLIMIT_CPU, cpu_s), (resource.RLIMIT_FSIZE, file_mb << 20),
         (resource.RLIMIT_NOFILE, 64), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_NPROC, processes),

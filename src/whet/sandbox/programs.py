@@ -99,36 +99,46 @@ class LocalSession:
     """A program that reads lines from standard input and replies on standard output."""
 
     def __init__(self, template: _Template, program: str, files: Mapping[str, bytes], limits: Limits) -> None:
-        self._limits = limits
+        self._limits, self._closed, self._turn = limits, False, threading.Lock()
         self._ended: ProgramOutcome | None = None
-        self._lines, theirs = socket.socketpair()
-        with theirs:
-            self._job = _Job(template, program, files, theirs.fileno(), limits, cpu_s=FOREVER_S)
+        self._job: _Job | None = None
+        try:
+            lines, theirs = socket.socketpair()
+            with theirs:
+                self._job = _Job(template, program, files, theirs.fileno(), limits, cpu_s=FOREVER_S, lines=lines)
+        except OSError as error:
+            self._ended = _lost(error)
 
     async def ask(self, line: str, *, deadline_s: float | None = None) -> ProgramOutcome:
         """Its reply to a line."""
-        return await asyncio.to_thread(self._ask, line, deadline_s or self._limits.deadline_s)
+        return await asyncio.to_thread(self._ask, line, self._limits.deadline_s if deadline_s is None else deadline_s)
 
     def _ask(self, line: str, seconds: float) -> ProgramOutcome:
-        if self._ended is not None:
-            return self._ended
-        self._lines.settimeout(seconds)
-        with suppress(OSError):  # it is gone, or does not read: `watch` says which
-            self._lines.sendall(line.encode() + b"\n")
-        status = self._job.watch(seconds, line=True)
-        if status is None:
-            return self._job.outcome(Status.FINISHED, line=True)
-        self._ended = self._job.outcome(Status.EXITED if status is Status.FINISHED else status)
-        self._close()
-        return self._ended
+        with self._turn:
+            if self._job is None or self._ended is not None or self._closed:
+                return self._ended or ProgramOutcome(status=Status.MACHINERY, note="the session is closed")
+            self._job.tell(line.encode() + b"\n")
+            status = self._job.watch(seconds, line=True)
+            if status is None:
+                said = self._job.outcome(Status.FINISHED, line=True)
+            else:
+                said = self._ended = self._job.outcome(Status.EXITED if status is Status.FINISHED else status)
+        if self._ended or self._closed:
+            self._close()
+        return said
 
     async def close(self) -> None:
         """Kill it."""
         self._close()
 
     def _close(self) -> None:
-        self._job.close()
-        self._lines.close()
+        """Also while it is asked: that ends then, and lets go of it, for its descriptors may not be another's yet."""
+        self._closed = True
+        if self._job is not None:
+            self._job.stop()
+            if self._turn.acquire(blocking=False):
+                self._job.close()
+                self._turn.release()
 
 
 class _Template:
@@ -175,64 +185,102 @@ class _Job:
     """One program's process, as seen from outside."""
 
     def __init__(
-        self, template: _Template, program: str, files: Mapping[str, bytes], stdin: int, limits: Limits, *, cpu_s: int
+        self,
+        template: _Template,
+        program: str,
+        files: Mapping[str, bytes],
+        stdin: int,
+        limits: Limits,
+        *,
+        cpu_s: int,
+        lines: socket.socket | None = None,
     ) -> None:
         for path in map(PurePath, files):
             if path.is_absolute() or ".." in path.parts:
                 raise ValueError(f"file name {str(path)!r} leads out of the working folder")
         self._most, self._memory = limits.output_kb << 10, limits.memory_mb << 20
         self._shared, self._pid, self._begun = template.profile == "agentic", 0, False
-        self._ended = (0, 0.0, 0)
+        self._ended, self._since = (0, 0.0, 0), 0.0
         self._over: Status | None = None
-        self._held, folder = ExitStack(), None
-        if files and template.profile in ("default", "minimal"):  # the others have a file system of their own
-            folder = self._held.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
-            write_files(folder, files)
+        self._poll = select.poll()
+        self._written: dict[int, bytearray] = {}
+        self._lines, self._unsent = lines, bytearray()
         named = {name: content.decode("latin-1") for name, content in files.items()}
         most = {name: getattr(limits, name) for name in ("memory_mb", "file_mb", "processes")}
-        job = {"program": program, "files": named, "limits": {**most, "cpu_s": cpu_s}, "folder": folder}
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._held.enter_context(self._control)
-        self._control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # tells the process's number as seen here
-        pipes = [os.pipe() for _ in range(2)]
-        with theirs, _memory(json.dumps(job).encode()) as payload:
-            self.note = template.fork([theirs.fileno(), payload, stdin, *(writing for _, writing in pipes)])
-        self._poll = select.poll()
-        self._poll.register(self._control, select.POLLIN)
-        self._written: dict[int, bytearray] = {}
-        for reading, writing in pipes:
-            os.close(writing)
-            os.set_blocking(reading, False)
-            self._held.callback(os.close, reading)
-            self._poll.register(reading, select.POLLIN)
-            self._written[reading] = bytearray()
+        with ExitStack() as held, ExitStack() as given:
+            folder, writing = None, []
+            if lines is not None:
+                held.enter_context(lines).setblocking(False)
+            if files and template.profile in ("default", "minimal"):  # the others have a file system of their own
+                folder = held.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+                write_files(folder, files)
+            job = {"program": program, "files": named, "limits": {**most, "cpu_s": cpu_s}, "folder": folder}
+            self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            held.enter_context(self._control)
+            given.enter_context(theirs)
+            self._control.setsockopt(
+                socket.SOL_SOCKET, socket.SO_PASSCRED, 1
+            )  # tells the process's number as seen here
+            self._poll.register(self._control, select.POLLIN)
+            for _ in range(2):
+                reading, end = os.pipe()
+                held.callback(os.close, reading)
+                given.callback(os.close, end)
+                writing.append(end)
+                os.set_blocking(reading, False)
+                self._poll.register(reading, select.POLLIN)
+                self._written[reading] = bytearray()
+            payload = given.enter_context(_memory(json.dumps(job).encode()))
+            self.note = template.fork([theirs.fileno(), payload, stdin, *writing])
+            self._held = held.pop_all()
+
+    def tell(self, text: bytes) -> None:
+        """Have `watch` send it, as fast as it is read: what the program writes meanwhile is read as ever."""
+        assert self._lines is not None, "a session"
+        self._unsent += text
+        self._poll.register(self._lines, select.POLLOUT)
 
     def watch(self, seconds: float, *, line: bool = False) -> Status | None:
         """Until it ended or is late; None as soon as it wrote a whole line, where a `line` is awaited."""
-        deadline, begun = time.monotonic() + (seconds if self._begun else STARTUP_S), self._begun
         output, look = next(iter(self._written.values())), 0.0
+        self._since = time.monotonic()
         while not (line and b"\n" in output):
             if self._over is not None:  # all that it wrote is read by now, and may say more
                 return self._over if self._over is Status.MACHINERY else self._status()
-            left = deadline - time.monotonic()
+            begun = self._begun
+            left = self._since + (seconds if begun else STARTUP_S) - time.monotonic()
             ready = {source for source, _ in self._poll.poll(max(0.0, min(left, LOOK_S)) * 1000)}
             if self._control.fileno() in ready:
                 self._over = self._hear()
-            for source in self._written if self._over else ready & self._written.keys():
-                self._read(source, drain=self._over is not None)
+            if self._lines is not None and self._lines.fileno() in ready:
+                self._send(self._lines)
+            drain = self._over is not None or left <= 0  # where this thread comes late, the reply may have come in time
+            for source in self._written if drain else ready & self._written.keys():
+                self._read(source, drain=drain)
             if any(len(text) > self._most for text in self._written.values()):
                 return Status.OUTPUT
             if self._over is not None:  # after what it wrote at last
                 continue
             if self._begun and not begun:
-                deadline, begun = time.monotonic() + seconds, True
-            elif left <= 0:
+                self._since = time.monotonic()
+            elif left <= 0 and not (line and b"\n" in output):
                 return Status.TIMEOUT if begun else Status.MACHINERY
             if self._shared and self._pid and time.monotonic() >= look:
                 if _resident(self._pid) > self._memory:
                     return Status.MEMORY
                 look = time.monotonic() + LOOK_S
         return None
+
+    def _send(self, lines: socket.socket) -> None:
+        """As much as it has room for."""
+        try:
+            del self._unsent[: lines.send(self._unsent)]
+        except BlockingIOError:
+            return
+        except OSError:  # it is gone, or reads no more: its end or its deadline says which
+            self._unsent.clear()
+        if not self._unsent:
+            self._poll.unregister(lines)
 
     def _hear(self) -> Status | None:
         """What the template says of it; None where it goes on."""
@@ -279,10 +327,16 @@ class _Job:
             exit_code=self._ended[0] if status in (Status.FINISHED, Status.EXITED) and not line else None,
             cpu_s=self._ended[1],
             memory_mb=self._ended[2] / 1024,
+            wall_s=time.monotonic() - self._since if self._begun else 0.0,
             note=self.note,
         )
         del output[:end], errors[:]
         return found
+
+    def stop(self) -> None:
+        """Kill it where it still runs; who watches it finds the machinery gone."""
+        with suppress(OSError):  # it is closed
+            self._control.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Kill it where it still runs, and let go of what was its."""
@@ -331,9 +385,17 @@ def _alone(
 
 
 def _run(template: _Template, program: str, files: Mapping[str, bytes], stdin: bytes, limits: Limits) -> ProgramOutcome:
-    with _memory(stdin) as given:
-        job = _Job(template, program, files, given, limits, cpu_s=int(limits.deadline_s) + 2)
-        try:
-            return job.outcome(job.watch(limits.deadline_s) or Status.MACHINERY)
-        finally:
-            job.close()
+    try:
+        with _memory(stdin) as given:
+            job = _Job(template, program, files, given, limits, cpu_s=int(limits.deadline_s) + 2)
+    except OSError as error:
+        return _lost(error)
+    try:
+        return job.outcome(job.watch(limits.deadline_s) or Status.MACHINERY)
+    finally:
+        job.close()
+
+
+def _lost(error: OSError) -> ProgramOutcome:
+    """What could not be started, for want of descriptors, memory or room on the disk."""
+    return ProgramOutcome(status=Status.MACHINERY, note=str(error))

@@ -7,6 +7,7 @@ or is killed alone at the deadline of a question. Sessions are awaited: none hol
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 import time
 from collections.abc import Sequence
@@ -60,6 +61,16 @@ class Session:
         """Whether the template died, and the session with it."""
         template = self._worker.template
         return template is None or template.poll() is not None
+
+    @property
+    def gone(self) -> bool:
+        """Whether its process ended while it was asked nothing."""
+        try:
+            return self._worker.channel.recv(1, socket.MSG_PEEK) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     async def _listen(self) -> Result:
         loop, worker = asyncio.get_running_loop(), self._worker

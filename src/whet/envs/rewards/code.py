@@ -14,9 +14,9 @@ import math
 import os
 import re
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ from whet.sandbox.base import Limits, ProgramOutcome, ProgramSession, Sandbox, S
 
 LONGEST = 100_000
 """Characters of a program; a longer answer is wrong without being run."""
+TALKS = 32
+"""Tests that run at once: each has two processes, and eight descriptors."""
 COUNTED = (Status.EXITED, Status.SIGNALLED, Status.TIMEOUT, Status.MEMORY, Status.OUTPUT, Status.BROKE)
 _TAGGED = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL)
 _BLOCK = re.compile(r"```[ \t]*(?:python3?|py)?[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
@@ -123,8 +125,10 @@ class CodeReward:
         """All at once, in an event loop of its own: whoever asks may have one that runs."""
 
         async def everyone() -> list[_Verdict]:
-            turns = asyncio.Semaphore(2 * (os.cpu_count() or 1))
-            return await asyncio.gather(*(self._judge(attempt, turns) for attempt in attempts))
+            most = 2 * (os.cpu_count() or 1)
+            turns, talks = asyncio.Semaphore(most), asyncio.Semaphore(min(most, TALKS))
+            each = ((attempt, talks if self._suite(attempt.task).scripts else turns) for attempt in attempts)
+            return await asyncio.gather(*(self._judge(attempt, turn) for attempt, turn in each))
 
         return self._thread.submit(asyncio.run, everyone()).result()
 
@@ -189,18 +193,21 @@ class CodeReward:
 
     async def _by_scripts(self, suite: Suite, program: str) -> _Verdict:
         """The tests' process asks, the solution's process answers, and all that passes between them passes here."""
-        solution, tests = [await self._sandbox.open(side, limits=self._limits) for side in (ANSWERS, TESTS)]
-        left = {solution: self._limits.deadline_s, tests: 2 * self._limits.deadline_s}
+        async with AsyncExitStack() as opened:
+            sides = []
+            for side in (ANSWERS, TESTS):
+                sides.append(await self._sandbox.open(side, limits=self._limits))
+                opened.push_async_callback(sides[-1].close)
+            solution, tests = sides
+            left = {solution: self._limits.deadline_s, tests: 2 * self._limits.deadline_s}
 
-        async def ask(session: ProgramSession, frame: Mapping[str, Any]) -> tuple[Status, dict[str, Any], str]:
-            begun = time.monotonic()
-            said = await session.ask(json.dumps(frame), deadline_s=left[session])
-            left[session] -= time.monotonic() - begun
-            late = left[session] <= 0 and said.status is Status.FINISHED
-            return Status.TIMEOUT if late else said.status, _read(said.stdout), said.note
+            async def ask(session: ProgramSession, frame: Mapping[str, Any]) -> tuple[Status, dict[str, Any], str]:
+                said = await session.ask(json.dumps(frame), deadline_s=left[session])
+                left[session] -= said.wall_s
+                late = left[session] <= 0 and said.status is Status.FINISHED
+                return Status.TIMEOUT if late else said.status, _read(said.stdout), said.note
 
-        ended, reply, why = Status.FINISHED, dict[str, Any](), ""
-        try:
+            ended, reply, why = Status.FINISHED, dict[str, Any](), ""
             for frame in _sources(suite, program):
                 if ended is Status.FINISHED:
                     ended, reply, why = await ask(solution, frame)
@@ -213,9 +220,6 @@ class CodeReward:
                     ended, reply, _ = await ask(solution, {"entry": suite.entry, "arguments": asked["arguments"]})
                     why = why or _why(reply)
                 status, asked, note = await ask(tests, reply or {"raised": "Exception"})
-        finally:
-            await solution.close()
-            await tests.close()
         if Status.MACHINERY in (status, ended):
             return _Verdict((), Status.MACHINERY, note or why)
         if status is not Status.FINISHED and ended is Status.FINISHED:

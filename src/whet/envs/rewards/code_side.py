@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 SEQUENCES: dict[str, Any] = {"tuple": tuple, "set": set, "frozenset": frozenset}
+ENDS = (StopIteration, StopAsyncIteration)
+"""What ends the loop of a test that calls within `map`, as if all had been tried: never raised for a solution."""
 SPACE = "solution"
 """The module that the code runs as, which its classes name."""
 
@@ -27,6 +29,8 @@ def pack(value: Any) -> Any:
     for scalar in (bool, int, float, str):
         if isinstance(value, scalar):
             return scalar(value)
+    if type(value).__module__ == "numpy" and hasattr(value, "item") and not getattr(value, "shape", True):
+        return pack(value.item())  # a scalar of numpy, which equals Python's
     if isinstance(value, list):
         return [pack(item) for item in value]
     for name, sequence in SEQUENCES.items():
@@ -104,7 +108,9 @@ def run_tests() -> None:
         if "raised" not in reply:
             return unpack(reply["value"], space)
         kind = getattr(builtins, str(reply["raised"]), None)
-        raise kind if isinstance(kind, type) and issubclass(kind, Exception) else Exception
+        if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, ENDS):
+            raise kind
+        raise Exception
 
     exec(compile(told["setup"], "tests.py", "exec"), space)
     space["candidate"] = candidate

@@ -1,9 +1,9 @@
 """One play with tools, and what makes them: sessions of a user's class behind the environment door.
 
 Whose fault: a call that is not well formed, has no such tool or arguments that do not fit, or makes the tool raise, is
-an observation with its status; a call that outlives its deadline or kills its process is the policy's fault
-(`PolicyFault`), as is a `user`, `turn_reward` or `state` that fails on its message; `reset` and `reward` that raise,
-`whet.Broken`, lost connections and a template that died are the machinery's.
+an observation with its status; a call that outlives its deadline or kills its process, be it later, is the policy's
+fault (`PolicyFault`), as is a `user`, `turn_reward` or `state` that fails on its message; `reset` and `reward` that
+raise, `whet.Broken`, lost connections and a template that died are the machinery's.
 """
 
 from __future__ import annotations
@@ -147,6 +147,8 @@ class Play:
         if self.session is None:
             return {}
         try:
+            if self.calls and not self.failed and self.session.gone and not self.session.orphaned:
+                raise PolicyFault("its process died after a call had answered")
             worth: dict[str, float] = {} if self.failed else await self._ask("end", HOOK_S, caused=False)
             return worth
         finally:
