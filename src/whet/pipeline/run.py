@@ -209,7 +209,8 @@ def _run_stages(run: Run, world: World, console: Console, stopped: Stopped, choi
                 if why := run.left_out(name):
                     console.say(f"{name}: not run; {why}")
                     about = {"name": name, "kind": run.recipe.stages[name].kind, "left_out": why}
-                    write_json(run.stage_folder(name) / NOTED, about)
+                    if not begun(run.stage_folder(name), run.checkpoints(name)):  # by another rule: it stays what it is
+                        write_json(run.stage_folder(name) / NOTED, about)
                     continue
                 context = context_of(run, name, world, console, stopped, others=others)
                 _compare(run, [context], choices)
@@ -243,7 +244,8 @@ def _run_stage(run: Run, context: Context, choices: Choices) -> None:
         context.world.reseed(context.seed)
         run.kind(context.name).run(context)
         if context.config.makes in ("model", "reward"):
-            write_atomic(context.folder / "model" / CARD, model_card(run.folder, context.folder).encode())
+            for made in filter(Path.is_dir, (context.folder / "model", context.folder / "best")):
+                write_atomic(made / CARD, model_card(run.folder, made).encode())
     seal(context.folder, {"stage": context.name, "kind": context.config.kind})
 
 
