@@ -297,10 +297,8 @@ def test_plays_with_tools_are_sampled_in_their_environment_and_graded_again(
 
 
 def test_what_an_environment_adds_to_a_task_is_not_answered() -> None:
-    ask, system, more, answer = (
-        Message(role=role, content=content)
-        for role, content in (("user", "Help."), ("system", "Shop"), ("user", "Help. Now."), ("assistant", "Yes."))
-    )
+    ask, more = (Message(role="user", content=content) for content in ("Help.", "Help. Now."))
+    system, answer = Message(role="system", content="Shop"), Message(role="assistant", content="Yes.")
     extra = Message(role="user", content="A cup.")
     assert _added([system, more, extra, answer], [ask], played=True) == (answer,)
     assert _added([ask, answer], [ask], played=False) == (answer,)
