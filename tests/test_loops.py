@@ -296,6 +296,14 @@ def test_a_finished_round_that_another_rule_leaves_out_stays_what_it_is() -> Non
     assert show(Path("other/rule"))["stages"]["improve-3-train"]["identity"]
 
 
+def test_what_begins_with_the_best_round_depends_on_its_judges() -> None:
+    recipe = load_recipe("r.yaml").recipe
+    run, judges = Run(recipe=recipe, folder=Path("runs/whole")), {f"improve-{n}-judge" for n in (1, 2, 3)}
+    assert run.reads("more") == {"improve-1-train", *judges}
+    assert run.reads("eval") == {"sft", "more", "improve-1-train", *judges}
+    assert run.reads("improve-2-train") == {"improve-1-train", "improve-2-keep"}
+
+
 def test_what_cannot_be_read_is_taken_from_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("whet.pipeline.identity.read_contents", _unreadable)
     shutil.copytree("runs/whole", "unread/whole")
