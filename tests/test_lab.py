@@ -13,13 +13,13 @@ import pytest
 from whet.cli.app import main
 from whet.config.loading import load_recipe
 from whet.errors import ConfigError, DataError, RunError
-from whet.launch.lab import _said, regrade, try_rewards
+from whet.launch.lab import _added, _said, regrade, try_rewards
 from whet.launch.main import run_recipe
 from whet.launch.world import LocalWorld
 from whet.pipeline.run import Run
 from whet.pipeline.run import run_recipe as run_pipeline
 from whet.pipeline.stage import Interrupted
-from whet.records import Score
+from whet.records import Message, Score
 from whet.rollouts.play import Player
 from whet.tracking.console import Console
 
@@ -240,3 +240,68 @@ def test_a_stop_in_the_last_chunk_of_an_evaluation_keeps_what_was_played(
     assert len(played) == 1
     go(stopped=False)
     assert len(played) == 2 and (tmp_path / "run" / "stages" / "01-eval" / "eval.json").is_file()
+
+
+# ------------------------------------------------------------------------------------------- environments
+
+SHOP = """
+class Shop:
+    def reset(self, wanted: str):
+        return f" Sell a {wanted}."
+
+    def find(self, name: str) -> list[str]:
+        \"\"\"Find items.\"\"\"
+        return [name]
+
+    def user(self, message: str) -> str | None:
+        return "Go on."
+
+    def turn_reward(self) -> float:
+        return 0.25
+
+    def reward(self) -> dict[str, float]:
+        return {"sold": 0.5, "paid": 0.125}
+"""
+WITH_TOOLS = """
+name: shop
+model: {path: "whet:demo", chat_template: "whet:hermes"}
+threads: 1
+stages:
+  rl:
+    kind: rl
+    tasks: {path: tasks.jsonl}
+    environment: {path: "shop.py:Shop", limits: {turns: 2}}
+    rewards: [{kind: environment}, {kind: turns, name: to go}, {kind: calls, weight: -0.02}]
+    algorithm: turn_rloo
+    prompts_per_step: 1
+    rollouts_per_prompt: 2
+    sampling: {max_tokens: 6, stop: [e, a, o, i, " ", "1", "2"]}
+    train: {steps: 1}
+"""
+
+
+def test_plays_with_tools_are_sampled_in_their_environment_and_graded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("shop.py").write_text(SHOP)
+    Path("shop.yaml").write_text(WITH_TOOLS)
+    Path("tasks.jsonl").write_text('{"prompt": "Help.", "wanted": "cup"}\n')
+    loaded = load_recipe("shop.yaml", ["out=run"])
+    run_recipe(loaded, quiet=True)
+    found = try_rewards(loaded, samples=2, rollouts=Path("run"), quiet=True)
+    assert found["tasks"] == 1 and found["sources"]["sampled"]["mean"] >= 0.875
+    assert found["sources"]["rollouts"]["answers"] == 2
+    again = regrade(Path("run"), quiet=True)
+    assert again["rollouts"] == 2 and again["changes"] == [], "what the environment said is not asked again"
+
+
+def test_what_an_environment_adds_to_a_task_is_not_answered() -> None:
+    ask, more = (Message(role="user", content=content) for content in ("Help.", "Help. Now."))
+    system, answer = Message(role="system", content="Shop"), Message(role="assistant", content="Yes.")
+    extra = Message(role="user", content="A cup.")
+    assert _added([system, more, extra, answer], [ask], played=True) == (answer,)
+    assert _added([ask, answer], [ask], played=False) == (answer,)
+    assert _added([more, answer], [ask], played=False) is None
+    assert _added([extra, answer], [ask], played=True) is None
+    assert _added([system, ask, answer], [system, ask], played=True) == (answer,)

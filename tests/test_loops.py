@@ -12,14 +12,17 @@ import pytest
 from whet.cli.app import main
 from whet.config.loading import load_recipe
 from whet.config.loops import LoopConfig
-from whet.errors import ConfigError, RunError
-from whet.files import write_json
+from whet.errors import ConfigError, ModelError, RunError
+from whet.files import read_json, write_json
 from whet.launch.check import check_recipe
 from whet.launch.main import run_recipe
 from whet.launch.runs import diff, gc, runs_in, show
+from whet.launch.world import LocalWorld
 from whet.pipeline.card import model_card, records
-from whet.pipeline.lineage import Choices
+from whet.pipeline.lineage import Choices, elsewhere
 from whet.pipeline.rounds import Rounds, rounds_of
+from whet.pipeline.run import Run, context_of
+from whet.tracking.console import Console
 
 RECIPE = """
 name: loop
@@ -116,6 +119,10 @@ def test_a_loop_is_written_out_and_every_value_keeps_its_place() -> None:
         ('["@ask", "@improve"]', '"@improve"', "stages.improve.stages.keep.data is @improve, .*made later"),
         ('data: "@keep"', 'data: "@ask", lr: 1', "stages.improve.stages.train.lr: unknown key"),
         ("      judge:", "      x: {stages: {}}\n      judge:", "must be a section of stages, none of them a loop"),
+        ("  improve:\n", "  model:\n", "r.yaml:10: stages.model: the name model is taken"),
+        ("      judge:", "      model:", "stages.improve: the name model is taken"),
+        ("      judge:", "      improve:", "stages.improve.stages.improve: has the name of its loop"),
+        ("@improve\", more", "@improve/best\", more", "stages.eval.models.loop is @improve/best, .*mean '@improve'"),
         ("kind: eval, tasks", "kind: evl, tasks", "stages.improve.stages.judge.kind: must be one of"),
     ],
 )  # fmt: skip
@@ -230,13 +237,88 @@ def test_identical_work_is_taken_from_another_run_and_nothing_else_is(capsys: py
 
 def test_the_card_says_where_a_model_comes_from() -> None:
     stage = Path("runs/whole/stages/14-more")
-    card = model_card(Path("runs/whole"), stage)
+    card = model_card(Path("runs/whole"), stage / "model")
     for text in ("whet:tiny", "| improve-1-train | sft | ", "seed 0", "| improve-1-ask.tasks | arithmetic, version 1 |",
                  "Accuracy in `eval`, 2 tasks: 0.0%"):  # fmt: skip
         assert text in card
     assert "improve-2" not in card, "it does not come from a round that was no better"
     written = (stage / "model" / "README.md").read_text()
     assert written.splitlines()[:8] == card.splitlines()[:8] and "Accuracy" not in written
+
+
+BEST = """
+name: best
+model: {path: "whet:tiny", create: {hidden_size: 16, layers: 1, heads: 2, kv_heads: 1, intermediate_size: 16}}
+threads: 1
+sampling: {max_tokens: 4}
+stages:
+  improve:
+    repeat: 2
+    stages:
+      train:
+        kind: sft
+        data: {generate: arithmetic, count: 4, digits: 1}
+        eval_data: {generate: arithmetic, count: 2, digits: 1, split: test}
+        best: {metric: eval_loss}
+        train: {batch_size: 2, steps: 2}
+      more: {kind: sft, model: "@train/best", data: {generate: arithmetic, count: 4}, best: {metric: eval_loss},
+             eval_data: {generate: arithmetic, count: 2, digits: 1}, train: {batch_size: 2, steps: 2}}
+  eval:
+    kind: eval
+    models: {last: "@improve", best: "@improve/best"}
+    tasks: {generate: arithmetic, count: 2, digits: 1, split: test}
+    rewards: [{kind: verifier}]
+    samples: 1
+"""
+
+
+def test_a_loop_has_best_models_each_with_a_card() -> None:
+    Path("best.yaml").write_text(BEST)
+    loaded = load_recipe("best.yaml", ["out=best"])
+    starts = [loaded.recipe.stages[f"improve-{n}-more"].start for n in (1, 2)]
+    assert [start and start.path for start in starts] == ["@improve-1-train/best", "@improve-2-train/best"]
+    run_recipe(loaded, quiet=True)
+    noted = {record.name: record for record in records(Path("best")).values()}
+    assert noted["improve-2-more"].inputs["model"]["path"] == "/stages/03-improve-2-train/best"
+    assert noted["eval"].inputs["models.best"]["path"] == "/stages/04-improve-2-more/best"
+    folder = Path("best/stages/04-improve-2-more/best")
+    assert "# best: improve-2-more, the best by held-out data\n" in (folder / "README.md").read_text()
+    assert model_card(Path("best"), folder).count("Accuracy in `eval`") == 1
+
+
+def test_a_finished_round_that_another_rule_leaves_out_stays_what_it_is() -> None:
+    shutil.copytree("runs/whole", "other/rule")
+    everything = ["out=other/rule", "stages.improve.until.patience=3"]
+    run_recipe(load_recipe("r.yaml", everything), quiet=True, choices=Choices(restart=["more"]))
+    assert show(Path("other/rule"))["stages"]["improve-3-train"]["state"] == "done"
+    run_recipe(load_recipe("r.yaml", ["out=other/rule"]), quiet=True)
+    run_recipe(load_recipe("r.yaml", everything), quiet=True)
+    assert show(Path("other/rule"))["stages"]["improve-3-train"]["identity"]
+
+
+def test_what_begins_with_the_best_round_depends_on_its_judges() -> None:
+    recipe = load_recipe("r.yaml").recipe
+    run, judges = Run(recipe=recipe, folder=Path("runs/whole")), {f"improve-{n}-judge" for n in (1, 2, 3)}
+    assert run.reads("more") == {"improve-1-train", *judges}
+    assert run.reads("eval") == {"sft", "more", "improve-1-train", *judges}
+    assert run.reads("improve-2-train") == {"improve-1-train", "improve-2-keep"}
+
+
+def test_what_cannot_be_read_is_taken_from_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whet.pipeline.identity.read_contents", _unreadable)
+    shutil.copytree("runs/whole", "unread/whole")
+    note = Path("unread/whole/stages/01-sft/stage.json")
+    known = read_json(note)
+    known["identity"]["inputs"]["model"] = None
+    write_json(note, known)
+    recipe = load_recipe("r.yaml", ["out=unread/new"]).recipe
+    run = Run(recipe=recipe, folder=Path("unread/new"))
+    context = context_of(run, "sft", LocalWorld(), Console(quiet=True), lambda: False)
+    assert elsewhere(context, recipe.seed, Path("unread")) is None
+
+
+def _unreadable(*_: Any) -> Any:
+    raise ModelError("not here")
 
 
 def test_room_is_freed_and_nothing_is_lost() -> None:

@@ -20,7 +20,7 @@ from whet.models.create import byte_tokenizer
 from whet.records import Completion, Ending, Episode, Group, Message, Outcome, Score
 from whet.rollouts.assemble import to_atoms, to_rows
 from whet.rollouts.feed import Feed
-from whet.rollouts.play import Player
+from whet.rollouts.play import Player, _lowest
 from whet.sampling.base import Request, SamplingParams
 from whet.sampling.bridge import aside, run
 from whet.templates.jinja import JinjaTemplate
@@ -276,6 +276,19 @@ def test_what_a_step_raises_is_the_policy_s_fault_and_scored_lowest() -> None:
         assert episode.turns[-1].completion.tokens[0] == TEMPLATE._encoder.one("break")[0]
     assert all(e.outcome is Outcome.FINISHED and e.score.value == 2.0 for e in episodes if e not in failed)
     assert sum(len(Group(task="", episodes=tuple(episodes[i : i + 4])).scored) for i in (0, 4)) == 8
+
+
+@pytest.mark.parametrize(
+    ("others", "correct"),
+    [
+        ([], False),
+        ([Score(value=1.0, correct=True), Score(value=2.0)], False),
+        ([Score(value=None)], False),
+        ([Score(value=1.0), Score(value=None)], None),
+    ],
+)
+def test_where_no_reward_judges_the_lowest_score_is_no_verdict(others: list[Score], correct: bool | None) -> None:
+    assert _lowest(others).correct is correct
 
 
 def test_an_environment_that_is_broken_is_unscored() -> None:

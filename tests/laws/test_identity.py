@@ -13,12 +13,13 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
 import whet.files
 from whet.config import GeneratedConfig, Stage
+from whet.config.environment import EnvironmentConfig
 from whet.config.loading import load_recipe
 from whet.config.model import ModelConfig
 from whet.envs.library import FAMILIES, family
@@ -27,6 +28,7 @@ from whet.files import Digests, is_sealed, read_json, write_json
 from whet.launch.world import LocalWorld
 from whet.models.load import load_tokenizer
 from whet.models.locate import BUILT_IN
+from whet.pipeline.identity import differences, section_identity
 from whet.pipeline.lineage import Choices
 from whet.pipeline.run import Run, run_recipe
 from whet.pipeline.stage import Interrupted
@@ -252,6 +254,25 @@ THEN = """  t:
     data: {path: pairs.jsonl}
     train: {batch_size: 2, steps: 2}
 """
+
+
+def test_files_that_an_environments_options_name_are_inputs(inputs: Path) -> None:
+    Path("stock.json").write_text("[1]")
+    config = EnvironmentConfig(path="shop.py:Shop", options={"stock": "stock.json", "size": 3, "name": "v1.2"})
+
+    def now() -> dict[str, Any]:
+        with Digests(Path("digests.json")) as digests:
+            return section_identity(config, "environment", digests)
+
+    before = now()
+    assert before["config"]["environment.options.stock"] == "stock.json"
+    assert differences(before, now()) == []
+    changed(Path("stock.json"))
+    (found,) = differences(before, now())
+    assert (found.key, found.what) == ("environment.options.stock.file", "stock.json has changed")
+    assert found.accepted("rl", ["rl.environment.options.stock"])
+    Path("stock.json").unlink()
+    assert differences(before, now()) == [], "a file that is gone is not compared"
 
 
 def test_an_accepted_change_is_gone_on_with_and_noted(inputs: Path) -> None:

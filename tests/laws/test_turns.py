@@ -128,6 +128,12 @@ def test_turns_from_the_same_state_are_compared_by_hand() -> None:
     assert by_turn(answers([equal], PolicyConfig.model_validate({**axes, "scale": "group_std"}))) == [[0.0, 0.0]] * 3
 
 
+def test_without_a_state_a_turn_is_like_no_other() -> None:
+    config = PolicyConfig.model_validate(CONFIGS["same_state"] | {"scale": "none"})
+    episodes = [played([0.0, 1.0]), played([0.0, 0.0, 0.0])]
+    near(by_turn(answers([episodes], config)), [[0.5, 0.5], [-0.5, -0.5, -0.5]])
+
+
 def test_states_of_other_prompts_are_others() -> None:
     axes = {"credit": "turns", "baseline": "same_state", "scale": "none"}
     one = [played([0], outcome=float(n), states=["s"]) for n in range(2)]

@@ -201,10 +201,10 @@ def _from_turns(answers: Sequence[Answer], config: PolicyConfig) -> Tensor:
     return_K = torch.cat([turns_to_go(piece, gamma=config.turn_gamma) for piece in pieces])
     by_state = config.baseline == "same_state"
     alike = [
-        (answer.group, turn.state if by_state else place)
-        for answer in answers
+        (answer.group, place if not by_state else (number, place) if turn.state is None else turn.state)
+        for number, answer in enumerate(answers)
         for place, turn in enumerate(answer.episode.turns)
-    ]
+    ]  # a turn without a state is like no other
     numbers = {key: number for number, key in enumerate(dict.fromkeys(alike))}
     turns = StepAnswers(
         reward_N=return_K,

@@ -78,6 +78,12 @@ def _rounds(name: str, node: Node, makes: Mapping[Any, Made | None]) -> list[dic
         raise ConfigError(f"{group.place}: stages.{name}.stages: must be a section of stages, none of them a loop")
     if repeat is None or not isinstance(repeat.value, int) or not 1 <= repeat.value <= 1000:
         raise ConfigError(f"{(repeat or node).place}: stages.{name}.repeat: must be a number of rounds, 1 to 1000")
+    if "model" in (name, *group.section):
+        raise ConfigError(
+            f"{node.place}: stages.{name}: the name model is taken: @model is what the recipe starts from"
+        )
+    if name in group.section:
+        raise ConfigError(f"{group.place}: stages.{name}.stages.{name}: has the name of its loop; rename one")
     kinds = {stage: child.value for stage, part in group.section.items() if (child := part.child("kind")) is not None}
     rows = next((stage for stage, kind in reversed(kinds.items()) if makes.get(kind) == "rows"), None)
     found = []
@@ -100,4 +106,7 @@ def _in_round(node: Node, renamed: Mapping[str, str], before: str) -> Node:
         absent = before if before not in renamed else None
         kept = [child for child in node.value if (path := child.child("path")) is None or path.value != absent]
         return replace(node, value=[_in_round(child, renamed, before) for child in kept])
-    return replace(node, value=renamed.get(node.value, node.value)) if isinstance(node.value, str) else node
+    if not isinstance(node.value, str):
+        return node
+    stage, slash, rest = node.value.partition("/")  # @train/best
+    return replace(node, value=renamed[stage] + slash + rest) if stage in renamed else node

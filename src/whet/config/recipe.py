@@ -128,8 +128,8 @@ class Recipe(Strict):
                 made[stage.makes] += names
             earlier |= {f"@{each}": stage for each in names}
             for what, there in made.items():
-                if name in last and self.maker_in(last[name], 1, what):
-                    there.append(last[name])
+                if name in last and (maker := self.maker_in(last[name], 1, what)):
+                    there += [last[name], *([f"{last[name]}/best"] if f"{maker}/best" in there else [])]
         return self
 
     def _last_of(self, loop: str) -> str:

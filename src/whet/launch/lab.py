@@ -6,7 +6,7 @@ Nothing is written: a run that is looked at stays as it is.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -17,15 +17,17 @@ import numpy as np
 
 from whet.config import GeneratedConfig, TrainConfig
 from whet.config.loading import Loaded, load_recipe
+from whet.config.rewards import EnvironmentReward, RewardConfig, TurnsReward
 from whet.data.faults import nearest
 from whet.envs.base import Attempt, Task
 from whet.envs.library import family
 from whet.envs.probes import RIGHT, gold_text, probes
 from whet.envs.rubric import WeightedRubric
+from whet.envs.tools.play import Environments
 from whet.errors import ConfigError, DataError, RunError
 from whet.launch.world import LocalWorld
 from whet.pipeline.load_data import rubric, tasks, usable
-from whet.pipeline.playing import player
+from whet.pipeline.playing import opened, player
 from whet.pipeline.run import Run, context_of
 from whet.pipeline.stage import Context
 from whet.records import Ending, Message, Outcome, Score
@@ -49,6 +51,8 @@ class Bench:
     """Its model is one with the stage's tokenizer, which may be there before the stage's own."""
     tasks: Sequence[Task]
     grading: WeightedRubric
+    environment: Environments | None
+    """Where `samples` are played; what is not sampled is graded as the answer of a play in which nothing was called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +81,14 @@ def try_rewards(
     Raises `ConfigError` where the recipe has no such stage, `RunError` where `rollouts` is a run without any of it.
     """
     folder = rollouts or loaded.recipe.out or Path("runs") / loaded.recipe.name
-    with _bench(Run(recipe=loaded.recipe, folder=folder), stage, quiet=quiet) as bench:
+    with _bench(Run(recipe=loaded.recipe, folder=folder), stage, quiet=quiet, plays=True) as bench:
         context, places = bench.context, range(0, len(bench.tasks), max(1, len(bench.tasks) // limit))[:limit]
         source = context.config.tasks
         if not isinstance(source, GeneratedConfig):
             source = source.model_copy(update={"on_bad_row": "drop"})
         template, window = context.world.template(context.model), context.world.max_length(context.model)
-        some, lost, _ = usable(source, [bench.tasks[place] for place in places], bench.grading, template, window)
+        asked = [bench.tasks[place] for place in places]
+        some, lost, _ = usable(source, asked, bench.grading, template, window, bench.environment)
         found = list(_probed(bench, some, places))
         if samples:
             found += _sampled(bench, some, samples, model)
@@ -114,7 +119,7 @@ def regrade(
         raise RunError(f"{folder}: no run (it has no recipe.json); give the folder of one, such as runs/NAME")
     loaded = load_recipe(recipe or folder / "recipe.json", overrides)
     count, changes = 0, list[dict[str, Any]]()
-    with _bench(Run(recipe=loaded.recipe, folder=folder), stage, quiet=quiet) as bench:
+    with _bench(Run(recipe=loaded.recipe, folder=folder), stage, quiet=quiet, plays=False) as bench:
         names = [reward.name for reward in bench.grading.rewards]
         for label, step, pairs in _saved(bench, folder, last=last):
             for (old, _), new in zip(pairs, _grade(bench, [("", each) for _, each in pairs], step), strict=True):
@@ -131,8 +136,8 @@ def regrade(
 
 
 @contextmanager
-def _bench(run: Run, name: str | None, *, quiet: bool) -> Iterator[Bench]:
-    """The stage that is asked for, or the only one that grades answers to tasks."""
+def _bench(run: Run, name: str | None, *, quiet: bool, plays: bool) -> Iterator[Bench]:
+    """The stage that is asked for, or the only one that grades answers to tasks; with its environment if it `plays`."""
     stages = run.recipe.stages
     grading = [each for each in stages if getattr(stages[each], "tasks", None) and getattr(stages[each], "rewards", [])]
     if not grading:
@@ -147,7 +152,8 @@ def _bench(run: Run, name: str | None, *, quiet: bool) -> Iterator[Bench]:
     listed, _ = tasks(context.config.tasks)
     rewards = rubric(context.config.tasks, context.config.rewards, context.world)
     try:
-        yield Bench(run, context, listed, rewards)
+        with opened(getattr(context.config, "environment", None) if plays else None) as environment:
+            yield Bench(run, context, listed, rewards, environment)
     finally:
         rewards.close()
         console.close()
@@ -188,10 +194,14 @@ def _attempt(context: Context[Any], task: Task, said: str, most: int) -> Attempt
 def _sampled(bench: Bench, some: Sequence[Task], samples: int, model: str | None) -> list[Graded]:
     context, config = bench.context, bench.context.config.sampling
     start = bench.run.model_of(context.name) if model is None else context.model.at(model)
-    play = player(context.world.policy(start, TrainConfig(), config), bench.grading, config)
+    play = player(context.world.policy(start, TrainConfig(), config), bench.grading, config, bench.environment)
     played = play.play(some, samples, step=1, seed=context.seed)
     episodes = [episode for group in played.groups for episode in group.episodes]
-    return [Graded(SAMPLED, each.task, each.messages[-1].content, each.score) for each in episodes]
+    return [Graded(SAMPLED, each.task, _last_said(each.messages), each.score) for each in episodes]
+
+
+def _last_said(messages: Sequence[Message]) -> str:
+    return next((message.content for message in reversed(messages) if message.role == "assistant"), "")
 
 
 def _saved(bench: Bench, run: Path, *, last: int) -> Iterator[tuple[str, int, list[tuple[Rollout, Attempt]]]]:
@@ -212,10 +222,9 @@ def _saved(bench: Bench, run: Path, *, last: int) -> Iterator[tuple[str, int, li
 
 def _again(context: Context[Any], old: Rollout, task: Task | None) -> Attempt | None:
     """What was graded; None where the task is another by now, or nothing was answered."""
-    if task is None or [m.content for m in old.messages[: len(task.messages)]] != [m.content for m in task.messages]:
-        return None
-    added = old.messages[len(task.messages) :]
-    if not any(message.role == "assistant" for message in added):
+    played = getattr(context.config, "environment", None) is not None
+    added = None if task is None else _added(old.messages, task.messages, played=played)
+    if task is None or added is None or not any(message.role == "assistant" for message in added):
         return None
     sampled = zip(old.completion_tokens, old.logprobs, strict=True)
     room = context.world.max_length(context.model) - len(old.prompt_tokens)
@@ -225,7 +234,39 @@ def _again(context: Context[Any], old: Rollout, task: Task | None) -> Attempt | 
         completion_tokens=tuple(token for token, logprob in sampled if logprob is not None),
         truncated=old.ending == Ending.LENGTH or old.outcome == Outcome.TRUNCATED,
         max_tokens=min(context.config.sampling.max_tokens, room),
+        **(_noted(old, context.config.rewards) if played else {}),
     )
+
+
+def _added(said: Sequence[Message], asked: Sequence[Message], *, played: bool) -> tuple[Message, ...] | None:
+    """What came after a task's messages, from the first answer on; None where they are others.
+
+    An environment may put a system message before them, text behind them, and messages after them.
+    """
+    if played and said and said[0].role == "system" != asked[0].role:
+        said = said[1:]
+    before, rest = said[: len(asked)], said[len(asked) :]
+    if [m.content for m in before[:-1]] != [m.content for m in asked[:-1]] or len(before) < len(asked):
+        return None
+    if not played:
+        return tuple(rest) if before[-1].content == asked[-1].content else None
+    first = next((place for place, message in enumerate(rest) if message.role == "assistant"), len(rest))
+    return tuple(rest[first:]) if before[-1].content.startswith(asked[-1].content) else None
+
+
+def _noted(old: Rollout, rewards: Sequence[RewardConfig]) -> dict[str, Any]:
+    """What the environment said of a play, which is over: it stands in the values of the rewards that pass it on."""
+    worth: Mapping[str, float] = {}
+    turns: tuple[float, ...] = ()
+    for reward in rewards:
+        name = reward.name or reward.kind
+        value, inner = old.parts.get(name), f"{name}/"
+        if value is not None and isinstance(reward, EnvironmentReward):
+            named = {key.removeprefix(inner): part for key, part in old.parts.items() if key.startswith(inner)}
+            worth = {key: part for key, part in named.items() if part is not None} or {name: value}
+        elif value is not None and isinstance(reward, TurnsReward):
+            turns = (value,)
+    return {"worth": worth, "turn_rewards": turns}
 
 
 # --------------------------------------------------------------------------------------------- what is said

@@ -77,17 +77,19 @@ def records(run: Path) -> dict[str, Record]:
     return {path.parent.name: Record(folder=path.parent, noted=read_json(path)) for path in found}
 
 
-def model_card(run: Path, stage: Path) -> str:
-    """The card of the model in a stage's folder, as Markdown: what it comes from, data, template, seed, evaluations."""
+def model_card(run: Path, model: Path) -> str:
+    """The card of a model in a stage's folder, as Markdown: what it comes from, data, template, seed, evaluations."""
+    stage = model.parent
     known, recipe = records(run), read_json(run / "recipe.json")
     wanted = [stage.name]
     for folder in wanted:
         wanted += [parent for parent in known[folder].parents.values() if parent in known and parent not in wanted]
     line = [record for folder, record in known.items() if folder in wanted]
-    template = stage / "model" / "chat_template.jinja"
+    template = model / "chat_template.jinja"
     shown = digest_file(template).sha256[:16] if template.is_file() else "the tokenizer's own"
+    title = known[stage.name].name + ("" if model.name == "model" else f", the {model.name} by held-out data")
     parts = [
-        f"---\nlibrary_name: transformers\ntags: [whet]\n---\n# {recipe['name']}: {known[stage.name].name}\n",
+        f"---\nlibrary_name: transformers\ntags: [whet]\n---\n# {recipe['name']}: {title}\n",
         f"Made by whet from `{recipe['model']['path']}`, seed {recipe['seed']}; chat template {shown}.\n",
         "| stage | kind | identity | reads |\n|---|---|---|---|",
     ]
@@ -98,7 +100,7 @@ def model_card(run: Path, stage: Path) -> str:
     parts += [f"| {key} | {what} |" for each in line for key, what in each.data().items()]
     for each in known.values():
         for label, row in each.evaluation.items():
-            if each.parents.get(f"models.{label}") == stage.name:
+            if each.inputs.get(f"models.{label}", {}).get("path") == f"{HERE}{stage.name}/{model.name}":
                 figures = f"{row['accuracy']:.1%} (95 % interval {row['low']:.1%} to {row['high']:.1%})"
                 parts.append(f"\nAccuracy in `{each.name}`, {row['tasks']:,} tasks: {figures}.")
     return "\n".join(parts) + "\n"

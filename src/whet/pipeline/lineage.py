@@ -86,6 +86,8 @@ def note(context: Context, seed: int) -> None:
 def elsewhere(context: Context, seed: int, runs: Path) -> Path | None:
     """A finished stage of this name and identity, made by this version of whet, in one of these runs."""
     now = _identity(context, seed)
+    if None in now["inputs"].values():  # what cannot be read may be anything
+        return None
     for noted in sorted([*runs.glob(f"stages/*/{NOTED}"), *runs.glob(f"*/stages/*/{NOTED}")]):
         there = read_json(noted)
         if there["name"] != context.name or "accepted" in there or not is_sealed(noted.parent):

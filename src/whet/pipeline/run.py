@@ -143,13 +143,18 @@ class Run:
         return self.stage_folder(name) / (ROWS if what == "rows" else path.partition("/")[2] or "model")
 
     def reads(self, name: str) -> set[str]:
-        """The earlier stages whose artifacts the stage reads."""
+        """The earlier stages whose artifacts the stage reads, and those that decide which round of a loop it reads."""
         stage = self.recipe.stages[name]
         asked = [(path, what) for _, path, what in references(stage)]
         asked += [(path, "model") for path in (stage.evaluates or {}).values() if path.startswith("@")]
         found = {self.named(path[1:], what) for path, what in asked}
+        loops = {path[1:].partition("/")[0] for path, _ in asked}
         if stage.start is None and stage.reads_model and not stage.evaluates:
-            found.add(self._maker(name))
+            maker = self._maker(name)
+            found.add(maker)
+            loops |= {self.recipe.places.get(maker or "", ("", 0))[0]} - {self.recipe.places.get(name, ("", 0))[0]}
+        for loop in (config for key, config in self.recipe.loops.items() if key in loops and config.until is not None):
+            found |= {self.recipe.judge_of(names) for names in loop.stages}
         return {each for each in found if each is not None}
 
     def resolve(self, model: ModelConfig) -> ModelConfig:
@@ -215,7 +220,8 @@ def _run_stages(run: Run, world: World, console: Console, stopped: Stopped, choi
                 if why := run.left_out(name):
                     console.say(f"{name}: not run; {why}")
                     about = {"name": name, "kind": run.recipe.stages[name].kind, "left_out": why}
-                    write_json(run.stage_folder(name) / NOTED, about)
+                    if not begun(run.stage_folder(name), run.checkpoints(name)):  # by another rule: it stays what it is
+                        write_json(run.stage_folder(name) / NOTED, about)
                     continue
                 context = context_of(run, name, world, console, stopped, others=others)
                 _compare(run, [context], choices)
@@ -249,7 +255,8 @@ def _run_stage(run: Run, context: Context, choices: Choices) -> None:
         context.world.reseed(context.seed)
         run.kind(context.name).run(context)
         if context.config.makes in ("model", "reward"):
-            write_atomic(context.folder / "model" / CARD, model_card(run.folder, context.folder).encode())
+            for made in filter(Path.is_dir, (context.folder / "model", context.folder / "best")):
+                write_atomic(made / CARD, model_card(run.folder, made).encode())
     seal(context.folder, {"stage": context.name, "kind": context.config.kind})
 
 

@@ -182,12 +182,16 @@ class Player:
 
 def _lowest(scores: Sequence[Score]) -> Score:
     """The score of an answer that broke its environment: the lowest of the others' values and parts, at most 0."""
-    values = [score.value for score in scores if score.value is not None]
+    graded = [score for score in scores if score.value is not None]
+    values = [score.value for score in graded if score.value is not None]
+    judged = not graded or any(score.correct is not None for score in graded)
     parts: dict[str, float | None] = {}
     for name in dict.fromkeys(name for score in scores for name in score.parts):
         known = (score.parts.get(name) for score in scores)
         parts[name] = min([0.0, *(value for value in known if value is not None)])
-    return Score(value=min([0.0, *values]), parts=parts, correct=False, outcome=Outcome.POLICY_ERROR)
+    return Score(
+        value=min([0.0, *values]), parts=parts, correct=False if judged else None, outcome=Outcome.POLICY_ERROR
+    )
 
 
 def _call_id(game: _Game, number: int) -> str:
