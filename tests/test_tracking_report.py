@@ -287,6 +287,6 @@ def test_the_verdict_never_claims_what_the_interval_does_not_show(gain: tuple[fl
 def test_a_stage_that_makes_rows_is_not_said_to_have_trained(kind: str) -> None:
     lines = tuple({"step": step, "rows": 3.0} for step in (1, 2))
     stage = StageView(name="s", kind=kind, look=LOOKS[kind], state="done", planned=None, lines=lines, rows=())
-    trains = kind in ("sft", "reward_model", "preference", "online_preference", "rl")
+    trains = kind in ("sft", "reward_model", "preference", "online_preference", "rl", "distill", "merge")
     assert [tile.value for tile in figures((stage,))] == (["2"] if trains else [])
     assert stage_line(stage) == ("" if trains else "6 rows from 2 chunks of tasks.")

@@ -167,7 +167,8 @@ class Run:
     def origin(self, model: ModelConfig) -> ModelConfig:
         """The model, or while it is still to be made what it is made from: it has the same tokenizer and shapes."""
         model = self.resolve(model)
-        maker = next((name for name in self.recipe.stages if model.path == str(self.model_folder(name))), None)
+        made = Path(model.path).parent  # the last model of a stage, or its best
+        maker = next((name for name in self.recipe.stages if made == self.stage_folder(name)), None)
         return model if maker is None or is_sealed(self.stage_folder(maker)) else self.origin(self.model_of(maker))
 
     def section(self, name: str) -> StageBase:
