@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from whet.config.judge import ChatConfig
-from whet.config.rewards import ScorerConfig
 from whet.records import Message, Reply
+
+if TYPE_CHECKING:  # a scripted judge starts in a process of its own, and need not load all of a recipe's sections
+    from whet.config.judge import ChatConfig
+    from whet.config.rewards import ScorerConfig
 
 Readable = Callable[[int, Reply], bool]
 """Whether the reply to a conversation, by its number, is of any use."""
