@@ -1,4 +1,4 @@
-"""The sandbox doors: trusted code in other processes (`Workers`), and programs that nobody trusts (`Sandbox`).
+"""The sandbox doors: trusted code in other processes (`Workers`), and untrusted programs (`Sandbox`).
 
 What happens over there comes back as a result; a failure is a result too.
 """
@@ -118,7 +118,7 @@ class ProgramSession(Protocol):
 
 
 class Sandbox(Protocol):
-    """Runs Python programs that nobody trusts. Never raises for what they do."""
+    """Runs untrusted Python programs. Never raises for what they do."""
 
     @property
     def protections(self) -> Mapping[str, bool]:

@@ -122,7 +122,7 @@ class CodeReward:
         )
 
     def _verdicts(self, attempts: Sequence[Attempt]) -> list[_Verdict]:
-        """All at once, in an event loop of its own: whoever asks may have one that runs."""
+        """All at once, in an event loop of its own: the caller may have one that runs."""
 
         async def everyone() -> list[_Verdict]:
             most = 2 * (os.cpu_count() or 1)
