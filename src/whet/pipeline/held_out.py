@@ -22,7 +22,7 @@ from whet.errors import ConfigError
 from whet.evals.run import sampled_answers, summarise
 from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.load_data import rubric
-from whet.pipeline.playing import playable, player
+from whet.pipeline.playing import find_tasks, player
 from whet.pipeline.stage import Context, Interrupted, Policy
 from whet.records import Group, Metric, State, seed_of
 from whet.rollouts.play import Player
@@ -108,14 +108,7 @@ def of_tasks(
         yield lambda _: []
         return
     with closing(rubric(config.tasks, config.rewards, context.world)) as grading:
-        found = playable(
-            config.tasks,
-            context.model,
-            context.world,
-            grading,
-            max_tokens=config.sampling.max_tokens,
-            environment=environment,
-        )
+        found = find_tasks(context, config, grading, environment)
         context.console.say(f"{context.name}: evaluation on {found.describe()}")
         keep_dropped(context, "evaluation", found.lost)
         tasks = list({task.id: task for task in found.tasks}.values())  # one listed twice is one question

@@ -84,27 +84,49 @@ def playable(
     return Playable(tasks=kept, lost=lost, narrow=narrow, tools=tools, notes=grading.notes)
 
 
-def tasks_of(context: Context[Any], grading: WeightedRubric) -> Sequence[Task]:
-    """The tasks of a stage with `tasks` and `sampling`, with what became of the others told and noted."""
-    config = context.config
-    found = playable(config.tasks, context.model, context.world, grading, max_tokens=config.sampling.max_tokens)
+def find_tasks(
+    context: Context[Any], section: Any, grading: WeightedRubric, environment: Environments | None = None
+) -> Playable:
+    """The tasks of a section with `tasks` and `sampling`: of the stage, or of its evaluation."""
+    return playable(
+        section.tasks,
+        context.model,
+        context.world,
+        grading,
+        max_tokens=section.sampling.max_tokens,
+        environment=environment,
+    )
+
+
+def tasks_of(context: Context[Any], grading: WeightedRubric, environment: Environments | None = None) -> Sequence[Task]:
+    """The tasks of a stage, with what became of the others told and noted."""
+    found = find_tasks(context, context.config, grading, environment)
     context.console.say(f"{context.name}: {found.describe()}")
     keep_dropped(context, "tasks", found.lost)
     return found.tasks
 
 
 def feed_of(
-    context: Context[Any], policy: Policy, tasks: Sequence[Task], grading: Rubric, curriculum: Curriculum | None = None
+    context: Context[Any],
+    policy: Policy,
+    tasks: Sequence[Task],
+    grading: Rubric,
+    *,
+    environment: Environments | None = None,
+    greedy: bool = False,
+    curriculum: Curriculum | None = None,
 ) -> Feed:
-    """A feed of the policy's answers to the tasks, as many as the stage's keys say."""
+    """A feed of the policy's answers to the tasks, as many as the stage says; `greedy`: with a greedy one each."""
     config = context.config
+    greedily = config.sampling.model_copy(update={"temperature": 0.0})
     return Feed(
-        player=player(policy, grading, config.sampling),
+        player=player(policy, grading, config.sampling, environment),
         tasks=tasks,
         samples=config.rollouts_per_prompt,
         steps=config.train.steps,
         seed=context.seed,
         hand_over=policy.hand_over,
+        greedy=player(policy, grading, greedily, environment) if greedy else None,
         curriculum=curriculum,
     )
 
@@ -122,7 +144,7 @@ def look_at_tasks(context: Context[Any]) -> tuple[Seen, Playable]:
     """The tasks of a stage with `tasks` and `rewards`, and what a check shows of them."""
     section = getattr(context.config, "environment", None)
     with opened(section) as environment:
-        found = _find_tasks(context, context.config, environment)
+        found = _look(context, context.config, environment)
         held_out = _evaluation_summary(context, environment)
         tools = () if environment is None else environment.tools
     prompts = [task.messages for task in found.tasks[:SHOWN]]
@@ -138,20 +160,12 @@ def _evaluation_summary(context: Context[Any], environment: Environments | None)
     evaluation = getattr(context.config, "evaluation", None)
     if evaluation is None:
         return []
-    return [f"evaluation on {_find_tasks(context, evaluation, environment).describe()}"]
+    return [f"evaluation on {_look(context, evaluation, environment).describe()}"]
 
 
-def _find_tasks(context: Context[Any], section: Any, environment: Environments | None) -> Playable:
-    """Those of a section with `tasks`, `rewards` and `sampling`."""
+def _look(context: Context[Any], section: Any, environment: Environments | None) -> Playable:
     with closing(rubric(section.tasks, section.rewards, context.world)) as grading:
-        return playable(
-            section.tasks,
-            context.model,
-            context.world,
-            grading,
-            max_tokens=section.sampling.max_tokens,
-            environment=environment,
-        )
+        return find_tasks(context, section, grading, environment)
 
 
 def check_tasks(context: Context[Any]) -> Seen:

@@ -9,14 +9,12 @@ from math import inf
 
 from whet.algorithms.online_preference import OnlineSetting, first_state, online_preference
 from whet.config import OnlinePreferenceStage
-from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.held_out import of_tasks
 from whet.pipeline.load_data import rubric
-from whet.pipeline.playing import check_tasks, playable, player
+from whet.pipeline.playing import check_tasks, feed_of, tasks_of
 from whet.pipeline.runner import drive
 from whet.pipeline.stage import Context, Kind, reference_of, training_and_sampling
 from whet.records import Step
-from whet.rollouts.feed import Feed
 from whet.tracking.catalogue import HELD_OUT_TASKS, PREFERENCES, TRAINING
 from whet.tracking.charts import Look
 from whet.tracking.log import RunLog
@@ -28,9 +26,7 @@ def run_online_preference(context: Context[OnlinePreferenceStage]) -> None:
     config = context.config
     assert config.train.steps is not None
     with closing(rubric(config.tasks, config.rewards, context.world)) as grading, of_tasks(context) as measuring:
-        problems = playable(config.tasks, context.model, context.world, grading, max_tokens=config.sampling.max_tokens)
-        context.console.say(f"{context.name}: {problems.describe()}")
-        keep_dropped(context, "tasks", problems.lost)
+        tasks = tasks_of(context, grading)
         policy = context.world.policy(
             context.model,
             config.train,
@@ -38,14 +34,7 @@ def run_online_preference(context: Context[OnlinePreferenceStage]) -> None:
             reference=config.loss.needs_reference and reference_of(context.model, config.reference),
         )
         context.console.say(f"{context.name}: {policy.about}")
-        feed = Feed(
-            player=player(policy, grading, config.sampling),
-            tasks=problems.tasks,
-            samples=config.rollouts_per_prompt,
-            steps=config.train.steps,
-            seed=context.seed,
-            hand_over=policy.hand_over,
-        )
+        feed = feed_of(context, policy, tasks, grading)
         setting = OnlineSetting(
             loss=config.loss,
             train=config.train,

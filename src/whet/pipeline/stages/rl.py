@@ -19,12 +19,11 @@ from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.gate import gate
 from whet.pipeline.held_out import of_tasks
 from whet.pipeline.load_data import rubric
-from whet.pipeline.playing import look_at_tasks, opened, playable, player
+from whet.pipeline.playing import feed_of, look_at_tasks, opened, tasks_of
 from whet.pipeline.runner import Saved, WithCritic, drive
 from whet.pipeline.stage import Context, Kind, Needs, Policy, Seen, World, reference_of, training_and_sampling
 from whet.records import Step
 from whet.rollouts.curriculum import Curriculum, hardness_of
-from whet.rollouts.feed import Feed
 from whet.tracking.catalogue import HELD_OUT_TASKS, TRAINING
 from whet.tracking.charts import Look
 from whet.tracking.log import RunLog
@@ -45,18 +44,10 @@ def _run(context: Context[RLStage], environment: Environments | None) -> None:
         closing(rubric(config.tasks, config.rewards, context.world)) as grading,
         of_tasks(context, environment) as measuring,
     ):
-        problems = playable(
-            config.tasks,
-            context.model,
-            context.world,
-            grading,
-            max_tokens=config.sampling.max_tokens,
-            environment=environment,
-        )
         _check_states(config, environment)
-        for line in (problems.describe(), *config.algorithm.cautions(prompts=config.prompts_per_step)):
+        tasks = tasks_of(context, grading, environment)
+        for line in config.algorithm.cautions(prompts=config.prompts_per_step):
             context.console.say(f"{context.name}: {line}")
-        keep_dropped(context, "tasks", problems.lost)
         mix = _mix(context, config)
         policy = context.world.policy(
             context.model,
@@ -68,18 +59,8 @@ def _run(context: Context[RLStage], environment: Environments | None) -> None:
         )
         context.console.say(f"{context.name}: {policy.about}")
         critic = _critic(context, config, policy)
-        greedily = config.sampling.model_copy(update={"temperature": 0.0})
-        greedy = player(policy, grading, greedily, environment)
-        feed = Feed(
-            player=player(policy, grading, config.sampling, environment),
-            tasks=problems.tasks,
-            samples=config.rollouts_per_prompt,
-            steps=config.train.steps,
-            seed=context.seed,
-            hand_over=policy.hand_over,
-            greedy=greedy if config.algorithm.baseline == "greedy" else None,
-            curriculum=_curriculum(config.curriculum, problems.tasks),
-        )
+        greedy, curriculum = config.algorithm.baseline == "greedy", _curriculum(config.curriculum, tasks)
+        feed = feed_of(context, policy, tasks, grading, environment=environment, greedy=greedy, curriculum=curriculum)
         setting = Setting(
             config=config.algorithm,
             train=config.train,
