@@ -103,6 +103,7 @@ class PolicyConfig(Strict):
     def _contradictions(self) -> Iterator[tuple[bool, str]]:
         """(whether it is so, the complaint), axis by axis."""
         yield from self._about_advantages()
+        yield from self._about_turns()
         yield from self._about_updates()
 
     def _about_advantages(self) -> Iterator[tuple[bool, str]]:
@@ -134,22 +135,6 @@ class PolicyConfig(Strict):
             "baseline: greedy is the reward of a whole answer, and credit: process has those of steps; use group_mean",
         )
         yield (
-            self.credit == "turns" and self.baseline not in ("none", *TURN_BASELINES),
-            f"credit: turns compares turns, and baseline {self.baseline} is of whole answers; use turn_leave_one_out",
-        )
-        yield (
-            self.credit != "turns" and self.baseline in TURN_BASELINES,
-            f"baseline: {self.baseline} compares turns; use credit: turns",
-        )
-        yield (
-            self.credit != "turns" and self.turn_gamma != 1,
-            f"turn_gamma is for credit: turns, and credit is {self.credit}; leave it out",
-        )
-        yield (
-            self.baseline != "same_state" and self.state_weight != 1,
-            f"state_weight is for baseline: same_state, and baseline is {self.baseline}; leave it out",
-        )
-        yield (
             self.credit == "gae" and self.critic is None,
             "credit: gae needs the values of a critic; add critic: {}",
         )
@@ -172,6 +157,25 @@ class PolicyConfig(Strict):
         yield (
             self.scale in ("group_std", "informative_share") and not by_group,
             f"scale: {self.scale} needs a group's baseline, and baseline is {self.baseline}; use batch_std or none",
+        )
+
+    def _about_turns(self) -> Iterator[tuple[bool, str]]:
+        """Of credit for single turns."""
+        yield (
+            self.credit == "turns" and self.baseline not in ("none", *TURN_BASELINES),
+            f"credit: turns compares turns, and baseline {self.baseline} is of whole answers; use turn_leave_one_out",
+        )
+        yield (
+            self.credit != "turns" and self.baseline in TURN_BASELINES,
+            f"baseline: {self.baseline} compares turns; use credit: turns",
+        )
+        yield (
+            self.credit != "turns" and self.turn_gamma != 1,
+            f"turn_gamma is for credit: turns, and credit is {self.credit}; leave it out",
+        )
+        yield (
+            self.baseline != "same_state" and self.state_weight != 1,
+            f"state_weight is for baseline: same_state, and baseline is {self.baseline}; leave it out",
         )
 
     def _about_updates(self) -> Iterator[tuple[bool, str]]:
