@@ -385,6 +385,7 @@ def test_what_chat_and_eval_cannot_find(whet: Callable[..., tuple[int, str, str]
         (("chat", "runs/rl@rl"), 6, "runs/rl: its stage rl has made no model yet; run it to the end"),
         (("chat", "whet:demo", "-p", "<|im_end|>"), 3, "contains the special token '<|im_end|>'"),
         (("chat", "whet:demo", "-p", "1" * 5000), 3, "the model attends to"),
+        (("eval", "none.jsonl", "-m", "x=whet:demo"), 3, "none.jsonl: no such file or folder"),
         (("eval", "sft.yaml"), 2, "sft: the recipe has no stage of kind eval"),
         (("eval", "eval.yaml", "-m", "x"), 2, "--model x: write LABEL=PATH"),
         (("eval", "eval.yaml", "-m", "x=a", "-m", "x=b"), 2, "the label is taken by a"),

@@ -37,7 +37,7 @@ def evaluate(
         if label in models:
             raise ConfigError(f"--model {label}={path}: the label is taken by {models[label]}; give each its own")
         models[label] = path
-    rows = recipe.suffix not in (".yaml", ".yml") and recipe.exists()
+    rows = recipe.suffix not in (".yaml", ".yml", "") or recipe.is_dir()
     loaded = load_rows(recipe, models, overrides or ()) if rows else load_recipe(recipe, overrides or ())
     table = launch_evaluate(loaded, models, quiet=quiet or json)
     if json:
