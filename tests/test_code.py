@@ -266,7 +266,7 @@ BAD_ROWS = {
     "no JSON": {"input_output": "{"},
     "is no Python literal": {"code": "def f(x): return x", "input": "1", "output": "f("},
     "cannot be unpacked": {"public_test_cases": "[]", "private_test_cases": "AAAA"},
-    "which is no text": {
+    "a text is expected": {
         "public_test_cases": "[]",
         "private_test_cases": b64encode(zlib.compress(pickle.dumps(Path))).decode(),
     },

@@ -88,3 +88,26 @@ def test_a_class_has_a_name_of_its_own() -> None:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 homes.setdefault(node.name, []).append(str(file.relative_to(SOURCE)))
     assert not {name: files for name, files in homes.items() if len(files) > 1}
+
+
+RUN_CODE = {
+    "sandbox/jail.py": "untrusted programs, confined",
+    "envs/rewards/code_side.py": "the same, inside of the sandbox",
+    "envs/rewards/function_worker.py": "a grader that the recipe's author wrote, in a process of its own",
+    "config/derived.py": "annotations of formulas",
+}
+"""Where text is run as code, and whose it is."""
+
+
+def test_text_is_run_as_code_in_few_places_and_nothing_is_unpickled() -> None:
+    runs, unpickles = set(), []
+    for file in FILES:
+        name = file.relative_to(SOURCE / "whet").as_posix()
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("exec", "eval"):
+                runs.add(name)
+            if isinstance(node, ast.Import):
+                unpickles += [name for each in node.names if each.name in ("pickle", "shelve", "dill", "cloudpickle")]
+            if isinstance(node, ast.ImportFrom) and node.module in ("pickle", "shelve", "dill", "cloudpickle"):
+                unpickles.append(name)
+    assert runs == set(RUN_CODE) and not unpickles
