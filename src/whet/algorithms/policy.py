@@ -29,6 +29,7 @@ from whet.algorithms.policy_loss import policy_loss
 from whet.algorithms.rollout_metrics import measure_groups, measure_taken, unscored, why_no_signal
 from whet.algorithms.state import RunState, Setting
 from whet.config import PolicyConfig
+from whet.config.policy_terms import KLConfig
 from whet.errors import TrainingError
 from whet.formulas.reduce import REDUCTIONS
 from whet.records import Atom, Group, Metric, Step, add_metrics, seed_of
@@ -89,9 +90,7 @@ def policy_gradient(
         rate = standing.health.rate * learning_rate(step + 1, setting.steps, setting.train)
         updates, faults = update(trainer, critic, ready.answers, setting, standing, step=step, rate=rate)
         faults += [f"left out: {listed(ready.left_out, step + 1)}"] if ready.left_out else []
-        kl = setting.config.kl
-        if kl.update_every and (step + 1) % kl.update_every == 0:
-            trainer.update_frozen(REFERENCE, kl.ema_decay)
+        _renew_reference(trainer, setting.config.kl, step + 1)
         feed.publish(step + 1)
         metrics = {
             **played,
@@ -118,6 +117,12 @@ def policy_gradient(
         )
         if health.fatal is not None:
             raise TrainingError(f"step {step + 1}: {health.fatal}")
+
+
+def _renew_reference(trainer: Trainer, kl: KLConfig, step: int) -> None:
+    """Move the reference towards the policy, every so many steps."""
+    if kl.update_every and step % kl.update_every == 0:
+        trainer.update_frozen(REFERENCE, kl.ema_decay)
 
 
 def update(

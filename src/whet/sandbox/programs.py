@@ -35,8 +35,7 @@ FOREVER_S = 1 << 30
 """A session's CPU limit: each of its replies has a deadline."""
 LOOK_S = 0.25
 """How often the memory of processes that share a limit is summed."""
-CHUNK = 1 << 16
-CONTROL = "print('ok')"
+CHUNK, CONTROL = 1 << 16, "print('ok')"
 
 
 class LocalSandbox:
