@@ -312,6 +312,9 @@ def test_columns_that_nothing_reads_are_named_once_with_their_count(tmp_path: Pa
     kept, dropped = load_conversations(config(path=str(file), columns={"tools": "meta.tools"}))
     assert len(kept) == 2 and dropped.total == 0 and dropped.any
     assert dropped.describe() == "not read: id (2 rows), images (1 row)"
+    (tmp_path / "stage.json").write_text("{}")
+    assert not load_conversations(config(path=str(file), columns={"tools": "meta.tools"}))[1].any, "a stage's rows"
+    (tmp_path / "stage.json").unlink()
     file.write_bytes(jsonl({"question": "a", "topic": "b", "gold": "c", "tools": [{"name": "f"}]}))
     _, dropped = load_prompts(config(path=str(file), columns={"prompt": "{topic}: {question}"}))
     assert dropped.describe() == "not read: tools (1 row)"

@@ -111,13 +111,16 @@ def reading(config: DataConfig, convert: Callable[[Row, DataConfig], Example], k
 def _unfolded(config: DataConfig, known: Known, rejects: Rejects) -> Iterator[Row]:
     if not rejects.keeps_columns:
         refuse_unknown(config)
+    made = Path(config.path).with_name("stage.json").is_file()  # by a stage: its other columns are for later stages
     for row in read_rows(config, rejects.add):
         try:
             parts = unfold(row, config, known)
         except BadRow as bad:
             rejects.add(bad)
         else:
-            if any(part is row for part in parts):  # of a known data set it is known which columns are read
+            if not made and any(
+                part is row for part in parts
+            ):  # of a known data set it is known which columns are read
                 rejects.unread.update(unread(row, config, keeps_columns=rejects.keeps_columns))
             yield from parts
 
