@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -226,6 +227,21 @@ def test_failures_of_one_step_are_not_drawn_as_if_every_step_had_them(tmp_path: 
     lines[9] |= {"outcomes/finished": 7.0, "outcomes/truncated": 1.0}
     (card,) = [card for card in board(lines, TRAINING).sections[""] if card.title == "Outcomes other than finished"]
     assert (card.before, card.now) == ("0", "0")
+
+
+def test_early_and_late_answers_are_of_the_held_out_tasks_where_there_are_any(tmp_path: Path) -> None:
+    folder = fake_run(tmp_path / "run")
+    log = RunLog(folder / "stages" / "02-rl" / "evaluation", decode)
+    for step, answers in ((0, ("unsure", "lost")), (20, ("solved it", "lost"))):
+        played = [
+            Group(task=f"held-{i}", episodes=(replace(episode(0, said, float(said == "solved it")), task=f"held-{i}"),))
+            for i, said in enumerate(answers)
+        ]
+        log.write(step, {"solved": 0.5}, played)
+    log.close()
+    text = write_report(folder, LOOKS).read_text()
+    early, late = text.partition("The same task early, at step 0")[2].split("and late, at step 20")
+    assert "unsure" in early and "solved it" in late and "lost" not in early
 
 
 def test_what_says_nothing_is_named_and_not_drawn() -> None:

@@ -236,7 +236,11 @@ def _examples(folder: Path, stage: StageView) -> Examples | None:
     ranked = sorted(latest, key=lambda r: -(r.reward or 0.0))
     best = _different_tasks(ranked)
     worst = [r for r in _different_tasks(ranked[::-1]) if best and (r.reward or 0.0) < (best[0].reward or 0.0)]
-    early, late = _same_task(folder, steps, latest)
+    fixed = folder / "evaluation"  # the same tasks again and again, where there is one
+    probes = rollout_steps(fixed)
+    early, late = _same_task(fixed, probes, read_rollouts(fixed, probes[-1])) if probes else (None, None)
+    if early is None:
+        early, late = _same_task(folder, steps, latest)
     return Examples(
         stage=stage.name,
         best=[_card(r) for r in best],
@@ -254,13 +258,13 @@ def _different_tasks(ranked: list[Rollout]) -> list[Rollout]:
 
 
 def _same_task(folder: Path, steps: list[int], latest: list[Rollout]) -> tuple[Rollout | None, Rollout | None]:
-    """The first task of the first half of the run that was also played in the latest steps, at both times."""
-    lately = {rollout.task: rollout for rollout in latest}
+    """A task of the first half of the run that was also played in the latest steps, at both: what changed most."""
+    lately = {rollout.task: rollout for rollout in latest if rollout.reward is not None}
     for step in steps[: len(steps) // 2]:
         again = [task for task in rollout_tasks(folder, step) if task in lately]
         early = [r for r in read_rollouts(folder, step) if r.task in again and r.reward is not None] if again else []
         if early:
-            first = min(early, key=lambda r: r.reward or 0.0)
+            first = min(early, key=lambda r: ((r.reward or 0.0), -(lately[r.task].reward or 0.0)))
             return first, lately[first.task]
     return None, None
 
