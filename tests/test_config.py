@@ -270,13 +270,50 @@ def test_a_recipe_that_is_not_there_names_its_neighbour(write) -> None:
     assert message(Path("folder")) == "folder: a folder, and no recipe; give a .yaml file"
 
 
+# -------------------------------------------------------------------------------------------- machine
+
+
+def test_a_machine_file_goes_over_the_recipe_and_under_the_command_line(write) -> None:
+    path = write(RECIPE + "machine: {trainer: {gpus: 4}, samplers: {replicas: 2}}\n")
+    Path("machine.yaml").write_text("machine: {trainer: {nodes: 2, gpus: 8}}\n")
+    machine = load_recipe(path, ["machine.yaml"]).recipe.machine
+    assert (machine.trainer.ranks, machine.samplers.replicas) == (16, 2)
+    loaded = load_recipe(path, ["machine.trainer.gpus=3", "machine.yaml"])
+    assert loaded.recipe.machine.trainer.ranks == 6
+    assert str(loaded.origins["machine.trainer.nodes"]) == "machine.yaml:1"
+    assert load_recipe(path, ["--machine.samplers.replicas", "1"]).recipe.machine.samplers.replicas == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("machine: {}\ntrain: {lr: 1}\n", "machine.yaml:2: train: a second file has the section 'machine' alone"),
+        ("{}\n", "machine.yaml: a second file has the section 'machine', and this one is empty"),
+        ("machine: {trainer: {gpu: 2}}\n", "machine.yaml:1: machine.trainer.gpu: unknown key; did you mean 'gpus'?"),
+        ("machine: {sampler: {}}\n", "machine.yaml:1: machine.sampler: unknown key; did you mean 'samplers'?"),
+        ("machine: {trainer: {gpus: 0}}\n", "machine.yaml:1: machine.trainer.gpus: must be at least 1, got 0"),
+    ],
+)
+def test_a_machine_file_has_nothing_else(text: str, expected: str, write) -> None:
+    path = write()
+    Path("machine.yaml").write_text(text)
+    assert message(path, "machine.yaml").startswith(expected)
+
+
 # ------------------------------------------------------------------------------------------- identity
 
 
 def test_the_mathematics_are_all_keys_but_those_that_say_where_and_how_fast(write) -> None:
     path = write()
     base = load_recipe(path).recipe.mathematics()
-    for same in ("out=elsewhere", "threads=2", "save.every=5", "description=again", "train.microbatch_tokens=9"):
+    for same in (
+        "out=elsewhere",
+        "threads=2",
+        "machine.trainer.gpus=2",
+        "save.every=5",
+        "description=again",
+        "train.microbatch_tokens=9",
+    ):
         assert load_recipe(path, [same]).recipe.mathematics() == base
     for other in ("seed=1", "train.steps=11", "model=m", "stages.rl.algorithm.clip.low=0.1"):
         assert load_recipe(path, [other]).recipe.mathematics() != base

@@ -5,6 +5,7 @@ from whet.config.data import DataConfig, GeneratedConfig, Source, Sources
 from whet.config.distill import DistillStage
 from whet.config.evaluation import EvalStage
 from whet.config.feedback import AgreementStage, CompareStage, QuestionsStage, ReviseStage, RowsBase, StepLabelsStage
+from whet.config.machine import MachineConfig
 from whet.config.merge import MergeInput, MergeStage
 from whet.config.model import CreateConfig, ModelConfig, TeacherConfig
 from whet.config.online_preference import OnlinePreferenceStage
@@ -32,6 +33,7 @@ __all__ = [
     "GeneratedConfig",
     "LoraConfig",
     "LossConfig",
+    "MachineConfig",
     "MergeInput",
     "MergeStage",
     "ModelConfig",

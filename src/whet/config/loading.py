@@ -56,15 +56,16 @@ class Loaded:
 def load_recipe(path: Path | str | Mapping[str, Any], overrides: Sequence[str] = (), stages: Stages = STAGES) -> Loaded:
     """Read a recipe (a file, or the same as a mapping) whose stages are of these kinds, and put the overrides over it.
 
-    An override is `train.lr=2e-5`, `--train.lr=2e-5` or `--train.lr 2e-5` (two words); its value is read as YAML.
+    An override is `train.lr=2e-5`, `--train.lr=2e-5` or `--train.lr 2e-5` (two words); its value is read as YAML. A
+    word that is a YAML file has a `machine` section, which goes over the recipe's and under what was typed.
 
     Raises:
         ConfigError: one line with file and line (or `command line`), key and remedy.
 
     """
     file = root = _expand(written(path)) if isinstance(path, Mapping) else _read(Path(path))
-    for key_path, text in split_overrides(overrides):
-        root = _override(root, key_path, _value(text, key_path))
+    for key_path, text in sorted(split_overrides(overrides), key=lambda pair: pair[0] != ()):
+        root = _override(root, key_path, _value(text, key_path)) if key_path else _on_machine(root, Path(text))
     makes = {kind.kind_name(): kind.makes for kind in stages}
     root = write_out(root, makes)
     _check_inherited(write_out(file, makes), root, stages)
@@ -85,7 +86,7 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
 
 
 def split_overrides(words: Sequence[str]) -> list[tuple[KeyPath, str]]:
-    """Key paths and the text of their values, in the order given.
+    """Key paths and the text of their values, in the order given; a file of a machine has the path ().
 
     Raises:
         ConfigError: a word is neither `KEY=VALUE` nor an option with a value.
@@ -103,6 +104,9 @@ def split_overrides(words: Sequence[str]) -> list[tuple[KeyPath, str]]:
                 raise ConfigError(f"{COMMAND_LINE}: {word}: no such option, and no value for a key of that name")
             else:
                 value = rest.popleft()
+        elif not equals and word.endswith((".yaml", ".yml")):
+            pairs.append(((), word))
+            continue
         elif not equals:
             raise ConfigError(f"{COMMAND_LINE}: {word!r} is not KEY=VALUE; write for example train.lr=2e-5")
         parts = key.split(".")
@@ -127,6 +131,18 @@ def _read(path: Path) -> Node:
     if not isinstance(root.value, dict):
         raise ConfigError(f"{root.place}: a recipe is a section of keys (name, model, stages)")
     return _expand(root)
+
+
+def _on_machine(root: Node, path: Path) -> Node:
+    """The tree with the machine of a second file, which has nothing else."""
+    given = _read(path).section
+    for key, node in given.items():
+        if key != "machine":
+            alone = "a second file has the section 'machine' alone; put the rest into the recipe"
+            raise ConfigError(f"{node.place}: {key}: {alone}")
+    if "machine" not in given:
+        raise ConfigError(f"{path}: a second file has the section 'machine', and this one is empty")
+    return root.with_child("machine", given["machine"].over(root.child("machine")))
 
 
 # ------------------------------------------------------------------------------------------- short forms

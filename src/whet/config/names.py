@@ -61,6 +61,8 @@ _ATTENTION = _known("attention is chosen for the device; delete it")
 _UPDATES = _known("a number of optimizer steps for each batch of rollouts, not a size", "algorithm.minibatches")
 _PASSES = _known("a batch of rollouts is passed once, in algorithm.minibatches optimizer steps; delete it")
 _PRESET = _known("the name of a preset", "algorithm")
+_SHARDED = _known("several ranks are always sharded by FSDP2", "machine.trainer.gpus")
+_CONTEXT = _known("", "machine.trainer.context")
 
 OTHER_TOOLS: Mapping[str, KnownKeys] = {
     # optimizer steps
@@ -127,6 +129,13 @@ OTHER_TOOLS: Mapping[str, KnownKeys] = {
     "use_rslora": _known("", "train.lora.rslora"),
     "use_dora": _known("", "train.lora.dora"),
     "lmbda": _known("", "on_policy"),
+    # machine
+    "n_gpus_per_node": _known("ranks of the trainer on each node", "machine.trainer.gpus"),
+    "nnodes": _known("", "machine.trainer.nodes"),
+    "fsdp": _SHARDED,
+    "deepspeed": _SHARDED,
+    "ulysses_sequence_parallel_size": _CONTEXT,
+    "context_parallel_size": _CONTEXT,
     # data, runs
     "dataset_name": _DATA,
     "dataset": _DATA,

@@ -182,7 +182,7 @@ def _suggestion(path: KeyPath, given: _Given) -> str:
         if known is not None:
             return f"; {_here(known_as, known, path, given)}"
     valid = [*model.model_fields, *(INHERITED if model is given.recipe else ())]
-    home = _home(name, model, path, given)
+    home = None if difflib.get_close_matches(name, valid, n=1, cutoff=0.9) else _home(name, model, path, given)
     return f"; did you mean {home!r}?" if home else nearest(name, valid)
 
 

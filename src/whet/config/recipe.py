@@ -23,6 +23,7 @@ from whet.config.distill import DistillStage
 from whet.config.evaluation import EvalStage
 from whet.config.feedback import AgreementStage, CompareStage, QuestionsStage, ReviseStage, StepLabelsStage
 from whet.config.loops import LoopConfig
+from whet.config.machine import MachineConfig
 from whet.config.merge import MergeStage
 from whet.config.model import ModelConfig
 from whet.config.online_preference import OnlinePreferenceStage
@@ -78,7 +79,7 @@ NOUNS: dict[Made, str] = {"model": "stage", "reward": "reward_model stage", "row
 class Recipe(Strict):
     """One file, one pipeline: named stages in order, each starting from what the one before made."""
 
-    free: ClassVar[frozenset[str]] = frozenset({"description", "out", "threads", "save", "trackers"})
+    free: ClassVar[frozenset[str]] = frozenset({"description", "out", "threads", "save", "trackers", "machine"})
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     description: str = ""
@@ -91,6 +92,8 @@ class Recipe(Strict):
     """Who hears the numbers of every step beside the log files: tensorboard (`RUN/tensorboard`), W&B or trackio."""
     model: ModelConfig
     save: SaveConfig = SaveConfig()
+    machine: MachineConfig = MachineConfig()
+    """Where it runs (`docs/scale.md`); a file of its own may say it: `whet run recipe.yaml machine.yaml`."""
     loops: dict[str, LoopConfig] = {}
     """Groups of stages that are repeated; in `stages` they are written out round by round (`config.loops`)."""
     stages: dict[str, Stage] = Field(min_length=1)
