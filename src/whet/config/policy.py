@@ -29,8 +29,7 @@ from whet.config.policy_terms import (
     RatioConfig,
     TokenFilter,
 )
-from whet.config.preset import with_preset
-from whet.config.presets import PRESETS
+from whet.config.presets import PRESETS, with_preset
 from whet.config.strict import Strict
 from whet.formulas.advantages import BASELINES, CREDITS, SCALES, TURN_BASELINES
 from whet.formulas.policy import SURROGATES

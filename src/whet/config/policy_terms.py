@@ -11,7 +11,7 @@ from pydantic import Discriminator, Field, SerializeAsAny, Tag, model_validator
 from whet.config.data import Source
 from whet.config.derived import FromFile, OneOf, section_of
 from whet.config.model import Reference
-from whet.config.preset import kind_of
+from whet.config.presets import kind_of
 from whet.config.strict import Strict
 from whet.formulas import kl, ratios
 from whet.formulas.policy import SURROGATES
