@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from whet.envs.base import Attempt, Grade, Task
+from whet.envs.base import Attempt, Grade, OfAnyTask
 from whet.envs.judges.ask import Opinion
 from whet.envs.judges.judge import Exchange, Judge, Preference
 
@@ -18,14 +18,27 @@ PROBES = (":", "Thought process:", "Let's solve this step by step.", "Solution",
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PointsReward:
-    """The verdict on each answer, from -1 (the worst of the scale) to 1 (the best): d-RLAIF (2309.00267)."""
+class _Judged(OfAnyTask):
+    """What both have."""
 
     name: str
     weight: float
     judge: Judge
+
+    def close(self) -> None:
+        """Let the judge go."""
+        self.judge.close()
+
+    def steering(self, attempts: Sequence[Attempt]) -> float:
+        """The share of answers that try to decide their own verdict."""
+        return _share([self.judge.wording.steers(attempt.answer) for attempt in attempts])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PointsReward(_Judged):
+    """The verdict on each answer, from -1 (the worst of the scale) to 1 (the best): d-RLAIF (2309.00267)."""
+
     probe: bool = True
-    judges: bool = False
 
     def grade(self, attempts: Sequence[Attempt], *, step: int) -> list[Grade]:
         """One grade for each attempt."""
@@ -35,32 +48,21 @@ class PointsReward:
             probes = [Exchange(asked=attempts[0].task.messages, answer=PROBES[step % len(PROBES)])]
         opinions = self.judge.points([*exchanges, *probes])
         given = opinions[: len(attempts)]
-        metrics = {**failures(given), "steering": _share([self.judge.wording.steers(a.answer) for a in attempts])}
+        metrics = {**failures(given), "steering": self.steering(attempts)}
         for opinion in opinions[len(attempts) :]:
             if opinion.value is not None:
                 metrics["probe"] = 2 * opinion.value - 1
         return [_grade(opinion, metrics) for opinion in given]
 
-    def check(self, tasks: Sequence[Task]) -> None:
-        """Any task can be judged."""
-
-    def close(self) -> None:
-        """Let the judge go."""
-        self.judge.close()
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PairsReward:
+class PairsReward(_Judged):
     """An answer's win rate against answers to the same task, from -1 (loses to all) to 1 (beats all); a tie is half.
 
     Each is compared with the `opponents` that follow it in its group, and so with those before it; None: with all.
     """
 
-    name: str
-    weight: float
-    judge: Judge
     opponents: int | None = None
-    judges: bool = False
 
     def grade(self, attempts: Sequence[Attempt], *, step: int) -> list[Grade]:
         """One grade for each attempt; one whose comparisons all failed is ungraded."""
@@ -80,19 +82,8 @@ class PairsReward:
             if preference.chance is not None:
                 wins[first].append(preference.chance)
                 wins[second].append(1 - preference.chance)
-        metrics = {
-            **failures(found),
-            **agreement(found),
-            "steering": _share([self.judge.wording.steers(a.answer) for a in attempts]),
-        }
+        metrics = {**failures(found), **agreement(found), "steering": self.steering(attempts)}
         return [self._grade(against[i], wins[i], metrics) for i in range(len(attempts))]
-
-    def check(self, tasks: Sequence[Task]) -> None:
-        """Any task can be judged."""
-
-    def close(self) -> None:
-        """Let the judge go."""
-        self.judge.close()
 
     @staticmethod
     def _grade(against: Sequence[Preference], wins: Sequence[float], metrics: Mapping[str, float]) -> Grade:
