@@ -22,8 +22,8 @@ from whet.config.names import names
 from whet.config.node import COMMAND_LINE, Key, KeyPath, Node, dotted, parse, written
 from whet.config.problems import explain, nearest
 from whet.config.recipe import INHERITED, SHORT, STAGES, Recipe, recipe_of
-from whet.config.references import children
 from whet.config.stage import StageBase
+from whet.config.strict import children
 from whet.errors import ConfigError
 
 

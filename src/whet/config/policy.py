@@ -13,13 +13,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from whet.config.critic import CriticConfig
 from whet.config.derived import OneOf
 from whet.config.model import TeacherConfig
 from whet.config.policy_terms import (
     CLIPS,
     Clip,
     CorrectionConfig,
+    CriticConfig,
     DynamicSamplingConfig,
     EntropyConfig,
     KLConfig,

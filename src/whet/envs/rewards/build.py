@@ -15,13 +15,12 @@ from whet.envs.clients import Models
 from whet.envs.judges.judge import Judge, build_judge
 from whet.envs.rewards.code import CodeReward
 from whet.envs.rewards.environment import calls, of_environment, of_turns
-from whet.envs.rewards.equivalence import EquivalenceReward
 from whet.envs.rewards.exact import exact, exact_gold, right_verdict
 from whet.envs.rewards.format import consistent, well_formed
 from whet.envs.rewards.function import FunctionReward
 from whet.envs.rewards.graders import GraderReward
 from whet.envs.rewards.instructions import check_instructions, instructions
-from whet.envs.rewards.judge import PairsReward, PointsReward
+from whet.envs.rewards.judge import EquivalenceReward, PairsReward, PointsReward
 from whet.envs.rewards.length import GroupLength, cosine, length, overlong, repetition
 from whet.envs.rewards.math import MathReward
 from whet.envs.rewards.model import Combine, ModelReward, ProcessReward
