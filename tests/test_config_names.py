@@ -11,13 +11,14 @@ import yaml
 from pydantic import BaseModel
 
 from whet.config.loading import load_recipe
-from whet.config.names import OTHER_KINDS, OTHER_TOOLS, RENAMED
+from whet.config.names import names
 from whet.config.preference import PREFERENCE_PRESETS
 from whet.config.presets import PRESETS
 from whet.config.problems import has_key, models_of
 from whet.config.recipe import STAGES, Recipe
 from whet.errors import ConfigError
 
+NAMES = names()
 PAGE = Path(__file__).parents[1] / "docs" / "coming-from.md"
 STAGE = {
     "sft": {"kind": "sft", "data": {"generate": "arithmetic"}},
@@ -76,9 +77,9 @@ def is_key(key: str) -> bool:
 # --------------------------------------------------------------------------------------- former keys
 
 
-@pytest.mark.parametrize("old", RENAMED)
+@pytest.mark.parametrize("old", NAMES.renamed)
 def test_a_renamed_key_exists_under_its_new_name_and_not_under_its_old_one(old: str) -> None:
-    for new in RENAMED[old]:
+    for new in NAMES.renamed[old]:
         having = [section for section in every_section() if new in section.model_fields]
         assert having
         assert not [section for section in having if old in section.model_fields]
@@ -102,9 +103,9 @@ def test_a_former_key_is_answered_with_its_new_name(stage: str, keys: dict, expe
 # -------------------------------------------------------------------------------- names of other tools
 
 
-@pytest.mark.parametrize("name", OTHER_TOOLS)
+@pytest.mark.parametrize("name", NAMES.other_tools)
 def test_a_name_of_another_tool_leads_to_a_key_that_there_is(name: str) -> None:
-    known = OTHER_TOOLS[name]
+    known = NAMES.other_tools[name]
     assert known.keys or known.note
     assert all(map(is_key, known.keys))
     told = re.findall(r"\b(?:train|tasks|algorithm)\.[\w.]+\b", known.note)
@@ -112,10 +113,10 @@ def test_a_name_of_another_tool_leads_to_a_key_that_there_is(name: str) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGE)
-@pytest.mark.parametrize("name", [name for name in OTHER_TOOLS if "." not in name])
+@pytest.mark.parametrize("name", [name for name in NAMES.other_tools if "." not in name])
 def test_it_is_answered_wherever_it_is_written(name: str, stage: str, tmp_path: Path) -> None:
     """At the top, in the stage, in its `train` and as an option: the same key, as that place would write it."""
-    known, own = OTHER_TOOLS[name], STAGE[stage]
+    known, own = NAMES.other_tools[name], STAGE[stage]
     last = [key.rpartition(".")[2] for key in known.keys]
     found = [
         complaint(tmp_path, stages={"s": own}, **{name: 1}),
@@ -162,12 +163,12 @@ def test_a_method_in_the_place_of_a_kind_is_answered_with_keys_that_load(method:
     assert complaint(tmp_path, stages={"s": own}) == ""
 
 
-@pytest.mark.parametrize("name", OTHER_KINDS)
+@pytest.mark.parametrize("name", NAMES.other_kinds)
 def test_a_kind_by_another_name(name: str, tmp_path: Path) -> None:
     kinds = [stage.kind_name() for stage in STAGES]
     text = complaint(tmp_path, stages={"s": {"kind": name}})
-    assert text.endswith(f"write kind: {OTHER_KINDS[name]}")
-    assert OTHER_KINDS[name].partition(",")[0] in kinds
+    assert text.endswith(f"write kind: {NAMES.other_kinds[name]}")
+    assert NAMES.other_kinds[name].partition(",")[0] in kinds
     assert name not in kinds
 
 
@@ -220,6 +221,6 @@ def test_the_page_has_every_name_with_its_key() -> None:
         for name in others:
             listed.setdefault(name, set()).update(ours)
     same = {name for name, ours in listed.items() if any(key.rpartition(".")[2] == name for key in ours)}
-    assert listed.keys() - (same - OTHER_TOOLS.keys()) == OTHER_TOOLS.keys()
-    for name, known in OTHER_TOOLS.items():
+    assert listed.keys() - (same - NAMES.other_tools.keys()) == NAMES.other_tools.keys()
+    for name, known in NAMES.other_tools.items():
         assert (listed[name] & set(known.keys)) or not (listed[name] or known.keys), name

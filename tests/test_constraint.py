@@ -15,7 +15,7 @@ from whet.algorithms.columns import to_answers
 from whet.algorithms.policy import policy_gradient, prepare
 from whet.algorithms.state import Charge, RunState
 from whet.config import RLStage
-from whet.config.constraint import ConstraintConfig
+from whet.config.rl import ConstraintConfig
 from whet.formulas.constraint import charged, controlled
 from whet.records import Group, Score
 

@@ -21,7 +21,7 @@ from whet.config.shaping import FormatReward
 from whet.envs.base import Attempt, Observed, Task
 from whet.envs.library import Family, family
 from whet.envs.library.arithmetic import Sum
-from whet.envs.library.split import held_out
+from whet.envs.library.base import held_out
 from whet.envs.rewards.build import build_rubric
 from whet.envs.single_turn import SingleTurn
 from whet.records import Message

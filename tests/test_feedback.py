@@ -22,7 +22,7 @@ from whet.envs.judges.fence import opened
 from whet.envs.judges.judge import Wording, verdicts_of
 from whet.envs.judges.questions import questions, teach
 from whet.envs.judges.revise import REWRITE, revise
-from whet.envs.rewards.verdict import right_verdict
+from whet.envs.rewards.exact import right_verdict
 from whet.errors import ConfigError, DataError, RewardError, RunError
 from whet.launch.check import check_recipe
 from whet.launch.main import run_recipe

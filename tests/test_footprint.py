@@ -16,8 +16,8 @@ from rich.console import Console
 
 from whet.cli.plan import memory_table
 from whet.config import CreateConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
-from whet.config.critic import CriticConfig
 from whet.config.loading import load_recipe
+from whet.config.policy_terms import CriticConfig
 from whet.launch.memory import footprint, footprints, frugal, settle, trainings
 from whet.launch.memory_report import FULL_TOKENS, ROOM, Footprint, Role, fitting_tokens
 from whet.pipeline.run import Run

@@ -11,13 +11,14 @@ from whet.evals.judgement import (
     Decided,
     Labelled,
     Ranked,
+    fixed_mixtures,
     judge_labels,
     judge_pairs,
     judge_rankings,
     judge_rivals,
+    mixed,
     reliability,
 )
-from whet.evals.mixture import fixed_mixtures, mixed
 from whet.evals.stats import wilson_interval
 
 

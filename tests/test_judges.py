@@ -22,8 +22,7 @@ from whet.envs.judges import rules
 from whet.envs.judges.ask import Opinion, Question, Reader, read_reply, read_verdict
 from whet.envs.judges.cache import CachedChat, read_answers
 from whet.envs.judges.fence import defused, fenced, mark_of, opened, steering
-from whet.envs.judges.judge import PAIR, Exchange, Judge, Wording, build_judge, verdicts_of
-from whet.envs.judges.principles import read_principles
+from whet.envs.judges.judge import PAIR, Exchange, Judge, Wording, build_judge, read_principles, verdicts_of
 from whet.envs.judges.scripted import ScriptedAsker
 from whet.envs.library.arithmetic import Sum
 from whet.envs.rewards.build import build_rubric

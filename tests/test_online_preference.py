@@ -14,8 +14,8 @@ import yaml
 
 from tests.laws.support import tiny_trainer
 from tests.test_policy import FakeFeed
-from whet.algorithms.online_preference import BARREN, OnlineSetting, online_preference, ranked
-from whet.config import LossConfig, TrainConfig
+from whet.algorithms.online_preference import BARREN, online_preference, ranked
+from whet.config import OnlinePreferenceStage
 from whet.config.loading import load_recipe
 from whet.errors import ConfigError, TrainingError
 from whet.launch.main import run_recipe
@@ -112,11 +112,11 @@ def online(made: Callable[[], tuple[Group, ...]], **resumed: Any) -> Iterator[St
     """Steps on these groups, one update each."""
     trainer = tiny_trainer(dtype=torch.float32)
     feed: Any = FakeFeed(trainer, made)
-    setting = OnlineSetting(
-        loss=LossConfig.model_validate("simpo"), train=TrainConfig(), steps=99, prompts_per_step=1, all_pairs=False,
-        minibatches=1, update_reference_every=None, max_gap=1e-3,
-    )  # fmt: skip
-    return online_preference(trainer, feed, setting, **resumed)
+    config = OnlinePreferenceStage.model_validate({
+        "kind": "online_preference", "tasks": {"generate": "arithmetic"}, "loss": "simpo", "prompts_per_step": 1,
+        "max_reference_gap": 1e-3, "train": {"steps": 99, "lr": 1e-5},
+    })  # fmt: skip
+    return online_preference(trainer, feed, config, steps=99, **resumed)
 
 
 def test_twenty_steps_without_a_pair_end_the_run_stopped_in_between_or_not() -> None:

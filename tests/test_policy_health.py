@@ -10,9 +10,9 @@ import pytest
 
 from tests.laws.support import tiny_trainer
 from tests.test_policy import FakeFeed, _two_groups, config, setting
-from whet.algorithms.health import FINDERS, Health
 from whet.algorithms.policy import policy_gradient
-from whet.config.health import HealthConfig
+from whet.algorithms.state import FINDERS, Health
+from whet.config.rl import HealthConfig
 from whet.errors import TrainingError
 from whet.records import Step
 

@@ -24,7 +24,7 @@ from whet.config import SamplingConfig
 from whet.config.loading import load_recipe
 from whet.envs.base import Observed, Opening
 from whet.errors import ConfigError, DataError, ModelError, RunError
-from whet.evals.perplexity import loss_table
+from whet.evals.run import loss_table
 from whet.launch.compare import compare_runs
 from whet.launch.evaluate import evaluate, load_rows
 from whet.launch.talk import open_conversation

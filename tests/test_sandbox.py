@@ -219,7 +219,7 @@ def test_long_payloads_do_not_hold_up_the_others(behaviour: str) -> None:
     """Both workers hang; what waits behind them is answered before they are killed."""
     with WorkerPool(behaviour, deadline_s=2.5, workers=2, forked=True) as pool:
         results = pool.map(["hang", "hang", *["a"] * 20])
-        assert len(pool._workers) <= 2, "the further ones are gone"
+        assert len(pool._idle) <= 2, "the further ones are gone"
     assert [kind(result) for result in results] == [FailureKind.TIMEOUT] * 2 + [None] * 20
 
 

@@ -441,7 +441,7 @@ def test_sessions_are_gone_with_their_play(made: ToolEnvironments) -> None:
     async def open_and_close() -> None:
         session = await made.sessions.open()
         await session.ask({"do": "describe", "with": {}}, 30)  # type: ignore[union-attr]
-        group = session._worker._group  # type: ignore[union-attr]
+        group = session._group  # type: ignore[union-attr]
         assert Path(f"/proc/{group}").exists()
         session.close()  # type: ignore[union-attr]
         for _ in range(1000):

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from whet.config.critic import CriticConfig
+from whet.config.policy_terms import CriticConfig
 from whet.formulas import value as formulas
 from whet.formulas.reduce import token_mean
 from whet.records import Atom, Column, Flags, Metric, TokenRow, add_metrics, seed_of

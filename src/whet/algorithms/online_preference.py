@@ -9,11 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 
 from whet.algorithms.preference import check_start, objective_of, weigh_preferences
 from whet.algorithms.rollout_metrics import measure_groups, measure_taken, unscored
 from whet.algorithms.supervised import NOT_FINITE
-from whet.config import LossConfig, TrainConfig
+from whet.config import LossConfig, OnlinePreferenceStage
 from whet.errors import TrainingError
 from whet.records import Atom, Episode, Group, Metric, Step, TokenRow, add_metrics
 from whet.rollouts.assemble import to_rows
@@ -23,20 +24,6 @@ from whet.training.optim import learning_rate
 
 BARREN = 20
 """Steps in a row without a single pair, after which it gives up."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OnlineSetting:
-    """The constants of a run of `online_preference`."""
-
-    loss: LossConfig
-    train: TrainConfig
-    steps: int
-    prompts_per_step: int
-    all_pairs: bool
-    minibatches: int
-    update_reference_every: int | None
-    max_gap: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +43,13 @@ class RunCounts:
 
 
 def online_preference(
-    trainer: Trainer, feed: Feed, setting: OnlineSetting, *, start: int = 0, state: Mapping[str, float] | None = None
+    trainer: Trainer,
+    feed: Feed,
+    config: OnlinePreferenceStage,
+    *,
+    steps: int,
+    start: int = 0,
+    state: Mapping[str, float] | None = None,
 ) -> Iterator[Step]:
     """One `Step` for each batch of answers, from step `start` on; `feed` must stand where that step left it.
 
@@ -65,14 +58,14 @@ def online_preference(
     """
     counts = RunCounts(**{name: state[name] for name in RunCounts().saved}) if state else RunCounts()
     feed.publish(start)
-    for step in range(start, setting.steps):
-        taken = feed.take(setting.prompts_per_step, step=step)
+    for step in range(start, steps):
+        taken = feed.take(config.prompts_per_step, step=step)
         began = time.monotonic()
-        found = [ranked(group, all_pairs=setting.all_pairs) for group in taken.groups]
-        atoms = with_reference([atom for atom in found if atom is not None], trainer, setting.loss)
-        rate = learning_rate(step + 1, setting.steps, setting.train)
-        metrics, counts = _update(trainer, atoms, setting, counts, rate=rate)
-        if setting.update_reference_every is not None and (step + 1) % setting.update_reference_every == 0:
+        found = [ranked(group, all_pairs=config.pairs == "all") for group in taken.groups]
+        atoms = with_reference([atom for atom in found if atom is not None], trainer, config.loss)
+        rate = learning_rate(step + 1, steps, config.train)
+        metrics, counts = _update(trainer, atoms, config, counts, rate=rate)
+        if config.update_reference_every is not None and (step + 1) % config.update_reference_every == 0:
             trainer.update_frozen(REFERENCE, 0.0)
         feed.publish(step + 1)
         yield Step(
@@ -85,7 +78,7 @@ def online_preference(
                 "pairs/prompts": float(len(atoms)),
                 "pairs/tied": float(sum(len(g.scored) >= 2 for g in taken.groups) - len(atoms)),
                 "pairs/unscored": float(sum(len(g.scored) < 2 for g in taken.groups)),
-                "lr": setting.train.lr * rate,
+                "lr": config.train.lr * rate,
             },
             state={**feed.state, **counts.saved},
             notes=(*unscored(taken.played), *(() if atoms else ("no update: no prompt had answers of unlike reward",))),
@@ -124,17 +117,18 @@ def _row(episode: Episode) -> TokenRow:
 
 
 def _update(
-    trainer: Trainer, atoms: Sequence[Atom], setting: OnlineSetting, counts: RunCounts, *, rate: float
+    trainer: Trainer, atoms: Sequence[Atom], config: OnlinePreferenceStage, counts: RunCounts, *, rate: float
 ) -> tuple[dict[str, float], RunCounts]:
     """The optimizer steps that follow one batch of answers, each on its share of the prompts."""
     tallies: dict[str, Metric] = {}
     norms, skipped = [], 0
-    size = -(-len(atoms) // setting.minibatches)
+    size = -(-len(atoms) // config.minibatches)
     for first in range(0, len(atoms), max(1, size)):
-        batch = weigh_preferences(atoms[first : first + size], loss=setting.loss, trainer=trainer)
-        found = trainer.forward_backward(batch, objective_of(setting.loss))
+        batch = weigh_preferences(atoms[first : first + size], loss=config.loss, trainer=trainer)
+        found = trainer.forward_backward(batch, objective_of(config.loss))
         if not counts.updates:
-            check_start({name: metric.mean for name, metric in found.items()}, setting.max_gap)
+            gap = config.max_reference_gap if config.reference is None else inf
+            check_start({name: metric.mean for name, metric in found.items()}, gap)
         tallies = add_metrics(tallies, found)
         result = trainer.optim_step(rate)
         norms.append(result.grad_norm)

@@ -1,24 +1,190 @@
 """What a run of policy gradients is given, and what it carries from step to step besides weights.
 
 `RunState` is a value: `after` makes the next one, and what it saves is what a resumed run starts from.
+
+Part of it is health. RL can lose everything silently: a rate that is a little too high takes a model from a quarter
+solved to nothing in twenty steps while the loss looks as ever. `Health` sees each step's metrics, keeps a few running
+averages (they are its whole state, and in the checkpoint), and says what it finds when it begins and again for every
+window that it lasts. What is done about it is the recipe's choice (`HealthConfig`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from math import isnan, nan
+from math import isfinite, isnan, nan
 
 from whet.algorithms.critic import RunningScale
-from whet.algorithms.health import Health
 from whet.algorithms.ptx import PretrainingMix
 from whet.config import PolicyConfig, TrainConfig
-from whet.config.constraint import ConstraintConfig
-from whet.config.health import HealthConfig
+from whet.config.rl import Action, ConstraintConfig, HealthConfig
 from whet.formulas.constraint import charged, controlled
 from whet.formulas.kl import adapt
 from whet.formulas.policy import steer
 from whet.records import Score
+
+WATCHED = (
+    "solved", "reward", "entropy", "completions/clipped_ratio", "frac_reward_zero_std", "kl", "clip_ratio",
+    "sampling/logp_gap_mean", "grad_norm",
+)  # fmt: skip
+"""Metrics of which running averages are kept; `clip_ratio` is the sum of its two sides."""
+PREFIX = "health/"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Something wrong, and what the recipe wants done about it."""
+
+    name: str
+    line: str
+    action: Action
+
+    def __str__(self) -> str:
+        return f"{self.name.replace('_', ' ')}: {self.line}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """The monitor after some step. A value: `after` makes the next one."""
+
+    config: HealthConfig
+    state: Mapping[str, float] = field(default_factory=lambda: {"steps": 0.0, "rate": 1.0})
+    """`NAME/mean`, `NAME/first`, `NAME/best` and `NAME/now` of what is watched, `FINDING/lasts` in steps, the factor of
+    the learning rate, and the steps seen."""
+    findings: tuple[Finding, ...] = ()
+    """What is to be said after this step."""
+
+    @classmethod
+    def start(cls, config: HealthConfig, saved: Mapping[str, float]) -> Health:
+        """At the beginning of a run, or from what an earlier step had saved."""
+        state = {name.removeprefix(PREFIX): value for name, value in saved.items() if name.startswith(PREFIX)}
+        return cls(config=config, state=state) if state else cls(config=config)
+
+    @property
+    def saved(self) -> dict[str, float]:
+        """The state under names of its own among those of a step."""
+        return {f"{PREFIX}{name}": value for name, value in self.state.items()}
+
+    @property
+    def rate(self) -> float:
+        """What the learning rate is multiplied by."""
+        return self.state["rate"]
+
+    def after(self, metrics: Mapping[str, float]) -> Health:
+        """Having seen another step."""
+        config = self.config
+        state = {**_averages(self.state, metrics, config.window), "steps": self.state["steps"] + 1}
+        findings = []
+        for name, find in FINDERS.items():
+            action: Action = getattr(config, name)
+            line = find(state, config) if state["steps"] > config.window and action != "ignore" else None
+            lasted = state[f"{name}/lasts"] if f"{name}/lasts" in state else 0.0
+            state[f"{name}/lasts"] = lasted + 1 if line else 0.0
+            if line and lasted % config.window == 0:
+                findings.append(Finding(name=name, line=line, action=action))
+        if any(finding.action == "lower" for finding in findings):
+            state["rate"] *= config.lower_by
+        return replace(self, state=state, findings=tuple(findings))
+
+    @property
+    def fatal(self) -> Finding | None:
+        """A finding that ends the run here."""
+        return next((finding for finding in self.findings if finding.action == "stop"), None)
+
+
+def _averages(before: Mapping[str, float], metrics: Mapping[str, float], window: int) -> dict[str, float]:
+    """Exponential averages over about `window` steps, each with its first and its best value."""
+    state = dict(before)
+    seen = {**metrics, "clip_ratio": sum(metrics[n] for n in metrics if n.startswith("clip_ratio/"))}
+    for name in WATCHED:
+        idle = (
+            name == "grad_norm" and name in seen and not seen[name]
+        )  # a step without an update has no gradient to compare
+        if name not in seen or not isfinite(seen[name]) or idle:
+            continue
+        mean = f"{name}/mean"
+        state[f"{name}/before"] = state[mean] if mean in state else seen[name]
+        state[f"{name}/now"] = seen[name]
+        state[mean] = state[f"{name}/before"] + (seen[name] - state[f"{name}/before"]) * 2 / (window + 1)
+        state[f"{name}/first"] = state[f"{name}/first"] if f"{name}/first" in state else seen[name]
+        state[f"{name}/best"] = max(state[mean], state[f"{name}/best"]) if f"{name}/best" in state else state[mean]
+    return state
+
+
+# ----------------------------------------------------------------------------------------------- findings
+
+State = Mapping[str, float]
+
+
+def _collapse(state: State, config: HealthConfig) -> str | None:
+    name = "solved" if "solved/mean" in state else "reward"
+    best, mean = state[f"{name}/best"], state[f"{name}/mean"]
+    if best > 0.02 and mean < config.collapse_below * best:
+        return f"{name} fell from {best:.3g} to {mean:.3g}; lower train.lr, or set health.collapse: stop"
+    return None
+
+
+def _entropy_loss(state: State, config: HealthConfig) -> str | None:
+    solved = state["solved/mean"] if "solved/mean" in state else 0.0
+    if "entropy/mean" in state and solved < 0.9:
+        first, mean = state["entropy/first"], state["entropy/mean"]
+        if mean < config.entropy_below * first:
+            fell = f"entropy fell from {first:.3g} to {mean:.3g} nats per token"
+            return f"{fell} with {solved:.0%} solved; try clip.high 0.28 or an entropy bonus"
+    return None
+
+
+def _length_runaway(state: State, config: HealthConfig) -> str | None:
+    first, mean = state["completions/clipped_ratio/first"], state["completions/clipped_ratio/mean"]
+    if mean > config.truncated_above and mean > 2 * first:
+        return (
+            f"{mean:.0%} of the answers are cut off, at first {first:.0%}; add an overlong reward or raise max_tokens"
+        )
+    return None
+
+
+def _no_signal(state: State, config: HealthConfig) -> str | None:
+    if "frac_reward_zero_std/mean" in state and state["frac_reward_zero_std/mean"] > config.equal_above:
+        share = state["frac_reward_zero_std/mean"]
+        return f"{share:.0%} of the groups have equal rewards; use tasks of another difficulty, or stop here"
+    return None
+
+
+def _above(metric: str, limit: str, text: str) -> Callable[[State, HealthConfig], str | None]:
+    """Found where the average of a metric is over a limit of the config; `text` has both in braces."""
+
+    def find(state: State, config: HealthConfig) -> str | None:
+        if f"{metric}/mean" not in state or state[f"{metric}/mean"] <= getattr(config, limit):
+            return None
+        return text.format(state[f"{metric}/mean"], getattr(config, limit))
+
+    return find
+
+
+def _gradient(state: State, config: HealthConfig) -> str | None:
+    if "grad_norm/now" not in state:  # no step yet that had a gradient
+        return None
+    now, before = state["grad_norm/now"], state["grad_norm/before"]
+    if before > 0 and now > config.gradient_above * before:
+        return f"the gradient's norm is {now:.3g}, {now / before:.0f} times what it was"
+    return None
+
+
+FINDERS: dict[str, Callable[[State, HealthConfig], str | None]] = {
+    "collapse": _collapse,
+    "entropy_loss": _entropy_loss,
+    "length_runaway": _length_runaway,
+    "no_signal": _no_signal,
+    "far_from_reference": _above("kl", "kl_above", "the KL to the reference is {:.3g} nats per token (limit {})"),
+    "clipping": _above(
+        "clip_ratio", "clipped_above", "{:.0%} of the tokens are clipped (limit {:.0%}); lower train.lr"
+    ),
+    "gap": _above(
+        "sampling/logp_gap_mean", "gap_above", "sampler and trainer differ by {:.3g} nats per token (limit {})"
+    ),
+    "gradient": _gradient,
+}
+"""What may be found; the names are the config's keys."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,10 +1,8 @@
 """Recipes: their models, and loading with overrides, origins and "did you mean"."""
 
-from whet.config.curriculum import CurriculumConfig
 from whet.config.data import DataConfig, GeneratedConfig, Source, Sources
 from whet.config.distill import DistillStage
 from whet.config.evaluation import EvalStage
-from whet.config.feedback import AgreementStage, CompareStage, QuestionsStage, ReviseStage, RowsBase, StepLabelsStage
 from whet.config.machine import MachineConfig
 from whet.config.merge import MergeInput, MergeStage
 from whet.config.model import CreateConfig, ModelConfig, TeacherConfig
@@ -15,7 +13,7 @@ from whet.config.presets import PRESETS
 from whet.config.recipe import STAGES, Recipe, Stage
 from whet.config.reward_model import RewardModelStage
 from whet.config.rewards import RewardConfig
-from whet.config.rl import RLStage
+from whet.config.rl import CurriculumConfig, RLStage
 from whet.config.selection import SampleStage, SelectStage
 from whet.config.sft import SFTStage
 from whet.config.train import LoraConfig, SamplingConfig, SaveConfig, TrainConfig
@@ -23,8 +21,6 @@ from whet.config.train import LoraConfig, SamplingConfig, SaveConfig, TrainConfi
 __all__ = [
     "PRESETS",
     "STAGES",
-    "AgreementStage",
-    "CompareStage",
     "CreateConfig",
     "CurriculumConfig",
     "DataConfig",
@@ -40,13 +36,10 @@ __all__ = [
     "OnlinePreferenceStage",
     "PolicyConfig",
     "PreferenceStage",
-    "QuestionsStage",
     "RLStage",
     "Recipe",
-    "ReviseStage",
     "RewardConfig",
     "RewardModelStage",
-    "RowsBase",
     "SFTStage",
     "SampleStage",
     "SamplingConfig",
@@ -55,7 +48,6 @@ __all__ = [
     "Source",
     "Sources",
     "Stage",
-    "StepLabelsStage",
     "TeacherConfig",
     "TrainConfig",
 ]

@@ -18,12 +18,12 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from whet.config.loops import write_out
-from whet.config.names import OTHER_TOOLS, same_name
+from whet.config.names import names
 from whet.config.node import COMMAND_LINE, Key, KeyPath, Node, dotted, parse, written
 from whet.config.problems import explain, nearest
 from whet.config.recipe import INHERITED, SHORT, STAGES, Recipe, recipe_of
-from whet.config.references import children
 from whet.config.stage import StageBase
+from whet.config.strict import children
 from whet.errors import ConfigError
 
 
@@ -98,7 +98,7 @@ def split_overrides(words: Sequence[str]) -> list[tuple[KeyPath, str]]:
         word = rest.popleft()
         key, equals, value = word.removeprefix("--").partition("=")
         if not equals and word.startswith("--"):
-            if same_name(key) in OTHER_TOOLS and (not rest or rest[0].startswith("--")):  # a flag there: --bf16
+            if names().known(key) and (not rest or rest[0].startswith("--")):  # a flag there: --bf16
                 value = "true"
             elif not rest:
                 raise ConfigError(f"{COMMAND_LINE}: {word}: no such option, and no value for a key of that name")

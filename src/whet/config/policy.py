@@ -13,13 +13,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from whet.config.critic import CriticConfig
 from whet.config.derived import OneOf
 from whet.config.model import TeacherConfig
 from whet.config.policy_terms import (
     CLIPS,
     Clip,
     CorrectionConfig,
+    CriticConfig,
     DynamicSamplingConfig,
     EntropyConfig,
     KLConfig,
@@ -29,8 +29,7 @@ from whet.config.policy_terms import (
     RatioConfig,
     TokenFilter,
 )
-from whet.config.preset import with_preset
-from whet.config.presets import PRESETS
+from whet.config.presets import PRESETS, with_preset
 from whet.config.strict import Strict
 from whet.formulas.advantages import BASELINES, CREDITS, SCALES, TURN_BASELINES
 from whet.formulas.policy import SURROGATES

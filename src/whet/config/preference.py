@@ -26,7 +26,7 @@ from whet.config.data import GeneratedConfig, Source
 from whet.config.derived import FromFile, OneOf, section_of
 from whet.config.held_out import OtherEvaluation, TrainingStage
 from whet.config.model import Reference
-from whet.config.preset import with_preset
+from whet.config.presets import SUMS, with_preset
 from whet.config.strict import Made, Strict
 from whet.config.train import TrainConfig
 from whet.formulas.preference import LOSSES, PairFormula, kto
@@ -55,14 +55,7 @@ FUNCTIONS = {**{name: formula.loss for name, formula in LOSSES.items()}, "kto": 
 TERMS = {name: section_of(function, f"{name}_term", base=Term, module=__name__) for name, function in FUNCTIONS.items()}
 PREFERENCE_PRESETS: Mapping[str, Mapping[str, Any]] = {
     **{name: {name: {}} for name in TERMS},
-    "cdpo": {"dpo": {"smoothing": 0.1}},
-    # Iterative RPO (2404.19733): DPO and the NLL of the better answer.
-    "rpo": {"dpo": {}, "nll": {}},
-    "slic": {"slic": {}, "nll": {}},
-    # CPO (2401.08417): a contrast and the NLL of the better answer.
-    "cpo": {"contrast": {}, "nll": {}},
-    # ORPO (2403.07691): NLL and a tenth of the odds ratio.
-    "orpo": {"nll": {}, "odds_ratio": {"weight": 0.1}},
+    **SUMS,
 }
 """The named methods, as keys of `LossConfig`."""
 IMITATING_LR = 5e-6

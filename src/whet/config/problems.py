@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from whet.config.names import OTHER_KINDS, OTHER_TOOLS, RENAMED, KnownKeys, same_name
+from whet.config.names import KnownKeys, names
 from whet.config.node import KeyPath, Node, dotted
 from whet.config.recipe import INHERITED
 from whet.config.stage import StageBase
@@ -173,13 +173,12 @@ def _suggestion(path: KeyPath, given: _Given) -> str:
     model, node, name = _model_at(path[:-1], given), given.root.find(path), str(path[-1])
     if model is None or node is None:
         return ""
-    for renamed in RENAMED.get(name, ()):
+    for renamed in names().renamed.get(name, ()):
         if renamed in model.model_fields:
             return f"; {name} is now called {renamed!r}"
-    names = [(name,), *(names for leaf, _ in node.leaves((name,)) for names in (leaf, leaf[-1:]))]
-    for known_as in map(dotted, names):
-        known = OTHER_TOOLS.get(same_name(known_as))
-        if known is not None:
+    spelled = [(name,), *(each for leaf, _ in node.leaves((name,)) for each in (leaf, leaf[-1:]))]
+    for known_as in map(dotted, spelled):
+        if (known := names().known(known_as)) is not None:
             return f"; {_here(known_as, known, path, given)}"
     valid = [*model.model_fields, *(INHERITED if model is given.recipe else ())]
     home = None if difflib.get_close_matches(name, valid, n=1, cutoff=0.9) else _home(name, model, path, given)
@@ -260,7 +259,8 @@ def _kind(tag: object, given: _Given) -> str:
     presets = presets_of(_stages(given))
     if isinstance(tag, str) and tag in presets:
         return f"; write kind: {presets[tag][0]}, {presets[tag][1]}: {tag}"
-    return f"; write kind: {OTHER_KINDS[tag]}" if isinstance(tag, str) and tag in OTHER_KINDS else ""
+    kinds = names().other_kinds
+    return f"; write kind: {kinds[tag]}" if isinstance(tag, str) and tag in kinds else ""
 
 
 def _literals(path: KeyPath, given: _Given) -> list[str]:

@@ -28,13 +28,12 @@ from whet.config.merge import MergeStage
 from whet.config.model import ModelConfig
 from whet.config.online_preference import OnlinePreferenceStage
 from whet.config.preference import PreferenceStage
-from whet.config.references import references
 from whet.config.reward_model import RewardModelStage, unfit_rewards
 from whet.config.rl import RLStage
 from whet.config.selection import SampleStage, SelectStage
 from whet.config.sft import SFTStage
 from whet.config.stage import StageBase
-from whet.config.strict import Made, Strict
+from whet.config.strict import Made, Strict, references
 from whet.config.train import SaveConfig
 
 Stage = Annotated[

@@ -1,18 +1,15 @@
-"""The stage of reinforcement learning."""
+"""The stage of reinforcement learning, and its sections: constraint, curriculum, health."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from whet.config.budget import StageBudget, times
-from whet.config.constraint import ConstraintConfig
-from whet.config.curriculum import CurriculumConfig
 from whet.config.data import Source
 from whet.config.environment import EnvironmentConfig
-from whet.config.health import HealthConfig
 from whet.config.held_out import OwnEvaluation, TrainingStage
 from whet.config.policy import PolicyConfig
 from whet.config.reward_model import RewardModelStage
@@ -27,8 +24,117 @@ from whet.config.rewards import (
     weights,
 )
 from whet.config.stage import StageBase
-from whet.config.strict import Made
+from whet.config.strict import Made, Strict
 from whet.config.train import RLTrainConfig, SamplingConfig
+
+
+class ConstraintConfig(Strict):
+    """The mean of a reward named `cost` is to be at most `limit`; what it is charged with moves until it is."""
+
+    cost: str
+    """Name of the reward: the more of it the worse. It has weight 0, for it is counted here."""
+    limit: float
+    proportional: float = Field(10.0, ge=0)
+    """K_P: what each unit of mean cost - limit adds to the multiplier in its own step; it keeps it from swinging."""
+    integral: float = Field(0.2, ge=0)
+    """K_I: what each unit adds for good, step after step. Alone it is the textbook's multiplier, which swings."""
+    initial_multiplier: float = Field(0.0, ge=0)
+    """Initial value of the integral: what one unit of cost is worth in units of reward, if that is known."""
+    max_multiplier: float = Field(100.0, gt=0)
+    """The multiplier's bound, for a limit that cannot be kept."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ConstraintConfig:
+        if self.initial_multiplier > self.max_multiplier:
+            raise ValueError(
+                f"initial_multiplier is {self.initial_multiplier}, above max_multiplier ({self.max_multiplier})"
+            )
+        if not self.proportional and not self.integral:
+            raise ValueError(
+                "proportional and integral are both 0, so the price never moves; for a fixed price give the reward a "
+                "weight below 0 and leave constraint out"
+            )
+        return self
+
+
+SOLVED = "solved"
+
+
+class CurriculumConfig(Strict):
+    """The order of an RL stage's tasks. What is measured: the share of right answers when a task was last played."""
+
+    order_by: str | None = None
+    """What makes a task hard: a column with a number (larger is harder), or `solved`, the measured share (in the first
+    epoch nothing is known, so it is shuffled as ever). None: no order."""
+    buckets: int = Field(4, ge=2)
+    """With `order_by`: number of difficulty buckets of an epoch, easiest first; each is shuffled."""
+    skip_above: float | None = Field(None, gt=0, le=1)
+    """A task of which this share is right, or more, is left out for `skip_steps` steps."""
+    skip_below: float | None = Field(None, ge=0, lt=1)
+    """The same for this share or less: hopeless for now."""
+    skip_steps: int = Field(20, ge=1)
+    replay: float = Field(0.0, ge=0, lt=1)
+    """Share of each step's prompts that are past ones whose answers were some right and some wrong; they are sampled
+    anew."""
+
+    @model_validator(mode="after")
+    def _check(self) -> CurriculumConfig:
+        low, high = self.skip_below, self.skip_above
+        if self.order_by is None and low is None and high is None and not self.replay:
+            raise ValueError("curriculum changes nothing; set order_by, skip_above, skip_below or replay, or remove it")
+        if low is not None and high is not None and low >= high:
+            raise ValueError(f"skip_below {low} and skip_above {high} skip every task; leave room between")
+        return self
+
+    @property
+    def measures(self) -> bool:
+        """Whether it needs to know which answers are right."""
+        return self.order_by == SOLVED or self.skip_above is not None or self.skip_below is not None or self.replay > 0
+
+
+Action = Literal["ignore", "warn", "lower", "stop"]
+"""warn: a line. lower: the learning rate times `lower_by`. stop: the run ends."""
+
+
+class HealthConfig(BaseModel):
+    """Lines are drawn through averages over about `window` steps; nothing is found in the first `window` steps."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    window: int = Field(5, ge=1)
+    lower_by: float = Field(0.5, gt=0, lt=1)
+
+    collapse: Action = "warn"
+    collapse_below: float = Field(0.5, gt=0, lt=1)
+    """The solved share (the reward, where nothing judges) is below this part of its best, which was above 0.02."""
+
+    entropy_loss: Action = "warn"
+    entropy_below: float = Field(0.1, gt=0, lt=1)
+    """Entropy has fallen below this part of its first value, and less than 0.9 is solved: nothing is tried any more."""
+
+    length_runaway: Action = "warn"
+    truncated_above: float = Field(0.5, gt=0, lt=1)
+    """More answers than this are cut off, and more than twice as many as at first."""
+
+    no_signal: Action = "warn"
+    equal_above: float = Field(0.95, gt=0, lt=1)
+    """The share of groups whose rewards are all equal."""
+
+    far_from_reference: Action = "warn"
+    kl_above: float = Field(1.0, gt=0)
+    """Nats per token, where a KL is measured."""
+
+    clipping: Action = "warn"
+    clipped_above: float = Field(0.3, gt=0, lt=1)
+    """The share of tokens whose gradient is stopped. GSPO clips about 0.15 when all is well."""
+
+    gap: Action = "warn"
+    gap_above: float = Field(0.05, gt=0)
+    """Mean |sampler - trainer| log-probability difference; `max_gap` of the stage ends the run."""
+
+    gradient: Action = "warn"
+    gradient_above: float = Field(20.0, gt=1)
+    """Times the average norm so far, in one step."""
 
 
 class RLStage(TrainingStage):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -14,6 +14,12 @@ class RewardBase(Strict):
 
     name: str | None = None
     weight: float = 1.0
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The keys of its kind alone: keyword arguments of the function or class of `envs.rewards` that grades."""
+        shared = {"kind", "verifies", *RewardBase.model_fields}
+        return {key: getattr(self, key) for key in type(self).model_fields if key not in shared}
 
     @property
     def grades_steps(self) -> bool:

@@ -3,8 +3,7 @@
 from whet.data.base import Comparison, Conversation, Judged, Origin, Prompt, Rated, Row
 from whet.data.faults import BadRow, Dropped, Place, Rejects
 from whet.data.formats import Format, detect, load_conversations, load_prompts, to_conversation, to_prompt
-from whet.data.preferences import load_comparisons, load_judged, to_comparison, to_judged
-from whet.data.ratings import load_rated, to_rated
+from whet.data.preferences import load_comparisons, load_judged, load_rated, to_comparison, to_judged, to_rated
 from whet.data.sources import read_rows
 
 __all__ = [

@@ -31,8 +31,7 @@ from whet.data.hints import guess, written
 from whet.data.known import TASKS, TURNS
 from whet.data.messages import parse_messages, read_settings, read_tools, refuse_settings
 from whet.data.pairs import REQUIRED as COMPARISONS
-from whet.data.pairs import compared
-from whet.data.ranked import in_order
+from whet.data.pairs import compared, in_order
 from whet.data.sources import Reading, read_examples, reading
 from whet.data.turns import as_context, instruction, is_transcript, text_of, transcript, turns, with_system
 from whet.errors import DataError

@@ -15,25 +15,11 @@ from whet.data.strict import explain, parse_json
 from whet.records import Message, Role, ToolCall
 
 ROLES: Mapping[str, Role] = {
-    "system": "system",
-    "developer": "developer",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "model": "assistant",
-    "function_call": "assistant",
-    "tool_call": "assistant",
-    "tool": "tool",
-    "observation": "tool",
-    "function": "tool",
-    "function_response": "tool",
-    "tool_response": "tool",
-}
+    "system": "system", "developer": "developer", "user": "user", "human": "user", "prompter": "user",
+    "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
+    "model": "assistant", "function_call": "assistant", "tool_call": "assistant", "tool": "tool",
+    "observation": "tool", "function": "tool", "function_response": "tool", "tool_response": "tool",
+}  # fmt: skip
 """Every name of a role that is in use, and ours."""
 
 CALLING = ("function_call", "tool_call")

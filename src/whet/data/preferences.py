@@ -1,4 +1,4 @@
-"""Rows that say which answer is better: comparisons (DPO, reward models) and single answers called good or bad (KTO).
+"""Rows that say which answer is better, or how good one is: comparisons, answers called good or bad, ratings.
 
 | format            | columns                                                    | becomes                             |
 |-------------------|------------------------------------------------------------|-------------------------------------|
@@ -6,8 +6,10 @@
 | openai_preference | input: {messages}, preferred_output, non_preferred_output  | the same                            |
 | ranked            | prompt, answers, and ranks (1 is best) or scores           | the answers, the best first         |
 | judged            | label: true or false, beside any conversation of `formats` | its last turn, called good or bad   |
+| rated             | ratings: {objective: number}, beside any conversation      | its last turn, rated                |
 
-Any comparison is also two judged answers: its best is good, its worst is bad.
+Any comparison is also two judged answers: its best is good, its worst is bad. Of ratings null or an absent name means
+not rated, so it counts for nothing (never a zero); ratings by what is no objective of the stage are unread, and named.
 
 The prompt of a pair stands in `prompt`, `conversations`, `messages` or `instruction` (`input`, `history`); else it is
 what the two have in common: leading messages, turns of an HH-RLHF transcript, or the beginning of the text.
@@ -16,18 +18,19 @@ Columns beside them: `system`, `tools`, and for two answers `margin` and `confid
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from whet.config import DataConfig
-from whet.data.base import Comparison, Judged, Row
+from whet.data.base import Comparison, Judged, Rated, Row
 from whet.data.columns import rename
-from whet.data.faults import Dropped, Place, finite, kind_of
+from whet.data.faults import Dropped, Place, finite, kind_of, nearest
 from whet.data.formats import conversation_of
-from whet.data.known import ANSWERS
+from whet.data.known import ANSWERS, RATINGS
 from whet.data.messages import read_tools, refuse_settings
-from whet.data.pairs import asked_format, compared, format_of, same
+from whet.data.pairs import Turns, asked_format, compared, format_of, same
 from whet.data.sources import read_examples
 from whet.data.turns import untrained, with_system
 
@@ -77,13 +80,20 @@ def to_judged(row: Row, config: DataConfig) -> tuple[Judged, ...]:
     if columns.get("label") is None and format_of(columns) is not None:
         return _unpaired(to_comparison(row, config))
     place = Place(row.origin)
-    messages = with_system(conversation_of(columns, config, place), columns, config, place)
-    if messages[-1].role != "assistant" or len(messages) < 2:
-        raise place.bad("no answer to judge", "the last message must be the assistant's, after a prompt")
-    refuse_settings(columns, place)
-    tools = read_tools(columns, place)
+    messages, tools = _answered(columns, config, place, "judge")
     prompt, good = untrained(messages[:-1]), _label(columns, place)
     return (Judged(origin=row.origin, prompt=prompt, answer=messages[-1:], tools=tools, good=good),)
+
+
+def _answered(
+    columns: Mapping[str, Any], config: DataConfig, place: Place, purpose: str
+) -> tuple[Turns, tuple[dict[str, Any], ...]]:
+    """The messages of a row that end with an answer, and its tools. Raises `BadRow`."""
+    messages = with_system(conversation_of(columns, config, place), columns, config, place)
+    if messages[-1].role != "assistant" or len(messages) < 2:
+        raise place.bad(f"no answer to {purpose}", "the last message must be the assistant's, after a prompt")
+    refuse_settings(columns, place)
+    return messages, read_tools(columns, place)
 
 
 def _label(columns: Mapping[str, Any], place: Place) -> bool:
@@ -111,3 +121,43 @@ def _unpaired(comparison: Comparison) -> tuple[Judged, Judged]:
 
 def _number(columns: Mapping[str, Any], name: str, place: Place) -> float | None:
     return None if columns.get(name) is None else finite(columns[name], place[name])
+
+
+def load_rated(config: DataConfig, objectives: Sequence[str]) -> tuple[list[Rated], Dropped]:
+    """All rated answers of a source, up to `limit`, and what was left out. Raises `DataError` where none is left."""
+    return read_examples(config, partial(to_rated, objectives=objectives), RATINGS)
+
+
+def to_rated(row: Row, config: DataConfig, *, objectives: Sequence[str]) -> Rated:
+    """A row as one answer with its ratings. Raises `BadRow` naming file, line, field, fault and remedy."""
+    columns = rename(row, config)
+    place = Place(row.origin)
+    messages, tools = _answered(columns, config, place, "rate")
+    return Rated(
+        origin=row.origin,
+        prompt=untrained(messages[:-1]),
+        answer=messages[-1:],
+        ratings=_ratings(columns, objectives, place),
+        unread=_others(columns["ratings"], objectives),
+        tools=tools,
+    )
+
+
+def _ratings(columns: Mapping[str, Any], objectives: Sequence[str], place: Place) -> dict[str, float]:
+    """The ratings by objectives of the recipe, each a finite number; others are left unread."""
+    listed, place = columns.get("ratings"), place["ratings"]
+    if listed is None:
+        raise place.bad("no ratings", f"there are: {', '.join(columns)}; name yours in data.columns.ratings")
+    if not isinstance(listed, dict):
+        raise place.bad("not an object", f"it is {kind_of(listed)}; write {{'{objectives[0]}': 3, ...}}")
+    given = {name: listed[name] for name in objectives if listed.get(name) is not None}
+    if not given:
+        others = _others(listed, objectives)
+        remedy = f"it is rated by others, {nearest(objectives[0], others)}" if others else "give one, or leave it out"
+        raise place.bad("not one rating by the stage's objectives", remedy)
+    return {name: finite(value, place[name], "null means no rating") for name, value in given.items()}
+
+
+def _others(listed: Mapping[str, Any], objectives: Sequence[str]) -> tuple[str, ...]:
+    """What else the answer is rated by."""
+    return tuple(name for name, value in listed.items() if value is not None and name not in objectives)

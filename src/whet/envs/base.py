@@ -75,6 +75,19 @@ class Reward(Protocol):
         """End worker processes, if any."""
 
 
+class OfAnyTask:
+    """What a reward has that grades any task, ends no process, and does not judge."""
+
+    __slots__ = ()
+    judges = False
+
+    def check(self, tasks: Sequence[Task]) -> None:
+        """Any task will do."""
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grade:
     """One reward's word on one attempt. `value is None` with no failure means: not applicable, adds nothing."""

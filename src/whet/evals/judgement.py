@@ -4,7 +4,7 @@ The unit is the prompt: pairs of one prompt resemble each other, so they are ave
 (`evals.stats`). A reward model's tie is no win. A judge may call a tie, and does where its two orders disagree: that is
 half a win, so that every coin has one half. "The longer one is better" is the rule that both must beat.
 
-Legend: K answers to one prompt, the best first.
+Legend: A answers to one prompt, the best first; K objectives, P pairs.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from statistics import fmean
+
+import numpy as np
 
 from whet.evals.stats import Interval, mean_interval, paired_interval
 
@@ -191,3 +193,40 @@ def reliability(sure: Sequence[tuple[float, float]]) -> tuple[Bin, ...]:
 def _sigmoid(x: float) -> float:
     """1 / (1 + exp(-x)), without overflow."""
     return 1 / (1 + math.exp(-x)) if x >= 0 else 1 - 1 / (1 + math.exp(x))
+
+
+ROUNDS = 30
+RIDGE = 1e-3
+"""Of the weights' squares, for a mixture under which every pair is right has no largest scale."""
+
+
+def fixed_mixtures(said: Sequence[np.ndarray], names: Sequence[str]) -> Mapping[str, np.ndarray]:
+    """Weights (K,) by a name for people, from what objectives say, (A, K) of each comparison.
+
+    All alike, the one objective that is right most often, and the Bradley-Terry fit of free weights.
+    """
+    difference_PK = np.concatenate([[better - worse for better, worse in combinations(each, 2)] for each in said])
+    best = int((difference_PK > 0).mean(0).argmax())
+    alone = np.eye(len(names))[best]
+    return {
+        "all objectives alike": np.ones(len(names)),
+        f"{names[best]} alone": alone,
+        "the best fixed mixture": _fitted(difference_PK),
+    }
+
+
+def mixed(said: Sequence[np.ndarray], weight_K: np.ndarray) -> list[tuple[float, ...]]:
+    """The scores of each comparison's answers under fixed weights."""
+    return [tuple((each @ weight_K).tolist()) for each in said]
+
+
+def _fitted(difference_PK: np.ndarray) -> np.ndarray:
+    """The weights of the least Bradley-Terry loss, by Newton's method."""
+    weight_K = np.zeros(difference_PK.shape[1])
+    for _ in range(ROUNDS):
+        right_P = 1 / (1 + np.exp(-(difference_PK @ weight_K)))
+        gradient_K = difference_PK.T @ (right_P - 1) / len(difference_PK) + RIDGE * weight_K
+        curvature_P = right_P * (1 - right_P)
+        hessian_KK = (difference_PK.T * curvature_P) @ difference_PK / len(difference_PK)
+        weight_K = weight_K - np.linalg.solve(hessian_KK + RIDGE * np.eye(len(weight_K)), gradient_K)
+    return weight_K

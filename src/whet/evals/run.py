@@ -5,13 +5,14 @@ An answer that could not be graded says nothing about the model: it is left out 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from whet.evals.stats import differences, mean_interval, paired_interval, pass_at_k, sign_flip_p
+from whet.evals.stats import differences, mean_interval, paired_interval, pass_at_k, ratio_interval, sign_flip_p
 from whet.records import Group, Outcome
 
 
@@ -151,3 +152,24 @@ def _mean_pass_at_k(scores: Mapping[str, Sequence[float]], k: int) -> float:
 def _powers_up_to(samples: int) -> list[int]:
     powers = [1 << exponent for exponent in range(samples.bit_length())]
     return sorted({*powers, samples})
+
+
+RowLoss = tuple[float, int, int]
+"""Of one row under one model: nats over its trained tokens, how many they are, and a checksum of all tokens."""
+
+
+def loss_table(losses: Mapping[str, Sequence[RowLoss]], baseline: str | None = None) -> dict[str, Any]:
+    """`rows`: one for each model, with its paired difference to the baseline (None: the
+    first), which is null where the two cut the rows into other tokens."""
+    first = losses[baseline or next(iter(losses))]
+    rows = []
+    for label, given in losses.items():
+        nats, tokens = [row[0] for row in given], [row[1] for row in given]
+        loss, change = ratio_interval(nats, tokens), None
+        if given is not first and [row[2] for row in given] == [row[2] for row in first]:
+            change = ratio_interval([row[0] - before[0] for row, before in zip(given, first, strict=True)], tokens)
+        row = {"label": label, "loss": loss.mean, "low": loss.low, "high": loss.high, "rows": len(given)}
+        row |= {"perplexity": math.exp(min(loss.mean, 700.0)), "tokens": int(sum(tokens))}
+        row |= {"change": None if change is None else change.mean}
+        rows.append(row | {f"change_{end}": change and getattr(change, end) for end in ("low", "high")})
+    return {"rows": rows}

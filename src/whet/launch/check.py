@@ -13,7 +13,7 @@ from typing import Any
 from whet.config import GeneratedConfig, TeacherConfig
 from whet.config.judge import ChatConfig, EndpointChat, LocalChat, ScriptedChat
 from whet.config.loading import Loaded
-from whet.config.references import children, references
+from whet.config.strict import children, references
 from whet.files import is_sealed
 from whet.launch.world import LocalWorld
 from whet.models.load import require_same_tokens

@@ -13,14 +13,14 @@ import torch
 from whet.config import SamplingConfig, SFTStage, TrainConfig
 from whet.config.loading import Loaded, load_recipe
 from whet.errors import ConfigError
-from whet.evals.perplexity import loss_table
+from whet.evals.run import loss_table
 from whet.files import is_sealed, read_json
 from whet.launch.main import asked_to_stop
 from whet.launch.world import LocalWorld
 from whet.models.device import pick_threads
-from whet.pipeline.cached_forward import CHUNK_ROWS
 from whet.pipeline.gate import gate
 from whet.pipeline.lineage import identity_name
+from whet.pipeline.reference import CHUNK_ROWS
 from whet.pipeline.run import Run, claimed, context_of
 from whet.pipeline.stage import Context, Interrupted
 from whet.tracking.console import Console

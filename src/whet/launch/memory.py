@@ -21,11 +21,11 @@ from torch import Tensor
 
 from whet.algorithms.sft import CrossEntropy, weigh
 from whet.config import ModelConfig, SamplingConfig, TeacherConfig, TrainConfig
-from whet.config.critic import CriticConfig
 from whet.config.judge import JudgeConfig, LocalChat
-from whet.config.references import children
+from whet.config.policy_terms import CriticConfig
 from whet.config.rewards import scorers
 from whet.config.stage import StageBase
+from whet.config.strict import children
 from whet.errors import ModelError
 from whet.launch.memory_report import Footprint, Role, fitting_tokens
 from whet.models.device import pick_device

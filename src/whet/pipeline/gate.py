@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from whet.config import DistillStage, GeneratedConfig, ModelConfig, SFTStage, Source, Sources, TrainConfig
 from whet.config.data import listed, weights
 from whet.data.mixture import Blend, end_to_end
-from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.load_data import conversations
 from whet.pipeline.playing import SHOWN
-from whet.pipeline.stage import Context, Seen, World
+from whet.pipeline.stage import Context, Seen, World, keep_dropped
 from whet.records import TokenRow
 from whet.training.gate import Window
 from whet.training.tokenize import Gated, Say, tokenise

@@ -1,7 +1,7 @@
 """Making rows: chunk by chunk, each kept before the next is begun, and one file of rows at the end.
 
 A chunk's rows depend on its number and its tasks alone, so a stage that was killed goes on after the last whole chunk
-as if it had never stopped.
+as if it had never stopped. Stages that ask a judge about comparisons show their first questions (`questions_seen`).
 """
 
 from __future__ import annotations
@@ -10,13 +10,19 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
+from whet.config import Source
+from whet.config.judge import JudgeWording
 from whet.data.formats import TAKEN
 from whet.data.strict import check_text
+from whet.envs.judges.judge import build_wording
+from whet.envs.judges.questions import questions
 from whet.errors import DataError, RewardError
 from whet.files import read_json, write_atomic, write_json
-from whet.pipeline.stage import ROWS, Context, Interrupted
+from whet.pipeline.load_data import comparisons
+from whet.pipeline.playing import SHOWN
+from whet.pipeline.stage import ROWS, Context, Interrupted, Seen
 from whet.records import Group, Message
 from whet.templates.base import Template
 from whet.tracking.log import Decode, RunLog
@@ -144,3 +150,11 @@ def _readable(row: Row) -> bool:
     except ValueError:
         return False
     return True
+
+
+def questions_seen(source: Source, wording: JudgeWording, form: Literal["pairs", "points"]) -> Seen:
+    """The comparisons of a source, and the first of the questions about them."""
+    compared, unread = comparisons(source)
+    known = list(questions(compared[0], build_wording(wording), form=form, reasoning=wording.reasoning))
+    summary = f"{len(compared):,} comparisons; {unread.describe()}"
+    return Seen(summary=summary, prompts=[each.prompt for each in known[:SHOWN]])

@@ -20,10 +20,9 @@ from whet.envs.base import Task
 from whet.envs.tools.play import Environments
 from whet.errors import ConfigError
 from whet.evals.run import sampled_answers, summarise
-from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.load_data import rubric
 from whet.pipeline.playing import find_tasks, player
-from whet.pipeline.stage import Context, Interrupted, Policy
+from whet.pipeline.stage import Context, Interrupted, Policy, keep_dropped
 from whet.records import Group, Metric, State, seed_of
 from whet.rollouts.play import Player
 from whet.tracking.log import RunLog

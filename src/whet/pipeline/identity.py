@@ -25,8 +25,7 @@ from whet.config import DataConfig, GeneratedConfig, ModelConfig
 from whet.config.environment import EnvironmentConfig
 from whet.config.loading import leaves
 from whet.config.node import dotted
-from whet.config.references import children
-from whet.config.strict import Strict
+from whet.config.strict import Strict, children
 from whet.data.sources import content_of
 from whet.envs.library import FAMILIES
 from whet.errors import DataError, ModelError

@@ -21,20 +21,8 @@ from whet.pipeline.stages import (
     step_labels,
 )
 
-KINDS: tuple[Kind, ...] = (
-    sft.KIND,
-    preference.KIND,
-    online_preference.KIND,
-    reward_model.KIND,
-    rl.KIND,
-    distill.KIND,
-    merge.KIND,
-    eval.KIND,
-    compare.KIND,
-    revise.KIND,
-    questions.KIND,
-    agreement.KIND,
-    step_labels.KIND,
-    sample.KIND,
-    select.KIND,
-)
+_STAGES = (
+    sft, preference, online_preference, reward_model, rl, distill, merge, eval, compare, revise, questions, agreement,
+    step_labels, sample, select,
+)  # fmt: skip
+KINDS: tuple[Kind, ...] = tuple(stage.KIND for stage in _STAGES)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import overload
 
 from whet.config import GeneratedConfig, RewardConfig, Source
 from whet.data.base import Comparison, Conversation, Judged, Origin, Rated, Stepwise
 from whet.data.faults import BadRow, Dropped, Rejects
 from whet.data.formats import load_prompts, read_conversations
-from whet.data.preferences import load_comparisons, load_judged
-from whet.data.ratings import load_rated
+from whet.data.lazy import Lazy
+from whet.data.preferences import load_comparisons, load_judged, load_rated
 from whet.data.sources import Reading, digest_of
 from whet.data.stepwise import load_stepwise
 from whet.envs.base import Attempt, Grade, Task
@@ -25,25 +24,6 @@ from whet.envs.tools.play import Environments
 from whet.errors import DataError
 from whet.records import Message
 from whet.templates.base import Template
-
-
-class GeneratedTasks(Sequence[Task]):
-    """The first `size` tasks of a family, made when they are asked for."""
-
-    def __init__(self, generator: Family, size: int) -> None:
-        self._generator, self._numbers = generator, range(size)
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    @overload
-    def __getitem__(self, index: int) -> Task: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Task]: ...
-    def __getitem__(self, index: int | slice) -> Task | Sequence[Task]:
-        if isinstance(index, slice):
-            return [self._generator.task(i) for i in self._numbers[index]]
-        return self._generator.task(self._numbers[index])
 
 
 def source_digest(source: Source) -> str:
@@ -111,7 +91,7 @@ def rated(source: Source, objectives: Sequence[str]) -> tuple[Sequence[Rated], D
 def tasks(source: Source) -> tuple[Sequence[Task], Dropped]:
     """What to play, and which rows could not be used."""
     if isinstance(source, GeneratedConfig):
-        return GeneratedTasks(family(source), source.count), Dropped()
+        return Lazy(source.count, family(source).task), Dropped()
     prompts, dropped = load_prompts(source)
     listed = [
         Task(id=str(p.origin), messages=p.messages, columns=p.columns, conversational=p.conversational) for p in prompts

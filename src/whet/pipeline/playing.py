@@ -14,9 +14,8 @@ from whet.envs.base import Attempt, Rubric, Task
 from whet.envs.rubric import WeightedRubric
 from whet.envs.single_turn import SingleTurn
 from whet.envs.tools.play import Environments, OwnEnvironments, ToolEnvironments
-from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.load_data import rubric, tasks, usable
-from whet.pipeline.stage import Context, Policy, Seen, World
+from whet.pipeline.stage import Context, Policy, Seen, World, keep_dropped
 from whet.records import Score
 from whet.rollouts.curriculum import Curriculum
 from whet.rollouts.feed import Feed

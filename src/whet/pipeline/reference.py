@@ -4,19 +4,24 @@ A preference stage's reference is the model that it starts from, so no second mo
 switched off and on). A distillation's teacher is read before its student is loaded.
 
     STAGE/reference/NAME   STAGE/teacher/NAME
+    .../00000.safetensors  what it said of so many rows, with a digest of the rows; gone on with where it stopped
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from whet.data.lazy import Lazy
-from whet.pipeline.cached_forward import CHUNK_ROWS, cached_forward
-from whet.pipeline.stage import Context
+from whet.files import write_atomic
+from whet.pipeline.stage import Context, Interrupted
 from whet.records import Atom, TokenRow
 from whet.training.base import REFERENCE, TEACHER, Trainer
 
@@ -75,3 +80,49 @@ def _with_columns(
         return Atom(rows=tuple(row.with_columns(**{n: x.numpy() for n, x in c.items()}) for row, c in pairs))
 
     return Lazy(len(atoms), atom)
+
+
+CHUNK_ROWS = 512
+"""Rows of a file: what is lost, at most, when the pass is killed."""
+
+
+def cached_forward(
+    context: Context, folder: Path, rows: Sequence[TokenRow], read: Callable[[Sequence[TokenRow]], Tensor]
+) -> Iterator[Tensor]:
+    """What `read` says of the rows, one tensor for each `CHUNK_ROWS` of them, in order.
+
+    What is on disk for these rows, as it was written, is taken from there; which model it is of is the business of the
+    stage's identity. Raises `Interrupted` where the run was asked to stop, with everything so far on disk.
+    """
+    for number, start in enumerate(range(0, len(rows), CHUNK_ROWS)):
+        file, chunk = folder / f"{number:05d}.safetensors", rows[start : start + CHUNK_ROWS]
+        said = _saved(file, chunk)
+        if said is None:
+            if context.stopped():
+                raise Interrupted
+            said = read(chunk).cpu()
+            write_atomic(file, save({"said": said}, {"sha256": _digest(chunk, said)}))
+        yield said
+    for stale in sorted(folder.glob("*.safetensors"))[len(range(0, len(rows), CHUNK_ROWS)) :]:
+        stale.unlink()
+
+
+def _saved(file: Path, rows: Sequence[TokenRow]) -> Tensor | None:
+    """What a file holds; None where it is missing, damaged or of other rows, so that it is computed (again)."""
+    if not file.exists():
+        return None
+    try:
+        with safe_open(file, "pt") as opened:
+            said, noted = opened.get_tensor("said"), opened.metadata()
+    except SafetensorError:
+        return None
+    return said if noted == {"sha256": _digest(rows, said)} else None
+
+
+def _digest(rows: Sequence[TokenRow], said: Tensor) -> str:
+    """SHA-256 of the tokens, their masks and what was said: it changes with the data, the template, the tokenizer."""
+    found = hashlib.sha256(said.numpy().tobytes())
+    for row in rows:
+        found.update(b"%d %d %d " % (len(row.tokens), row.shared, len(row.columns)))
+        found.update(row.tokens.tobytes() + np.packbits(row.trained).tobytes())
+    return found.hexdigest()

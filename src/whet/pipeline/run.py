@@ -23,9 +23,8 @@ from typing import Any
 
 from whet.config import ModelConfig, Recipe
 from whet.config.loading import resolved
-from whet.config.references import references, with_references
 from whet.config.stage import StageBase
-from whet.config.strict import Made, Strict
+from whet.config.strict import Made, Strict, references, with_references
 from whet.errors import ConfigError, RunError
 from whet.files import is_sealed, seal, write_atomic, write_json, writing
 from whet.pipeline.card import CARD, model_card

@@ -10,19 +10,22 @@ business, which `launch` builds and hands in: a pipeline never knows whether it 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from whet.config import ModelConfig, SamplingConfig, SaveConfig, TrainConfig
-from whet.config.critic import CriticConfig
 from whet.config.judge import ChatConfig
 from whet.config.model import ReferenceModel
+from whet.config.policy_terms import CriticConfig
 from whet.config.reward_model import GateConfig
 from whet.config.rewards import ScorerConfig
 from whet.config.stage import StageBase
+from whet.data.faults import Dropped
 from whet.envs.clients import ChatClient, RewardModelClient
+from whet.files import write_atomic
 from whet.records import Message, TokenRow
 from whet.sampling.base import PolicySampler
 from whet.templates.base import Template
@@ -210,3 +213,17 @@ class Kind:
     """(section): what it makes of its model, for the plan of its memory; None: it loads none of its own."""
     look: Look = PLAIN
     """Its charts, and the numbers that sum it up."""
+
+
+def keep_dropped(context: Context, key: str, dropped: Sequence[Dropped]) -> None:
+    """Write the rows of a source that were left out; no file where there are none."""
+    path = context.folder / "dropped" / f"{key}.jsonl"
+    lines = [
+        json.dumps({"row": str(lost.row), "reason": lost.reason, "fault": lost.fault}, ensure_ascii=False) + "\n"
+        for each in dropped
+        for lost in each.rows
+    ]
+    if lines:
+        write_atomic(path, "".join(lines).encode("utf-8", "backslashreplace"))
+    else:
+        path.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from whet.config.curriculum import SOLVED, CurriculumConfig
+from whet.config.rl import SOLVED, CurriculumConfig
 from whet.envs.base import Task
 from whet.errors import DataError
 from whet.records import Group, seed_of

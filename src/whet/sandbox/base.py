@@ -1,4 +1,4 @@
-"""The sandbox doors: trusted code in other processes (`Workers`), and untrusted programs (`Sandbox`).
+"""The sandbox doors: results of trusted code in other processes (`workers`), and untrusted programs (`Sandbox`).
 
 What happens over there comes back as a result; a failure is a result too.
 """
@@ -41,16 +41,6 @@ class Result:
 
     value: JSON = None
     failure: Failure | None = None
-
-
-class Workers(Protocol):
-    """Answers payloads elsewhere. Never raises for what the code over there does."""
-
-    def map(self, payloads: Sequence[JSON]) -> list[Result]:
-        """One result for each payload, in order."""
-
-    def close(self) -> None:
-        """End everything that was started. May be called twice."""
 
 
 class Status(StrEnum):

@@ -7,45 +7,35 @@ or is killed alone at the deadline of a question. Sessions are awaited: none hol
 from __future__ import annotations
 
 import asyncio
-import socket
 import subprocess
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from weakref import WeakKeyDictionary
 
 from whet.sandbox.base import JSON, Failure, FailureKind, Result
-from whet.sandbox.frames import encode
 from whet.sandbox.launch import WarmTemplate, start
-from whet.sandbox.workers import _failed, _Worker
+from whet.sandbox.workers import Worker, failed
 
 
-class Session:
+class Session(Worker):
     """One process. Its questions are answered in order; after a failure that is not RAISED it is dead."""
 
-    def __init__(self, worker: _Worker, gate: asyncio.Semaphore) -> None:
-        self._worker, self._gate = worker, gate
-        self._closed = False
+    def __init__(self, startup_s: float, gate: asyncio.Semaphore) -> None:
+        super().__init__(startup_s)
+        self._gate, self._closed = gate, False
         self.answered_s = 0.0
         """Seconds that the last answer took."""
 
     async def ask(self, payload: JSON, deadline_s: float) -> Result:
         """The answer to one payload, or why there is none; a session that was late is killed."""
         if self._closed:
-            return _failed(FailureKind.CRASH, "the session is closed")
-        try:
-            frame = encode({"payload": payload})
-        except (TypeError, ValueError, RecursionError) as error:
-            return _failed(FailureKind.RAISED, f"the payload cannot be sent: {error}")
-        with suppress(ConnectionError):  # it is dead: `listen` finds out
-            self._worker.send((0, frame), deadline_s)
+            return failed(FailureKind.CRASH, "the session is closed")
         began = time.monotonic()
-        result = await self._listen()
+        result = await super().ask(payload, deadline_s)
         self.answered_s = time.monotonic() - began
-        self._worker.job = None
-        if self._worker.finished:
+        if self.finished:
             self.close()
         return result
 
@@ -53,43 +43,8 @@ class Session:
         """Kill the process, with all that it started. May be called twice."""
         if not self._closed:
             self._closed = True
-            self._worker.kill()
+            self.kill()
             self._gate.release()
-
-    @property
-    def orphaned(self) -> bool:
-        """Whether the template died, and the session with it."""
-        template = self._worker.template
-        return template is None or template.poll() is not None
-
-    @property
-    def gone(self) -> bool:
-        """Whether its process ended while it was asked nothing."""
-        try:
-            return self._worker.channel.recv(1, socket.MSG_PEEK) == b""
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
-
-    async def _listen(self) -> Result:
-        loop, worker = asyncio.get_running_loop(), self._worker
-        while True:
-            ready = worker.ready
-            if (result := worker.listen()) is not None:
-                return result
-            if worker.ready != ready:  # the next frame may be there already
-                continue
-            said, sources = asyncio.Event(), worker.sources
-            for source in sources:
-                loop.add_reader(source, said.set)
-            try:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(max(0.0, worker.deadline - time.monotonic())):
-                        await said.wait()
-            finally:
-                for source in sources:
-                    loop.remove_reader(source)
 
 
 class Sessions:
@@ -111,18 +66,16 @@ class Sessions:
         loop = asyncio.get_running_loop()
         gate = self._gates.setdefault(loop, asyncio.Semaphore(self._most))
         await gate.acquire()
-        worker = _Worker(self._startup_s)
+        session = Session(self._startup_s, gate)
         try:
-            failure = await loop.run_in_executor(self._keeper, self._start, worker)
+            failure = await loop.run_in_executor(self._keeper, session.start, {}, self._template, lambda: self._closed)
         except BaseException:
-            worker.kill()
-            gate.release()
+            session.close()
             raise
         if failure:
-            worker.kill()
-            gate.release()
+            session.close()
             return Failure(kind=FailureKind.START, message=failure)
-        return Session(worker, gate)
+        return session
 
     def once(self, payload: JSON, deadline_s: float) -> Result:
         """The answer of a session of its own; for those who cannot await."""
@@ -145,9 +98,3 @@ class Sessions:
             self._closed = True
             self._keeper.submit(self._template.close).result()
             self._keeper.shutdown()
-
-    def _start(self, worker: _Worker) -> str:
-        try:
-            return worker.start({}, self._template, lambda: self._closed)
-        except OSError as error:
-            return f"no process could be started: {error}"

@@ -14,8 +14,8 @@ parent" to mean the *thread* that started the process.
 
 from __future__ import annotations
 
+import asyncio
 import os
-import selectors
 import signal
 import socket
 import subprocess
@@ -25,6 +25,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -44,8 +45,17 @@ CHUNK_BYTES, CHUNKS = 1 << 16, 64
 REAP_S = 10.0
 """Longest wait for the kernel to bury a killed process."""
 
-_Job = tuple[int, bytes]
-"""The place of a payload in its call, and its frame."""
+
+@dataclass(slots=True)
+class _Call:
+    """One call of a pool."""
+
+    jobs: deque[tuple[int, JSON]]
+    """What is not begun: the place of a payload, and the payload."""
+    results: dict[int, Result] = field(default_factory=dict)
+    servers: list[asyncio.Task[None]] = field(default_factory=list)
+    fallen: subprocess.Popen[bytes] | None = None
+    """The template that died in this call, if one did."""
 
 
 class WorkerPool:
@@ -77,16 +87,14 @@ class WorkerPool:
         self._recycle_after = recycle_after
         begin = partial(start, self._spec, printing=subprocess.DEVNULL, template=True)
         self._template = WarmTemplate(begin, startup_s) if forked else None
-        self._workers: list[_Worker] = []
-        self._fallen: subprocess.Popen[bytes] | None = None
-        """The template that died in this call, if one did."""
+        self._idle: list[Worker] = []
         self._closing = threading.Event()
         self._keeper = ThreadPoolExecutor(max_workers=1, thread_name_prefix="whet-workers")
 
     def map(self, payloads: Sequence[JSON]) -> list[Result]:
         """One result for each payload, in order; never raises for what a worker does. Callable from any thread."""
         assert not self._closing.is_set(), "the pool is closed"
-        return self._keeper.submit(self._run, payloads).result()
+        return self._keeper.submit(lambda: asyncio.run(self._answers(payloads))).result()
 
     def close(self) -> None:
         """Kill the workers; a call that is running returns failures. May be called twice."""
@@ -103,182 +111,160 @@ class WorkerPool:
 
     # ---------------------------------------------------------------------------- in the keeper's thread
 
-    def _run(self, payloads: Sequence[JSON]) -> list[Result]:
-        results: dict[int, Result] = {}
-        jobs: deque[_Job] = deque()
-        self._fallen = None
-        for index, payload in enumerate(payloads):
-            try:
-                jobs.append((index, encode({"payload": payload})))
-            except (TypeError, ValueError, RecursionError) as error:
-                results[index] = _failed(FailureKind.RAISED, f"the payload cannot be sent: {error}")
-        while len(results) < len(payloads):
+    async def _answers(self, payloads: Sequence[JSON]) -> list[Result]:
+        call = _Call(deque(enumerate(payloads)))
+        for _ in range(min(self._limit, len(payloads))):
+            self._serve_too(call)
+        while pending := [server for server in call.servers if not server.done()]:
+            await asyncio.wait(pending, timeout=CLOSE_POLL_S, return_when=asyncio.FIRST_COMPLETED)
             if self._closing.is_set():
-                self._kill_all()
-                lost = _failed(FailureKind.CRASH, "the pool was closed")
-                return [results.get(index, lost) for index in range(len(payloads))]
-            self._staff(jobs, results)
-            self._wait()
-            for worker in tuple(self._workers):
-                self._attend(worker, jobs, results)
-        for worker in self._workers[self._limit :]:
-            self._drop(worker)
-        return [results[index] for index in range(len(payloads))]
+                for server in pending:
+                    server.cancel()
+        for server in call.servers:
+            if not server.cancelled():
+                server.result()  # a mistake of ours is raised
+        for worker in self._idle[self._limit :]:
+            worker.kill()
+        del self._idle[self._limit :]
+        lost = failed(FailureKind.CRASH, "the pool was closed")
+        return [call.results.get(place, lost) for place in range(len(payloads))]
 
-    def _staff(self, jobs: deque[_Job], results: dict[int, Result]) -> None:
-        """Give every idle worker a job, and start as many more as there is work for."""
-        for worker in tuple(self._workers):
-            if worker.ready and worker.job is None and jobs:
-                job = jobs.popleft()
-                try:
-                    worker.send(job, self._deadline_s)
-                except ConnectionError:
-                    self._drop(worker)
-                    if worker.answered or self._fell(worker):  # it died while idle: not this job's fault
-                        jobs.appendleft(job)
-                    else:
-                        results[job[0]] = _failed(FailureKind.CRASH, "the worker died before it took the payload")
-        starting = sum(not worker.ready for worker in self._workers)
-        for _ in range(min(self._limit + self._stuck() - len(self._workers), len(jobs) - starting)):
-            worker = _Worker(self._startup_s)
+    def _serve_too(self, call: _Call) -> None:
+        """One more worker for a call; beyond the limit as many again where others are busy for long (if forked)."""
+        if call.jobs and len(call.servers) < 2 * self._limit:
+            call.servers.append(asyncio.get_running_loop().create_task(self._serve(call)))
+
+    async def _serve(self, call: _Call) -> None:
+        """A worker's part of a call; one that is of no more use is replaced."""
+        while call.jobs:
+            worker = self._worker(call)
             try:
-                failure = worker.start(self._spec, self._template, self._closing.is_set)
-            except OSError as error:
-                failure = f"no process could be started: {error}"
-            if failure:
-                worker.kill()
-                self._fail_waiting(jobs, results, _failed(FailureKind.START, failure))
-                return
-            self._workers.append(worker)
+                while call.jobs and worker.answered < self._recycle_after and not worker.finished:
+                    await self._answer(worker, call)
+            finally:
+                if worker.finished or worker.answered >= self._recycle_after:
+                    worker.kill()
+                else:
+                    self._idle.append(worker)
 
-    def _stuck(self) -> int:
-        """Workers that may be started beyond the limit, as many as have been busy for long: forked ones are cheap."""
-        if self._template is None:
-            return 0
-        soon = time.monotonic() + self._deadline_s - LONG_S
-        return min(self._limit, sum(worker.job is not None and worker.deadline < soon for worker in self._workers))
+    def _worker(self, call: _Call) -> Worker:
+        """An idle worker, else a new one."""
+        while self._idle:
+            if not (worker := self._idle.pop()).gone:
+                return worker
+            worker.kill()
+        worker = Worker(self._startup_s)
+        if failure := worker.start(self._spec, self._template, self._closing.is_set):
+            worker.finished = True
+            self._fail_waiting(call, failed(FailureKind.START, failure))
+        return worker
 
-    def _wait(self) -> None:
-        """Until a worker says something, one is late, or it is time to look whether the pool was closed."""
-        first = min((worker.deadline for worker in self._workers if worker.busy), default=0.0)
-        with selectors.DefaultSelector() as selector:
-            for worker in self._workers:
-                for source in worker.sources:
-                    selector.register(source, selectors.EVENT_READ)
-            selector.select(max(0.0, min(first - time.monotonic(), CLOSE_POLL_S)))
-
-    def _attend(self, worker: _Worker, jobs: deque[_Job], results: dict[int, Result]) -> None:
-        """Take in what a worker said; bury it if it is dead or late."""
-        outcome = worker.listen()
-        if outcome is None:
+    async def _answer(self, worker: Worker, call: _Call) -> None:
+        """The result of the next job."""
+        job = call.jobs.popleft()
+        loop = asyncio.get_running_loop()
+        late = None if self._template is None else loop.call_later(LONG_S, self._serve_too, call)
+        try:
+            result = await worker.ask(job[1], self._deadline_s)
+        finally:
+            if late is not None:
+                late.cancel()
+        if worker.finished and self._fell(worker, call):
+            call.jobs.appendleft(job)
             return
-        if worker.finished and self._fell(worker):
-            jobs.extendleft([worker.job] if worker.job else [])
-        elif outcome.failure is not None and outcome.failure.kind is FailureKind.START:
-            self._fail_waiting(jobs, results, outcome)
-        elif worker.job is not None:
-            results[worker.job[0]] = outcome
-        worker.job = None
-        if worker.finished or worker.answered >= self._recycle_after:
-            self._drop(worker)
-
-    def _fell(self, worker: _Worker) -> bool:
-        """Whether it died with its template, and not of its job. One template a call: a job could kill each."""
-        template = worker.template
-        if template is None or template.poll() is None or self._fallen not in (None, template):
-            return False
-        self._fallen = template
-        return True
+        call.results[job[0]] = result
+        if result.failure is not None and result.failure.kind is FailureKind.START:
+            self._fail_waiting(call, result)
 
     @staticmethod
-    def _fail_waiting(jobs: deque[_Job], results: dict[int, Result], outcome: Result) -> None:
+    def _fail_waiting(call: _Call, result: Result) -> None:
         """What cannot start would not start for the next payload either: do not try again for each."""
-        results.update((index, outcome) for index, _ in jobs)
-        jobs.clear()
+        call.results.update((place, result) for place, _ in call.jobs)
+        call.jobs.clear()
 
-    def _drop(self, worker: _Worker) -> None:
-        self._workers.remove(worker)
-        worker.kill()
+    @staticmethod
+    def _fell(worker: Worker, call: _Call) -> bool:
+        """Whether it died with its template, and not of its job. One template a call: a job could kill each."""
+        if not worker.orphaned or call.fallen not in (None, worker.template):
+            return False
+        call.fallen = worker.template
+        return True
 
     def _kill_all(self) -> None:
-        for worker in tuple(self._workers):
-            self._drop(worker)
+        for worker in self._idle:
+            worker.kill()
         if self._template is not None:
             self._template.close()
 
 
-class _Worker:
+class Worker:
     """One process and what the parent holds of it: the channel for frames and the pipe of what it prints."""
 
     def __init__(self, startup_s: float) -> None:
-        self.job: _Job | None = None
-        self.ready = self.finished = self._buried = False
+        self.finished = self._ready = self._buried = False
+        """`finished`: it is of no more use."""
         self.answered = 0
-        self.allowed_s, self.deadline = startup_s, time.monotonic() + startup_s
+        self._startup_s, self._answer_s, self._deadline = startup_s, 0.0, time.monotonic() + startup_s
         self._inbox, self._tail = bytearray(), b""
-        self.channel, self._theirs = socket.socketpair()
+        self._channel, self._theirs = socket.socketpair()
         self._printed: int | None
         self._printed, self._printing = os.pipe()
         os.set_blocking(self._printed, False)
-        self.channel.setblocking(False)
-        self.process: subprocess.Popen[bytes] | None = None
+        self._channel.setblocking(False)
+        self._process: subprocess.Popen[bytes] | None = None
         self.template: subprocess.Popen[bytes] | None = None
         """What it was forked from, and dies with."""
         self._group: int | None = None
 
     def start(self, spec: Mapping[str, JSON], template: WarmTemplate | None, unwanted: Callable[[], bool]) -> str:
-        """Start the process; why it could not be, where a template could not. Raises OSError."""
+        """Start the process; why it could not be, where it could not."""
         try:
             if template is not None:
                 failure = template.fork([self._theirs.fileno(), self._printing], unwanted)
                 self.template = template.process
-                self.deadline = time.monotonic() + self.allowed_s
+                self._deadline = time.monotonic() + self._startup_s
                 return failure
-            self.process = start(spec, self._theirs, self._printing, template=False)
-            self._group = self.process.pid
-            return ""
+            self._process = start(spec, self._theirs, self._printing, template=False)
+            self._group = self._process.pid
+        except OSError as error:
+            return f"no process could be started: {error}"
         finally:
             self._theirs.close()
             os.close(self._printing)
+        return ""
+
+    async def ask(self, payload: JSON, deadline_s: float) -> Result:
+        """The answer to one payload, or why there is none; the time that it takes to start is its own affair."""
+        try:
+            asked = encode({"payload": payload})
+        except (TypeError, ValueError, RecursionError) as error:
+            return failed(FailureKind.RAISED, f"the payload cannot be sent: {error}")
+        self.finished, self._answer_s = True, deadline_s  # until it has answered
+        if self._ready:
+            self._deadline = time.monotonic() + deadline_s
+        with suppress(ConnectionError, TimeoutError):  # it is dead, or does not even read: `_frame` finds out
+            async with asyncio.timeout(self._deadline - time.monotonic()):
+                await asyncio.get_running_loop().sock_sendall(self._channel, asked)
+        if isinstance(frame := await self._frame(), Result):
+            return frame
+        self.finished = False
+        self.answered += 1
+        return failed(FailureKind.RAISED, frame["raised"]) if "raised" in frame else Result(value=frame["value"])
 
     @property
-    def busy(self) -> bool:
-        """Whether something is awaited from it, so that its deadline counts."""
-        return self.job is not None or not self.ready
+    def gone(self) -> bool:
+        """Whether its process ended while it was asked nothing."""
+        try:
+            return self._channel.recv(1, socket.MSG_PEEK) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     @property
-    def sources(self) -> list[int]:
-        """The file descriptors on which it may say something."""
-        return [self.channel.fileno()] + ([] if self._printed is None else [self._printed])
-
-    def send(self, job: _Job, deadline_s: float) -> None:
-        """Hand it a job. Raises ConnectionError where it is dead."""
-        self.job, self.allowed_s, self.deadline = job, deadline_s, time.monotonic() + deadline_s
-        self.channel.settimeout(deadline_s)
-        try:
-            self.channel.sendall(job[1])
-        except TimeoutError:
-            pass  # it does not even read: `listen` finds it late
-        finally:
-            self.channel.setblocking(False)
-
-    def listen(self) -> Result | None:
-        """What has become of its job, if anything. `finished` afterwards means: it is of no more use."""
-        self._read_printed()
-        ended = self._read_channel()
-        try:
-            frame = take(self._inbox)
-        except ValueError:
-            return self._end(FailureKind.CRASH, "the worker sent something that is no answer")
-        if frame is not None:
-            return self._answer(frame)
-        if ended:
-            self.kill()
-            return self._end(FailureKind.CRASH if self.ready else FailureKind.START, self._obituary())
-        if self.busy and time.monotonic() >= self.deadline:
-            kind, doing = (FailureKind.TIMEOUT, "answer") if self.ready else (FailureKind.START, "start")
-            return self._end(kind, f"did not {doing} within {self.allowed_s:g} s and was killed")
-        return None
+    def orphaned(self) -> bool:
+        """Whether the template that it was forked from died, and it with it."""
+        return self.template is not None and self.template.poll() is not None
 
     def kill(self) -> None:
         """End the process and everything in its session, bury it, and release the parent's ends."""
@@ -288,33 +274,57 @@ class _Worker:
         if self._group is not None:
             with suppress(ProcessLookupError, PermissionError):  # already dead, in Linux's and macOS's words
                 os.killpg(self._group, signal.SIGKILL)  # before it is reaped: until then the number is surely its own
-        if self.process is not None:
+        if self._process is not None:
             with suppress(subprocess.TimeoutExpired):  # stuck in the kernel; Popen buries it later
-                self.process.wait(REAP_S)
+                self._process.wait(REAP_S)
         self._read_printed()
-        self.channel.close()
+        self._channel.close()
         if self._printed is not None:
             os.close(self._printed)
             self._printed = None
 
-    def _answer(self, frame: dict[str, Any]) -> Result | None:
-        if "ready" in frame:
-            self.ready = True
-            self._group = frame.get("pid", self._group)
-            return None
-        if "unusable" in frame:
-            return self._end(FailureKind.START, frame["unusable"])
-        self.answered += 1
-        if "raised" in frame:
-            return _failed(FailureKind.RAISED, frame["raised"])
-        return Result(value=frame["value"])
+    async def _frame(self) -> dict[str, Any] | Result:
+        """The frame with its answer; or why there will be none."""
+        loop = asyncio.get_running_loop()
+        while True:
+            self._read_printed()
+            ended = self._read_channel()
+            lost = FailureKind.CRASH if self._ready else FailureKind.START
+            try:
+                frame = take(self._inbox)
+            except ValueError:
+                return failed(FailureKind.CRASH, "the worker sent something that is no answer")
+            if frame is not None and "unusable" in frame:
+                return failed(FailureKind.START, frame["unusable"])
+            if frame is not None and "ready" not in frame:
+                return frame
+            if frame is not None:
+                self._ready, self._group = True, frame.get("pid", self._group)
+                self._deadline = time.monotonic() + self._answer_s
+            elif ended:
+                self.kill()
+                return failed(lost, self._obituary())
+            elif (left := self._deadline - time.monotonic()) > 0:
+                await self._stir(loop, left)
+            elif self._ready:
+                return failed(FailureKind.TIMEOUT, f"did not answer within {self._answer_s:g} s and was killed")
+            else:
+                return failed(lost, f"did not start within {self._startup_s:g} s and was killed")
 
-    def _end(self, kind: FailureKind, message: str) -> Result:
-        self.finished = True
-        return _failed(kind, message)
+    async def _stir(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+        """Until it says or prints something, or the time is over."""
+        said, sources = asyncio.Event(), [self._channel.fileno(), *([] if self._printed is None else [self._printed])]
+        for source in sources:
+            loop.add_reader(source, said.set)
+        try:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(said.wait(), seconds)
+        finally:
+            for source in sources:
+                loop.remove_reader(source)
 
     def _obituary(self) -> str:
-        code = None if self.process is None else self.process.returncode
+        code = None if self._process is None else self._process.returncode
         how = "died" if code is None else f"exited with code {code}" if code >= 0 else f"was killed by signal {-code}"
         said = self._tail.decode(errors="replace").strip()
         return f"the worker {how}" + (f"; it last printed: {said[-MESSAGE_CHARACTERS // 2 :]}" if said else "")
@@ -323,7 +333,7 @@ class _Worker:
         """Read what is there; True at the end of the stream."""
         for _ in range(CHUNKS):
             try:
-                chunk = self.channel.recv(CHUNK_BYTES)
+                chunk = self._channel.recv(CHUNK_BYTES)
             except BlockingIOError:
                 return False
             except ConnectionError:
@@ -348,6 +358,7 @@ class _Worker:
             self._tail = (self._tail + chunk)[-TAIL_BYTES:]
 
 
-def _failed(kind: FailureKind, message: str) -> Result:
+def failed(kind: FailureKind, message: str) -> Result:
+    """A failure, its message in one printable line."""
     line = " ".join(message.split())[:MESSAGE_CHARACTERS]
     return Result(failure=Failure(kind=kind, message="".join(c if c.isprintable() else "?" for c in line)))

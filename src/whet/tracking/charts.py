@@ -1,13 +1,17 @@
-"""Charts: what one shows, and how it is drawn from the metrics of a stage."""
+"""Charts: what one shows (`charts.yaml`, in groups that kinds of stages name), and how it is drawn from the metrics."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
 
 from whet.tracking.svg import Axis, Point, Series, line_chart, moving_mean, smooth, stacked_chart
-from whet.tracking.text import number
+from whet.tracking.text import number, percent, seconds, share
 
 Lines = Sequence[Mapping[str, float | None]]
 """The lines of a `metrics.jsonl`."""
@@ -206,3 +210,25 @@ def _filled(series: list[Series], steps: Sequence[float]) -> list[Series]:
             Series(name=s.name, points=tuple((x, value[x] if x in value else 0.0) for x in steps), tone=s.tone)
         )
     return filled
+
+
+SHOW = {"number": number, "share": share, "seconds": seconds}
+
+
+def _chart(given: Mapping[str, Any]) -> Chart:
+    axis = {"show": "number", **given["axis"]}
+    return Chart(**{
+        **given,
+        "axis": Axis(**{**axis, "show": SHOW[axis["show"]]}),
+        "curves": tuple(Curve(**curve) for curve in given["curves"]),
+        "band": tuple(given["band"]) if "band" in given else None,
+    })  # fmt: skip
+
+
+_GROUPS = yaml.safe_load((Path(__file__).parent / "charts.yaml").read_text(encoding="utf-8"))
+IMITATION, JUDGEMENT, PREFERENCES, TRAINING = (
+    tuple(map(_chart, _GROUPS[name])) for name in ("imitation", "judgement", "preferences", "training")
+)
+"""Learning from rows; a reward model's; learning from comparisons; every stage that trains."""
+HELD_OUT_TASKS = ("eval_solved", "the solved share of held-out tasks", percent)
+"""The headline of a stage that plays them on its way."""

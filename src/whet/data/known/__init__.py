@@ -4,10 +4,9 @@ They are recognised where the recipe says neither `data.columns` nor `data.forma
 ours. What is no example of what is asked for, a tie between two answers, is counted and never an error.
 """
 
-from whet.data.known.answers import ANSWERS
+from whet.data.known.answers import ANSWERS, RATINGS
 from whet.data.known.base import Known, unfold
 from whet.data.known.code import CODE
-from whet.data.known.ratings import RATINGS
 from whet.data.known.steps import STEPS
 from whet.data.known.tasks import TASKS
 

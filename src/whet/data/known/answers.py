@@ -1,4 +1,4 @@
-"""Data sets that say which answer is better, or whether one is good.
+"""Data sets that say which answer is better, whether one is good, or how good by several objectives.
 
 | data set                      | known by                               | becomes                                |
 |-------------------------------|----------------------------------------|----------------------------------------|
@@ -12,6 +12,12 @@
 | Anthropic's HHH               | text_correct, text_incorrect           | a pair of transcripts                  |
 | XSTest completions            | prompt, completion, type, final_label  | an answer called good or bad           |
 | HarmfulVsEthical and the like | prompt, corrects[0], incorrects[0]     | a pair                                 |
+
+and data sets that rate an answer by several objectives:
+
+| HelpSteer, HelpSteer2         | prompt, response, helpfulness, ...     | an answer with its five ratings        |
+| UltraFeedback                 | instruction, completions[].annotations | each answer with its four, those in    |
+|                               |                                        | annotations.*.Rating; N/A is no rating |
 """
 
 from __future__ import annotations
@@ -162,4 +168,38 @@ ANSWERS: Known = {
     ("text_correct", "text_incorrect"): _hhh,
     ("prompt", "corrects[0]", "incorrects[0]"): _corrects,
     ("prompt", "completion", "type", "final_label"): _xstest,
+}
+
+
+_ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+
+
+def _helpsteer(columns: Columns, place: Place) -> Iterator[Columns]:
+    ratings = {name: columns[name] for name in _ATTRIBUTES}
+    yield {"prompt": helpsteer_prompt(columns, place), "completion": columns["response"], "ratings": ratings}
+
+
+def _aspects(columns: Columns, place: Place) -> Iterator[Columns]:
+    answers = pick(columns, "completions[].response", place)
+    for index, aspects in enumerate(pick(columns, "completions[].annotations", place)):
+        at = place["completions"][index]["annotations"]
+        if not isinstance(aspects, dict):
+            raise at.bad("no ratings by aspect", f"it is {kind_of(aspects)}")
+        ratings = {name: _rating(pick(aspects, f"{name}.Rating", at), at[name]["Rating"]) for name in aspects}
+        yield {"prompt": columns["instruction"], "completion": answers[index], "ratings": ratings}
+
+
+def _rating(value: Any, place: Place) -> Any:
+    """UltraFeedback writes its numbers as texts."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return None if value == "N/A" else float(value)
+    except ValueError as error:
+        raise place.bad("not a rating", f"it is {kind_of(value)}; write a number, or N/A") from error
+
+
+RATINGS: Known = {
+    ("prompt", "response", *_ATTRIBUTES): _helpsteer,
+    ("instruction", "completions[].response", "completions[].annotations"): _aspects,
 }

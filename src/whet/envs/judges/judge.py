@@ -10,13 +10,16 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
 
 from whet.config.judge import JudgeConfig, JudgeWording
 from whet.envs.clients import ChatClient
 from whet.envs.judges.ask import Opinion, Question, Reader
 from whet.envs.judges.fence import DATA, fenced, mark_of, steering
-from whet.envs.judges.principles import read_principles
 from whet.envs.rewards.answers import after_thinking
+from whet.errors import ConfigError
 from whet.records import Message, seed_of
 
 FIRST, SECOND, TIE = "A", "B", "tie"
@@ -191,3 +194,29 @@ def as_text(messages: Sequence[Message]) -> str:
     if len(messages) == 1:
         return messages[0].content
     return "\n\n".join(f"[{message.role}]\n{message.content}" for message in messages)
+
+
+def read_principles(given: Sequence[str] | Path | None) -> tuple[str, ...]:
+    """Principles from a recipe's list, or from a file: a YAML list, or plain text with one a line (# comments).
+
+    Raises `ConfigError` where the file cannot be read or holds none.
+    """
+    if given is None:
+        return ()
+    if not isinstance(given, Path):
+        return _checked([line.strip() for line in given], "principles")
+    try:
+        text = given.read_text(encoding="utf-8")
+        found = yaml.safe_load(text) if given.suffix in (".yaml", ".yml") else text.splitlines()
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"principles: {given}: cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(found, list) or not all(isinstance(line, str) for line in found):
+        raise ConfigError(f"principles: {given}: must be a list of sentences")
+    return _checked([line.strip() for line in found if not line.lstrip().startswith("#")], f"principles: {given}")
+
+
+def _checked(lines: Sequence[str], place: str) -> tuple[str, ...]:
+    kept = tuple(line for line in lines if line)
+    if not kept:
+        raise ConfigError(f"{place}: there is none; write one sentence a line")
+    return kept

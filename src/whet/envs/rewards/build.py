@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from statistics import fmean
+from typing import Any
 
 from whet.config import rewards as kinds
 from whet.config import shaping
@@ -14,20 +15,17 @@ from whet.envs.clients import Models
 from whet.envs.judges.judge import Judge, build_judge
 from whet.envs.rewards.code import CodeReward
 from whet.envs.rewards.environment import calls, of_environment, of_turns
-from whet.envs.rewards.equivalence import EquivalenceReward
-from whet.envs.rewards.exact import exact, exact_gold
+from whet.envs.rewards.exact import exact, exact_gold, right_verdict
 from whet.envs.rewards.format import consistent, well_formed
 from whet.envs.rewards.function import FunctionReward
 from whet.envs.rewards.graders import GraderReward
 from whet.envs.rewards.instructions import check_instructions, instructions
-from whet.envs.rewards.judge import PairsReward, PointsReward
-from whet.envs.rewards.length import GroupLength, cosine, length, repetition
+from whet.envs.rewards.judge import EquivalenceReward, PairsReward, PointsReward
+from whet.envs.rewards.length import GroupLength, cosine, length, overlong, repetition
 from whet.envs.rewards.math import MathReward
 from whet.envs.rewards.model import Combine, ModelReward, ProcessReward
-from whet.envs.rewards.overlong import overlong
 from whet.envs.rewards.plain import PlainReward, require
 from whet.envs.rewards.rows import RowVerifier
-from whet.envs.rewards.verdict import right_verdict
 from whet.envs.rubric import WeightedRubric
 from whet.errors import ConfigError
 from whet.formulas.aggregate import pessimistic
@@ -64,6 +62,23 @@ def build_rubric(
         raise
 
 
+PLAIN: Mapping[type[shaping.RewardBase], Callable[..., Grade]] = {
+    kinds.ExactReward: exact,
+    kinds.InstructionsReward: instructions,
+    kinds.VerdictReward: right_verdict,
+    kinds.EnvironmentReward: of_environment,
+    kinds.TurnsReward: of_turns,
+    kinds.CallsReward: calls,
+    shaping.FormatReward: well_formed,
+    shaping.LanguageReward: consistent,
+    shaping.OverlongReward: overlong,
+    shaping.CosineReward: cosine,
+    shaping.LengthReward: length,
+    shaping.RepetitionReward: repetition,
+}
+"""Functions of one attempt; their keyword arguments are the section's own keys."""
+
+
 def _build(
     config: kinds.RewardConfig,
     verify: Verify | None,
@@ -71,162 +86,90 @@ def _build(
     models: Models | None,
     worth: Verify | None,
 ) -> Reward:
-    name, weight, judges = kinds.name_of(config), config.weight, config.says_right
+    named: dict[str, Any] = {"name": kinds.name_of(config), "weight": config.weight}
+    own, plain = config.settings, partial(PlainReward, **named, judges=config.says_right)
     match config:
-        case kinds.MathRewardConfig() | kinds.AnswerReward():
-            judge = _asked(config.judge, models) if isinstance(config, kinds.AnswerReward) and config.judge else None
-            rules = MathReward(
-                name=name,
-                weight=weight,
-                gold=config.gold,
-                deadline_s=config.deadline_s,
-                tolerance=config.tolerance,
-                words=isinstance(config, kinds.AnswerReward),
-            )
-            return rules if judge is None else EquivalenceReward(name=name, weight=weight, rules=rules, judge=judge)
+        case kinds.MathRewardConfig():
+            return MathReward(**named, **own)
+        case kinds.AnswerReward():
+            asked = own.pop("judge")
+            judge = _asked(asked, models) if asked else None
+            rules = MathReward(**named, **own, words=True)
+            return rules if judge is None else EquivalenceReward(**named, rules=rules, judge=judge)
         case shaping.GroupLengthReward():
-            return GroupLength(name=name, weight=weight)
+            return GroupLength(**named)
         case kinds.FunctionRewardConfig():
-            return FunctionReward(
-                name=name,
-                weight=weight,
-                path=config.path,
-                args=config.args,
-                deadline_s=config.deadline_s,
-                judges=judges,
-            )
+            return FunctionReward(**named, **own, judges=config.verifies)
         case kinds.GraderRewardConfig():
-            return GraderReward(
-                name=name, weight=weight, grader=config.grader, deadline_s=config.deadline_s, judges=judges
-            )
+            return GraderReward(**named, **own, judges=config.verifies)
         case kinds.CodeRewardConfig():
-            return CodeReward(
-                name=name,
-                weight=weight,
-                sandbox=open_sandbox(config.sandbox),
-                limits=Limits(deadline_s=config.deadline_s, memory_mb=config.memory_mb, output_kb=4096),
-                partial=config.partial,
-                tolerance=config.tolerance,
-            )
-        case kinds.EnvironmentReward():
-            return PlainReward(name=name, weight=weight, judges=judges, function=of_environment)
-        case kinds.VerifierReward() if verify is None:
-            return RowVerifier(name=name, weight=weight, verifier=config.verifier)
+            limits = Limits(deadline_s=own.pop("deadline_s"), memory_mb=own.pop("memory_mb"), output_kb=4096)
+            return CodeReward(**named, **own | {"sandbox": open_sandbox(config.sandbox)}, limits=limits)
         case kinds.JudgeReward():
-            return _judge(config, models)
+            judging: dict[str, Any] = {**named, "judge": _asked(config, models)}
+            if config.form == "pairs":
+                return PairsReward(**judging, opponents=config.opponents)
+            return PointsReward(**judging, probe=config.probe)
         case kinds.ModelRewardConfig() | kinds.EnsembleReward() | kinds.ProcessModelReward():
             return _scored(config, models)
+        case kinds.VerifierReward() if verify is None:
+            return RowVerifier(**named, **own)
+        case kinds.VerifierReward() | kinds.StepsReward() | kinds.WorthReward():
+            return plain(function=_of_family(config, verify, check_steps, worth))
         case _:
-            function, check = _plain(config, verify, check_steps, worth)
-            return PlainReward(name=name, weight=weight, judges=judges, function=function, check_task=check)
+            return plain(function=partial(PLAIN[type(config)], **own), check_task=_check_of(config))
 
 
-Shaping = (
-    kinds.StepsReward
-    | shaping.FormatReward
-    | shaping.LanguageReward
-    | shaping.OverlongReward
-    | shaping.CosineReward
-    | shaping.LengthReward
-    | shaping.RepetitionReward
-    | kinds.TurnsReward
-    | kinds.CallsReward
-)
-Judging = kinds.ExactReward | kinds.VerifierReward | kinds.InstructionsReward | kinds.VerdictReward | kinds.WorthReward
-
-
-def _plain(
-    config: Shaping | Judging, verify: Verify | None, check_steps: Verify | None, worth: Verify | None
-) -> tuple[Verify, Callable[[Task], object] | None]:
-    """A function of one attempt, and one that refuses a task which it cannot grade."""
+def _check_of(config: kinds.RewardConfig) -> Callable[[Task], object] | None:
+    """What refuses a task that a plain reward cannot grade."""
     match config:
         case kinds.ExactReward():
-            return partial(exact, gold=config.gold), partial(exact_gold, column=config.gold)
+            return partial(exact_gold, column=config.gold)
         case kinds.InstructionsReward():
-            return partial(instructions, loose=config.loose, share=config.share), check_instructions
+            return check_instructions
         case kinds.VerdictReward():
-            check = partial(require, column=config.gold, reward=kinds.name_of(config))
-            return partial(right_verdict, gold=config.gold), check
-        case kinds.VerifierReward():
-            if config.verifier is not None:
-                raise ConfigError("rewards: verifier is of rows; generated tasks have their own, leave it out")
-            return _checker(verify, "rows have their own"), None
-        case kinds.WorthReward():
-            return _checker(worth, "kind worth is for generated tasks (generate: ...), whose worth is known"), None
-        case _:
-            return _shaping(config, check_steps), None
+            return partial(require, column=config.gold, reward=kinds.name_of(config))
+    return None
 
 
-def _shaping(config: Shaping, check_steps: Verify | None) -> Verify:
-    """A function of one attempt that does not judge."""
-    match config:
-        case kinds.StepsReward():
-            return _checker(check_steps, "kind steps is for tasks whose family checks them (generate: arithmetic)")
-        case shaping.FormatReward():
-            return partial(well_formed, form=config.form)
-        case shaping.LanguageReward():
-            return partial(consistent, script=config.script, thinking=config.thinking)
-        case shaping.OverlongReward():
-            return partial(overlong, cache_tokens=config.cache_tokens)
-        case shaping.CosineReward():
-            return partial(cosine, right=config.right, wrong=config.wrong, exceeded=config.exceeded)
-        case shaping.LengthReward():
-            return partial(length, above_tokens=config.above_tokens)
-        case shaping.RepetitionReward():
-            return partial(repetition, ngram=config.ngram)
-        case kinds.TurnsReward():
-            return of_turns
-        case kinds.CallsReward():
-            return calls
-
-
-def _checker(checker: Verify | None, who: str) -> Verify:
+def _of_family(
+    config: kinds.VerifierReward | kinds.StepsReward | kinds.WorthReward,
+    verify: Verify | None,
+    check_steps: Verify | None,
+    worth: Verify | None,
+) -> Verify:
+    """The task family's own checker. Raises `ConfigError` where the tasks have none."""
+    checker, needs = verify, "verifier is of rows; generated tasks have their own, leave it out"
+    if isinstance(config, kinds.StepsReward):
+        checker, needs = check_steps, "kind steps is for tasks whose family checks them (generate: arithmetic)"
+    elif isinstance(config, kinds.WorthReward):
+        checker, needs = worth, "kind worth is for generated tasks (generate: ...), whose worth is known"
+    elif config.verifier is not None:
+        checker = None
     if checker is None:
-        raise ConfigError(f"rewards: {who}")
+        raise ConfigError(f"rewards: {needs}")
     return checker
 
 
 def _scored(
     config: kinds.ModelRewardConfig | kinds.EnsembleReward | kinds.ProcessModelReward, models: Models | None
 ) -> Reward:
-    name, weight = kinds.name_of(config), config.weight
     if models is None:
         raise ConfigError(f"reward kind {config.kind!r} needs a model provider; none was passed to build_rubric")
+    shared: dict[str, Any] = {
+        "name": kinds.name_of(config),
+        "weight": config.weight,
+        "deadline_s": config.deadline_s,
+    }
     if isinstance(config, kinds.ProcessModelReward):
-        return ProcessReward(
-            name=name,
-            weight=weight,
-            scorer=models.scorer(config, steps=True),
-            separator=config.separator,
-            aggregate=config.aggregate,
-            deadline_s=config.deadline_s,
-        )
-    asked = config.models if isinstance(config, kinds.EnsembleReward) else [config]
-    return ModelReward(
-        name=name,
-        weight=weight,
-        scorers=tuple(models.scorer(each, steps=False) for each in asked),
-        combine=_combine(config) if isinstance(config, kinds.EnsembleReward) else fmean,
-        truncated=config.truncated,
-        deadline_s=config.deadline_s,
-    )
-
-
-def _combine(config: kinds.EnsembleReward) -> Combine:
-    match config.aggregate:
-        case "min":
-            return min
-        case "mean":
-            return fmean
-        case "pessimistic":
-            return partial(pessimistic, spread=config.spread)
-
-
-def _judge(config: kinds.JudgeReward, models: Models | None) -> Reward:
-    name, weight, judge = kinds.name_of(config), config.weight, _asked(config, models)
-    if config.form == "pairs":
-        return PairsReward(name=name, weight=weight, judge=judge, opponents=config.opponents)
-    return PointsReward(name=name, weight=weight, judge=judge, probe=config.probe)
+        scorer = models.scorer(config, steps=True)
+        return ProcessReward(**shared, scorer=scorer, separator=config.separator, aggregate=config.aggregate)
+    asked: Sequence[kinds.ScorerConfig] = [config] if isinstance(config, kinds.ModelRewardConfig) else config.models
+    combine: Combine = fmean
+    if isinstance(config, kinds.EnsembleReward) and config.aggregate != "mean":
+        combine = min if config.aggregate == "min" else partial(pessimistic, spread=config.spread)
+    scorers = tuple(models.scorer(each, steps=False) for each in asked)
+    return ModelReward(**shared, scorers=scorers, combine=combine, truncated=config.truncated)
 
 
 def _asked(config: JudgeConfig, models: Models | None) -> Judge:

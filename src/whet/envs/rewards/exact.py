@@ -1,8 +1,9 @@
-"""The final answer is the gold one, word for word."""
+"""Answers that are words: the gold one word for word, or of a judge in training the right verdict."""
 
 from __future__ import annotations
 
 from whet.envs.base import Attempt, Grade, Task
+from whet.envs.judges.ask import read_verdict
 from whet.envs.rewards.answers import after_thinking, gold_answer, marked_answer, same_words
 from whet.envs.rewards.plain import graded, require
 from whet.errors import DataError
@@ -31,3 +32,9 @@ def exact_gold(task: Task, column: str) -> str:
     if not text:
         raise DataError(f"{where}: is empty")
     return text
+
+
+def right_verdict(attempt: Attempt, *, gold: str) -> Grade:
+    """1 if the last line is `Verdict: X` with the word of the gold column, and 0 for any other word or none."""
+    expected = str(require(attempt.task, gold, "verdict"))
+    return Grade(value=float(read_verdict(after_thinking(attempt.answer), [expected]) is not None))

@@ -11,7 +11,7 @@ The signature is told by the names of the parameters, when the function is loade
 * reasoning-gym: `score_answer(answer, entry) -> float`, called for each; `entry` is the row.
 
 What goes wrong over there (an exception, a hang, `sys.exit`, NaN, a list too short) is a failed grade with the reason.
-Where one call for all attempts fails, each is called again alone, so that one answer costs the others nothing; `blame`
+Where one call for all attempts fails, each is called again alone, so that one answer costs the others nothing; `plain`
 decides whether the answer or the function was at fault.
 """
 
@@ -24,9 +24,8 @@ from typing import Any
 
 from whet.envs.base import Attempt, Grade, Task
 from whet.envs.rewards.answers import after_thinking, marked_answer
-from whet.envs.rewards.blame import Call, attribute
 from whet.envs.rewards.function_worker import load
-from whet.envs.rewards.plain import require
+from whet.envs.rewards.plain import Call, attribute, require
 from whet.errors import DataError, RewardError
 from whet.records import Message
 from whet.sandbox.base import JSON, Failure, FailureKind, Result

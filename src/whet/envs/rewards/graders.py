@@ -12,7 +12,7 @@ from typing import Any
 
 from whet.config.graders import Grader, MultiGrader, PythonGrader, StringCheck, TextSimilarity
 from whet.envs.base import Attempt, Grade, Task
-from whet.envs.rewards.blame import attribute
+from whet.envs.rewards.plain import attribute
 from whet.errors import DataError, GraderError, boundary
 from whet.sandbox.workers import WorkerPool
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from whet.envs.base import Attempt, Grade, Task
+from whet.envs.base import Attempt, Grade, OfAnyTask
 
 UNKNOWN = Grade(value=None, note="no reward judged the answer")
 
@@ -30,6 +30,17 @@ def cosine(attempt: Attempt, *, right: tuple[float, float], wrong: tuple[float, 
     return Grade(value=longest + (shortest - longest) * (1 + math.cos(math.pi * share)) / 2)
 
 
+def overlong(attempt: Attempt, *, cache_tokens: int) -> Grade:
+    """0 up to L_max - L_cache sampled tokens, then falling linearly to -1 at L_max, and -1 beyond.
+
+    L is the number of sampled tokens, L_max how many there could be (`Attempt.max_tokens`), L_cache `cache_tokens`, or
+    all of L_max where that is less.
+    """
+    cache = min(cache_tokens, attempt.max_tokens)
+    left = attempt.max_tokens - len(attempt.completion_tokens)
+    return Grade(value=max(-1.0, min(0, left - cache) / cache))
+
+
 def length(attempt: Attempt, *, above_tokens: int) -> Grade:
     """1 if L > above_tokens, else 0: over many answers, the share of long ones."""
     return Grade(value=float(len(attempt.completion_tokens) > above_tokens))
@@ -43,7 +54,7 @@ def repetition(attempt: Attempt, *, ngram: int) -> Grade:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GroupLength:
+class GroupLength(OfAnyTask):
     """Short answers of a group over long ones (Kimi k1.5, 2501.12599, section 2.3.3).
 
     l = 0.5 - (L - shortest) / (longest - shortest) over the answers to one prompt: l for a right answer, min(0, l) for
@@ -52,7 +63,6 @@ class GroupLength:
 
     name: str
     weight: float
-    judges: bool = False
 
     def grade(self, attempts: Sequence[Attempt], *, step: int) -> list[Grade]:
         """One grade for each attempt; attempts at the same task are a group."""
@@ -60,12 +70,6 @@ class GroupLength:
         for attempt in attempts:
             lengths.setdefault(attempt.task.id, []).append(len(attempt.completion_tokens))
         return [self._grade(attempt, lengths[attempt.task.id]) for attempt in attempts]
-
-    def check(self, tasks: Sequence[Task]) -> None:
-        """Any task will do."""
-
-    def close(self) -> None:
-        """Nothing to end."""
 
     def _grade(self, attempt: Attempt, lengths: Sequence[int]) -> Grade:
         if attempt.correct is None:

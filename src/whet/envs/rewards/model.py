@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from statistics import pstdev
 
-from whet.envs.base import Attempt, Grade, Task
+from whet.envs.base import Attempt, Grade, OfAnyTask
 from whet.envs.clients import Passage, RewardModelClient, ScoreReading
 from whet.formulas.aggregate import STEPS
 from whet.records import Message, StepScore
@@ -25,7 +25,7 @@ Combine = Callable[[Sequence[float]], float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelReward:
+class ModelReward(OfAnyTask):
     """The score of the whole answer; of several models, what `combine` makes of theirs."""
 
     name: str
@@ -35,19 +35,12 @@ class ModelReward:
     truncated: float | None
     """Value of an answer that was cut off; None: its score."""
     deadline_s: float
-    judges: bool = False
 
     def grade(self, attempts: Sequence[Attempt], *, step: int) -> list[Grade]:
         """One grade for each attempt."""
         ends_of = [(len(attempt.answer),) for attempt in attempts]
         read = read_all(self.scorers, attempts, ends_of, self.deadline_s)
         return [self._grade(attempt, found) for attempt, found in zip(attempts, read, strict=True)]
-
-    def check(self, tasks: Sequence[Task]) -> None:
-        """Any task can be read."""
-
-    def close(self) -> None:
-        """Nothing to end."""
 
     def _grade(self, attempt: Attempt, read: Sequence[ScoreReading] | None) -> Grade:
         if read is None:
@@ -63,7 +56,7 @@ class ModelReward:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProcessReward:
+class ProcessReward(OfAnyTask):
     """The probability that each step is right, and of the answer what `aggregate` makes of them."""
 
     name: str
@@ -72,19 +65,12 @@ class ProcessReward:
     separator: str
     aggregate: str
     deadline_s: float
-    judges: bool = False
 
     def grade(self, attempts: Sequence[Attempt], *, step: int) -> list[Grade]:
         """One grade for each attempt."""
         ends_of = [tuple(accumulate(map(len, split_steps(a.answer, self.separator)))) for a in attempts]
         read = read_all((self.scorer,), attempts, ends_of, self.deadline_s)
         return [self._grade(ends, found) for ends, found in zip(ends_of, read, strict=True)]
-
-    def check(self, tasks: Sequence[Task]) -> None:
-        """Any task can be read."""
-
-    def close(self) -> None:
-        """Nothing to end."""
 
     def _grade(self, ends: Sequence[int], read: Sequence[ScoreReading] | None) -> Grade:
         if read is None:

@@ -1,20 +1,24 @@
-"""Rewards that grade one attempt at a time with plain code in this process. The code is ours or a Python recipe's."""
+"""Rewards of plain code in this process (ours, or a Python recipe's), and what all rewards share: whose fault a lost
+grade is, and columns that a task must have."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from whet.envs.base import Attempt, Grade, Task
-from whet.envs.rewards.blame import attribute
+from whet.envs.base import Attempt, Grade, OfAnyTask, Task
 from whet.errors import DataError, GraderError, boundary
+from whet.records import Message
 
 LONGEST_SHOWN = 80
 """Characters of an answer in a note."""
+Call = Callable[[Sequence[Attempt]], list[Grade]]
+"""Grades attempts in one call; what fails is a failed grade."""
+MOST_CONTROLS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlainReward:
+class PlainReward(OfAnyTask):
     """A function of one attempt as a reward. What it raises concerns that attempt alone."""
 
     name: str
@@ -25,7 +29,7 @@ class PlainReward:
     """Raises `DataError` for a task that it cannot grade."""
 
     def grade(self, attempts: Sequence[Attempt], *, step: int) -> list[Grade]:
-        """One grade for each attempt; `blame` decides on those that raised."""
+        """One grade for each attempt; `attribute` decides on those that raised."""
         return attribute(attempts, self._each(attempts), self._each)
 
     def check(self, tasks: Sequence[Task]) -> None:
@@ -33,9 +37,6 @@ class PlainReward:
         if self.check_task is not None:
             for task in tasks:
                 self.check_task(task)
-
-    def close(self) -> None:
-        """Nothing to end."""
 
     def _each(self, attempts: Sequence[Attempt]) -> list[Grade]:
         return [self._grade(attempt) for attempt in attempts]
@@ -46,6 +47,39 @@ class PlainReward:
                 return self.function(attempt)
         except (GraderError, DataError) as error:
             return Grade(value=None, failure=str(error))
+
+
+def attribute(attempts: Sequence[Attempt], grades: Sequence[Grade], call: Call) -> list[Grade]:
+    """The grades, where one that failed and whose control passed has the lowest value of the others, at most 0.
+
+    Whose fault a lost grade is, a control beside it decides, never what the answer printed: the same grader on the same
+    task with another answer, one that was graded beside it, else an empty one. Where it passes, the answer's own text
+    broke the grader: it is scored lowest and counted (`Grade.gave_up`), so that no policy leaves the statistics by
+    breaking something. Where it fails too, the grader or the machine is broken, and the attempt stays unscored.
+    """
+    failed = [place for place, grade in enumerate(grades) if grade.failure]
+    if not failed:
+        return list(grades)
+    passed = dict.fromkeys((attempt.task.id for attempt in attempts), False)
+    passed |= {a.task.id: True for a, grade in zip(attempts, grades, strict=True) if not grade.failure}
+    lowest = min((grade.value for grade in grades if grade.value is not None), default=0.0)
+    lost = 0  # controls in a row: a grader that fails on every task is not tried on all of them
+    for task in dict.fromkeys(attempts[place].task.id for place in failed):
+        if not passed[task] and lost < MOST_CONTROLS:
+            control = next(attempts[place] for place in failed if attempts[place].task.id == task)
+            passed[task] = not call([empty(control)])[0].failure
+            lost = 0 if passed[task] else lost + 1
+    return [
+        Grade(value=min(0.0, lowest), gave_up=True, note=f"the answer broke the grader: {grade.failure}")
+        if grade.failure and passed[attempt.task.id]
+        else grade
+        for attempt, grade in zip(attempts, grades, strict=True)
+    ]
+
+
+def empty(attempt: Attempt) -> Attempt:
+    """The attempt with an empty answer."""
+    return replace(attempt, messages=(Message(role="assistant", content=""),))
 
 
 def graded(right: bool, given: str, gold: object) -> Grade:

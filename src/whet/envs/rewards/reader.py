@@ -40,20 +40,10 @@ _YES = {"yes": True, "true": True, "no": False, "false": False, "correct": True,
 _LETTER = re.compile(
     r"(?:(?:option|choice|answer)\s+)?\(?\s*([A-J])\s*(?:[).:]+\s*(.*)|\)?)", re.DOTALL | re.IGNORECASE
 )
-_MONTHS = [
-    "january",
-    "february",
-    "march",
-    "april",
-    "may",
-    "june",
-    "july",
-    "august",
-    "september",
-    "october",
-    "november",
+_MONTHS = (
+    "january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november",
     "december",
-]
+)  # fmt: skip
 _ISO = re.compile(r"(\d{4})[-/.](\d{1,2})[-/.](\d{1,2})(?:T\S*)?")
 _AMERICAN = re.compile(r"(\d{1,2})/(\d{1,2})/(\d{4})")
 _ORDINAL = r"(?:st|nd|rd|th)"

@@ -23,36 +23,10 @@ NAME = re.compile(rf"\s*(?:{APPLIED}|\(?{APPLIED}(?:\s*,\s*{APPLIED})+\)?|\|?(?=
 WORD = re.compile(
     r"(?<![\\a-zA-Z])(?:[a-zA-Z]{3,}|(?:[Ii]s|[Ii]t|of|to|[Ww]e|[Ii]f)(?![a-zA-Z]))|[^\W\d_\x00-\x7f]{2,}"
 )
-FUNCTIONS = frozenset(
-    [
-        "sin",
-        "cos",
-        "tan",
-        "cot",
-        "sec",
-        "csc",
-        "log",
-        "lim",
-        "max",
-        "min",
-        "exp",
-        "mod",
-        "gcd",
-        "lcm",
-        "det",
-        "deg",
-        "arcsin",
-        "arccos",
-        "arctan",
-        "sinh",
-        "cosh",
-        "tanh",
-        "sqrt",
-        "cis",
-        "sgn",
-        "abs",
-    ]
-)
+FUNCTIONS = frozenset((
+    "sin", "cos", "tan", "cot", "sec", "csc", "log", "lim", "max", "min", "exp", "mod", "gcd", "lcm", "det", "deg",
+    "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "sqrt", "cis", "sgn", "abs",
+))  # fmt: skip
 RELATION = re.compile(
     r"\\le(?![a-z])|\\ge(?![a-z])|\\ne(?![a-z])|\\approx(?![a-z])|\\equiv(?![a-z])|\\sim(?![a-z])|[<>=]"
 )

@@ -18,11 +18,9 @@ from whet.envs.judges.judge import Judge, Preference, as_text, build_judge
 from whet.envs.rewards.judge import agreement, failures
 from whet.evals.judgement import Decided, Judgement, judge_pairs
 from whet.files import write_json
-from whet.pipeline.asking import questions_seen
-from whet.pipeline.dropped import keep_dropped
-from whet.pipeline.generate import Chunk, Row, make_rows
+from whet.pipeline.generate import Chunk, Row, make_rows, questions_seen
 from whet.pipeline.load_data import comparisons
-from whet.pipeline.stage import ROWS, Context, Kind, Seen
+from whet.pipeline.stage import ROWS, Context, Kind, Seen, keep_dropped
 from whet.tracking.charts import Look
 
 

@@ -18,11 +18,10 @@ from whet.config.feedback import CompareStage
 from whet.envs.base import Task
 from whet.envs.judges.judge import Judge, Preference, build_judge, build_wording
 from whet.envs.rewards.judge import matches
-from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.generate import Chunk, Counts, Row, make_rows, writable
 from whet.pipeline.load_data import rubric
 from whet.pipeline.playing import Ungraded, check_tasks, playable, player
-from whet.pipeline.stage import Context, Kind, Seen
+from whet.pipeline.stage import Context, Kind, Seen, keep_dropped
 from whet.records import Ending, Episode, Group, Message, Score, seed_of
 from whet.rollouts.play import Player
 from whet.templates.base import Template

@@ -23,8 +23,7 @@ from whet.pipeline.reference import with_teacher
 from whet.pipeline.runner import drive
 from whet.pipeline.stage import Context, Kind, Needs, Seen
 from whet.records import Atom, Step
-from whet.tracking.catalogue import IMITATION, TRAINING
-from whet.tracking.charts import Look
+from whet.tracking.charts import IMITATION, TRAINING, Look
 from whet.tracking.log import RunLog
 from whet.tracking.text import number
 

@@ -15,11 +15,10 @@ from whet.envs.tools.play import Environments
 from whet.errors import ConfigError, RewardError
 from whet.evals.run import EvalRow, SampledAnswer, compare, sampled_answers, summarise, table
 from whet.files import read_json, write_json
-from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.held_out import CHUNK_EPISODES
 from whet.pipeline.load_data import rubric
 from whet.pipeline.playing import check_tasks, opened, playable, player
-from whet.pipeline.stage import Context, Interrupted, Kind
+from whet.pipeline.stage import Context, Interrupted, Kind, keep_dropped
 from whet.records import Group
 from whet.tracking.log import RunLog
 

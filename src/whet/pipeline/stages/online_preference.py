@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
-from math import inf
 
-from whet.algorithms.online_preference import OnlineSetting, first_state, online_preference
+from whet.algorithms.online_preference import first_state, online_preference
 from whet.config import OnlinePreferenceStage
 from whet.pipeline.held_out import of_tasks
 from whet.pipeline.load_data import rubric
@@ -15,16 +14,15 @@ from whet.pipeline.playing import check_tasks, feed_of, tasks_of
 from whet.pipeline.runner import drive
 from whet.pipeline.stage import Context, Kind, reference_of, training_and_sampling
 from whet.records import Step
-from whet.tracking.catalogue import HELD_OUT_TASKS, PREFERENCES, TRAINING
-from whet.tracking.charts import Look
+from whet.tracking.charts import HELD_OUT_TASKS, PREFERENCES, TRAINING, Look
 from whet.tracking.log import RunLog
 from whet.tracking.text import number
 
 
 def run_online_preference(context: Context[OnlinePreferenceStage]) -> None:
     """Sample, score, rank, prefer and step until the steps are done."""
-    config = context.config
-    assert config.train.steps is not None
+    config, steps = context.config, context.config.train.steps
+    assert steps is not None
     with closing(rubric(config.tasks, config.rewards, context.world)) as grading, of_tasks(context) as measuring:
         tasks = tasks_of(context, grading)
         policy = context.world.policy(
@@ -35,24 +33,14 @@ def run_online_preference(context: Context[OnlinePreferenceStage]) -> None:
         )
         context.console.say(f"{context.name}: {policy.about}")
         feed = feed_of(context, policy, tasks, grading)
-        setting = OnlineSetting(
-            loss=config.loss,
-            train=config.train,
-            steps=config.train.steps,
-            prompts_per_step=config.prompts_per_step,
-            all_pairs=config.pairs == "all",
-            minibatches=config.minibatches,
-            update_reference_every=config.update_reference_every,
-            max_gap=config.max_reference_gap if config.reference is None else inf,
-        )
         first = first_state(feed)
 
         def begin(start: int, state: Mapping[str, float]) -> Iterator[Step]:
             feed.restore(state or first)
-            return online_preference(policy.trainer, feed, setting, start=start, state=state)
+            return online_preference(policy.trainer, feed, config, steps=steps, start=start, state=state)
 
         log = RunLog(context.folder, policy.template.decode)
-        drive(context, policy.trainer, log, begin, steps=setting.steps, measures=measuring(policy))
+        drive(context, policy.trainer, log, begin, steps=steps, measures=measuring(policy))
 
 
 KIND = Kind(

@@ -13,17 +13,15 @@ from whet.algorithms.supervised import supervised_steps
 from whet.config import GeneratedConfig, LossConfig, ModelConfig, PreferenceStage, SamplingConfig, Source, TrainConfig
 from whet.data.faults import Dropped
 from whet.errors import DataError
-from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.gate import row_limit
 from whet.pipeline.held_out import Measure, of_rows, of_tasks, sampling_of
 from whet.pipeline.load_data import comparisons, judged
 from whet.pipeline.playing import SHOWN, evaluation_summary
 from whet.pipeline.reference import with_reference
 from whet.pipeline.runner import drive
-from whet.pipeline.stage import Context, Kind, Policy, Seen, World, reference_of
+from whet.pipeline.stage import Context, Kind, Policy, Seen, World, keep_dropped, reference_of
 from whet.records import Atom, Metric, Step
-from whet.tracking.catalogue import PREFERENCES, TRAINING
-from whet.tracking.charts import Look
+from whet.tracking.charts import PREFERENCES, TRAINING, Look
 from whet.tracking.log import RunLog
 from whet.tracking.text import number, percent
 from whet.training.base import Trainer

@@ -10,11 +10,9 @@ from whet.data.base import Comparison
 from whet.envs.clients import ChatClient
 from whet.envs.judges.judge import Wording, build_wording
 from whet.envs.judges.questions import Known, questions, teach
-from whet.pipeline.asking import questions_seen
-from whet.pipeline.dropped import keep_dropped
-from whet.pipeline.generate import Chunk, Row, make_rows
+from whet.pipeline.generate import Chunk, Row, make_rows, questions_seen
 from whet.pipeline.load_data import comparisons
-from whet.pipeline.stage import Context, Kind, Seen
+from whet.pipeline.stage import Context, Kind, Seen, keep_dropped
 from whet.tracking.charts import Look
 
 

@@ -11,13 +11,12 @@ from whet.config.feedback import ReviseStage
 from whet.config.judge import LocalChat
 from whet.envs.base import Task
 from whet.envs.clients import ChatClient
-from whet.envs.judges.principles import read_principles
+from whet.envs.judges.judge import read_principles
 from whet.envs.judges.revise import Revision, revise
-from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.generate import Chunk, Row, make_rows, writable
 from whet.pipeline.load_data import tasks
 from whet.pipeline.playing import SHOWN
-from whet.pipeline.stage import Context, Kind, Needs, Seen
+from whet.pipeline.stage import Context, Kind, Needs, Seen, keep_dropped
 from whet.records import seed_of
 from whet.tracking.charts import Look
 

@@ -17,20 +17,26 @@ import numpy as np
 from whet.algorithms.reward_model import objective_of, reward_model, weighed
 from whet.algorithms.supervised import supervised_steps
 from whet.config import RewardModelStage
-from whet.evals.judgement import Judgement, Labelled, Ranked, judge_labels, judge_rankings, judge_rivals
-from whet.evals.mixture import fixed_mixtures, mixed
+from whet.evals.judgement import (
+    Judgement,
+    Labelled,
+    Ranked,
+    fixed_mixtures,
+    judge_labels,
+    judge_rankings,
+    judge_rivals,
+    mixed,
+)
 from whet.evals.ratings import Rating, Ratings, judge_ratings
 from whet.files import write_json
 from whet.models.heads import RewardFacts, note_reward_facts, objectives_in
-from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.held_out import of_rows
 from whet.pipeline.playing import SHOWN
 from whet.pipeline.reward_dataset import RewardDataset, RewardExample, ratings_of, reward_dataset
 from whet.pipeline.runner import drive
-from whet.pipeline.stage import Context, Kind, Needs, NewGate, Seen
+from whet.pipeline.stage import Context, Kind, Needs, NewGate, Seen, keep_dropped
 from whet.records import Column, Metric, Step, TokenRow
-from whet.tracking.catalogue import JUDGEMENT, TRAINING
-from whet.tracking.charts import Look
+from whet.tracking.charts import JUDGEMENT, TRAINING, Look
 from whet.tracking.judged import RULES
 from whet.tracking.log import RunLog
 from whet.tracking.text import number, percent

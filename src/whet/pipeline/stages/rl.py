@@ -15,17 +15,25 @@ from whet.config.rewards import weights
 from whet.envs.base import Task
 from whet.envs.tools.play import Environments
 from whet.errors import ConfigError
-from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.gate import gate
 from whet.pipeline.held_out import of_tasks
 from whet.pipeline.load_data import rubric
 from whet.pipeline.playing import feed_of, look_at_tasks, opened, tasks_of
 from whet.pipeline.runner import Saved, WithCritic, drive
-from whet.pipeline.stage import Context, Kind, Needs, Policy, Seen, World, reference_of, training_and_sampling
+from whet.pipeline.stage import (
+    Context,
+    Kind,
+    Needs,
+    Policy,
+    Seen,
+    World,
+    keep_dropped,
+    reference_of,
+    training_and_sampling,
+)
 from whet.records import Step
 from whet.rollouts.curriculum import Curriculum, hardness_of
-from whet.tracking.catalogue import HELD_OUT_TASKS, TRAINING
-from whet.tracking.charts import Look
+from whet.tracking.charts import HELD_OUT_TASKS, TRAINING, Look
 from whet.tracking.log import RunLog
 from whet.tracking.text import number, percent
 from whet.training.tokenize import Gated

@@ -13,11 +13,10 @@ from whet.data.faults import nearest
 from whet.envs.base import Attempt, Rubric, Task
 from whet.envs.clients import ChatClient
 from whet.errors import DataError
-from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.generate import Chunk, Counts, Row, beside, make_rows, writable
 from whet.pipeline.load_data import rubric
 from whet.pipeline.playing import SHOWN, Ungraded, look_at_tasks, playable, player
-from whet.pipeline.stage import Context, Kind, Needs, Seen
+from whet.pipeline.stage import Context, Kind, Needs, Seen, keep_dropped
 from whet.records import Episode, Group, Outcome, Reply, Score, seed_of
 from whet.rollouts.play import Player
 from whet.templates.base import Template

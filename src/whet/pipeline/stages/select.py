@@ -21,11 +21,10 @@ from whet.data.formats import load_answered
 from whet.data.similar import Words, jaccard, leaks, ngrams
 from whet.envs.base import Attempt, Task
 from whet.errors import DataError
-from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.generate import Chunk, Row, beside, make_rows
 from whet.pipeline.load_data import rubric, tasks
 from whet.pipeline.playing import SHOWN
-from whet.pipeline.stage import Context, Kind, Seen
+from whet.pipeline.stage import Context, Kind, Seen, keep_dropped
 from whet.records import Message
 from whet.tracking.charts import Look
 

@@ -15,8 +15,7 @@ from whet.pipeline.playing import evaluation_summary
 from whet.pipeline.runner import drive
 from whet.pipeline.stage import Context, Kind, Seen
 from whet.records import Step
-from whet.tracking.catalogue import HELD_OUT_TASKS, IMITATION, TRAINING
-from whet.tracking.charts import Look
+from whet.tracking.charts import HELD_OUT_TASKS, IMITATION, TRAINING, Look
 from whet.tracking.log import RunLog
 from whet.tracking.text import number
 

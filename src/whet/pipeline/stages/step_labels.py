@@ -16,11 +16,10 @@ from whet.config.feedback import StepLabelsStage
 from whet.envs.base import Attempt, Task
 from whet.envs.rewards.model import split_steps
 from whet.errors import SamplerError
-from whet.pipeline.dropped import keep_dropped
 from whet.pipeline.generate import Chunk, Counts, Row, make_rows, writable
 from whet.pipeline.load_data import rubric
 from whet.pipeline.playing import check_tasks, playable, player
-from whet.pipeline.stage import Context, Kind
+from whet.pipeline.stage import Context, Kind, keep_dropped
 from whet.records import Ending, Episode, Outcome, seed_of
 from whet.rollouts.play import Player
 from whet.sampling.base import Request
