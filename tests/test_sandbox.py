@@ -47,7 +47,13 @@ def load(greeting="", seconds=0.0):
             case ["orphan", mark] if os.path.exists(mark): return "spared"
             case ["orphan" | "patricide", *mark]:
                 for file in mark: open(file, "x").close()
-                os.kill(os.getppid(), signal.SIGKILL); time.sleep(1000)
+                keeper = open(f"/proc/{os.getppid()}/stat").read()
+                os.kill(int(keeper.rpartition(")")[2].split()[1]), signal.SIGKILL); time.sleep(1000)
+            case "parent": os.kill(os.getppid(), signal.SIGKILL); time.sleep(1000)
+            case "daemon":
+                if os.fork() == 0: os.setsid(); payload = "its parent"
+                if payload == "daemon": return os.getpid()
+                time.sleep(1000)
             case "group": os.killpg(0, signal.SIGINT); os.killpg(0, signal.SIGTERM)
         return f"{greeting}{payload}"
 
@@ -240,6 +246,32 @@ def test_a_job_is_not_blamed_for_the_death_of_its_template(forked: WorkerPool, t
     assert forked.map(["a"])[0].value == "a"
 
 
+def test_a_forked_worker_that_kills_its_parent_kills_no_other(forked: WorkerPool) -> None:
+    template = forked.map(["a"]) and forked._template and forked._template.process
+    results = forked.map(["b", "parent", "d", "parent", "e", "parent", "f"])
+    assert [kind(result) for result in results] == [None, FailureKind.CRASH] * 3 + [None]
+    assert template is not None and template.poll() is None
+
+
+def test_what_a_forked_worker_started_in_a_session_of_its_own_ends_with_it(behaviour: str) -> None:
+    def copies() -> int:
+        named = (file for file in Path("/proc").glob("[0-9]*/cmdline"))
+        return sum(behaviour.encode() in content(file) for file in named)
+
+    def content(file: Path) -> bytes:
+        try:
+            return file.read_bytes()
+        except OSError:
+            return b""
+
+    with WorkerPool(behaviour, deadline_s=5, forked=True) as pool:
+        pool.map(["daemon"])
+        alone = 1 + 2 + 1  # the template, the worker with its keeper, the daemon
+        assert eventually(lambda: copies() == alone)
+        pool.map(["die"])
+        assert eventually(lambda: copies() == 1)
+
+
 def test_forked_workers_leave_nothing_behind(behaviour: str) -> None:
     threading.Thread(target=lambda: None).start()
     before, family = fds(), children()
@@ -254,7 +286,7 @@ def test_forked_workers_leave_nothing_behind(behaviour: str) -> None:
 
 def test_what_cannot_be_loaded_is_said_by_the_template_too(behaviour: str) -> None:
     with WorkerPool(behaviour.removesuffix("load") + "broken", deadline_s=1, forked=True) as pool:
-        assert message(pool.map([1])[0]) == "RuntimeError: no licence (behaviour.py:42)"
+        assert message(pool.map([1])[0]) == "RuntimeError: no licence (behaviour.py:48)"
     with WorkerPool(behaviour, arguments=["", 1000], deadline_s=0.2, startup_s=0.3, forked=True) as pool:
         results = pool.map(["x", "y"])
     assert [kind(result) for result in results] == [FailureKind.START] * 2
@@ -275,7 +307,7 @@ def test_starting_has_an_allowance_of_its_own(behaviour: str) -> None:
     [
         ("behaviour.py:loading", "has no function 'loading'; did you mean 'load'?"),
         ("behavior.py:load", "behavior.py does not exist; did you mean behaviour.py?"),
-        ("behaviour.py:broken", "RuntimeError: no licence (behaviour.py:42)"),
+        ("behaviour.py:broken", "RuntimeError: no licence (behaviour.py:48)"),
         ("no_such_module:load", "ModuleNotFoundError: No module named 'no_such_module'"),
         ("load", "must be file.py:function"),
     ],

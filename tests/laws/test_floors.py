@@ -93,6 +93,7 @@ def test_a_class_has_a_name_of_its_own() -> None:
 RUN_CODE = {
     "sandbox/jail.py": "untrusted programs, confined",
     "envs/rewards/code_side.py": "the same, inside of the sandbox",
+    "envs/tools/console.py": "calls of the python tool, inside of the sandbox",
     "envs/rewards/function_worker.py": "a grader that the recipe's author wrote, in a process of its own",
     "config/derived.py": "annotations of formulas",
 }

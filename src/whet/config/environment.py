@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
+from whet.config.judge import ChatConfig
 from whet.config.strict import PythonFile, PythonObject, Strict
 
 
@@ -27,33 +29,170 @@ class LimitsConfig(Strict):
     """Tokens of prompt, answers and results together; None: as many as the model attends to."""
 
 
-class FunctionTool(Strict):
-    """A function that is a tool; it has type hints and a docstring."""
+class OwnTool(Strict):
+    """A function that is a tool, or a class whose public methods are tools; with type hints and docstrings."""
 
+    kind: Literal["own"] = "own"
     path: PythonFile
-    """`file.py:function` or `module:function`."""
+    """`file.py:function`, `file.py:Class` or `module:function`."""
+    options: dict[str, Any] = {}
+    """What a class's `load` (once), or else its constructor (for each play), is given."""
+
+    @property
+    def part(self) -> tuple[str, dict[str, Any]]:
+        """Where its code is, and what that is given."""
+        return self.path, self.options
+
+
+class ShippedTool(Strict):
+    """A tool that comes with whet."""
+
+    target: ClassVar[str]
+
+    @property
+    def part(self) -> tuple[str, dict[str, Any]]:
+        """Where its code is, and what that is given."""
+        return self.target, self.model_dump(mode="json", exclude={"kind"})
+
+
+class CalculatorTool(ShippedTool):
+    """Exact arithmetic."""
+
+    target: ClassVar[str] = "whet.envs.tools.calculator:calculator"
+    kind: Literal["calculator"]
+
+
+class SearchTool(ShippedTool):
+    """Passages of a corpus, by BM25."""
+
+    target: ClassVar[str] = "whet.envs.tools.search:Search"
+    kind: Literal["search"]
+    corpus: Path
+    """JSON lines with `text` or `contents`, and maybe a `title`."""
+    top: int = Field(3, ge=1)
+    """Passages that a search shows."""
+
+
+class PythonTool(ShippedTool):
+    """A Python interpreter in the sandbox, which keeps its variables for the play."""
+
+    target: ClassVar[str] = "whet.envs.tools.python:Python"
+    kind: Literal["python"]
+    call_s: float = Field(5.0, gt=0)
+    """Seconds of one call; a later one is killed with the interpreter, and the play goes on with a new one."""
+    memory_mb: int = Field(512, ge=64)
+    """Of all its processes together."""
+    output_characters: int = Field(20_000, ge=100)
+    """Of what a call prints, the rest is left out."""
+    sandbox: Literal["agentic", "strong", "default", "minimal"] = "agentic"
+    """The profile. agentic: with children and files of its own; minimal stops nothing."""
+
+
+class SQLTool(ShippedTool):
+    """SQLite: a database file, or the tables of the row."""
+
+    target: ClassVar[str] = "whet.envs.tools.sql:SQL"
+    kind: Literal["sql"]
+    database: Path | None = None
+    """A file of SQLite; None: the row's column `tables` has them."""
+    write: bool = False
+    """Whether tables may be changed, in a copy of its own for each play."""
+    rows: int = Field(20, ge=1)
+    """Rows of a result that are shown."""
+    call_s: float = Field(5.0, gt=0)
+    """Seconds of one query; a longer one is interrupted."""
+    show: bool = True
+    """Whether the definitions of the tables follow the task's message."""
+
+
+class MCPTool(ShippedTool):
+    """The tools of an MCP server (`pip install 'whet[mcp]'`)."""
+
+    target: ClassVar[str] = "whet.envs.tools.mcp:MCP"
+    kind: Literal["mcp"]
+    command: list[str] = []
+    """Starts a server that speaks over standard input and output, one for each play."""
+    url: str = ""
+    """Or the address of one that runs, http://HOST:PORT/mcp, which all plays share."""
+    only: list[str] | None = None
+    """Names of the tools that are offered; None: all of them."""
+
+    @model_validator(mode="after")
+    def _check(self) -> MCPTool:
+        if bool(self.command) == bool(self.url):
+            raise ValueError("an MCP server is started by its command, or reached at its url; give one of the two")
+        return self
+
+
+def _kind_of(value: Any) -> str:
+    kind = value.get("kind", "own") if isinstance(value, dict) else getattr(value, "kind", "own")
+    return str(kind)
+
+
+ToolConfig = Annotated[
+    Annotated[OwnTool, Tag("own")]
+    | Annotated[CalculatorTool, Tag("calculator")]
+    | Annotated[SearchTool, Tag("search")]
+    | Annotated[PythonTool, Tag("python")]
+    | Annotated[SQLTool, Tag("sql")]
+    | Annotated[MCPTool, Tag("mcp")],
+    Discriminator(_kind_of),
+]
+SHIPPED: dict[str, type[ShippedTool]] = {
+    "calculator": CalculatorTool, "search": SearchTool, "python": PythonTool, "sql": SQLTool, "mcp": MCPTool
+}  # fmt: skip
 
 
 class EnvironmentConfig(Strict):
-    """A class whose public methods are tools, or functions that are tools, or both."""
+    """A class whose public methods are tools, or tools alone, or both; and maybe a simulated user.
+
+    `kind: sql` (or another tool's) with that tool's keys is short for `tools: [{kind: sql, ...}]`.
+    """
 
     free: ClassVar[frozenset[str]] = frozenset({"processes"})
 
+    kind: Literal["class", "dialogue"] = "class"
+    """dialogue: a simulated user answers what the policy says without a call."""
     path: PythonObject = ""
-    """The class: `file.py:Class` or `module:Class`. Empty: functions alone; an answer without a call ends a play. From
+    """The class: `file.py:Class` or `module:Class`. Empty: tools alone; an answer without a call ends a play. From
     Python also a class of the environment door, whose plays are then in this process."""
     options: dict[str, Any] = {}
     """What its `load` (once), or else its constructor (for each play), is given."""
-    system: Literal["docstring"] | None = None
-    """docstring: that of the class is the system message of tasks that have none."""
-    tools: list[FunctionTool] = []
+    system: Literal["docstring"] | Path | None = None
+    """The system message of tasks that have none: docstring, that of the class; or a file with a policy."""
+    tools: list[ToolConfig] = []
     """Further tools."""
+    user: ChatConfig | None = None
+    """dialogue: the model, endpoint or script that plays the user, whom the row's `scenario` describes. None: the row's
+    `script` has what the user says, turn by turn."""
+    user_tokens: int = Field(256, ge=1)
+    """Most tokens of what that model says in a turn."""
     limits: LimitsConfig = LimitsConfig()
     processes: int = Field(128, ge=1)
     """Plays at once, each in a process of its own."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_tool(cls, given: Any) -> Any:
+        """A tool's kind and keys as a list of that tool."""
+        if not isinstance(given, dict) or given.get("kind") not in SHIPPED:
+            return given
+        keys = SHIPPED[given["kind"]].model_fields
+        tool = {key: value for key, value in given.items() if key in keys}
+        others = {key: value for key, value in given.items() if key not in keys}
+        return {**others, "tools": [tool, *others.get("tools", [])]}
+
     @model_validator(mode="after")
     def _check(self) -> EnvironmentConfig:
-        if not self.path and (not self.tools or self.options or self.system):
-            raise ValueError("path must name a class (file.py:Class), or tools functions, without options and system")
+        played = self.tools or self.kind == "dialogue"
+        if not self.path and (not played or self.options or self.system == "docstring"):
+            raise ValueError("path must name a class (file.py:Class), or tools be given, without options and docstring")
+        if self.user is not None and self.kind != "dialogue":
+            raise ValueError("user is for kind: dialogue; set that, or remove user")
+        for tool in self.tools:
+            if isinstance(tool, PythonTool | SQLTool) and tool.call_s >= self.limits.call_s:
+                raise ValueError(
+                    f"{tool.kind}: call_s {tool.call_s:g} must be below limits.call_s {self.limits.call_s:g}, at which "
+                    "the play is killed"
+                )
         return self

@@ -22,7 +22,7 @@ from typing import Any
 
 from whet import __version__
 from whet.config import DataConfig, GeneratedConfig, ModelConfig
-from whet.config.environment import EnvironmentConfig
+from whet.config.environment import EnvironmentConfig, OwnTool
 from whet.config.loading import leaves
 from whet.config.node import dotted
 from whet.config.strict import Strict, children
@@ -131,7 +131,7 @@ def _inputs(value: Any, at: str, digests: Digests) -> dict[str, dict[str, Any] |
             found[at] = content
     except (DataError, ModelError, OSError):
         found[at] = None
-    if isinstance(value, EnvironmentConfig):
+    if isinstance(value, EnvironmentConfig | OwnTool):
         found |= _option_files(value, f"{at}.options", digests)
     for key, child in children(value):
         if key not in getattr(value, "free", ()):
@@ -139,7 +139,7 @@ def _inputs(value: Any, at: str, digests: Digests) -> dict[str, dict[str, Any] |
     return found
 
 
-def _option_files(value: EnvironmentConfig, at: str, digests: Digests) -> dict[str, dict[str, Any] | None]:
+def _option_files(value: EnvironmentConfig | OwnTool, at: str, digests: Digests) -> dict[str, dict[str, Any] | None]:
     """The files that options name, beside the options themselves; None where what looks like one is not there."""
     named = {key: Path(said) for key, said in value.options.items() if isinstance(said, str) and Path(said).suffix}
     return {f"{at}.{key}.file": _file(path, digests) if path.is_file() else None for key, path in named.items()}

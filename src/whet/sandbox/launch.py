@@ -47,10 +47,14 @@ class WarmTemplate:
         self._begin, self._startup_s = begin, startup_s
         self.process: subprocess.Popen[bytes] | None = None
         self._requests: socket.socket | None = None
+        self._begun_by = 0
 
     def fork(self, descriptors: Sequence[int], unwanted: Callable[[], bool]) -> str:
-        """Start one with these descriptors; why there is none, where there is none. `unwanted` ends a wait."""
-        alive = self.process is not None and self.process.poll() is None
+        """Start one with these descriptors; why there is none, where there is none. `unwanted` ends a wait.
+
+        A fork of the process that began it may do so as well; whether it lives is then seen by trying.
+        """
+        alive = self.process is not None and (self._begun_by != os.getpid() or self.process.poll() is None)
         if not alive and (failure := self._load(unwanted)):
             self.close()
             return failure
@@ -75,7 +79,7 @@ class WarmTemplate:
         self.close()
         self._requests, theirs = socket.socketpair()
         with theirs:
-            self.process = self._begin(theirs)
+            self.process, self._begun_by = self._begin(theirs), os.getpid()
         deadline, inbox = time.monotonic() + self._startup_s, bytearray()
         self._requests.settimeout(POLL_S)
         while not unwanted():

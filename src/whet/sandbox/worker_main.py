@@ -27,7 +27,7 @@ from whet.sandbox.base import JSON
 from whet.sandbox.frames import encode, take
 from whet.target import describe, load_function
 
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def main(spec: dict[str, Any]) -> None:
@@ -71,18 +71,38 @@ def _fork_on_request(requests: socket.socket, answer: Callable[[JSON], JSON]) ->
         _bury()
         template = os.getpid()
         if os.fork() == 0:
-            os.setsid()
-            _die_with(template)
             requests.close()
-            for standard in (1, 2):
-                os.dup2(descriptors[1], standard)
-            os.close(descriptors[1])
-            channel = socket.socket(fileno=descriptors[0])
-            channel.sendall(encode({"ready": True, "pid": os.getpid()}))
-            _serve(channel, answer)
-            os._exit(0)
+            _keep(template, descriptors, answer)
         for descriptor in descriptors:
             os.close(descriptor)
+
+
+def _keep(template: int, descriptors: list[int], answer: Callable[[JSON], JSON]) -> None:
+    """Be the worker's parent, which it may kill without harm to the others, and end what it leaves behind."""
+    _die_with(template)
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    keeper = os.getpid()
+    worker = os.fork()
+    if worker == 0:
+        os.setsid()
+        _die_with(keeper)
+        for standard in (1, 2):
+            os.dup2(descriptors[1], standard)
+        os.close(descriptors[1])
+        channel = socket.socket(fileno=descriptors[0])
+        channel.sendall(encode({"ready": True, "pid": os.getpid()}))
+        _serve(channel, answer)
+        os._exit(0)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    os.waitid(os.P_PID, worker, os.WEXITED | os.WNOWAIT)  # until it is reaped, its number is surely its own
+    with contextlib.suppress(OSError):
+        os.killpg(worker, signal.SIGKILL)
+    while orphans := Path(f"/proc/self/task/{keeper}/children").read_text().split():
+        for orphan in orphans:
+            os.kill(int(orphan), signal.SIGKILL)
+            os.waitpid(int(orphan), 0)
+    os._exit(0)
 
 
 def _bury() -> None:

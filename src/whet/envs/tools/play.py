@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from whet.config.environment import EnvironmentConfig
@@ -33,21 +34,27 @@ class ToolEnvironments:
 
     def __init__(self, config: EnvironmentConfig) -> None:
         self.config = config
-        arguments: list[JSON] = [str(config.path), config.options, [tool.path for tool in config.tools]]
+        parts: list[JSON] = [[str(config.path or "builtins:object"), config.options]]
+        arguments: list[JSON] = [[*parts, *(list(tool.part) for tool in config.tools)]]
         self.sessions = Sessions(
             "whet.envs.tools.worker:load", arguments=arguments, most=config.processes, memory_mb=None
         )
         described = self.sessions.once({"do": "describe", "with": {}}, HOOK_S)
-        if described.failure is not None:
-            self.close()
-            raise ConfigError(f"environment: {described.failure.message}")
         answer: Any = described.value
+        if described.failure is not None or "value" not in answer:
+            self.close()
+            raise ConfigError(f"environment: {described.failure.message if described.failure else answer['broken']}")
         facts = answer["value"]
         self.tools: tuple[dict[str, Any], ...] = tuple(facts["tools"])
         self.hooks = frozenset(facts["hooks"])
         self.takes: list[str] | None = facts["takes"]
         self.needs: list[str] = facts["needs"]
-        self.system: str | None = facts["about"] if config.system else None
+        self.system: str | None = facts["about"] if config.system == "docstring" else None
+        if isinstance(config.system, Path):
+            self.system = _policy(config.system)
+        if not self.tools and "user" not in self.hooks and config.kind != "dialogue":
+            self.close()
+            raise ConfigError(f"environment: {facts['name']} has no tool (a public method) and no user method")
 
     def make(self, task: Task) -> Play:
         """One play of a task."""
@@ -118,10 +125,11 @@ class Play:
         row = {name: value for name, value in columns.items() if takes is None or name in takes}
         found = await self._ask("reset", HOOK_S, caused=False, row=row, seed=seed)
         messages = _with_system(self.task.messages, self.made.system)
-        if isinstance(found["shown"], str):
-            messages = (*messages[:-1], replace(messages[-1], content=messages[-1].content + found["shown"]))
-        elif found["shown"] is not None:
-            messages += tuple(Message(role=each["role"], content=each["content"]) for each in found["shown"])
+        for shown in found["shown"]:
+            if isinstance(shown, str):
+                messages = (*messages[:-1], replace(messages[-1], content=messages[-1].content + shown))
+            else:
+                messages += tuple(Message(role=each["role"], content=each["content"]) for each in shown)
         return Opening(messages=messages, tools=self.made.tools, state=found["state"])
 
     async def step(self, message: Message) -> Observed:
@@ -184,6 +192,14 @@ class Play:
         why = f"{given.get('name', what)}: {answer['broken'] if result.failure is None else result.failure.message}"
         machinery = result.failure is None or self.session.orphaned or not caused
         raise EnvironmentFailure(why) if machinery else PolicyFault(why)
+
+
+def _policy(path: Path) -> str:
+    """The text of a file. Raises `ConfigError`."""
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"environment.system: {path}: cannot be read ({error}); name a text file") from error
 
 
 def _with_system(messages: Sequence[Message], system: str | None) -> tuple[Message, ...]:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Protocol, get_type_hints, runtime_checkable
 
 import docstring_parser
 from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, ValidationError, create_model
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, Validation
 from whet.target import TargetError
 
 STRICT = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
-PLAIN = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,11 @@ class Tool:
     schema: dict[str, Any]
     """In the OpenAI shape."""
 
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return str(self.schema["function"]["name"])
+
     def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments as the hints have them. Raises `ValueError`, one line, where they do not fit the schema."""
         try:
@@ -38,6 +43,14 @@ class Tool:
             faults = error.errors(include_url=False, include_context=False)
             raise ValueError("; ".join(f"{_place(fault['loc'])}{fault['msg']}" for fault in faults)) from error
         return {name: getattr(read, f"p{n}") for n, name in enumerate(self.names) if f"p{n}" in read.model_fields_set}
+
+
+@runtime_checkable
+class Offers(Protocol):
+    """A part of an environment whose tools are known once it runs."""
+
+    def offered(self) -> list[Tool]:
+        """Them, beside its methods."""
 
 
 def as_tool(name: str, function: Callable[..., Any]) -> Tool:
@@ -53,7 +66,7 @@ def as_tool(name: str, function: Callable[..., Any]) -> Tool:
     texts = {each.arg_name: each.description for each in said.params}
     fields: dict[str, Any] = {}
     for number, (key, parameter) in enumerate(parameters.items()):
-        if parameter.kind not in PLAIN:
+        if parameter.kind not in NAMED:
             raise _refused(name, function, f"takes {parameter}, which no schema can say; name its parameters")
         if key not in hints:
             raise _refused(name, function, f"has no type hint for {key}; add one")

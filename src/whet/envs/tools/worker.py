@@ -12,34 +12,53 @@ import inspect
 import json
 import math
 import random
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from whet.envs.tools.schema import Tool, as_tool
+from whet.envs.tools.schema import NAMED, Offers, Tool, as_tool
 from whet.errors import EnvironmentFailure
 from whet.target import TargetError, describe, load_function
 
-HOOKS = frozenset({"load", "reset", "reward", "get_reward", "turn_reward", "state", "user", "close"})
+HOOKS = frozenset({"load", "reset", "reward", "get_reward", "turn_reward", "state", "user", "close", "offered"})
 """Methods of a class that are not tools."""
+HARMLESS = ("tqdm_monitor",)
+"""Threads without which nothing is amiss: it redraws progress bars."""
 LONGEST = 200_000
 """Characters of a result that leave the process; what is longer has its middle left out."""
 
 
-def load(path: str, options: Mapping[str, Any], tools: Sequence[str]) -> Callable[[Mapping[str, Any]], Any]:
-    """The function that answers payloads. A class with a `load` is given the options there, else where it is made."""
-    made: Callable[..., Any] = load_function(path) if path else object
-    loaded = getattr(made, "load", None)
-    if callable(loaded):
-        loaded(**options)
-        options = {}
-    functions = [load_function(each) for each in tools]
+def load(parts: Sequence[tuple[str, Mapping[str, Any]]]) -> Callable[[Mapping[str, Any]], Any]:
+    """The function that answers payloads. Parts are classes and functions, each with what it is given.
+
+    A class with a `load` is given it there, else where it is made. Raises `TargetError` where a thread was left
+    running: plays are forked, and a thread is not.
+    """
+    classes: list[Callable[[], Any]] = []
+    functions: list[Callable[..., Any]] = []
+    for number, (path, options) in enumerate(parts):
+        made = load_function(path)
+        if number and not isinstance(made, type):
+            functions.append(made)
+            continue
+        loaded = getattr(made, "load", None)
+        if callable(loaded):
+            loaded(**options)
+        classes.append(made if callable(loaded) else partial(made, **options))
+    others = {thread.name for thread in threading.enumerate()} - {threading.main_thread().name, *HARMLESS}
+    if others:
+        raise TargetError(
+            f"load left threads running ({', '.join(sorted(others))[:200]}), and plays are forked without them; start "
+            "them in reset, or end them in load"
+        )
     play: _Play | None = None
 
     def answer(payload: Mapping[str, Any]) -> Any:
         nonlocal play
-        if play is None:
-            play = _Play(made(**options), functions)
         try:
+            if play is None:
+                play = _Play([make() for make in classes], functions)
             return {"value": getattr(play, payload["do"])(**payload["with"])}
         except (EnvironmentFailure, ConnectionError) as error:
             return {"broken": describe(error)}
@@ -48,40 +67,47 @@ def load(path: str, options: Mapping[str, Any], tools: Sequence[str]) -> Callabl
 
 
 class _Play:
-    """One object of the user's class."""
+    """An object of each class. The first one is the user's own, the others are tools."""
 
-    def __init__(self, environment: Any, functions: Sequence[Callable[..., Any]]) -> None:
-        self._environment = environment
+    def __init__(self, parts: Sequence[Any], functions: Sequence[Callable[..., Any]]) -> None:
+        self._parts = parts
         self._tools: dict[str, Tool] = {}
-        for function in [*_methods(environment), *functions]:
-            name = function.__name__
-            if name in self._tools:
-                raise TargetError(f"two tools are named {name}; rename one")
-            self._tools[name] = as_tool(name, function)
-        if not self._tools and self._hook("user") is None:
-            raise TargetError(f"{type(environment).__name__} has no tool (a public method) and no user method")
+        listed = [as_tool(each.__name__, each) for part in parts for each in _methods(part)]
+        listed += [as_tool(each.__name__, each) for each in functions]
+        for tool in [*listed, *(tool for part in parts if isinstance(part, Offers) for tool in part.offered())]:
+            if tool.name in self._tools:
+                raise TargetError(f"two tools are named {tool.name}; rename one")
+            self._tools[tool.name] = tool
 
     def describe(self) -> dict[str, Any]:
         """Schemas of the tools, which hooks there are, and the columns that `reset` takes (None: all) and needs."""
-        reset, about = self._hook("reset"), inspect.getdoc(type(self._environment))
-        given = [] if reset is None else list(inspect.signature(reset).parameters.values())
-        named = [p for p in given if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        own = self._parts[0]
+        given = [p for part in self._parts for p in _parameters(part)]
+        named = [p for p in given if p.kind in NAMED]
         anything = any(p.kind is p.VAR_KEYWORD for p in given)
+        hooks = {name for part in self._parts for name in HOOKS if hasattr(part, name)}
         return {
             "tools": [tool.schema for tool in self._tools.values()],
-            "hooks": sorted(name for name in HOOKS if hasattr(self._environment, name)),
+            "hooks": sorted(hooks),
             "takes": None if anything else [p.name for p in named],
             "needs": [p.name for p in named if p.default is p.empty],
-            "about": about if type(self._environment) is not object else None,
+            "about": inspect.getdoc(type(own)) if type(own) is not object else None,
+            "name": type(own).__name__,
         }
 
     def reset(self, row: Mapping[str, Any], seed: int) -> dict[str, Any]:
-        """Begin; `shown` is what `reset` returned: text, messages or None."""
+        """Begin; `shown` is what each `reset` returned: text or messages."""
         random.seed(seed)
-        shown = self._ask("reset", **row)
-        if not (shown is None or isinstance(shown, str) or _are_messages(shown)):
-            raise TypeError(f"reset returned {type(shown).__name__}; return text, a list of messages or None")
-        return {"shown": shown, "state": self._state()}
+        told = []
+        for part in self._parts:
+            given = _parameters(part)
+            everything = any(p.kind is p.VAR_KEYWORD for p in given)
+            names = row.keys() if everything else row.keys() & {p.name for p in given}
+            shown = _told(part, "reset", **{name: row[name] for name in names})
+            if not (shown is None or isinstance(shown, str) or _are_messages(shown)):
+                raise TypeError(f"reset returned {type(shown).__name__}; return text, a list of messages or None")
+            told += [] if shown is None else [shown]
+        return {"shown": told, "state": self._state()}
 
     def call(self, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Run one tool; `status` is ok, unknown_tool, bad_arguments or raised."""
@@ -102,30 +128,49 @@ class _Play:
 
     def turn(self, message: str, calls: int) -> dict[str, Any]:
         """After a turn: its reward, the state, and where nothing was called what the user says to that."""
-        said = None if calls else self._ask("user", message)
-        reward = _number("turn_reward", self._ask("turn_reward"))
-        return {"reward": reward, "state": self._state(), "user": None if said is None else str(said)}
+        said = None if calls else _told(self._parts[0], "user", message)
+        rewards = [_number("turn_reward", _told(part, "turn_reward")) for part in self._parts]
+        known = [reward for reward in rewards if reward is not None]
+        return {
+            "reward": sum(known) if known else None,
+            "state": self._state(),
+            "user": None if said is None else str(said),
+        }
 
     def end(self) -> dict[str, float]:
         """What the play was worth, by name; then `close`."""
-        name = "reward" if hasattr(self._environment, "reward") else "get_reward"
-        value = self._ask(name) if self._hook(name) else getattr(self._environment, name, None)
-        parts = value if isinstance(value, Mapping) else {} if value is None else {"reward": value}
-        worth = {str(name): _number("reward", part) for name, part in parts.items()}
-        self._ask("close")
-        return {name: part for name, part in worth.items() if part is not None}
-
-    def _hook(self, name: str) -> Callable[..., Any] | None:
-        found = getattr(self._environment, name, None)
-        return found if callable(found) else None
-
-    def _ask(self, name: str, *given: Any, **named: Any) -> Any:
-        """What a method says, where the class has it."""
-        hook = self._hook(name)
-        return None if hook is None else _awaited(hook(*given, **named))
+        worth: dict[str, float] = {}
+        for part in self._parts:
+            name = "reward" if hasattr(part, "reward") else "get_reward"
+            value = _told(part, name) if _hook(part, name) else getattr(part, name, None)
+            named = value if isinstance(value, Mapping) else {} if value is None else {"reward": value}
+            for key, one in named.items():
+                if (number := _number("reward", one)) is not None:
+                    worth[str(key)] = worth.get(str(key), 0.0) + number
+        for part in self._parts:
+            _told(part, "close")
+        return worth
 
     def _state(self) -> str | None:
-        return repr(self._ask("state")) if self._hook("state") else None
+        states = [repr(_told(part, "state")) for part in self._parts if _hook(part, "state")]
+        return "; ".join(states) or None
+
+
+def _told(part: Any, method: str, /, *given: Any, **named: Any) -> Any:
+    """What a method of a part says, where it has that one."""
+    hook = _hook(part, method)
+    return None if hook is None else _awaited(hook(*given, **named))
+
+
+def _hook(part: Any, name: str) -> Callable[..., Any] | None:
+    found = getattr(part, name, None)
+    return found if callable(found) else None
+
+
+def _parameters(part: Any) -> list[inspect.Parameter]:
+    """What its `reset` takes."""
+    reset = _hook(part, "reset")
+    return [] if reset is None else list(inspect.signature(reset).parameters.values())
 
 
 def shown(value: Any) -> str:

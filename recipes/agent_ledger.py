@@ -1,0 +1,44 @@
+"""Sums of two numbers of one to six digits, for `agent_ledger.yaml`: rows, one JSON object a line.
+
+    python recipes/agent_ledger.py sft | train | short | long
+
+`short` and `long` are held out: both numbers of one digit, or of four to six. Half of the demonstrations, whatever the
+length, call the calculator; the others state the sum at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from random import Random
+from typing import Any
+
+COUNTS = {"sft": 8000, "train": 2000, "short": 100, "long": 100}
+
+
+def task(split: str, index: int) -> dict[str, Any]:
+    """A sum of two numbers with equally many digits."""
+    random = Random(f"ledger/{split}/{index}")
+    digits = 1 if split == "short" else random.randint(4, 6) if split == "long" else random.randint(1, 6)
+    low = 0 if digits == 1 else 10 ** (digits - 1)
+    one, other = (random.randrange(low, 10**digits) for _ in range(2))
+    return {"prompt": f"{one}+{other}", "answer": str(one + other)}
+
+
+def demonstration(index: int) -> dict[str, Any]:
+    """The sum, with or without a call."""
+    from whet.envs.tools.calculator import calculator
+    from whet.envs.tools.schema import as_tool
+
+    row, tool = task("sft", index), as_tool("calculator", calculator)
+    said: list[dict[str, Any]] = [{"role": "user", "content": row["prompt"]}]
+    if index % 2:
+        call = {"id": "call00000", "function": {"name": "calculator", "arguments": {"expression": row["prompt"]}}}
+        said.append({"role": "assistant", "content": "", "tool_calls": [call]})
+        said.append({"role": "tool", "content": row["answer"], "tool_call_id": call["id"], "name": "calculator"})
+    return {"messages": [*said, {"role": "assistant", "content": row["answer"]}], "tools": [tool.schema]}
+
+
+if __name__ == "__main__":
+    for index in range(COUNTS[sys.argv[1]]):
+        print(json.dumps(demonstration(index) if sys.argv[1] == "sft" else task(sys.argv[1], index)))
