@@ -61,7 +61,7 @@ TAKEN = {column for columns in REQUIRED.values() for column in columns} | {"inpu
 
 def detect(columns: Collection[str]) -> Format | None:
     """The first format whose required columns are all there; None: no format that we know."""
-    return next((name for name, required in REQUIRED.items() if set(required) <= set(columns)), None)
+    return next((name for name, required in REQUIRED.items() if all(each in columns for each in required)), None)
 
 
 def to_conversation(row: Row, config: DataConfig) -> Conversation:

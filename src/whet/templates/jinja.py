@@ -43,7 +43,8 @@ from whet.templates.messages import (
     refuse_specials,
     with_cuts,
 )
-from whet.templates.probe import PROBE, Span, find_dialect, find_turn_end, find_uneven
+from whet.templates.outlines import Outlines, Starts
+from whet.templates.probe import PROBE, Span, find_dialect, find_turn_end, find_uneven, has_blocks
 from whet.templates.tokens import Encoder
 
 _log = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ class JinjaTemplate(Template):
         self._markup = _any_of(text for text in self._added if re.search(r"[^\w\s]", text))
         self._said: set[str] = set()
         self._calls = Calls()
+        self._outlines = Outlines(self._render, str(chat_template or tokenizer.chat_template))
         self._closed: dict[str, bool] = {}  # whether a kind of turn ends with a stop token
         eos = frozenset({tokenizer.eos_token_id, *eos_ids} - {None})
         self._turn_end, self._headed = find_turn_end(self._render, self._special, self._specials, eos)
@@ -143,13 +145,14 @@ class JinjaTemplate(Template):
         refuse_specials(messages, self._special)
         text, blocks = self._render(messages, tools, settings)
         refuse_lost(text, messages, tools)
+        starts = {} if tools or blocks else self._outlines.starts(text, messages, settings)
         if self._headed and messages[-1].role == "assistant":
             text += self._next_header(text, messages, tools, settings)
         marked = marked_messages(messages, loss_on)
         elsewhere = loss_on == "all"
         pieces: list[tuple[str, bool]] = []
         at = 0
-        for index, (start, end) in self._spans(text, blocks, messages, tools, settings, list(marked)):
+        for index, (start, end) in self._spans(text, blocks, starts, messages, tools, settings, list(marked)):
             if start < at:
                 raise self._no_span(index, "begins it before the turn before it ends")
             pieces += [(text[at:start], elsewhere), (text[start:end], marked[index])]
@@ -249,6 +252,7 @@ class JinjaTemplate(Template):
         self,
         text: str,
         blocks: Sequence[Span],
+        starts: Starts,
         messages: Sequence[Message],
         tools: Sequence[dict[str, Any]],
         settings: Settings,
@@ -261,11 +265,11 @@ class JinjaTemplate(Template):
                 f"the chat template has {len(blocks)} generation blocks for {len(turns)} assistant messages, so the "
                 f"mask is unclear; {OWN_TEMPLATE} with one block for each"
             )
-        of_turn = dict(zip(turns, blocks, strict=True)) if blocks else {}
+        if blocks:
+            starts = {turn: start for turn, (start, _) in zip(turns, blocks, strict=True)}
         for index in wanted:
-            if blocks:
-                start, _ = of_turn[index]
-            else:
+            start = starts.get(index, -1)
+            if start < 0:
                 opening, _ = self._render(messages[:index], tools, settings, generation_prompt=True)
                 if not text.startswith(opening):
                     raise self._no_span(index, "writes the turns before it differently than in the prompt for it")
@@ -283,12 +287,7 @@ class JinjaTemplate(Template):
             yield index, (start, stop.end())
 
     def _closes(
-        self,
-        before: str,
-        messages: Sequence[Message],
-        index: int,
-        tools: Sequence[dict[str, Any]],
-        settings: Settings,
+        self, before: str, messages: Sequence[Message], index: int, tools: Sequence[dict[str, Any]], settings: Settings
     ) -> bool:
         """Whether a stop token stands before the next message, which is found by giving it another text.
 
@@ -329,8 +328,8 @@ class JinjaTemplate(Template):
 
     def _tell(self, what: str) -> None:
         if what not in self._said:
+            self._said.add(what)
             _log.warning("%s", what)
-        self._said.add(what)
 
     @staticmethod
     def _no_span(index: int, why: str) -> DataError:
@@ -349,7 +348,7 @@ class JinjaTemplate(Template):
     ) -> tuple[str, list[Span]]:
         """The text, and the characters inside `{% generation %}` blocks where the template has them."""
         chat_template = self._tokenizer.get_chat_template(self._own, list(tools) or None)
-        marked = re.search(r"\{%-?\s*generation\s*-?%\}", chat_template) is not None
+        marked = has_blocks(chat_template)
         variables: dict[str, Any] = {**self._tokenizer.special_tokens_map, **self._checked(settings, chat_template)}
         try:
             rendered: Any = render_jinja_template(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any, Protocol
 
 from whet.errors import DataError, ModelError
 from whet.records import Message, ToolCall
+from whet.templates.base import NO_SETTINGS, Settings
 from whet.templates.dialects import DIALECTS, Dialect, Tools, schemas_of
 from whet.templates.messages import OWN_TEMPLATE, refuse_lost
 
@@ -24,9 +26,20 @@ class Render(Protocol):
     """Writes a conversation; returned are the text and its generation blocks."""
 
     def __call__(
-        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], *, generation_prompt: bool = False
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]],
+        settings: Settings = NO_SETTINGS,
+        *,
+        generation_prompt: bool = False,
     ) -> tuple[str, list[Span]]:
         """Raises `DataError`."""
+
+
+@cache
+def has_blocks(chat_template: str) -> bool:
+    """Whether it marks answers with `{% generation %}`."""
+    return re.search(r"\{%-?\s*generation\s*-?%\}", chat_template) is not None
 
 
 def find_turn_end(

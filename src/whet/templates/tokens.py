@@ -95,11 +95,10 @@ class Encoder:
 
         Where a text is cut, its tokens may be others, but never twice as many: slices have thousands of them.
         """
-        text = "".join(piece for piece, _ in script.pieces)
         size = max(SLICE, 4 * most)
-        if len(text) <= 2 * size:
+        if sum(len(piece) for piece, _ in script.pieces) <= 2 * size:
             return False
-        count = 0
+        text, count = "".join(piece for piece, _ in script.pieces), 0
         for at in range(0, len(text), size):
             count += len(self.one(text[at : at + size]))
             if count > 2 * most:
