@@ -87,6 +87,8 @@ class Message:
     """Which tool a tool message is the result of."""
     trained: bool | None = None
     """Whether a loss may fall on it; None: decided by the role (assistant: yes)."""
+    written: str = field(default="", compare=False)
+    """All that the policy wrote, where some of its calls are not well formed."""
 
     def as_dict(self) -> dict[str, Any]:
         """In the OpenAI shape; absent things have no key."""

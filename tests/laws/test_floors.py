@@ -39,6 +39,7 @@ VIOLATIONS = {
     "vllm": ("sampling", "import vllm", "vllm only in sampling.vllm"),
     "transformers": ("training", "import transformers", "transformers only in"),
     "bitsandbytes": ("training", "import bitsandbytes", "bitsandbytes only in"),
+    "starlette": ("pipeline", "import starlette", "starlette and uvicorn only in"),
     "trackers": ("tracking", "import wandb", "trackers only in"),
     "hidden": ("rollouts", "def f():\n    import whet.cli", "floors"),
 }

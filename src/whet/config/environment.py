@@ -143,16 +143,25 @@ SHIPPED: dict[str, type[ShippedTool]] = {
 }  # fmt: skip
 
 
+OF_CALLS = ("calls", "calls_per_turn", "call_s", "observation_tokens")
+"""Limits of calls that whet runs itself."""
+
+
 class EnvironmentConfig(Strict):
-    """A class whose public methods are tools, or tools alone, or both; and maybe a simulated user.
+    """A class whose public methods are tools, or tools alone, or both, and maybe a simulated user; or a program.
 
     `kind: sql` (or another tool's) with that tool's keys is short for `tools: [{kind: sql, ...}]`.
     """
 
     free: ClassVar[frozenset[str]] = frozenset({"processes"})
 
-    kind: Literal["class", "dialogue"] = "class"
-    """dialogue: a simulated user answers what the policy says without a call."""
+    kind: Literal["class", "dialogue", "endpoint"] = "class"
+    """dialogue: a simulated user answers what the policy says without a call. endpoint: a program plays each task, and
+    asks the policy as any client asks OpenAI's chat completions."""
+    command: list[str] = []
+    """endpoint: the program and its arguments. A function of Python is given as `path` instead."""
+    columns: list[str] = []
+    """endpoint: the columns of a task that the program is told, beside its id and messages."""
     path: PythonObject = ""
     """The class: `file.py:Class` or `module:Class`. Empty: tools alone; an answer without a call ends a play. From
     Python also a class of the environment door, whose plays are then in this process."""
@@ -184,6 +193,10 @@ class EnvironmentConfig(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> EnvironmentConfig:
+        if self.kind == "endpoint":
+            return self._check_endpoint()
+        if self.command or self.columns:
+            raise ValueError("command and columns are of programs; add kind: endpoint")
         played = self.tools or self.kind == "dialogue"
         if not self.path and (not played or self.options or self.system == "docstring"):
             raise ValueError("path must name a class (file.py:Class), or tools be given, without options and docstring")
@@ -195,4 +208,13 @@ class EnvironmentConfig(Strict):
                     f"{tool.kind}: call_s {tool.call_s:g} must be below limits.call_s {self.limits.call_s:g}, at which "
                     "the play is killed"
                 )
+        return self
+
+    def _check_endpoint(self) -> EnvironmentConfig:
+        if bool(self.path) == bool(self.command) or not isinstance(self.path, str):
+            raise ValueError("kind: endpoint needs a command, or a function as path (file.py:function)")
+        if self.options or self.system or self.tools or self.user:
+            raise ValueError("kind: endpoint takes no options, system, tools or user; the program says what it says")
+        if unread := [name for name in OF_CALLS if name in self.limits.model_fields_set]:
+            raise ValueError(f"limits.{unread[0]} is not read: the program runs its own calls; remove it")
         return self

@@ -117,6 +117,8 @@ class Opening:
     """What it may call, in the OpenAI shape."""
     state: str | None = None
     """As in `Observed`."""
+    after: int | None = None
+    """The turn, from 0, whose conversation the messages continue; None: they are all of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +133,8 @@ class Observed:
     """The state in which the next turn begins, as a key: equal for equal states."""
     calls: tuple[ToolCall, ...] = ()
     """The message's calls with what became of each; empty: as they were."""
+    opens: Opening | None = None
+    """Another conversation that the policy goes on with in place of this one; `messages` are then empty."""
 
 
 class Environment(Protocol):

@@ -122,7 +122,7 @@ def open_conversation(
     Of a stage that is not finished it is the last checkpoint; of a run whose next stage has none, what came before.
     """
     made = None if environment is None else ToolEnvironments(environment)
-    policy, about, unfinished = _policy(what, sampling)
+    policy, about, unfinished = open_policy(what, sampling)
     return ChatSession(
         policy=policy,
         sampling=sampling,
@@ -135,7 +135,7 @@ def open_conversation(
     )
 
 
-def _policy(what: str, sampling: SamplingConfig) -> tuple[Policy, str, bool]:
+def open_policy(what: str, sampling: SamplingConfig) -> tuple[Policy, str, bool]:
     """What is named, at work, which model it is in words, and whether it is not finished."""
     note = ""
     if found := run_of(what):

@@ -140,8 +140,10 @@ def _inputs(value: Any, at: str, digests: Digests) -> dict[str, dict[str, Any] |
 
 
 def _option_files(value: EnvironmentConfig | OwnTool, at: str, digests: Digests) -> dict[str, dict[str, Any] | None]:
-    """The files that options name, beside the options themselves; None where what looks like one is not there."""
+    """The files that options or a command name, beside these themselves; None where what looks like one is missing."""
     named = {key: Path(said) for key, said in value.options.items() if isinstance(said, str) and Path(said).suffix}
+    if isinstance(value, EnvironmentConfig):
+        named |= {word: Path(word) for word in value.command if Path(word).is_file()}
     return {f"{at}.{key}.file": _file(path, digests) if path.is_file() else None for key, path in named.items()}
 
 

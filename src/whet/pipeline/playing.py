@@ -11,6 +11,7 @@ from whet.config import ModelConfig, SamplingConfig, Source
 from whet.config.environment import EnvironmentConfig
 from whet.data.faults import Dropped
 from whet.envs.base import Attempt, Rubric, Task
+from whet.envs.endpoint.play import ProgramEnvironments
 from whet.envs.rubric import WeightedRubric
 from whet.envs.single_turn import SingleTurn
 from whet.envs.tools.play import Environments, OwnEnvironments, ToolEnvironments
@@ -51,7 +52,10 @@ class Playable:
 @contextmanager
 def opened(config: EnvironmentConfig | None) -> Iterator[Environments | None]:
     """The environment of a stage, whose processes end with the block; None: every task is one question."""
-    made = None if config is None else OwnEnvironments(config) if callable(config.path) else ToolEnvironments(config)
+    made: Environments | None = None
+    if config is not None:
+        of_class = OwnEnvironments if callable(config.path) else ToolEnvironments
+        made = ProgramEnvironments(config) if config.kind == "endpoint" else of_class(config)
     try:
         yield made
     finally:
@@ -192,6 +196,7 @@ def player(
     """Plays tasks with this policy, in an environment or as single questions."""
     limits = None if environment is None else environment.config.limits
     most = policy.max_length if limits is None else limits.episode_tokens or policy.max_length
+    shortens = environment is not None and environment.config.kind == "class"
     return Player(
         sampler=policy.sampler,
         template=policy.template,
@@ -200,7 +205,7 @@ def player(
         params=sampling_params(sampling, policy.template),
         max_length=min(policy.max_length, most),
         max_turns=1 if limits is None else limits.turns,
-        observation_tokens=None if limits is None else limits.observation_tokens,
+        observation_tokens=limits.observation_tokens if limits is not None and shortens else None,
     )
 
 

@@ -19,12 +19,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from whet.envs.base import Attempt, Environment, Rubric, Task
+from whet.envs.base import Attempt, Environment, Observed, Rubric, Task
 from whet.errors import DataError, EnvironmentFailure, GraderError, PolicyFault, SamplerError, UserError, boundary
 from whet.records import Completion, Ending, Episode, Group, Message, Outcome, Score, Turn, seed_of, token_ids
 from whet.rollouts.assemble import to_token_steps
 from whet.sampling.base import Request, SamplingParams, TokenSampler
 from whet.sampling.bridge import aside, run, together
+from whet.serving.base import call_id
 from whet.templates.base import Template
 
 
@@ -134,7 +135,8 @@ class Player:
 
     async def _answer(self, game: _Game, completion: Completion) -> None:
         message = self.template.parse(completion.tokens.tolist(), completion.ending, game.tools)
-        calls = (replace(call, id=_call_id(game, n)) for n, call in enumerate(message.tool_calls))
+        place = (game.seed, "call", len(game.turns))
+        calls = (replace(call, id=call_id(*place, n)) for n, call in enumerate(message.tool_calls))
         message = replace(message, tool_calls=tuple(calls))
         game.turns.append(Turn(prompt=token_ids(game.prompt), completion=completion, state=game.state))
         game.messages.append(message)
@@ -151,10 +153,24 @@ class Player:
             observations = [self._shortened(each) for each in observed.messages]
             game.messages += observations
             if not game.over:
-                # A turn that a stop string ended is closed here: context, since the policy did not write it.
-                end = [self.template.turn_end] if completion.ending is Ending.STOP_STRING else []
-                game.prompt = self.template.extend((*game.prompt, *completion.tokens.tolist(), *end), observations)
+                game.prompt = self._next_prompt(game, observed, observations)
                 game.truncated = game.over = len(game.prompt) >= self.max_length
+
+    def _next_prompt(self, game: _Game, observed: Observed, observations: Sequence[Message]) -> tuple[int, ...]:
+        """What the policy answers next: the turn as it was sampled with what followed, or another conversation."""
+        turn, opens = game.turns[-1], observed.opens
+        if opens is not None:
+            game.tools, observations = opens.tools, opens.messages
+            # Earlier answers in it are known from their turns: here are those messages that no turn has.
+            last = max((n for n, each in enumerate(observations, start=1) if each.role == "assistant"), default=0)
+            game.messages += observations[last:]
+            if opens.after is None:
+                return self.template.prompt(observations, opens.tools, untrusted=True)
+            turn = game.turns[opens.after]
+        # A turn that a stop string ended is closed here: context, since the policy did not write it.
+        end = [self.template.turn_end] if turn.completion.ending is Ending.STOP_STRING else []
+        written = (*turn.prompt.tolist(), *turn.completion.tokens.tolist(), *end)
+        return self.template.extend(written, observations)
 
     def _shortened(self, observation: Message) -> Message:
         most = self.observation_tokens
@@ -192,11 +208,6 @@ def _lowest(scores: Sequence[Score]) -> Score:
     return Score(
         value=min([0.0, *values]), parts=parts, correct=False if judged else None, outcome=Outcome.POLICY_ERROR
     )
-
-
-def _call_id(game: _Game, number: int) -> str:
-    """Nine letters and digits, which Mistral's templates ask for, from the seed."""
-    return f"{seed_of(game.seed, 'call', len(game.turns), number):016x}"[-9:]
 
 
 @dataclass(slots=True, kw_only=True)

@@ -51,6 +51,11 @@ class Answers:
         """The line is free for another request."""
         self._free.append(line)
 
+    def written(self, line: int, count: int) -> list[int]:
+        """The first so many tokens of a line."""
+        tokens: list[int] = self.tokens[line, :count].tolist()
+        return tokens
+
     def completion(self, line: int, count: int, request: Request, version: int) -> Completion | SamplerError:
         """The first so many tokens of a line, or an error where the last one's logits were no numbers."""
         tokens, logps = (held[line, :count].cpu().numpy().copy() for held in (self.tokens, self.logps))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -48,6 +48,8 @@ class Request:
     params: SamplingParams
     samples: int = 1
     """How many requests of this prompt belong together: whether keeping the prompt apart from its answers pays."""
+    heard: Callable[[list[int]], None] | None = field(default=None, compare=False)
+    """Told after each step which tokens are written so far, by a sampler that can; it must not raise."""
 
 
 class TokenSampler(Protocol):

@@ -74,10 +74,10 @@ class Engine:
         """Take a request in; it starts at a later step."""
         tokens = np.asarray(request.prompt, dtype=np.int64)
         key = (tokens.tobytes(), self._apart(len(tokens), request.samples))
-        prompt = self._prompts.setdefault(key, SharedPrompt(key=key, tokens=tokens))
         params = SamplingKind.key(request.params)
-        if params not in self._kinds:
+        if params not in self._kinds:  # this may raise, and then there is no request
             self._kinds[params] = SamplingKind.of(params, self.model)
+        prompt = self._prompts.setdefault(key, SharedPrompt(key=key, tokens=tokens))
         front = 0 if prompt.apart else len(tokens)
         ticket = Ticket(request=request, prompt=prompt, kind=self._kinds[params], front=front)
         prompt.waiting.append(ticket)
@@ -107,6 +107,9 @@ class Engine:
                 done += self._begin(entered)
             if self._rows:
                 done += self._decode()
+        for row in self._heard:
+            if row.slab is not None and row.request.heard is not None:
+                row.request.heard(self._answers.written(row.line, self.steps - row.born + 1))
         if not self.busy:
             self._release()
         return done
@@ -126,6 +129,7 @@ class Engine:
         self._kinds: dict[SamplingParams, SamplingKind] = {}
         self._answers = Answers(self.model.device)
         self._rows: list[Ticket] = []
+        self._heard: list[Ticket] = []
         self._token_S = self._position_S = torch.zeros(0, dtype=torch.long, device=self.model.device)
         self._held = self.steps = self._widest = self._until = 0
         self._changed = False
@@ -287,6 +291,7 @@ class Engine:
             for wanted in (WHOLE, TAILS, PROMPTS)
         )
         self._rows = [row for slab in (*whole, *tails) for row in slab.members if isinstance(row, Ticket)]
+        self._heard = [row for row in self._rows if row.request.heard is not None]
         for slab in (*whole, *tails):
             slab.arrange([self._column(row) for row in slab.members if isinstance(row, Ticket)])
         self._batch = self._batch_of(whole, tails, prompts)

@@ -202,7 +202,10 @@ class JinjaTemplate(Template):
         if not tools or ending is not Ending.STOP:
             return Message(role="assistant", content=self.decode(written))
         content, calls = self._read(self.dialect, completion, schemas_of(tools))
-        return Message(role="assistant", content=content, tool_calls=calls)
+        sound = all(call.status == "ok" for call in calls)
+        return Message(
+            role="assistant", content=content, tool_calls=calls, written="" if sound else self.decode(written)
+        )
 
     @cached_property
     def dialect(self) -> Dialect:

@@ -16,6 +16,7 @@ from typing import Any
 
 from whet.config.environment import EnvironmentConfig
 from whet.envs.base import Observed, Opening, Task
+from whet.envs.endpoint.play import ProgramEnvironments
 from whet.errors import ConfigError, DataError, EnvironmentFailure, PolicyFault
 from whet.records import Message, ToolCall
 from whet.sandbox.base import JSON, Failure
@@ -100,7 +101,7 @@ class OwnEnvironments:
         """Nothing to end."""
 
 
-Environments = ToolEnvironments | OwnEnvironments
+Environments = ToolEnvironments | OwnEnvironments | ProgramEnvironments
 
 
 @dataclass(kw_only=True, slots=True)

@@ -1,0 +1,66 @@
+"""The process of one play: a function of Python, or a command with its own process, and what it says of the play."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from whet.errors import EnvironmentFailure
+from whet.target import describe, load_function
+
+
+def load(path: str, command: Sequence[str]) -> Callable[[Mapping[str, Any]], Any]:
+    """The function that plays one task: `{"worth": ...}`, `{"broken": why}` or `{"failed": why}`."""
+    function = load_function(path) if path else None
+
+    def play(payload: Mapping[str, Any]) -> Any:
+        if not payload:  # only to see whether it loads
+            return {}
+        os.environ.update(payload["env"])
+        random.seed(payload["seed"])
+        try:
+            if function is None:
+                return _run(command)
+            value = function(payload["task"])
+        except (EnvironmentFailure, ConnectionError) as error:
+            return {"broken": describe(error)}
+        except BaseException as error:  # noqa: BLE001 - SystemExit too: it is what became of this play
+            return {"failed": describe(error)}
+        return _worth(value, "the function returned")
+
+    return play
+
+
+def _run(command: Sequence[str]) -> dict[str, Any]:
+    """Run it to its end. It is in this process's group, which is killed as one."""
+    process = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    printed = (text.decode(errors="replace").strip() for text in (process.stdout, process.stderr))
+    said, wrong = (text.rpartition("\n")[2] for text in printed)
+    if process.returncode == os.EX_TEMPFAIL:
+        return {"broken": f"it exited with code {os.EX_TEMPFAIL} (try again later): {wrong[:200]}"}
+    if process.returncode:
+        return {"failed": f"it exited with code {process.returncode}: {wrong[:200]}"}
+    try:
+        value = json.loads(said)
+    except (ValueError, RecursionError):
+        return {"worth": {}}
+    numbers = value.values() if isinstance(value, dict) else [value]
+    plain = all(isinstance(each, int | float) for each in numbers)
+    return _worth(value, "its last line is") if plain else {"worth": {}}
+
+
+def _worth(value: Any, what: str) -> dict[str, Any]:
+    """A number, or named numbers; None has no opinion."""
+    parts = value if isinstance(value, Mapping) else {} if value is None else {"reward": value}
+    try:
+        worth = {str(name): float(part) for name, part in parts.items()}
+    except (TypeError, ValueError):
+        return {"broken": f"{what} {str(value)[:80]!r}; a reward is a number, named numbers or None"}
+    if not all(map(math.isfinite, worth.values())):
+        return {"broken": f"{what} {str(value)[:80]!r}; a reward is finite"}
+    return {"worth": worth}

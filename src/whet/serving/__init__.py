@@ -1,0 +1,1 @@
+"""Serving: OpenAI's chat completions over HTTP, for whatever answers them."""

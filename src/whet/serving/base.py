@@ -1,0 +1,67 @@
+"""The serving door: who answers a chat completion, and how a refusal is said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from whet.records import Message, ToolCall, seed_of
+from whet.serving.wire import ChatBody
+
+Heard = Callable[[int, str], None]
+"""Told more text of a choice while it is written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """One answer."""
+
+    content: str
+    calls: tuple[ToolCall, ...] = ()
+    cut_off: bool = False
+    """Whether it ran out of tokens."""
+    tokens: tuple[tuple[str, float], ...] | None = None
+    """Each token's text and log-probability, where that was asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """All choices of a completion."""
+
+    choices: tuple[Choice, ...]
+    prompt_tokens: int | None = None
+    """None: tokens are not counted here."""
+    completion_tokens: int = 0
+
+
+class Caller(Protocol):
+    """Whom a key lets in: what there is for it."""
+
+    @property
+    def models(self) -> Sequence[str]:
+        """Names of the models that it may ask."""
+
+    async def answer(self, asked: ChatBody, heard: Heard) -> Answer:
+        """The answer; raises `Refusal`. Text that `heard` was told begins the choice's content.
+
+        Cancelling it gives the work up.
+        """
+
+
+class Host(Protocol):
+    """What a server serves."""
+
+    def caller(self, key: str) -> Caller | None:
+        """Who asks with this key (empty: none was sent); None: it lets nobody in."""
+
+
+def said(message: Message) -> tuple[str, tuple[ToolCall, ...]]:
+    """Text and calls as a client is told them: with a call that is not well formed all of it is text, as written."""
+    sound = all(call.status == "ok" for call in message.tool_calls)
+    return (message.content, message.tool_calls) if sound else (message.written, ())
+
+
+def call_id(*parts: str | int) -> str:
+    """Nine letters and digits, which Mistral's templates ask for, from what the call is known by."""
+    return f"{seed_of(*parts):016x}"[-9:]
