@@ -18,15 +18,17 @@ hypothesis = pytest.importorskip("hypothesis", reason="hypothesis is in the dev 
 from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
+from whet.cli.app import main  # noqa: E402
 from whet.config import CreateConfig, ModelConfig, SamplingConfig, TrainConfig  # noqa: E402
-from whet.errors import ConfigError  # noqa: E402
+from whet.errors import ConfigError, ModelError  # noqa: E402
 from whet.launch.serve import ServedModels, open_server  # noqa: E402
 from whet.launch.world import LocalWorld  # noqa: E402
 from whet.models.create import byte_tokenizer  # noqa: E402
 from whet.models.load import TEMPLATES  # noqa: E402
 from whet.pipeline.stage import Policy  # noqa: E402
 from whet.records import Completion  # noqa: E402
-from whet.sampling.base import Request  # noqa: E402
+from whet.sampling.answers import SamplingKind  # noqa: E402
+from whet.sampling.base import Request, SamplingParams  # noqa: E402
 from whet.sampling.scripted import ScriptedSampler  # noqa: E402
 from whet.serving.app import Bounds, Server, beside, listen  # noqa: E402
 from whet.serving.base import Answer, Choice, Heard  # noqa: E402
@@ -440,3 +442,31 @@ def test_a_server_for_other_machines_needs_a_key(monkeypatch: pytest.MonkeyPatch
         taken.listen()
         with pytest.raises(ConfigError, match="cannot be listened on"):
             listen("127.0.0.1", taken.getsockname()[1])
+
+
+def test_the_command_says_where_it_serves(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    ports: list[int] = []
+
+    class Ends:
+        def run(self, sockets: list[socket.socket]) -> None:
+            ports.append(sockets[0].getsockname()[1])
+
+    monkeypatch.setattr("whet.serving.app.runner", lambda server: Ends())
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "demo=whet:demo", "--port", "0", "--json"])
+    said = json.loads(capsys.readouterr().out)
+    assert said == {"ok": True, "url": f"http://127.0.0.1:{ports[0]}/v1", "models": ["demo"]}
+    assert ended.value.code == 0
+
+
+def test_a_request_that_cannot_be_taken_in_leaves_nothing_behind(tiny: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that held its prompt would be at work for ever."""
+
+    def refuse(*_: Any) -> Any:
+        raise ModelError("no such string")
+
+    engine = cast(Any, tiny.sampler).engine
+    monkeypatch.setattr(SamplingKind, "of", refuse)
+    with pytest.raises(ModelError):
+        engine.submit(Request(prompt=[1, 2], seed=0, params=SamplingParams(max_tokens=2)))
+    assert not engine.busy

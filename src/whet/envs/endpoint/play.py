@@ -85,9 +85,11 @@ class ProgramEnvironments:
             raise DataError(f"task {task.id}: has {size:,} bytes, and a program can be told {LONGEST_TASK:,}")
 
     def told(self, task: Task) -> dict[str, Any]:
-        """What a program knows of its task."""
-        messages = [message.as_dict() for message in task.messages]
-        return {"id": task.id, "messages": messages, **{name: task.columns[name] for name in self.config.columns}}
+        """What a program knows of its task, as JSON has it."""
+        told = {"id": task.id, "messages": [message.as_dict() for message in task.messages]}
+        told |= {name: task.columns[name] for name in self.config.columns}
+        as_json: dict[str, Any] = json.loads(json.dumps(told, default=str))
+        return as_json
 
     def close(self) -> None:
         """End every process, then the server. May be called twice."""
@@ -162,27 +164,30 @@ class ProgramPlay:
 
     async def close(self) -> Mapping[str, float]:
         """Tell the program that it is over, where it does not know; the process is gone, and what it said is known."""
-        if self.session is None or self.program is None:
-            return {}
         self.over = True
         try:
-            cut = self.calls[len(self.spoken) :]
-            for call in cut:
-                call.answer.set_result(OVER)
-            await asyncio.wait([self.program], timeout=FAREWELL_S)
-            ended = self.program.done() and not self.program.cancelled()
-            value: Any = (self.program.result().value if ended else None) or {}
-            if cut and "worth" not in value:  # else what is too long for its limits would be worth nothing known
-                raise PolicyFault(
-                    f"the program did not end well when its episode was over: {value.get('failed', 'late')}"
-                )
-            worth: Mapping[str, float] = value.get("worth", {})
-            return worth
+            return await self._worth()
         finally:
             self.made.plays.pop(self.key, None)
-            self.program.cancel()
-            await asyncio.gather(self.program, return_exceptions=True)
-            self.session.close()
+            if self.program is not None:
+                self.program.cancel()
+                await asyncio.gather(self.program, return_exceptions=True)
+            if self.session is not None:
+                self.session.close()
+
+    async def _worth(self) -> Mapping[str, float]:
+        if self.program is None:
+            return {}
+        cut = self.calls[len(self.spoken) :]
+        for call in cut:
+            call.answer.set_result(OVER)
+        await asyncio.wait([self.program], timeout=FAREWELL_S)
+        ended = self.program.done() and not self.program.cancelled()
+        value: Any = (self.program.result().value if ended else None) or {}
+        if cut and "worth" not in value:  # else what runs out of its limits would be worth nothing known
+            raise PolicyFault(f"the program did not end well when its episode was over: {value.get('failed', 'late')}")
+        worth: Mapping[str, float] = value.get("worth", {})
+        return worth
 
     async def answer(self, asked: ChatBody, heard: Heard) -> Answer:
         """`Caller`, in the server's thread. How the policy is sampled is the recipe's affair."""
