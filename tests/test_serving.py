@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, cast
@@ -20,7 +21,7 @@ from hypothesis import strategies as st  # noqa: E402
 
 from whet.cli.app import main  # noqa: E402
 from whet.config import CreateConfig, ModelConfig, SamplingConfig, TrainConfig  # noqa: E402
-from whet.errors import ConfigError, ModelError  # noqa: E402
+from whet.errors import ConfigError, MissingExtra, ModelError  # noqa: E402
 from whet.launch.serve import ServedModels, open_server  # noqa: E402
 from whet.launch.world import LocalWorld  # noqa: E402
 from whet.models.create import byte_tokenizer  # noqa: E402
@@ -457,6 +458,12 @@ def test_the_command_says_where_it_serves(monkeypatch: pytest.MonkeyPatch, capsy
     said = json.loads(capsys.readouterr().out)
     assert said == {"ok": True, "url": f"http://127.0.0.1:{ports[0]}/v1", "models": ["demo"]}
     assert ended.value.code == 0
+
+
+def test_the_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'whet\[serve\]'"):
+        Server(host=Slow()).app()
 
 
 def test_a_request_that_cannot_be_taken_in_leaves_nothing_behind(tiny: Policy, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,7 +160,7 @@ def open_server(
             raise ConfigError(f"{each}: two models would have this name; give one as NAME={what}")
         policies[name], which, _ = open_policy(what, SamplingConfig())
         about[name] = f"{which}; {policies[name].precision}, {policies[name].max_length:,} tokens at most"
-    names = None if key is not None else frozenset({"localhost", "127.0.0.1", "[::1]"})
+    names = None if key is not None else frozenset({"localhost", "127.0.0.1", "[::1]", host})
     return Server(host=ServedModels(policies, key=key, max_tokens=max_tokens), bounds=bounds, names=names), about
 
 

@@ -49,8 +49,9 @@ class Server:
     """Requests under way."""
 
     def app(self) -> Any:
-        """The application. Raises `MissingExtra` where starlette is missing."""
+        """The application. Raises `MissingExtra`."""
         try:
+            import uvicorn  # noqa: F401 - what runs it
             from starlette.applications import Starlette
             from starlette.exceptions import HTTPException
             from starlette.responses import JSONResponse
