@@ -22,7 +22,7 @@ from benchmarks.board import fill, interval, lines, parser, sft_model
 from whet.algorithms.critic import Critic
 from whet.algorithms.policy import MAX_GAP, policy_gradient
 from whet.algorithms.state import Setting
-from whet.cli.demo import RECIPE
+from whet.cli.run import RECIPE
 from whet.config import PRESETS, EvalStage, ModelConfig, PolicyConfig, RLStage
 from whet.config.loading import load_recipe
 from whet.config.rewards import weights

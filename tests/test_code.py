@@ -21,7 +21,7 @@ import pytest
 from tests.attacks import FORGERIES, HONEST
 from whet.config import DataConfig, GeneratedConfig
 from whet.config.rewards import CodeRewardConfig
-from whet.data import load_conversations, load_prompts
+from whet.data.formats import load_conversations, load_prompts
 from whet.envs.base import Attempt, Grade, Task
 from whet.envs.library import family
 from whet.envs.rewards.build import build_rubric

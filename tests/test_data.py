@@ -14,8 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from whet.config import DataConfig
-from whet.data import BadRow, load_conversations, load_prompts, read_rows, readers
-from whet.data.sources import content_of
+from whet.data import readers
+from whet.data.faults import BadRow
+from whet.data.formats import load_conversations, load_prompts
+from whet.data.sources import content_of, read_rows
 from whet.errors import DataError
 
 ROWS = [{"prompt": "2+2?", "completion": "4"}, {"prompt": "Grüße\u2028👋", "completion": "Hallo"}]

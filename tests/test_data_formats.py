@@ -11,19 +11,11 @@ import pytest
 import yaml
 
 from whet.config import DataConfig
-from whet.data import (
-    BadRow,
-    Conversation,
-    Origin,
-    Row,
-    detect,
-    load_conversations,
-    load_prompts,
-    read_rows,
-    to_conversation,
-    to_prompt,
-)
+from whet.data.base import Conversation, Origin, Row
+from whet.data.faults import BadRow
+from whet.data.formats import detect, load_conversations, load_prompts, to_conversation, to_prompt
 from whet.data.preferences import to_comparison
+from whet.data.sources import read_rows
 from whet.errors import DataError
 from whet.records import Message, ToolCall
 

@@ -8,19 +8,19 @@ import math
 import numpy as np
 import pytest
 
-from whet.evals import (
-    SampledAnswer,
+from whet.evals.run import SampledAnswer, compare, summarise, table
+from whet.evals.stats import (
     avg_at_n,
-    compare,
     maj_at_k,
     mean_interval,
     paired_interval,
     pass_at_k,
+    ratio_interval,
+    runs_interval,
     sign_flip_p,
-    summarise,
-    table,
+    t_quantile,
+    wilson_interval,
 )
-from whet.evals.stats import ratio_interval, runs_interval, t_quantile, wilson_interval
 
 # ------------------------------------------------------------------------------------------ one model
 

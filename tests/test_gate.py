@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from whet.config import DataConfig
-from whet.data import BadRow, Conversation, Origin, load_conversations
-from whet.data.faults import Rejects
-from whet.data.formats import read_conversations
+from whet.data.base import Conversation, Origin
+from whet.data.faults import BadRow, Rejects
+from whet.data.formats import load_conversations, read_conversations
 from whet.data.sources import Reading
 from whet.errors import DataError
 from whet.models.create import byte_tokenizer

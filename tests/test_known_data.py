@@ -11,15 +11,10 @@ from typing import Any
 import pytest
 
 from whet.config import DataConfig
-from whet.data import (
-    BadRow,
-    Comparison,
-    load_comparisons,
-    load_conversations,
-    load_judged,
-    load_prompts,
-    load_rated,
-)
+from whet.data.base import Comparison
+from whet.data.faults import BadRow
+from whet.data.formats import load_conversations, load_prompts
+from whet.data.preferences import load_comparisons, load_judged, load_rated
 from whet.data.stepwise import load_stepwise
 from whet.errors import DataError
 from whet.models.create import byte_tokenizer

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from whet.config import DataConfig, GeneratedConfig, ModelConfig
-from whet.data import BadRow, Comparison, Judged, Origin, Row, load_comparisons, load_judged, to_comparison, to_judged
+from whet.data.base import Comparison, Judged, Origin, Row
+from whet.data.faults import BadRow
+from whet.data.preferences import load_comparisons, load_judged, to_comparison, to_judged
 from whet.envs.base import Attempt
 from whet.envs.library import family
 from whet.errors import DataError

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from whet.config import DataConfig
-from whet.data import Origin, Rated, Row, load_rated, to_rated
+from whet.data.base import Origin, Rated, Row
+from whet.data.preferences import load_rated, to_rated
 from whet.errors import DataError
 
 NAMES = ("helpfulness", "verbosity")

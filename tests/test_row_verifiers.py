@@ -14,7 +14,7 @@ from whet.config import DataConfig
 from whet.config.loading import load_recipe
 from whet.config.rewards import AnswerReward, InstructionsReward, VerifierReward
 from whet.config.shaping import FormatReward
-from whet.data import load_prompts
+from whet.data.formats import load_prompts
 from whet.data.known import TASKS
 from whet.envs.base import Attempt, Task
 from whet.envs.rewards.build import build_rubric

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from whet.config import DataConfig
-from whet.data import BadRow, Conversation, Origin, store
-from whet.data.faults import Rejects
+from whet.data import store
+from whet.data.base import Conversation, Origin
+from whet.data.faults import BadRow, Rejects
 from whet.data.formats import read_conversations
 from whet.data.sources import Reading
 from whet.errors import DataError, RunError

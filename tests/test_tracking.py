@@ -21,18 +21,9 @@ from whet.config.loading import load_recipe
 from whet.errors import ConfigError, MissingExtra, RunError
 from whet.launch.main import run_recipe
 from whet.records import Completion, Ending, Episode, Group, Message, Outcome, Score, ToolCall, Turn
-from whet.tracking import (
-    Console,
-    RunInfo,
-    RunLog,
-    open_sink,
-    read_metrics,
-    read_notes,
-    read_rollouts,
-    rollout_steps,
-)
-from whet.tracking.console import duration, line
-from whet.tracking.sinks import SINKS
+from whet.tracking.console import Console, duration, line
+from whet.tracking.log import RunLog, read_metrics, read_notes, read_rollouts, rollout_steps
+from whet.tracking.sinks import SINKS, RunInfo, open_sink
 from whet.training.checkpoint import save_generation
 
 

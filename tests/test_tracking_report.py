@@ -15,8 +15,9 @@ import pytest
 from whet.errors import RunError
 from whet.pipeline.kinds import KINDS
 from whet.records import Completion, Ending, Episode, Group, Message, Outcome, Score, Turn
-from whet.tracking import RunLog, write_report
 from whet.tracking.charts import IMITATION, PLAIN, TRAINING, board
+from whet.tracking.log import RunLog
+from whet.tracking.report import write_report
 from whet.tracking.summary import EvalLine, StageView, figures, stage_line, verdict
 from whet.tracking.svg import Axis, Series, line_chart, nice_ticks, stacked_chart
 from whet.tracking.text import THIN, counted, number, percent, points, seconds, share

@@ -1,4 +1,4 @@
-"""`whet`: one command a file. What is heavy is imported when a command runs, so that `whet --help` answers at once."""
+"""`whet`: what is heavy is imported when a command runs, so that `whet --help` answers at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from whet import __version__
-from whet.cli import chat, check, compare, demo, env, eval, plan, reward, run, runs, schema, serve
+from whet.cli import chat, check, env, eval, plan, reward, run, runs, schema, serve
 from whet.cli.errors import exit_codes, guarded
 from whet.cli.options import OVERRIDABLE
 
@@ -51,8 +51,8 @@ app.command(context_settings=OVERRIDABLE)(reward.regrade)
 app.command()(chat.chat)
 app.command()(serve.serve)
 app.command()(env.env)
-app.command()(compare.compare)
-app.command()(demo.demo)
+app.command()(runs.compare)
+app.command()(run.demo)
 for each in (runs.runs, runs.show, runs.diff, runs.gc):
     app.command()(each)
 app.command()(schema.schema)

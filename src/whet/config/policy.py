@@ -94,121 +94,10 @@ class PolicyConfig(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> PolicyConfig:
-        for wrong, reason in self._contradictions():
-            if wrong:
-                raise ValueError(reason)
+        for about in (_about_rewards, _about_credit, _about_turns, _about_updates):
+            for complaint in about(self):
+                raise ValueError(complaint)
         return self
-
-    def _contradictions(self) -> Iterator[tuple[bool, str]]:
-        """(whether it is so, the complaint), axis by axis."""
-        yield from self._about_advantages()
-        yield from self._about_turns()
-        yield from self._about_updates()
-
-    def _about_advantages(self) -> Iterator[tuple[bool, str]]:
-        """Of what a token is credited with, against what, and on which scale."""
-        by_group = self.baseline in BY_GROUP
-        normalised = self.objectives == "normalised"
-        yield (
-            normalised and (self.credit != "outcome" or self.kl.place == "reward"),
-            "objectives: normalised is of the rewards of whole answers; use credit: outcome and kl: {place: loss}",
-        )
-        yield (
-            normalised and not by_group,
-            f"objectives: normalised compares the answers of a group, and baseline is {self.baseline}; use group_mean",
-        )
-        yield (
-            self.credit == "return_to_go" and self.kl.place != "reward" and not self.step_weight,
-            "credit: return_to_go equals outcome without rewards on tokens; use kl: {place: reward} or step_weight",
-        )
-        yield (
-            self.step_weight > 0 and self.credit in ("outcome", "process"),
-            f"step_weight is for credit: gae or return_to_go; credit: {self.credit} does not look at tokens' rewards",
-        )
-        yield (
-            self.credit == "process" and self.kl.place == "reward",
-            "credit: process compares the grades of steps, and a KL in the reward is none; use kl: {place: loss}",
-        )
-        yield (
-            self.credit == "process" and self.baseline == "greedy",
-            "baseline: greedy is the reward of a whole answer, and credit: process has those of steps; use group_mean",
-        )
-        yield (
-            self.credit == "gae" and self.critic is None,
-            "credit: gae needs the values of a critic; add critic: {}",
-        )
-        yield (
-            self.critic is not None and self.credit != "gae",
-            f"critic has no effect with credit: {self.credit}; use credit: gae",
-        )
-        yield (
-            self.credit == "gae" and self.baseline != "none",
-            f"credit: gae has its baseline in the critic, and baseline is {self.baseline}; use baseline: none",
-        )
-        yield (
-            (self.credit == "teacher") != (self.teacher is not None),
-            "credit: teacher and teacher: {path: MODEL} go together; give both, or neither",
-        )
-        yield (
-            self.credit == "teacher" and (self.baseline != "none" or self.kl.place == "reward"),
-            "credit: teacher takes nothing from rewards; use baseline: none, and no kl: {place: reward}",
-        )
-        yield (
-            self.scale in ("group_std", "informative_share") and not by_group,
-            f"scale: {self.scale} needs a group's baseline, and baseline is {self.baseline}; use batch_std or none",
-        )
-
-    def _about_turns(self) -> Iterator[tuple[bool, str]]:
-        """Of credit for single turns."""
-        yield (
-            self.credit == "turns" and self.baseline not in ("none", *TURN_BASELINES),
-            f"credit: turns compares turns, and baseline {self.baseline} is of whole answers; use turn_leave_one_out",
-        )
-        yield (
-            self.credit != "turns" and self.baseline in TURN_BASELINES,
-            f"baseline: {self.baseline} compares turns; use credit: turns",
-        )
-        yield (
-            self.credit != "turns" and self.turn_gamma != 1,
-            f"turn_gamma is for credit: turns, and credit is {self.credit}; leave it out",
-        )
-        yield (
-            self.baseline != "same_state" and self.state_weight != 1,
-            f"state_weight is for baseline: same_state, and baseline is {self.baseline}; leave it out",
-        )
-
-    def _about_updates(self) -> Iterator[tuple[bool, str]]:
-        """Of ratio, clip, reduction and correction: what becomes of advantages in the loss."""
-        level, kind = self.ratio.level, self.clip.kind
-        sequence = level in ("sequence_mean", "sequence_product") or kind == "geometric"
-        yield (
-            sequence and (self.credit != "outcome" or self.token_filter is not None),
-            "a ratio of whole sequences needs one advantage for all tokens; use ratio: {level: sequence_mean_token}",
-        )
-        yield (
-            self.positive_nll is not None and self.reduction != "token_mean",
-            "positive_nll is a mean over tokens; use reduction: token_mean",
-        )
-        yield (
-            level == "none" and kind not in ("none", "function"),
-            f"clip: {kind} bounds a ratio, and ratio.level is none; use clip: {{kind: none}}",
-        )
-        yield (
-            level == "none" and self.minibatches > 1,
-            "ratio.level: none is right for the first update only, and minibatches makes more; use ratio.level: token",
-        )
-        yield (
-            kind in SURROGATES and SURROGATES[kind].of_tokens and level != "token",
-            f"clip: {kind} is defined for the ratio of tokens; use ratio: {{level: token}}",
-        )
-        yield (
-            self.correction is not None and self.ratio.denominator == "sampler",
-            "ratio.denominator: sampler already divides by the sampler's probability; correction would do it twice",
-        )
-        yield (
-            self.correction is not None and self.correction.low >= self.correction.high,
-            "correction.low must be below correction.high",
-        )
 
     def check_constrained(self) -> None:
         """Raise `ValueError` where a constraint on the cost of whole answers could not act on this point."""
@@ -303,3 +192,68 @@ class PolicyConfig(Strict):
                 "algorithm.kl.update_every cannot update the reference of a LoRA run, which is the model with its "
                 "adapter off; set it to null or train all weights"
             )
+
+
+def _about_rewards(point: PolicyConfig) -> Iterator[str]:
+    """Of rewards, of whole answers, tokens or steps, and what they are compared with."""
+    normalised, baseline = point.objectives == "normalised", point.baseline
+    if normalised and (point.credit != "outcome" or point.kl.place == "reward"):
+        yield "objectives: normalised is of the rewards of whole answers; use credit: outcome and kl: {place: loss}"
+    if normalised and baseline not in BY_GROUP:
+        yield f"objectives: normalised compares the answers of a group, and baseline is {baseline}; use group_mean"
+    if point.credit == "return_to_go" and point.kl.place != "reward" and not point.step_weight:
+        yield "credit: return_to_go equals outcome without rewards on tokens; use kl: {place: reward} or step_weight"
+    if point.step_weight > 0 and point.credit in ("outcome", "process"):
+        yield f"step_weight is for credit: gae or return_to_go; credit: {point.credit} does not look at tokens' rewards"
+    if point.credit == "process" and point.kl.place == "reward":
+        yield "credit: process compares the grades of steps, and a KL in the reward is none; use kl: {place: loss}"
+    if point.credit == "process" and point.baseline == "greedy":
+        yield "baseline: greedy is the reward of a whole answer, and credit: process has those of steps; use group_mean"
+
+
+def _about_credit(point: PolicyConfig) -> Iterator[str]:
+    """Of a critic's and of a teacher's credit, and of the scale."""
+    if point.credit == "gae" and point.critic is None:
+        yield "credit: gae needs the values of a critic; add critic: {}"
+    if point.critic is not None and point.credit != "gae":
+        yield f"critic has no effect with credit: {point.credit}; use credit: gae"
+    if point.credit == "gae" and point.baseline != "none":
+        yield f"credit: gae has its baseline in the critic, and baseline is {point.baseline}; use baseline: none"
+    if (point.credit == "teacher") != (point.teacher is not None):
+        yield "credit: teacher and teacher: {path: MODEL} go together; give both, or neither"
+    if point.credit == "teacher" and (point.baseline != "none" or point.kl.place == "reward"):
+        yield "credit: teacher takes nothing from rewards; use baseline: none, and no kl: {place: reward}"
+    if point.scale in ("group_std", "informative_share") and point.baseline not in BY_GROUP:
+        yield f"scale: {point.scale} needs a group's baseline, and baseline is {point.baseline}; use batch_std or none"
+
+
+def _about_turns(point: PolicyConfig) -> Iterator[str]:
+    """Of credit for single turns."""
+    if point.credit == "turns" and point.baseline not in ("none", *TURN_BASELINES):
+        yield f"credit: turns compares turns, and baseline {point.baseline} is of whole answers; use turn_leave_one_out"
+    if point.credit != "turns" and point.baseline in TURN_BASELINES:
+        yield f"baseline: {point.baseline} compares turns; use credit: turns"
+    if point.credit != "turns" and point.turn_gamma != 1:
+        yield f"turn_gamma is for credit: turns, and credit is {point.credit}; leave it out"
+    if point.baseline != "same_state" and point.state_weight != 1:
+        yield f"state_weight is for baseline: same_state, and baseline is {point.baseline}; leave it out"
+
+
+def _about_updates(point: PolicyConfig) -> Iterator[str]:
+    """Of ratio, clip, reduction and correction: what becomes of advantages in the loss."""
+    level, kind = point.ratio.level, point.clip.kind
+    sequence = level in ("sequence_mean", "sequence_product") or kind == "geometric"
+    if sequence and (point.credit != "outcome" or point.token_filter is not None):
+        yield "a ratio of whole sequences needs one advantage for all tokens; use ratio: {level: sequence_mean_token}"
+    if point.positive_nll is not None and point.reduction != "token_mean":
+        yield "positive_nll is a mean over tokens; use reduction: token_mean"
+    if level == "none" and kind not in ("none", "function"):
+        yield f"clip: {kind} bounds a ratio, and ratio.level is none; use clip: {{kind: none}}"
+    if level == "none" and point.minibatches > 1:
+        yield "ratio.level: none is right for the first update only, and minibatches makes more; use ratio.level: token"
+    if kind in SURROGATES and SURROGATES[kind].of_tokens and level != "token":
+        yield f"clip: {kind} is defined for the ratio of tokens; use ratio: {{level: token}}"
+    if point.correction is not None and point.ratio.denominator == "sampler":
+        yield "ratio.denominator: sampler already divides by the sampler's probability; correction would do it twice"
+    if point.correction is not None and point.correction.low >= point.correction.high:
+        yield "correction.low must be below correction.high"

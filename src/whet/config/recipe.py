@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from functools import lru_cache, reduce
 from operator import or_
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, create_model, model_validator
 
@@ -36,24 +36,15 @@ from whet.config.stage import StageBase
 from whet.config.strict import Made, Strict, references
 from whet.config.train import SaveConfig
 
-Stage = Annotated[
-    SFTStage
-    | PreferenceStage
-    | OnlinePreferenceStage
-    | RewardModelStage
-    | RLStage
-    | DistillStage
-    | MergeStage
-    | EvalStage
-    | CompareStage
-    | ReviseStage
-    | QuestionsStage
-    | AgreementStage
-    | StepLabelsStage
-    | SampleStage
-    | SelectStage,
-    Field(discriminator="kind"),
-]
+STAGES: tuple[type[StageBase], ...] = (
+    SFTStage, PreferenceStage, OnlinePreferenceStage, RewardModelStage, RLStage, DistillStage, MergeStage, EvalStage,
+    CompareStage, ReviseStage, QuestionsStage, AgreementStage, StepLabelsStage, SampleStage, SelectStage,
+)  # fmt: skip
+"""The kinds of stages that recipes know."""
+if TYPE_CHECKING:
+    Stage = StageBase
+else:
+    Stage = Annotated[reduce(or_, STAGES), Field(discriminator="kind")]
 
 INHERITED = ("train", "sampling")
 """Sections that a recipe file may have at its top, as defaults of its stages; they are no fields of `Recipe`."""
@@ -186,10 +177,6 @@ class Recipe(Strict):
             if (played := stage.evaluation_budget()) is not None:
                 found.append(replace(played, stage=name, kind="evaluation", repeat=times))
         return found
-
-
-STAGES: tuple[type[StageBase], ...] = get_args(get_args(Stage)[0])
-"""The kinds of stages that recipes know."""
 
 
 @lru_cache(maxsize=8)

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Annotated, Any, ClassVar, Literal
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_origin
 
 from pydantic import Field, field_validator, model_validator
 
+from whet.config import shaping
 from whet.config.graders import Grader
 from whet.config.judge import JudgeConfig
 from whet.config.model import ModelConfig
-from whet.config.shaping import (
-    CosineReward,
-    FormatReward,
-    GroupLengthReward,
-    LanguageReward,
-    LengthReward,
-    OverlongReward,
-    RepetitionReward,
-    RewardBase,
-)
+from whet.config.shaping import CosineReward, GroupLengthReward, OverlongReward, RewardBase
 from whet.config.strict import Made, PythonObject
 
 SANDBOXES = ("auto", "strong", "default", "agentic", "minimal")
@@ -278,34 +272,17 @@ class ProcessModelReward(ScoredReward, ScorerConfig):
         return self
 
 
-RewardConfig = Annotated[
-    VerifierReward
-    | EnvironmentReward
-    | TurnsReward
-    | CallsReward
-    | InstructionsReward
-    | StepsReward
-    | MathRewardConfig
-    | AnswerReward
-    | ExactReward
-    | CodeRewardConfig
-    | FormatReward
-    | LanguageReward
-    | OverlongReward
-    | CosineReward
-    | LengthReward
-    | GroupLengthReward
-    | RepetitionReward
-    | FunctionRewardConfig
-    | GraderRewardConfig
-    | JudgeReward
-    | VerdictReward
-    | WorthReward
-    | ModelRewardConfig
-    | EnsembleReward
-    | ProcessModelReward,
-    Field(discriminator="kind"),
+KINDS = [
+    each
+    for each in {**vars(shaping), **globals()}.values()
+    if isinstance(each, type) and issubclass(each, RewardBase)
+    if get_origin(each.model_fields["kind"].annotation) is Literal
 ]
+"""Every class of this file and of `shaping` with a kind of its own."""
+if TYPE_CHECKING:
+    RewardConfig = RewardBase
+else:
+    RewardConfig = Annotated[reduce(or_, KINDS), Field(discriminator="kind")]
 
 
 def verified() -> list[RewardConfig]:

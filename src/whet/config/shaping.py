@@ -12,13 +12,14 @@ from whet.config.strict import Strict
 class RewardBase(Strict):
     """A named part of the reward: `weight` times what it returns is added to the score."""
 
+    kind: str
     name: str | None = None
     weight: float = 1.0
 
     @property
     def settings(self) -> dict[str, Any]:
         """The keys of its kind alone: keyword arguments of the function or class of `envs.rewards` that grades."""
-        shared = {"kind", "verifies", *RewardBase.model_fields}
+        shared = {"verifies", *RewardBase.model_fields}
         return {key: getattr(self, key) for key in type(self).model_fields if key not in shared}
 
     @property

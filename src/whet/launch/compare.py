@@ -14,7 +14,7 @@ from whet.errors import RunError
 from whet.evals.stats import mean_interval, paired_interval, runs_interval
 from whet.files import read_json
 from whet.launch.python import RunResults
-from whet.tracking.log import read_metrics, read_rollout_table
+from whet.tracking.log import read_metrics, verdicts
 
 BESIDE = ("name", "description", "out", "seed", "threads", "trackers", "save")
 """Keys of a recipe that are no settings."""
@@ -64,23 +64,13 @@ def _paired(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         gain = None
         if row["log"] != first and _tasks(row["log"]) == _tasks(first):
-            before, after = _scores(first), _scores(row["log"])
+            before, after = verdicts(first), verdicts(row["log"])
             both = [task for task in before if task in after]
             gain = paired_interval([before[task] for task in both], [after[task] for task in both]) if both else None
         ends = {"gain": None} if gain is None else {"gain": gain.mean, "gain_low": gain.low, "gain_high": gain.high}
         kept = {key: value for key, value in row.items() if key not in ("run", "log") and not key.startswith("gain")}
         found.append({**kept, "label": row["run"], **ends})
     return found
-
-
-def _scores(log: Path) -> dict[str, list[float]]:
-    """The graded answers to each task, 1 for right."""
-    scores: dict[str, list[float]] = {}
-    read = read_rollout_table(log, columns=["task", "correct"])
-    for row in [] if read is None else read.to_pylist():
-        if row["correct"] is not None:
-            scores.setdefault(row["task"], []).append(float(row["correct"]))
-    return scores
 
 
 def _tasks(log: Path) -> str:

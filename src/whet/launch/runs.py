@@ -16,7 +16,7 @@ from whet.evals.stats import paired_interval, sign_flip_p
 from whet.files import MANIFEST, digest_file, folder_size, is_sealed, read_json
 from whet.pipeline.card import Record, records
 from whet.pipeline.identity import differences
-from whet.tracking.log import read_rollouts
+from whet.tracking.log import verdicts
 
 SMALL = 65536
 """Bytes below which a file is not worth a link."""
@@ -118,7 +118,7 @@ def _changes(before: Record, after: Record) -> Iterator[str]:
 def _gains(before: Record, after: Record) -> Iterator[str]:
     """The gain of each label that both evaluations have, on the tasks that both played."""
     for label in (label for label in after.evaluation if label in before.evaluation):
-        was, now = (_verdicts(each.folder / label) for each in (before, after))
+        was, now = (verdicts(each.folder / label) for each in (before, after))
         both = [task for task in was if task in now]
         if not both:
             yield f"{after.name} {label}: no task in common"
@@ -127,15 +127,6 @@ def _gains(before: Record, after: Record) -> Iterator[str]:
         gain, p = paired_interval(*pair), sign_flip_p(gains(*pair))
         interval = f"95 % interval {100 * gain.low:+.1f} to {100 * gain.high:+.1f}, p = {p:.3g}"
         yield f"{after.name} {label}: {100 * gain.mean:+.1f} points ({interval}, {len(both):,} tasks)"
-
-
-def _verdicts(folder: Path) -> dict[str, list[float]]:
-    """Each task's graded answers, 1 for right."""
-    found: dict[str, list[float]] = {}
-    for rollout in read_rollouts(folder):
-        if rollout.correct is not None:
-            found.setdefault(rollout.task, []).append(float(rollout.correct))
-    return found
 
 
 def _linked(file: Path, first: Path) -> bool:

@@ -196,6 +196,16 @@ def rollout_tasks(folder: Path, step: int) -> list[str]:
     return [] if table is None else list(dict.fromkeys(table["task"].to_pylist()))
 
 
+def verdicts(folder: Path) -> dict[str, list[float]]:
+    """The graded answers to each task of a stage (or of a model that it evaluated), 1 for right."""
+    found: dict[str, list[float]] = {}
+    read = read_rollout_table(folder, columns=["task", "correct"])
+    for row in [] if read is None else read.to_pylist():
+        if row["correct"] is not None:
+            found.setdefault(row["task"], []).append(float(row["correct"]))
+    return found
+
+
 def read_notes(folder: Path) -> list[dict[str, Any]]:
     """The findings of a stage, in order, each with its `step` and `note`."""
     path = folder / NOTES
