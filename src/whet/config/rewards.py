@@ -274,8 +274,9 @@ class ProcessModelReward(ScoredReward, ScorerConfig):
 
 KINDS = [
     each
-    for each in {**vars(shaping), **globals()}.values()
-    if isinstance(each, type) and issubclass(each, RewardBase)
+    for module in (globals(), vars(shaping))
+    for each in list(module.values())
+    if isinstance(each, type) and issubclass(each, RewardBase) and each.__module__ == module["__name__"]
     if get_origin(each.model_fields["kind"].annotation) is Literal
 ]
 """Every class of this file and of `shaping` with a kind of its own."""
