@@ -18,11 +18,11 @@ import numpy as np
 import torch
 
 from whet.algorithms.columns import to_answers, with_advantages, with_logps, with_rewards
-from whet.algorithms.critic import RunningScale
 from whet.algorithms.finite import drop_nonfinite
 from whet.algorithms.policy import weigh
 from whet.algorithms.state import Setting
 from whet.config import PolicyConfig, TrainConfig
+from whet.formulas.advantages import RunningScale
 from whet.models.pack import pack
 from whet.records import Completion, Ending, Episode, Group, Outcome, Score, TokenRow, Turn, token_ids
 from whet.training.batch import as_batch, microbatches

@@ -14,12 +14,12 @@ from pydantic import ValidationError
 from tests.laws.support import gradients, logps_of, tiny_trainer
 from whet.algorithms.columns import Answer, sequence_kl, to_answers, with_filters, with_rewards
 from whet.algorithms.columns import with_advantages as from_rewards
-from whet.algorithms.critic import RunningScale
 from whet.algorithms.policy import informative, policy_gradient, prepare, weigh
 from whet.algorithms.policy_loss import policy_loss
 from whet.algorithms.state import Coefficients, RunState, Setting
 from whet.config import PRESETS, LoraConfig, PolicyConfig, RLStage, TrainConfig
 from whet.errors import TrainingError
+from whet.formulas.advantages import RunningScale
 from whet.records import Completion, Ending, Episode, Group, Outcome, Score, TokenStep, Turn
 from whet.rollouts.feed import Keep, Taken
 from whet.training.engine import LocalTrainer

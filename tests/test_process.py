@@ -10,7 +10,6 @@ import torch
 
 from tests.test_policy import config, group, own
 from whet.algorithms.columns import to_answers, with_advantages, with_rewards
-from whet.algorithms.critic import RunningScale
 from whet.config import GeneratedConfig, PolicyConfig, RLStage
 from whet.config.rewards import StepsReward, VerifierReward
 from whet.config.shaping import FormatReward
@@ -22,7 +21,7 @@ from whet.envs.rewards.plain import PlainReward
 from whet.envs.rubric import WeightedRubric
 from whet.envs.single_turn import SingleTurn
 from whet.errors import ConfigError
-from whet.formulas.advantages import steps_to_go
+from whet.formulas.advantages import RunningScale, steps_to_go
 from whet.models.create import byte_tokenizer
 from whet.records import Completion, Ending, Group, Message, StepScore, TokenStep, Turn
 from whet.rollouts.assemble import to_token_steps

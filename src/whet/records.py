@@ -10,9 +10,10 @@ Legend: N tokens, T trained tokens, K numbers of each token.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
+from math import isnan, nan
 from typing import Any, Literal
 
 import numpy as np
@@ -326,6 +327,11 @@ class Metric:
 
     def __add__(self, other: Metric) -> Metric:
         return Metric(self.total + other.total, self.weight + other.weight)
+
+
+def largest(norms: Sequence[float]) -> float:
+    """The largest of some norms; NaN if one is, and 0 if there are none."""
+    return nan if any(map(isnan, norms)) else max(norms, default=0.0)
 
 
 def add_metrics(left: Mapping[str, Metric], right: Mapping[str, Metric]) -> dict[str, Metric]:

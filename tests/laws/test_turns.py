@@ -12,12 +12,11 @@ import torch
 
 from tests.laws.support import gradients, largest_difference, tiny_trainer
 from whet.algorithms.columns import Answer, to_answers, with_advantages, with_rewards
-from whet.algorithms.critic import RunningScale
 from whet.algorithms.policy import weigh
 from whet.algorithms.policy_loss import policy_loss
 from whet.algorithms.state import Setting
 from whet.config import PolicyConfig, TrainConfig
-from whet.formulas.advantages import turns_to_go
+from whet.formulas.advantages import RunningScale, turns_to_go
 from whet.formulas.reduce import REDUCTIONS
 from whet.records import Completion, Ending, Episode, Group, Outcome, Score, TokenRow, Turn
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from whet.algorithms.critic import Critic, RunningScale, Trajectory
+from whet.algorithms.critic import Critic, Trajectory
 from whet.config import PolicyConfig
 from whet.config.policy_terms import CovarianceFilter, HighEntropyFilter, TokenFilter
 from whet.formulas.advantages import (
@@ -26,6 +26,7 @@ from whet.formulas.advantages import (
     CREDITS,
     SCALES,
     TURN_BASELINES,
+    RunningScale,
     StepAnswers,
     normalised_sum,
     steps_to_go,

@@ -12,7 +12,6 @@ Legend: T trained tokens of an episode (over all its rows), N those of all episo
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,7 +25,7 @@ from torch import Tensor
 from whet.config.policy_terms import CriticConfig
 from whet.formulas import value as formulas
 from whet.formulas.reduce import token_mean
-from whet.records import Atom, Column, Flags, Metric, TokenRow, add_metrics, seed_of
+from whet.records import Atom, Column, Flags, Metric, TokenRow, add_metrics, largest, seed_of
 from whet.rollouts.assemble import to_atoms
 from whet.training.base import Batch, Need, Objective, Outputs, Tally, Trainer
 
@@ -200,52 +199,6 @@ class Critic:
 # ------------------------------------------------------------------------------------------------ rewards
 
 
-SPREAD = "reward_spread/"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunningScale:
-    """The spread of all scores so far (Chan's merge), to divide scores by. A value: `merge` returns the next one.
-
-    Scores are divided and never centred, because their sign may mean something.
-    """
-
-    count: float = 0.0
-    mean: float = 0.0
-    squares: float = 0.0
-    """Sum of squared distances to the mean."""
-
-    def merge(self, scores: Sequence[float]) -> RunningScale:
-        """With these scores seen as well."""
-        if not scores:
-            return self
-        count, mean = len(scores), sum(scores) / len(scores)
-        total, distance = self.count + count, mean - self.mean
-        return RunningScale(
-            count=total,
-            mean=self.mean + distance * count / total,
-            squares=self.squares
-            + sum((score - mean) * (score - mean) for score in scores)
-            + distance * distance * self.count * count / total,
-        )
-
-    def scaled(self, score: float, *, clip: float | None = None) -> float:
-        """The score over the (population) standard deviation, held to +-clip; as it is while nothing varied."""
-        std = math.sqrt(self.squares / self.count) if self.count else 0.0
-        scaled = score / std if std > 0 else score
-        return scaled if clip is None else min(max(scaled, -clip), clip)
-
-    @classmethod
-    def start(cls, saved: Mapping[str, float]) -> RunningScale:
-        """At the beginning of a run, or from what an earlier step had saved."""
-        return cls(**{name: saved[SPREAD + name] for name in ("count", "mean", "squares")}) if saved else cls()
-
-    @property
-    def saved(self) -> dict[str, float]:
-        """The numbers under names of its own among those of a step."""
-        return {SPREAD + "count": self.count, SPREAD + "mean": self.mean, SPREAD + "squares": self.squares}
-
-
 # ------------------------------------------------------------------------------------------------ parts
 
 
@@ -274,11 +227,6 @@ def weigh(atoms: Sequence[Atom], *, level: Literal["token", "turn"]) -> list[Ato
         )
         for atom, atom_marks in zip(atoms, marks, strict=True)
     ]
-
-
-def largest(norms: Sequence[float]) -> float:
-    """The largest of some norms; NaN if one is, and 0 if there are none."""
-    return math.nan if any(map(math.isnan, norms)) else max(norms, default=0.0)
 
 
 def _marks(row: TokenRow, level: Literal["token", "turn"]) -> Flags:

@@ -23,7 +23,7 @@ from whet.algorithms.columns import (
     with_rewards,
     with_values,
 )
-from whet.algorithms.critic import Critic, ValueLoss, WithValue, largest
+from whet.algorithms.critic import Critic, ValueLoss, WithValue
 from whet.algorithms.finite import drop_nonfinite, find_nonfinite, listed, skipped_update
 from whet.algorithms.policy_loss import policy_loss
 from whet.algorithms.rollout_metrics import measure_groups, measure_taken, unscored, why_no_signal
@@ -32,7 +32,7 @@ from whet.config import PolicyConfig
 from whet.config.policy_terms import KLConfig
 from whet.errors import TrainingError
 from whet.formulas.reduce import REDUCTIONS
-from whet.records import Atom, Group, Metric, Step, add_metrics, seed_of
+from whet.records import Atom, Group, Metric, Step, add_metrics, largest, seed_of
 from whet.rollouts.assemble import to_atoms
 from whet.rollouts.feed import Feed
 from whet.training.base import REFERENCE, Objective, Trainer

@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import isfinite, isnan, nan
 
-from whet.algorithms.critic import RunningScale
 from whet.algorithms.ptx import PretrainingMix
 from whet.config import PolicyConfig, TrainConfig
 from whet.config.rl import Action, ConstraintConfig, HealthConfig
+from whet.formulas.advantages import RunningScale
 from whet.formulas.constraint import charged, controlled
 from whet.formulas.kl import adapt
 from whet.formulas.policy import steer

@@ -9,12 +9,12 @@ Legend: N answers of the step, T all their tokens, answer after answer; K object
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import nan
+from math import nan, sqrt
 from typing import TYPE_CHECKING
 
-from whet.formulas.lazy import torch
+from whet.formulas.constants import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 EPS = 1e-6
 """Added to standard deviations (the papers state none; verl uses this)."""
+SPREAD = "reward_spread/"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +59,49 @@ class StepAnswers:
             for how in ("amin", "amax")
         )
         return (low_N != high_N)[self.group_N]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningScale:
+    """The spread of all scores so far (Chan's merge), to divide scores by. A value: `merge` returns the next one.
+
+    Scores are divided and never centred, because their sign may mean something.
+    """
+
+    count: float = 0.0
+    mean: float = 0.0
+    squares: float = 0.0
+    """Sum of squared distances to the mean."""
+
+    def merge(self, scores: Sequence[float]) -> RunningScale:
+        """With these scores seen as well."""
+        if not scores:
+            return self
+        count, mean = len(scores), sum(scores) / len(scores)
+        total, distance = self.count + count, mean - self.mean
+        return RunningScale(
+            count=total,
+            mean=self.mean + distance * count / total,
+            squares=self.squares
+            + sum((score - mean) * (score - mean) for score in scores)
+            + distance * distance * self.count * count / total,
+        )
+
+    def scaled(self, score: float, *, clip: float | None = None) -> float:
+        """The score over the (population) standard deviation, held to +-clip; as it is while nothing varied."""
+        std = sqrt(self.squares / self.count) if self.count else 0.0
+        scaled = score / std if std > 0 else score
+        return scaled if clip is None else min(max(scaled, -clip), clip)
+
+    @classmethod
+    def start(cls, saved: Mapping[str, float]) -> RunningScale:
+        """At the beginning of a run, or from what an earlier step had saved."""
+        return cls(**{name: saved[SPREAD + name] for name in ("count", "mean", "squares")}) if saved else cls()
+
+    @property
+    def saved(self) -> dict[str, float]:
+        """The numbers under names of its own among those of a step."""
+        return {SPREAD + "count": self.count, SPREAD + "mean": self.mean, SPREAD + "squares": self.squares}
 
 
 # -------------------------------------------------------------------------------------------- objectives

@@ -1,4 +1,4 @@
-"""Constants of formulas: their ranges in signatures, and formulas with their constants bound.
+"""What formulas are written with: torch at its first use, constants with their ranges, and both bound together.
 
 A recipe's keys are made from the signatures: name, range, default, text.
 
@@ -10,9 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Gt, Lt
+
+if TYPE_CHECKING:
+    import torch as torch
+else:
+
+    class _Torch:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(import_module("torch"), name)
+
+    torch = _Torch()
+"""Imported at its first use: a recipe is read from the signatures of formulas, and needs no tensor for that."""
 
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]

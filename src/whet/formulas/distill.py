@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Gt, Lt
 
-from whet.formulas.lazy import torch
+from whet.formulas.constants import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

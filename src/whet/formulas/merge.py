@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Gt, Le
 
-from whet.formulas.lazy import torch
+from whet.formulas.constants import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from annotated_types import Gt, Le
 
-from whet.formulas.constants import Positive
-from whet.formulas.lazy import torch
+from whet.formulas.constants import Positive, torch
 from whet.formulas.ratios import sequence_mean
 
 if TYPE_CHECKING:

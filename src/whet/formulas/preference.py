@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from annotated_types import Gt, Lt
 
-from whet.formulas.constants import Beta, Doubt, NonNegative, Positive, SomeDoubt
-from whet.formulas.lazy import torch
+from whet.formulas.constants import Beta, Doubt, NonNegative, Positive, SomeDoubt, torch
 
 if TYPE_CHECKING:
     from torch import Tensor

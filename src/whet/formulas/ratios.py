@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
-from whet.formulas.lazy import torch
+from whet.formulas.constants import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
