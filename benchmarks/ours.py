@@ -24,8 +24,7 @@ from whet.config import LossConfig, ModelConfig, PolicyConfig, RewardModelStage,
 from whet.data.base import Comparison, Conversation, Origin
 from whet.data.faults import Rejects
 from whet.data.sources import Reading
-from whet.envs.base import Attempt, Task
-from whet.envs.single_turn import SingleTurn
+from whet.envs.base import Attempt, SingleTurn, Task
 from whet.models.language import LanguageModel
 from whet.models.load import load_model, load_scalar_model
 from whet.records import Atom, Completion, Message, Metric, Score, TokenRow

@@ -13,8 +13,7 @@ import pytest
 
 from whet import Broken
 from whet.algorithms.policy import informative
-from whet.envs.base import Attempt, Observed, Opening, Task
-from whet.envs.single_turn import SingleTurn
+from whet.envs.base import Attempt, Observed, Opening, SingleTurn, Task
 from whet.errors import MissingExtra, RewardError, SamplerError, TrainingError
 from whet.models.create import byte_tokenizer
 from whet.records import Completion, Ending, Episode, Group, Message, Outcome, Score

@@ -12,10 +12,9 @@ import pytest
 
 from whet.config.feedback import StepLabelsStage
 from whet.config.loading import load_recipe
-from whet.envs.base import Attempt, Grade, Task
+from whet.envs.base import Attempt, Grade, SingleTurn, Task
 from whet.envs.rewards.plain import PlainReward
 from whet.envs.rubric import WeightedRubric
-from whet.envs.single_turn import SingleTurn
 from whet.errors import ConfigError
 from whet.launch.main import run_recipe
 from whet.models.create import byte_tokenizer

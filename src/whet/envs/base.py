@@ -163,3 +163,22 @@ class Rubric(Protocol):
 
     def close(self) -> None:
         """Release the rewards' processes."""
+
+
+@dataclass(frozen=True, slots=True)
+class SingleTurn:
+    """One play of a task that asks once."""
+
+    task: Task
+
+    async def start(self, *, seed: int) -> Opening:
+        """The task's own messages."""
+        return Opening(messages=self.task.messages)
+
+    async def step(self, message: Message) -> Observed:
+        """Nothing to observe, and the episode is over."""
+        return Observed(over=True)
+
+    async def close(self) -> Mapping[str, float]:
+        """No opinion."""
+        return {}

@@ -10,10 +10,9 @@ from typing import Any
 from whet.config import ModelConfig, SamplingConfig, Source
 from whet.config.environment import EnvironmentConfig
 from whet.data.faults import Dropped
-from whet.envs.base import Attempt, Rubric, Task
+from whet.envs.base import Attempt, Rubric, SingleTurn, Task
 from whet.envs.endpoint.play import ProgramEnvironments
 from whet.envs.rubric import WeightedRubric
-from whet.envs.single_turn import SingleTurn
 from whet.envs.tools.play import Environments, OwnEnvironments, ToolEnvironments
 from whet.pipeline.load_data import rubric, tasks, usable
 from whet.pipeline.stage import Context, Policy, Seen, World, keep_dropped
