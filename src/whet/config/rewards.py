@@ -14,7 +14,7 @@ from whet.config import shaping
 from whet.config.graders import Grader
 from whet.config.judge import JudgeConfig
 from whet.config.model import ModelConfig
-from whet.config.shaping import CosineReward, GroupLengthReward, OverlongReward, RewardBase
+from whet.config.shaping import RewardBase
 from whet.config.strict import Made, PythonObject
 
 SANDBOXES = ("auto", "strong", "default", "agentic", "minimal")
@@ -353,12 +353,8 @@ def check_rewards(rewards: Sequence[RewardConfig], *, max_tokens: int, environme
     if played and not environment:
         raise ValueError(f"rewards: kind {played[0]} is about an environment, and the stage has none; add environment")
     for reward in rewards:
-        if isinstance(reward, OverlongReward) and reward.cache_tokens > max_tokens:
-            raise ValueError(
-                f"rewards.overlong.cache_tokens is {reward.cache_tokens}, more than sampling.max_tokens "
-                f"({max_tokens}): every answer would be punished; lower it"
-            )
-    asking = [r.kind for r in rewards if isinstance(r, CosineReward | GroupLengthReward)]
+        reward.check_length(max_tokens)
+    asking = [r.kind for r in rewards if r.asks_right]
     if asking and not judged(rewards):
         raise ValueError(
             f"rewards: kind {asking[0]} asks which answers are right, and no reward judges that; "

@@ -12,12 +12,10 @@ from whet.config.data import DataConfig, Source, Sources
 from whet.config.feedback import RowsBase
 from whet.config.judge import ChatConfig
 from whet.config.rewards import RewardConfig, check_rewards, judged
-from whet.config.shaping import CosineReward, GroupLengthReward, LengthReward, OverlongReward, RepetitionReward
 from whet.config.stage import StageBase
 from whet.config.strict import Made
 from whet.config.train import SamplingConfig
 
-OF_TOKENS = (OverlongReward, CosineReward, LengthReward, GroupLengthReward, RepetitionReward)
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -95,7 +93,7 @@ class SelectStage(StageBase):
     @model_validator(mode="after")
     def _check(self) -> SelectStage:
         for reward in self.rewards:
-            if isinstance(reward, OF_TOKENS):
+            if reward.counts_tokens:
                 raise ValueError(f"rewards: {reward.kind} counts tokens, which rows lack; put it in the sample stage")
         if self.rewards and self.correct is not None and not judged(self.rewards):
             raise ValueError("correct asks which answers are right, and none of the rewards judges that")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -15,6 +15,13 @@ class RewardBase(Strict):
     kind: str
     name: str | None = None
     weight: float = 1.0
+    counts_tokens: ClassVar[bool] = False
+    """Whether it counts the tokens of answers, which rows of a file lack."""
+    asks_right: ClassVar[bool] = False
+    """Whether it asks which answers are right, so that another reward must say it."""
+
+    def check_length(self, max_tokens: int) -> None:
+        """Raise `ValueError` where answers of at most `max_tokens` make no sense to it."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -54,8 +61,17 @@ class LanguageReward(RewardBase):
 class OverlongReward(RewardBase):
     """Soft overlong punishment (DAPO eq. 13): 0 up to `max_tokens - cache_tokens`, then down to -1."""
 
+    counts_tokens = True
     kind: Literal["overlong"]
     cache_tokens: int = Field(ge=1)
+
+    def check_length(self, max_tokens: int) -> None:
+        """A cache of all tokens would punish every answer."""
+        if self.cache_tokens > max_tokens:
+            raise ValueError(
+                f"rewards.overlong.cache_tokens is {self.cache_tokens}, more than sampling.max_tokens "
+                f"({max_tokens}): every answer would be punished; lower it"
+            )
 
 
 class CosineReward(RewardBase):
@@ -64,6 +80,7 @@ class CosineReward(RewardBase):
     Needs a reward that judges. Where that one adds to the score as well, give it weight 0 to have the paper's.
     """
 
+    counts_tokens = asks_right = True
     kind: Literal["cosine"]
     right: tuple[float, float] = (2.0, 1.0)
     """Of a right answer without tokens, and of one with `max_tokens`."""
@@ -75,6 +92,7 @@ class CosineReward(RewardBase):
 class LengthReward(RewardBase):
     """1 for an answer of more than `above_tokens`, else 0: something to watch, or the cost of a constraint."""
 
+    counts_tokens = True
     kind: Literal["length"]
     above_tokens: int = Field(ge=0)
 
@@ -85,11 +103,13 @@ class GroupLengthReward(RewardBase):
     Needs a reward that judges.
     """
 
+    counts_tokens = asks_right = True
     kind: Literal["group_length"]
 
 
 class RepetitionReward(RewardBase):
     """Minus the share of an answer's n-grams of tokens that were there before."""
 
+    counts_tokens = True
     kind: Literal["repetition"]
     ngram: int = Field(40, ge=1)
