@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.laws.support import random_atoms
-from whet.pipeline import cached_forward
+from whet.pipeline import reference
 from whet.pipeline.stage import Interrupted
 from whet.records import TokenRow
 
@@ -25,7 +25,7 @@ class Pass:
     """Five rows or fewer in files of two, under a model that adds the tokens up."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(cached_forward, "CHUNK_ROWS", 2)
+        monkeypatch.setattr(reference, "CHUNK_ROWS", 2)
         self.folder, self.stopped = folder / "pass", False
 
     def read(self, rows: Sequence[TokenRow] = ROWS) -> list[int]:
@@ -37,7 +37,7 @@ class Pass:
             return torch.tensor([float(sum(row.tokens)) for row in chunk])
 
         context: Any = SimpleNamespace(stopped=lambda: self.stopped)
-        found = torch.cat(list(cached_forward.cached_forward(context, self.folder, rows, model)))
+        found = torch.cat(list(reference.cached_forward(context, self.folder, rows, model)))
         assert found.tolist() == [float(sum(row.tokens)) for row in rows]
         return asked
 
