@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -221,3 +222,11 @@ def test_an_environment_is_shown_and_played_by_hand(
     ):
         assert whet("env", *words) == code
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", ["whet", "whet.cli"])
+def test_it_runs_as_a_module(module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["whet", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(module, run_name="__main__")
+    assert ended.value.code == 0 and "demo" in capsys.readouterr().out

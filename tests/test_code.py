@@ -21,7 +21,9 @@ import pytest
 from tests.attacks import FORGERIES, HONEST
 from whet.config import DataConfig, GeneratedConfig
 from whet.config.rewards import CodeRewardConfig
+from whet.data.base import Origin, Row
 from whet.data.formats import load_conversations, load_prompts
+from whet.data.known import TURNS, unfold
 from whet.envs.base import Attempt, Grade, Task
 from whet.envs.library import family
 from whet.envs.rewards.build import build_rubric
@@ -46,7 +48,15 @@ CHECK = {
     "test": "def check(candidate):\n for a in range(3):\n  assert candidate(a, 4) == a + 4\n assert candidate(1, 0)",
 }
 PAIRS = {"tests": {"fn_name": "add", "inputs": [[2, 3], [-1, 1], [10, -9]], "outputs": [5, 0, 1]}}
-FORMS = {"calls": ASSERTS, "scripts": SCRIPT, "check": CHECK, "pairs": PAIRS}
+PLUS = {
+    "entry_point": "add",
+    "prefix": 'def add(a, b):\n    """Add."""\n',
+    "canonical_solution": "    return a + b\n",
+    "base_input": [[2, 3]],
+    "plus_input": "[[-1, 1], [10, -9], [0, 1]]",
+    "atol": 0,
+}
+FORMS = {"plus": PLUS, "calls": ASSERTS, "scripts": SCRIPT, "check": CHECK, "pairs": PAIRS}
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +96,21 @@ def test_honest_programs_score_and_forgeries_do_not(sandbox: LocalSandbox, form:
     given = dict(zip(FORGERIES, (grade.value for grade in forged), strict=True))
     assert given == {**dict.fromkeys(FORGERIES, 0.0), **weaker}
     assert not any(grade.failure for grade in forged)
+
+
+def test_evalplus_compares_floats_within_its_tolerance(sandbox: LocalSandbox) -> None:
+    exact, coarse = ({**PLUS, "base_input": [[0.1, 0.2]], "plus_input": [], "atol": atol} for atol in (0, 0.01))
+    off = "def add(a, b): return a + b + 0.001"
+    near = "def add(a, b): return a + b + 1e-9"
+    given = graded(sandbox, [(exact, off), (exact, near), (coarse, off)], PATIENT)
+    assert [grade.value for grade in given] == [0.0, 1.0, 1.0]
+    (row,) = unfold(
+        Row(origin=Origin(source="plus.jsonl", line=1), values={**PLUS, "prompt": PLUS["prefix"], "task_id": "x/1"}),
+        DataConfig(path="plus.jsonl"),
+        TURNS,
+    )
+    assert row.values["completion"] == '```python\ndef add(a, b):\n    """Add."""\n    return a + b\n```'
+    assert graded(sandbox, [(row.values, row.values["completion"])], PATIENT)[0].value == 1
 
 
 def test_a_solution_does_not_end_the_loop_of_its_tests(sandbox: LocalSandbox) -> None:

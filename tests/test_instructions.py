@@ -18,6 +18,14 @@ from whet.errors import DataError
 from whet.records import Message
 
 FOUR = "One is here. Is two here? Three! Four."
+TABBED = "\n".join(["{0}StudentID{1}\t{0}Subject{1}\t{0}Grade{1}\t{0}Semester{1}\t{0}Score{1}"] * 4)
+OPTIONS = "".join(f"\n{letter}) an option" for letter in "ABCDE")
+QUIZ = "\n\n".join(f"Question {n}: Who{n * ' it'}?{OPTIONS}" for n in range(1, 5))
+CAPITALS = (
+    "Reykjavik, Helsinki, Oslo, Tallinn, Stockholm, Riga, Moscow, Copenhagen, Vilnius, Minsk, Dublin, Berlin, "
+    "Amsterdam, Warsaw, London, Brussels, Prague, Luxembourg, Paris, Vienna, Bratislava, Budapest, Vaduz, Chisinau, "
+    "Bern, Ljubljana, Zagreb"
+)
 EXAMPLES: dict[str, tuple[dict[str, Any], str, str]] = {
     "keywords:existence": ({"keywords": ["Fox", "owl"]}, "the FOX and owls", "the fox"),
     "keywords:frequency": ({"keyword": "ab", "frequency": 2, "relation": "at least"}, "ab cab", "ab"),
@@ -103,6 +111,19 @@ EXAMPLES: dict[str, tuple[dict[str, Any], str, str]] = {
     "custom:sentence_alphabet": (
         {}, " ".join(f"{letter}x." for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"), "Ax. Bx."),
     "custom:date_format_list": ({}, "1796-04-12, 1800-06-14", "1796-04-12, 1800-13-14"),
+    "custom:csv_city": (
+        {}, "ID,Country,City,Year,Count\n" + 7 * '1,Italy,"Rome, again",1990,2\n',
+        "ID,Country,City,Year,Count\n" + 7 * "1,Italy,Rome,again,1990,2\n"),
+    "custom:csv_special_character": (
+        {}, "ProductID, Category, Brand, Price, Stock\n" + 13 * "1,a,b,2,3\n" + '1,"a & b",b,2,3',
+        "ProductID,Category,Brand,Price,Stock\n" + 13 * "1,a,b,2,3\n" + "1,a & b,b,2,3"),
+    "custom:csv_quotes": (
+        {}, TABBED.format(*'""'), TABBED.format("", "")),
+    "custom:mcq_count_length": ({}, QUIZ, QUIZ.replace("it it it", "it")),
+    "custom:reverse_newline": (
+        {}, "Zimbabwe\n" + "\n".join(f"- {n:02}é" for n in range(52, 0, -1)),
+        "Zimbabwe\n" + "\n".join(map(str, range(52)))),
+    "custom:european_capitals_sort": ({}, CAPITALS.replace("Reykjavik", "Reykjavík"), CAPITALS.replace("Oslo, ", "")),
 }  # fmt: skip
 
 
@@ -217,4 +238,4 @@ def test_agreement_with_the_verdicts_of_ifbench(shared_data: Path) -> None:
                 kept = {key: value for key, value in given.items() if value is not None}
                 total += 1
                 same += instructions(attempt(task(kind, **kept), row["response"])).value == followed
-    assert (same, total) == (223, 226)
+    assert (same, total) == (227, 230)

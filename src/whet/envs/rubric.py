@@ -1,18 +1,29 @@
-"""A rubric: named rewards, weighed and added. What could not be graded is unscored, never zero."""
+"""A rubric: named rewards, weighed and added. What could not be graded is unscored, never zero.
+
+Rewards that grade each attempt by itself can be asked ahead, for some attempts while others are still sampled. The
+scores are those of one call for all: what such a reward said is used where the attempt is the one that it saw, and
+whose fault a lost grade is, is decided at the end.
+"""
 
 from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
 from whet.envs.base import Attempt, Grade, Reward, Task
+from whet.envs.rewards.plain import Separate
 from whet.errors import ConfigError
 from whet.records import Outcome, Score, StepScore
 
+Ahead = dict[tuple[str, bool | None], Grade]
+"""Grades that are known before the others, by the reward's name and the judge's verdict that it knew."""
+SLOW_S = 2e-3
+"""Seconds an answer from which a reward is asked ahead; a faster one costs less in one call."""
 LARGEST = 1e30
 """A value beyond it (or NaN) is a grader's mistake: sums and squares of such numbers are not finite in float32."""
 
@@ -41,18 +52,43 @@ class WeightedRubric:
         """By reward: the seconds that an answer took in each call."""
         self._judge = next((reward for reward in rewards if reward.judges), None)
 
-    def score(self, attempts: Sequence[Attempt], *, step: int) -> list[Score]:
-        """One score for each attempt. `step` is what reward functions see as the trainer's step."""
+    def score(self, attempts: Sequence[Attempt], *, step: int, ahead: Sequence[Ahead] = ()) -> list[Score]:
+        """One score for each attempt. `step` is what reward functions see as the trainer's step.
+
+        `ahead`: for each attempt what `ahead` gave, or nothing.
+        """
         columns: dict[str, list[Grade]] = {}
-        for reward in sorted(self.rewards, key=lambda reward: not reward.judges):
-            began = time.perf_counter()
-            columns[reward.name] = reward.grade(attempts, step=step)
-            self.took[reward.name].append((time.perf_counter() - began) / max(1, len(attempts)))
+        for reward in self._ordered:
+            known = [
+                said.get((reward.name, a.correct))
+                for said, a in zip(ahead or [{}] * len(attempts), attempts, strict=True)
+            ]
+            columns[reward.name] = self._asked(reward, attempts, known, step)
             if reward is self._judge:
-                verdicts = [_right(grade.value) for grade in columns[reward.name]]
-                attempts = [replace(a, correct=right) for a, right in zip(attempts, verdicts, strict=True)]
+                attempts = _judged(attempts, columns[reward.name])
         rows = zip(*(columns[reward.name] for reward in self.rewards), strict=True)
         return [self._total(attempt, grades) for attempt, grades in zip(attempts, rows, strict=True)]
+
+    @property
+    def slow(self) -> bool:
+        """Whether asking ahead saves time: some reward that can be asked is slow, or was not asked yet.
+
+        None can be where the verdict, which all of them may want to know, takes all answers.
+        """
+        if self._judge is not None and not _alone(self._judge):
+            return False
+        return any(_alone(each) and self.took.get(each.name, [SLOW_S])[-1] >= SLOW_S for each in self.rewards)
+
+    def ahead(self, attempts: Sequence[Attempt], *, step: int) -> list[Ahead]:
+        """For each attempt what the rewards say that grade it by itself, by their name and the judge's verdict."""
+        found: list[Ahead] = [{} for _ in attempts]
+        for reward in self._ordered:
+            if isinstance(reward, Separate) and reward.alone:
+                grades = self._timed(reward, attempts, partial(reward.each, attempts, step=step))
+                for said, attempt, grade in zip(found, attempts, grades, strict=True):
+                    said[reward.name, attempt.correct] = grade
+                attempts = _judged(attempts, grades) if reward is self._judge else attempts
+        return found
 
     def check(self, tasks: Sequence[Task]) -> None:
         """Raise `DataError` for the first task that lacks what a reward needs."""
@@ -68,6 +104,27 @@ class WeightedRubric:
         """End the rewards' worker processes."""
         for reward in self.rewards:
             reward.close()
+
+    @property
+    def _ordered(self) -> list[Reward]:
+        """Those that judge first: the others know their verdict."""
+        return sorted(self.rewards, key=lambda reward: not reward.judges)
+
+    def _asked(
+        self, reward: Reward, attempts: Sequence[Attempt], known: Sequence[Grade | None], step: int
+    ) -> list[Grade]:
+        """A reward's grades of all attempts; it is asked for those that are not known."""
+        if not isinstance(reward, Separate) or all(grade is None for grade in known):
+            return self._timed(reward, attempts, partial(reward.grade, attempts, step=step))
+        others = [attempt for attempt, grade in zip(attempts, known, strict=True) if grade is None]
+        said = iter(self._timed(reward, others, partial(reward.each, others, step=step)) if others else ())
+        return reward.settle(attempts, [next(said) if grade is None else grade for grade in known], step=step)
+
+    def _timed(self, reward: Reward, attempts: Sequence[Attempt], ask: Callable[[], list[Grade]]) -> list[Grade]:
+        began = time.perf_counter()
+        grades = ask()
+        self.took[reward.name].append((time.perf_counter() - began) / max(1, len(attempts)))
+        return grades
 
     def _total(self, attempt: Attempt, grades: Sequence[Grade]) -> Score:
         """One attempt's score from its grades, which stand in the order of the rewards."""
@@ -104,6 +161,16 @@ class WeightedRubric:
             steps=tuple(StepScore(end=end, value=steps[end]) for end in sorted(steps)),
             turns=tuple(turns),
         )
+
+
+def _alone(reward: Reward) -> bool:
+    """Whether it grades each attempt by itself."""
+    return isinstance(reward, Separate) and reward.alone
+
+
+def _judged(attempts: Sequence[Attempt], grades: Sequence[Grade]) -> list[Attempt]:
+    """The attempts with what the judge said of each."""
+    return [replace(a, correct=_right(grade.value)) for a, grade in zip(attempts, grades, strict=True)]
 
 
 def _right(value: float | None) -> bool | None:

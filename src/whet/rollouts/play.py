@@ -7,7 +7,8 @@ episode, scored lowest; one whose machinery failed is tried once more, and then 
 the sampler cannot answer.
 
 Grading happens once, for all finished episodes of a call, in a thread: rewards that compare answers or ask a judge see
-the same batch whatever the timing was, and the event loop goes on meanwhile.
+the same batch whatever the timing was, and the event loop goes on meanwhile. Slow rewards that grade each answer by
+itself begin earlier (`ahead`), with the same scores.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from functools import partial
 from typing import Any
 
 from whet.envs.base import Attempt, Environment, Observed, Rubric, Task
+from whet.envs.rubric import Ahead, WeightedRubric
 from whet.errors import DataError, EnvironmentFailure, GraderError, PolicyFault, SamplerError, UserError, boundary
 from whet.records import Completion, Ending, Episode, Group, Message, Outcome, Score, Turn, seed_of, token_ids
+from whet.rollouts.ahead import GradesAhead
 from whet.rollouts.assemble import to_token_steps
 from whet.sampling.base import Request, SamplingParams, TokenSampler
 from whet.sampling.bridge import aside, run, together
@@ -73,10 +76,18 @@ class Player:
             for task, position in zip(tasks, range(len(tasks)) if positions is None else positions, strict=True)
             for sample in range(samples)
         ]
+        ahead = self._ahead(step)
         began = time.monotonic()
-        games = await together(self._episode(game) for game in games)
+        try:
+            games = await together(self._episode(game, number, ahead) for number, game in enumerate(games))
+        except BaseException:
+            if ahead is not None:
+                ahead.cancel()
+            raise
         played = time.monotonic()
-        scores = await aside(partial(self._grade, games, step))
+        if ahead is not None:
+            await ahead.end()
+        scores = await aside(partial(self._grade, games, step, {} if ahead is None else ahead.known))
         episodes = [game.episode(score, self.template) for game, score in zip(games, scores, strict=True)]
         groups = tuple(
             Group(task=task.id, episodes=tuple(episodes[i * samples : (i + 1) * samples]))
@@ -84,13 +95,20 @@ class Player:
         )
         return Played(groups=groups, rollout_s=played - began, score_s=time.monotonic() - played)
 
-    async def _episode(self, game: _Game) -> _Game:
+    def _ahead(self, step: int) -> GradesAhead | None:
+        if isinstance(self.rubric, WeightedRubric) and self.rubric.slow:
+            return GradesAhead(self.rubric, step=step)
+        return None
+
+    async def _episode(self, game: _Game, number: int, ahead: GradesAhead | None) -> _Game:
         """The game, played; where the machinery failed, once more from its start with the same seeds."""
         again = replace(game, messages=[], turns=[], turn_rewards=[])
         await self._play(game)
         if game.failure and game.blamed is Outcome.ENVIRONMENT_ERROR:
             await self._play(again)
-            return again
+            game = again
+        if ahead is not None and not game.failure:
+            ahead.add(number, game.attempt(self._room(game)))
         return game
 
     async def _play(self, game: _Game) -> None:
@@ -177,12 +195,16 @@ class Player:
         text = observation.content if most is None else self.template.shorten(observation.content, most)
         return replace(observation, content=text)
 
-    def _grade(self, games: Sequence[_Game], step: int) -> list[Score]:
-        """One score for each game; those that failed are not shown to the rubric."""
+    def _grade(self, games: Sequence[_Game], step: int, known: Mapping[int, Ahead]) -> list[Score]:
+        """One score for each game; those that failed are not shown to the rubric. `known`: what was graded ahead."""
         attempts = [game.attempt(self._room(game)) for game in games if not game.failure]
+        ahead = [known.get(number, {}) for number, game in enumerate(games) if not game.failure] if known else []
         try:
             with boundary(GraderError, "the rubric failed"):
-                scores = self.rubric.score(attempts, step=step)
+                if isinstance(self.rubric, WeightedRubric):
+                    scores = self.rubric.score(attempts, step=step, ahead=ahead)
+                else:
+                    scores = self.rubric.score(attempts, step=step)
         except GraderError as error:
             scores = [Score(value=None, outcome=Outcome.GRADER_ERROR, note=str(error))] * len(attempts)
         lowest, given = _lowest(scores), iter(scores)

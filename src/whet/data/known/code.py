@@ -69,6 +69,7 @@ def _block(code: str) -> str:
 CODE: Known = {
     ("query", "completion", "entry_point", "test"): _leetcode,
     ("prompt", "canonical_solution", "entry_point", "test"): _humaneval,
+    ("prompt", "canonical_solution", "entry_point", "base_input"): _humaneval,
     ("text", "code", "test_list"): _mbpp,
     ("prompt", "code", "test_list"): _mbpp,
     ("code", "input", "output"): _cruxeval,

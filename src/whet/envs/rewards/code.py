@@ -25,6 +25,7 @@ from whet.envs.base import Attempt, Grade, Task
 from whet.envs.rewards import code_side
 from whet.envs.rewards.answers import after_thinking, marked_answer
 from whet.envs.rewards.code_tests import Suite, suite_of
+from whet.envs.rewards.plain import Separate
 from whet.errors import DataError, SandboxError
 from whet.records import Message
 from whet.sandbox.base import Limits, ProgramOutcome, ProgramSession, Sandbox, Status
@@ -58,7 +59,7 @@ class _Verdict:
     note: str = ""
 
 
-class CodeReward:
+class CodeReward(Separate):
     """1 if the program passes all of the row's tests, else 0; `partial`: the share that it passes.
 
     `limits` hold for each run: all calls of a task together, or one input. `tolerance` is relative, of floats.
@@ -81,9 +82,13 @@ class CodeReward:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="whet-code")
         self._suites: dict[str, tuple[Mapping[str, Any], Suite]] = {}
 
-    def grade(self, attempts: Sequence[Attempt], *, step: int) -> list[Grade]:
+    def each(self, attempts: Sequence[Attempt], *, step: int) -> list[Grade]:
         """One grade for each attempt."""
         return [self._grade(verdict) for verdict in self._verdicts(attempts)]
+
+    def settle(self, attempts: Sequence[Attempt], grades: Sequence[Grade], *, step: int) -> list[Grade]:
+        """As they are: a control of its own decided whose fault it is."""
+        return list(grades)
 
     def check(self, tasks: Sequence[Task]) -> None:
         """Raise `DataError` for the first task without tests, or whose own solution (`completion`) fails them."""

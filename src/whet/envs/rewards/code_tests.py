@@ -58,6 +58,8 @@ def suite_of(columns: Mapping[str, Any]) -> Suite:
     if "test_list" in columns:
         setup = "\n".join([*(columns.get("test_imports") or []), columns.get("test_setup_code") or ""])
         return _asserts(list(columns["test_list"]), HELPFUL + setup)
+    if {"base_input", "canonical_solution", "entry_point"} <= columns.keys():
+        return _compared(columns, before)
     if {"test", "entry_point"} <= columns.keys():
         return _check(columns["test"], columns["entry_point"], before)
     if {"code", "input", "output"} <= columns.keys():
@@ -86,6 +88,34 @@ def _check(test: str, entry: str, before: str) -> Suite:
     calls = _calls(body, entry)
     scripts = () if calls else (f"{test}\ncheck(candidate)",)
     return Suite(before=before, entry=entry, calls=calls, scripts=scripts, after=HELPFUL)
+
+
+COMPARED = """
+from copy import deepcopy as _copy
+from math import isclose as _isclose
+
+
+def _alike(left, right, atol):
+    if isinstance(left, float) and isinstance(right, (int, float)):
+        return _isclose(left, right, rel_tol=0 if atol else 1e-6, abs_tol=atol or 1e-6)
+    if isinstance(left, (list, tuple)) and type(left) is type(right) and len(left) == len(right):
+        return all(_alike(a, b, atol) for a, b in zip(left, right))
+    return isinstance(left, bool) == isinstance(right, bool) and left == right
+
+
+for _given in {inputs!r}:
+    assert _alike({entry}(*_copy(_given)), candidate(*_copy(_given)), {atol!r})
+"""
+"""EvalPlus compares with its own solution, and floats within `atol`, else 1e-6."""
+
+
+def _compared(columns: Mapping[str, Any], before: str) -> Suite:
+    """EvalPlus' files: inputs alone, whose values its own solution gives, in the process that the tests run in."""
+    inputs = [*_json(columns["base_input"]), *_json(columns.get("plus_input") or [])]
+    atol = float(columns.get("atol") or 0)
+    script = COMPARED.format(inputs=inputs, entry=columns["entry_point"], atol=atol)
+    own = f"{before}{columns['canonical_solution']}"
+    return Suite(before=before, entry=columns["entry_point"], scripts=(f"{own}\n{script}",), after=HELPFUL)
 
 
 def _asserts(tests: Sequence[str], after: str) -> Suite:

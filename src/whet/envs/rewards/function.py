@@ -25,7 +25,7 @@ from typing import Any
 from whet.envs.base import Attempt, Grade, Task
 from whet.envs.rewards.answers import after_thinking, marked_answer
 from whet.envs.rewards.function_worker import load
-from whet.envs.rewards.plain import Call, attribute, require
+from whet.envs.rewards.plain import Call, Separate, attribute, require
 from whet.errors import DataError, RewardError
 from whet.records import Message
 from whet.sandbox.base import JSON, Failure, FailureKind, Result
@@ -37,7 +37,7 @@ ALONE = frozenset({"verl", "entry"})
 MISSHAPEN = "the function's value has the wrong shape"
 
 
-class FunctionReward:
+class FunctionReward(Separate):
     """The function that `path` (`file.py:function`) names, or that is handed over; `deadline_s` is for one call.
 
     With `args` it makes the function. One that is handed over runs in this process, where it is given up when it is
@@ -72,17 +72,21 @@ class FunctionReward:
         self._gold: str | None = signature["gold"]
         self._takes: frozenset[str] | None = None if signature["takes"] is None else frozenset(signature["takes"])
 
-    def grade(self, attempts: Sequence[Attempt], *, step: int) -> list[Grade]:
+    @property
+    def alone(self) -> bool:  # type: ignore[override]
+        """Whether the function is called for each attempt."""
+        return self._form in ALONE
+
+    def each(self, attempts: Sequence[Attempt], *, step: int) -> list[Grade]:
         """One grade for each attempt, from one call for all or one call each."""
+        call = partial(self._call, step=step)
+        return call(attempts) if self.alone else self._together(attempts, call)
 
-        def call(some: Sequence[Attempt]) -> list[Grade]:
-            return self._call(some, step)
-
-        if self._form in ALONE:
-            grades = call(attempts)
-        else:
-            grades = self._together(attempts, call)
-        return grades if any(grade.note == MISSHAPEN for grade in grades) else attribute(attempts, grades, call)
+    def settle(self, attempts: Sequence[Attempt], grades: Sequence[Grade], *, step: int) -> list[Grade]:
+        """Whose fault a lost grade is; of values that are none nothing can be said."""
+        if any(grade.note == MISSHAPEN for grade in grades):
+            return list(grades)
+        return attribute(attempts, grades, partial(self._call, step=step))
 
     def check(self, tasks: Sequence[Task]) -> None:
         """Raise `DataError` for the first task without a column that the function cannot do without."""

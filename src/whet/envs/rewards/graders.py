@@ -12,7 +12,7 @@ from typing import Any
 
 from whet.config.graders import Grader, MultiGrader, PythonGrader, StringCheck, TextSimilarity
 from whet.envs.base import Attempt, Grade, Task
-from whet.envs.rewards.plain import attribute
+from whet.envs.rewards.plain import Separate
 from whet.errors import DataError, GraderError, boundary
 from whet.sandbox.workers import WorkerPool
 
@@ -36,7 +36,7 @@ _OPERATORS: dict[type, Callable[..., Any]] = {
 }  # fmt: skip
 
 
-class GraderReward:
+class GraderReward(Separate):
     """The value of a grader object for each attempt; `deadline_s` is for one call of its Python."""
 
     def __init__(self, *, name: str, weight: float, grader: Grader, deadline_s: float, judges: bool) -> None:
@@ -51,9 +51,9 @@ class GraderReward:
             if isinstance(g, PythonGrader)
         }
 
-    def grade(self, attempts: Sequence[Attempt], *, step: int) -> list[Grade]:
-        """One grade for each attempt."""
-        return attribute(attempts, self._each(attempts), self._each)
+    def each(self, attempts: Sequence[Attempt], *, step: int) -> list[Grade]:
+        """The grader's value for each attempt."""
+        return [self._grade(attempt) for attempt in attempts]
 
     def check(self, tasks: Sequence[Task]) -> None:
         """Raise `DataError` for the first task without a column that a template names."""
@@ -67,9 +67,6 @@ class GraderReward:
         """Kill the processes of Python graders."""
         for pool in self._pools.values():
             pool.close()
-
-    def _each(self, attempts: Sequence[Attempt]) -> list[Grade]:
-        return [self._grade(attempt) for attempt in attempts]
 
     def _grade(self, attempt: Attempt) -> Grade:
         values: dict[str, float] = {}

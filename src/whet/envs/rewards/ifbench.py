@@ -1,11 +1,12 @@
 """The kinds of instructions of IFBench (Pyatkin et al., 2507.02833), as `ifeval` has those of IFEval.
 
-Left out are `words:start_verb`, which needs a tagger of parts of speech, and six `custom:` kinds of one prompt each
-(tables in CSV, a quiz, lists of countries and of capitals). Syllables are counted as groups of vowels.
+Left out is `words:start_verb`, which needs a tagger of parts of speech. Syllables are counted as groups of vowels.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 import string
 import unicodedata
@@ -37,6 +38,13 @@ _PRONOUNS = words(
     "whomever whatever whichever anybody anyone anything everybody everyone everything nobody nothing somebody someone "
     "something each either neither both all some any none"
 )
+_CAPITALS = (
+    "Reykjavik,Helsinki,Oslo,Tallinn,Stockholm,Riga,Moscow,Copenhagen,Vilnius,Minsk,Dublin,Berlin,Amsterdam,Warsaw,"
+    "London,Brussels,Prague,Luxembourg,Paris,Vienna,Bratislava,Budapest,Vaduz,Chisinau,Bern,Ljubljana,Zagreb"
+)
+"""The answer that IFBench wants: European capitals north of 45 degrees, the northernmost first."""
+_COUNTRIES = 52
+"""Lines that a list of Africa's countries has at least."""
 _CONJUNCTIONS = words("and but for nor or so yet")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _EDGES = string.punctuation + string.whitespace
@@ -201,6 +209,44 @@ def _stops(text: str, percentage: float) -> bool:
     return bool(found) and 100 * sum(word in _STOP_WORDS for word in found) / len(found) <= percentage
 
 
+def _cells(text: str, delimiter: str = ",") -> list[list[str]]:
+    """A table's rows, the quotes around a cell kept; none where it is no table."""
+    try:
+        return list(csv.reader(io.StringIO(text.replace('"', '"""')), delimiter=delimiter))
+    except csv.Error:
+        return []
+
+
+def _is_table(text: str, names: str, rows: int, delimiter: str = ",") -> bool:
+    """Whether the text is this header, and so many rows as wide as it is."""
+    found = _cells(text, delimiter)
+    header = [name.strip().strip('"') for name in found[0]] if found else []
+    return header == names.split() and len(found) == rows + 1 and all(len(row) == len(header) for row in found)
+
+
+def _quiz(text: str) -> bool:
+    """Four questions with five options each, each question longer than the one before it, and nothing else."""
+    lengths = []
+    for asked in re.split(r"\n*Question \d+[.|):;]?\s*", text):
+        lines = [line.strip() for line in asked.strip().split("\n")]
+        options = [place for place, line in enumerate(lines) if re.match(r"[A-Ea-e][.|)]\s*\w", line)]
+        if asked.strip():
+            lengths.append(len(" ".join(lines[: options[0]])) if len(options) == 5 else 0)
+    return text.startswith("Question") and len(lengths) == 4 and 0 not in lengths and _rising(lengths)
+
+
+def _ascii(text: str) -> str:
+    """The text without accents."""
+    return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+
+
+def _countries(text: str) -> bool:
+    """From Zimbabwe on, the last first."""
+    lines = [_ascii(line) for each in text.split("\n") if (line := each.strip(string.punctuation + " "))]
+    first = next((place for place, line in enumerate(lines) if "Zimbabwe" in line), len(lines))
+    return len(lines) - first >= _COUNTRIES and lines[first:] == sorted(lines[first:], reverse=True)
+
+
 IFBENCH: Mapping[str, Check] = {
     "count:word_count_range": lambda text, min_words, max_words: min_words <= len(words(text)) <= max_words,
     "count:unique_word_count": lambda text, N: len({word.strip(_EDGES) for word in text.lower().split()}) >= N,
@@ -266,5 +312,14 @@ IFBENCH: Mapping[str, Check] = {
     "custom:sentence_alphabet": lambda text: (
         [sentence.lstrip(_EDGES)[:1].lower() for sentence in sentences(text)] == list(string.ascii_lowercase)),
     "custom:date_format_list": _dates,
+    "custom:csv_city": lambda text: _is_table(text, "ID Country City Year Count", 7),
+    "custom:csv_special_character": lambda text: _is_table(text, "ProductID Category Brand Price Stock", 14) and any(
+        re.fullmatch(r'\s*".*[^\w\s].*"\s*', cell) for row in _cells(text)[1:] for cell in row),
+    "custom:csv_quotes": lambda text: _is_table(text, "StudentID Subject Grade Semester Score", 3, "\t") and all(
+        re.fullmatch(r'\s*".*"\s*', cell, re.DOTALL) for row in _cells(text, "\t") for cell in row),
+    "custom:mcq_count_length": _quiz,
+    "custom:reverse_newline": _countries,
+    "custom:european_capitals_sort": lambda text: (
+        ",".join(each.strip() for each in _ascii(text).split(",") if each.strip()) == _CAPITALS),
 }  # fmt: skip
 """By IFBench's ids."""

@@ -18,7 +18,7 @@ from functools import lru_cache
 from whet.envs.base import Attempt, Grade, Task
 from whet.envs.rewards.agree import NO_ALGEBRA, Undecided
 from whet.envs.rewards.answers import gold_answer
-from whet.envs.rewards.plain import graded, require
+from whet.envs.rewards.plain import Separate, graded, require
 from whet.envs.rewards.reader import read
 from whet.envs.rewards.reading import answers, final_words
 from whet.envs.rewards.values import LONGEST, Date, Text, Value, YesNo
@@ -47,7 +47,7 @@ class _Question:
         return graded(bool(result.value), self.answer, self.gold)
 
 
-class MathReward:
+class MathReward(Separate):
     r"""1 if the final answer equals the gold one, else 0. `gold` names the column.
 
     `words` allows golds that are no mathematics (names, dates, yes or no) and lists of golds, any of which counts.
@@ -77,13 +77,17 @@ class MathReward:
             forked=True,
         )
 
-    def grade(self, attempts: Sequence[Attempt], *, step: int) -> list[Grade]:
+    def each(self, attempts: Sequence[Attempt], *, step: int) -> list[Grade]:
         """One grade for each attempt; the workers only see what no rule decides."""
         judged = [self._by_rule(attempt) for attempt in attempts]
         questions = list(dict.fromkeys(q for item in judged if not isinstance(item, Grade) for q in item))
         results = self._pool.map([question.payload(self._tolerance) for question in questions])
         grades = dict(zip(questions, self._attributed(questions, results), strict=True))
         return [item if isinstance(item, Grade) else _best([grades[q] for q in item]) for item in judged]
+
+    def settle(self, attempts: Sequence[Attempt], grades: Sequence[Grade], *, step: int) -> list[Grade]:
+        """As they are: a control of its own decided whose fault it is."""
+        return list(grades)
 
     def check(self, tasks: Sequence[Task]) -> None:
         """Raise `DataError` for the first task whose gold answer is missing or cannot be met."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from whet.envs.base import Attempt, Grade, OfAnyTask, Task
 from whet.errors import DataError, GraderError, boundary
@@ -17,8 +18,28 @@ Call = Callable[[Sequence[Attempt]], list[Grade]]
 MOST_CONTROLS = 2
 
 
+class Separate:
+    """A reward that grades each attempt by itself, so that it may be asked as attempts come (`rubric`)."""
+
+    __slots__ = ()
+    alone = True
+    """False: it only happens to be of this class, and compares attempts."""
+
+    def grade(self, attempts: Sequence[Attempt], *, step: int) -> list[Grade]:
+        """One grade for each attempt."""
+        return self.settle(attempts, self.each(attempts, step=step), step=step)
+
+    def each(self, attempts: Sequence[Attempt], *, step: int) -> list[Grade]:
+        """What each attempt gets, whichever others are there."""
+        raise NotImplementedError
+
+    def settle(self, attempts: Sequence[Attempt], grades: Sequence[Grade], *, step: int) -> list[Grade]:
+        """The same once all are there: whose fault a lost grade is, others show."""
+        return attribute(attempts, grades, partial(self.each, step=step))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlainReward(OfAnyTask):
+class PlainReward(Separate, OfAnyTask):
     """A function of one attempt as a reward. What it raises concerns that attempt alone."""
 
     name: str
@@ -28,18 +49,15 @@ class PlainReward(OfAnyTask):
     check_task: Callable[[Task], object] | None = None
     """Raises `DataError` for a task that it cannot grade."""
 
-    def grade(self, attempts: Sequence[Attempt], *, step: int) -> list[Grade]:
-        """One grade for each attempt; `attribute` decides on those that raised."""
-        return attribute(attempts, self._each(attempts), self._each)
+    def each(self, attempts: Sequence[Attempt], *, step: int) -> list[Grade]:
+        """What the function says of each attempt."""
+        return [self._grade(attempt) for attempt in attempts]
 
     def check(self, tasks: Sequence[Task]) -> None:
         """Raise `DataError` for the first task that it cannot grade."""
         if self.check_task is not None:
             for task in tasks:
                 self.check_task(task)
-
-    def _each(self, attempts: Sequence[Attempt]) -> list[Grade]:
-        return [self._grade(attempt) for attempt in attempts]
 
     def _grade(self, attempt: Attempt) -> Grade:
         try:

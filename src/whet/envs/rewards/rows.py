@@ -9,37 +9,40 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from whet.data.faults import nearest
-from whet.envs.base import Attempt, Grade, Reward, Task
+from whet.envs.base import Attempt, Grade, Task
 from whet.envs.rewards.answers import whole_answer
 from whet.envs.rewards.exact import exact, exact_gold
 from whet.envs.rewards.instructions import check_instructions, instructions
 from whet.envs.rewards.logic import LOGIC, LONGEST_ANSWER, Columns
 from whet.envs.rewards.math import MathReward
-from whet.envs.rewards.plain import PlainReward
+from whet.envs.rewards.plain import PlainReward, Separate
 from whet.envs.rewards.reasoning_gym import GymReward
 from whet.errors import DataError
 
 Rule = Callable[[Columns, str], bool]
+Verifier = MathReward | PlainReward | GymReward
 
 
-class RowVerifier:
+class RowVerifier(Separate):
     """1 if the row's own verifier, or the one called `verifier`, accepts the answer."""
 
     judges = True
 
     def __init__(self, *, name: str, weight: float, verifier: str | None = None) -> None:
         self.name, self.weight, self._verifier = name, weight, verifier
-        self._built: dict[str, Reward] = {}
+        self._built: dict[str, Verifier] = {}
 
-    def grade(self, attempts: Sequence[Attempt], *, step: int) -> list[Grade]:
-        """One grade for each attempt, by the verifiers of their tasks."""
-        places: dict[str, list[int]] = {}
-        for place, attempt in enumerate(attempts):
-            places.setdefault(self._name(attempt.task), []).append(place)
-        grades: dict[int, Grade] = {}
-        for name, some in places.items():
-            grades |= zip(some, self._reward(name).grade([attempts[place] for place in some], step=step), strict=True)
-        return [grades[place] for place in range(len(attempts))]
+    def each(self, attempts: Sequence[Attempt], *, step: int) -> list[Grade]:
+        """What the verifier of its task says of each attempt."""
+        return self._split(attempts, lambda one, some: one.each([attempts[place] for place in some], step=step))
+
+    def settle(self, attempts: Sequence[Attempt], grades: Sequence[Grade], *, step: int) -> list[Grade]:
+        """As those verifiers do."""
+
+        def settled(one: Separate, some: Sequence[int]) -> list[Grade]:
+            return one.settle([attempts[place] for place in some], [grades[place] for place in some], step=step)
+
+        return self._split(attempts, settled)
 
     def check(self, tasks: Sequence[Task]) -> None:
         """Raise `DataError` for the first task whose verifier is not known, or refuses the row or its gold answer."""
@@ -50,6 +53,18 @@ class RowVerifier:
         """End the verifiers' processes."""
         for reward in self._built.values():
             reward.close()
+
+    def _split(
+        self, attempts: Sequence[Attempt], asked: Callable[[Separate, Sequence[int]], list[Grade]]
+    ) -> list[Grade]:
+        """What each verifier says of the attempts at its tasks, in the attempts' order."""
+        places: dict[str, list[int]] = {}
+        for place, attempt in enumerate(attempts):
+            places.setdefault(self._name(attempt.task), []).append(place)
+        grades: dict[int, Grade] = {}
+        for name, some in places.items():
+            grades |= zip(some, asked(self._reward(name), some), strict=True)
+        return [grades[place] for place in range(len(attempts))]
 
     def _name(self, task: Task) -> str:
         found = self._verifier or task.columns.get("verifier")
@@ -62,7 +77,7 @@ class RowVerifier:
             raise DataError(f"task {task.id}: verifier {found!r} is not known; {nearest(str(found), VERIFIERS)}")
         return str(found)
 
-    def _reward(self, verifier: str) -> Reward:
+    def _reward(self, verifier: str) -> Verifier:
         if verifier not in self._built:
             self._built[verifier] = VERIFIERS[verifier](name=self.name, weight=self.weight)
         return self._built[verifier]
@@ -88,11 +103,11 @@ def check_puzzle(task: Task, *, rule: Rule) -> None:
         raise DataError(f"task {task.id}: its answer {str(gold)[:80]!r} breaks the puzzle's own rules; correct the row")
 
 
-def _plain(function: Callable[..., Grade], check_task: Callable[[Task], object]) -> Callable[..., Reward]:
+def _plain(function: Callable[..., Grade], check_task: Callable[[Task], object]) -> Callable[..., PlainReward]:
     return partial(PlainReward, judges=True, function=function, check_task=check_task)
 
 
-VERIFIERS: Mapping[str, Callable[..., Reward]] = {
+VERIFIERS: Mapping[str, Callable[..., Verifier]] = {
     "math": partial(MathReward, gold="answer", deadline_s=2.0),
     "answer": partial(MathReward, gold="answer", deadline_s=2.0, words=True),
     "exact": _plain(partial(exact, gold="answer"), partial(exact_gold, column="answer")),
