@@ -15,12 +15,13 @@ from tests.laws.support import logps_of
 from whet.algorithms.sft import CrossEntropy, weigh
 from whet.config import CreateConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
 from whet.config.loading import load_recipe
-from whet.errors import ModelError
+from whet.errors import ConfigError, ModelError
 from whet.launch.main import run_recipe
 from whet.launch.world import LocalWorld
 from whet.models.language import LanguageModel
 from whet.models.load import load_tokenizer
 from whet.records import Message, TokenRow
+from whet.sampling.weight_sync import base_weights
 from whet.tracking.log import read_metrics
 from whet.training.engine import LocalTrainer
 
@@ -154,6 +155,28 @@ def test_the_reference_is_where_training_started(base: str, lora: LoraConfig | N
     assert logps_of(policy.trainer, [ROW], temperature=0.8, frozen="reference") == [reference]
     (moved,) = logps_of(policy.trainer, [ROW], temperature=0.8)
     assert max(abs(a - b) for a, b in zip(moved, reference, strict=True)) > 0.1
+
+
+@pytest.mark.parametrize("whole", [["lm_head"], ["embed_tokens"], ["embed_tokens", "lm_head"]], ids="+".join)
+def test_modules_that_are_trained_whole_are_exported_and_the_reference_is_without_them(
+    base: str, whole: list[str], tmp_path: Path
+) -> None:
+    """The base's head is tied: what is named is trained alone, and written apart."""
+    lora = LoraConfig(rank=2, targets=["q_proj"], modules_to_save=whole)
+    policy = LocalWorld().policy(ModelConfig(path=base), TrainConfig(lora=lora, lr=0.05), SamplingConfig())
+    trained = [name for name in policy.trainer.model.parameters if ".modules_to_save." in name]  # type: ignore[attr-defined]
+    assert len(trained) == len(whole)
+    (start,) = logps_of(policy.trainer, [ROW])
+    policy.trainer.forward_backward(weigh([ROW]), CrossEntropy())
+    policy.trainer.optim_step(1.0)
+    (moved,) = logps_of(policy.trainer, [ROW])
+    assert max(abs(a - b) for a, b in zip(start, moved, strict=True)) > 0.1
+    assert logps_of(policy.trainer, [ROW], frozen="reference") == [start]
+    policy.trainer.export(tmp_path / "made")
+    again = LocalWorld().policy(ModelConfig(path=str(tmp_path / "made")), TrainConfig(), SamplingConfig())
+    assert logps_of(again.trainer, [ROW])[0] == pytest.approx(moved, abs=1e-5)
+    with pytest.raises(ConfigError, match="modules_to_save: vLLM takes adapters alone"):
+        list(base_weights(policy.trainer.model))  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("lora", ["null", LORA], ids=["full", "lora"])

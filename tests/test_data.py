@@ -314,6 +314,11 @@ def test_columns_that_nothing_reads_are_named_once_with_their_count(tmp_path: Pa
     kept, dropped = load_conversations(config(path=str(file), columns={"tools": "meta.tools"}))
     assert len(kept) == 2 and dropped.total == 0 and dropped.any
     assert dropped.describe() == "not read: id (2 rows), images (1 row)"
+    dated = [{**CHAT[0], "date": "today", "name": "Ann", "score": None}, {**CHAT[1], "date": "now", "lang": "en"}]
+    file.write_bytes(jsonl({"messages": dated}, {"messages": CHAT}, {"messages": dated[:1] + CHAT[1:]}))
+    _, dropped = load_conversations(config(path=str(file)))
+    assert dropped.describe() == "not read: messages[].date (2 rows), messages[].lang (1 row)"
+    file.write_bytes(jsonl(*rows))
     (tmp_path / "stage.json").write_text("{}")
     assert not load_conversations(config(path=str(file), columns={"tools": "meta.tools"}))[1].any, "a stage's rows"
     (tmp_path / "stage.json").unlink()

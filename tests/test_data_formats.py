@@ -14,8 +14,9 @@ from whet.config import DataConfig
 from whet.data.base import Conversation, Origin, Row
 from whet.data.faults import BadRow
 from whet.data.formats import detect, load_conversations, load_prompts, to_conversation, to_prompt
-from whet.data.preferences import to_comparison
+from whet.data.preferences import to_comparison, to_judged, to_rated
 from whet.data.sources import read_rows
+from whet.data.stepwise import to_stepwise
 from whet.errors import DataError
 from whet.records import Message, ToolCall
 
@@ -391,7 +392,7 @@ def test_every_hint_about_real_rows_can_be_followed(shared_data: Path) -> None:
     assert hints > 10
 
 
-def test_settings_of_the_chat_template_come_with_their_row_or_are_refused() -> None:
+def test_settings_of_the_chat_template_come_with_their_row_in_every_form() -> None:
     messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
     quiet = {"enable_thinking": False}
     for columns in (
@@ -402,9 +403,14 @@ def test_settings_of_the_chat_template_come_with_their_row_or_are_refused() -> N
     ):
         assert conversation(messages=messages, **columns).settings == quiet
         pair = row(prompt="x", chosen="y", rejected="z", **columns)
-        for read in (to_prompt, to_comparison):
-            with pytest.raises(BadRow, match="sets enable_thinking of the chat template; only SFT reads it"):
-                read(pair, config())
+        assert to_prompt(pair, config()).settings == to_comparison(pair, config()).settings == quiet
+        assert [each.settings for each in to_judged(pair, config())] == [quiet, quiet]
+        labelled = row(prompt="x", completion="y", label=True, **columns)
+        assert [each.settings for each in to_judged(labelled, config())] == [quiet]
+        rated = row(prompt="x", completion="y", ratings={"right": 1}, **columns)
+        assert to_rated(rated, config(), objectives=["right"]).settings == quiet
+        stepped = row(prompt="x", steps=["y", "z"], labels=[1, 0], **columns)
+        assert to_stepwise(stepped, config()).settings == quiet
     assert conversation(messages=messages, chat_template_kwargs=None).settings == {}
     with pytest.raises(BadRow, match="chat_template_kwargs: not an object"):
         conversation(messages=messages, chat_template_kwargs=[1])

@@ -94,6 +94,15 @@ def test_a_stopped_run_goes_on_as_if_it_never_had_and_reads_no_row_twice(
     assert lines(tmp_path) == lines(done)
 
 
+def test_a_student_is_looked_at_on_the_way_and_the_best_one_kept(tmp_path: Path) -> None:
+    tasks = "{tasks: {generate: arithmetic, count: 2, split: test}, rewards: [{kind: verifier}]}"
+    words = [f"stages.distill.evaluation={tasks}", "stages.distill.eval_every=3", "stages.distill.train.steps=4"]
+    run_recipe(load(tmp_path, *words, "stages.distill.best={metric: eval_loss}"), quiet=True)
+    looked = [line["step"] for line in lines(tmp_path) if "eval_solved" in line and "eval_loss" in line]
+    assert looked == [0, 3, 4]
+    assert (tmp_path / "run" / "stages" / "02-distill" / "best" / "model.safetensors").is_file()
+
+
 def test_a_teacher_with_other_tokens_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
     other = tmp_path / "other"
     load_model(ModelConfig(path="whet:tiny")).export(other)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from whet.evals.run import SampledAnswer, compare, summarise, table
 from whet.evals.stats import (
     avg_at_n,
+    detectable_gain,
     maj_at_k,
     mean_interval,
     paired_interval,
@@ -139,6 +141,19 @@ def test_pairing_by_question_is_sharper_than_two_intervals() -> None:
     gain, one = paired_interval(before, after), mean_interval(before)
     assert gain.low > 0 and gain.high - gain.low < 0.6 * (one.high - one.low)
     assert gain.mean == pytest.approx(avg_at_n(after) - avg_at_n(before))
+
+
+def test_a_gain_of_the_detectable_size_is_seen_four_times_of_five() -> None:
+    draw, seen, least = np.random.default_rng(0), 0, 0.09
+    for _ in range(400):
+        hard = draw.random(200)
+        before, after = ((draw.random((4, 200)) < hard * 0.8 + more).T.astype(float) for more in (0.0, 0.09))
+        seen += paired_interval(before.tolist(), after.tolist()).low > 0
+        least = detectable_gain(before.tolist(), after.tolist())
+    # With the gain as large as this it would be 0.8; the power of Student's t for a gain of this ratio is known.
+    expected = NormalDist().cdf(0.09 / least * (1.96 + 0.84) - 1.96)
+    assert seen / 400 == pytest.approx(expected, abs=0.06) and 0.05 < least < 0.13
+    assert detectable_gain([[1.0]] * 20, [[1.0]] * 20) > 0.2, "equal answers are no proof"
 
 
 def test_sign_flip_is_exact() -> None:

@@ -18,6 +18,7 @@ from whet.launch.check import check_recipe
 from whet.launch.main import run_recipe
 from whet.launch.runs import diff, gc, runs_in, show
 from whet.launch.world import LocalWorld
+from whet.models.locate import made_by
 from whet.pipeline.card import model_card, records
 from whet.pipeline.lineage import Choices, elsewhere
 from whet.pipeline.rounds import Rounds, rounds_of
@@ -118,6 +119,7 @@ def test_a_loop_is_written_out_and_every_value_keeps_its_place() -> None:
         ('"@keep"', '"@kep"', "r.yaml:21: stages.improve.stages.train.data is @kep, .*@improve-1-keep"),
         ('["@ask", "@improve"]', '"@improve"', "stages.improve.stages.keep.data is @improve, .*made later"),
         ('data: "@keep"', 'data: "@ask", lr: 1', "stages.improve.stages.train.lr: unknown key"),
+        ("{patience: 1}", "{metric: acuracy}", "until.metric is 'acuracy', .* has accuracy, .*mean 'accuracy'"),
         ("      judge:", "      x: {stages: {}}\n      judge:", "must be a section of stages, none of them a loop"),
         ("  improve:\n", "  model:\n", "r.yaml:10: stages.model: the name model is taken"),
         ("      judge:", "      model:", "stages.improve: the name model is taken"),
@@ -187,6 +189,17 @@ def test_a_loop_ends_by_its_rule_and_what_follows_begins_with_its_best_round() -
     assert "improve-2-train" in report and report.count(">not run<") == 4
     checks = check_recipe(load_recipe("r.yaml", ["out=runs/other"]))
     assert [check.stage for check in checks] == [name for name in DONE if "improve-2" not in name]
+
+
+def test_the_model_of_a_run_is_the_one_that_its_last_loop_chose() -> None:
+    """`whet chat RUN` and every `model: RUN`: not the round that was made last."""
+    stages = RECIPE.partition("  more:")[0]
+    Path("short.yaml").write_text(stages)
+    run_recipe(load_recipe("short.yaml", ["out=runs/short"]), quiet=True, choices=Choices(reuse=Path("runs/whole")))
+    assert sorted(path.name for path in Path("runs/short/stages").glob("*train"))[-1].endswith("improve-3-train")
+    assert made_by("runs/short").parent.name.endswith("improve-1-train")
+    assert made_by("runs/whole").parent.name.endswith("-more")
+    shutil.rmtree("runs/short")
 
 
 def test_a_loop_that_is_interrupted_goes_on_as_if_it_never_had_been(monkeypatch: pytest.MonkeyPatch) -> None:

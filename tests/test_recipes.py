@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
-from whet.config import GeneratedConfig
-from whet.config.loading import load_recipe
+from whet.config import GeneratedConfig, Recipe
+from whet.config.loading import load_recipe, resolved
 from whet.envs.library import family
 from whet.launch.check import check_recipe
 from whet.launch.main import run_recipe
@@ -38,6 +38,7 @@ SMALL = [
 def test_every_recipe_loads_and_can_be_planned(path: Path) -> None:
     recipe = load_recipe(path).recipe
     assert recipe.name == path.stem
+    assert Recipe.model_validate(resolved(recipe)) == recipe, "what a run keeps of its recipe loads again"
     assert list(dict.fromkeys(budget.stage for budget in recipe.budgets())) == list(recipe.distinct)
 
 

@@ -124,6 +124,18 @@ def test_a_turn_goes_on_from_the_tokens_of_the_one_before() -> None:
     assert said == [("user", "Guess."), *[("assistant", "no"), ("user", "Not no.")] * 3]
 
 
+def test_every_turn_is_opened_under_the_settings_of_its_task() -> None:
+    tokenizer = byte_tokenizer()
+    opening = "{{- '<|im_start|>assistant\n' }}"
+    own = tokenizer.chat_template.replace(opening, f"{opening}{{%- if quiet %}}{{{{- '(quiet)' }}}}{{%- endif %}}")
+    quietly = player(template=JinjaTemplate(tokenizer, chat_template=own))
+    for settings, opened in (({}, "assistant\n"), ({"quiet": True}, "assistant\n(quiet)")):
+        asked = replace(task("a"), settings=settings)
+        (group,) = quietly.play([asked], 1, step=0, seed=5).groups
+        turns = group.episodes[0].turns
+        assert [TEMPLATE.decode(turn.prompt).rpartition("<|im_start|>")[2] for turn in turns] == [opened] * 3
+
+
 def test_a_turn_that_a_stop_string_ended_is_closed_for_the_next_one_and_not_trained() -> None:
     class StopsAtString(Says):
         async def sample(self, request: Request) -> Completion:

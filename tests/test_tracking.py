@@ -235,6 +235,32 @@ def test_plain_lines_go_to_standard_error_only(capsys: pytest.CaptureFixture[str
     assert lines[-1] == "[red]literally[/red]"
 
 
+def test_a_run_of_several_stages_is_counted_and_timed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sequence of a stage to come is taken to last as long as one did until now."""
+    now = [0.0]
+    monkeypatch.setattr("whet.tracking.console.time.monotonic", lambda: now[0])
+    console = Console(every=1)
+    console.plan({"sft": 100, "rl": 300, "select": 0, "eval": 200})
+    for stage, total in (("sft", 2), ("rl", 2), ("eval base", 1)):
+        console.begin(stage, total)
+        for step in range(1, total + 1):
+            now[0] += 50
+            console.log(stage, step, {}, ())
+    console.plan({"sft": 100, "rl": None, "alone": 1})
+    console.begin("sft", 4)
+    console.log("sft", 1, {}, ())
+    assert [line.strip() for line in capsys.readouterr().err.splitlines()] == [
+        "sft (1 of 4)  1/2  50 s left, about 9:10 of the run",
+        "sft (1 of 4)  2/2  done, about 8:20 of the run",
+        "rl (2 of 4)  1/2  50 s left, about 2:30 of the run",
+        "rl (2 of 4)  2/2  done, about 1:40 of the run",
+        "eval base (4 of 4)  1/1  done",
+        "sft (1 of 3)  1/4  0 s left",
+    ]
+
+
 def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console(quiet=True)
     console.begin("rl", 1)

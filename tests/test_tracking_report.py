@@ -16,6 +16,8 @@ from whet.errors import RunError
 from whet.pipeline.kinds import KINDS
 from whet.records import Completion, Ending, Episode, Group, Message, Outcome, Score, Turn
 from whet.tracking.charts import IMITATION, PLAIN, TRAINING, board
+from whet.tracking.graph import StageNode, graph
+from whet.tracking.live import LiveReport
 from whet.tracking.log import RunLog
 from whet.tracking.report import write_report
 from whet.tracking.summary import EvalLine, StageView, figures, stage_line, verdict
@@ -280,6 +282,65 @@ def test_a_run_at_work_and_one_without_anything_have_pages(tmp_path: Path) -> No
     assert "no numbers yet" in write_report(tmp_path / "new", LOOKS).read_text()
     with pytest.raises(RunError, match="not a run folder"):
         write_report(tmp_path, LOOKS)
+
+
+def test_the_graph_has_every_stage_its_state_and_what_it_reads(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run", finished=False)
+    text = write_report(run, LOOKS, reads={"warm": [], "rl": ["warm"], "check": ["warm", "rl"]}, live=True).read_text()
+    Page(text)
+    drawing = text[text.index('<svg class="graph"') : text.index("</svg>", text.index('<svg class="graph"'))]
+    assert re.findall(r'class="node ([a-z-]+)"><title>([^:]*):', drawing)[1:] == [
+        ("done", "warm"),
+        ("running", "rl"),
+        ("waiting", "check"),
+    ]
+    assert "step 20 of 30" in drawing and re.findall(r'href="#(\w+)"', drawing) == ["warm", "rl"]
+    paths = re.findall(r'class="edge" d="([^"]*)"', drawing)
+    # From the base, from warm to the next row and to the one below it, from rl.
+    assert [path.count("M") for path in paths] == [1, 2, 1]
+    assert ATTACK not in text and '<meta http-equiv="refresh"' in text
+    assert '<meta http-equiv="refresh"' not in write_report(run, LOOKS).read_text()
+
+
+def test_lanes_cross_no_other_parents_lane() -> None:
+    nodes = [StageNode(name=str(i), kind="sft", state="done", note="", reads=r) for i, r in enumerate(
+        [(), ("0",), ("0", "1"), ("1",), ("0", "2"), ("3", "4")])]  # fmt: skip
+    drawing = graph(nodes)
+    lanes = [set(re.findall(r"Q([\d.]+) ", path)) for path in re.findall(r'd="([^"]*)"', drawing)]
+    assert all(len(lane) <= 1 for lane in lanes) and len(set.union(*lanes)) == 3
+    assert graph(nodes[:1]) == ""
+
+
+def test_every_evaluation_is_in_one_table_from_base_to_final(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run")
+    assert "From base to final" not in write_report(run, LOOKS).read_text()
+    early = run / "stages" / "00-early"
+    early.mkdir()
+    (early / "stage.json").write_text(json.dumps({"name": "early", "kind": "eval"}))
+    (early / "eval.json").write_text(json.dumps({"rows": [eval_row("start", 0.25, 9)], "k": 4}))
+    text = write_report(run, LOOKS).read_text()
+    table = text[text.index('id="evaluations"') : text.index("</section>", text.index('id="evaluations"'))]
+    models = re.findall(r'data-name="model">([^<]*)<', table)
+    assert models[:2] == ["start", "base"] and len(models) == 3 and models[2].startswith("RL")
+    assert len(re.findall(r'<svg class="interval', table)) == 3
+
+
+def test_a_report_is_drawn_now_and_then_and_harms_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, drawn, said = [0.0], list[float](), list[str]()
+    monkeypatch.setattr("whet.tracking.live.time.monotonic", lambda: now[0])
+
+    def draw() -> None:
+        drawn.append(now[0])
+        now[0] += 1  # a second of drawing is worth half a minute of running
+        if len(drawn) > 1:
+            raise OSError("the disk is full")
+
+    live = LiveReport(draw, said.append)
+    for _ in range(100):
+        now[0] += 1
+        live.log("rl", 1, {}, ())
+    assert drawn[:2] == [5, 40] and len(drawn) == 3
+    assert len(said) == 1 and "the disk is full" in said[0]
 
 
 @pytest.mark.parametrize("name", ["recipe.json", "run.json", "stages/03-check/eval.json"])

@@ -22,10 +22,12 @@ from whet.formulas.reduce import REDUCTIONS
 from whet.models.attention import AGREEMENT, AttentionCall, Tree, TreeLayout, largest_gap
 from whet.models.flex import Labels
 from whet.models.language import Ask
+from whet.models.noise import noisy, row_lengths
 from whet.models.pack import pack
 from whet.records import Atom, Episode, Outcome, Score, TokenRow
 from whet.training.base import Objective
 from whet.training.batch import microbatches
+from whet.training.engine import LocalTrainer
 from whet.training.memory import TokenBudget
 
 AXES = {
@@ -139,6 +141,35 @@ def test_sharing_the_prompt_changes_nothing() -> None:
         [Atom(rows=(replace(row, shared=0),)) for atom in atoms for row in atom.rows], OBJECTIVES["grpo"]
     )
     assert largest_difference(gradients(shared), gradients(apart)) < 1e-12
+
+
+def test_noise_on_embeddings_is_seeded_bounded_and_of_training_alone() -> None:
+    """NEFTune: within alpha / sqrt(row length x hidden size), and evaluation is as without it."""
+    atoms, plain = random_atoms(), tiny_trainer()
+    noisy_one = LocalTrainer(replace(tiny_model(), noise=5.0), plain.config)
+    found = {}
+    for name, trainer, seed in (
+        ("plain", plain, 1),
+        ("one", noisy_one, 1),
+        ("same", noisy_one, 1),
+        ("two", noisy_one, 2),
+    ):
+        torch.manual_seed(seed)
+        trainer.forward_backward(atoms, CrossEntropy())
+        found[name] = gradients(trainer)
+    assert largest_difference(found["one"], found["same"]) == 0
+    assert min(largest_difference(found["one"], found[other]) for other in ("plain", "two")) > 1e-4
+    assert noisy_one.evaluate(atoms, CrossEntropy()) == plain.evaluate(atoms, CrossEntropy())
+    layout = pack([Atom(rows=atoms[0].rows[:2])], torch.device("cpu")).layout
+    lengths = [len(row.tokens) for row in atoms[0].rows[:2]]
+    shared = atoms[0].rows[0].shared
+    expected = [max(lengths)] * shared + [n for n in lengths for _ in range(n - shared)]
+    assert row_lengths(layout).tolist() == expected
+    embedding = torch.nn.Embedding.from_pretrained(torch.zeros(3, 64))
+    with noisy(embedding, layout, 5.0):
+        noise_ND = embedding(torch.zeros(1, len(expected), dtype=torch.long))[0]
+    share_ND = noise_ND.abs() * (torch.tensor(expected)[:, None] * 64).sqrt() / 5
+    assert 0.9 < share_ND.max() <= 1 + 1e-6 and not embedding(torch.zeros(1, 2, dtype=torch.long)).any()
 
 
 def test_packed_logprobs_are_those_of_transformers() -> None:

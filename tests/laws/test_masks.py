@@ -186,6 +186,10 @@ def test_settings_of_a_row_are_variables_of_the_template(caplog: pytest.LogCaptu
     assert spans(template, template.conversation((ASK, TELL))) == ["<think>\n\n</think>\n\nbravo<|im_end|>"]
     prompt = template.prompt((ASK,), settings={"enable_thinking": False})
     assert quiet.tokens[: len(prompt)] == prompt
+    (end,) = template.stop_ids - {template._tokenizer.eos_token_id} or template.stop_ids
+    said = (*prompt, *template.prompt((ASK,))[:3], end)
+    longer = template.extend(said, (AGAIN,), settings={"enable_thinking": False})
+    assert template.decode(longer[len(template.extend(said, (AGAIN,))) :]) == "<think>\n\n</think>\n\n"
     assert not caplog.records
     template_of("ChatML").conversation((ASK, TELL), settings={"enable_thinking": False})
     assert "the chat template does not read 'enable_thinking'" in caplog.text

@@ -29,6 +29,7 @@ from whet.config.model import ModelConfig
 from whet.config.online_preference import OnlinePreferenceStage
 from whet.config.preference import PreferenceStage
 from whet.config.reward_model import RewardModelStage, unfit_rewards
+from whet.config.rewards import name_of
 from whet.config.rl import RLStage
 from whet.config.selection import SampleStage, SelectStage
 from whet.config.sft import SFTStage
@@ -132,6 +133,13 @@ class Recipe(Strict):
             raise ValueError(f"loops.{loop} names stages that are not there; write the group as stages.{loop}.stages")
         if config.until is not None and self.judge_of(config.stages[0]) is None:
             raise ValueError(f"loops.{loop}.until needs a stage of kind eval in the loop")
+        if config.until is not None:
+            judge: Any = self.stages[self.judge_of(config.stages[0]) or ""]
+            known, metric = ["accuracy", *map(name_of, judge.rewards)], config.until.metric
+            if metric not in known and not any(metric.startswith(f"{name}/") for name in known):
+                near = "".join(f"; did you mean {name!r}?" for name in get_close_matches(metric, known, n=1))
+                raise ValueError(f"loops.{loop}.until.metric is {metric!r}, and its evaluation has "
+                                 f"{', '.join(known)}{near}")  # fmt: skip
         return config.stages[-1][-1]
 
     def _absent(self, target: str, what: Made, there: list[str]) -> str:

@@ -104,7 +104,7 @@ class EquivalenceJudge(JudgeConfig):
     @model_validator(mode="after")
     def _check_keys(self) -> EquivalenceJudge:
         for key in ("scale", "disagreement", "clamp", "visible"):
-            if key in self.model_fields_set:
+            if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"{key} is of judges of how good an answer is; leave it out")
         return self
 

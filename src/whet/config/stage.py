@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import ClassVar, get_args
+from typing import ClassVar, Self, get_args
+
+from pydantic import model_validator
 
 from whet.config.budget import StageBudget
 from whet.config.model import ModelConfig
@@ -23,6 +25,13 @@ class StageBase(Strict):
     kind: str
     model: ModelConfig | None = None
     """None: what the stage before made, or the recipe's model for the first."""
+
+    @model_validator(mode="after")
+    def _check_noise(self) -> Self:
+        train = getattr(self, "train", None)
+        if self.kind != "sft" and train is not None and train.neftune is not None:
+            raise ValueError("train.neftune is for SFT: other stages compare passes, which noise makes different")
+        return self
 
     @classmethod
     def kind_name(cls) -> str:

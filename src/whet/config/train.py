@@ -20,6 +20,8 @@ class LoraConfig(Strict):
     alpha: int = Field(32, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: list[str] | Literal["all-linear"] = "all-linear"
+    modules_to_save: list[str] | None = None
+    """Modules that are trained whole beside the adapter: `[embed_tokens, lm_head]`."""
     rslora: bool = False
     dora: bool = False
     """DoRA (2402.09353): the adapter turns a weight, and a trained length scales it."""
@@ -69,6 +71,8 @@ class TrainConfig(Strict):
     GPU."""
     loss_on: Literal["assistant", "completion", "all"] = "assistant"
     """SFT: assistant turns; only the last one (the completion); or every token."""
+    neftune: float | None = Field(None, gt=0)
+    """SFT: noise on the embeddings while it trains, of this size (alpha of NEFTune, 2310.05914; 5 is common)."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -58,6 +58,8 @@ class Comparison:
     """The probability that the first of two answers is the better one, where labels are soft."""
     tied: int = 0
     """Answers of the row that were as good as one of these and are left out."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Variables of the chat template for this row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +73,8 @@ class Judged:
     tools: tuple[dict[str, Any], ...] = ()
     left_out: int = 0
     """Answers of the same comparison that are neither good nor bad: tied, or between the best and the worst."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Variables of the chat template for this row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +89,8 @@ class Rated:
     unread: tuple[str, ...] = ()
     """Other objectives that it is rated by and that are not used."""
     tools: tuple[dict[str, Any], ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Variables of the chat template for this row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +104,8 @@ class Stepwise:
     labels: tuple[float | None, ...]
     """In [0, 1], one for each step up to the first wrong one; what follows a wrong step has no label. None: not
     graded."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Variables of the chat template for this row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +117,8 @@ class Prompt:
     columns: Mapping[str, Any] = field(default_factory=dict)
     conversational: bool = True
     """Whether the row's prompt was a list of messages; rewards then get messages, and text otherwise."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Variables of the chat template for this row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,7 +29,7 @@ from whet.data.faults import BadRow, Dropped, Place, nearest
 from whet.data.hints import ANSWERS as ANSWER_COLUMNS
 from whet.data.hints import guess, written
 from whet.data.known import TASKS, TURNS
-from whet.data.messages import parse_messages, read_settings, read_tools, refuse_settings
+from whet.data.messages import parse_messages, read_settings, read_tools
 from whet.data.pairs import REQUIRED as COMPARISONS
 from whet.data.pairs import compared, in_order
 from whet.data.sources import Reading, read_examples, reading
@@ -97,13 +97,13 @@ def to_prompt(row: Row, config: DataConfig) -> Prompt:
     """
     columns = rename(row, config)
     place = Place(row.origin)
-    refuse_settings(columns, place)
     name, asked = _asked(columns, config, place)
     return Prompt(
         origin=row.origin,
         messages=with_system(asked, columns, config, place),
         columns={column: value for column, value in columns.items() if column != name},
         conversational=not isinstance(columns[name], str),
+        settings=read_settings(columns, place),
     )
 
 

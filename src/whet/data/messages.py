@@ -33,6 +33,12 @@ TOOL_COLUMNS = ("tools", "tool_defs")
 
 THINKING_KEYS = ("thinking", "reasoning_content", "reasoning")
 
+MESSAGE_KEYS = frozenset({
+    "role", "from", "content", "value", "tool_calls", "function_call", "tool_call_id", "train_detail", "name", "id",
+    *TRAIN_KEYS, *THINKING_KEYS,
+})  # fmt: skip
+"""Keys of a message that are read, or that say nothing to a model (`name`, `id`)."""
+
 
 def parse_messages(value: Any, place: Place) -> tuple[Message, ...]:
     """A list of messages. A system message without text says nothing and is left out; other empty ones are errors."""
@@ -46,7 +52,7 @@ def parse_messages(value: Any, place: Place) -> tuple[Message, ...]:
 
 
 def parse_message(value: Any, place: Place) -> Message:
-    """One message. Keys that mean nothing to us (names, ids, dates) are ignored."""
+    """One message. Keys that mean nothing to us are ignored; `data.unread` names them."""
     if not isinstance(value, dict):
         raise place.bad("not a message", f"it is {kind_of(value)}; a message is an object with role and content")
     role_key, text_key = ("from", "value") if "from" in value else ("role", "content")
@@ -94,16 +100,6 @@ def read_settings(columns: Mapping[str, Any], place: Place) -> Mapping[str, Any]
     settings = {key: value for key, value in settings.items() if value is not None}  # tables have every row's keys
     alone = columns.get("enable_thinking")
     return settings if alone is None else {"enable_thinking": alone, **settings}
-
-
-def refuse_settings(columns: Mapping[str, Any], place: Place) -> None:
-    """Raise `BadRow` where a row sets its chat template and what reads it renders all rows alike."""
-    if settings := read_settings(columns, place):
-        name = "chat_template_kwargs" if columns.get("chat_template_kwargs") else "enable_thinking"
-        raise place[name].bad(
-            f"sets {', '.join(settings)} of the chat template",
-            "only SFT reads it; set it in a model.chat_template file",
-        )
 
 
 def parse_tools(value: Any, place: Place) -> tuple[dict[str, Any], ...]:

@@ -29,7 +29,7 @@ from whet.data.columns import rename
 from whet.data.faults import Dropped, Place, finite, kind_of, nearest
 from whet.data.formats import conversation_of
 from whet.data.known import ANSWERS, RATINGS
-from whet.data.messages import read_tools, refuse_settings
+from whet.data.messages import read_settings, read_tools
 from whet.data.pairs import Turns, asked_format, compared, format_of, same
 from whet.data.sources import read_examples
 from whet.data.turns import untrained, with_system
@@ -53,7 +53,6 @@ def to_comparison(row: Row, config: DataConfig) -> Comparison:
     prompt, answers, tied = compared(columns, asked_format(columns, config, place), place)
     if answers[0] == answers[1]:
         raise same(columns, place)
-    refuse_settings(columns, place)
     margin = _number(columns, "margin", place)
     confidence = _number(columns, "confidence", place)
     if len(answers) > 2 and (margin is not None or confidence is not None):
@@ -65,6 +64,7 @@ def to_comparison(row: Row, config: DataConfig) -> Comparison:
         prompt=untrained(with_system(prompt, columns, config, place)),
         answers=answers,
         tools=read_tools(columns, place),
+        settings=read_settings(columns, place),
         margin=margin,
         confidence=1.0 if confidence is None else confidence,
         tied=tied,
@@ -80,20 +80,19 @@ def to_judged(row: Row, config: DataConfig) -> tuple[Judged, ...]:
     if columns.get("label") is None and format_of(columns) is not None:
         return _unpaired(to_comparison(row, config))
     place = Place(row.origin)
-    messages, tools = _answered(columns, config, place, "judge")
+    messages, given = _answered(columns, config, place, "judge")
     prompt, good = untrained(messages[:-1]), _label(columns, place)
-    return (Judged(origin=row.origin, prompt=prompt, answer=messages[-1:], tools=tools, good=good),)
+    return (Judged(origin=row.origin, prompt=prompt, answer=messages[-1:], good=good, **given),)
 
 
 def _answered(
     columns: Mapping[str, Any], config: DataConfig, place: Place, purpose: str
-) -> tuple[Turns, tuple[dict[str, Any], ...]]:
-    """The messages of a row that end with an answer, and its tools. Raises `BadRow`."""
+) -> tuple[Turns, dict[str, Any]]:
+    """The messages of a row that end with an answer, and its tools and template settings. Raises `BadRow`."""
     messages = with_system(conversation_of(columns, config, place), columns, config, place)
     if messages[-1].role != "assistant" or len(messages) < 2:
         raise place.bad(f"no answer to {purpose}", "the last message must be the assistant's, after a prompt")
-    refuse_settings(columns, place)
-    return messages, read_tools(columns, place)
+    return messages, {"tools": read_tools(columns, place), "settings": read_settings(columns, place)}
 
 
 def _label(columns: Mapping[str, Any], place: Place) -> bool:
@@ -113,7 +112,14 @@ def _unpaired(comparison: Comparison) -> tuple[Judged, Judged]:
     """The best and the worst answer, as TRL makes two rows of a pair. Margin and confidence mean nothing to them."""
     left_out = len(comparison.answers) - 2 + comparison.tied
     best, worst = (
-        Judged(origin=comparison.origin, prompt=comparison.prompt, answer=answer, tools=comparison.tools, good=good)
+        Judged(
+            origin=comparison.origin,
+            prompt=comparison.prompt,
+            answer=answer,
+            tools=comparison.tools,
+            settings=comparison.settings,
+            good=good,
+        )
         for answer, good in ((comparison.answers[0], True), (comparison.answers[-1], False))
     )
     return best, replace(worst, left_out=left_out)
@@ -132,14 +138,14 @@ def to_rated(row: Row, config: DataConfig, *, objectives: Sequence[str]) -> Rate
     """A row as one answer with its ratings. Raises `BadRow` naming file, line, field, fault and remedy."""
     columns = rename(row, config)
     place = Place(row.origin)
-    messages, tools = _answered(columns, config, place, "rate")
+    messages, given = _answered(columns, config, place, "rate")
     return Rated(
         origin=row.origin,
         prompt=untrained(messages[:-1]),
         answer=messages[-1:],
         ratings=_ratings(columns, objectives, place),
         unread=_others(columns["ratings"], objectives),
-        tools=tools,
+        **given,
     )
 
 

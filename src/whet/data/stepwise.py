@@ -21,6 +21,7 @@ from whet.data.base import Row, Stepwise
 from whet.data.columns import rename
 from whet.data.faults import Dropped, Place, kind_of
 from whet.data.known import STEPS
+from whet.data.messages import read_settings
 from whet.data.sources import read_examples
 from whet.data.turns import as_context, filled, turns, with_system
 
@@ -50,6 +51,7 @@ def to_stepwise(row: Row, config: DataConfig) -> Stepwise:
         prompt=as_context(prompt),
         steps=_joined(steps, columns.get("separator")),
         labels=labels[: wrong + 1],
+        settings=read_settings(columns, place),
     )
 
 

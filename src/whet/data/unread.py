@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from whet.config import DataConfig
 from whet.data.base import Row
 from whet.data.faults import nearest
-from whet.data.messages import TOOL_COLUMNS
+from whet.data.messages import MESSAGE_KEYS, TOOL_COLUMNS
 from whet.errors import DataError
 
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
@@ -20,6 +20,8 @@ READ = frozenset({
     "enable_thinking", *TOOL_COLUMNS,
 })  # fmt: skip
 """Columns that some format reads."""
+CHATS = ("messages", "conversations", "prompt", "completion", "chosen", "rejected")
+"""Those that may hold messages, whose own keys are looked at too: `messages[].date`."""
 
 
 def refuse_unknown(config: DataConfig) -> None:
@@ -37,3 +39,6 @@ def unread(row: Row, config: DataConfig, *, keeps_columns: bool) -> Iterator[str
         known = name in READ or name in mapped
         if value not in (None, "", [], {}) and (name in (*MEDIA, *TOOL_COLUMNS) if keeps_columns else not known):
             yield name
+        if name in CHATS and isinstance(value, list):
+            keys = {key for message in value if isinstance(message, dict) for key in message if message[key]}
+            yield from (f"{name}[].{key}" for key in sorted(keys - MESSAGE_KEYS))

@@ -23,6 +23,8 @@ class Task:
     """Gold answers and whatever else the row has; flows to reward functions by name."""
     conversational: bool = True
     """False: the row's prompt was plain text, so that functions with TRL's signature get strings, as there."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Variables of the chat template (`chat_template_kwargs` of its row)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

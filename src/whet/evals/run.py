@@ -12,7 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from whet.evals.stats import differences, mean_interval, paired_interval, pass_at_k, ratio_interval, sign_flip_p
+from whet.evals.stats import (
+    detectable_gain,
+    differences,
+    mean_interval,
+    paired_interval,
+    pass_at_k,
+    ratio_interval,
+    sign_flip_p,
+)
 from whet.records import Group, Outcome
 
 
@@ -69,6 +77,12 @@ class EvalRow:
     gain_high: float | None = None
     gain_p: float | None = None
     """Exact two-sided sign-flip p-value of "no difference"."""
+    detectable: float | None = None
+    """The smallest true gain that these questions show four times of five; None for the baseline."""
+    model: str = ""
+    """The model's own label, where it answered under several budgets of thinking."""
+    thinking: int | None = None
+    """Tokens that it could think for; None: no budget."""
 
 
 def summarise(label: str, answers: Mapping[str, Sequence[SampledAnswer]]) -> EvalRow:
@@ -132,7 +146,8 @@ def _with_gain(first: EvalRow, row: EvalRow) -> EvalRow:
     before, after = [first.scores[task] for task in both], [row.scores[task] for task in both]
     gain = paired_interval(before, after)
     p = sign_flip_p(differences(before, after))
-    return replace(row, gain=gain.mean, gain_low=gain.low, gain_high=gain.high, gain_p=p)
+    least = detectable_gain(before, after)
+    return replace(row, gain=gain.mean, gain_low=gain.low, gain_high=gain.high, gain_p=p, detectable=least)
 
 
 def _mean_rewards(answers: Sequence[SampledAnswer]) -> dict[str, float]:

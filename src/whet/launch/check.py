@@ -72,7 +72,8 @@ def _check_stage(run: Run, name: str, world: LocalWorld) -> StageCheck:
     seen = run.kind(name).check(replace(context, model=model))
     template = world.template(model)
     shown = [segments(row, template) for row in seen.rows]
-    shown += [(Segment(template.decode(template.prompt(prompt, seen.tools)), False),) for prompt in seen.prompts]
+    prompts = (template.prompt(task.messages, seen.tools, settings=task.settings) for task in seen.prompts)
+    shown += [(Segment(template.decode(prompt), False),) for prompt in prompts]
     return StageCheck(stage=name, kind=stage.kind, summary=seen.summary, samples=tuple(shown))
 
 

@@ -14,7 +14,7 @@ from whet.config import SamplingConfig, SFTStage, TrainConfig
 from whet.config.loading import Loaded, load_recipe
 from whet.errors import ConfigError
 from whet.evals.run import loss_table
-from whet.files import is_sealed, read_json
+from whet.files import is_sealed, read_json, write_json
 from whet.launch.main import asked_to_stop
 from whet.launch.world import LocalWorld
 from whet.models.device import pick_threads
@@ -30,7 +30,8 @@ def evaluate(loaded: Loaded, models: Mapping[str, str], *, quiet: bool = False) 
     """The evaluation table of the recipe's first eval stage, for `models` (label: path) or the stage's own.
 
     What was evaluated is kept in `RUN/evaluations/`; asking again for the same, unchanged models shows it again.
-    Where there is no such stage it is the held-out loss on the `eval_data` of the first SFT stage that has some.
+    Where there is no such stage it is the held-out loss on the `eval_data` of the first SFT stage that has some, which
+    is kept likewise.
     """
     recipe = loaded.recipe
     names = [name for name, stage in recipe.stages.items() if stage.evaluates is not None]
@@ -46,7 +47,9 @@ def evaluate(loaded: Loaded, models: Mapping[str, str], *, quiet: bool = False) 
         folder = run.folder / "evaluations" / f"{name}-{identity_name(context, recipe.seed)}"
         try:
             if isinstance(context.config, SFTStage):
-                return _held_out_loss(context, models)
+                if not (folder / "loss.json").is_file():
+                    write_json(folder / "loss.json", _held_out_loss(context, models))
+                return read_json(folder / "loss.json")
             run.kind(name).run(replace(context, folder=folder, checkpoints=folder))
         except Interrupted:
             raise KeyboardInterrupt from None

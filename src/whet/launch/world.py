@@ -94,6 +94,7 @@ class LocalWorld:
         tokens = settle(train, model, sampling, reference=other or bool(reference))
         template = self.template(model)
         language = load_model(model, **_how(train), with_score=with_value, stop_ids=template.stop_ids)
+        language = replace(language, noise=train.neftune)
         kept = model if other is None and reference and train.lora is None else other
         frozen = {} if kept is None else {REFERENCE: load_model(kept)}
         frozen |= {} if teacher is None else {TEACHER: _teacher(teacher, model)}

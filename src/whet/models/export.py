@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from whet.models.heads import SCORE, is_scalar
 from whet.models.quantize import dequantised
 
-WRAPPED = "base_layer"
-"""Where peft keeps a module that it has put an adapter around."""
+WRAPPED = ("base_layer", "modules_to_save", "default")
+"""Where peft keeps a module that it has put an adapter around, or its trained copy."""
+BEFORE = ".original_module."
+"""Where it keeps a module that it trains a copy of."""
 
 
 def save_model(module: Any, adapter: Any, folder: Path, stop_ids: Collection[int]) -> None:
@@ -66,9 +68,9 @@ def _merged(base: Any) -> tuple[dict[str, Tensor], set[str]]:
     from transformers.pytorch_utils import Conv1D
 
     tensors = {**dict(base.named_parameters(remove_duplicate=False)), **dict(base.named_buffers())}
-    kept = [name for name in base.state_dict() if name in tensors and ".lora_" not in name]
+    kept = [name for name in base.state_dict() if name in tensors and ".lora_" not in name and BEFORE not in name]
     state = {plain_name(name): dequantised(tensors[name]) for name in kept}
-    changed: set[str] = set()
+    changed = {plain_name(name) for name in kept if ".modules_to_save." in name}
     adapted: list[tuple[str, Any]] = [(path, m) for path, m in base.named_modules() if isinstance(m, LoraLayer)]
     for path, layer in adapted:
         leaf = getattr(layer, "parameter_name", "weight")  # experts are parameters, not linear layers
@@ -88,7 +90,7 @@ def _merged(base: Any) -> tuple[dict[str, Tensor], set[str]]:
 
 def plain_name(name: str) -> str:
     """The name of a tensor as its class has it, without the modules that peft puts around."""
-    return ".".join(part for part in name.split(".") if part != WRAPPED)
+    return ".".join(part for part in name.split(".") if part not in WRAPPED)
 
 
 def _is_own(module: Any, name: str) -> bool:

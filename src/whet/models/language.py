@@ -26,6 +26,7 @@ from whet.models.attention import Layout, pick_backend
 from whet.models.export import save_model
 from whet.models.heads import reward_facts
 from whet.models.matmul import linear
+from whet.models.noise import noisy
 from whet.models.pack import Packed, prompt_ends
 
 Want = Literal["logp", "entropy", "value", "score", "top_k"]
@@ -80,6 +81,8 @@ class LanguageModel:
     """What weighs the outputs of a head of several objectives, where something does."""
     stop_ids: frozenset[int] = frozenset()
     """Tokens that end a turn: an exported model stops at them."""
+    noise: float | None = None
+    """NEFTune's alpha: noise on the embeddings, of passes in training mode alone."""
 
     @property
     def vocabulary(self) -> int:
@@ -117,7 +120,10 @@ class LanguageModel:
 
     def stream(self, packed: Packed) -> Tensor:
         """Hidden states (N, D) of a micro-batch; trained tokens are predicted at `source_T` and stand at `place_T`."""
-        return self.hidden(packed.input_N, packed.layout.positions_N, packed.layout)
+        trained = self.noise is not None and self.module.training
+        embedding = self.module.get_input_embeddings()
+        with noisy(embedding, packed.layout, self.noise or 0.0) if trained else nullcontext():
+            return self.hidden(packed.input_N, packed.layout.positions_N, packed.layout)
 
     def logp_at(
         self,

@@ -379,6 +379,7 @@ def _add_lora(module: Any, config: LoraConfig) -> Any:
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         target_modules=config.targets,
+        modules_to_save=config.modules_to_save,
         exclude_modules=[*own, SCORE] if scalar else own,
         use_rslora=config.rslora,
         use_dora=config.dora,

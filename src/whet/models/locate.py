@@ -15,6 +15,9 @@ BUILT_IN = {"whet:demo": ASSETS / "demo"}
 TEMPLATES = {f"whet:{file.stem}": file for file in sorted((ASSETS / "templates").glob("*.jinja"))}
 """Chat templates that come with whet, for `model.chat_template`."""
 
+FINAL = "final"
+"""In `run.json`: the stage whose model the run came to."""
+
 
 def locate(path: str) -> tuple[str, str | None]:
     """(directory or hub id, revision). Raises `ModelError`, or `RunError` for a run that has not made the model."""
@@ -47,7 +50,10 @@ def run_of(path: str) -> tuple[str, str] | None:
 
 
 def made_by(run: str, stage: str = "") -> Path:
-    """The folder of the model that a stage of a run made, or the last one that made any. Raises `RunError`."""
+    """The folder of the model that a stage of a run made, or the one that it came to. Raises `RunError`.
+
+    That is the last one, and with a loop that chose among its rounds the chosen one (`run.json` names its stage).
+    """
     stages = list(read_json(Path(run) / "recipe.json")["stages"])
     folders = sorted(folder for folder in (Path(run) / "stages").glob("*") if is_sealed(folder))
     made = {
@@ -57,7 +63,9 @@ def made_by(run: str, stage: str = "") -> Path:
     }
     best = {f"{name}/best": last.parent / "best" for name, last in made.items() if (last.parent / "best").is_dir()}
     if not stage and made:
-        return list(made.values())[-1]
+        about = Path(run) / "run.json"
+        final = read_json(about).get(FINAL) if about.is_file() else None
+        return made[final] if final in made else list(made.values())[-1]
     if stage in made | best:
         return (made | best)[stage]
     if stage and stage not in stages:

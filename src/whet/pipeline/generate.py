@@ -16,6 +16,7 @@ from whet.config import Source
 from whet.config.judge import JudgeWording
 from whet.data.formats import TAKEN
 from whet.data.strict import check_text
+from whet.envs.base import Task
 from whet.envs.judges.judge import build_wording
 from whet.envs.judges.questions import questions
 from whet.errors import DataError, RewardError
@@ -157,4 +158,4 @@ def questions_seen(source: Source, wording: JudgeWording, form: Literal["pairs",
     compared, unread = comparisons(source)
     known = list(questions(compared[0], build_wording(wording), form=form, reasoning=wording.reasoning))
     summary = f"{len(compared):,} comparisons; {unread.describe()}"
-    return Seen(summary=summary, prompts=[each.prompt for each in known[:SHOWN]])
+    return Seen(summary=summary, prompts=[Task(id="", messages=each.prompt) for each in known[:SHOWN]])

@@ -94,7 +94,14 @@ def tasks(source: Source) -> tuple[Sequence[Task], Dropped]:
         return Lazy(source.count, family(source).task), Dropped()
     prompts, dropped = load_prompts(source)
     listed = [
-        Task(id=str(p.origin), messages=p.messages, columns=p.columns, conversational=p.conversational) for p in prompts
+        Task(
+            id=str(p.origin),
+            messages=p.messages,
+            columns=p.columns,
+            conversational=p.conversational,
+            settings=p.settings,
+        )
+        for p in prompts
     ]
     return listed, dropped
 
@@ -143,7 +150,7 @@ def usable(
                 grading.check([task])
             if environment is not None:
                 environment.check(task)
-            room = _room(len(template.prompt(task.messages, tools)), max_length)
+            room = _room(len(template.prompt(task.messages, tools, settings=task.settings)), max_length)
             kept.append(task)
             rooms.append(room)
         except DataError as error:

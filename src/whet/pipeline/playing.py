@@ -149,8 +149,7 @@ def look_at_tasks(context: Context[Any]) -> tuple[Seen, Playable]:
         found = _look(context, context.config, environment)
         held_out = _evaluation_summary(context, environment)
         tools = () if environment is None else environment.tools
-    prompts = [task.messages for task in found.tasks[:SHOWN]]
-    return Seen(summary="; ".join([found.describe(), *held_out]), prompts=prompts, tools=tools), found
+    return Seen(summary="; ".join([found.describe(), *held_out]), prompts=found.tasks[:SHOWN], tools=tools), found
 
 
 def evaluation_summary(context: Context[Any]) -> list[str]:

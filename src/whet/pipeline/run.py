@@ -22,11 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from whet.config import ModelConfig, Recipe
+from whet.config.budget import times
 from whet.config.loading import resolved
 from whet.config.stage import StageBase
 from whet.config.strict import Made, Strict, references, with_references
 from whet.errors import ConfigError, RunError
-from whet.files import is_sealed, seal, write_atomic, write_json, writing
+from whet.files import is_sealed, read_json, seal, write_atomic, write_json, writing
+from whet.models.locate import FINAL
 from whet.pipeline.card import CARD, model_card
 from whet.pipeline.kinds import KINDS
 from whet.pipeline.lineage import (
@@ -48,6 +50,7 @@ from whet.records import seed_of
 from whet.tracking.base import Sink
 from whet.tracking.charts import Look
 from whet.tracking.console import Console
+from whet.tracking.live import LiveReport
 from whet.tracking.report import write_report
 from whet.tracking.sinks import RunInfo, trackers
 
@@ -115,8 +118,11 @@ class Run:
         earlier = self._maker(name)
         return self.recipe.model if earlier is None else self.recipe.model.at(str(self.model_folder(earlier)))
 
-    def _maker(self, name: str) -> str | None:
-        """The last stage before this one that makes a model; of a loop that is over, the one that it ended with."""
+    def _maker(self, name: str = "") -> str | None:
+        """The last stage before this one that makes a model; of a loop that is over, the one that it ended with.
+
+        Without a name it is the one whose model the run comes to.
+        """
         earlier = list(takewhile(lambda other: other != name, self.recipe.stages))
         maker = next((other for other in reversed(earlier) if self.recipe.stages[other].makes == "model"), None)
         loop, here = (self.recipe.places.get(each or "", ("", 0))[0] for each in (maker, name))
@@ -211,7 +217,13 @@ def run_recipe(
 
 
 def _run_stages(run: Run, world: World, console: Console, stopped: Stopped, choices: Choices) -> None:
+    noted = run.folder / "run.json"
+    facts = {key: value for key, value in read_json(noted).items() if key != FINAL}
+    write_json(noted, facts)
     told = RunInfo(name=run.recipe.name, folder=run.folder, recipe=resolved(run.recipe))
+    budgets = {name: stage.budget() for name, stage in run.recipe.stages.items()}
+    console.plan({name: times(budget.steps, budget.sequences) for name, budget in budgets.items()})
+    live = LiveReport(lambda: _report(run, live=True), console.say)
     with trackers(run.recipe.trackers, told, console.say) as others:
         try:
             for name in run.recipe.stages:
@@ -223,26 +235,31 @@ def _run_stages(run: Run, world: World, console: Console, stopped: Stopped, choi
                     if not begun(run.stage_folder(name), run.checkpoints(name)):  # by another rule: it stays what it is
                         write_json(run.stage_folder(name) / NOTED, about)
                     continue
-                context = context_of(run, name, world, console, stopped, others=others)
+                context = context_of(run, name, world, console, stopped, others=(live, *others))
                 _compare(run, [context], choices)
                 if is_sealed(context.folder):
                     console.say(f"{name}: done before")
                 else:
                     _run_stage(run, context, choices)
+                    live.consider()
                 # Here, so that a run killed between the manifest and this line loses them the next time.
                 shutil.rmtree(context.checkpoints, ignore_errors=True)
         except BaseException as error:
             console.close()
             failure = str(error) or type(error).__name__
             with suppress(Exception):  # what stopped the run is the news, not that its report failed, too
-                write_report(
-                    run.folder,
-                    run.looks,
-                    failure=failure if isinstance(error, Exception) and not isinstance(error, Interrupted) else "",
-                )
+                failed = isinstance(error, Exception) and not isinstance(error, Interrupted)
+                _report(run, failure=failure if failed else "")
             raise
         console.close()
-        write_report(run.folder, run.looks)
+        write_json(noted, {**facts, FINAL: run._maker()})
+        _report(run)
+
+
+def _report(run: Run, *, failure: str = "", live: bool = False) -> None:
+    order = list(run.recipe.stages)
+    reads = {name: sorted(run.reads(name), key=order.index) for name in order}
+    write_report(run.folder, run.looks, reads=reads, failure=failure, live=live)
 
 
 def _run_stage(run: Run, context: Context, choices: Choices) -> None:

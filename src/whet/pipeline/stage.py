@@ -24,9 +24,10 @@ from whet.config.reward_model import GateConfig
 from whet.config.rewards import ScorerConfig
 from whet.config.stage import StageBase
 from whet.data.faults import Dropped
+from whet.envs.base import Task
 from whet.envs.clients import ChatClient, RewardModelClient
 from whet.files import write_atomic
-from whet.records import Message, TokenRow
+from whet.records import TokenRow
 from whet.sampling.base import PolicySampler
 from whet.templates.base import Template
 from whet.tracking.base import Sink
@@ -167,7 +168,7 @@ class Seen:
     summary: str
     rows: Sequence[TokenRow] = ()
     """A few, to be shown with their loss mask."""
-    prompts: Sequence[Sequence[Message]] = ()
+    prompts: Sequence[Task] = ()
     """A few, to be shown as the model reads them."""
     tools: tuple[dict[str, Any], ...] = ()
     """What may be called in answer to the prompts."""

@@ -133,7 +133,9 @@ class Player:
             game.environment = self.environment(game.task)
             opening = await game.environment.start(seed=game.seed)
             game.asked, game.tools, game.state = opening.messages, opening.tools, opening.state
-            game.prompt = self.template.prompt(opening.messages, opening.tools, untrusted=True)
+            game.prompt = self.template.prompt(
+                opening.messages, opening.tools, settings=game.task.settings, untrusted=True
+            )
             if len(game.prompt) >= self.max_length:
                 raise DataError(f"the prompt has {len(game.prompt)} tokens, the model attends to {self.max_length}")
 
@@ -183,12 +185,12 @@ class Player:
             last = max((n for n, each in enumerate(observations, start=1) if each.role == "assistant"), default=0)
             game.messages += observations[last:]
             if opens.after is None:
-                return self.template.prompt(observations, opens.tools, untrusted=True)
+                return self.template.prompt(observations, opens.tools, settings=game.task.settings, untrusted=True)
             turn = game.turns[opens.after]
         # A turn that a stop string ended is closed here: context, since the policy did not write it.
         end = [self.template.turn_end] if turn.completion.ending is Ending.STOP_STRING else []
         written = (*turn.prompt.tolist(), *turn.completion.tokens.tolist(), *end)
-        return self.template.extend(written, observations)
+        return self.template.extend(written, observations, settings=game.task.settings)
 
     def _shortened(self, observation: Message) -> Message:
         most = self.observation_tokens

@@ -31,6 +31,8 @@ LOWEST_TEMPERATURE = 0.01
 def base_weights(model: LanguageModel) -> Iterator[tuple[str, Tensor]]:
     """Parameters by the names of a model's files, tied ones once, without adapters and without a critic's head."""
     for name, p in model.module.named_parameters():
+        if ".modules_to_save." in name:
+            raise ConfigError("train.lora.modules_to_save: vLLM takes adapters alone; use sampling.engine: embedded")
         if ".lora_" not in name and name != f"{SCORE}.weight":
             yield plain_name(name), p.detach()
 

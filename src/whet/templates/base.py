@@ -129,7 +129,12 @@ class Template(Protocol):
         """
 
     def extend(
-        self, tokens: Sequence[int], messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()
+        self,
+        tokens: Sequence[int],
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] = (),
+        *,
+        settings: Settings = NO_SETTINGS,
     ) -> tuple[int, ...]:
         """The next turn's prompt: `tokens` (prompt and completion as sampled), then these messages, untrusted."""
 

@@ -17,9 +17,9 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby, takewhile
 from typing import Any
 
@@ -36,6 +36,7 @@ from whet.templates.messages import (
     OWN_TEMPLATE,
     WITH_TOOLS,
     Calls,
+    any_of,
     as_dict,
     marked_messages,
     missing,
@@ -69,8 +70,8 @@ class JinjaTemplate(Template):
         added = tokenizer.added_tokens_decoder
         self._added = {token.content: index for index, token in added.items()}
         self._specials = {token.content: index for index, token in added.items() if token.special}
-        self._special = _any_of(self._specials)
-        self._markup = _any_of(text for text in self._added if re.search(r"[^\w\s]", text))
+        self._special = any_of(self._specials)
+        self._markup = any_of(text for text in self._added if re.search(r"[^\w\s]", text))
         self._said: set[str] = set()
         self._calls = Calls()
         self._outlines = Outlines(self._render, str(chat_template or tokenizer.chat_template))
@@ -80,7 +81,7 @@ class JinjaTemplate(Template):
         self._stop_ids = eos | {self._specials[self._turn_end]}
         # A span may end with any of them: some templates close the last turn with the end of text.
         ends = [text for text, index in self._specials.items() if index in self._stop_ids]
-        self._stop = re.compile("|".join(map(re.escape, ends)))
+        self._stop = any_of(ends)
         self._encoder = Encoder(tokenizer, self._stop_ids, self._specials[self._turn_end])
         self._calls = self._find_calls()
         self._uneven = find_uneven(self._render)
@@ -175,7 +176,12 @@ class JinjaTemplate(Template):
         return self._encoder.all(scripts, most=most)
 
     def extend(
-        self, tokens: Sequence[int], messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()
+        self,
+        tokens: Sequence[int],
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] = (),
+        *,
+        settings: Settings = NO_SETTINGS,
     ) -> tuple[int, ...]:
         """`tokens` unchanged, then what the template writes from the end of that turn to the next one's opening.
 
@@ -184,6 +190,7 @@ class JinjaTemplate(Template):
         if not tokens or tokens[-1] not in self._stop_ids:
             raise DataError("the turn to be continued does not end with a stop token; it was cut off by its budget")
         messages = with_cuts(messages, self._markup)
+        render = partial(self._render, tools=tools, settings=settings)
         # The text between two turns does not depend on what was said before, so a stand-in conversation shows it.
         calls = tuple(
             ToolCall(name=m.name or PROBE, arguments={"of": PROBE}, id=m.tool_call_id or "")
@@ -191,9 +198,9 @@ class JinjaTemplate(Template):
             if m.role == "tool"
         )
         try:
-            between = self._between(calls, messages, tools)
+            between = self._between(calls, messages, render)
         except DataError:  # a template of one call in a turn
-            between = self._between(calls[:1], messages, tools)
+            between = self._between(calls[:1], messages, render)
         return (*tokens, *self._encoder.in_pieces(between))
 
     def parse(self, completion: Sequence[int], ending: Ending, tools: Sequence[dict[str, Any]] = ()) -> Message:
@@ -236,13 +243,11 @@ class JinjaTemplate(Template):
         found = self._read(self.dialect, self._encoder.one(span), schemas_of(tools))[1] if calls and tools else ()
         return bool(found) and found == tuple(replace(call, id="") for call in calls)
 
-    def _between(
-        self, calls: tuple[ToolCall, ...], messages: Sequence[Message], tools: Sequence[dict[str, Any]]
-    ) -> str:
+    def _between(self, calls: tuple[ToolCall, ...], messages: Sequence[Message], render: Callable[..., Any]) -> str:
         before = (Message(role="user", content=PROBE), Message(role="assistant", content=PROBE, tool_calls=calls))
-        shown, _ = self._render(before, tools)
+        shown, _ = render(before)
         place = len(self._stop.findall(shown, 0, shown.rfind(PROBE)))  # of the answer's stop token among all
-        text, _ = self._render([*before, *messages], tools, generation_prompt=True)
+        text, _ = render([*before, *messages], generation_prompt=True)
         ends = [match.end() for match in self._stop.finditer(text)]
         between = text[ends[place] :] if place < len(ends) else PROBE
         if PROBE in between:
@@ -395,8 +400,3 @@ class JinjaTemplate(Template):
             if text.count(PROBE) == 2 and str(call.arguments) not in text:
                 return way
         return Calls()
-
-
-def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    """Any of these texts, the longest that fits."""
-    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or r"(?!)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -140,3 +140,8 @@ def leaves(value: Any) -> Iterator[tuple[str, ...]]:
         yield (value.strip(), json.dumps(value, ensure_ascii=False)[1:-1], json.dumps(value)[1:-1])
     else:
         yield (json.dumps(value), str(value))
+
+
+def any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """Any of these texts, the longest that fits."""
+    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or r"(?!)")

@@ -1,6 +1,6 @@
 """One live line for the stage at work; plain lines where there is no terminal. Everything goes to standard error.
 
-A line reads `rl ━━━━━──── 120/300 1:12 left  reward 0.830  solved 81%  length 24  entropy 0.52  kl 0.003  1.2k tok/s`.
+A line reads `rl (2 of 3) ━━━━━──── 120/300 1:12 left, about 4:30 of the run  reward 0.830  solved 81%  1.2k tok/s`.
 """
 
 from __future__ import annotations
@@ -50,11 +50,25 @@ class Console:
         self._bar = TaskID(0)
         self._total = self._first = 0
         self._began = 0.0
+        self._stage = ""
+        self._number = ""
+        self._work: Mapping[str, int | None] = {}
+        self._spent: dict[str, float] = {}
+
+    def plan(self, work: Mapping[str, int | None]) -> None:
+        """What a run is to do: its stages in order with how many sequences each trains on or samples (None: unknown).
+
+        From then on a stage is shown with its number and the time that is left of the whole run.
+        """
+        self._work = work
 
     def begin(self, stage: str, total: int, *, done: int = 0) -> None:
         """A stage of `total` steps starts, or goes on after `done` of them."""
         self.close()
+        self._stage = stage.partition(" ")[0]  # of an evaluation it is the stage and the model
         self._total, self._first, self._began = total, done, time.monotonic()
+        place = list(self._work).index(self._stage) + 1 if self._stage in self._work else 0
+        self._number = f" ({place} of {len(self._work)})" if place and len(self._work) > 1 else ""
         if self._rich.is_terminal and not self._quiet:
             self._progress = Progress(
                 TextColumn("[bold]{task.description}"),
@@ -64,7 +78,7 @@ class Console:
                 console=self._rich,
                 expand=True,
             )
-            self._bar = self._progress.add_task(stage, total=total, completed=done, numbers="")
+            self._bar = self._progress.add_task(stage + self._number, total=total, completed=done, numbers="")
             self._progress.start()
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float], groups: Sequence[Group]) -> None:
@@ -73,7 +87,7 @@ class Console:
         if self._progress is not None:
             self._progress.update(self._bar, completed=step, numbers=numbers)
         elif step % self._every == 0 or step in (self._first + 1, self._total) or not HELD_OUT.isdisjoint(metrics):
-            self.say(f"{stage}  {step}/{self._total}  {numbers}")
+            self.say(f"{stage}{self._number}  {step}/{self._total}  {numbers}")
 
     def say(self, text: str) -> None:
         """One line of text for people, above the live line; never read as markup."""
@@ -87,8 +101,23 @@ class Console:
             self._progress = None
 
     def _time_left(self, step: int) -> str:
-        per_step = (time.monotonic() - self._began) / max(1, step - self._first)
-        return f"{duration(per_step * (self._total - step))} left" if step < self._total else "done"
+        spent = time.monotonic() - self._began
+        left = spent / max(1, step - self._first) * (self._total - step)
+        after = self._after(spent, step)
+        shown = f"{duration(left)} left" if step < self._total else "done"
+        return f"{shown}, about {duration(left + after)} of the run" if after else shown
+
+    def _after(self, spent: float, step: int) -> float:
+        """Seconds that the stages behind this one take if a sequence takes as long as one did until now; 0: unknown."""
+        names = list(self._work)
+        later = names[names.index(self._stage) + 1 :] if self._stage in self._work else []
+        share = max(1, step - self._first) / max(1, self._total)
+        self._spent[self._stage] = max(spent / share, 1e-9)
+        to_do = [self._work[name] for name in later]
+        done = [(self._spent[name], work) for name in self._spent if (work := self._work.get(name))]
+        if not done or None in to_do:
+            return 0.0
+        return sum(s for s, _ in done) / sum(work for _, work in done) * sum(filter(None, to_do))
 
 
 def line(metrics: Mapping[str, float]) -> str:

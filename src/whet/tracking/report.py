@@ -13,20 +13,24 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import cycle
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
 
 from whet.errors import RunError
 from whet.files import write_atomic
-from whet.tracking.charts import PLAIN, Look, board
+from whet.tracking.charts import PLAIN, TONES, Look, board
+from whet.tracking.graph import StageNode, graph
 from whet.tracking.judged import judged
 from whet.tracking.log import Rollout, read_metrics, read_rollouts, rollout_steps, rollout_tasks
-from whet.tracking.summary import EvalLine, StageView, duration_s, figures, stage_line, verdict
-from whet.tracking.svg import interval, nice_ticks
+from whet.tracking.summary import EvalLine, StageView, duration_s, figures, stage_line, stage_note, verdict
+from whet.tracking.svg import Axis, Series, interval, line_chart, nice_ticks
 from whet.tracking.text import counted, number, percent, points, seconds
 
 SHOWN = 3
@@ -35,6 +39,7 @@ LATEST = 5
 """Steps at the end from which they are taken."""
 LONGEST = 4000
 """Characters shown of one text."""
+THINKING = Axis(label="accuracy", show=percent, floor=0.0, along="tokens of thinking")
 SPECIAL = re.compile(r"(<\|[^|>\s]{1,40}\|>|</?(?:think|answer|tool_call|s)>)")
 
 
@@ -76,12 +81,23 @@ class Table:
     """Those whose means say more than the accuracy does."""
     scale: tuple[float, float]
     gain_scale: tuple[float, float] | None
+    curve: str = ""
+    """Accuracy over tokens of thinking, where there were budgets."""
+    legend: Sequence[tuple[str, str]] = ()
 
 
-def write_report(run_folder: Path, looks: Mapping[str, Look], *, failure: str = "") -> Path:
+Reads = Mapping[str, Collection[str]]
+"""Of each stage the stages whose artifacts it reads."""
+UNKNOWN: Reads = MappingProxyType({})
+
+
+def write_report(
+    run_folder: Path, looks: Mapping[str, Look], *, reads: Reads = UNKNOWN, failure: str = "", live: bool = False
+) -> Path:
     """Write `report.html` into the run folder and return its path; `looks` says how each kind of stage is shown.
 
-    `failure`: why the run could not go on; it is the headline then.
+    `failure`: why the run could not go on; it is the headline then. `live`: the run is at work, so the page loads
+    itself again every now and then.
     Raises `RunError` where the folder holds no run, or a file in it cannot be read.
     """
     if not (run_folder / "recipe.json").exists() and not (run_folder / "stages").is_dir():
@@ -89,18 +105,14 @@ def write_report(run_folder: Path, looks: Mapping[str, Look], *, failure: str = 
             f"{run_folder}: not a run folder (neither recipe.json nor stages/ is there); give one of `runs/`"
         )
     page = run_folder / "report.html"
-    write_atomic(page, render(run_folder, looks, failure=failure).encode())
+    write_atomic(page, render(run_folder, looks, reads=reads, failure=failure, live=live).encode())
     return page
 
 
-def render(run_folder: Path, looks: Mapping[str, Look], *, failure: str = "") -> str:
-    """The page as text."""
+@cache
+def _template() -> Any:
     import jinja2
 
-    recipe, info = _read_json(run_folder / "recipe.json"), _read_json(run_folder / "run.json")
-    folders = sorted(path for path in (run_folder / "stages").glob("*") if path.is_dir())
-    begun = tuple(_stage(folder, recipe, looks) for folder in folders)
-    stages = (*begun, *_waiting(recipe, begun, looks))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -109,8 +121,19 @@ def render(run_folder: Path, looks: Mapping[str, Look], *, failure: str = "") ->
         lstrip_blocks=True,
     )
     environment.filters.update(counted=counted, percent=percent, number=number, points=points, seconds=seconds)
+    return environment.get_template("report.html.jinja")
+
+
+def render(
+    run_folder: Path, looks: Mapping[str, Look], *, reads: Reads = UNKNOWN, failure: str = "", live: bool = False
+) -> str:
+    """The page as text."""
+    recipe, info = _read_json(run_folder / "recipe.json"), _read_json(run_folder / "run.json")
+    folders = sorted(path for path in (run_folder / "stages").glob("*") if path.is_dir())
+    begun = tuple(_stage(folder, recipe, looks) for folder in folders)
+    stages = (*begun, *_waiting(recipe, begun, looks))
     charts = {s.name: board(s.lines, s.look.charts) for s in begun if s.lines}
-    return environment.get_template("report.html.jinja").render(
+    page: str = _template().render(
         name=info["name"] if "name" in info else run_folder.resolve().name,
         description=recipe["description"] if "description" in recipe else "",
         verdict=verdict(stages, failure),
@@ -126,7 +149,11 @@ def render(run_folder: Path, looks: Mapping[str, Look], *, failure: str = "") ->
         facts=_facts(info, recipe),
         versions=info["versions"] if "versions" in info else {},
         recipe=_recipe_lines(recipe),
+        graph=graph(_nodes(recipe, stages, reads, charts)),
+        evaluations=_evaluations(begun),
+        live=live,
     )
+    return page
 
 
 # ----------------------------------------------------------------------------------------- the folder
@@ -198,6 +225,34 @@ def _eval_line(path: Path, row: Mapping[str, Any]) -> EvalLine:
 # ---------------------------------------------------------------------------------------- its contents
 
 
+def _nodes(
+    recipe: Mapping[str, Any], stages: Sequence[StageView], reads: Reads, charts: Collection[str]
+) -> list[StageNode]:
+    """The stages as a graph, below the model that the recipe starts from: those that read no other one begin there."""
+    known = {stage.name for stage in stages}
+    start = str(recipe.get("model", {}).get("path", "start"))
+    nodes = [StageNode(name=start, kind="base model", state="base", note="", reads=())]
+    for stage in stages:
+        parents = [name for name in reads.get(stage.name, ()) if name in known] or [start]
+        target = stage.name if stage.rows or stage.name in charts else ""
+        note = stage_note(stage)
+        nodes.append(
+            StageNode(name=stage.name, kind=stage.kind, state=stage.state, note=note, reads=parents, target=target)
+        )
+    return nodes
+
+
+def _evaluations(stages: Sequence[StageView]) -> list[tuple[str, EvalLine, str]]:
+    """Every row of every evaluation in order, from base to final, on one scale; none where one table has them all."""
+    rows = [(stage.name, row) for stage in stages for row in stage.rows]
+    if len({name for name, _ in rows}) < 2:
+        return []
+    ticks = nice_ticks(min(r.low for _, r in rows), max(r.high for _, r in rows) + 1e-3, 5)
+    start, stop = max(0.0, ticks[0]), min(1.0, ticks[-1])
+    drawn = [interval(r.low, r.accuracy, r.high, start=start, stop=stop, zero=None, tone="blue") for _, r in rows]
+    return [(name, row, plot) for (name, row), plot in zip(rows, drawn, strict=True)]
+
+
 def _table(stage: StageView) -> Table:
     rows = stage.rows
     ticks = nice_ticks(min(r.low for r in rows), max(r.high for r in rows) + 1e-3, 5)
@@ -216,16 +271,29 @@ def _table(stage: StageView) -> Table:
             )
         drawn.append((row, plot, gain))
     ks = sorted({k for row in rows for k in row.pass_at_k if k != "1"}, key=int)
-    rewards = list(dict.fromkeys(name for row in rows for name in row.rewards))
+    rewards, curves = list(dict.fromkeys(name for row in rows for name in row.rewards)), _thinking_curves(rows)
     return Table(
         stage=stage.name,
-        baseline=stage.baseline.label,
+        baseline=stage.baseline.model if sum(r.gain is None for r in rows) > 1 else stage.baseline.label,
         rows=drawn,
         ks=ks,
         rewards=rewards if len(rewards) > 1 else [],  # one alone is the accuracy
         scale=scale,
         gain_scale=gain_scale,
+        curve=line_chart(curves, THINKING) if curves else "",
+        legend=[(each.name, each.tone) for each in curves],
     )
+
+
+def _thinking_curves(rows: Sequence[EvalLine]) -> list[Series]:
+    """Accuracy over tokens of thinking, a curve for each model."""
+    models = dict.fromkeys(row.model for row in rows if row.thinking is not None)
+    return [
+        Series(
+            name=model, tone=tone, points=tuple((float(r.thinking or 0), r.accuracy) for r in rows if r.model == model)
+        )
+        for model, tone in zip(models, cycle(TONES), strict=False)
+    ]
 
 
 def _examples(folder: Path, stage: StageView) -> Examples | None:

@@ -30,6 +30,11 @@ class EvalLine:
     unscored: int = 0
     rewards: Mapping[str, float] = field(default_factory=dict)
     """The mean of each."""
+    detectable: float | None = None
+    """The smallest true gain that its questions show four times of five."""
+    model: str = ""
+    thinking: int | None = None
+    """Of a model that answered under several budgets: its own label, and the tokens that it could think for."""
 
     @property
     def gain_text(self) -> str:
@@ -55,8 +60,9 @@ class StageView:
 
     @property
     def baseline(self) -> EvalLine:
-        """The row that the others' gains are over: the one without a gain."""
-        return next((row for row in self.rows if row.gain is None), self.rows[0])
+        """The row that the last one's gain is over: one without a gain, of its budget where each budget has one."""
+        firsts = [row for row in self.rows if row.gain is None] or self.rows
+        return next((row for row in firsts if row.thinking == self.rows[-1].thinking), firsts[0])
 
     @property
     def steps(self) -> int:
@@ -102,6 +108,20 @@ def stage_line(stage: StageView) -> str:
     parts = [part for part in (_change(stage), _signal(stage)) if part]
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}." if text else ""
+
+
+def stage_note(stage: StageView) -> str:
+    """How far a stage is, or what it came to, in a few words."""
+    if stage.state in ("waiting", "not run"):
+        return stage.state
+    if stage.state == "running":
+        return f"step {stage.steps:,} of {stage.planned:,}" if stage.planned else "unfinished"
+    if stage.rows:
+        last = stage.rows[-1]
+        return f"{last.label} {percent(last.accuracy)}"
+    spent = duration_s(stage)
+    parts = [counted(stage.steps, "step")] if stage.steps else ["done"]
+    return ", ".join([*parts, *([seconds(spent)] if spent else [])])
 
 
 def figures(stages: tuple[StageView, ...]) -> list[Figure]:

@@ -45,6 +45,8 @@ class Axis:
     floor: float | None = None
     ceiling: float | None = None
     log: bool = False
+    along: str = "step"
+    """What the horizontal axis counts."""
 
 
 def line_chart(series: Sequence[Series], axis: Axis, *, band: tuple[Series, Series] | None = None) -> str:
@@ -203,7 +205,7 @@ def _chart(
     names: Sequence[str],
 ) -> str:
     """Axes, curves and hover columns. `shown` pairs each series with the heights at which its dots go."""
-    what = escape(f"{', '.join(names)} over steps", quote=True)
+    what = escape(f"{', '.join(names)} by {frame.axis.along}", quote=True)
     return (
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{what}">'
         + "".join([*_axes(frame), *body, *_tips(frame, shown)])
@@ -219,7 +221,7 @@ def _axes(frame: _Frame) -> list[str]:
         parts.append(f'<text class="tick end" x="{LEFT - 7}" y="{y + 3.5:.1f}">{escape(frame.axis.show(tick))}</text>')
     steps = [s for s in nice_ticks(frame.start, frame.stop, 7) if frame.start <= s <= frame.stop and s == round(s)]
     parts += [f'<text class="tick middle" x="{frame.x(s):.1f}" y="{BOTTOM + 15}">{s:,.0f}</text>' for s in steps]
-    parts.append(f'<text class="label end" x="{RIGHT}" y="{BOTTOM + 29}">step</text>')
+    parts.append(f'<text class="label end" x="{RIGHT}" y="{BOTTOM + 29}">{escape(frame.axis.along)}</text>')
     return parts
 
 
@@ -247,7 +249,7 @@ def _tips(frame: _Frame, shown: Sequence[tuple[Series, Sequence[Point]]]) -> lis
 
 
 def _tip_box(frame: _Frame, step: float, rows: list[tuple[str, str]]) -> str:
-    lines = [f"step {step:,.0f}", *(f"{name}  {value}" for name, value in rows)]
+    lines = [f"{frame.axis.along} {step:,.0f}", *(f"{name}  {value}" for name, value in rows)]
     width = 5.6 * max(len(line) for line in lines) + 14
     right_side = frame.x(step) < (LEFT + RIGHT) / 2
     x = frame.x(step) + 8 if right_side else frame.x(step) - 8 - width

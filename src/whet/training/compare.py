@@ -186,7 +186,7 @@ def _all(
 def _compared(comparison: Comparison, template: Template, max_length: int) -> Compared:
     origin = comparison.origin
     rows = [
-        _answer_row(origin, comparison.prompt, answer, comparison.tools, template, max_length, f"answers[{index}]")
+        _answer_row(comparison, answer, template, max_length, f"answers[{index}]")
         for index, answer in enumerate(comparison.answers)
     ]
     shared = _prompt_length(rows[0])
@@ -206,20 +206,14 @@ def _compared(comparison: Comparison, template: Template, max_length: int) -> Co
 
 def _single(each: Judged | Rated, template: Template, max_length: int) -> TokenRow:
     """One answer that is compared with no other."""
-    row = _answer_row(each.origin, each.prompt, each.answer, each.tools, template, max_length, "")
+    row = _answer_row(each, each.answer, template, max_length, "")
     return _sharing(row, _prompt_length(row))
 
 
 def _answer_row(
-    origin: Origin,
-    prompt: tuple[Message, ...],
-    answer: tuple[Message, ...],
-    tools: tuple[dict[str, object], ...],
-    template: Template,
-    max_length: int,
-    field: str,
+    each: Comparison | Judged | Rated, answer: tuple[Message, ...], template: Template, max_length: int, field: str
 ) -> TokenRow:
-    whole = Conversation(origin=origin, messages=prompt + answer, tools=tools)
+    whole = Conversation(origin=each.origin, messages=each.prompt + answer, tools=each.tools, settings=each.settings)
     rule = RowRule(template=template, max_length=max_length)
     (encoded,) = template.encode([write_row(whole, rule)], most=max_length)
     return token_row(check_row(encoded, whole, field, rule))

@@ -17,7 +17,7 @@ from whet.data.base import Origin, Stepwise
 from whet.data.faults import BadRow, Dropped, Rejects
 from whet.errors import DataError
 from whet.records import Message, TokenRow, token_ids
-from whet.templates.base import Template
+from whet.templates.base import NO_SETTINGS, Settings, Template
 from whet.templates.places import completing_tokens
 from whet.training.gate import Window
 
@@ -32,13 +32,15 @@ class SteppedRow:
     labels: tuple[float, ...]
 
 
-def read_at(messages: Sequence[Message], ends: Sequence[int], template: Template, *, max_length: int) -> TokenRow:
+def read_at(
+    messages: Sequence[Message], ends: Sequence[int], template: Template, *, max_length: int, of: Settings = NO_SETTINGS
+) -> TokenRow:
     """A conversation that is read at `ends` (characters of its last message, ascending), up to the last of them.
 
-    Raises `DataError` where the template does not write the answer as it is, two ends fall into one token, or the row
-    is longer than `max_length` tokens.
+    `of`: the row's variables of the template. Raises `DataError` where that does not write the answer as it is, two
+    ends fall into one token, or the row is longer than `max_length` tokens.
     """
-    rendered = template.conversation(messages, loss_on="completion")
+    rendered = template.conversation(messages, loss_on="completion", settings=of)
     first, answer = rendered.trained.index(True), messages[-1].content
     last = max(place for place, trained in enumerate(rendered.trained) if trained)
     tokens = rendered.tokens[first : last + 1]
@@ -70,7 +72,8 @@ def tokenise_stepwise(
         lengths = accumulate(len(step) for step in example.steps)
         graded = [(end, label) for end, label in zip(lengths, example.labels, strict=False) if label is not None]
         try:
-            row = read_at(messages, [end for end, _ in graded], template, max_length=max_length)
+            ends = [end for end, _ in graded]
+            row = read_at(messages, ends, template, max_length=max_length, of=example.settings)
         except DataError as error:
             what, _, remedy = str(error).partition("; ")
             rejects.add(BadRow(example.origin, "steps", what, remedy))

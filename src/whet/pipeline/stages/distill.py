@@ -6,6 +6,7 @@ STAGE/teacher/NAME   the teacher's likeliest tokens at every token of the rows: 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from functools import cache, partial
 
 from whet.algorithms.distill import Distillation, OwnAnswers, distill
@@ -16,14 +17,14 @@ from whet.data.mixture import Blend
 from whet.formulas.constants import bind
 from whet.formulas.distill import DIVERGENCES
 from whet.pipeline.gate import look_at_rows, rows_to_imitate
-from whet.pipeline.held_out import of_rows
+from whet.pipeline.held_out import of_rows, of_tasks
 from whet.pipeline.load_data import rubric
-from whet.pipeline.playing import feed_of, look_at_tasks, tasks_of
+from whet.pipeline.playing import evaluation_summary, feed_of, look_at_tasks, tasks_of
 from whet.pipeline.reference import with_teacher
 from whet.pipeline.runner import drive
 from whet.pipeline.stage import Context, Kind, Needs, Seen
 from whet.records import Atom, Step
-from whet.tracking.charts import IMITATION, TRAINING, Look
+from whet.tracking.charts import HELD_OUT_TASKS, IMITATION, TRAINING, Look
 from whet.tracking.log import RunLog
 from whet.tracking.text import number
 
@@ -32,8 +33,11 @@ def run_distill(context: Context[DistillStage]) -> None:
     """Let the teacher read the rows, then bring the student's distributions to its."""
     config, world = context.config, context.world
     atoms, blend, held_out = _given(context)
-    grading = None if config.tasks is None else rubric(config.tasks, config.rewards, world)
-    try:
+    with ExitStack() as opened:
+        grading = None
+        if config.tasks is not None:
+            grading = opened.enter_context(closing(rubric(config.tasks, config.rewards, world)))
+        measuring = opened.enter_context(of_tasks(context))
         tasks = () if grading is None else tasks_of(context, grading)
         teacher = None if grading is None else config.teacher
         policy = world.policy(context.model, config.train, config.sampling, teacher=teacher)
@@ -55,10 +59,8 @@ def run_distill(context: Context[DistillStage]) -> None:
             return train(seed=context.seed, start=start, state=state)
 
         log = RunLog(context.folder, policy.template.decode)
-        drive(context, policy.trainer, log, begin, steps=steps, measures=[loss] if held_out else [])
-    finally:
-        if grading is not None:
-            grading.close()
+        measures = [*([loss] if held_out else []), *measuring(policy)]
+        drive(context, policy.trainer, log, begin, steps=steps, measures=measures)
 
 
 def objective_of(config: DistillStage) -> Distillation:
@@ -84,7 +86,8 @@ def check_distill(context: Context[DistillStage]) -> Seen:
     config = context.config
     seen = [look_at_rows(context)] if config.data is not None else []
     seen += [look_at_tasks(context)[0]] if config.tasks is not None else []
-    return Seen(summary="; ".join(each.summary for each in seen), rows=seen[0].rows, prompts=seen[-1].prompts)
+    said = [*(each.summary for each in seen), *evaluation_summary(context)]
+    return Seen(summary="; ".join(said), rows=seen[0].rows, prompts=seen[-1].prompts)
 
 
 KIND = Kind(
@@ -92,5 +95,11 @@ KIND = Kind(
     run=run_distill,
     check=check_distill,
     needs=lambda config: Needs(train=config.train, sampling=None if config.tasks is None else config.sampling),
-    look=Look(charts=(*IMITATION, *TRAINING), headline=(("loss", "the divergence from the teacher", number),)),
+    look=Look(
+        charts=(*IMITATION, *TRAINING),
+        headline=(
+            HELD_OUT_TASKS,
+            ("loss", "the divergence from the teacher", number),
+        ),
+    ),
 )

@@ -6,20 +6,24 @@ Each model's answers are kept before the next one is loaded, so an interrupted e
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from whet.config import EvalStage, ModelConfig, TrainConfig
+from whet.config.evaluation import ThinkingBudgets
 from whet.envs.base import Rubric, Task
 from whet.envs.tools.play import Environments
-from whet.errors import ConfigError, RewardError
+from whet.errors import ConfigError, RewardError, TrainingError
 from whet.evals.run import EvalRow, SampledAnswer, compare, sampled_answers, summarise, table
 from whet.files import read_json, write_json
+from whet.models.load import load_tokenizer
 from whet.pipeline.held_out import CHUNK_EPISODES
 from whet.pipeline.load_data import rubric
 from whet.pipeline.playing import check_tasks, opened, playable, player
-from whet.pipeline.stage import Context, Interrupted, Kind, keep_dropped
+from whet.pipeline.stage import Context, Interrupted, Kind, Policy, keep_dropped
 from whet.records import Group
+from whet.sampling.budget import BudgetSampler
 from whet.tracking.log import RunLog
 
 
@@ -50,15 +54,17 @@ def _run(context: Context[EvalStage], environment: Environments | None) -> list[
             f"{context.name}: {found.describe()}, {len(problems):,} different, x {config.samples} samples"
         )
         answers = {
-            label: _answers(context, label, model, problems, grading, environment)
+            turn: _answers(context, turn, model, problems, grading, environment)
             for label, model in context.models.items()
+            for turn in _turns(label, config.budgets)
         }
     finally:
         grading.close()
     # `whet eval -m` may bring models of other names: the first of them is then what gains are over.
-    baseline = config.baseline if config.baseline in answers else None
+    first = next(iter(context.models))
+    baseline = config.baseline if config.baseline is not None and config.baseline in context.models else first
     try:
-        rows = compare([summarise(label, given) for label, given in answers.items()], baseline=baseline)
+        rows = _compared(answers, baseline)
     except ValueError as error:
         raise RewardError(f"{context.name}: {error}; the answers are in {context.folder}/*/rollouts") from error
     write_json(context.folder / "eval.json", table(rows))
@@ -66,7 +72,53 @@ def _run(context: Context[EvalStage], environment: Environments | None) -> list[
     for sink in context.sinks:
         if sink is not context.console:
             sink.log(context.name, 1, told, ())
+    _guard(context, rows)
     return rows
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """A model under one budget of thinking, or under none."""
+
+    model: str
+    thinking: int | None = None
+
+    @property
+    def label(self) -> str:
+        """`rl`, or `rl+256` with a budget."""
+        return self.model if self.thinking is None else f"{self.model}+{self.thinking}"
+
+
+def _turns(model: str, budgets: ThinkingBudgets | None) -> list[_Turn]:
+    return [_Turn(model)] if budgets is None else [_Turn(model, tokens) for tokens in sorted(set(budgets.tokens))]
+
+
+def _compared(answers: Mapping[_Turn, Mapping[str, Sequence[SampledAnswer]]], baseline: str) -> list[EvalRow]:
+    """The rows, each with its gain over the baseline under the same budget; of one model over its smallest budget."""
+    rows = {
+        turn: replace(summarise(turn.label, given), model=turn.model, thinking=turn.thinking)
+        for turn, given in answers.items()
+    }
+    several = len({turn.model for turn in rows}) > 1
+    found: dict[str, EvalRow] = {}
+    for budget in dict.fromkeys(turn.thinking if several else None for turn in rows):
+        group = [row for turn, row in rows.items() if not several or turn.thinking == budget]
+        first = _Turn(baseline, budget if several else group[0].thinking).label
+        found |= {row.label: row for row in compare(group, baseline=first)}
+    return [found[turn.label] for turn in rows]
+
+
+def _guard(context: Context[EvalStage], rows: Sequence[EvalRow]) -> None:
+    """Raise `TrainingError` where the last model is surely worse than the baseline by more than is allowed."""
+    allowed, last = context.config.guard, rows[-1]
+    if allowed is None or last.gain is None or last.gain_low is None or last.gain_high is None:
+        return
+    if last.gain_high < -allowed:
+        raise TrainingError(
+            f"{context.name}: guard: {last.label} lost {-100 * last.gain:.1f} points (95 % interval "
+            f"{100 * last.gain_low:+.1f} to {100 * last.gain_high:+.1f}) and {100 * allowed:g} are allowed; its "
+            f"answers are in {context.folder / last.label}; go on all the same with stages.{context.name}.guard=null"
+        )
 
 
 def _numbers(row: EvalRow) -> dict[str, float]:
@@ -83,14 +135,14 @@ def _check_labels(labels: Iterable[str]) -> None:
 
 def _answers(
     context: Context[EvalStage],
-    label: str,
+    turn: _Turn,
     model: ModelConfig,
     problems: Sequence[Task],
     grading: Rubric,
     environment: Environments | None,
 ) -> dict[str, list[SampledAnswer]]:
     """The graded answers of one model, task by task; from its file if an earlier run got that far."""
-    config = context.config
+    config, label = context.config, turn.label
     done = context.checkpoints / f"answers-{label}.json"
     if done.exists():
         return {task: [SampledAnswer(**answer) for answer in given] for task, given in read_json(done).items()}
@@ -98,6 +150,8 @@ def _answers(
         raise Interrupted
     policy = context.world.policy(model, TrainConfig(), config.sampling)
     play = player(policy, grading, config.sampling, environment)
+    if turn.thinking is not None and config.budgets is not None:
+        play = replace(play, sampler=_within(turn.thinking, config.budgets, policy, load_tokenizer(model)))
     log = RunLog(context.folder / label, policy.template.decode)
     log.truncate(0)
     answers: dict[str, list[SampledAnswer]] = {}
@@ -120,6 +174,23 @@ def _answers(
     context.console.close()
     write_json(done, {task: [asdict(answer) for answer in given] for task, given in answers.items()})
     return answers
+
+
+def _within(thinking: int, budgets: ThinkingBudgets, policy: Policy, tokenizer: Any) -> BudgetSampler:
+    def encode(text: str) -> Sequence[int]:
+        found: Sequence[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return found
+
+    return BudgetSampler(
+        sampler=policy.sampler,
+        thinking=thinking,
+        end=budgets.end,
+        cut=encode(f"\n{budgets.end}\n\n" if budgets.cut is None else budgets.cut),
+        wait=encode(budgets.wait),
+        extensions=budgets.extend,
+        max_length=policy.max_length,
+        decode=policy.template.decode,
+    )
 
 
 def _why_ungraded(groups: Sequence[Group]) -> str:

@@ -90,7 +90,7 @@ def check_revise(context: Context[ReviseStage]) -> Seen:
     config = context.config
     listed, unread = tasks(config.tasks)
     summary = f"{len(listed):,} tasks, {len(read_principles(config.principles))} principles; {unread.describe()}"
-    return Seen(summary=summary, prompts=[task.messages for task in listed[:SHOWN]])
+    return Seen(summary=summary, prompts=listed[:SHOWN])
 
 
 KIND = Kind(

@@ -148,7 +148,7 @@ def _played(episode: Episode) -> _Said:
 def check_sample(context: Context[SampleStage]) -> Seen:
     """Its tasks, as they are shown."""
     seen, found = look_at_tasks(context)
-    return replace(seen, prompts=[with_hint(task, context.config.hint).messages for task in found.tasks[:SHOWN]])
+    return replace(seen, prompts=[with_hint(task, context.config.hint) for task in found.tasks[:SHOWN]])
 
 
 KIND = Kind(

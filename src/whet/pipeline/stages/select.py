@@ -251,7 +251,7 @@ def check_select(context: Context[SelectStage]) -> Seen:
     parts = [f"{len(read):,} rows", *(d.describe() for d in unread if d.total)]
     if context.config.decontaminate is not None:
         parts.append(f"{len(list(_held_out(context.config))):,} held-out tasks")
-    return Seen(summary="; ".join(parts), prompts=[row.prompt for row in read[:SHOWN]])
+    return Seen(summary="; ".join(parts), prompts=[Task(id="", messages=row.prompt) for row in read[:SHOWN]])
 
 
 KIND = Kind(

@@ -101,7 +101,7 @@ class _Labels:
         asked = list({(a.task.id, prefix): a.task for a in answers for prefix in a.prefixes}.items())
         requests = [
             Request(
-                prompt=self.player.template.prompt(task.messages) + prefix,
+                prompt=self._prompt(task) + prefix,
                 seed=seed_of(seed, "go on", place, sample),
                 params=replace(self.player.params, max_tokens=self._room(task, prefix)),
                 samples=self.config.rollouts,
@@ -131,9 +131,12 @@ class _Labels:
                 verdicts.setdefault(asked[place][0], []).append(float(score.correct))
         return {key: fmean(given) for key, given in verdicts.items()}
 
+    def _prompt(self, task: Task) -> Tokens:
+        return self.player.template.prompt(task.messages, settings=task.settings)
+
     def _room(self, task: Task, prefix: Tokens) -> int:
         """Tokens that are left of the answer's budget and of the model's; a finished answer left at least one."""
-        left = self.player.max_length - len(self.player.template.prompt(task.messages))
+        left = self.player.max_length - len(self._prompt(task))
         return max(1, min(self.player.params.max_tokens, left) - len(prefix))
 
     def _row(self, answer: _Steps, values: Sequence[float], *, right: bool) -> Row:
@@ -142,6 +145,7 @@ class _Labels:
         wrong = next((index for index, label in enumerate(labels) if label == 0), len(labels))
         return {
             "prompt": [message.as_dict() for message in answer.task.messages],
+            **({"chat_template_kwargs": dict(answer.task.settings)} if answer.task.settings else {}),
             "steps": list(answer.text),
             "separator": "",
             "labels": labels[: wrong + 1],
