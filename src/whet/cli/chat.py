@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -26,6 +27,9 @@ def chat(
         str | None, typer.Option(metavar="FILE:CLASS", help="An environment, whose tools run when they are called.")
     ] = None,
     row: Annotated[str, typer.Option(help="The columns of the environment's task, as JSON or YAML.")] = "",
+    chat_template: Annotated[
+        Path | None, typer.Option(help="A Jinja file, whet:hermes or whet:tags, in place of the model's own.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Talk to what a run made, or has made so far. An empty line or Ctrl-D ends it, /reset begins anew."""
@@ -37,7 +41,13 @@ def chat(
     sampling = SamplingConfig(temperature=temperature, max_tokens=max_tokens)
     tools = None if env is None else EnvironmentConfig(path=env)
     conversation = open_conversation(
-        what, sampling, seed=seed, system=system, environment=tools, row=mapping("--row", row)
+        what,
+        sampling,
+        seed=seed,
+        system=system,
+        environment=tools,
+        row=mapping("--row", row),
+        chat_template=chat_template,
     )
     if not json and (conversation.unfinished or not prompt):
         print("\n".join(map(one_line, conversation.describe()[: 1 if prompt else None])), file=sys.stderr, flush=True)
