@@ -29,6 +29,10 @@ from whet.templates.base import Template
 
 SHOWN = 3
 """Prompts that a check shows."""
+FORGOTTEN = (
+    "after a {} turn the chat template leaves out the thinking of earlier answers: plays keep it as it was sampled, "
+    "and a deployment that renders its history anew drops it"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +102,8 @@ def playable(
     if environment is not None and environment.tools:
         names = ", ".join(tool["function"]["name"] for tool in environment.tools)
         tools = f"tools {names}, calls as {template.dialect.name}"
+    if environment is not None and environment.config.limits.turns > 1 and template.forgets:
+        tools = f"{tools}; {FORGOTTEN.format(' or a '.join(template.forgets))}".removeprefix("; ")
     lost, narrow = (unread, unusable), _narrow(rooms, max_tokens)
     return Playable(tasks=kept, lost=lost, narrow=narrow, tools=tools, notes=grading.notes)
 
@@ -211,7 +217,7 @@ def player(
     """Plays tasks with this policy, in an environment or as single questions."""
     limits = None if environment is None else environment.config.limits
     most = policy.max_length if limits is None else limits.episode_tokens or policy.max_length
-    shortens = environment is not None and environment.config.kind == "class"
+    shortens = environment is not None and environment.config.kind != "endpoint"
     return Player(
         sampler=policy.sampler,
         template=policy.template,
