@@ -376,8 +376,8 @@ def test_tools_go_together_with_a_class_and_their_worths_add_up(tmp_path: Path) 
     [
         ({"kind": "python", "call_s": 10}, "python: call_s 10 must be below limits.call_s 10"),
         ({"kind": "mcp"}, "started by its command, or reached at its url"),
-        ({"kind": "pyhton"}, "kind"),
-        ({"tools": [{"kind": "sql", "wirte": True}]}, "wirte"),
+        ({"kind": "snake"}, "kind"),
+        ({"tools": [{"kind": "sql", "writable": True}]}, "writable"),
         ({"path": "a.py:A", "user": {"script": "a.py:f"}}, "user is for kind: dialogue"),
     ],
 )
