@@ -24,7 +24,10 @@ def chat(
     max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.", min=1)] = 256,
     seed: Annotated[int, typer.Option(help="The same seed gives the same answers.")] = 0,
     env: Annotated[
-        str | None, typer.Option(metavar="FILE:CLASS", help="An environment, whose tools run when they are called.")
+        str | None,
+        typer.Option(
+            metavar="FILE:CLASS", help="An environment whose tools run when called; or its section, {kind: sql}."
+        ),
     ] = None,
     row: Annotated[str, typer.Option(help="The columns of the environment's task, as JSON or YAML.")] = "",
     chat_template: Annotated[
@@ -34,12 +37,11 @@ def chat(
 ) -> None:
     """Talk to what a run made, or has made so far. An empty line or Ctrl-D ends it, /reset begins anew."""
     from whet.config import SamplingConfig
-    from whet.config.environment import EnvironmentConfig
-    from whet.launch.environment import mapping
+    from whet.launch.environment import mapping, section_of
     from whet.launch.talk import open_conversation
 
     sampling = SamplingConfig(temperature=temperature, max_tokens=max_tokens)
-    tools = None if env is None else EnvironmentConfig(path=env)
+    tools = None if env is None else section_of(env)
     conversation = open_conversation(
         what,
         sampling,
