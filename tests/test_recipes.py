@@ -21,6 +21,7 @@ from whet.config.loading import load_recipe, resolved
 from whet.envs.library import family
 from whet.launch.check import check_recipe
 from whet.launch.main import run_recipe
+from whet.models.locate import TEMPLATES as TEMPLATE_FILES
 from whet.pipeline.card import records
 from whet.pipeline.lineage import Choices
 from whet.tracking.log import read_metrics, read_rollouts
@@ -342,6 +343,9 @@ def test_recipes_whose_rows_a_program_prints(recipe: str, tmp_path: Path, monkey
     assert len(rollouts) == 4 and all("accuracy" in rollout.parts for rollout in rollouts)
 
 
+FORGETS = "+ (message.content if loop.last else message.content.split('</think>')[-1]) }}"
+
+
 def test_a_tool_is_called_from_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`agent_hops.yaml` at a small size: rows, demonstrations with calls, two kinds of credit, an evaluation."""
     monkeypatch.chdir(ROOT)
@@ -360,6 +364,16 @@ def test_a_tool_is_called_from_a_recipe(tmp_path: Path, monkeypatch: pytest.Monk
     assert list(loaded.recipe.stages) == list(small)
     (checked,) = [check.summary for check in check_recipe(loaded) if check.stage == "turns"]
     assert checked == "4 tasks; tools look, calls as tags"
+    forgetful = TEMPLATE_FILES["whet:tags"].read_text().replace("+ message.content }}", FORGETS)
+    (tmp_path / "forgetful.jinja").write_text(forgetful)
+    other = load_recipe(
+        ROOT / "recipes" / "agent_hops.yaml", [*overrides, f"model.chat_template={tmp_path / 'forgetful.jinja'}"]
+    )
+    (checked,) = [check.summary for check in check_recipe(other) if check.stage == "turns"]
+    assert checked == (
+        "4 tasks; tools look, calls as tags; after a user or a tool turn the chat template leaves out the thinking of "
+        "earlier answers: plays keep it as it was sampled, and a deployment that renders its history anew drops it"
+    )
     run_recipe(loaded, quiet=True)
     stages = tmp_path / "run" / "stages"
     for stage in ("02-turns", "03-trajectory"):

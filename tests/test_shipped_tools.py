@@ -24,6 +24,7 @@ from whet.envs.tools.console import Capped, run
 from whet.envs.tools.play import ToolEnvironments
 from whet.envs.tools.sql import SQL
 from whet.errors import ConfigError, EnvironmentFailure, PolicyFault
+from whet.launch.environment import section_of, try_environment
 from whet.records import Message, ToolCall
 
 TABLES = {"t": {"columns": ["a", {"name": "b", "type": "INTEGER"}], "rows": [[1, 2], ["x", 4]]}}
@@ -376,14 +377,28 @@ def test_tools_go_together_with_a_class_and_their_worths_add_up(tmp_path: Path) 
     [
         ({"kind": "python", "call_s": 10}, "python: call_s 10 must be below limits.call_s 10"),
         ({"kind": "mcp"}, "started by its command, or reached at its url"),
-        ({"kind": "pyhton"}, "kind"),
-        ({"tools": [{"kind": "sql", "wirte": True}]}, "wirte"),
+        ({"kind": "snake"}, "kind"),
+        ({"tools": [{"kind": "sql", "writable": True}]}, "writable"),
         ({"path": "a.py:A", "user": {"script": "a.py:f"}}, "user is for kind: dialogue"),
     ],
 )
 def test_what_a_tool_cannot_be_told(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EnvironmentConfig.model_validate(config)
+
+
+def test_a_section_is_tried_by_hand_like_a_class() -> None:
+    looked = try_environment(
+        "{kind: sql}", "", json.dumps({"tables": TABLES}), ['sql={"query": "select a from t"}'], "Go."
+    )
+    assert looked.same and "tool: a\n1\nx\n(2 rows)" in looked.play and looked.columns == "tables, gold_sql"
+    for section, why in (
+        ("{kind: sql, row: 3}", r"environment: row: Extra inputs"),
+        ("{kind: python, call_s: 20}", r"environment: Value error, python: call_s 20 must be below"),
+        ("{kind: endpoint, command: [a]}", "need a run"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            section_of(section)
 
 
 def test_threads_that_load_leaves_are_refused(tmp_path: Path) -> None:

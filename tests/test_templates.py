@@ -345,3 +345,10 @@ def test_running_text_ends_with_one_stop_token_and_is_all_trained() -> None:
     assert template.text("once upon a time<|end_of_text|>") == rendered
     with pytest.raises(DataError, match="empty"):
         template.text(" \n")
+
+
+def test_a_template_that_forgets_thinking_is_known_by_when() -> None:
+    assert JinjaTemplate(byte_tokenizer(QWEN3)).forgets == ("user",), "as Qwen3: not while tools are called"
+    assert JinjaTemplate(byte_tokenizer(CHATML)).forgets == ()
+    always = CHATML.replace("m.content", "m.content.split('</think>')[-1]", 1)
+    assert JinjaTemplate(byte_tokenizer(always)).forgets == ("user", "tool")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks.chaos import BREAKS, chaos, judged
 
 from whet.config.environment import EnvironmentConfig
 from whet.config.rewards import EnvironmentReward, TurnsReward
@@ -18,7 +18,7 @@ from whet.envs.tools.calculator import calculator
 from whet.envs.tools.play import ToolEnvironments
 from whet.errors import ConfigError, DataError, PolicyFault
 from whet.models.create import byte_tokenizer
-from whet.models.load import TEMPLATES
+from whet.models.locate import TEMPLATES
 from whet.records import Episode, Message, Outcome, ToolCall
 from whet.rollouts.play import Player
 from whet.sampling.base import SamplingParams
@@ -389,22 +389,13 @@ def test_what_the_machinery_did_is_tried_again_and_then_unscored(made: ToolEnvir
     assert unset.score.note.startswith("reset: OSError: no board")
 
 
-def test_one_that_hangs_holds_up_no_other(made: ToolEnvironments) -> None:
-    tasks = [Task(id=f"t{n}", messages=TASK.messages, columns={"item": f"{n}", "gold": "done"}) for n in range(12)]
-
-    def say(prompt: str) -> str:
-        number = int(prompt.rpartition("Item: ")[2].partition(";")[0])
-        how = ["asleep", "dead"][number % 2]
-        broken = call("wait", f'{{"seconds": 60, "how": "{how}"}}')
-        return broken if number % 5 == 0 else "done"
-
-    began = time.monotonic()
-    episodes = play(made, say, *tasks)
-    assert time.monotonic() - began < 60  # as one of them would have slept
-    good = [episode for number, episode in enumerate(episodes) if number % 5]
-    alone = [play(made, say, task)[0] for number, task in enumerate(tasks) if number % 5]
-    assert [e.score for e in good] == [e.score for e in alone] and all(e.score.correct for e in good)
-    assert all(e.outcome is Outcome.POLICY_ERROR for number, e in enumerate(episodes) if number % 5 == 0)
+def test_whatever_one_play_breaks_the_others_are_what_they_are_alone(tmp_path: Path) -> None:
+    """Five of 25 hang, die, flood, fork and kill their parent; `benchmarks.chaos` plays 200, against the clock."""
+    together, alone, _ = chaos(tmp_path, 25, call_s=4.0)
+    assert judged(together, alone) == ""
+    fates = {how: together[5 * place].outcome for place, how in enumerate(BREAKS)}
+    assert [fates[how] for how in ("hang", "die", "parent")] == [Outcome.POLICY_ERROR] * 3
+    assert fates["fork"] is Outcome.FINISHED
 
 
 # -------------------------------------------------------------------------------------------- bad input

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,21 +24,32 @@ def chat(
     max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.", min=1)] = 256,
     seed: Annotated[int, typer.Option(help="The same seed gives the same answers.")] = 0,
     env: Annotated[
-        str | None, typer.Option(metavar="FILE:CLASS", help="An environment, whose tools run when they are called.")
+        str | None,
+        typer.Option(
+            metavar="FILE:CLASS", help="An environment whose tools run when called; or its section, {kind: sql}."
+        ),
     ] = None,
     row: Annotated[str, typer.Option(help="The columns of the environment's task, as JSON or YAML.")] = "",
+    chat_template: Annotated[
+        Path | None, typer.Option(help="A Jinja file, whet:hermes or whet:tags, in place of the model's own.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Talk to what a run made, or has made so far. An empty line or Ctrl-D ends it, /reset begins anew."""
     from whet.config import SamplingConfig
-    from whet.config.environment import EnvironmentConfig
-    from whet.launch.environment import mapping
+    from whet.launch.environment import mapping, section_of
     from whet.launch.talk import open_conversation
 
     sampling = SamplingConfig(temperature=temperature, max_tokens=max_tokens)
-    tools = None if env is None else EnvironmentConfig(path=env)
+    tools = None if env is None else section_of(env)
     conversation = open_conversation(
-        what, sampling, seed=seed, system=system, environment=tools, row=mapping("--row", row)
+        what,
+        sampling,
+        seed=seed,
+        system=system,
+        environment=tools,
+        row=mapping("--row", row),
+        chat_template=chat_template,
     )
     if not json and (conversation.unfinished or not prompt):
         print("\n".join(map(one_line, conversation.describe()[: 1 if prompt else None])), file=sys.stderr, flush=True)

@@ -12,7 +12,9 @@ from whet.cli.options import Json
 
 
 def env(
-    path: Annotated[str, typer.Argument(metavar="FILE:CLASS", help="The class of the environment, shop.py:Shop.")],
+    path: Annotated[
+        str, typer.Argument(metavar="FILE:CLASS", help="The class of the environment, or its section: {kind: sql}.")
+    ],
     turn: Annotated[
         list[str] | None,
         typer.Option("--turn", "-t", help='A turn of a play: TOOL={"argument": value}, or text; may be repeated.'),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from whet.config.environment import EnvironmentConfig
 from whet.envs.base import Task
@@ -38,12 +39,14 @@ class Looked:
 
 
 def try_environment(path: str, options: str, row: str, turns: Sequence[str], prompt: str) -> Looked:
-    """Load `FILE:CLASS` with its options, and where there are turns play them. Raises `ConfigError`.
+    """Load `FILE:CLASS` with its options, or a section of a recipe, and where there are turns play them.
+
+    Raises `ConfigError`.
 
     A turn is `TOOL={"argument": value}`, or what the policy says.
     """
     began, columns = time.monotonic(), mapping("--row", row)
-    made = ToolEnvironments(EnvironmentConfig(path=path, options=mapping("--options", options)))
+    made = ToolEnvironments(section_of(path, mapping("--options", options)))
     try:
         takes = "all" if made.takes is None else ", ".join(made.takes) or "none"
         load_ms = 1000 * (time.monotonic() - began)
@@ -87,6 +90,20 @@ def _turn(text: str) -> Message:
         return Message(role="assistant", content=text)
     call = ToolCall(name=found[1], arguments=mapping("--turn", found[2]), id="call00000")
     return Message(role="assistant", content="", tool_calls=(call,))
+
+
+def section_of(text: str, options: Mapping[str, Any] | None = None) -> EnvironmentConfig:
+    """`FILE:CLASS`, or `{kind: sql, database: shop.sqlite}` as in a recipe. Raises `ConfigError`."""
+    given = mapping("environment", text) if text.startswith("{") else {"path": text}
+    try:
+        found = EnvironmentConfig.model_validate({**given, **({"options": options} if options else {})})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"environment: {place}{': ' if place else ''}{first['msg']}") from error
+    if found.kind == "endpoint" or found.user is not None:
+        raise ConfigError("environment: plays of programs and of simulated users that are models need a run")
+    return found
 
 
 def mapping(name: str, text: str) -> dict[str, Any]:

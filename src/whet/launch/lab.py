@@ -152,7 +152,8 @@ def _bench(run: Run, name: str | None, *, quiet: bool, plays: bool) -> Iterator[
     listed, _ = tasks(context.config.tasks)
     rewards = rubric(context.config.tasks, context.config.rewards, context.world)
     try:
-        with opened(getattr(context.config, "environment", None) if plays else None) as environment:
+        config = getattr(context.config, "environment", None) if plays else None
+        with opened(config, context.world) as environment:
             yield Bench(run, context, listed, rewards, environment)
     finally:
         rewards.close()

@@ -116,13 +116,15 @@ def open_conversation(
     system: str = "",
     environment: EnvironmentConfig | None = None,
     row: Mapping[str, Any] | None = None,
+    chat_template: Path | None = None,
 ) -> ChatSession:
     """Talk to a run folder (its last model, or `RUN@stage`), a model directory, a hub id or a built-in model.
 
     Of a stage that is not finished it is the last checkpoint; of a run whose next stage has none, what came before.
+    `chat_template` replaces a model's own, where it was not trained with one.
     """
     made = None if environment is None else ToolEnvironments(environment)
-    policy, about, unfinished = open_policy(what, sampling)
+    policy, about, unfinished = open_policy(what, sampling, chat_template)
     return ChatSession(
         policy=policy,
         sampling=sampling,
@@ -135,7 +137,7 @@ def open_conversation(
     )
 
 
-def open_policy(what: str, sampling: SamplingConfig) -> tuple[Policy, str, bool]:
+def open_policy(what: str, sampling: SamplingConfig, chat_template: Path | None = None) -> tuple[Policy, str, bool]:
     """What is named, at work, which model it is in words, and whether it is not finished."""
     note = ""
     if found := run_of(what):
@@ -151,7 +153,7 @@ def open_policy(what: str, sampling: SamplingConfig) -> tuple[Policy, str, bool]
             return policy, f"{name}@{stage}, not finished: its checkpoint after step {generation.step}", True
         note = f", while {stage} has no checkpoint yet" if stage is not None and not asked else ""
     where = locate(what)[0]
-    policy = LocalWorld().policy(ModelConfig(path=what), TrainConfig(), sampling)
+    policy = LocalWorld().policy(ModelConfig(path=what, chat_template=chat_template), TrainConfig(), sampling)
     return policy, (what if where == what else f"{what} ({where})") + note, bool(note)
 
 

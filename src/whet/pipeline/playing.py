@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from whet.config import ModelConfig, SamplingConfig, Source
@@ -14,6 +15,7 @@ from whet.envs.base import Attempt, Rubric, SingleTurn, Task
 from whet.envs.endpoint.play import ProgramEnvironments
 from whet.envs.rubric import WeightedRubric
 from whet.envs.tools.play import Environments, OwnEnvironments, ToolEnvironments
+from whet.envs.tools.user import SimulatedUsers
 from whet.pipeline.load_data import rubric, tasks, usable
 from whet.pipeline.stage import Context, Policy, Seen, World, keep_dropped
 from whet.records import Score
@@ -21,10 +23,15 @@ from whet.rollouts.curriculum import Curriculum
 from whet.rollouts.feed import Feed
 from whet.rollouts.play import Player
 from whet.sampling.base import SamplingParams
+from whet.sampling.bridge import aside
 from whet.templates.base import Template
 
 SHOWN = 3
 """Prompts that a check shows."""
+FORGOTTEN = (
+    "after a {} turn the chat template leaves out the thinking of earlier answers: plays keep it as it was sampled, "
+    "and a deployment that renders its history anew drops it"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,17 +56,29 @@ class Playable:
 
 
 @contextmanager
-def opened(config: EnvironmentConfig | None) -> Iterator[Environments | None]:
+def opened(config: EnvironmentConfig | None, world: World) -> Iterator[Environments | None]:
     """The environment of a stage, whose processes end with the block; None: every task is one question."""
     made: Environments | None = None
     if config is not None:
-        of_class = OwnEnvironments if callable(config.path) else ToolEnvironments
-        made = ProgramEnvironments(config) if config.kind == "endpoint" else of_class(config)
+        if config.kind == "endpoint":
+            made = ProgramEnvironments(config)
+        else:
+            made = (
+                OwnEnvironments(config) if callable(config.path) else ToolEnvironments(config, users_of(config, world))
+            )
     try:
         yield made
     finally:
         if made is not None:
             made.close()
+
+
+def users_of(config: EnvironmentConfig, world: World) -> SimulatedUsers | None:
+    """Who plays the users of a dialogue; None where no model does."""
+    if config.user is None:
+        return None
+    client, most = world.chat(config.user), config.user_tokens
+    return SimulatedUsers(lambda asked: aside(partial(client.chat, asked, max_tokens=most)), client.close)
 
 
 def playable(
@@ -82,6 +101,8 @@ def playable(
     if environment is not None and environment.tools:
         names = ", ".join(tool["function"]["name"] for tool in environment.tools)
         tools = f"tools {names}, calls as {template.dialect.name}"
+    if environment is not None and environment.config.limits.turns > 1 and template.forgets:
+        tools = f"{tools}; {FORGOTTEN.format(' or a '.join(template.forgets))}".removeprefix("; ")
     lost, narrow = (unread, unusable), _narrow(rooms, max_tokens)
     return Playable(tasks=kept, lost=lost, narrow=narrow, tools=tools, notes=grading.notes)
 
@@ -145,7 +166,7 @@ def _narrow(rooms: Sequence[int], max_tokens: int) -> str:
 def look_at_tasks(context: Context[Any]) -> tuple[Seen, Playable]:
     """The tasks of a stage with `tasks` and `rewards`, and what a check shows of them."""
     section = getattr(context.config, "environment", None)
-    with opened(section) as environment:
+    with opened(section, context.world) as environment:
         found = _look(context, context.config, environment)
         held_out = _evaluation_summary(context, environment)
         tools = () if environment is None else environment.tools
@@ -194,7 +215,7 @@ def player(
     """Plays tasks with this policy, in an environment or as single questions."""
     limits = None if environment is None else environment.config.limits
     most = policy.max_length if limits is None else limits.episode_tokens or policy.max_length
-    shortens = environment is not None and environment.config.kind == "class"
+    shortens = environment is not None and environment.config.kind != "endpoint"
     return Player(
         sampler=policy.sampler,
         template=policy.template,

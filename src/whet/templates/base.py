@@ -77,6 +77,10 @@ class Template(Protocol):
     def dialect(self) -> Dialect:
         """How calls of tools are read. Raises `DataError` where the template cannot write tools or calls."""
 
+    @property
+    def forgets(self) -> tuple[str, ...]:
+        """After whose turns (user, tool) the template leaves out the thinking of earlier answers, which plays keep."""
+
     def prompt(
         self,
         messages: Sequence[Message],

@@ -45,7 +45,15 @@ from whet.templates.messages import (
     with_cuts,
 )
 from whet.templates.outlines import Outlines, Starts
-from whet.templates.probe import PROBE, Span, find_dialect, find_turn_end, find_uneven, has_blocks
+from whet.templates.probe import (
+    PROBE,
+    Span,
+    find_dialect,
+    find_forgotten,
+    find_turn_end,
+    find_uneven,
+    has_blocks,
+)
 from whet.templates.tokens import Encoder
 
 _log = logging.getLogger(__name__)
@@ -221,6 +229,11 @@ class JinjaTemplate(Template):
         if found is None:
             raise DataError(f"tools: no dialect reads the calls that the chat template writes; {WITH_TOOLS}")
         return found
+
+    @cached_property
+    def forgets(self) -> tuple[str, ...]:
+        """After whose turns the thinking of earlier answers is left out."""
+        return find_forgotten(self._render)
 
     def shorten(self, text: str, most: int) -> str:
         """The text, its middle left out where it has more tokens than that."""

@@ -14,7 +14,10 @@ from whet.templates.base import LossOn
 
 OWN_TEMPLATE = "give model.chat_template a Jinja file"
 
-WITH_TOOLS = f"{OWN_TEMPLATE} that writes tools and calls, or one of ours: whet:hermes, whet:tags"
+WITH_TOOLS = (
+    "give model.chat_template (whet chat: --chat-template) a Jinja file that writes tools and calls, or one of ours: "
+    "whet:hermes, whet:tags"
+)
 
 OURS = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template")
 """Variables of a template that settings may not have."""

@@ -84,6 +84,21 @@ def find_uneven(render: Render) -> str:
     return "" if last == earlier else last
 
 
+def find_forgotten(render: Render) -> tuple[str, ...]:
+    """After whose turn the thinking of earlier answers is left out: "user", "tool", both or neither."""
+    thought = Message(role="assistant", content=f"<think>\n{PROBE}\n</think>\n\nYes.")
+    call = ToolCall(name="look", arguments={}, id="call12345")
+    found = []
+    result = Message(role="tool", content="Go on.", name="look", tool_call_id=call.id)
+    for later, calls in ((QUESTION, ()), (result, (call,))):
+        try:
+            text, _ = render([QUESTION, replace(thought, tool_calls=calls), later], (), generation_prompt=True)
+        except DataError:  # a template without such turns
+            continue
+        found += [] if PROBE in text else [later.role]
+    return tuple(found)
+
+
 def find_dialect(
     render: Render, read: Callable[[Dialect, str, Tools], tuple[str, tuple[ToolCall, ...]]]
 ) -> Dialect | None:

@@ -9,7 +9,7 @@ raise, `whet.Broken`, lost connections and a template that died are the machiner
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from whet.config.environment import EnvironmentConfig
 from whet.envs.base import Observed, Opening, Task
 from whet.envs.endpoint.play import ProgramEnvironments
+from whet.envs.tools.user import SimulatedUsers
 from whet.errors import ConfigError, DataError, EnvironmentFailure, PolicyFault
 from whet.records import Message, ToolCall
 from whet.sandbox.base import JSON, Failure
@@ -33,8 +34,11 @@ class ToolEnvironments:
     Raises `ConfigError` where the class cannot be loaded or one of its methods cannot be a tool.
     """
 
-    def __init__(self, config: EnvironmentConfig) -> None:
+    def __init__(self, config: EnvironmentConfig, users: SimulatedUsers | None = None) -> None:
+        """`users` of a dialogue; None: its rows have scripts."""
+        assert users is not None or config.user is None, "who plays the user is known to the world alone"
         self.config = config
+        self.users = SimulatedUsers() if users is None and config.kind == "dialogue" else users
         parts: list[JSON] = [[str(config.path or "builtins:object"), config.options]]
         arguments: list[JSON] = [[*parts, *(list(tool.part) for tool in config.tools)]]
         self.sessions = Sessions(
@@ -53,7 +57,7 @@ class ToolEnvironments:
         self.system: str | None = facts["about"] if config.system == "docstring" else None
         if isinstance(config.system, Path):
             self.system = _policy(config.system)
-        if not self.tools and "user" not in self.hooks and config.kind != "dialogue":
+        if self.users is None and not self.tools and "user" not in self.hooks:
             self.close()
             raise ConfigError(f"environment: {facts['name']} has no tool (a public method) and no user method")
 
@@ -67,10 +71,14 @@ class ToolEnvironments:
         if lacking:
             has = ", ".join(sorted(task.columns)) or "none"
             raise DataError(f"task {task.id}: reset needs the column {lacking[0]!r}; the row's columns: {has}")
+        if self.users is not None:
+            self.users.check(task)
 
     def close(self) -> None:
         """End every process. May be called twice."""
         self.sessions.close()
+        if self.users is not None:
+            self.users.close()
 
 
 class OwnEnvironments:
@@ -115,6 +123,8 @@ class Play:
     spent_s: float = 0.0
     out_of_calls: bool = False
     failed: bool = False
+    talk: list[Message] = field(default_factory=list)
+    """What the user of a dialogue knows of: everything that was said."""
 
     async def start(self, *, seed: int) -> Opening:
         """The task's messages, with what `reset` says."""
@@ -131,6 +141,7 @@ class Play:
                 messages = (*messages[:-1], replace(messages[-1], content=messages[-1].content + shown))
             else:
                 messages += tuple(Message(role=each["role"], content=each["content"]) for each in shown)
+        self.talk += messages
         return Opening(messages=messages, tools=self.made.tools, state=found["state"])
 
     async def step(self, message: Message) -> Observed:
@@ -144,8 +155,13 @@ class Play:
         found: Mapping[str, Any] = {"reward": None, "state": None, "user": None}
         if TURN_HOOKS & self.made.hooks:
             found = await self._ask("turn", HOOK_S, caused=True, message=message.content, calls=len(calls))
-        if found["user"] is not None:
-            results.append(Message(role="user", content=found["user"]))
+        said, users = found["user"], self.made.users
+        self.talk.append(message)
+        if said is None and not calls and users is not None:
+            said = await users.says(self.task, self.talk)
+        if said is not None:
+            results.append(Message(role="user", content=said))
+            self.talk += results[-1:]
         over = not results or (bool(calls) and was_out)
         return Observed(
             messages=tuple(results), over=over, reward=found["reward"], state=found["state"], calls=tuple(calls)

@@ -29,7 +29,7 @@ from whet.tracking.log import RunLog
 
 def run_eval(context: Context[EvalStage]) -> list[EvalRow]:
     """Play every task with every model, and write `eval.json`."""
-    with opened(context.config.environment) as environment:
+    with opened(context.config.environment, context.world) as environment:
         return _run(context, environment)
 
 

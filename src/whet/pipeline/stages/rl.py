@@ -41,7 +41,7 @@ from whet.training.tokenize import Gated
 
 def run_rl(context: Context[RLStage]) -> None:
     """Sample, score, weigh and step until the steps are done."""
-    with opened(context.config.environment) as environment:
+    with opened(context.config.environment, context.world) as environment:
         _run(context, environment)
 
 
@@ -150,7 +150,7 @@ def check_rl(context: Context[RLStage]) -> Seen:
     seen, found = look_at_tasks(context)
     hardness_of(found.tasks, context.config.curriculum)  # raises where a column has no number
     if context.config.algorithm.baseline == "same_state":
-        with opened(context.config.environment) as environment:
+        with opened(context.config.environment, context.world) as environment:
             _check_states(context.config, environment)
     mixed = _pretraining_rows(context.config, context.model, context.world)
     mixing = [] if mixed is None else [f"ptx {mixed.describe()}"]
