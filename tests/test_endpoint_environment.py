@@ -341,6 +341,8 @@ def test_what_cannot_be_is_said_before(code: Path, opened: Any) -> None:
         EnvironmentConfig(kind="endpoint")
     with pytest.raises(ValueError, match="call_s is not read"):
         EnvironmentConfig(kind="endpoint", command=["x"], limits={"call_s": 1})
+    whole = EnvironmentConfig(kind="endpoint", command=["x"], limits={"turns": 3})
+    assert EnvironmentConfig.model_validate_json(whole.model_dump_json()) == whole  # as a run keeps it
     with pytest.raises(ValueError, match="add kind: endpoint"):
         EnvironmentConfig(command=["x"])
     with pytest.raises(ConfigError, match="no function 'tlak'; did you mean 'talk'"):

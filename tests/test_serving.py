@@ -238,7 +238,7 @@ STREAM = json.dumps({"model": "slow", "messages": ASK, "stream": True}).encode()
 def test_overload_is_answered_429_and_who_leaves_frees_a_place() -> None:
     async def story() -> None:
         host = Slow()
-        server = Server(host=host, bounds=Bounds(concurrency=2))
+        server = Server(host=host, bounds=Bounds(concurrency=2, answer_s=5.0))
         app = server.app()
         staying = [asyncio.create_task(send(app, SLOW)), asyncio.create_task(send(app, STREAM))]
         await asyncio.sleep(0.02)
@@ -417,8 +417,8 @@ def test_who_leaves_is_cancelled_in_the_sampler() -> None:
     async def story() -> None:
         policy = scripted([])
         waits = Policy(**{**{n: getattr(policy, n) for n in policy.__slots__}, "start_sampler": Counting})
-        app = Server(host=ServedModels({"scripted": waits})).app()
-        await send(app, json.dumps({**BODY, "n": 3}).encode(), stays=False)
+        app = Server(host=ServedModels({"scripted": waits}), bounds=Bounds(answer_s=5.0)).app()
+        assert await send(app, json.dumps({**BODY, "n": 3}).encode(), stays=False) == (None, b"")
         for _ in range(100):
             await asyncio.sleep(0.01)
             if Counting.given_up == 3:

@@ -215,6 +215,7 @@ class EnvironmentConfig(Strict):
             raise ValueError("kind: endpoint needs a command, or a function as path (file.py:function)")
         if self.options or self.system or self.tools or self.user:
             raise ValueError("kind: endpoint takes no options, system, tools or user; the program says what it says")
-        if unread := [name for name in OF_CALLS if name in self.limits.model_fields_set]:
+        usual = LimitsConfig()
+        if unread := [name for name in OF_CALLS if getattr(self.limits, name) != getattr(usual, name)]:
             raise ValueError(f"limits.{unread[0]} is not read: the program runs its own calls; remove it")
         return self
