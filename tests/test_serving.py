@@ -32,7 +32,7 @@ from whet.sampling.answers import SamplingKind  # noqa: E402
 from whet.sampling.base import Request, SamplingParams  # noqa: E402
 from whet.sampling.scripted import ScriptedSampler  # noqa: E402
 from whet.serving.app import Bounds, Server, beside, listen  # noqa: E402
-from whet.serving.base import Answer, Choice, Heard  # noqa: E402
+from whet.serving.base import ChatAnswer, ChatChoice, Heard  # noqa: E402
 from whet.serving.wire import ChatBody  # noqa: E402
 from whet.templates.jinja import JinjaTemplate  # noqa: E402
 
@@ -194,14 +194,14 @@ class Slow:
     def caller(self, key: str) -> Slow:
         return self
 
-    async def answer(self, asked: ChatBody, heard: Heard) -> Answer:
+    async def answer(self, asked: ChatBody, heard: Heard) -> ChatAnswer:
         try:
             heard(0, "begun")
             await self.go.wait()
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
-        return Answer(choices=(Choice(content="begun and done"),))
+        return ChatAnswer(choices=(ChatChoice(content="begun and done"),))
 
 
 async def send(app: Any, body: bytes, *, path: str = "/v1/chat/completions", stays: bool = True, **headers: str) -> Any:

@@ -20,13 +20,13 @@ from whet.records import Completion, Ending, seed_of
 from whet.sampling.base import Request, SamplingParams
 from whet.sampling.bridge import together
 from whet.serving.app import Bounds, Server
-from whet.serving.base import Answer, Choice, Heard, call_id, said
+from whet.serving.base import ChatAnswer, ChatChoice, Heard, call_id, said
 from whet.serving.wire import ChatBody, Refusal
 from whet.templates.base import Template
 
 
 class ServedModels:
-    """`Host` and `Caller` over loaded models. They are rendered for and sampled in a thread of their own."""
+    """`Host` and `ChatCaller` over loaded models. They are rendered for and sampled in a thread of their own."""
 
     def __init__(self, models: Mapping[str, Policy], *, key: str | None = None, max_tokens: int = 2048) -> None:
         """`key` is what requests must send; `max_tokens` is the most of an answer, whatever is asked."""
@@ -44,8 +44,8 @@ class ServedModels:
         same = self._key is None or hmac.compare_digest(key.encode(), self._key.encode())
         return self if same else None
 
-    async def answer(self, asked: ChatBody, heard: Heard) -> Answer:
-        """`Caller`: sampled in the models' thread, so that HTTP goes on meanwhile."""
+    async def answer(self, asked: ChatBody, heard: Heard) -> ChatAnswer:
+        """`ChatCaller`: sampled in the models' thread, so that HTTP goes on meanwhile."""
         here = asyncio.get_running_loop()
 
         def tell(index: int, text: str) -> None:
@@ -54,7 +54,7 @@ class ServedModels:
 
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._answer(asked, tell), self._loop))
 
-    async def _answer(self, asked: ChatBody, tell: Heard) -> Answer:
+    async def _answer(self, asked: ChatBody, tell: Heard) -> ChatAnswer:
         policy, settings = self._policies[asked.model], asked.chat_template_kwargs or {}
         try:
             prompt = policy.template.prompt(asked.conversation, asked.offered, settings=settings, untrusted=True)
@@ -89,7 +89,7 @@ class ServedModels:
             for each, request in zip(completions, requests, strict=True)
         )
         written = sum(len(completion.tokens) for completion in completions)
-        return Answer(choices=tuple(choices), prompt_tokens=len(prompt), completion_tokens=written)
+        return ChatAnswer(choices=tuple(choices), prompt_tokens=len(prompt), completion_tokens=written)
 
     def _params(self, asked: ChatBody, template: Template, room: int) -> SamplingParams:
         wanted = asked.max_completion_tokens or asked.max_tokens or self._max_tokens
@@ -120,14 +120,14 @@ class _Teller:
             self._told = sure
 
 
-def _choice(template: Template, asked: ChatBody, completion: Completion, seed: int) -> Choice:
+def _choice(template: Template, asked: ChatBody, completion: Completion, seed: int) -> ChatChoice:
     tokens = completion.tokens.tolist()
     content, calls = said(template.parse(tokens, completion.ending, asked.offered))
     listed = None
     if asked.logprobs:
         logps = completion.logprobs.tolist()
         listed = tuple((template.decode([token]), logp) for token, logp in zip(tokens, logps, strict=True))
-    return Choice(
+    return ChatChoice(
         content=_cut(content, asked.strings),
         calls=tuple(replace(call, id=call_id(seed, number)) for number, call in enumerate(calls)),
         cut_off=completion.ending is Ending.LENGTH,

@@ -19,7 +19,7 @@ from typing import Any
 
 from whet import __version__
 from whet.errors import ConfigError, MissingExtra
-from whet.serving.base import Answer, Caller, Host
+from whet.serving.base import ChatAnswer, ChatCaller, Host
 from whet.serving.reply import DONE, Stream, completion, event
 from whet.serving.wire import Refusal, read_body
 
@@ -91,7 +91,7 @@ class Server:
         ]
         return Starlette(routes=routes, exception_handlers=dict.fromkeys((Refusal, HTTPException, Exception), refuse))
 
-    def _caller(self, request: Any) -> Caller:
+    def _caller(self, request: Any) -> ChatCaller:
         name = request.headers.get("host", "").rpartition(":")[0] or request.headers.get("host", "")
         if self.names is not None and name not in self.names:
             raise Refusal(403, f"this server is not {name[:80]!r}; ask it by one of {', '.join(sorted(self.names))}")
@@ -111,7 +111,7 @@ class Server:
         finally:
             self.busy -= 1
 
-    async def _exchange(self, caller: Caller, request: Any, out: _Sender) -> None:
+    async def _exchange(self, caller: ChatCaller, request: Any, out: _Sender) -> None:
         """One completion, from the request's body to the last byte of its answer."""
         asked = read_body(await self._body(request))
         _known(asked.model, caller)
@@ -182,7 +182,7 @@ class _LeftError(Exception):
 
 
 @asynccontextmanager
-async def _while_there(receive: Any, work: Coroutine[Any, Any, Answer]) -> AsyncIterator[asyncio.Task[Answer]]:
+async def _while_there(receive: Any, work: Coroutine[Any, Any, ChatAnswer]) -> AsyncIterator[asyncio.Task[ChatAnswer]]:
     """The work as a task, which ends with the block, or as soon as the client is gone."""
     task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
     gone.add_done_callback(lambda _: task.cancel())
@@ -204,7 +204,7 @@ async def _disconnected(receive: Any) -> None:
         pass
 
 
-def _known(name: str, caller: Caller) -> str:
+def _known(name: str, caller: ChatCaller) -> str:
     """The name, where it is that of a model. It is compared and nothing else: no name reaches the file system."""
     if name not in caller.models:
         known = ", ".join(caller.models)

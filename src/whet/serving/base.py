@@ -14,7 +14,7 @@ Heard = Callable[[int, str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class ChatChoice:
     """One answer."""
 
     content: str
@@ -26,23 +26,23 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class ChatAnswer:
     """All choices of a completion."""
 
-    choices: tuple[Choice, ...]
+    choices: tuple[ChatChoice, ...]
     prompt_tokens: int | None = None
     """None: tokens are not counted here."""
     completion_tokens: int = 0
 
 
-class Caller(Protocol):
+class ChatCaller(Protocol):
     """Whom a key lets in: what there is for it."""
 
     @property
     def models(self) -> Sequence[str]:
         """Names of the models that it may ask."""
 
-    async def answer(self, asked: ChatBody, heard: Heard) -> Answer:
+    async def answer(self, asked: ChatBody, heard: Heard) -> ChatAnswer:
         """The answer; raises `Refusal`. Text that `heard` was told begins the choice's content.
 
         Cancelling it gives the work up.
@@ -52,7 +52,7 @@ class Caller(Protocol):
 class Host(Protocol):
     """What a server serves."""
 
-    def caller(self, key: str) -> Caller | None:
+    def caller(self, key: str) -> ChatCaller | None:
         """Who asks with this key (empty: none was sent); None: it lets nobody in."""
 
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from whet.records import ToolCall
-from whet.serving.base import Answer, Choice
+from whet.serving.base import ChatAnswer, ChatChoice
 
 DONE = "data: [DONE]\n\n"
 
 
-def completion(about: Mapping[str, Any], answer: Answer) -> dict[str, Any]:
+def completion(about: Mapping[str, Any], answer: ChatAnswer) -> dict[str, Any]:
     """The whole answer; `about` is its id, when it was made and by which model."""
     choices = []
     for index, choice in enumerate(answer.choices):
@@ -38,7 +38,7 @@ class Stream:
         self._said[index] = self._said.get(index, "") + text
         return self._event(index, {**opening, "content": text})
 
-    def end(self, answer: Answer, *, usage: bool) -> Iterator[str]:
+    def end(self, answer: ChatAnswer, *, usage: bool) -> Iterator[str]:
         """What is left of every choice, and its ending."""
         for index, choice in enumerate(answer.choices):
             left = choice.content[len(self._said.get(index, "")) :]
@@ -65,11 +65,11 @@ def _call(call: ToolCall) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
 
 
-def _ending(choice: Choice) -> str:
+def _ending(choice: ChatChoice) -> str:
     return "length" if choice.cut_off else "tool_calls" if choice.calls else "stop"
 
 
-def _logprobs(choice: Choice) -> dict[str, Any] | None:
+def _logprobs(choice: ChatChoice) -> dict[str, Any] | None:
     if choice.tokens is None:
         return None
     listed = [
@@ -80,7 +80,7 @@ def _logprobs(choice: Choice) -> dict[str, Any] | None:
     return {"content": listed, "refusal": None}
 
 
-def _usage(answer: Answer) -> dict[str, int] | None:
+def _usage(answer: ChatAnswer) -> dict[str, int] | None:
     if answer.prompt_tokens is None:
         return None
     prompt, written = answer.prompt_tokens, answer.completion_tokens

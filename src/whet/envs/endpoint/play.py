@@ -29,7 +29,7 @@ from whet.records import Message
 from whet.sandbox.base import Failure, Result
 from whet.sandbox.sessions import Session, Sessions
 from whet.serving.app import Bounds, Server, beside
-from whet.serving.base import Answer, Choice, Heard, said
+from whet.serving.base import ChatAnswer, ChatChoice, Heard, said
 from whet.serving.wire import ChatBody, Refusal
 
 MODEL = "policy"
@@ -102,14 +102,14 @@ class _Call:
 
     asked: ChatBody
     arrived: float
-    answer: Future[Answer | Refusal] = field(default_factory=Future)
+    answer: Future[ChatAnswer | Refusal] = field(default_factory=Future)
     left: bool = False
     """Whether its client did not wait; the same request again is that client's, and gets the same answer."""
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class ProgramPlay:
-    """`Environment` for the player, and `Caller` for the program."""
+    """`Environment` for the player, and `ChatCaller` for the program."""
 
     task: Task
     made: ProgramEnvironments
@@ -158,7 +158,7 @@ class ProgramPlay:
         content, calls = said(message)
         answered = Message(role="assistant", content=content, tool_calls=calls)
         self.spoken.append((*call.asked.conversation, answered))
-        call.answer.set_result(Answer(choices=(Choice(content=content, calls=calls),)))
+        call.answer.set_result(ChatAnswer(choices=(ChatChoice(content=content, calls=calls),)))
         asked = await self._next()
         return Observed(over=True) if asked is None else self._observed(asked)
 
@@ -189,8 +189,8 @@ class ProgramPlay:
         worth: Mapping[str, float] = value.get("worth", {})
         return worth
 
-    async def answer(self, asked: ChatBody, heard: Heard) -> Answer:
-        """`Caller`, in the server's thread. How the policy is sampled is the recipe's affair."""
+    async def answer(self, asked: ChatBody, heard: Heard) -> ChatAnswer:
+        """`ChatCaller`, in the server's thread. How the policy is sampled is the recipe's affair."""
         given = {"n": asked.n not in (None, 1), "stop": asked.stop, "logprobs": asked.logprobs}
         for name, value in (given | {"chat_template_kwargs": asked.chat_template_kwargs}).items():
             if value:
