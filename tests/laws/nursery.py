@@ -14,12 +14,19 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+from whet.files import MANIFEST
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "shutil.rmtree"}
+
+TIMES = ("time", "tokens_per_second")
+NO_RESULT = (".lock", "report.html", "report.html.part", "digests.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +42,12 @@ class Order:
     signals: tuple[int, ...] = (signal.SIGKILL,)
     file_bytes: int | None = None
     """Largest file that it may write, as if the disk were full beyond it."""
+    kill_s: float | None = None
+    """Seconds after which it is killed (SIGKILL), wherever it is."""
+    kill_in: str = ""
+    """The path from whose being there these seconds count; empty: from its start."""
+    clock_s: float = 0.0
+    """By how much its clock is fast; negative: it was set back."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +89,34 @@ class Nursery:
         self._process.wait()
 
 
+def contents(folder: Path) -> dict[str, Any]:
+    """Every file of the stages that says something; times of day and durations aside."""
+    return {
+        str(path.relative_to(folder)): value
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and path.name not in NO_RESULT
+        and (value := _value(path, str(folder.absolute()).encode())) is not None
+    }
+
+
+def _value(path: Path, place: bytes) -> Any:
+    import pyarrow.parquet
+
+    if path.name == "metrics.jsonl":
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        return [{key: value for key, value in line.items() if not key.startswith(TIMES)} for line in lines]
+    if path.suffix == ".parquet":
+        return pyarrow.parquet.read_table(path).to_pylist()
+    if path.name == MANIFEST:
+        return sorted(json.loads(path.read_text())["files"])
+    if path.name in ("run.json", "recipe.json"):
+        return "is there"
+    if path.parent.name == "adapter" and path.suffix != ".safetensors":  # peft writes where the base model was
+        return len(path.read_text().split("\n"))
+    return path.read_bytes().replace(place, b"RUN")
+
+
 def serve(folder: Path) -> None:
     """The other end."""
     import peft  # noqa: F401
@@ -101,10 +142,26 @@ def serve(folder: Path) -> None:
             order = json.loads(line)
             _run(Order(**order), folder, write)
         os.close(write)
-        _, status = os.waitpid(child, 0)
+        status = _wait(child, Order(**json.loads(line)))
         with os.fdopen(read) as counted:
             changes = int(counted.read() or 0)
         print(json.dumps({"code": os.waitstatus_to_exitcode(status), "changes": changes}), flush=True)
+
+
+def _wait(child: int, order: Order) -> int:
+    """Its status when it has ended, or was killed."""
+    began = None
+    while order.kill_s is not None:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return status
+        if began is None and (not order.kill_in or os.path.exists(order.kill_in)):
+            began = time.monotonic()
+        if began is not None and time.monotonic() - began >= order.kill_s:
+            os.kill(child, signal.SIGKILL)
+            break
+        time.sleep(0.001)
+    return os.waitpid(child, 0)[1]
 
 
 def _run(order: Order, folder: Path, write: int) -> None:
@@ -114,13 +171,17 @@ def _run(order: Order, folder: Path, write: int) -> None:
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     if order.file_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order.file_bytes, order.file_bytes))
+    clock, clock_ns = time.time, time.time_ns
+    time.time = lambda: clock() + order.clock_s  # type: ignore[assignment]
+    time.time_ns = lambda: clock_ns() + int(order.clock_s * 1e9)  # type: ignore[assignment]
     count = 0
 
     def watch(event: str, arguments: Sequence[object]) -> None:
         nonlocal count
         if not (event in CHANGES or event == "open") or not str(arguments[0]).startswith(order.folder):
             return
-        if "digests.json" in str(arguments[0]):  # a hint: whether a file is old enough for it is a matter of time
+        # Of these when they are written is a matter of time.
+        if any(name in str(arguments[0]) for name in ("digests.json", "report.html")):
             return
         if event == "open" and not (isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")):
             return

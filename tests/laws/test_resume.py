@@ -6,15 +6,14 @@ import fcntl
 import json
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load
 
-from tests.laws.nursery import Done, Nursery
+from tests.laws.nursery import Done, Nursery, contents
 from whet.files import MANIFEST
 
 MODEL = '{path: "whet:tiny", create: {hidden_size: 16, layers: 1, heads: 2, kv_heads: 1, intermediate_size: 16}}'
@@ -63,7 +62,7 @@ model: {MODEL}
 save: {{every: 1}}
 stages:
   sft: {SFT}
-    train: {{lr: 0.02, batch_size: 8, steps: 4, lora: {{rank: 4, dropout: 0.3}}}}
+    train: {{lr: 0.02, batch_size: 8, steps: 4, neftune: 5, lora: {{rank: 4, dropout: 0.3}}}}
   rl: {RL}
     algorithm: grpo
     max_gap: 0.5  # the dropout is in the trainer alone
@@ -226,7 +225,6 @@ stages:
     train: {{lr: 0.003, steps: 2}}
 """,
 }
-TIMES = ("time", "tokens_per_second")
 
 
 @pytest.fixture(scope="module")
@@ -251,37 +249,8 @@ def unstopped(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> dic
     return left
 
 
-NO_RESULT = (".lock", "report.html", "digests.json")
-
-
 def run(nursery: Nursery, recipe: str, folder: Path, *words: str, **changes: object) -> Done:
     return nursery.obey("run", f"{recipe}.yaml", f"out={folder}", *words, folder=folder, **changes)
-
-
-def contents(folder: Path) -> dict[str, Any]:
-    """Every file of the stages that says something; times of day and durations aside."""
-    return {
-        str(path.relative_to(folder)): value
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-        and path.name not in (".lock", "report.html", "digests.json")
-        and (value := _value(path)) is not None
-    }
-
-
-def _value(path: Path) -> Any:
-    if path.name == "metrics.jsonl":
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        return [{key: value for key, value in line.items() if not key.startswith(TIMES)} for line in lines]
-    if path.suffix == ".parquet":
-        return pq.read_table(path).to_pylist()
-    if path.name == MANIFEST:
-        return sorted(json.loads(path.read_text())["files"])
-    if path.name in ("run.json", "recipe.json"):
-        return "is there"
-    if path.parent.name == "adapter" and path.suffix != ".safetensors":  # peft writes where the base model was
-        return len(path.read_text().split("\n"))
-    return path.read_bytes()
 
 
 def finish(nursery: Nursery, recipe: str, folder: Path) -> dict[str, Any]:
@@ -365,6 +334,18 @@ def test_asked_twice_stops_at_once(
     assert finish(nursery, "whole", tmp_path / "run") == unstopped["whole"][0]
 
 
+def test_a_clock_set_back_moves_nothing(
+    nursery: Nursery, unstopped: dict[str, tuple[dict[str, Any], int]], tmp_path: Path
+) -> None:
+    assert run(nursery, "whole", tmp_path / "run", at=75).code == -signal.SIGKILL
+    done = run(nursery, "whole", tmp_path / "run", clock_s=-86400.0)
+    assert done.code == 0, done.errors
+    assert contents(tmp_path / "run") == unstopped["whole"][0]
+    stages = sorted((tmp_path / "run" / "stages").glob("*/metrics.jsonl"))
+    times = [json.loads(line)["time_s"] for file in stages for line in file.read_text().splitlines()]
+    assert max(times) - min(times) > 80000, "the clock was set back"
+
+
 # --------------------------------------------------------------------------------------------- damage
 
 
@@ -439,6 +420,29 @@ def test_without_a_whole_checkpoint_it_says_so(nursery: Nursery, halfway: Path, 
     (line,) = [line for line in done.errors.splitlines() if line.startswith("whet: ")]
     assert "no checkpoint can be used" in line and "remove the folder to start over" in line
     assert contents(folder) == before
+
+
+@pytest.mark.parametrize("harm", [flip, truncate])
+def test_a_damaged_model_is_not_trained_on(
+    nursery: Nursery,
+    unstopped: dict[str, tuple[dict[str, Any], int]],
+    halfway: Path,
+    harm: Callable[[Path], None],
+    tmp_path: Path,
+) -> None:
+    """Of a stage that is done; the next one has not begun."""
+    folder = tmp_path / "run"
+    shutil.copytree(halfway, folder)
+    shutil.rmtree(folder / "checkpoints" / "02-rl")
+    weights = folder / "stages" / "01-sft" / "model" / "model.safetensors"
+    harm(weights)
+    done = run(nursery, "whole", folder)
+    assert done.code == 6
+    assert f"{weights}: damaged; its SHA-256 is not the one in the manifest" in done.errors
+    assert "--restart sft" in done.errors
+    done = run(nursery, "whole", folder, "--restart", "sft")
+    assert done.code == 0, done.errors
+    assert contents(folder) == unstopped["whole"][0]
 
 
 # ------------------------------------------------------------------------------------- disk and folder

@@ -12,12 +12,10 @@ from typing import Any
 
 from whet.files import digest_file, is_sealed, read_json
 from whet.pipeline.identity import name_of
-from whet.pipeline.lineage import NOTED
+from whet.pipeline.lineage import HERE, NOTED
 
 CARD = "README.md"
 """The card, in a model's folder."""
-HERE = "/stages/"
-"""What paths begin with that lead to a stage of the same run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ DIGESTS = "digests.json"
 """In the run folder: SHA-256 of files that were hashed, so that each is hashed once."""
 NOTED = "stage.json"
 """In a stage's folder: its name, its kind and its identity, and what was accepted besides."""
+HERE = "/stages/"
+"""What the path of an input begins with that a stage of the same run made."""
 PROGRESS = (LEARNED, "rows-*", "answers-*")
 """What a stage that has learned, or made rows or answers, has among its checkpoints."""
 
@@ -71,8 +73,10 @@ def note(context: Context, seed: int) -> None:
     """Write the identity of a stage that begins or goes on; `refused` must have been asked.
 
     What an earlier command left of a stage that had not begun to train is removed, unless it is of the same identity.
+    Raises `RunError` where it reads a file of another stage of the run that is not what that stage made.
     """
     noted, now = _noted(context), _identity(context, seed)
+    _refuse_damaged(context.folder.parent, now)
     changed = differences(noted.get("identity", {}), now)
     if changed and not begun(context.folder, context.checkpoints):
         remove(context.folder, context.checkpoints)
@@ -81,6 +85,22 @@ def note(context: Context, seed: int) -> None:
         context.console.say(f"{describe(context.name, changed)}: accepted")
         noted["accepted"] = [*noted.get("accepted", []), {each.key: each.what for each in changed}]
     write_json(context.folder / NOTED, {**noted, "name": context.name, "kind": context.config.kind, "identity": now})
+
+
+def _refuse_damaged(stages: Path, identity: Mapping[str, Any]) -> None:
+    for content in filter(None, identity["inputs"].values()):
+        folder, _, made = content["path"].removeprefix(HERE).partition("/")
+        if not content["path"].startswith(HERE) or not is_sealed(stages / folder):
+            continue
+        listed = read_json(stages / folder / MANIFEST)["files"]
+        for name, known in content["files"].items():
+            file = f"{made}/{name}" if name else made
+            if file in listed and listed[file]["sha256"] != known["sha256"]:
+                maker = read_json(stages / folder / NOTED)["name"]
+                raise RunError(
+                    f"{stages / folder / file}: damaged; its SHA-256 is not the one in the manifest; put the file "
+                    f"back, or make it again: --restart {maker}"
+                )
 
 
 def elsewhere(context: Context, seed: int, runs: Path) -> Path | None:

@@ -218,8 +218,9 @@ def run_recipe(
 
 def _run_stages(run: Run, world: World, console: Console, stopped: Stopped, choices: Choices) -> None:
     noted = run.folder / "run.json"
-    facts = {key: value for key, value in read_json(noted).items() if key != FINAL}
-    write_json(noted, facts)
+    facts = read_json(noted)
+    if facts.pop(FINAL, None) is not None:  # not before this run has come to its end, too
+        write_json(noted, facts)
     told = RunInfo(name=run.recipe.name, folder=run.folder, recipe=resolved(run.recipe))
     budgets = {name: stage.budget() for name, stage in run.recipe.stages.items()}
     console.plan({name: times(budget.steps, budget.sequences) for name, budget in budgets.items()})
