@@ -1,10 +1,11 @@
 """Hops: follow a chain of look-ups in a table that only a tool knows. The smallest task on which a tool pays.
 
-    python recipes/agent_hops.py rows
+    python recipes/agent_hops.py rows [4 5 6]
 
 writes demonstrations, tasks and held-out tasks for `agent_hops.yaml` into a folder. A task gives a key and a number of
 hops; `look` says which key follows another, and the answer is the key at the end. Without the tool one of fifteen keys
-must be guessed. Demonstrations ask for some other key in four of ten look-ups.
+must be guessed. Demonstrations ask for some other key in four of ten look-ups. Numbers of hops other than 3, 4 and 5
+are given after the folder.
 """
 
 from __future__ import annotations
@@ -100,4 +101,5 @@ def write(folder: Path, demonstrations: int = 8000, tasks: int = 2000, held_out:
 
 
 if __name__ == "__main__":
+    HOPS = tuple(map(int, sys.argv[2:])) or HOPS
     write(Path(sys.argv[1]))

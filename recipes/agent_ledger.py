@@ -1,4 +1,4 @@
-"""Sums of two numbers of one to six digits, for `agent_ledger.yaml`: rows, one JSON object a line.
+"""Sums of two numbers of one digit (half of them) to six, for `agent_ledger.yaml`: rows, one JSON object a line.
 
     python recipes/agent_ledger.py sft | train | short | long
 
@@ -19,7 +19,8 @@ COUNTS = {"sft": 8000, "train": 2000, "short": 100, "long": 100}
 def task(split: str, index: int) -> dict[str, Any]:
     """A sum of two numbers with equally many digits."""
     random = Random(f"ledger/{split}/{index}")
-    digits = 1 if split == "short" else random.randint(4, 6) if split == "long" else random.randint(1, 6)
+    several = split == "long" or (split != "short" and random.random() < 0.5)
+    digits = random.randint(4 if split == "long" else 2, 6) if several else 1
     low = 0 if digits == 1 else 10 ** (digits - 1)
     one, other = (random.randrange(low, 10**digits) for _ in range(2))
     return {"prompt": f"{one}+{other}", "answer": str(one + other)}

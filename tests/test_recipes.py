@@ -19,6 +19,7 @@ import yaml
 from whet.config import GeneratedConfig, Recipe
 from whet.config.loading import load_recipe, resolved
 from whet.envs.library import family
+from whet.errors import ConfigError
 from whet.launch.check import check_recipe
 from whet.launch.main import run_recipe
 from whet.models.locate import TEMPLATES as TEMPLATE_FILES
@@ -384,6 +385,35 @@ def test_a_tool_is_called_from_a_recipe(tmp_path: Path, monkeypatch: pytest.Monk
         tools = [message for message in rollout.messages if message.role == "tool"]
         assert len(tools) == sum(len(message.tool_calls) for message in rollout.messages)
     assert (stages / "04-eval" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(("name", "trained"), [("agent_ledger", 1), ("agent_rooms", 2), ("code_agent", 1)])
+def test_recipes_with_tools_need_no_file(
+    name: str, trained: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    path = ROOT / "recipes" / f"{name}.yaml"
+    overrides = ["model.path=whet:tiny", SMALL[1], f"out={tmp_path / 'run'}"]
+    for stage, section in load_recipe(path).recipe.stages.items():
+        where = f"stages.{stage}."
+        if section.kind == "sft":
+            overrides += [f"{where}data.limit=8", f"{where}train.batch_size=4", f"{where}train.steps=1"]
+        elif section.kind == "rl":
+            overrides += [f"{where}tasks.limit=4", f"{where}prompts_per_step=2", f"{where}rollouts_per_prompt=2"]
+            overrides += [f"{where}train.steps=1"]
+        else:
+            overrides += [f"{where}tasks.limit=2", f"{where}samples=1"]
+    try:
+        run_recipe(load_recipe(path, overrides), quiet=True)
+    except ConfigError as error:
+        if "needs a sandbox" in str(error):
+            pytest.skip(str(error))
+        raise
+    stages = sorted((tmp_path / "run" / "stages").iterdir())
+    assert all((stage / "manifest.json").exists() for stage in stages)
+    for stage in stages[1 : 1 + trained]:
+        (line,) = read_metrics(stage)
+        assert not line["unscored"] and "outcomes/environment_error" not in line
 
 
 @pytest.mark.parametrize("name", ["classic", "on_policy_distill", "r1", "r1_distill", "r1_zero"])

@@ -72,36 +72,42 @@ def _fork_on_request(requests: socket.socket, answer: Callable[[JSON], JSON]) ->
         template = os.getpid()
         if os.fork() == 0:
             requests.close()
-            _keep(template, descriptors, answer)
+            parent = _under_keeper(template, descriptors) if sys.platform == "linux" else template
+            os.setsid()
+            _die_with(parent)
+            for standard in (1, 2):
+                os.dup2(descriptors[1], standard)
+            os.close(descriptors[1])
+            channel = socket.socket(fileno=descriptors[0])
+            channel.sendall(encode({"ready": True, "pid": os.getpid()}))
+            _serve(channel, answer)
+            os._exit(0)
         for descriptor in descriptors:
             os.close(descriptor)
 
 
-def _keep(template: int, descriptors: list[int], answer: Callable[[JSON], JSON]) -> None:
-    """Be the worker's parent, which it may kill without harm to the others, and end what it leaves behind."""
+def _under_keeper(template: int, descriptors: list[int]) -> int:
+    """Fork a worker, and return in it alone, with the number of its parent.
+
+    This process is that parent: the worker may kill it without harm to the others, and it ends what the worker leaves
+    behind in other sessions.
+    """
     _die_with(template)
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     keeper = os.getpid()
     worker = os.fork()
     if worker == 0:
-        os.setsid()
-        _die_with(keeper)
-        for standard in (1, 2):
-            os.dup2(descriptors[1], standard)
-        os.close(descriptors[1])
-        channel = socket.socket(fileno=descriptors[0])
-        channel.sendall(encode({"ready": True, "pid": os.getpid()}))
-        _serve(channel, answer)
-        os._exit(0)
+        return keeper
     for descriptor in descriptors:
         os.close(descriptor)
     os.waitid(os.P_PID, worker, os.WEXITED | os.WNOWAIT)  # until it is reaped, its number is surely its own
     with contextlib.suppress(OSError):
         os.killpg(worker, signal.SIGKILL)
-    while orphans := Path(f"/proc/self/task/{keeper}/children").read_text().split():
-        for orphan in orphans:
-            os.kill(int(orphan), signal.SIGKILL)
-            os.waitpid(int(orphan), 0)
+    with contextlib.suppress(OSError):  # a kernel that lists no children
+        while orphans := Path(f"/proc/self/task/{keeper}/children").read_text().split():
+            for orphan in map(int, orphans):
+                os.kill(orphan, signal.SIGKILL)
+                os.waitpid(orphan, 0)
     os._exit(0)
 
 
