@@ -1,8 +1,14 @@
-"""Everything that is to be fast, on one GPU, in ten minutes: `python -m benchmarks.gpu [--device cpu --tiny]`.
+"""A day with a GPU in ten minutes: `python -m benchmarks.gpu [--device cpu --tiny] [--only laws|speed]`.
 
-A JSON line for each measurement on stdout, then a table on stderr. Each is a share of a limit that is measured in the
-same run: training of a large matrix product in the same precision (its model FLOP/s utilisation; attention is not
-counted, as for a small context), decoding of a copy of memory. Exit code 3: there is no GPU.
+First the laws that a CPU cannot check, as passed or failed with the number that was compared: attention by each
+backend against the dense mask, recorded decoding against the trainer, gradients in bfloat16 and however they are cut,
+and where vLLM and TRL are installed the hand-over to vLLM and a GRPO step beside TRL's (`benchmarks.grpo_step`).
+
+Then everything that is to be fast. Each is a share of a limit that is measured in the same run: training of a large
+matrix product in the same precision (its model FLOP/s utilisation, MFU; attention is not counted, as for a small
+context), decoding of a copy of memory.
+
+A JSON line for each on stdout, then a table on stderr. Exit code 1: a law failed; 3: there is no GPU.
 
 `--device cpu --tiny` runs the same code on a model of nothing, to show that it runs; its figures mean nothing.
 """
@@ -10,6 +16,7 @@ counted, as for a small context), decoding of a copy of memory. Exit code 3: the
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import random
 import sys
@@ -17,29 +24,34 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
 import torch
 
+from benchmarks.grpo_step import beside_trl
 from benchmarks.limits import products_flops
 from benchmarks.make_model import Shape, make
 from whet.algorithms.policy_loss import policy_loss
 from whet.algorithms.sft import CrossEntropy, weigh
 from whet.config import ModelConfig, PolicyConfig, SamplingConfig, TrainConfig
 from whet.launch.memory import footprint, settle
-from whet.models.attention import AttentionCall, Tree, TreeLayout, pick_backend
+from whet.models.attention import AGREEMENT, AttentionCall, Tree, TreeLayout, largest_gap, pick_backend
 from whet.models.language import LanguageModel
 from whet.models.load import load_model
-from whet.records import Atom, TokenRow
+from whet.records import Atom, Completion, TokenRow
 from whet.sampling.base import Request, SamplingParams
 from whet.sampling.bridge import run, sample_all
 from whet.sampling.embedded import EmbeddedSampler
+from whet.sampling.weight_sync import PROBE_TOLERANCE
 from whet.training.base import Objective
 from whet.training.engine import LocalTrainer
 
 NO_GPU = 3
 """Exit code."""
+Said = TypeVar("Said", "Law", "Line")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +75,13 @@ FULL = Size(
     shape=Shape(151936, 1024, 28, 16, 8, 3072, True), product=8192, copied=2**32, prompts=16, group=16, prompt=512,
     answer=256, side_by_side=(1, 64, 512),
 )  # fmt: skip
+SMALL = Size(
+    shape=Shape(300, 32, 2, 4, 2, 64, True), product=64, copied=2**16, prompts=4, group=4, prompt=24, answer=12,
+    side_by_side=(1,),
+)  # fmt: skip
+"""Of the laws' gradients, whatever the model."""
+COARSE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
+"""How far gradients of another cut may be, relative to their norm."""
 TINY = Size(
     shape=Shape(300, 32, 2, 4, 2, 64, True), product=64, copied=2**16, prompts=2, group=3, prompt=20, answer=8,
     side_by_side=(1, 3),
@@ -111,6 +130,105 @@ class Bench:
         peak = torch.cuda.max_memory_allocated() / 2**30
         torch.cuda.reset_peak_memory_stats()
         return peak
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Law:
+    """What must be true; `passed` is None where it was not tried, and `note` says why."""
+
+    name: str
+    passed: bool | None
+    found: float | None = None
+    at_most: float | None = None
+    note: str = ""
+
+
+def laws(bench: Bench) -> Iterator[Law]:
+    """Those that a CPU cannot check, or checks in its own way."""
+    backend = "flash" if bench.device.type == "cpu" else "flex"
+    attention_gap = partial(largest_gap, backend, bench.device)
+    yield _law(f"attention: {backend} = dense mask, forward and backward", AGREEMENT, attention_gap)
+    model = bench.load()[1]
+    tolerance = PROBE_TOLERANCE[model.compute]
+    decoded = "decoding, recorded where it can be = the trainer's log-probabilities"
+    yield _law(decoded, tolerance, partial(_decoded, model))
+    yield _law("gradient: one micro-batch = many", COARSE[model.compute], partial(_cut, model))
+    exact = load_model(ModelConfig(path=str(bench.folder), device=bench.device.type, dtype="float32"))
+    yield _law("gradient: in this precision = in float32 (1 - cosine)", 0.02, partial(_precision, model, exact))
+    if bench.device.type == "cuda":
+        yield _law("bytes at the peak, planned by used or the reverse", 1.3, partial(_memory, bench))
+    yield _law("hand-over to vLLM: its probe = the trainer", tolerance, partial(_vllm, model), needs="vllm")
+    beside = partial(beside_trl, bench.folder, bench.device)
+    yield _law("a GRPO step, seconds by TRL's", 1.0, beside, needs="trl")
+
+
+def _law(name: str, at_most: float, check: Callable[[], float], needs: str = "") -> Law:
+    if needs and importlib.util.find_spec(needs) is None:
+        return Law(name=name, passed=None, note=f"not tried: {needs} is not installed")
+    try:
+        found = check()
+    except Exception as error:  # noqa: BLE001  one that cannot run must not keep the others from running
+        return Law(name=name, passed=False, at_most=at_most, note=f"{type(error).__name__}: {error}"[:300])
+    return Law(name=name, passed=found <= at_most, found=found, at_most=at_most)
+
+
+def _decoded(model: LanguageModel) -> float:
+    """Between what the engine says of its greedy tokens and what the trainer says of them."""
+    draw = random.Random(1)
+    prompts = [tuple(draw.randrange(3, model.vocabulary) for _ in range(length)) for length in (7, 40, 90)]
+    params = SamplingParams(max_tokens=24, temperature=0)
+    sampler = EmbeddedSampler(model, max_running=4)
+    requests = [Request(prompt=prompt, seed=0, params=params) for prompt in prompts]
+    written = [each for each in run(sample_all(sampler, requests)) if isinstance(each, Completion)]
+    assert len(written) == len(prompts), "an answer failed"
+    rows = [
+        TokenRow(tokens=(*prompt, *each.tokens.tolist()), trained=(False,) * len(prompt) + (True,) * len(each.tokens))
+        for prompt, each in zip(prompts, written, strict=True)
+    ]
+    trainer = LocalTrainer(model, TrainConfig())
+    read = trainer.forward(rows, "logp", temperature=1.0)["logp"]
+    return max(float(abs(ours - each.logprobs).max()) for ours, each in zip(read, written, strict=True))
+
+
+def _gradient(model: LanguageModel, microbatch_tokens: int) -> torch.Tensor:
+    """All of it as one vector, in float64 on the host."""
+    trainer = LocalTrainer(model, TrainConfig(microbatch_tokens=microbatch_tokens))
+    trainer.forward_backward(
+        _groups(SMALL, SMALL.prompt), policy_loss(PolicyConfig(), temperature=1.0, kl_coefficient=0.0)
+    )
+    gradient = torch.cat([p.grad.flatten().cpu().double() for p in model.parameters.values() if p.grad is not None])
+    trainer.optimizers.zero_grad()
+    return gradient
+
+
+def _cut(model: LanguageModel) -> float:
+    whole, pieces = _gradient(model, 10**6), _gradient(model, 64)
+    return float((whole - pieces).norm() / whole.norm())
+
+
+def _precision(model: LanguageModel, exact: LanguageModel) -> float:
+    return 1 - float(torch.cosine_similarity(_gradient(model, 10**6), _gradient(exact, 10**6), dim=0))
+
+
+def _memory(bench: Bench) -> float:
+    """How far the plan of a step is from what it takes."""
+    config, model = bench.load()
+    train = TrainConfig(lr=1e-6, microbatch_tokens=8192)
+    trainer = LocalTrainer(model, train)
+    bench.peak_gib()
+    trainer.forward_backward(_rows(bench.size), CrossEntropy())
+    trainer.optim_step(1.0)
+    used, planned = torch.cuda.max_memory_allocated(), footprint("", config, train, None).peak
+    return max(used / planned, planned / used)
+
+
+def _vllm(model: LanguageModel) -> float:
+    """0 where vLLM's own check of a hand-over passes, twice."""
+    from whet.sampling.vllm import VllmSampler
+
+    sampler = VllmSampler(model, max_running=4, cache_gib=1.0)
+    sampler.publish(1)
+    return 0.0
 
 
 def measure(bench: Bench) -> Iterator[Line]:
@@ -262,6 +380,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="what whet reaches on one GPU")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="a model of nothing, to see that everything runs")
+    parser.add_argument("--only", choices=("laws", "speed"), help="one half of it")
     chosen = parser.parse_args()
     if chosen.device == "cuda" and not torch.cuda.is_available():
         sys.stderr.write("no GPU: torch sees no CUDA device; --device cpu --tiny shows that the script runs\n")
@@ -276,16 +395,26 @@ def main() -> int:
         bench = Bench(
             device=device, size=size, folder=Path(folder), dtype=dtype, flops=flops, bandwidth=bandwidth
         )  # fmt: skip
-        for line in measure(bench):
-            sys.stdout.write(json.dumps({"device": name, **asdict(line)}) + "\n")
-            sys.stdout.flush()
+        checked = [] if chosen.only == "speed" else [_said(name, law) for law in laws(bench)]
+        for line in () if chosen.only == "laws" else measure(bench):
+            _said(name, line)
             share = "" if line.share is None else f"{line.share:.0%}"
             peak = "" if line.peak_gib is None else f"{line.peak_gib:.1f}"
             table.append(
                 f"{line.name:32}{line.seconds:>10.4f}{line.rate:>12,.1f} {line.unit:8}{share:>6}{peak:>8}  {line.note}"
             )
+    words = {True: "passed", False: "FAILED", None: "  -   "}
+    for law in checked:
+        found = "" if law.found is None else f"{law.found:.2g} (at most {law.at_most:g})"
+        table.append(f"{words[law.passed]}  {law.name}: {found}{law.note}")
     sys.stderr.write("\n".join(table) + "\n")
-    return 0
+    return int(any(law.passed is False for law in checked))
+
+
+def _said(device: str, each: Said) -> Said:
+    sys.stdout.write(json.dumps({"device": device, **asdict(each)}) + "\n")
+    sys.stdout.flush()
+    return each
 
 
 if __name__ == "__main__":

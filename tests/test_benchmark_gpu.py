@@ -28,12 +28,17 @@ def test_without_a_gpu_it_says_so() -> None:
     assert "no GPU" in done.stderr
 
 
-def test_every_measurement_runs() -> None:
+def test_every_law_and_measurement_runs() -> None:
     done = run("--device", "cpu", "--tiny")
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
+    laws, lines = ([line for line in lines if ("passed" in line) == law] for law in (True, False))
+    words = ["attention", "decoding", "gradient", "gradient", "hand-over to vLLM", "a GRPO step"]
+    assert [law["name"].startswith(word) for law, word in zip(laws, words, strict=True)] == [True] * 6
+    assert all(law["passed"] and law["found"] <= law["at_most"] for law in laws[:4])
+    assert all(law["passed"] is not False or "vllm" in law["name"].lower() for law in laws)
     names = [line["name"].partition(",")[0] for line in lines]
     assert names == ["matrix product", "copy", *["attention"] * 2, "SFT", *["GRPO"] * 2, *["decoding"] * 2]
     assert all(line["seconds"] > 0 and line["rate"] > 0 for line in lines)
     assert all(line["share"] > 0 for line in lines[2:])
-    assert all(line["name"] in done.stderr for line in lines)
+    assert all(line["name"] in done.stderr for line in (*laws, *lines))

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from whet import __version__
-from whet.cli import chat, check, env, eval, plan, reward, run, runs, schema, serve
+from whet.cli import chat, check, env, eval, launch, plan, reward, run, runs, schema, serve
 from whet.cli.errors import exit_codes, guarded
 from whet.cli.options import OVERRIDABLE
 
@@ -48,6 +48,7 @@ app.command(context_settings=OVERRIDABLE)(check.check)
 app.command("eval", context_settings=OVERRIDABLE)(eval.evaluate)
 app.command(context_settings=OVERRIDABLE)(reward.reward)
 app.command(context_settings=OVERRIDABLE)(reward.regrade)
+app.command(context_settings=OVERRIDABLE)(launch.launch)
 app.command()(chat.chat)
 app.command()(serve.serve)
 app.command()(env.env)

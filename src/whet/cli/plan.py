@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,13 +13,16 @@ from whet.cli.errors import one_line, print_json
 from whet.cli.options import Json, Overrides, RecipeFile
 
 if TYPE_CHECKING:  # `whet --help` imports this file and must not pay for these
+    from rich.console import Console
     from rich.table import Table
     from rich.tree import Tree
 
     from whet.config.budget import StageBudget
     from whet.config.loading import Loaded, ValueOrigin
+    from whet.launch.forecast import Forecast
     from whet.launch.memory_report import Footprint
 
+NOT_SHOWN = ("trainer_gpus", "sampler_gpus", "beside", "lengths", "seen")
 STYLES = {"default": "dim", "preset": "magenta", "file": "cyan", "command line": "bold yellow"}
 
 
@@ -26,6 +30,16 @@ def plan(
     recipe: RecipeFile,
     overrides: Overrides = None,
     memory: Annotated[bool, typer.Option("--memory", help="Predict each stage's peak memory (some seconds).")] = False,
+    simulate: Annotated[
+        bool, typer.Option("--simulate", help="Predict a step of RL on 8 to 4,096 GPUs (some seconds).")
+    ] = False,
+    assume: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="With --simulate: a rate, a length, the lag ... (repeatable)."),
+    ] = None,
+    lengths: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="With --simulate: answers as long as those of this run.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Show every value with its origin, and the arithmetic of each stage. Nothing is loaded or launched."""
@@ -35,26 +49,29 @@ def plan(
 
     loaded = load_recipe(recipe, overrides or ())
     costs = loaded.recipe.budgets()
+    simulated = _forecasts(loaded, assume or [], lengths) if simulate else None
     if json:
         origins = {path: str(origin) for path, origin in loaded.origins.items()}
         stages = [asdict(cost) | {"tokens": cost.tokens, "all_tokens": cost.all_tokens} for cost in costs]
         known = {"recipe": resolved(loaded.recipe), "origins": origins, "stages": stages}
-        peaks = [_with_sums(need) for need in _footprints(loaded)] if memory else None
-        print_json(known if peaks is None else {**known, "memory": peaks})
+        if memory:
+            known["memory"] = [_with_sums(need) for need in _footprints(loaded)]
+        if simulated is not None:
+            known["simulation"] = {"assumed": simulated[0], "sizes": [asdict(each) for each in simulated[1]]}
+        print_json(known)
         return
     console = Console(highlight=False)
     console.print(recipe_tree(loaded))
     console.print(budget_table(costs))
     console.print("Upper bounds; ? is known once the run has read the data or the model.", style="dim")
     if memory:
-        needs = _footprints(loaded)
-        console.print(memory_table(needs))
-        for need in needs:
-            for role in need.roles:
-                if role.note:
-                    console.print(f"{need.stage}, {role.role}: {role.note}", style="dim", markup=False)
-            if need.advice:
-                console.print(f"{need.stage}: {need.advice}", style="yellow", markup=False)
+        _print_memory(console, _footprints(loaded))
+    if simulated is not None:
+        console.print(forecast_table(simulated[1]))
+        shown = ", ".join(f"{key}={value}" for key, value in simulated[0].items())
+        console.print(
+            f"idle: trainer and samplers; lag: mean and greatest. Assumed: {shown}", style="dim", markup=False
+        )
 
 
 def recipe_tree(loaded: Loaded) -> Tree:
@@ -111,6 +128,45 @@ def memory_table(needs: list[Footprint]) -> Table:
             cells = (_mib(size) if isinstance(size := sizes[part], int) else size for part in parts)
             table.add_row(Text(f"  {role.role}"), *cells, style="dim")
     return table
+
+
+def _print_memory(console: Console, needs: list[Footprint]) -> None:
+    console.print(memory_table(needs))
+    for need in needs:
+        for role in need.roles:
+            if role.note:
+                console.print(f"{need.stage}, {role.role}: {role.note}", style="dim", markup=False)
+        if need.advice:
+            console.print(f"{need.stage}: {need.advice}", style="yellow", markup=False)
+
+
+def forecast_table(found: list[Forecast]) -> Table:
+    """A step on all GPUs in turns, and on their best division: idle shares, mean and greatest lag, trained tokens."""
+    from whet.cli.tables import plain_table
+
+    headings = ("GPUs", "in turns", "train+sample", "apart", "idle", "and", "lag", "tok/s/GPU")
+    rows = [
+        (
+            f"{each.gpus:,}",
+            f"{each.beside.step_s:,.1f} s",
+            f"{each.trainer_gpus:,}+{each.sampler_gpus:,}",
+            f"{each.apart.step_s:,.1f} s",
+            f"{each.apart.trainer_idle:.0%}",
+            f"{each.apart.sampler_idle:.0%}",
+            f"{each.apart.lag:.1f} ({each.apart.greatest_lag})",
+            f"{each.apart.tokens_s:,.0f}",
+        )
+        for each in found
+    ]
+    return plain_table(headings, rows)
+
+
+def _forecasts(loaded: Loaded, assume: list[str], lengths: Path | None) -> tuple[dict[str, object], list[Forecast]]:
+    from whet.launch.forecast import forecasts, setup_of
+
+    setup = setup_of(loaded.recipe, assume, lengths)
+    known = {**asdict(setup), **asdict(setup.lengths)}
+    return {key: value for key, value in known.items() if key not in NOT_SHOWN}, forecasts(setup)
 
 
 def _footprints(loaded: Loaded) -> list[Footprint]:
