@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from whet.envs.single_turn import SingleTurn
 
 from whet.envs.base import Attempt, Grade, Task
 from whet.envs.rewards.function import FunctionReward
 from whet.envs.rewards.plain import PlainReward
 from whet.envs.rewards.rows import RowVerifier
 from whet.envs.rubric import WeightedRubric
-from whet.envs.single_turn import SingleTurn
 from whet.models.create import byte_tokenizer
 from whet.records import Completion, Ending, Message
 from whet.rollouts.play import Played, Player
