@@ -175,6 +175,8 @@ def test_it_samples_what_the_embedded_sampler_does_with_the_weights_that_were_ha
                     p.add_(torch.randn_like(p) * 0.1)
             if version == 0:
                 sampler.publish(3)
+        salts = [body["cache_salt"] for body in of(server, "/inference/v1/generate")]
+        assert len(set(salts)) == 2 and salts[-1] == server.version, "no version reads what another one has cached"
         assert server.loaded == 2 and len(of(server, "/reset_prefix_cache")) == 2
         assert not any(Path(body["kwargs"]["weights_path"]).exists() for body in of(server, "/collective_rpc"))
 

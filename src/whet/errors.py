@@ -65,6 +65,12 @@ class SandboxError(UserError):
     exit_code = 10
 
 
+class SamplersLost(UserError):
+    """Too few sampler processes are left, or none of them answers within its deadline."""
+
+    exit_code = 9
+
+
 class GraderError(Exception):
     """Grading code failed; says nothing about the answer."""
 

@@ -145,18 +145,28 @@ class Completion(_ByContent):
     """What a token sampler wrote, with what it knew about it.
 
     `logprobs[t]` is log p(tokens[t] | everything before) under the distribution that was sampled from,
-    i.e. after temperature. `version` counts the weight hand-overs that the sampler had seen.
+    i.e. after temperature. `version` counts the weight hand-overs that the sampler had seen when it began.
     """
 
     tokens: TokenIds
     logprobs: npt.NDArray[np.float32]
     version: int
     ending: Ending
+    later: tuple[tuple[int, int], ...] = ()
+    """(first token, version), in order, for each hand-over while it was written."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tokens", token_ids(self.tokens))
         object.__setattr__(self, "logprobs", _frozen(self.logprobs, np.float32))
         assert len(self.tokens) == len(self.logprobs), "one log-probability per sampled token"
+
+    @property
+    def versions(self) -> npt.NDArray[np.int32]:
+        """The version of the weights that wrote each token."""
+        found = np.full(len(self.tokens), self.version, np.int32)
+        for first, version in self.later:
+            found[first:] = version
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -92,10 +92,19 @@ def to_answers(groups: Sequence[Group], reward: Callable[[Score], float]) -> lis
     return answers
 
 
+def with_lags(answers: Sequence[Answer], version: int) -> list[Answer]:
+    """Add `lag`: by how many hand-overs the weights that wrote a token are older than `version`."""
+    turns = [turn.completion.versions for answer in answers for turn in answer.episode.turns]
+    return _put_flat(answers, "lag", torch.from_numpy(version - np.concatenate([*turns, np.zeros(0, np.int32)])))
+
+
 def with_logps(
-    answers: Sequence[Answer], trainer: Trainer, config: PolicyConfig, *, temperature: float
+    answers: Sequence[Answer], trainer: Trainer, config: PolicyConfig, *, temperature: float, lagging: bool = False
 ) -> list[Answer]:
-    """Add `ref_logp` where a KL is asked for, `old_logp` where several updates follow one rollout, `teacher_logp`."""
+    """Add `ref_logp` where a KL is asked for, `teacher_logp`, and `old_logp`.
+
+    The last where several updates follow one rollout, or where rollouts are `lagging` and it differs from what sampled.
+    """
     rows = [row for answer in answers for row in answer.rows]
     if config.kl.place != "none":
         answers = _put(
@@ -104,7 +113,7 @@ def with_logps(
     if config.credit == "teacher":
         said = trainer.forward(rows, "logp", temperature=temperature, frozen=TEACHER)["logp"]
         answers = _put(answers, "teacher_logp", said)
-    if config.minibatches > 1 and config.ratio.denominator == "old":
+    if lagging or (config.minibatches > 1 and config.ratio.denominator == "old"):
         answers = _put(answers, "old_logp", trainer.forward(rows, "logp", temperature=temperature)["logp"])
     return list(answers)
 
@@ -269,6 +278,25 @@ def with_mean_advantages(groups: Sequence[Group], answers: Sequence[Answer]) -> 
 def sequence_kl(answers: Sequence[Answer]) -> float:
     """KL(policy at rollout || reference) in nats for each answer: the mean over answers of the sum of k1."""
     return float(k1(_old_logp(answers), _get(answers, "ref_logp")).sum()) / len(answers)
+
+
+def measure_lag(answers: Sequence[Answer]) -> dict[str, float]:
+    """How old the step's tokens are, and how far the policy has moved from those that sampled them.
+
+    With w = p(trainer now) / p(sampler then): the effective sample size is (sum w)^2 / (n sum w^2), and the KL of a lag
+    is the mean of its tokens' w - 1 - log w.
+    """
+    lag_T, log_w_T = _get(answers, "lag"), _get(answers, "old_logp") - _get(answers, "sampler_logp")
+    if not len(lag_T):
+        return {}
+    w_T = log_w_T.exp()
+    found = {"lag/mean": float(lag_T.mean()), "lag/max": float(lag_T.max())}
+    found["lag/ess"] = float(w_T.sum() ** 2 / (len(w_T) * (w_T**2).sum()))
+    for lag in lag_T.unique().tolist():
+        of = lag_T == lag
+        found[f"lag/share/{int(lag)}"] = float(of.double().mean())
+        found[f"lag/kl/{int(lag)}"] = float((w_T - 1 - log_w_T)[of].mean())
+    return found
 
 
 def _objectives(answers: Sequence[Answer], weights: Mapping[str, float]) -> Tensor:

@@ -17,11 +17,13 @@ from whet.algorithms.columns import (
     drop_nonfinite,
     find_nonfinite,
     listed,
+    measure_lag,
     sequence_kl,
     skipped_update,
     to_answers,
     with_advantages,
     with_filters,
+    with_lags,
     with_logps,
     with_mean_advantages,
     with_rewards,
@@ -50,6 +52,8 @@ DROPOUT_GAP = 0.5
 """The same where an adapter's dropout acts in training."""
 TAIL = 5.0
 """The 99th percentile of the gap may be this many times the largest mean: that of an exponential tail is 4.6 of its."""
+LEAST_ESS = 0.5
+"""Effective sample size, as a share of the tokens, below which rollouts are said to be too old."""
 SAME_WEIGHTS = 0.02
 """Largest mean |log ratio| of two passes of the trainer over the same weights. float32 stays below 1e-5 and bfloat16
 below 1e-2; another mask, temperature or a dropout is an order of magnitude above."""
@@ -87,12 +91,14 @@ def policy_gradient(
         began = time.monotonic()
         played = measure_groups(taken.played)
         standing = standing.seeing(played, still=pretraining(setting.config, step))
+        check_engine(taken.gap, setting, step)
         answers = to_answers(taken.groups, standing.reward)
         standing = replace(standing, spread=standing.spread.merge([answer.reward for answer in answers]))
         ready = prepare(trainer, critic, answers, setting, standing, step=step)
         rate = standing.health.rate * learning_rate(step + 1, setting.steps, setting.train)
         updates, faults = update(trainer, critic, ready.answers, setting, standing, step=step, rate=rate)
         faults += [f"left out: {listed(ready.left_out, step + 1)}"] if ready.left_out else []
+        faults += too_old(ready.metrics)
         _renew_reference(trainer, setting.config.kl, step + 1)
         feed.publish(step + 1)
         metrics = {
@@ -100,6 +106,7 @@ def policy_gradient(
             **ready.metrics,
             **updates,
             **_measure_control(setting.config, standing, ready.answers),
+            **({} if taken.gap is None else {"sampling/engine_gap": taken.gap}),
             "not_finite": float(len(ready.left_out)),
             **measure_taken(taken, time.monotonic() - began),
             "lr": setting.train.lr * rate,
@@ -208,7 +215,7 @@ class Prepared:
 
     answers: list[Answer]
     metrics: Mapping[str, float]
-    """What the critic measured, if there is one."""
+    """What the critic measured, if there is one, and how old the answers are, if they may be."""
     left_out: list[str]
     """The answers with a number that is not finite, by name; they are in no statistic."""
 
@@ -223,9 +230,10 @@ def prepare(
     step: int,
 ) -> Prepared:
     """The answers with every column that the objective reads; whatever is not finite is left out where it appears."""
-    config, temperature = setting.config, setting.temperature
+    config, temperature, lagging = setting.config, setting.temperature, setting.lag > 0
     measured: Mapping[str, float] = {}
-    answers, first = drop_nonfinite(with_logps(answers, trainer, config, temperature=temperature))
+    answers = with_lags(answers, step) if lagging else answers
+    answers, first = drop_nonfinite(with_logps(answers, trainer, config, temperature=temperature, lagging=lagging))
     answers = with_rewards(answers, config, kl_coefficient=standing.coefficients.kl, spread=standing.spread)
     second: list[str] = []
     if critic is not None and answers:
@@ -235,6 +243,7 @@ def prepare(
     answers, third = drop_nonfinite(with_advantages(answers, config, weights=standing.weights(setting)))
     seed = seed_of(setting.seed, "token filter", step)
     answers = with_filters(answers, trainer, config, temperature=temperature, seed=seed)
+    measured = {**measured, **(measure_lag(answers) if lagging else {})}
     return Prepared(answers=answers, metrics=measured, left_out=first + second + third)
 
 
@@ -256,6 +265,22 @@ def weigh(answers: Sequence[Answer], setting: Setting) -> list[Atom]:
     )
 
 
+def check_engine(gap: float | None, setting: Setting, step: int) -> None:
+    """Stop where a sampler apart computes other log-probabilities than the trainer at one version, on a probe."""
+    if gap is not None and not gap <= setting.max_gap:
+        raise TrainingError(
+            f"step {step + 1}: samplers and trainer disagree by {gap:.3g} nats per token on a probe of one version "
+            f"(max_gap is {setting.max_gap:g}); the policy gradient would be wrong"
+        )
+
+
+def too_old(metrics: Mapping[str, float]) -> list[str]:
+    """A line where a step's rollouts have little left to say of the policy that learns from them."""
+    ess = metrics.get("lag/ess", 1.0)
+    advice = "lower train.lr or lag.steps"
+    return [f"the rollouts are old: their effective sample size is {ess:.0%}; {advice}"] if ess < LEAST_ESS else []
+
+
 def check_first_update(metrics: Mapping[str, Metric], setting: Setting, step: int, *, untouched: bool) -> None:
     """Stop where numbers that must agree do not: the rollouts' weights are still the trainer's.
 
@@ -265,7 +290,7 @@ def check_first_update(metrics: Mapping[str, Metric], setting: Setting, step: in
     that is what it started from (KL 0).
     """
     gap = metrics[GAP].mean
-    if not gap <= setting.max_gap:
+    if metrics[GAP].weight and not gap <= setting.max_gap:  # with a lag there may be no token of these weights
         raise TrainingError(
             f"step {step + 1}: sampler and trainer disagree by {gap:.3g} nats per token at the same weights "
             f"(max_gap is {setting.max_gap:g}); the policy gradient would be wrong. Is there a dropout "

@@ -126,6 +126,10 @@ class PolicyLoss:
             loss_T = loss_T - self.positive_nll * columns["positive"] * logp_T
         count = batch.weight_T.new_tensor(len(logp_T))
         tallies = {name: Tally(total=value.sum(), weight=count) for name, value in measured.items()}
+        if "lag" in columns:  # of tokens of older weights it would be the policy's own move
+            same_T = (columns["lag"] == 0).to(logp_T.dtype)
+            for name in ("sampling/logp_gap_mean", "sampling/logp_gap_far"):
+                tallies[name] = Tally(total=(measured[name] * same_T).sum(), weight=same_T.sum())
         tallies["loss"] = Tally(total=(batch.weight_T * loss_T.detach()).sum(), weight=torch.ones_like(count))
         return (batch.weight_T * loss_T).sum(), tallies
 

@@ -203,6 +203,8 @@ class Setting:
     constraint: ConstraintConfig | None = None
     health: HealthConfig = field(default_factory=HealthConfig)
     seed: int = 0
+    lag: int = 0
+    """Steps by which rollouts may be older than what they train."""
     mix: PretrainingMix | None = None
     """PPO-ptx: what is imitated beside the policy gradient."""
     patience: int = 20

@@ -99,6 +99,15 @@ class PolicyConfig(Strict):
                 raise ValueError(complaint)
         return self
 
+    def check_lag(self, steps: int) -> None:
+        """Raise `ValueError` where nothing corrects for rollouts of weights that are older by so many steps."""
+        if self.correction is None and self.ratio.denominator != "sampler":
+            raise ValueError(
+                f"lag.steps: {steps} trains on samples of older weights, and nothing corrects for that; add algorithm: "
+                "{correction: {kind: truncate}}, use ratio: {denominator: sampler} or preset: decoupled_ppo, or set "
+                "lag.steps: 0"
+            )
+
     def check_constrained(self) -> None:
         """Raise `ValueError` where a constraint on the cost of whole answers could not act on this point."""
         if self.scale == "group_std" and self.objectives == "summed":

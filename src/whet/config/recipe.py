@@ -126,6 +126,23 @@ class Recipe(Strict):
                     there += [last[name], *([f"{last[name]}/best"] if f"{maker}/best" in there else [])]
         return self
 
+    @model_validator(mode="after")
+    def _samplers_apart(self) -> Recipe:
+        for name, stage in self.stages.items():
+            if not isinstance(stage, RLStage):
+                continue
+            if stage.lag.steps and not self.machine.samplers.replicas:
+                raise ValueError(
+                    f"stages.{name}.lag.steps: {stage.lag.steps} samples while it trains, which needs samplers in "
+                    "processes of their own; add machine: {samplers: {replicas: 1}}, or set lag.steps: 0"
+                )
+            if self.machine.samplers.replicas and stage.sampling.engine != "embedded":
+                raise ValueError(
+                    f"machine.samplers.replicas starts engines of our own, and stages.{name}.sampling.engine is "
+                    f"{stage.sampling.engine}; use engine: embedded, or replicas: 0"
+                )
+        return self
+
     def _last_of(self, loop: str) -> str:
         """The last stage of a loop; the group must be written out, and have what its rule looks at."""
         config = self.loops[loop]

@@ -11,6 +11,7 @@ from whet.config.budget import StageBudget, times
 from whet.config.data import Source
 from whet.config.environment import EnvironmentConfig
 from whet.config.held_out import OwnEvaluation, TrainingStage
+from whet.config.lag import LagConfig
 from whet.config.policy import PolicyConfig
 from whet.config.reward_model import RewardModelStage
 from whet.config.rewards import (
@@ -156,6 +157,7 @@ class RLStage(TrainingStage):
     evaluation: OwnEvaluation = None
     train: RLTrainConfig = RLTrainConfig()
     health: HealthConfig = HealthConfig()
+    lag: LagConfig = LagConfig()
     max_gap: float | None = Field(None, gt=0)
     """Largest mean |sampler - trainer| log-probability difference per token, and a fifth of the largest 99th
     percentile; beyond either the run stops. None: 0.01 nats in float32, 0.1 in bfloat16, 0.5 where an adapter has
@@ -192,6 +194,8 @@ class RLStage(TrainingStage):
             )
         if self.train.quantize is not None and self.sampling.engine == "vllm":
             raise ValueError("train.quantize and sampling.engine vllm do not go together: vLLM is handed whole weights")
+        if self.lag.steps:
+            self.algorithm.check_lag(self.lag.steps)
         if self.sampling.temperature == 0:
             raise ValueError("sampling.temperature must be above 0 for RL: greedy samples carry no signal")
         if self.sampling.top_p < 1 or self.sampling.top_k is not None:

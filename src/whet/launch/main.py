@@ -48,7 +48,7 @@ def run_recipe(
         give_memory_back()
     with asked_to_stop(console) as stopped:
         try:
-            world = LocalWorld(folder=run.folder)
+            world = LocalWorld(folder=run.folder, machine=recipe.machine)
             ahead = partial(check_ahead, run, console.say)
             run_pipeline(run, world, console, stopped, about=_about(), ahead=ahead, choices=choices)
         except Interrupted:

@@ -12,13 +12,15 @@ from weakref import WeakValueDictionary
 import numpy as np
 import torch
 
-from whet.config import LoraConfig, ModelConfig, SamplingConfig, TrainConfig
+from whet.config import LoraConfig, MachineConfig, ModelConfig, SamplingConfig, TrainConfig
 from whet.config.judge import ChatConfig, LocalChat
+from whet.config.lag import LagConfig
 from whet.config.rewards import ScorerConfig
 from whet.envs.judges.cache import CachedChat
 from whet.errors import ModelError
 from whet.launch.chats import build_chat
 from whet.launch.memory import settle
+from whet.launch.samplers import start_fleet
 from whet.launch.scorers import LazyScorer
 from whet.models.armo import LENGTH, Gate, GateFacts
 from whet.models.heads import RewardFacts, objectives_of, reward_facts, set_reward_facts
@@ -64,6 +66,8 @@ class LocalWorld:
 
     folder: Path | None = None
     """The run's folder: what judges answered is kept in it, and digests of files; None: in memory alone."""
+    machine: MachineConfig = field(default_factory=MachineConfig)
+    """Samplers in processes of their own, and how long waits may take."""
     _scorers: WeakValueDictionary[tuple[str, bool], LazyScorer] = field(default_factory=WeakValueDictionary, init=False)
     """Reward models in use: training and its evaluation ask the same one."""
 
@@ -85,6 +89,7 @@ class LocalWorld:
         reads: ModelConfig | None = None,
         teacher: ModelConfig | None = None,
         with_value: bool = False,
+        lag: LagConfig | None = None,
     ) -> Policy:
         """Trainer and sampler over the same weights; with LoRA its own reference is the adapter switched off."""
         other = reference if isinstance(reference, ModelConfig) and reference.path != model.path else None
@@ -98,13 +103,17 @@ class LocalWorld:
         kept = model if other is None and reference and train.lora is None else other
         frozen = {} if kept is None else {REFERENCE: load_model(kept)}
         frozen |= {} if teacher is None else {TEACHER: _teacher(teacher, model)}
+        fleet = None
+        if lag is not None and self.machine.samplers.replicas:
+            fleet = start_fleet(language, model, train, sampling, self.machine, lag, self.folder)
         return Policy(
             template=template,
             trainer=LocalTrainer(language, train, frozen, tokens=tokens),
-            start_sampler=cache(lambda: SAMPLERS[sampling.engine](language, sampling)),
+            start_sampler=cache(lambda: fleet or SAMPLERS[sampling.engine](language, sampling)),
             max_length=language.max_length,
             about=_about(language, tokens),
             precision=language.precision,
+            apart=fleet,
         )
 
     def teacher(self, model: ModelConfig, student: ModelConfig) -> LocalTrainer:

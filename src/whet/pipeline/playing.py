@@ -21,6 +21,7 @@ from whet.pipeline.stage import Context, Policy, Seen, World, keep_dropped
 from whet.records import Score
 from whet.rollouts.curriculum import Curriculum
 from whet.rollouts.feed import Feed
+from whet.rollouts.ledger import AheadFeed
 from whet.rollouts.play import Player
 from whet.sampling.base import SamplingParams
 from whet.sampling.bridge import aside
@@ -140,18 +141,23 @@ def feed_of(
     curriculum: Curriculum | None = None,
 ) -> Feed:
     """A feed of the policy's answers to the tasks, as many as the stage says; `greedy`: with a greedy one each."""
-    config = context.config
+    config, lag = context.config, getattr(context.config, "lag", None)
     greedily = config.sampling.model_copy(update={"temperature": 0.0})
-    return Feed(
-        player=player(policy, grading, config.sampling, environment),
-        tasks=tasks,
-        samples=config.rollouts_per_prompt,
-        steps=config.train.steps,
-        seed=context.seed,
-        hand_over=policy.hand_over,
-        greedy=player(policy, grading, greedily, environment) if greedy else None,
-        curriculum=curriculum,
-    )
+    asked: dict[str, Any] = {
+        "player": player(policy, grading, config.sampling, environment),
+        "tasks": tasks,
+        "samples": config.rollouts_per_prompt,
+        "steps": config.train.steps,
+        "seed": context.seed,
+        "hand_over": policy.hand_over,
+        "greedy": player(policy, grading, greedily, environment) if greedy else None,
+        "curriculum": curriculum,
+    }
+    if policy.apart is None or lag is None or not lag.steps:
+        return Feed(**asked)
+    patience = context.world.machine.deadlines.progress_s
+    per_step = config.prompts_per_step
+    return AheadFeed(sampler=policy.apart, lag=lag, prompts_per_step=per_step, progress_s=patience, **asked)
 
 
 def _narrow(rooms: Sequence[int], max_tokens: int) -> str:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from whet.errors import TrainingError
+from whet.errors import RunError, SamplersLost, TrainingError
 from whet.files import folder_size, write_json, writing
 from whet.pipeline.held_out import HeldOut, Measure
 from whet.pipeline.stage import LEARNED, Context, Interrupted
 from whet.records import State, Step, seed_of
+from whet.rollouts.ledger import AheadFeed
 from whet.tracking.log import RunLog
 from whet.training.base import Trainer
 from whet.training.checkpoint import generation_at, newest_generation, save_generation
@@ -61,6 +62,31 @@ class WithCritic:
         self.critic.export(folder / "critic")
 
 
+@dataclass(frozen=True, slots=True)
+class WithRollouts:
+    """What learns, and the groups that were played ahead for its next steps; those in a folder of their own."""
+
+    learning: Saved
+    feed: AheadFeed
+
+    def save(self, folder: Path) -> None:
+        """Both."""
+        (folder / "rollouts").mkdir()
+        self.learning.save(folder)
+        self.feed.save(folder / "rollouts")
+
+    def load(self, folder: Path) -> None:
+        """Both. Raises `RunError` where the checkpoint was written without a lag."""
+        if not (folder / "rollouts").is_dir():
+            raise RunError(f"{folder}: was written with lag.steps: 0; go on with that, or --restart the stage")
+        self.learning.load(folder)
+        self.feed.load(folder / "rollouts")
+
+    def export(self, folder: Path) -> None:
+        """What was learned."""
+        self.learning.export(folder)
+
+
 def drive(
     context: Context,
     trainer: Saved,
@@ -91,12 +117,16 @@ def drive(
     while not held_out.over:
         # Whatever draws from global random state (dropout) draws the same in a resumed run.
         context.world.reseed(seed_of(context.seed, "step", done))
-        step = next(algorithm, None)
+        try:
+            step = next(algorithm, None)
+        except SamplersLost:  # in the middle of a wait: nothing has changed since the last step
+            saver.save_last()
+            raise
         if step is None:
             break
         step, stopped = _measured(step, held_out)
         done, notes = step.index, step.notes
-        saver.learned = saver.learned or _learns(step.metrics)
+        saver.learned, saver.last = saver.learned or _learns(step.metrics), step
         log.write(step.index, step.metrics, step.groups, notes=step.notes)
         _tell(context, step)
         if step.ill:
@@ -173,6 +203,7 @@ class _Saver:
         self.held_out = held_out
         self.saved_step, self.saved_at, self.cost_s = done, time.monotonic(), 0.0
         self.learned = (self.root / LEARNED).exists()
+        self.last: Step | None = None
 
     def consider(self, step: Step) -> None:
         """Save if it is time."""
@@ -189,6 +220,11 @@ class _Saver:
         """Save if this is the best model so far."""
         if self.held_out.best_step == step.index:
             self.save(step)
+
+    def save_last(self) -> None:
+        """Save the last step, if it is not saved."""
+        if self.last is not None and self.last.index > self.saved_step:
+            self.save(self.last)
 
     def save(self, step: Step) -> None:
         """Save now."""

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from whet.config import ModelConfig, SamplingConfig, SaveConfig, TrainConfig
+from whet.config import MachineConfig, ModelConfig, SamplingConfig, SaveConfig, TrainConfig
 from whet.config.judge import ChatConfig
+from whet.config.lag import LagConfig
 from whet.config.model import ReferenceModel
 from whet.config.policy_terms import CriticConfig
 from whet.config.reward_model import GateConfig
@@ -28,7 +29,7 @@ from whet.envs.base import Task
 from whet.envs.clients import ChatClient, RewardModelClient
 from whet.files import write_atomic
 from whet.records import TokenRow
-from whet.sampling.base import PolicySampler
+from whet.sampling.base import ApartSampler, PolicySampler
 from whet.templates.base import Template
 from whet.tracking.base import Sink
 from whet.tracking.charts import PLAIN, Look
@@ -55,6 +56,8 @@ class Policy:
     """How it computes: what was chosen for this machine, for people to read."""
     precision: str
     """What the forward pass computes in: float32 or bfloat16."""
+    apart: ApartSampler | None = None
+    """The sampler, where it has processes of its own: `close` ends them."""
 
     @property
     def sampler(self) -> PolicySampler:
@@ -64,6 +67,11 @@ class Policy:
     def hand_over(self, version: int) -> None:
         """Bring the current weights to the sampler under this version."""
         self.sampler.publish(version)
+
+    def close(self) -> None:
+        """End what was started for it."""
+        if self.apart is not None:
+            self.apart.close()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +84,10 @@ class NewGate:
 
 class World(Protocol):
     """Builds what a stage needs, wherever it is to live."""
+
+    @property
+    def machine(self) -> MachineConfig:
+        """Where that is, and how long waits may take."""
 
     def template(self, model: ModelConfig) -> Template:
         """The model's template alone: the data gate runs before any weights are loaded."""
@@ -93,12 +105,13 @@ class World(Protocol):
         reads: ModelConfig | None = None,
         teacher: ModelConfig | None = None,
         with_value: bool = False,
+        lag: LagConfig | None = None,
     ) -> Policy:
         """Load a model to train and to sample.
 
         `reference`: a frozen model at hand, or (True) its own starting weights. `teacher`: another. `reads`: the policy
-        whose tokens it is given. `with_value` gives it a critic's head as well. Raises `ModelError` where tokenizers
-        differ.
+        whose tokens it is given. `with_value` gives it a critic's head as well. With a `lag` it may be sampled apart,
+        where the machine has samplers. Raises `ModelError` where tokenizers differ.
         """
 
     def teacher(self, model: ModelConfig, student: ModelConfig) -> Trainer:

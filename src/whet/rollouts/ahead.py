@@ -7,6 +7,7 @@ when the last episode ends is graded with all that has to wait for it; the score
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from functools import partial
 
@@ -14,6 +15,9 @@ from whet.envs.base import Attempt
 from whet.envs.rubric import Ahead, WeightedRubric
 from whet.errors import GraderError, UserError, boundary
 from whet.sampling.bridge import aside
+
+GRADING = threading.Lock()
+"""One rubric grades at a time: training and an evaluation in another thread may ask the same model."""
 
 
 class GradesAhead:
@@ -49,7 +53,11 @@ class GradesAhead:
             attempts: Sequence[Attempt] = [attempt for _, attempt in some]
             try:
                 with boundary(GraderError, "the rubric failed"):
-                    said = await aside(partial(self._rubric.ahead, attempts, step=self._step))
+                    said = await aside(partial(self._ask, attempts))
             except UserError:  # of which `GraderError` is one
                 return
             self.known.update(zip((number for number, _ in some), said, strict=True))
+
+    def _ask(self, attempts: Sequence[Attempt]) -> Sequence[Ahead]:
+        with GRADING:
+            return self._rubric.ahead(attempts, step=self._step)

@@ -1,8 +1,8 @@
 """The feed: where an algorithm takes its groups from, in the order and with the staleness that it is allowed.
 
-Here at lag 0: `take` plays now, with the weights that were published last, so every group is on-policy. Which
-tasks come next is derived from the position, and from what a curriculum has measured where there is one. Position
-and tables are the whole state, and they are in the checkpoint.
+Here at lag 0: `take` plays now, with the weights that were published last, so every group is on-policy (a feed that
+plays ahead is in `rollouts.ledger`). Which tasks come next is derived from the position, and from what a curriculum has
+measured where there is one. Position and tables are the whole state, and they are in the checkpoint.
 """
 
 from __future__ import annotations
@@ -10,14 +10,18 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from whet.envs.base import Task
 from whet.errors import RewardError, TrainingError
 from whet.records import Group, State, seed_of
 from whet.rollouts.curriculum import Curriculum
 from whet.rollouts.play import Played, Player
+from whet.sampling.bridge import run
 
 Keep = Callable[[Group], bool]
+Place = tuple[int | str, int]
+"""A position in the order of the stage, which seeds follow from, and the number of a task."""
 
 PATIENCE = 3
 """Takes in a row without a single score, after which the feed gives up; a stage of fewer steps ends before."""
@@ -36,6 +40,8 @@ class Taken:
     """How many of the groups played are past prompts that a curriculum brought back."""
     resting: int = 0
     """Tasks that a curriculum left out of this step."""
+    gap: float | None = None
+    """Of a feed that plays ahead: what sampler and trainer differ by at one version (`ApartSampler.gaps`)."""
 
     @property
     def played(self) -> tuple[Group, ...]:
@@ -75,19 +81,18 @@ class Feed:
         left_out: list[Group] = []
         done, rollout_s, score_s = 0, 0.0, 0.0
         resting = self.curriculum.resting(step) if self.curriculum is not None else 0
-        again = self.curriculum.again(count, step=step, seed=self.seed) if self.curriculum is not None else []
+        again = 0
         while len(groups) < count and done < rounds:
-            places: list[tuple[int | str, int]] = [] if done else [(f"again {step} {task}", task) for task in again]
-            places += [self._next(step) for _ in range(count - len(groups) - len(places))]
-            played = self._play(places, step)
-            for (_, number), group in zip(places, played.groups, strict=True):
+            places, played = self._round(count - len(groups), step, first=not done)
+            for (position, number), group in zip(places, played.groups, strict=True):
                 (groups if keep is None or keep(group) else left_out).append(group)
+                again += isinstance(position, str)
                 if self.curriculum is not None:
                     self.curriculum.observe(number, group, step)
             done, rollout_s, score_s = done + 1, rollout_s + played.rollout_s, score_s + played.score_s
         taken = Taken(
             groups=tuple(groups), left_out=tuple(left_out), rounds=done, rollout_s=rollout_s, score_s=score_s,
-            again=len(again), resting=resting,
+            again=again, resting=resting,
         )  # fmt: skip
         self._refuse_unscored(taken.played)
         return taken
@@ -113,13 +118,25 @@ class Feed:
                 f"weights of version {version} were handed over, but the sampler has {self.player.sampler.version}"
             )
 
-    def _play(self, places: Sequence[tuple[int | str, int]], step: int) -> Played:
+    def _round(self, count: int, step: int, *, first: bool) -> tuple[Sequence[Place], Played]:
+        """So many groups, played now, and where they stand; `first` of the step."""
+        places = self._places(count, step, again=first)
+        return places, run(self._play(places, step))
+
+    def _places(self, count: int, step: int, *, again: bool) -> list[Place]:
+        """The next so many; `again`: with past prompts among them, where a curriculum brings some back."""
+        known = self.curriculum.again(count, step=step, seed=self.seed) if again and self.curriculum else []
+        places: list[Place] = [(f"again {step} {task}", task) for task in known]
+        return places + [self._next(step) for _ in range(count - len(places))]
+
+    async def _play(self, places: Sequence[Place], step: int, version: int | None = None) -> Played:
         """Groups of these tasks, each at its position in the order of the whole stage, which its seeds follow from."""
         tasks, positions = [self.tasks[number] for _, number in places], [position for position, _ in places]
-        played = self.player.play(tasks, self.samples, step=step, seed=self.seed, positions=positions)
+        how: dict[str, Any] = {"step": step, "seed": self.seed, "positions": positions, "version": version}
+        played = await self.player.play_async(tasks, self.samples, **how)
         if self.greedy is None:
             return played
-        once = self.greedy.play(tasks, 1, step=step, seed=self.seed, positions=positions)
+        once = await self.greedy.play_async(tasks, 1, **how)
         groups = (replace(g, greedy=one.episodes[0]) for g, one in zip(played.groups, once.groups, strict=True))
         return Played(
             groups=tuple(groups),

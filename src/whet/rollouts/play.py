@@ -24,7 +24,7 @@ from whet.envs.base import Attempt, Environment, Observed, Rubric, Task
 from whet.envs.rubric import Ahead, WeightedRubric
 from whet.errors import DataError, EnvironmentFailure, GraderError, PolicyFault, SamplerError, UserError, boundary
 from whet.records import Completion, Ending, Episode, Group, Message, Outcome, Score, Turn, seed_of, token_ids
-from whet.rollouts.ahead import GradesAhead
+from whet.rollouts.ahead import GRADING, GradesAhead
 from whet.rollouts.assemble import to_token_steps
 from whet.sampling.base import Request, SamplingParams, TokenSampler
 from whet.sampling.bridge import aside, run, together
@@ -64,7 +64,14 @@ class Player:
         return run(self.play_async(tasks, samples, step=step, seed=seed, positions=positions))
 
     async def play_async(
-        self, tasks: Sequence[Task], samples: int, *, step: int, seed: int, positions: Sequence[int | str] | None = None
+        self,
+        tasks: Sequence[Task],
+        samples: int,
+        *,
+        step: int,
+        seed: int,
+        positions: Sequence[int | str] | None = None,
+        version: int | None = None,
     ) -> Played:
         """`samples` episodes of each task, graded: one group for each task, in order.
 
@@ -72,7 +79,7 @@ class Player:
         tasks), the sample and the turn alone. `step` is what rewards see as the trainer's step.
         """
         games = [
-            _Game(task=task, sample=sample, seed=seed_of(seed, position, sample), samples=samples)
+            _Game(task=task, sample=sample, seed=seed_of(seed, position, sample), samples=samples, version=version)
             for task, position in zip(tasks, range(len(tasks)) if positions is None else positions, strict=True)
             for sample in range(samples)
         ]
@@ -146,6 +153,7 @@ class Player:
             seed=seed_of(game.seed, turn),
             params=replace(self.params, max_tokens=left),
             samples=1 if game.turns else game.samples,
+            version=game.version,
         )
 
     def _room(self, game: _Game) -> int:
@@ -202,7 +210,7 @@ class Player:
         attempts = [game.attempt(self._room(game)) for game in games if not game.failure]
         ahead = [known.get(number, {}) for number, game in enumerate(games) if not game.failure] if known else []
         try:
-            with boundary(GraderError, "the rubric failed"):
+            with GRADING, boundary(GraderError, "the rubric failed"):
                 if isinstance(self.rubric, WeightedRubric):
                     scores = self.rubric.score(attempts, step=step, ahead=ahead)
                 else:
@@ -243,6 +251,8 @@ class _Game:
     seed: int
     samples: int
     """Episodes that begin with the same prompt."""
+    version: int | None = None
+    """Of the weights that it is sampled with; None: the newest."""
     environment: Environment | None = None
     asked: tuple[Message, ...] = ()
     """What the environment began with."""

@@ -56,14 +56,16 @@ class Answers:
         tokens: list[int] = self.tokens[line, :count].tolist()
         return tokens
 
-    def completion(self, line: int, count: int, request: Request, version: int) -> Completion | SamplerError:
+    def completion(
+        self, line: int, count: int, request: Request, version: int, later: tuple[tuple[int, int], ...]
+    ) -> Completion | SamplerError:
         """The first so many tokens of a line, or an error where the last one's logits were no numbers."""
         tokens, logps = (held[line, :count].cpu().numpy().copy() for held in (self.tokens, self.logps))
         if np.isnan(logps[-1]):
             return SamplerError(f"the model's logits are not finite at token {count} of the answer")
         complete = Ending.STOP_STRING if self.states[line] == COMPLETE else Ending.LENGTH
         ending = Ending.STOP if int(tokens[-1]) in request.params.stop_ids else complete
-        return Completion(tokens=tokens, logprobs=logps, version=version, ending=ending)
+        return Completion(tokens=tokens, logprobs=logps, version=version, ending=ending, later=later)
 
     def _grow(self, size: int) -> None:
         lines = len(self.tokens)

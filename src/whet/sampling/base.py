@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -50,6 +51,8 @@ class Request:
     """How many requests of this prompt belong together: whether keeping the prompt apart from its answers pays."""
     heard: Callable[[list[int]], None] | None = field(default=None, compare=False)
     """Told after each step which tokens are written so far, by a sampler that can; it must not raise."""
+    version: int | None = None
+    """Of the weights that it is to be sampled with, where the sampler keeps older ones; None: the newest."""
 
 
 class TokenSampler(Protocol):
@@ -72,6 +75,26 @@ class PolicySampler(TokenSampler, Protocol):
 
     def publish(self, version: int) -> None:
         """Sample with the trainer's weights as they are now, under this version. No request may be running."""
+
+
+class ApartSampler(PolicySampler, Protocol):
+    """A policy sampler with a copy of the weights: it goes on while the trainer changes its own."""
+
+    @property
+    def gaps(self) -> Mapping[int, float]:
+        """Mean |log-probability difference| from the trainer on a probe of each version that was handed over; nats."""
+
+    def describe(self) -> str:
+        """Who owes what since when, for an error."""
+
+    def save(self, folder: Path) -> None:
+        """The past versions that requests may still name."""
+
+    def load(self, folder: Path) -> None:
+        """Have the versions that `save` kept."""
+
+    def close(self) -> None:
+        """End what it has started."""
 
 
 class ChatSampler(Protocol):

@@ -37,6 +37,26 @@ def run(work: Coroutine[Any, Any, T]) -> T:
             raise
 
 
+class LoopThread:
+    """An event loop in a thread of its own, for what goes on while the other threads compute."""
+
+    def __init__(self, name: str) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, name=name, daemon=True)
+        self._thread.start()
+
+    def begin(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Start it there. Cancelling the future gives it up."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop)
+
+    def close(self) -> None:
+        """Give up what goes on, and end the thread."""
+        self.begin(_cancel_all()).result()
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        self.loop.close()
+
+
 async def together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """The results of all of them, in order. Where one raises, the others are cancelled before that goes on."""
     tasks = [asyncio.ensure_future(work) for work in works]

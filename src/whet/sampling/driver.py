@@ -70,7 +70,7 @@ class Driver(Generic[T]):
                 await asyncio.sleep(0)
             try:
                 for ticket, answer in self._engine.step():
-                    _settle(self._awaited.pop(ticket), answer)
+                    settle(self._awaited.pop(ticket), answer)
             except Exception as error:  # noqa: BLE001 - whatever it was, nothing may be awaited for ever
                 self._fail(error)
                 return
@@ -84,12 +84,12 @@ class Driver(Generic[T]):
         for future in awaited.values():
             failure = SamplerError(f"{self._name} failed: {type(error).__name__}: {error}")
             failure.__cause__ = error
-            _settle(future, failure)
+            settle(future, failure)
         with suppress(Exception):  # an engine that is gone cannot forget; what failed is said already
             self._engine.clear()
 
 
-def _settle(future: asyncio.Future[Completion], answer: Completion | SamplerError) -> None:
+def settle(future: asyncio.Future[Completion], answer: Completion | SamplerError) -> None:
     """Wake the request, unless it was cancelled and only its task does not know yet."""
     if future.done():
         return

@@ -17,7 +17,7 @@ Legend: S running rows, P prompts, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -31,9 +31,9 @@ from whet.sampling.answers import Answers, Pens, SamplingKind
 from whet.sampling.base import Request, SamplingParams
 from whet.sampling.cuda_graph import BUCKET, Step, step_for
 from whet.sampling.forward import Forward, plan
-from whet.sampling.layouts import DecodeBatch, Entry, Prefill, Shared
+from whet.sampling.layouts import Entry, Prefill
 from whet.sampling.slabs import Member, Slab, size_class
-from whet.sampling.tickets import PROMPTS, TAILS, WHOLE, SharedPrompt, Ticket
+from whet.sampling.tickets import PROMPTS, TAILS, WHOLE, SharedPrompt, Ticket, batch_of
 
 PREFILL_TOKENS = 1024
 """Most prompt tokens computed at once, or one prompt of any length: more do not fit the processor's caches."""
@@ -56,6 +56,7 @@ class Engine:
     def __init__(self, model: LanguageModel, *, max_running: int, cache_bytes: int) -> None:
         """At most so many rows side by side, and no more than whose keys and values fit; one always runs."""
         self.model, self.max_running, self.version = model, max_running, 0
+        self._salt = 0  # of cached prompts: another after each hand-over
         self.plan = plan(model)
         self._cache_tokens = cache_bytes // self.plan.token_bytes
         self.clear()
@@ -73,7 +74,7 @@ class Engine:
     def submit(self, request: Request) -> Ticket:
         """Take a request in; it starts at a later step."""
         tokens = np.asarray(request.prompt, dtype=np.int64)
-        key = (tokens.tobytes(), self._apart(len(tokens), request.samples))
+        key = (tokens.tobytes(), self._apart(len(tokens), request.samples), self._salt)
         params = SamplingKind.key(request.params)
         if params not in self._kinds:  # this may raise, and then there is no request
             self._kinds[params] = SamplingKind.of(params, self.model)
@@ -116,7 +117,7 @@ class Engine:
 
     def clear(self) -> None:
         """Forget every request."""
-        self._prompts: dict[tuple[bytes, bool], SharedPrompt] = {}
+        self._prompts: dict[tuple[bytes, bool, int], SharedPrompt] = {}
         self._waiting: dict[SharedPrompt, None] = {}
         self._queued = 0
         self._release()
@@ -132,7 +133,29 @@ class Engine:
         self._heard: list[Ticket] = []
         self._token_S = self._position_S = torch.zeros(0, dtype=torch.long, device=self.model.device)
         self._held = self.steps = self._widest = self._until = 0
+        self._switches: list[tuple[int, int]] = []
         self._changed = False
+
+    @torch.no_grad()
+    def switch(self, version: int, load: Callable[[], None]) -> None:
+        """Go on under this version with the weights that `load` writes, between two steps.
+
+        Running requests keep what they have cached, and their answers say from which token on the version is another.
+        A request that starts later reads nothing that was computed before.
+        """
+        load()
+        self.version = version
+        if self._forward is None:  # nothing is cached
+            return
+        self._salt += 1
+        self._switches.append((self.steps, version))
+        self._forward = self.plan.bind(self.model, self._widest)  # some of it are copies
+        self._decoding = step_for(self._forward, self.model.device, plain=self.plan.plain)
+        waiting, self._waiting = list(self._waiting), {}
+        for prompt in waiting:
+            fresh = prompt.uncached(self._salt)
+            self._prompts[fresh.key], self._waiting[fresh] = fresh, None
+            self._forget(prompt)
 
     # -------------------------------------------------------------------------------- who comes in
 
@@ -197,6 +220,7 @@ class Engine:
         self._reach(max(ticket.span for ticket in tickets))
         for ticket in tickets:
             ticket.line, ticket.born = self._answers.begin(ticket.request), self.steps
+            ticket.version, ticket.switches = self.version, len(self._switches)
             self._held += ticket.cost
         self._rows += tickets
         self._changed = True
@@ -294,30 +318,14 @@ class Engine:
         self._heard = [row for row in self._rows if row.request.heard is not None]
         for slab in (*whole, *tails):
             slab.arrange([self._column(row) for row in slab.members if isinstance(row, Ticket)])
-        self._batch = self._batch_of(whole, tails, prompts)
+        longest = 1 + max(len(row.prompt.tokens) + self.steps - row.born for row in self._rows)
+        self._batch = batch_of(whole, tails, prompts, longest, self.model.device)
         self._until = min(row.slab.width - self._column(row) for row in self._rows if row.slab is not None)
         self._pens = self._pens_of(self._rows, written=1)
         self._token_S = self._pens.token_S
         positions = [len(row.prompt.tokens) + self.steps - row.born for row in self._rows]
         self._position_S = torch.tensor(positions, device=self.model.device)
         self._changed = False
-
-    def _batch_of(self, whole: Sequence[Slab], tails: Sequence[Slab], prompts: Sequence[Slab]) -> DecodeBatch:
-        """The rows of these slabs, those whose prompt is apart beside their prompts."""
-        device = self.model.device
-        number = {row: at for at, row in enumerate(row for slab in tails for row in slab.members)}
-        place_T, shared, at = [0] * len(number), [], 0
-        for slab in prompts:
-            asking = [p for p in slab.members if isinstance(p, SharedPrompt)]
-            slab.arrange([len(prompt.tokens) - 1 for prompt in asking])
-            shared.append(Shared.of(slab, [[number[row] for row in prompt.running] for prompt in asking], device))
-            for prompt in asking:
-                for rank, row in enumerate(prompt.running):
-                    place_T[number[row]] = at + rank
-                at += shared[-1].shape[1]
-        places = torch.tensor(place_T, dtype=torch.long, device=device)
-        longest = 1 + max(len(row.prompt.tokens) + self.steps - row.born for row in self._rows)
-        return DecodeBatch((*whole, *tails), len(whole), shared, places, longest)
 
     def _widen(self) -> None:
         """Rows that have filled their slab go on in a wider one."""
@@ -345,7 +353,8 @@ class Engine:
         done: Done = []
         for row in ended:
             count = self.steps - row.born + 1
-            done.append((row, self._answers.completion(row.line, count, row.request, self.version)))
+            later = row.later(self._switches)
+            done.append((row, self._answers.completion(row.line, count, row.request, row.version, later)))
         self._leave(ended)
         if any(isinstance(answer, SamplerError) for _, answer in done):
             for slab in self._slabs.values():

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from whet.sampling.answers import SamplingKind
 from whet.sampling.base import Request
-from whet.sampling.slabs import Member, size_class
+from whet.sampling.layouts import DecodeBatch, Shared
+from whet.sampling.slabs import Member, Slab, size_class
 
 WHOLE, TAILS, PROMPTS = "whole", "tails", "prompts"
 """Slabs of rows with their prompt in front, of rows whose prompt is apart, and of such prompts."""
@@ -29,6 +32,14 @@ class Ticket(Member):
     """Where its answer is written."""
     born: int = 0
     """The steps that had been taken when it began to run."""
+    version: int = 0
+    """Of the weights that wrote its first token."""
+    switches: int = 0
+    """The hand-overs that had been made by then, of those while the engine was at work."""
+
+    def later(self, switches: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+        """(first token, version) for each hand-over since it began, of those after so many steps each."""
+        return tuple((at - self.born + 1, version) for at, version in switches[self.switches :])
 
     @property
     def role(self) -> str:
@@ -50,12 +61,21 @@ class Ticket(Member):
 class SharedPrompt(Member):
     """A prompt that tickets wait for or run on; it has a place of its own where it is kept apart."""
 
-    key: tuple[bytes, bool] = field(kw_only=True)
+    key: tuple[bytes, bool, int] = field(kw_only=True)
+    """Its tokens, whether it is kept apart, and the hand-over since which it is computed: none of another is read."""
     tokens: np.ndarray = field(kw_only=True)
     waiting: deque[Ticket] = field(default_factory=deque)
     running: list[Ticket] = field(default_factory=list)
     hidden_D: Tensor | None = None
     """The hidden state after it, once that is computed."""
+
+    def uncached(self, salt: int) -> SharedPrompt:
+        """The same, of which nothing is computed, for those that wait for this one."""
+        fresh = SharedPrompt(key=(*self.key[:2], salt), tokens=self.tokens, waiting=self.waiting)
+        for ticket in fresh.waiting:
+            ticket.prompt = fresh
+        self.waiting = deque()
+        return fresh
 
     @property
     def apart(self) -> bool:
@@ -71,3 +91,21 @@ class SharedPrompt(Member):
     def known(self) -> bool:
         """Whether its keys and values are there to be read."""
         return self.slab is not None if self.apart else bool(self.running)
+
+
+def batch_of(
+    whole: Sequence[Slab], tails: Sequence[Slab], prompts: Sequence[Slab], longest: int, device: torch.device
+) -> DecodeBatch:
+    """The rows of these slabs, those whose prompt is apart beside their prompts; the longest has so many tokens."""
+    number = {row: at for at, row in enumerate(row for slab in tails for row in slab.members)}
+    place_T, shared, at = [0] * len(number), [], 0
+    for slab in prompts:
+        asking = [p for p in slab.members if isinstance(p, SharedPrompt)]
+        slab.arrange([len(prompt.tokens) - 1 for prompt in asking])
+        shared.append(Shared.of(slab, [[number[row] for row in prompt.running] for prompt in asking], device))
+        for prompt in asking:
+            for rank, row in enumerate(prompt.running):
+                place_T[number[row]] = at + rank
+            at += shared[-1].shape[1]
+    places = torch.tensor(place_T, dtype=torch.long, device=device)
+    return DecodeBatch((*whole, *tails), len(whole), shared, places, longest)

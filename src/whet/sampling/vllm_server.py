@@ -109,7 +109,9 @@ class VllmServerSampler:
             **stopping(params),
         }
         named = {} if self._adapter is None else {"model": self._adapter}
-        return {"token_ids": [int(token) for token in request.prompt], "sampling_params": settings, **named}
+        prompt = [int(token) for token in request.prompt]
+        # The salt keeps keys and values of other weights from being read, whatever became of the reset.
+        return {"token_ids": prompt, "sampling_params": settings, "cache_salt": self._label, **named}
 
     def _read(self, request: Request, response: httpx.Response) -> Completion:
         """The completion, if it is whole and of the version that was handed over."""

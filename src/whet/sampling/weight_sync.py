@@ -5,12 +5,14 @@ Legend: N tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from whet.errors import ConfigError, SamplerError
 from whet.models.attention import Tree, TreeLayout
@@ -37,9 +39,52 @@ def base_weights(model: LanguageModel) -> Iterator[tuple[str, Tensor]]:
             yield plain_name(name), p.detach()
 
 
+def sampled_weights(model: LanguageModel) -> dict[str, nn.Parameter]:
+    """What training changes and sampling reads, by the trainer's names: of an adapter's run the adapter alone."""
+    return {name: p for name, p in model.parameters.items() if name != f"{SCORE}.weight"}
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the names, types and shapes of tensors and their bytes, in the order of names."""
+    found = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().to("cpu").contiguous()
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.view(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """A request whose answer is known: these tokens, to which the trainer gives these log-probabilities."""
+
+    request: Request
+    tokens: list[int]
+    logps: list[float]
+
+    def gaps(self, written: Completion) -> np.ndarray:
+        """|difference| of each token up to the first that is another one; infinite where that is the first."""
+        count = min(len(written.tokens), len(self.tokens))
+        same = np.cumprod(written.tokens[:count] == np.array(self.tokens[:count])).sum()
+        gaps = np.abs(written.logprobs[:count] - np.array(self.logps[:count], np.float32))
+        return gaps[:same] if same else np.array([np.inf])
+
+
+def probe_request(model: LanguageModel) -> Request:
+    """A few tokens at temperature 1."""
+    return Request(prompt=_probe_prompt(model), seed=0, params=SamplingParams(max_tokens=2 * PROBE_TOKENS))
+
+
+async def probe_of(sampler: TokenSampler, model: LanguageModel) -> Probe:
+    """What `sampler`, which has the model's weights, writes now, and what the model's own forward pass says of that."""
+    request = probe_request(model)
+    tokens = (await sampler.sample(request)).tokens.tolist()
+    return Probe(request=request, tokens=tokens, logps=_logp(model, request.prompt, tokens).tolist())
+
+
 async def check_probe(sampler: TokenSampler, model: LanguageModel) -> None:
     """A few greedy tokens must have the log-probabilities that the model itself gives them; else `SamplerError`."""
-    prompt = tuple(n * 7 % model.vocabulary for n in range(2, 14))
+    prompt = _probe_prompt(model)
     params = SamplingParams(max_tokens=PROBE_TOKENS, temperature=0)
     written = await sampler.sample(Request(prompt=prompt, seed=0, params=params))
     gap = (_logp(model, prompt, written.tokens.tolist()) - torch.tensor(written.logprobs)).abs().max().item()
@@ -91,8 +136,12 @@ def complete(
     )
 
 
+def _probe_prompt(model: LanguageModel) -> tuple[int, ...]:
+    return tuple(n * 7 % model.vocabulary for n in range(2, 14))
+
+
 @torch.no_grad()
-def _logp(model: LanguageModel, prompt: Sequence[int], tokens: Sequence[int]) -> Tensor:
+def _logp(model: LanguageModel, prompt: Sequence[int] | np.ndarray, tokens: Sequence[int]) -> Tensor:
     """log p of each token after the prompt under the model's own forward pass, on the CPU."""
     model.module.eval()
     stream_N = torch.tensor([*prompt, *tokens], device=model.device)

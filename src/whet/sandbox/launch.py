@@ -23,7 +23,7 @@ def start(
     spec: Mapping[str, JSON], channel: socket.socket, printing: int, *, template: bool
 ) -> subprocess.Popen[bytes]:
     """A process of `worker_main` that serves `channel` and prints into the pipe `printing`. Raises OSError."""
-    whole = {**spec, "fd": channel.fileno(), "parent": os.getpid(), "template": template}
+    whole = {"options": {}, "talks": False, **spec, "fd": channel.fileno(), "parent": os.getpid(), "template": template}
     path = os.pathsep.join(filter(None, [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH")]))
     # -P: a file of the working folder cannot shadow a module; -u: what it prints before it dies is seen.
     return subprocess.Popen(

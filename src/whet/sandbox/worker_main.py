@@ -20,6 +20,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,10 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def main(spec: dict[str, Any]) -> None:
-    """Serve on the inherited socket. `spec`: fd, parent (process id), target, arguments, memory_mb, template."""
+    """Serve on the inherited socket. `spec`: fd, parent (process id), target, arguments, memory_mb, template, talks.
+
+    What `talks` is given the socket itself, and is not called for each frame.
+    """
     _die_with(spec["parent"])
     _limit(spec["memory_mb"])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -39,15 +43,16 @@ def main(spec: dict[str, Any]) -> None:
     os.set_inheritable(spec["fd"], False)
     channel = socket.socket(fileno=spec["fd"])
     try:
-        answer: Callable[[JSON], JSON] = load_function(spec["target"])(*spec["arguments"])
+        made = load_function(spec["target"])(*spec["arguments"], **spec["options"])
     except BaseException as error:  # noqa: BLE001 - SystemExit too: a module that exits cannot be served
         channel.sendall(encode({"unusable": describe(error)}))
         return
-    channel.sendall(encode({"ready": True}))
+    channel.sendall(encode({"ready": True, "pid": os.getpid()}))
+    serve: Callable[[socket.socket], None] = made if spec["talks"] else partial(_serve, answer=made)
     if spec["template"]:
-        _fork_on_request(channel, answer)
+        _fork_on_request(channel, serve)
     else:
-        _serve(channel, answer)
+        serve(channel)
 
 
 def _serve(channel: socket.socket, answer: Callable[[JSON], JSON]) -> None:
@@ -61,7 +66,7 @@ def _serve(channel: socket.socket, answer: Callable[[JSON], JSON]) -> None:
             channel.sendall(reply)
 
 
-def _fork_on_request(requests: socket.socket, answer: Callable[[JSON], JSON]) -> None:
+def _fork_on_request(requests: socket.socket, serve: Callable[[socket.socket], None]) -> None:
     """One worker for each request: a byte, with the descriptors of its channel and of what it prints."""
     gc.freeze()  # what is loaded stays shared: collections in a worker do not touch its pages
     while True:
@@ -80,7 +85,7 @@ def _fork_on_request(requests: socket.socket, answer: Callable[[JSON], JSON]) ->
             os.close(descriptors[1])
             channel = socket.socket(fileno=descriptors[0])
             channel.sendall(encode({"ready": True, "pid": os.getpid()}))
-            _serve(channel, answer)
+            serve(channel)
             os._exit(0)
         for descriptor in descriptors:
             os.close(descriptor)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 
 from whet.algorithms.critic import Critic
@@ -19,7 +19,7 @@ from whet.pipeline.gate import gate
 from whet.pipeline.held_out import of_tasks
 from whet.pipeline.load_data import rubric
 from whet.pipeline.playing import feed_of, look_at_tasks, opened, tasks_of
-from whet.pipeline.runner import Saved, WithCritic, drive
+from whet.pipeline.runner import Saved, WithCritic, WithRollouts, drive
 from whet.pipeline.stage import (
     Context,
     Kind,
@@ -33,6 +33,7 @@ from whet.pipeline.stage import (
 )
 from whet.records import Step
 from whet.rollouts.curriculum import Curriculum, hardness_of
+from whet.rollouts.ledger import AheadFeed
 from whet.tracking.charts import HELD_OUT_TASKS, TRAINING, Look
 from whet.tracking.log import RunLog
 from whet.tracking.text import number, percent
@@ -41,11 +42,11 @@ from whet.training.tokenize import Gated
 
 def run_rl(context: Context[RLStage]) -> None:
     """Sample, score, weigh and step until the steps are done."""
-    with opened(context.config.environment, context.world) as environment:
-        _run(context, environment)
+    with opened(context.config.environment, context.world) as environment, ExitStack() as ends:
+        _run(context, environment, ends)
 
 
-def _run(context: Context[RLStage], environment: Environments | None) -> None:
+def _run(context: Context[RLStage], environment: Environments | None, ends: ExitStack) -> None:
     config, kl = context.config, context.config.algorithm.kl
     assert config.train.steps is not None
     with (
@@ -64,7 +65,9 @@ def _run(context: Context[RLStage], environment: Environments | None) -> None:
             reference=kl.place != "none" and reference_of(context.model, kl.reference),
             teacher=config.algorithm.teacher,
             with_value=config.algorithm.shares_trunk,
+            lag=config.lag,
         )
+        ends.callback(policy.close)
         context.console.say(f"{context.name}: {policy.about}")
         critic = _critic(context, config, policy)
         greedy, curriculum = config.algorithm.baseline == "greedy", _curriculum(config.curriculum, tasks)
@@ -81,6 +84,7 @@ def _run(context: Context[RLStage], environment: Environments | None) -> None:
             constraint=config.constraint,
             health=config.health,
             seed=context.seed,
+            lag=config.lag.steps,
             mix=mix,
         )
         first = first_state(setting, feed)
@@ -93,6 +97,9 @@ def _run(context: Context[RLStage], environment: Environments | None) -> None:
         learning: Saved = policy.trainer
         if critic is not None and critic.trainer is not policy.trainer:
             learning = WithCritic(policy.trainer, critic.trainer)
+        if isinstance(feed, AheadFeed):
+            ends.callback(feed.close)
+            learning = WithRollouts(learning, feed)
         drive(context, learning, log, begin, steps=setting.steps, measures=measuring(policy))
 
 

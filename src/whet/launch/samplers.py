@@ -1,0 +1,57 @@
+"""Sampler processes for a policy: a fleet on this machine, with the engine and the shapes that the trainer has."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from pathlib import Path
+
+import torch
+
+from whet.config import LoraConfig, MachineConfig, ModelConfig, SamplingConfig, TrainConfig
+from whet.config.lag import LagConfig
+from whet.errors import ConfigError
+from whet.models.language import LanguageModel
+from whet.models.matmul import library
+from whet.sampling.fleet import Fleet
+
+
+def start_fleet(
+    language: LanguageModel,
+    model: ModelConfig,
+    train: TrainConfig,
+    sampling: SamplingConfig,
+    machine: MachineConfig,
+    lag: LagConfig,
+    folder: Path | None,
+) -> Fleet:
+    """The processes begin to start, and load `model` for themselves; `language` has the weights that they will get.
+
+    Raises `ConfigError` for what such processes are not made for.
+    """
+    if language.device.type != "cpu" or machine.samplers.place != "apart":
+        raise ConfigError(
+            f"machine.samplers: the model is on {language.device.type} and place is {machine.samplers.place}; sampler "
+            "processes are for CPUs, apart from the trainer; set replicas: 0, or model.device: cpu and place: apart"
+        )
+    if machine.hand_over not in ("auto", "files"):
+        raise ConfigError(f"machine.hand_over: {machine.hand_over} does not reach other processes; use auto or files")
+    lora: LoraConfig | None = train.lora
+    options = {
+        "model": model.model_dump(mode="json"),
+        "lora": None if lora is None else lora.model_dump(mode="json"),
+        "quantised": train.quantize is not None,
+        "max_running": sampling.max_running,
+        "cache_gib": sampling.cache_gib,
+        "threads": torch.get_num_threads(),
+        "products": library(),
+    }
+    return Fleet(
+        language,
+        machine,
+        options,
+        (folder or Path(tempfile.mkdtemp(prefix="whet-"))) / "hand_over",
+        forked=True,
+        past=lag.steps if lag.steps and lag.order == "exact" else None,
+        say=logging.getLogger(__name__).warning,
+    )
