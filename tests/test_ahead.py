@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from whet.envs.single_turn import SingleTurn
 
 from whet.envs.base import Attempt, Grade, SingleTurn, Task
 from whet.envs.rewards.function import FunctionReward
