@@ -16,6 +16,7 @@ from whet.config.budget import StageBudget, of_rows
 from whet.config.loading import Loaded, load_recipe
 from whet.config.stage import StageBase
 from whet.config.strict import Made
+from whet.envs.base import Task
 from whet.errors import ConfigError, DataError, RunError
 from whet.launch.check import check_recipe
 from whet.launch.main import run_recipe
@@ -66,7 +67,7 @@ def run_decay(context: Context[DecayStage]) -> None:
 
 def check_decay(context: Context[DecayStage]) -> Seen:
     found = list(conversations(context.config.data).examples)
-    return Seen(summary=f"{len(found)} rows to forget", prompts=[found[0].messages[:1]])
+    return Seen(summary=f"{len(found)} rows to forget", prompts=[Task(id="1", messages=found[0].messages[:1])])
 
 
 DECAY = Kind(
