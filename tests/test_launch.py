@@ -27,7 +27,6 @@ stages:
     train: {steps: 10}
 """
 MACHINE = "machine:\n  trainer: {nodes: 2, gpus: 4}\n"
-ENGINE = MACHINE + "  samplers: {replicas: 1, gpus: 2}\n"
 
 
 @pytest.fixture
@@ -35,7 +34,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
     Path("r.yaml").write_text(RECIPE)
     Path("m.yaml").write_text(MACHINE)
-    Path("e.yaml").write_text(ENGINE)
+    Path("e.yaml").write_text(MACHINE)
     Path("one.yaml").write_text("machine: {trainer: {gpus: 4}}\n")
     return "r.yaml"
 
@@ -70,7 +69,7 @@ def scripts(target: str, text: str) -> list[str]:
 @pytest.mark.parametrize("machine", ["m.yaml", "e.yaml", "one.yaml"])
 def test_each_file_parses_and_its_command_is_taken(recipe: str, target: str, machine: str) -> None:
     engine = machine == "e.yaml" and target != "ray"
-    more = ["stages.rl.sampling.engine=vllm"] if engine else []
+    more = ["stages.rl.sampling.engine=vllm", "--server-gpus", "2"] if engine else []
     text = written(target, recipe, machine, *more, "description='x y'")
     found = scripts(target, text)
     for script in found:
@@ -148,19 +147,8 @@ def test_a_template_of_your_own(recipe: str, capsys: pytest.CaptureFixture[str])
         (["slurm", "s.yaml", "--write", "job"], "s.yaml: no such recipe"),
         (["slurm", "r.yaml", "machine.trainer.gpu=2", "--write", "job"], "did you mean 'gpus'?"),
         (["slurm", "r.yaml", "--write", "job", "--template", "no"], "--template no: cannot be read as text"),
-        (
-            [
-                "slurm",
-                "r.yaml",
-                "e.yaml",
-                "machine.samplers.replicas=2",
-                "stages.rl.sampling.engine=vllm",
-                "--write",
-                "j",
-            ],
-            "machine.samplers.replicas is 2: a run has one vLLM server",
-        ),
-        (["ray", "r.yaml", "e.yaml", "stages.rl.sampling.engine=vllm", "--write", "j"], "under Ray none"),
+        (["slurm", "r.yaml", "--server-gpus", "2", "--write", "job"], "no stage of RL has sampling.engine: vllm"),
+        (["ray", "r.yaml", "--server-gpus", "2", "--write", "job"], "--server-gpus 2: under Ray there is none"),
     ],
 )
 def test_what_is_refused(recipe: str, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,7 @@ def launch(
     write: Annotated[Path | None, typer.Option(metavar="FILE", help="The file to write.", show_default=False)] = None,
     template: Annotated[Path | None, typer.Option(metavar="FILE", help="Your own template.")] = None,
     eject: Annotated[bool, typer.Option("--eject", help="Write the template itself, to change it.")] = False,
+    server_gpus: Annotated[int, typer.Option(min=0, help="GPUs of a vLLM server beside the ranks; 0: none.")] = 0,
     image: Annotated[str, typer.Option(help="Kubernetes and Ray: an image with whet.")] = "whet:latest",
     accelerator: Annotated[str, typer.Option(help="SkyPilot: the kind of GPU.")] = "H100",
     json: Json = False,
@@ -43,7 +44,7 @@ def launch(
             raise ConfigError(f"--template {template}: cannot be read as text: {error}") from error
     if not eject:
         options = {"image": image, "accelerator": accelerator, "key": secrets.token_hex(32)}
-        text = render(text, job_of(target, recipe, words or (), file=write.name, **options))
+        text = render(text, job_of(target, recipe, words or (), file=write.name, server_gpus=server_gpus, **options))
     with writing(write, len(text)):
         write.touch(mode=0o600)  # it may hold the key of the run
         write.write_text(text)

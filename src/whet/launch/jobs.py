@@ -87,9 +87,17 @@ def template_of(target: str) -> str:
 
 
 def job_of(
-    target: str, recipe: Path, words: Sequence[str], *, file: str, key: str, image: str, accelerator: str
+    target: str,
+    recipe: Path,
+    words: Sequence[str],
+    *,
+    file: str,
+    key: str,
+    image: str,
+    accelerator: str,
+    server_gpus: int = 0,
 ) -> Job:
-    """The job of `whet run RECIPE WORDS`, which must load. Raises `ConfigError`."""
+    """The job of `whet run RECIPE WORDS`, which must load; `server_gpus`: of a vLLM server. Raises `ConfigError`."""
     loaded = load_recipe(recipe, words).recipe
     paths = [recipe, *(Path(word) for word in words if word.endswith((".yaml", ".yml")) and "=" not in word)]
     names = {str(path): f"/recipe/{path.name}" for path in paths} if target in IN_POD else {}
@@ -109,7 +117,7 @@ def job_of(
         image=image,
         accelerator=accelerator,
     )
-    return _with_engine(target, job, loaded)
+    return _with_engine(target, job, loaded, server_gpus) if server_gpus else job
 
 
 def render(template: str, job: Job) -> str:
@@ -129,20 +137,17 @@ def render(template: str, job: Job) -> str:
         raise ConfigError(f"the template: {error}; --eject writes the one that is shipped") from error
 
 
-def _with_engine(target: str, job: Job, recipe: Recipe) -> Job:
-    """With a vLLM server where a stage of RL samples with vLLM and the machine has a replica."""
-    samplers = recipe.machine.samplers
+def _with_engine(target: str, job: Job, recipe: Recipe, gpus: int) -> Job:
+    """With a vLLM server on so many GPUs for the stages of RL that sample with vLLM."""
     stages = [name for name, stage in recipe.stages.items() if isinstance(stage, RLStage) and _by_vllm(stage)]
-    if not stages or not samplers.replicas:
-        return job
-    if samplers.replicas > 1 or target == "ray":
-        many = f"machine.samplers.replicas is {samplers.replicas}"
-        raise ConfigError(f"{many if target != 'ray' else 'launch ray'}: a run has one vLLM server, and under Ray none")
+    if target == "ray" or not stages:
+        why = "under Ray there is none" if target == "ray" else "no stage of RL has sampling.engine: vllm and no server"
+        raise ConfigError(f"--server-gpus {gpus}: {why}; leave it out")
     stage = recipe.stages[stages[0]]
     lora = stage.train.lora if isinstance(stage, RLStage) else None
     environment = ["VLLM_SERVER_DEV_MODE=1", *(["VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"] if lora else [])]
     command = ["vllm", "serve", recipe.model.path, "--tokens-only", "--logprobs-mode", "processed_logprobs"]
-    command += ["--port", "8000", "--tensor-parallel-size", str(samplers.gpus)]
+    command += ["--port", "8000", "--tensor-parallel-size", str(gpus)]
     command += ["--enable-lora", "--max-lora-rank", str(lora.rank)] if lora else []
     shared = f"{'/runs' if target in IN_POD else 'runs'}/hand_over-{job.name}"
     told = " ".join(
@@ -150,7 +155,7 @@ def _with_engine(target: str, job: Job, recipe: Recipe) -> Job:
         for name in stages
     )
     return replace(
-        job, command=f"{job.command} {told}", engine=shlex.join([*environment, *command]), engine_gpus=samplers.gpus,
+        job, command=f"{job.command} {told}", engine=shlex.join([*environment, *command]), engine_gpus=gpus,
         shared=shared,
     )  # fmt: skip
 
