@@ -57,6 +57,7 @@ class Spawner:
         begin = partial(start, self._spec, printing=subprocess.DEVNULL, template=True)
         self._template = WarmTemplate(begin, startup_s) if forked else None
         self._own: list[subprocess.Popen[bytes]] = []
+        self._closed = False
         self._log = log
         self._printed = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
@@ -67,13 +68,14 @@ class Spawner:
             if self._template is None:
                 self._own = [each for each in self._own if each.poll() is None]
                 self._own.append(start(self._spec, theirs, self._printed, template=False))
-            elif failure := self._template.fork([theirs.fileno(), self._printed], lambda: False):
+            elif failure := self._template.fork([theirs.fileno(), self._printed], lambda: self._closed):
                 ours.close()
                 raise OSError(failure)
         return ours
 
     def close(self) -> None:
         """End the process that forks, and with it those that it forked; the others were killed."""
+        self._closed = True
         if self._template is not None:
             self._template.close()
         for each in self._own:
