@@ -14,12 +14,8 @@ from itertools import pairwise
 
 from whet.algorithms.columns import (
     Answer,
-    drop_nonfinite,
-    find_nonfinite,
-    listed,
     measure_lag,
     sequence_kl,
-    skipped_update,
     to_answers,
     with_advantages,
     with_filters,
@@ -30,6 +26,7 @@ from whet.algorithms.columns import (
     with_values,
 )
 from whet.algorithms.critic import Critic, ValueLoss, WithValue
+from whet.algorithms.finite import drop_nonfinite, find_nonfinite, listed, skipped_update
 from whet.algorithms.policy_loss import policy_loss
 from whet.algorithms.rollout_metrics import measure_groups, measure_taken, unscored, why_no_signal
 from whet.algorithms.state import RunState, Setting

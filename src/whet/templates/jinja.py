@@ -40,6 +40,7 @@ from whet.templates.messages import (
     as_dict,
     marked_messages,
     missing,
+    no_span,
     refuse_lost,
     refuse_specials,
     with_cuts,
@@ -48,12 +49,13 @@ from whet.templates.outlines import Outlines, Starts
 from whet.templates.probe import (
     PROBE,
     Span,
+    find_calls,
     find_dialect,
     find_forgotten,
     find_turn_end,
     find_uneven,
     has_blocks,
-)
+)  # fmt: skip
 from whet.templates.tokens import Encoder
 
 _log = logging.getLogger(__name__)
@@ -91,7 +93,7 @@ class JinjaTemplate(Template):
         ends = [text for text, index in self._specials.items() if index in self._stop_ids]
         self._stop = any_of(ends)
         self._encoder = Encoder(tokenizer, self._stop_ids, self._specials[self._turn_end])
-        self._calls = self._find_calls()
+        self._calls = find_calls(self._write)
         self._uneven = find_uneven(self._render)
         self._encoder.refuse_changed_pieces(f"Hello{self._turn_end}\nassistant", "\nyes", " no", PROBE)
 
@@ -163,7 +165,7 @@ class JinjaTemplate(Template):
         at = 0
         for index, (start, end) in self._spans(text, blocks, starts, messages, tools, settings, list(marked)):
             if start < at:
-                raise self._no_span(index, "begins it before the turn before it ends")
+                raise no_span(index, "begins it before the turn before it ends")
             pieces += [(text[at:start], elsewhere), (text[start:end], marked[index])]
             at = end
         pieces.append((text[at:], elsewhere))
@@ -293,17 +295,17 @@ class JinjaTemplate(Template):
             if start < 0:
                 opening, _ = self._render(messages[:index], tools, settings, generation_prompt=True)
                 if not text.startswith(opening):
-                    raise self._no_span(index, "writes the turns before it differently than in the prompt for it")
+                    raise no_span(index, "writes the turns before it differently than in the prompt for it")
                 start = len(opening)
             # Messages cannot spell a stop token, so the first one ends the turn. Where a block ends is not asked:
             # some templates close it before the stop token, others after the newline behind it.
             stop = self._stop.search(text, start)
             if stop is None or not self._closes(text[:start], messages[: index + 2], index, tools, settings):
-                raise self._no_span(index, "writes no stop token between it and the next turn")
+                raise no_span(index, "writes no stop token between it and the next turn")
             span = text[start : stop.end()]
             lost = missing(messages[index], span)
             if lost and not self._reads_back(messages[index].tool_calls, span, tools):
-                raise self._no_span(index, lost)
+                raise no_span(index, lost)
             self._tell_uneven(index, messages)
             yield index, (start, stop.end())
 
@@ -336,7 +338,7 @@ class JinjaTemplate(Template):
         longer, _ = self._render([*messages, marker], tools, settings)
         header = self._stop.search(longer, len(text))
         if header is None or not longer.startswith(text):
-            raise self._no_span(len(messages) - 1, "writes it differently where another turn follows")
+            raise no_span(len(messages) - 1, "writes it differently where another turn follows")
         return longer[len(text) : header.end()]
 
     def _tell_uneven(self, index: int, messages: Sequence[Message]) -> None:
@@ -351,13 +353,6 @@ class JinjaTemplate(Template):
         if what not in self._said:
             self._said.add(what)
             _log.warning("%s", what)
-
-    @staticmethod
-    def _no_span(index: int, why: str) -> DataError:
-        return DataError(
-            f"messages[{index}]: the chat template {why}, so training would not see what a sampler writes; "
-            f"{OWN_TEMPLATE} that keeps answers as they are, or train on the last turn only (loss_on: completion)"
-        )
 
     def _render(
         self,
@@ -400,16 +395,7 @@ class JinjaTemplate(Template):
             raise encoded
         return Rendered(tokens=tuple(encoded.tokens.tolist()), trained=tuple(encoded.trained.tolist()))
 
-    def _find_calls(self) -> Calls:
-        """The way of writing calls that comes out whole and as JSON; the usual one where none does."""
-        call = ToolCall(name=PROBE, arguments={PROBE: True}, id="call12345")
-        messages = (Message(role="user", content="Hello"), Message(role="assistant", content="", tool_calls=(call,)))
-        for way in (Calls(), Calls(as_text=True), Calls(bare=True), Calls(as_text=True, bare=True)):
-            self._calls = way
-            try:
-                text, _ = self._render(messages, ())
-            except DataError:  # joins text to an object, or to nothing
-                continue
-            if text.count(PROBE) == 2 and str(call.arguments) not in text:
-                return way
-        return Calls()
+    def _write(self, calls: Calls, messages: Sequence[Message]) -> str:
+        """The conversation, with calls written this way from now on."""
+        self._calls = calls
+        return self._render(messages, ())[0]

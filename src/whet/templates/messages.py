@@ -50,6 +50,14 @@ def refuse_lost(text: str, messages: Sequence[Message], tools: Sequence[dict[str
         raise DataError(f"tools: the chat template leaves them out; {WITH_TOOLS}")
 
 
+def no_span(index: int, why: str) -> DataError:
+    """That the answer of a message cannot be found in what the template writes."""
+    return DataError(
+        f"messages[{index}]: the chat template {why}, so training would not see what a sampler writes; "
+        f"{OWN_TEMPLATE} that keeps answers as they are, or train on the last turn only (loss_on: completion)"
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calls:
     """How a template expects tool calls."""

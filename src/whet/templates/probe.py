@@ -12,7 +12,7 @@ from whet.errors import DataError, ModelError
 from whet.records import Message, ToolCall
 from whet.templates.base import NO_SETTINGS, Settings
 from whet.templates.dialects import DIALECTS, Dialect, Tools, schemas_of
-from whet.templates.messages import OWN_TEMPLATE, refuse_lost
+from whet.templates.messages import OWN_TEMPLATE, Calls, refuse_lost
 
 PROBE = "Probe7261"
 """An answer that no template treats specially and that is found again in what it writes."""
@@ -113,3 +113,17 @@ def find_dialect(
     written = text.removeprefix(opening)
     found = (d for d in DIALECTS.values() if read(d, written, schemas_of(tools))[1] == (replace(call, id=""),))
     return next(found, None)
+
+
+def find_calls(write: Callable[[Calls, Sequence[Message]], str]) -> Calls:
+    """The way of writing calls that comes out whole and as JSON; the usual one where none does."""
+    call = ToolCall(name=PROBE, arguments={PROBE: True}, id="call12345")
+    messages = (QUESTION, Message(role="assistant", content="", tool_calls=(call,)))
+    for way in (Calls(), Calls(as_text=True), Calls(bare=True), Calls(as_text=True, bare=True)):
+        try:
+            text = write(way, messages)
+        except DataError:  # joins text to an object, or to nothing
+            continue
+        if text.count(PROBE) == 2 and str(call.arguments) not in text:
+            return way
+    return Calls()
