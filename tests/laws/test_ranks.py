@@ -1,54 +1,485 @@
-"""Law 1 across processes: two ranks that sum their gradients have the gradient of one, whoever got which atoms."""
+"""Laws of several ranks: they compute what one process computes, and none of them fails alone.
+
+One group of three processes and one of two serve the whole file; what they must equal is computed here, in float64.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from tests.laws.support import gradients, largest_difference, random_atoms, tiny_trainer
-from whet.algorithms.policy_loss import PolicyLoss, policy_loss
-from whet.config import PolicyConfig
+from tests.laws.support import largest_difference, random_atoms, tiny_model, tiny_trainer
+from tests.laws.test_engine import OBJECTIVES, policy_atoms
+from tests.laws.test_value import KINDS, judged_atoms
+from whet.algorithms.preference import objective_of as preference_of
+from whet.config import LossConfig, MachineConfig
+from whet.config.loading import load_recipe
+from whet.errors import ConfigError, ModelError, RunError
+from whet.files import read_json
+from whet.formulas.reduce import REDUCTIONS
+from whet.launch import main, ranked
+from whet.launch.ranked import RankedWorld
+from whet.launch.ranks import Ranks, RankSetup
+from whet.launch.world import LocalWorld
+from whet.models.matmul import library
+from whet.records import Atom, TokenRow
+from whet.rollouts.assemble import to_atoms
+from whet.tracking.log import read_metrics
+from whet.training.base import Objective, Outputs
+from whet.training.checkpoint import newest_generation, save_generation
+from whet.training.engine import LocalTrainer
+from whet.training.group import GroupFailure, GroupTrainer, cut_atoms, spread
+from whet.training.optim import whole
+from whet.training.sharded import ShardedTrainer
 
-PRESETS = ("grpo", "dapo", "gspo")
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE_S = 120.0
 
 
-def objective(preset: str) -> PolicyLoss:
-    policy = PolicyConfig.model_validate(preset)
-    return policy_loss(policy, temperature=0.7, kl_coefficient=policy.kl.coefficient)
+def machine_of(ranks: int, **keys: Any) -> MachineConfig:
+    return MachineConfig.model_validate({"trainer": {"gpus": ranks}, **keys})
 
 
-def rank(number: int, folder: str) -> None:
-    """One of two processes: three atoms here, one there; gradients summed by gloo, never averaged."""
-    torch.set_num_threads(1)
-    store = dist.FileStore(f"{folder}/store", 2)  # a file, since another process may take a free port meanwhile
-    dist.init_process_group("gloo", store=store, rank=number, world_size=2)
-    trainer = tiny_trainer()
-    for preset in PRESETS:
-        atoms = random_atoms()
-        trainer.forward_backward(atoms[:3] if number == 0 else atoms[3:], objective(preset))
-        found = gradients(trainer)
-        for name in sorted(found):
-            dist.all_reduce(found[name])
-        if number == 0:
-            save_file(found, Path(folder) / f"{preset}.safetensors")
-    dist.barrier()  # gloo aborts a process that leaves while the other still works
-    dist.destroy_process_group()
+def group_of(ranks: int) -> Ranks:
+    setup = RankSetup(
+        world=ranks, store=("", 0), cuda=False, threads=1, products=library(), frugal=False, collective_s=PATIENCE_S
+    )  # fmt: skip
+    return Ranks(machine_of(ranks), setup)
 
 
 @pytest.fixture(scope="module")
-def summed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(rank, args=(str(folder),), nprocs=2)
-    return folder
+def groups() -> Iterator[dict[int, Ranks]]:
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(ROOT)  # what the tests build and measure is in their own modules
+    found = {ranks: group_of(ranks) for ranks in (2, 3)}
+    yield found
+    for group in found.values():
+        group.stop()
+    os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_two_ranks_have_the_gradient_of_one(summed: Path, preset: str) -> None:
-    alone = tiny_trainer()
-    alone.forward_backward(random_atoms(), objective(preset))
-    assert largest_difference(load_file(summed / f"{preset}.safetensors"), gradients(alone)) < 1e-12
+# ------------------------------------------------------------- what runs on the ranks, and here to compare with
+
+
+def tiny(_: LocalWorld, train: dict[str, Any], kind: str = "policy") -> LocalTrainer:
+    """A trainer of the laws, as `Rank.do_build` makes one; adapters that are not zero."""
+    if kind in KINDS:
+        trainer = KINDS[kind][0](**{"microbatch_tokens": 100, **train})
+    else:
+        trainer = tiny_trainer(**{"microbatch_tokens": 100, **train})
+    if kind == "with reference":
+        trainer = LocalTrainer(trainer.model, trainer.config, {"reference": tiny_model(seed=1)})
+    if "lora" in train:
+        generator = torch.Generator().manual_seed(1)
+        for p in trainer.model.parameters.values():
+            p.data = torch.randn(p.shape, generator=generator, dtype=p.dtype) / 10
+    return trainer
+
+
+def here(kind: str = "policy", **train: Any) -> LocalTrainer:
+    return tiny(LocalWorld(), train, kind)
+
+
+def take_gradient(trainer: LocalTrainer) -> dict[str, torch.Tensor]:
+    """Every gradient, whole; they are forgotten."""
+    found = {name: whole(p.grad).clone() for name, p in trainer.model.parameters.items() if p.grad is not None}
+    trainer.optimizers.zero_grad()
+    return found
+
+
+def shards(trainer: ShardedTrainer) -> dict[str, int]:
+    """How many numbers of each parameter this rank holds."""
+    return {name: p.to_local().numel() for name, p in trainer.model.parameters.items()}  # type: ignore[attr-defined]
+
+
+def process(_: ShardedTrainer) -> int:
+    return os.getpid()
+
+
+def build(
+    group: Ranks, kind: str = "policy", *, replicate: int = 1, most_tokens: int | None = None, **train: Any
+) -> GroupTrainer:
+    group.start(PATIENCE_S)
+    group.call("build", [("t", [], replicate, most_tokens, tiny, (train, kind), {})] * group.ranks, PATIENCE_S)
+    return GroupTrainer(group, "t", deadline_s=PATIENCE_S)
+
+
+def on_ranks(trainer: GroupTrainer, work: Any) -> list[Any]:
+    return trainer.group.call("trainer", [("t", work)] * trainer.group.ranks, PATIENCE_S)
+
+
+def weights(trainer: GroupTrainer | LocalTrainer, folder: Path) -> dict[str, torch.Tensor]:
+    if isinstance(trainer, LocalTrainer):
+        return {name: p.detach().clone() for name, p in trainer.model.parameters.items()}
+    digest = trainer.gather(folder / "gathered.safetensors")
+    assert len(digest) == 64
+    return load_file(folder / "gathered.safetensors")
+
+
+def rows_of(atoms: list[Atom]) -> list[TokenRow]:
+    return [row for atom in atoms for row in atom.rows]
+
+
+# ---------------------------------------------------------------------------------------------- the cut
+
+
+def test_the_cut_is_even_whole_and_of_the_atoms_alone() -> None:
+    assert spread([5, 5, 4, 3, 1], 2) == [[0, 2], [1, 3, 4]] and spread([7], 3) == [[0], [], []]
+    atoms = random_atoms(groups=5, rows=8, seed=3)
+    idle = Atom(rows=tuple(row.with_columns(weight=0.0) for row in atoms[0].rows))
+    for ranks in (1, 2, 3, 7):
+        cut = cut_atoms([*atoms, idle], ranks, together=False)
+        found = sorted(row.tokens.tobytes() for part in cut.parts for atom in part for row in atom.rows)
+        assert found == sorted(row.tokens.tobytes() for row in rows_of(atoms)), "each row once, weightless ones nowhere"
+        loads = [sum(atom.cost for atom in part) for part in cut.parts]
+        assert max(loads) <= 1.1 * sum(loads) / ranks
+    kept = cut_atoms(atoms, 3, together=True)
+    assert sorted(len(atom.rows) for part in kept.parts for atom in part) == [8] * 5
+    assert cut_atoms([idle], 2, together=False).idle is None
+
+
+# --------------------------------------------------------------------------------- the same as one process
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_the_gradient_is_that_of_one_process(ranks: int, groups: dict[int, Ranks]) -> None:
+    """Every preset, on two ranks every fourth; atoms of unequal cost, so that ranks have unequal numbers of passes."""
+    alone, together = here(), build(groups[ranks])
+    for name, objective in list(OBJECTIVES.items())[:: 1 if ranks == 3 else 4]:
+        atoms = policy_atoms()[: 1 + len(name) % 4]  # one atom too: its rows are spread, or a rank is idle
+        metrics = alone.forward_backward(atoms, objective), together.forward_backward(atoms, objective)
+        expected, *found = take_gradient(alone), *on_ranks(together, take_gradient)
+        tolerance = 1e-12 * max(1.0, *(float(g.abs().max()) for g in expected.values()))
+        for gradient in found:
+            assert largest_difference(gradient, expected) < tolerance, name
+        for key in metrics[0]:
+            both = (each[key].total if key == "loss" else each[key].mean for each in metrics)
+            assert next(both) == pytest.approx(next(both), rel=1e-9, abs=1e-12, nan_ok=True), (name, key)
+    owned = on_ranks(together, shards)
+    total = {name: p.numel() for name, p in alone.model.parameters.items()}
+    assert {name: sum(each[name] for each in owned) for name in total} == total, "nothing is held twice"
+
+
+def same_gradient(alone: LocalTrainer, together: GroupTrainer, atoms: list[Atom], objective: Objective) -> None:
+    for trainer in (alone, together):
+        trainer.forward_backward(atoms, objective)
+    expected = take_gradient(alone)
+    tolerance = 1e-12 * max(1.0, *(float(g.abs().max()) for g in expected.values()))
+    assert largest_difference(on_ranks(together, take_gradient)[-1], expected) < tolerance
+
+
+def test_so_it_is_of_every_reduction_of_pairs_values_and_copies(groups: dict[int, Ranks]) -> None:
+    together, alone = build(groups[3]), here()
+    for reduce in REDUCTIONS.values():
+        rows = rows_of(policy_atoms())
+        written = reduce([row.trained_count for row in rows], [i // 3 for i in range(len(rows))], 32)
+        atoms = to_atoms([row.with_columns(weight=w) for row, w in zip(rows, written, strict=True)])
+        same_gradient(alone, together, atoms, OBJECTIVES["grpo"])
+    pairs = [Atom(rows=tuple(row.with_columns(weight=0.2) for row in atom.rows)) for atom in random_atoms(5, 2)]
+    same_gradient(alone, together, pairs, preference_of(LossConfig.model_validate("dpo")))
+    same_gradient(alone, build(groups[3], replicate=3), atoms, OBJECTIVES["grpo"])
+    for kind, (_, objective) in KINDS.items():
+        same_gradient(here(kind), build(groups[3], kind), judged_atoms(), objective)
+
+
+STEPS = {
+    "adamw": {},
+    "muon": {"optimizer": "muon", "weight_decay": 0.1, "clip_norm": 0.5},
+    "lora": {"lora": {"rank": 2}, "clip_norm": 0.5},
+    "dora": {"lora": {"rank": 2, "dora": True}},
+    "checkpointing": {"gradient_checkpointing": True},
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_steps_are_those_of_one_process(name: str, groups: dict[int, Ranks], tmp_path: Path) -> None:
+    """With reads in between, of an adapter's base too: what an update made old must not be computed with."""
+    atoms, alone, together = policy_atoms(), here(**STEPS[name]), build(groups[2], **STEPS[name])
+    rows, of = rows_of(atoms), "reference" if "lora" in STEPS[name] else None
+    for _ in range(2):
+        for trainer in (alone, together):
+            trainer.forward(rows, "logp", frozen=of)
+            trainer.forward_backward(atoms, OBJECTIVES["dapo"])
+            trainer.forward(rows, "logp")
+        steps = [trainer.optim_step(0.5) for trainer in (alone, together)]
+        assert steps[0].applied and steps[1].grad_norm == pytest.approx(steps[0].grad_norm, rel=1e-12)
+        read = [trainer.forward(rows, "logp", "entropy")["logp"] for trainer in (alone, together)]
+        assert max(abs(a - b).max() for a, b in zip(*read, strict=True)) < 1e-11
+    assert largest_difference(weights(together, tmp_path), weights(alone, tmp_path)) < 1e-12
+
+
+def test_reads_keep_their_order_and_a_rank_may_have_none(groups: dict[int, Ranks]) -> None:
+    alone, together = here("with reference"), build(groups[3], "with reference")
+    rows = rows_of(random_atoms(groups=3, rows=4))
+    for some in (rows, rows[:1], []):
+        for frozen in (None, "reference"):
+            want: dict[str, Any] = {"temperature": 0.7, "frozen": frozen, "top_k": 4}
+            expected = alone.forward(some, "logp", "entropy", "top_k", **want)
+            found = together.forward(some, "logp", "entropy", "top_k", **want)
+            assert found.keys() == expected.keys()
+            for name in expected:
+                assert [column.shape for column in found[name]] == [column.shape for column in expected[name]]
+                for ours, theirs in zip(found[name], expected[name], strict=True):
+                    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
+    for trainer in (alone, together):
+        trainer.update_frozen("reference", 0.25)
+    moved = [trainer.forward(rows, "logp", frozen="reference")["logp"] for trainer in (alone, together)]
+    assert max(abs(a - b).max() for a, b in zip(*moved, strict=True)) < 1e-12
+
+
+def test_a_gradient_that_is_not_finite_on_one_rank_is_skipped_by_all(groups: dict[int, Ranks], tmp_path: Path) -> None:
+    together = build(groups[2])
+    before, atoms = weights(together, tmp_path), random_atoms(2, 1)
+    spoilt = [atoms[0], Atom(rows=(atoms[1].rows[0].with_columns(advantage=np.nan),))]
+    together.forward_backward(spoilt, OBJECTIVES["grpo"])
+    result = together.optim_step(1.0)
+    assert not result.applied and np.isnan(result.grad_norm) and result.not_finite
+    assert largest_difference(weights(together, tmp_path), before) == 0
+    together.forward_backward(atoms, OBJECTIVES["grpo"])
+    assert together.optim_step(1.0).applied, "and the next one is as if nothing had been"
+
+
+# ------------------------------------------------------------------------------------------- checkpoints
+
+
+def one_step(trainer: GroupTrainer | LocalTrainer, number: int) -> None:
+    trainer.forward_backward(policy_atoms()[number % 4 :], OBJECTIVES["grpo"])
+    trainer.optim_step(1.0)
+
+
+@pytest.mark.parametrize("train", [{"optimizer": "muon"}, {"lora": {"rank": 2}}], ids=["muon", "lora"])
+def test_any_number_of_ranks_goes_on_from_any_other(
+    train: dict[str, Any], groups: dict[int, Ranks], tmp_path: Path
+) -> None:
+    """1 -> 3 -> 2 -> 1 ranks, a step on each, the frozen copy's EMA too: the steps of one process without a stop."""
+    kind = "policy" if "lora" in train else "with reference"
+    alone = here(kind, **train)
+    chain = [here(kind, **train), *(build(groups[n], kind, **train) for n in (3, 2)), here(kind, **train)]
+    for number, trainer in enumerate(chain):
+        if number:
+            generation = newest_generation(tmp_path / "ck")
+            assert generation is not None and generation.step == number - 1
+            trainer.load(generation.folder)
+        for each in (alone, trainer):
+            one_step(each, number)
+            if kind == "with reference":
+                each.update_frozen("reference", 0.5)
+        save_generation(tmp_path / "ck", number, {}, trainer.save, keep=9)
+        trainer.export(tmp_path / f"model-{number}")
+    assert largest_difference(weights(chain[-1], tmp_path), weights(alone, tmp_path)) < 1e-12
+    if kind == "with reference":
+        frozen = [each.frozen["reference"].module.state_dict() for each in (alone, chain[-1])]
+        assert largest_difference(*frozen) < 1e-12
+    # A model from one, two and three ranks, bitwise equal.
+    for n in (2, 3):
+        other = build(groups[n], kind, **train)
+        other.load(tmp_path / "ck" / "step-00000003")
+        other.export(tmp_path / f"again-{n}")
+        written = sorted(p.relative_to(tmp_path / "model-3") for p in (tmp_path / "model-3").rglob("*") if p.is_file())
+        assert Path("model.safetensors") in written
+        for name in filter(lambda name: name.suffix == ".safetensors", written):
+            assert (tmp_path / f"again-{n}" / name).read_bytes() == (tmp_path / "model-3" / name).read_bytes(), name
+
+
+def test_a_missing_or_damaged_shard_is_named(groups: dict[int, Ranks], tmp_path: Path) -> None:
+    together = build(groups[2])
+    for step in (1, 2, 3):
+        one_step(together, step)
+        save_generation(tmp_path, step, {}, together.save, keep=3)
+    shard = tmp_path / "step-00000003" / "ranks" / "__1_0.distcp"
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    (tmp_path / "step-00000002" / "ranks" / "__0_0.distcp").unlink()
+    found = newest_generation(tmp_path)
+    assert found is not None and found.step == 1
+    assert "step-00000003/ranks/__1_0.distcp: damaged" in found.passed_over[0]
+    assert "step-00000002/ranks/__0_0.distcp: missing" in found.passed_over[1]
+    (tmp_path / "step-00000001" / "ranks" / "__1_0.distcp").unlink()
+    with pytest.raises(RunError, match="no checkpoint can be used"):
+        newest_generation(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ faults
+
+
+@dataclass(frozen=True)
+class Hungry:
+    """An objective for whose micro-batches of more than so many rows memory runs out."""
+
+    rows: int
+    needs: frozenset[Any] = frozenset()
+    temperature: float = 1.0
+    compares: bool = False
+
+    def __call__(self, outputs: Outputs, batch: Any) -> Any:
+        """-log p, if there is memory."""
+        if batch.rows > self.rows:
+            raise torch.OutOfMemoryError("allocator")
+        return -(batch.weight_T * outputs.logp_T).sum(), {}
+
+
+def test_where_memory_runs_out_the_group_ends_and_says_what_may_fit(groups: dict[int, Ranks]) -> None:
+    group, tokens = groups[2], np.arange(20)
+    rows = [TokenRow(tokens=tokens + i, trained=tokens > 0).with_columns(weight=0.1) for i in range(11)]
+    atoms = [Atom(rows=(row,)) for row in rows]
+    with pytest.raises(GroupFailure, match=r"rank \d: out of memory.*after the command 'forward_backward'") as met:
+        build(group, microbatch_tokens=80).forward_backward(atoms, Hungry(rows=2))
+    assert met.value.most_tokens == 40
+    again = build(group, microbatch_tokens=80, most_tokens=met.value.most_tokens)  # new processes
+    same_gradient(here(microbatch_tokens=1), again, atoms, Hungry(rows=2))
+
+
+RECIPE = """
+name: whole
+seed: 2
+model: {path: "whet:tiny", create: {hidden_size: 16, layers: 1, heads: 2, kv_heads: 1, intermediate_size: 16}}
+save: {every: 2}
+stages:
+  sft:
+    kind: sft
+    data: {generate: arithmetic, count: 20, digits: 1}
+    eval_data: {generate: arithmetic, count: 6, digits: 1, split: test}
+    eval_every: 2
+    train: {optimizer: muon, lr: 0.01, batch_size: 8, steps: 5, schedule: cosine, warmup: 2}
+  rl:
+    kind: rl
+    tasks: {generate: arithmetic, count: 24, digits: 1}
+    rewards: [{kind: verifier}, {kind: overlong, cache_tokens: 10}, {kind: length, above_tokens: 8, weight: 0}]
+    prompts_per_step: 4
+    rollouts_per_prompt: 4
+    sampling: {max_tokens: 12, max_running: 10}
+    algorithm:
+      preset: ppo
+      kl: {coefficient: 0.05, update_every: 2, ema_decay: 0.3}
+    train: {lr: 0.003, steps: 4}
+"""
+
+
+def run_on(group: Ranks | None, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The recipe in this folder; its ranks are those of a group that stays."""
+    (folder / "r.yaml").parent.mkdir(parents=True, exist_ok=True)
+    (folder / "r.yaml").write_text(RECIPE)
+    words = [f"out={folder / 'run'}"]
+    if group is not None:
+        words.append(f"machine.trainer.gpus={group.ranks}")
+        world = RankedWorld(folder=folder / "run", group=group, machine=group.machine)
+        monkeypatch.setattr(RankedWorld, "close", lambda self: None)
+        monkeypatch.setattr(main, "build_world", lambda *_, **__: world)
+    main.run_recipe(load_recipe(folder / "r.yaml", words), quiet=True)
+    monkeypatch.undo()
+    return folder / "run"
+
+
+def numbers_of(run: Path, stage: str) -> list[dict[str, Any]]:
+    kept = ("loss", "reward", "grad_norm", "num_tokens", "eval_loss", "value/loss", "kl")
+    return [{key: step[key] for key in kept if key in step} for step in read_metrics(run / "stages" / stage)]
+
+
+def test_a_recipe_on_two_ranks_one_of_which_is_killed(
+    groups: dict[int, Ranks], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stages are what one process makes, by identity and by numbers; the kill changes no bit of them."""
+    alone = run_on(None, tmp_path / "1", monkeypatch)
+    together = run_on(groups[2], tmp_path / "2", monkeypatch)
+    for stage in ("01-sft", "02-rl"):
+        ours, theirs = (read_json(run / "stages" / stage / "stage.json") for run in (alone, together))
+        assert ours["identity"]["config"] == theirs["identity"]["config"]
+        expected, found = numbers_of(alone, stage), numbers_of(together, stage)
+        assert len(found) == len(expected) >= 4
+        for before, after in zip(expected, found, strict=True):
+            assert after == pytest.approx(before, rel=1e-3, abs=1e-5, nan_ok=True)
+    victims = on_ranks(build(groups[2]), process)
+    steps = iter(range(100))
+
+    def fatal(self: GroupTrainer, lr_factor: float) -> Any:
+        if next(steps) == 6:  # of the critic or the policy, after a checkpoint of the second stage
+            os.kill(victims[1], signal.SIGKILL)
+        return GroupTrainer._call(self, "optim_step", [(lr_factor,)] * 2)[0]
+
+    monkeypatch.setattr(GroupTrainer, "optim_step", fatal)
+    began = time.monotonic()
+    killed = run_on(groups[2], tmp_path / "3", monkeypatch)
+    assert time.monotonic() - began < PATIENCE_S
+    assert [pid for pid in victims if Path(f"/proc/{pid}").exists()] == []
+    for name in ("01-sft/model/model.safetensors", "02-rl/model/model.safetensors"):
+        assert (killed / "stages" / name).read_bytes() == (together / "stages" / name).read_bytes()
+
+
+def test_ranks_die_with_their_driver() -> None:
+    """A driver that is killed cannot end them."""
+    code = (
+        "import os, signal; from whet.config import MachineConfig; from whet.launch.ranks import Ranks, RankSetup\n"
+        "how = {'store': ('', 0), 'cuda': False, 'threads': 1, 'products': 'mkl', 'frugal': False}\n"
+        "setup = RankSetup(world=1, collective_s=60, **how)\n"
+        "group = Ranks(MachineConfig(), setup); group.start(100); print(group._processes[0].pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    until = time.monotonic() + 30
+    while Path(f"/proc/{int(done.stdout)}").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{int(done.stdout)}").exists()
+
+
+# ---------------------------------------------------------------------------------------------- bad input
+
+
+def recipe(folder: Path, *words: str) -> Any:
+    (folder / "r.yaml").write_text(RECIPE)
+    return load_recipe(folder / "r.yaml", words).recipe
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            ["machine.trainer={gpus: 3, replicate: 2}"],
+            "machine.trainer.replicate: 2 x context 1 must divide the 3 ranks",
+        ),
+        (["machine.trainer={gpus: 2, nodes: 0}"], "machine.trainer.nodes: must be at least 1"),
+    ],
+)
+def test_a_cut_that_does_not_divide_is_refused(words: list[str], expected: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as met:
+        recipe(tmp_path, *words)
+    assert expected in str(met.value)
+
+
+def test_what_cannot_be_spread_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def message(*words: str) -> str:
+        with pytest.raises((ConfigError, ModelError)) as met:
+            ranked.build_world(recipe(tmp_path, "machine.trainer.gpus=2", *words), threads=1, frugal=False)
+        return str(met.value)
+
+    assert message("machine.samplers.replicas=1").startswith("machine.samplers.replicas: sampler processes go with one")
+    assert message("stages.sft.train.compile=true").startswith("stages.sft.train.compile: compiled layers")
+    assert message("stages.rl.train.optimizer=adamw8bit").startswith("stages.rl.train.optimizer: bitsandbytes")
+    assert message("stages.sft.train={steps: 1, lora: {}, quantize: nf4}").startswith(
+        "stages.sft.train.quantize: four-bit"
+    )
+    monkeypatch.setattr(ranked, "pick_device", lambda wanted: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert message() == "machine.trainer.gpus is 2, and this machine has 1; set at most that"
+
+
+def test_an_objective_that_cannot_be_sent_is_said(groups: dict[int, Ranks]) -> None:
+    together = build(groups[2])
+    with pytest.raises(ConfigError, match="cannot be sent to other processes; define functions of your own at the top"):
+        together.forward_backward(random_atoms(2, 1), replace(OBJECTIVES["grpo"], surrogate=lambda: None))

@@ -63,6 +63,8 @@ def plan(
     console = Console(highlight=False)
     console.print(recipe_tree(loaded))
     console.print(budget_table(costs))
+    for line in rank_lines(loaded):
+        console.print(line, markup=False)
     console.print("Upper bounds; ? is known once the run has read the data or the model.", style="dim")
     if memory:
         _print_memory(console, _footprints(loaded))
@@ -110,6 +112,22 @@ def budget_table(costs: list[StageBudget]) -> Table:
     return table
 
 
+def rank_lines(loaded: Loaded) -> list[str]:
+    """How the trainer's ranks share a step; nothing of one process."""
+    trainer = loaded.recipe.machine.trainer
+    if trainer.ranks == 1:
+        return []
+    shards, copies = trainer.ranks // trainer.replicate, f", {trainer.replicate} copies" * (trainer.replicate > 1)
+    lines = [
+        f"Trainer: {trainer.ranks} ranks ({trainer.nodes} x {trainer.gpus}), 1/{shards} of the model on each{copies}"
+    ]
+    for name, stage in loaded.recipe.distinct.items():
+        if (cost := stage.budget()).sequences and cost.optimizer_steps and hasattr(stage, "train"):
+            each = f"about {cost.sequences / trainer.ranks:.4g} on a rank, cut by tokens"
+            lines.append(f"  {name}: {cost.sequences:,} sequences a step as on one process, {each}")
+    return lines
+
+
 def memory_table(needs: list[Footprint]) -> Table:
     """Each stage's peak memory in MiB, and below it what each of its models takes."""
     from rich import box
@@ -122,7 +140,8 @@ def memory_table(needs: list[Footprint]) -> Table:
     for heading in parts:
         table.add_column(heading, justify="right", no_wrap=True)
     for need in needs:
-        table.add_row(Text(need.stage), *(_mib(getattr(need, part)) for part in parts))
+        each = f", each of {need.ranks} ranks" if need.ranks > 1 else ""
+        table.add_row(Text(f"{need.stage}{each}"), *(_mib(getattr(need, part)) for part in parts))
         for role in need.roles if len(need.roles) > 1 else ():
             sizes = {"process": "", "peak": "", "available": "", **asdict(role)}
             cells = (_mib(size) if isinstance(size := sizes[part], int) else size for part in parts)
@@ -136,6 +155,9 @@ def _print_memory(console: Console, needs: list[Footprint]) -> None:
         for role in need.roles:
             if role.note:
                 console.print(f"{need.stage}, {role.role}: {role.note}", style="dim", markup=False)
+        if need.ranks > 1 and need.driver:
+            driver = f"the driver has {_mib(need.driver)} MiB beside them (to sample, and models that are asked)"
+            console.print(f"{need.stage}: {driver}", style="dim", markup=False)
         if need.advice:
             console.print(f"{need.stage}: {need.advice}", style="yellow", markup=False)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from whet.config.strict import Strict
 
@@ -25,6 +25,13 @@ class TrainerRanks(Strict):
     """Copies of the sharded model (HSDP): each is spread over ranks / replicate."""
     context: int = Field(1, ge=1)
     """Ranks that share each sequence (Ulysses): they divide its attention heads."""
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainerRanks:
+        if self.ranks % (self.replicate * self.context):
+            shared = f"{self.replicate} x context {self.context}"
+            raise ValueError(f"replicate: {shared} must divide the {self.ranks} ranks (nodes x gpus)")
+        return self
 
     @property
     def ranks(self) -> int:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -18,6 +19,7 @@ from whet.config.loading import Loaded
 from whet.files import read_json, writing
 from whet.launch.check import check_ahead
 from whet.launch.memory import frugal, require_offload, trainings
+from whet.launch.ranked import RankedWorld, build_world
 from whet.launch.world import LocalWorld
 from whet.models.device import give_memory_back, pick_threads
 from whet.models.matmul import library, use_library
@@ -27,6 +29,7 @@ from whet.pipeline.run import Run
 from whet.pipeline.run import run_recipe as run_pipeline
 from whet.pipeline.stage import Interrupted, Kind
 from whet.tracking.console import Console
+from whet.training.group import GroupFailure
 
 PACKAGES = ("whet", "torch", "transformers", "tokenizers", "peft", "datasets", "numpy", "math-verify")
 
@@ -44,18 +47,38 @@ def run_recipe(
     # library, which is chosen for that many.
     torch.set_num_threads(before["threads"] if before else pick_threads(recipe.threads))
     use_library(before["products"] if before else None)
-    if any(frugal(train) for train in trainings(run).values()):
+    thrifty = any(frugal(train) for train in trainings(run).values())
+    if thrifty:
         give_memory_back()
+    world = build_world(recipe, threads=torch.get_num_threads(), frugal=thrifty)
     with asked_to_stop(console) as stopped:
         try:
-            world = LocalWorld(folder=run.folder, machine=recipe.machine)
-            ahead = partial(check_ahead, run, console.say)
-            run_pipeline(run, world, console, stopped, about=_about(), ahead=ahead, choices=choices)
+            _run(run, world, console, stopped, choices)
         except Interrupted:
             console.say(f"stopped; everything is saved in {run.folder}, and the same command goes on")
             raise KeyboardInterrupt from None
+        finally:
+            world.close()
     console.say(f"report: {run.folder / 'report.html'}")
     return {"run": str(run.folder), "report": str(run.folder / "report.html"), "evaluations": _evaluations(run)}
+
+
+def _run(run: Run, world: LocalWorld, console: Console, stopped: Callable[[], bool], choices: Choices) -> None:
+    """All stages; where the trainer's ranks fail, again from the last checkpoint with new ones, so many times."""
+    restarts = run.recipe.machine.restarts.trainer
+    about = {**_about(), "ranks": run.recipe.machine.trainer.ranks}
+    ahead: Callable[[], None] = partial(check_ahead, run, console.say)
+    for again in range(1, restarts + 2):
+        try:
+            run_pipeline(run, world, console, stopped, about=about, ahead=ahead, choices=choices)
+            return
+        except GroupFailure as failure:
+            if again > restarts:
+                raise
+            assert isinstance(world, RankedWorld), "only ranks fail so"
+            world.failed(failure)
+            console.say(f"{failure}; new ranks go on from the last checkpoint (restart {again} of {restarts})")
+            ahead, choices = (lambda: None), replace(choices, restart=())
 
 
 @contextmanager

@@ -27,7 +27,8 @@ from whet.config.rewards import scorers
 from whet.config.stage import StageBase
 from whet.config.strict import children
 from whet.errors import ModelError
-from whet.launch.memory_report import Footprint, Role, fitting_tokens
+from whet.launch.memory_report import Footprint, Role, fitting_tokens, on_each_rank
+from whet.models.architecture import layers_of
 from whet.models.device import pick_device
 from whet.models.footprint import Ledger, rehearsal
 from whet.models.heads import is_scalar
@@ -93,7 +94,8 @@ def _footprint(run: Run, name: str, stage: StageBase) -> Footprint | None:
         return footprint(name, asked[0].model, None, asked[0].sampling)
     model, rewards = run.origin(run.model_of(name)), getattr(stage, "rewards", [])
     others = [r for r in getattr(getattr(stage, "evaluation", None), "rewards", ()) if r not in rewards]
-    return footprint(
+    trainer = run.recipe.machine.trainer
+    found = footprint(
         name,
         model,
         needs.train and _with_longest_row(needs.train, needs.sampling, model),
@@ -104,6 +106,7 @@ def _footprint(run: Run, name: str, stage: StageBase) -> Footprint | None:
         scorers=[run.origin(scorer.alone()) for scorer in scorers([*rewards, *others])],
         asked=asked,
     )
+    return found if trainer.ranks == 1 else on_each_rank(found, trainer.ranks, trainer.ranks // trainer.replicate)
 
 
 def _with_longest_row(train: TrainConfig, sampling: SamplingConfig | None, model: ModelConfig) -> TrainConfig:
@@ -277,7 +280,14 @@ def _trained(role: str, language: LanguageModel, ledger: Ledger, train: TrainCon
         frozen = quantisable(language.module)
         weights -= int(sum(m.numel() * (4 - NF4_BYTES) for m in frozen))
         work += max(m.nbytes for m in frozen)
-    return Role(role=role, weights=weights, optimizer=optimizer, work=work)
+    return Role(role=role, weights=weights, optimizer=optimizer, work=work, gathered=_gathered(language))
+
+
+def _gathered(language: LanguageModel) -> int:
+    """Bytes of parameters that ranks have whole at once, with the gradients of one layer and of all outside them."""
+    inside = [sum(p.nbytes for p in layer.parameters()) for layer in layers_of(language.module)]
+    outside = sum(p.nbytes for p in language.module.parameters()) - sum(inside)
+    return 2 * outside + 3 * max(inside, default=0)
 
 
 def _scaled(role: Role, factor: float) -> Role:
@@ -288,6 +298,7 @@ def _scaled(role: Role, factor: float) -> Role:
         optimizer=int(role.optimizer * factor),
         work=int(role.work * factor),
         cache=int(role.cache * factor),
+        gathered=int(role.gathered * factor),
     )
 
 

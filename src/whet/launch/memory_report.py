@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 ROOM = 0.5
 """Share of a GPU's free memory that micro-batches are chosen for; a critic, the sampler and fragments have the rest."""
@@ -22,6 +22,8 @@ class Role:
     """Activations, logits and temporaries at the peak of a micro-batch."""
     cache: int = 0
     """Keys, values and logits of the sequences that are sampled side by side; not alive while training."""
+    gathered: int = 0
+    """What is whole on a rank at the peak of a pass: all outside the layers, and the layers at hand."""
     note: str = ""
     """What sharing saves, or what could be shared."""
 
@@ -37,6 +39,17 @@ class Footprint:
     roles: tuple[Role, ...]
     available: int
     """Free on the device, and what this process already has of it."""
+    ranks: int = 1
+    """Processes of the trainer; with several this is the footprint of each."""
+    driver: int = 0
+    """Beside the ranks: a copy of the policy and the cache, for sampling."""
+
+    @property
+    def everything(self) -> int:
+        """What is taken of `available`: on a CPU ranks and driver have their memory from the same machine."""
+        return (
+            self.peak if self.ranks == 1 or self.process == 0 else self.ranks * self.peak + self.process + self.driver
+        )
 
     @property
     def weights(self) -> int:
@@ -66,7 +79,7 @@ class Footprint:
     @property
     def advice(self) -> str:
         """Empty where it fits; else what to change, the largest saving first."""
-        if self.peak <= self.available:
+        if self.everything <= self.available:
             return ""
         savings = {
             f"train.microbatch_tokens={self.microbatch_tokens // 4} or train.gradient_checkpointing=true": self.work,
@@ -74,6 +87,32 @@ class Footprint:
             "train.lora.rank=16": self.optimizer,
         }
         return "does not fit; try " + ", then ".join(sorted(savings, key=lambda change: -savings[change]))
+
+
+SPREAD = {"policy", "reference", "teacher", "reward", "critic"}
+"""Roles whose models are spread over the trainer's ranks; the others stay in the driver."""
+
+
+def on_each_rank(need: Footprint, ranks: int, shards: int) -> Footprint:
+    """The footprint of one of several ranks, each of which has one of so many shards."""
+    spread = [role for role in need.roles if role.role in SPREAD]
+    beside = [role for role in need.roles if role.role not in SPREAD]
+    samples = need.cache > 0
+    return replace(
+        need,
+        roles=tuple(
+            replace(
+                role,
+                weights=-(-role.weights // shards),
+                optimizer=-(-role.optimizer // shards),
+                work=role.work + role.gathered,
+                cache=0,
+            )
+            for role in spread
+        ),
+        ranks=ranks,
+        driver=sum(role.weights for role in beside) + need.cache + samples * need.roles[0].weights,
+    )
 
 
 def fitting_tokens(small: Footprint, large: Footprint) -> int:

@@ -98,7 +98,7 @@ class LocalWorld:
                 require_same_tokens(reader, policy)
         tokens = settle(train, model, sampling, reference=other or bool(reference))
         template = self.template(model)
-        language = load_model(model, **_how(train), with_score=with_value, stop_ids=template.stop_ids)
+        language = load_model(model, **how_trained(train), with_score=with_value, stop_ids=template.stop_ids)
         language = replace(language, noise=train.neftune)
         kept = model if other is None and reference and train.lora is None else other
         frozen = {} if kept is None else {REFERENCE: load_model(kept)}
@@ -116,7 +116,7 @@ class LocalWorld:
             apart=fleet,
         )
 
-    def teacher(self, model: ModelConfig, student: ModelConfig) -> LocalTrainer:
+    def teacher(self, model: ModelConfig, student: ModelConfig) -> Trainer:
         """A trainer over a frozen model; its output head is cut to what the student has."""
         return LocalTrainer(_teacher(model, student), TrainConfig())
 
@@ -134,7 +134,7 @@ class LocalWorld:
             return _gated(gate, train)
         if reads is not None and model.path != reads.path:
             require_same_tokens(model, reads)
-        language = load_scalar_model(model, **_how(train), objectives=objectives)
+        language = load_scalar_model(model, **how_trained(train), objectives=objectives)
         if not objectives and (several := objectives_of(language.module)):
             raise ModelError(
                 f"{model.path}: rates {', '.join(several)}, and one number is needed here; begin with a model of one"
@@ -153,7 +153,7 @@ class LocalWorld:
         return found
 
     def _speaker(self, config: LocalChat) -> Speaker:
-        loaded = self.policy(config.alone(), TrainConfig(), SamplingConfig(max_running=config.max_running))
+        loaded = LocalWorld.policy(self, config.alone(), TrainConfig(), SamplingConfig(max_running=config.max_running))
         return Speaker(
             template=loaded.template, sampler=loaded.sampler, trainer=loaded.trainer, max_length=loaded.max_length
         )
@@ -161,6 +161,9 @@ class LocalWorld:
     def reseed(self, seed: int) -> None:
         """Seed torch's global generators, which dropout and new adapters draw from."""
         torch.manual_seed(seed)
+
+    def close(self) -> None:
+        """End the processes that it started: none."""
 
 
 def _gated(new: NewGate, train: TrainConfig) -> LocalTrainer:
@@ -207,7 +210,8 @@ class _How(TypedDict):
     compiled: bool
 
 
-def _how(train: TrainConfig) -> _How:
+def how_trained(train: TrainConfig) -> _How:
+    """What loading a model needs to know of its training."""
     return {
         "lora": train.lora,
         "checkpointing": train.gradient_checkpointing,

@@ -143,6 +143,13 @@ def decoder_of(module: Any) -> Any:
     return module.model if decoder is module else decoder  # Llama 4's text model calls its base another name
 
 
+def layers_of(module: Any) -> list[nn.Module]:
+    """The decoder's layers, as transformers tells them from their parts."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [part for part in decoder_of(module).modules() if isinstance(part, GradientCheckpointingLayer)]
+
+
 @dataclass(frozen=True, slots=True)
 class LogitRule:
     """What becomes of the head's products: z = cap tanh(scale x / cap), or scale x without a cap."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from whet.config import TrainConfig
@@ -26,7 +26,10 @@ from whet.training.base import REFERENCE, Objective, OptimResult, Outputs, Tally
 from whet.training.batch import as_batch, microbatches, parts, share_prompts
 from whet.training.memory import CACHED_TOKENS, TokenBudget, attempt
 from whet.training.offload import lay_down, visiting
-from whet.training.optim import Optimizers
+from whet.training.optim import Optimizers, whole
+from whet.training.shards import read_tensors, write_tensors
+
+T = TypeVar("T")
 
 
 class LocalTrainer:
@@ -74,10 +77,10 @@ class LocalTrainer:
     def optim_step(self, lr_factor: float) -> OptimResult:
         """Clip and apply the summed gradient; a gradient that is not finite is thrown away instead."""
         grads = [p.grad for p in self.model.parameters.values() if p.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
+        norm = float(whole(torch.nn.utils.get_total_norm(grads))) if grads else 0.0
         if not math.isfinite(norm):
             named = ((name, p.grad) for name, p in self.model.parameters.items() if p.grad is not None)
-            first = next((name for name, grad in named if not grad.isfinite().all()), "all parameters together")
+            first = next((name for name, grad in named if not whole(grad).isfinite().all()), "all parameters together")
             self.optimizers.zero_grad()
             return OptimResult(applied=False, grad_norm=norm, not_finite=first)
         if self.config.clip_norm is not None and norm > self.config.clip_norm:
@@ -110,21 +113,22 @@ class LocalTrainer:
         self.moved.add(name)
 
     def save(self, folder: Path) -> None:
-        """Trainable weights and optimizer state, as safetensors."""
-        save_file({name: p.detach() for name, p in self.model.parameters.items()}, folder / "weights.safetensors")
-        save_file(self.optimizers.state(), folder / "optimizer.safetensors")
-        for name in self.moved:
-            moved = {key: p.detach() for key, p in self.frozen[name].module.named_parameters()}
-            save_file(moved, folder / f"{name}.safetensors")
-        (folder / "trainer.json").write_text(
-            json.dumps(
-                {
-                    "asked": self.config.microbatch_tokens,
-                    "microbatch_tokens": self.budget.tokens,
-                    "precision": self.model.precision,
-                }
-            )
-        )
+        """Trainable weights, optimizer state and moved frozen models as tensors, and what else `load` needs."""
+        write_tensors(folder, self._state())
+        self._note(folder)
+
+    def _note(self, folder: Path) -> None:
+        noted = {"asked": self.config.microbatch_tokens, "microbatch_tokens": self.budget.tokens}
+        (folder / "trainer.json").write_text(json.dumps({**noted, "precision": self.model.precision}))
+
+    def _state(self) -> dict[str, dict[str, Tensor]]:
+        """Every tensor of a checkpoint, by file."""
+        moved = {name: self.frozen[name].module.named_parameters() for name in self.moved}
+        return {
+            "weights": {name: p.detach() for name, p in self.model.parameters.items()},
+            "optimizer": self.optimizers.state(),
+            **{name: {key: p.detach() for key, p in named} for name, named in moved.items()},
+        }
 
     def load(self, folder: Path) -> None:
         """Continue from `save`, bit for bit. Raises `RunError` where this machine computes in another precision."""
@@ -134,18 +138,22 @@ class LocalTrainer:
                 f"{folder}: written in {noted['precision']}, and here the model computes in {self.model.precision}; "
                 f"go on with model.dtype: {noted['precision']} and --accept model.dtype, or --restart the stage"
             )
-        weights = load_file(folder / "weights.safetensors")
+        found = read_tensors(folder, ["weights", "optimizer", *self.frozen], self._like)
         with torch.no_grad():
             for name, p in self.model.parameters.items():
-                p.copy_(weights[name])
-        self.optimizers.load_state(load_file(folder / "optimizer.safetensors"))
-        for name, model in self.frozen.items():
-            if (folder / f"{name}.safetensors").exists():
-                model.module.load_state_dict(load_file(folder / f"{name}.safetensors"), strict=False)
+                p.copy_(found["weights"][name])
+            for name in self.frozen.keys() & found.keys():
+                for key, p in self.frozen[name].module.named_parameters():
+                    p.copy_(found[name][key])
                 self.moved.add(name)
+        self.optimizers.load_state(found.get("optimizer", {}))
         # Another cut rounds differently: what was chosen or found out holds until the recipe asks for something else.
         if noted["asked"] == self.config.microbatch_tokens:
             self.budget.tokens = noted["microbatch_tokens"]
+
+    def _like(self, kind: str, name: str) -> Tensor | None:
+        """The tensor whose shards one of a checkpoint is to have; None: it is read whole."""
+        return None
 
     def export(self, folder: Path) -> None:
         """The model in the Hugging Face layout."""
@@ -160,11 +168,11 @@ class LocalTrainer:
         the micro-batch in smaller ones for the parameters that were not reached completes it exactly.
         """
         metrics: dict[str, Metric] = {}
-        for micro in microbatches(atoms, self.budget, together=objective.compares):
+        for micro in self._in_step(microbatches(atoms, self.budget, together=objective.compares)):
             reached: set[int] = set()
             found = attempt(partial(self._backward, micro, objective, owed, reached))
             if found is None:
-                self.budget.shrink(sum(atom.cost for atom in micro), parts(micro, together=objective.compares))
+                self._shrink(micro, parts(micro, together=objective.compares))
                 found = self._accumulate(micro, objective, [p for p in owed if id(p) not in reached])
             metrics = add_metrics(metrics, found)
         return metrics
@@ -175,13 +183,29 @@ class LocalTrainer:
         """One micro-batch forward and backward; notes in `reached` which parameters have got their gradient."""
         hooks = [p.register_post_accumulate_grad_hook(lambda p: reached.add(id(p))) for p in owed]
         try:
-            loss, tallies = self._run(atoms, objective)
+            loss, tallies = self._pass(self.model, partial(self._run, atoms, objective))
             if owed:
                 loss.backward(inputs=owed)
             return {name: Metric(float(tally.total), float(tally.weight)) for name, tally in tallies.items()}
         finally:
             for hook in hooks:
                 hook.remove()
+
+    # ------------------------------------------------- what several ranks do otherwise (`training.sharded`)
+
+    def _pass(self, model: LanguageModel, work: Callable[[], T]) -> T:
+        """Compute with a model."""
+        return work()
+
+    def _in_step(self, batches: Iterator[T]) -> Iterator[T]:
+        """The passes of one command."""
+        return batches
+
+    def _shrink(self, micro: Sequence[Atom], pieces: int) -> None:
+        """Memory ran out in this micro-batch, which has so many parts; it is repeated in smaller ones."""
+        self.budget.shrink(sum(atom.cost for atom in micro), pieces)
+
+    # -------------------------------------------------------------------------------------------------------
 
     def _run(self, atoms: Sequence[Atom], objective: Objective) -> tuple[Tensor, Mapping[str, Tally]]:
         """The objective over one forward pass of these atoms, which computes only what it needs."""
@@ -230,11 +254,11 @@ class LocalTrainer:
         found: dict[int, dict[str, Tensor]] = {}
         groups = share_prompts(rows, self.budget.tokens)
         atoms = [Atom(rows=tuple(rows[i] for i in group)) for group in groups]
-        for chosen in self.budget.fill([atom.cost for atom in atoms]):
+        for chosen in self._in_step(self.budget.fill([atom.cost for atom in atoms])):
             micro, indices = [atoms[a] for a in chosen], [i for a in chosen for i in groups[a]]
-            read = attempt(partial(_read_once, model, micro, ask))
+            read = attempt(partial(self._pass, model, partial(read_once, model, micro, ask)))
             if read is None:
-                self.budget.shrink(sum(atom.cost for atom in micro), len(indices))
+                self._shrink(micro, len(indices))
                 pieces = self._read(model, [rows[i] for i in indices], ask)
             else:
                 counts = [rows[i].trained_count for i in indices]
@@ -244,5 +268,6 @@ class LocalTrainer:
         return [found[i] for i in range(len(rows))]
 
 
-def _read_once(model: LanguageModel, atoms: Sequence[Atom], ask: Ask) -> dict[str, Tensor]:
+def read_once(model: LanguageModel, atoms: Sequence[Atom], ask: Ask) -> dict[str, Tensor]:
+    """The asked columns of these atoms' trained tokens, (T,) or (T, K) each, from one pass; on the CPU."""
     return {name: value_T.cpu() for name, value_T in model.read(pack(atoms, model.device, model.backend), ask).items()}

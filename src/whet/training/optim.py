@@ -54,7 +54,7 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(p)
                 state["momentum"].lerp_(p.grad, 1 - group["momentum"])
                 nesterov = p.grad.lerp(state["momentum"], group["momentum"])
-                update = orthogonalise(nesterov, steps=group["steps"])
+                update = sharded_like(orthogonalise(whole(nesterov), steps=group["steps"]), p)
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(update, alpha=-group["lr"] * math.sqrt(max(1.0, p.shape[0] / p.shape[1])))
 
@@ -70,6 +70,20 @@ def orthogonalise(matrix: Tensor, *, steps: int = 5) -> Tensor:
         x = a * x + (b * gram + c * gram @ gram) @ x
     near: Tensor = x.T if tall else x
     return near
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor; one that ranks share is gathered on each of them."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def sharded_like(tensor: Tensor, other: Tensor) -> Tensor:
+    """A tensor that is whole on every rank, as shards where the other is; nothing is sent."""
+    if not hasattr(other, "full_tensor"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor  # seconds: only where there are ranks
+
+    return distribute_tensor(tensor, other.device_mesh, other.placements, src_data_rank=None)  # type: ignore[attr-defined]
 
 
 class Optimizers:

@@ -1,0 +1,214 @@
+"""The world whose trainers are spread over ranks; everything else is where it was, in the driver's process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from safetensors.torch import load_file
+
+from whet.config import ModelConfig, Recipe, SamplingConfig, TrainConfig
+from whet.config.lag import LagConfig
+from whet.errors import ConfigError, ModelError, RunError
+from whet.files import digest_file
+from whet.launch.ranks import Ranks, RankSetup
+from whet.launch.world import SAMPLERS, LocalWorld, how_trained
+from whet.models.device import pick_device
+from whet.models.language import LanguageModel
+from whet.models.load import load_model
+from whet.models.matmul import library
+from whet.pipeline.stage import NewGate, Policy
+from whet.records import Completion
+from whet.sampling.base import PolicySampler, Request
+from whet.training.base import Trainer
+from whet.training.group import GroupFailure, GroupTrainer, RankGroup
+
+
+@dataclass(slots=True)
+class Noted:
+    """What outlives a group that failed."""
+
+    seed: int = 0
+    built: int = 0
+    most_tokens: int | None = None
+    """Where memory ran out: the largest micro-batch from then on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankedWorld(LocalWorld):
+    """`World` with its trainers on the ranks of a group, which is started when a stage first needs it."""
+
+    group: RankGroup
+    _noted: Noted = field(default_factory=Noted, init=False)
+    _alive: WeakValueDictionary[str, GroupTrainer] = field(default_factory=WeakValueDictionary, init=False)
+    """Trainers in use: the ranks drop all others when they build one."""
+
+    def policy(
+        self,
+        model: ModelConfig,
+        train: TrainConfig,
+        sampling: SamplingConfig,
+        *,
+        reference: ModelConfig | bool = False,
+        reads: ModelConfig | None = None,
+        teacher: ModelConfig | None = None,
+        with_value: bool = False,
+        lag: LagConfig | None = None,
+    ) -> Policy:
+        """A trainer on the ranks, and a sampler here, over a copy of its weights that each hand-over renews."""
+        keys = {"reference": reference, "reads": reads, "teacher": teacher, "with_value": with_value}
+        trainer, (max_length, about, precision) = self._build(LocalWorld.policy, (model, train, sampling), keys)
+        return Policy(
+            template=self.template(model),
+            trainer=trainer,
+            start_sampler=cache(partial(self._sampler, trainer, model, train, sampling, with_value)),
+            max_length=max_length,
+            about=f"{about} on each of {self.group.ranks} ranks",
+            precision=precision,
+        )
+
+    def teacher(self, model: ModelConfig, student: ModelConfig) -> Trainer:
+        """A frozen model, spread like one that is trained."""
+        return self._build(LocalWorld.teacher, (model, student), {})[0]
+
+    def scalar_model(
+        self,
+        model: ModelConfig,
+        train: TrainConfig,
+        *,
+        reads: ModelConfig | None = None,
+        objectives: Sequence[str] = (),
+        gate: NewGate | None = None,
+    ) -> Trainer:
+        """A critic or a reward model on the ranks."""
+        return self._build(
+            LocalWorld.scalar_model, (model, train), {"reads": reads, "objectives": objectives, "gate": gate}
+        )[0]
+
+    def reseed(self, seed: int) -> None:
+        """The same state on the ranks: new adapters are the same everywhere, and dropout goes on from there."""
+        LocalWorld.reseed(self, seed)
+        self._noted.seed = seed
+        if self._alive:
+            self.group.call("reseed", [(seed,)] * self.group.ranks, self.machine.deadlines.progress_s)
+
+    def failed(self, failure: GroupFailure) -> None:
+        """Take note of why the ranks are gone, before the run goes on with new ones."""
+        if failure.most_tokens is not None:
+            self._noted.most_tokens = min(failure.most_tokens, self._noted.most_tokens or failure.most_tokens)
+        self._alive.clear()
+
+    def close(self) -> None:
+        """End the ranks."""
+        self.group.stop()
+
+    def _build(
+        self, method: Callable[..., Any], arguments: Sequence[Any], keys: dict[str, Any]
+    ) -> tuple[GroupTrainer, Any]:
+        """A trainer that every rank builds as `LocalWorld` would, and what the first one tells of it."""
+        deadlines, noted = self.machine.deadlines, self._noted
+        self.group.start(deadlines.start_s)
+        if not self._alive:  # new processes, or nothing that they hold is in use
+            self.group.call("reseed", [(noted.seed,)] * self.group.ranks, deadlines.progress_s)
+        noted.built += 1
+        name = f"{method.__name__} {noted.built}"
+        part = (name, list(self._alive), self.machine.trainer.replicate, noted.most_tokens, method, arguments, keys)
+        facts = self.group.call("build", [part] * self.group.ranks, deadlines.start_s)[0]
+        trainer = self._alive[name] = GroupTrainer(self.group, name, deadline_s=deadlines.progress_s)
+        return trainer, facts
+
+    def _sampler(
+        self, trainer: GroupTrainer, model: ModelConfig, train: TrainConfig, sampling: SamplingConfig, with_value: bool
+    ) -> PolicySampler:
+        language = load_model(
+            model, **how_trained(train), with_score=with_value, stop_ids=self.template(model).stop_ids
+        )
+        renew = partial(self._renew, trainer, language)
+        renew()
+        return RenewedSampler(SAMPLERS[sampling.engine](language, sampling), renew)
+
+    def _renew(self, trainer: GroupTrainer, language: LanguageModel) -> None:
+        """The ranks' weights into a model here, through a file whose digest the first rank tells."""
+        near = None if self.machine.trainer.nodes == 1 else self.folder  # a folder that all machines see
+        with TemporaryDirectory(prefix="whet-weights-", dir=near) as folder:
+            file = Path(folder) / "weights.safetensors"
+            told = trainer.gather(file)
+            if (found := digest_file(file).sha256) != told:
+                raise RunError(f"{file}: the weights of the ranks came as {found[:12]} and were sent as {told[:12]}")
+            weights = load_file(file)
+        with torch.no_grad():
+            for name, p in language.parameters.items():
+                p.copy_(weights[name])
+
+
+@dataclass(frozen=True, slots=True)
+class RenewedSampler:
+    """`PolicySampler` over a copy of the weights in this process."""
+
+    inner: PolicySampler
+    renew: Callable[[], None]
+
+    @property
+    def version(self) -> int:
+        """Of the weights."""
+        return self.inner.version
+
+    def publish(self, version: int) -> None:
+        """Bring the ranks' weights here, and to the engine."""
+        self.renew()
+        self.inner.publish(version)
+
+    async def sample(self, request: Request) -> Completion:
+        """`TokenSampler`."""
+        return await self.inner.sample(request)
+
+
+def build_world(recipe: Recipe, *, threads: int, frugal: bool) -> LocalWorld:
+    """The world of a recipe's machine: all in this process, or its trainers on ranks, which share its threads."""
+    trainer = recipe.machine.trainer
+    if trainer.ranks == 1:
+        return LocalWorld(folder=recipe.folder, machine=recipe.machine)
+    require_ranks(recipe)
+    setup = RankSetup(
+        world=trainer.ranks,
+        store=("", 0),
+        cuda=pick_device(recipe.model.device).type == "cuda",
+        threads=max(1, threads // trainer.gpus),
+        products=library(),
+        frugal=frugal,
+        collective_s=recipe.machine.deadlines.collective_s,
+    )
+    return RankedWorld(folder=recipe.folder, group=Ranks(recipe.machine, setup), machine=recipe.machine)
+
+
+UNSHARDED = {
+    "quantize": "four-bit weights cannot be spread over ranks",
+    "compile": "compiled layers were not tried with several ranks",
+    "offload": "what is spread over ranks is not moved to the host",
+}
+"""Keys of `train` that go with one process alone."""
+
+
+def require_ranks(recipe: Recipe) -> None:
+    """Raise `ConfigError` or `ModelError` where a recipe cannot be trained on so many ranks."""
+    trainer = recipe.machine.trainer
+    if trainer.ranks == 1:
+        return
+    if recipe.machine.samplers.replicas:
+        raise ConfigError("machine.samplers.replicas: sampler processes go with one trainer process; set one of them")
+    for name, stage in recipe.distinct.items():
+        train = getattr(stage, "train", None)
+        told = {key: why for key, why in UNSHARDED.items() if getattr(train, key, None)}
+        if getattr(train, "optimizer", "") == "adamw8bit":
+            told["optimizer"] = "bitsandbytes' state cannot be spread over ranks; use adamw"
+        for key, why in told.items():
+            raise ConfigError(f"stages.{name}.train.{key}: {why}; leave it out, or set machine.trainer.gpus=1")
+    there = torch.cuda.device_count() if pick_device(recipe.model.device).type == "cuda" else trainer.gpus
+    if trainer.nodes == 1 and trainer.gpus > there:
+        raise ModelError(f"machine.trainer.gpus is {trainer.gpus}, and this machine has {there}; set at most that")

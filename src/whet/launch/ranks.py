@@ -1,0 +1,253 @@
+"""The trainer's ranks as processes: started here, or anywhere by a launcher, and all of them told what to do by one.
+
+A rank connects to its driver over TCP, both prove that they know the run's key, and from then on it obeys commands. It
+dies with the connection, so a driver that is killed leaves no process behind. Ranks find one another through a store
+in the driver.
+
+    python -m whet.launch.rank      WHET_DRIVER=host:port WHET_KEY=hex, and RANK and LOCAL_RANK of torchrun or Slurm
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import secrets
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Connection, answer_challenge, deliver_challenge, wait
+from pathlib import Path
+from typing import Any
+
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+from whet.config import MachineConfig
+from whet.errors import ConfigError, RunError, UserError
+from whet.training.group import GroupFailure, RankOutOfMemory
+
+PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
+GRACE_S = 3.0
+"""After a first failure: how long others may still tell theirs, since the one that is to blame may not be the first."""
+GREET_S = 10
+"""How long whatever connects may take to prove that it is a rank."""
+STOP_S = 5.0
+"""How long a rank may take to leave."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankSetup:
+    """What every rank is told once."""
+
+    world: int
+    store: tuple[str, int]
+    """Where torch's store is: host and port."""
+    cuda: bool
+    threads: int
+    products: str
+    """The library that multiplies (`models.matmul`): sums of another one differ in the last bit."""
+    frugal: bool
+    collective_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """What a rank answers where a command failed."""
+
+    error: Exception
+
+
+class Ranks:
+    """`RankGroup` over processes; on one node they are started here."""
+
+    def __init__(self, machine: MachineConfig, setup: RankSetup) -> None:
+        """`setup.store` is filled in at the start. The driver listens where `WHET_DRIVER` says, else on a free port."""
+        self.machine, self.setup = machine, setup
+        self._connections: list[Connection] = []
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._store: TCPStore | None = None
+
+    @property
+    def ranks(self) -> int:
+        """How many there are."""
+        return self.machine.trainer.ranks
+
+    def start(self, deadline_s: float) -> None:
+        """Start them, or wait for those that a launcher started; where they run, nothing is done."""
+        if self._connections:
+            return
+        began = time.monotonic()
+        host, _, port = os.environ.get("WHET_DRIVER", "127.0.0.1:0").rpartition(":")
+        key = bytes.fromhex(os.environ.get("WHET_KEY", "")) or secrets.token_bytes(32)
+        try:
+            with socket.create_server(("" if host != "127.0.0.1" else host, int(port)), backlog=self.ranks) as server:
+                self._store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
+                if self.machine.trainer.nodes == 1 and "WHET_DRIVER" not in os.environ:
+                    self._spawn(f"{host}:{server.getsockname()[1]}", key)
+                self._connections = self._accepted(server, key, began, deadline_s)
+            store = (host, self._store.port)
+            self.call("setup", [(replace(self.setup, store=store),)] * self.ranks, self._left(began, deadline_s))
+        except BaseException:
+            self._abandon()
+            raise
+
+    def call(self, verb: str, parts: Sequence[Sequence[Any]], deadline_s: float) -> list[Any]:
+        """`RankGroup`."""
+        assert len(parts) == self.ranks, "a part for each rank"
+        began, shown = time.monotonic(), getattr(parts[0][1], "__name__", parts[0][1]) if verb == "trainer" else verb
+        messages, found = [_pickled(verb, part) for part in parts], dict[int, Any]()
+        try:
+            for rank, (connection, message) in enumerate(zip(self._connections, messages, strict=True)):
+                try:
+                    connection.send_bytes(message)
+                except OSError:
+                    found[rank] = self._died(rank)
+            self._collect(found, began, deadline_s)
+            failed = {rank: answer for rank, answer in found.items() if isinstance(answer, Raised)}
+            if failed or len(found) < self.ranks:
+                raise self._failure(failed, found, shown, time.monotonic() - began)
+        except BaseException:
+            self._abandon()
+            raise
+        return [found[rank] for rank in range(self.ranks)]
+
+    def stop(self) -> None:
+        """`RankGroup`."""
+        for connection in self._connections:
+            with suppress(OSError):
+                connection.send_bytes(_pickled("leave", ()))
+        self._abandon()
+
+    def _abandon(self) -> None:
+        """Close the connections, which ends every rank, and see that none is left."""
+        for connection in self._connections:
+            connection.close()
+        until = time.monotonic() + STOP_S
+        for process in self._processes:
+            try:
+                process.wait(max(0.0, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._connections, self._processes, self._store = [], [], None
+
+    # --------------------------------------------------------------------------------------------- starting
+
+    def _spawn(self, driver: str, key: bytes) -> None:
+        path = os.pathsep.join(filter(None, [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH")]))
+        shown = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if self.setup.cuda else []
+        for rank in range(self.ranks):
+            own = {"WHET_DRIVER": driver, "WHET_KEY": key.hex(), "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            own |= {"PYTHONPATH": path, "GLOO_SOCKET_IFNAME": LOOPBACK, "OMP_NUM_THREADS": str(self.setup.threads)}
+            own |= {"CUDA_VISIBLE_DEVICES": shown[rank] if any(shown) else str(rank)} if self.setup.cuda else {}
+            command = [sys.executable, "-P", "-m", "whet.launch.rank"]
+            # A session of its own: Ctrl-C is the driver's. What it prints must not be taken for the driver's result.
+            self._processes.append(
+                subprocess.Popen(
+                    command, env={**os.environ, **own}, stdin=subprocess.DEVNULL, stdout=2, start_new_session=True
+                )
+            )
+
+    def _accepted(self, server: socket.socket, key: bytes, began: float, deadline_s: float) -> list[Connection]:
+        """The connections of all ranks, in their order."""
+        found: dict[int, Connection] = {}
+        server.settimeout(0.2)
+        while len(found) < self.ranks:
+            missing = next(rank for rank in range(self.ranks) if rank not in found)
+            since = time.monotonic() - began
+            for rank, process in enumerate(self._processes):
+                if rank not in found and process.poll() is not None:
+                    raise GroupFailure(rank, "start", since, f"ended with code {process.returncode}")
+            if since > deadline_s:
+                raise GroupFailure(missing, "start", since, "never connected (machine.deadlines.start_s)")
+            with suppress(TimeoutError, OSError, EOFError, AuthenticationError):  # a stranger is left alone
+                rank, connection = _greeted(server.accept()[0], key)
+                if not 0 <= rank < self.ranks:
+                    raise RunError(f"a rank {rank} connected, and machine.trainer has {self.ranks}; start that many")
+                found[rank] = connection
+        return [found[rank] for rank in range(self.ranks)]
+
+    # ---------------------------------------------------------------------------------------------- answers
+
+    def _collect(self, found: dict[int, Any], began: float, deadline_s: float) -> None:
+        """Answers until all are there, the deadline has passed, or a failure's grace."""
+        until = began + deadline_s
+        while len(found) < self.ranks:
+            if any(isinstance(answer, Raised) for answer in found.values()):
+                until = min(until, time.monotonic() + GRACE_S)
+            waited = {self._connections[rank]: rank for rank in range(self.ranks) if rank not in found}
+            ready = wait(list(waited), max(0.0, until - time.monotonic()))
+            if not ready:
+                return
+            for connection in ready:
+                assert isinstance(connection, Connection)
+                rank = waited[connection]
+                try:
+                    found[rank] = pickle.loads(connection.recv_bytes())
+                except (EOFError, OSError):
+                    found[rank] = self._died(rank)
+
+    def _died(self, rank: int) -> Raised:
+        code = None
+        if rank < len(self._processes):
+            try:
+                code = self._processes[rank].wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                code = None
+        how = "lost its connection" if code is None else f"died (signal {-code})" if code < 0 else f"left (code {code})"
+        return Raised(ConnectionError(how))
+
+    def _failure(self, failed: dict[int, Raised], found: dict[int, Any], verb: str, since_s: float) -> Exception:
+        """Who is to blame: who died, before whose memory ran out, before who failed, before who is silent.
+
+        An error of the user's is all ranks' alike and stays what it is.
+        """
+        for rank, raised in failed.items():
+            if isinstance(raised.error, ConnectionError):
+                return GroupFailure(rank, verb, since_s, str(raised.error))
+        for rank, raised in failed.items():
+            if isinstance(raised.error, RankOutOfMemory):
+                most = raised.error.tokens
+                return GroupFailure(rank, verb, since_s, str(raised.error), most_tokens=most)
+        for rank, raised in failed.items():
+            if isinstance(raised.error, UserError):
+                return raised.error
+            return GroupFailure(rank, verb, since_s, str(raised.error))
+        silent = next(rank for rank in range(self.ranks) if rank not in found)
+        return GroupFailure(silent, verb, since_s, "no answer (machine.deadlines.progress_s)")
+
+    @staticmethod
+    def _left(began: float, deadline_s: float) -> float:
+        return max(1.0, began + deadline_s - time.monotonic())
+
+
+def _greeted(taken: socket.socket, key: bytes) -> tuple[int, Connection]:
+    """The rank that connected, once both have proved that they know the key; raises what a stranger's answer raises."""
+    with taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", GREET_S, 0))
+        connection = Connection(os.dup(taken.fileno()))
+        try:
+            deliver_challenge(connection, key)
+            answer_challenge(connection, key)
+            rank = int(connection.recv())
+        except BaseException:
+            connection.close()
+            raise
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 0))
+        return rank, connection
+
+
+def _pickled(verb: str, part: Sequence[Any]) -> bytes:
+    try:
+        return pickle.dumps((verb, part), protocol=pickle.HIGHEST_PROTOCOL)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ConfigError(
+            f"machine.trainer: {error}, so it cannot be sent to other processes; define functions of your own at the "
+            "top of a module"
+        ) from error
