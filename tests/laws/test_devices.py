@@ -139,9 +139,9 @@ def test_the_law_allows_numbers_and_copies(watch: OneDevice) -> None:
     assert here.to(META).is_meta and watch.read == 2
 
 
-@pytest.mark.parametrize("train", [{}, {"lora": {"rank": 2}}, {"optimizer": "muon"}, {"gradient_checkpointing": True}])
 @pytest.mark.parametrize(
-    "objective", [CrossEntropy(), policy_loss(PolicyConfig(), temperature=1.0, kl_coefficient=0.1)]
+    ("train", "objective"),
+    [({}, CrossEntropy()), ({}, GRPO), ({"lora": {"rank": 2}}, GRPO), ({"optimizer": "muon"}, GRPO)],
 )
 def test_a_training_step(watch: OneDevice, train: dict[str, Any], objective: Objective) -> None:
     config = TrainConfig.model_validate({"microbatch_tokens": 60, "lr": 1e-3, **train})
