@@ -89,7 +89,6 @@ def setup_of(recipe: Recipe, assumed: Sequence[str], run: Path | None = None) ->
             raise ConfigError(f"--assume {name}: no such assumption{nearest(name, known)}")
         given[name] = parse(text, COMMAND_LINE, path).plain()
     most, samplers = stage.sampling.max_tokens, recipe.machine.samplers
-    lag = stage.model_dump(include={"lag"}).get("lag", {})
     known_of: dict[str, Any] = {
         "most": most,
         "mean": min(Lengths.mean, most / 4),
@@ -100,7 +99,9 @@ def setup_of(recipe: Recipe, assumed: Sequence[str], run: Path | None = None) ->
         "prompts": stage.prompts_per_step,
         "samples": stage.rollouts_per_prompt,
         "minibatches": stage.algorithm.minibatches,
-        **{ours: lag[key] for ours, key in (("lag", "steps"), ("order", "order"), ("window", "window")) if lag},
+        "lag": stage.lag.steps,
+        "order": stage.lag.order,
+        "window": stage.lag.window,
         **given,
     }
     own = {name: known_of.pop(name) for name in of_lengths if name in known_of}
