@@ -5,11 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 VLLM := .venv-vllm
+RAY := .venv-ray
 BENCH := .venv-bench
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-vllm check bench-setup bench docs clean
+.PHONY: help demo test test-vllm test-ray check bench-setup bench docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/'
@@ -22,6 +23,9 @@ test: $(STAMP) ## run the tests (CPU, no network), two files at a time
 
 test-vllm: $(VLLM)/.installed ## run the tests of the vLLM sampler, in an environment of its own
 	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -q tests/vllm
+
+test-ray: $(RAY)/.installed ## run the tests of ranks as Ray actors, in an environment of its own
+	RAY_USAGE_STATS_ENABLED=0 OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest -q tests/ray
 
 check: $(STAMP) ## style, types, floors, spelling
 	$(BIN)/ruff check .
@@ -59,6 +63,12 @@ $(STAMP): pyproject.toml constraints.txt
 $(VLLM)/.installed: pyproject.toml constraints-vllm.txt
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps -r constraints-vllm.txt -e .
+	@touch $@
+
+$(RAY)/.installed: pyproject.toml constraints-ray.txt
+	$(PYTHON) -m venv $(RAY)
+	$(RAY)/bin/python -m pip --disable-pip-version-check --quiet install -c constraints-ray.txt "$$(grep '^torch==' constraints-ray.txt)"
+	$(RAY)/bin/python -m pip --disable-pip-version-check --quiet install -c constraints-ray.txt -e '.[dev,ray]'
 	@touch $@
 
 $(BENCH)/.installed: pyproject.toml constraints.txt
