@@ -449,7 +449,7 @@ def recipe(folder: Path, *words: str) -> Any:
     [
         (
             ["machine.trainer={gpus: 3, replicate: 2}"],
-            "machine.trainer.replicate: 2 x context 1 must divide the 3 ranks",
+            "machine.trainer.replicate: 2 must divide the 3 ranks",
         ),
         (["machine.trainer={gpus: 2, nodes: 0}"], "machine.trainer.nodes: must be at least 1"),
     ],

@@ -1,6 +1,6 @@
 """Ranks as Ray actors on a local cluster: `make test-ray`."""
 
-# ruff: noqa: E402, I001
+# ruff: noqa: E402
 from __future__ import annotations
 
 import pytest
@@ -8,11 +8,11 @@ import pytest
 ray = pytest.importorskip("ray", reason="needs the extra ray")
 
 from whet.config import MachineConfig
-from whet.launch.ranks import Setup
+from whet.launch.ranks import RankSetup
 from whet.launch.ray import RayRanks
 from whet.training.group import GroupFailure
 
-SETUP = Setup(world=2, store=("", 0), cuda=False, threads=1, products="mkl", frugal=False, collective_s=60)
+SETUP = RankSetup(world=2, store=("", 0), cuda=False, threads=1, products="mkl", frugal=False, collective_s=60)
 
 
 def test_two_ranks_one_dies_and_new_ones_come() -> None:

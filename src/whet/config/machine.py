@@ -23,14 +23,11 @@ class TrainerRanks(Strict):
     """
     replicate: int = Field(1, ge=1)
     """Copies of the sharded model (HSDP): each is spread over ranks / replicate."""
-    context: int = Field(1, ge=1)
-    """Ranks that share each sequence (Ulysses): they divide its attention heads."""
 
     @model_validator(mode="after")
     def _check(self) -> TrainerRanks:
-        if self.ranks % (self.replicate * self.context):
-            shared = f"{self.replicate} x context {self.context}"
-            raise ValueError(f"replicate: {shared} must divide the {self.ranks} ranks (nodes x gpus)")
+        if self.ranks % self.replicate:
+            raise ValueError(f"replicate: {self.replicate} must divide the {self.ranks} ranks (nodes x gpus)")
         return self
 
     @property
@@ -76,7 +73,9 @@ class Restarts(Strict):
 class MachineConfig(Strict):
     """Where a run computes and how patient it is; the same recipe learns the same on any machine."""
 
-    launch: Literal["local", "ray", "slurm", "kubernetes", "skypilot"] = "local"
+    launch: Literal["local", "ray"] = "local"
+    """What starts the ranks of the trainer: this machine, or a launcher that `WHET_DRIVER` tells of; or Ray, as actors
+    in the cluster of `RAY_ADDRESS` or in one of this machine (`pip install 'whet[ray]'`)."""
     trainer: TrainerRanks = TrainerRanks()
     samplers: Samplers = Samplers()
     hand_over: Literal["auto", "memory", "files", "gloo", "nccl", "ipc"] = "auto"

@@ -13,9 +13,9 @@ from weakref import WeakValueDictionary
 import torch
 from safetensors.torch import load_file
 
-from whet.config import ModelConfig, Recipe, SamplingConfig, TrainConfig
+from whet.config import MachineConfig, ModelConfig, Recipe, SamplingConfig, TrainConfig
 from whet.config.lag import LagConfig
-from whet.errors import ConfigError, ModelError, RunError
+from whet.errors import ConfigError, MissingExtra, ModelError, RunError
 from whet.files import digest_file
 from whet.launch.ranks import Ranks, RankSetup
 from whet.launch.world import SAMPLERS, LocalWorld, how_trained
@@ -172,7 +172,7 @@ class RenewedSampler:
 def build_world(recipe: Recipe, *, threads: int, frugal: bool) -> LocalWorld:
     """The world of a recipe's machine: all in this process, or its trainers on ranks, which share its threads."""
     trainer = recipe.machine.trainer
-    if trainer.ranks == 1:
+    if in_process(recipe.machine):
         return LocalWorld(folder=recipe.folder, machine=recipe.machine)
     require_ranks(recipe)
     setup = RankSetup(
@@ -184,7 +184,23 @@ def build_world(recipe: Recipe, *, threads: int, frugal: bool) -> LocalWorld:
         frugal=frugal,
         collective_s=recipe.machine.deadlines.collective_s,
     )
-    return RankedWorld(folder=recipe.folder, group=Ranks(recipe.machine, setup), machine=recipe.machine)
+    started_by = _ray_ranks() if recipe.machine.launch == "ray" else Ranks
+    return RankedWorld(folder=recipe.folder, group=started_by(recipe.machine, setup), machine=recipe.machine)
+
+
+def in_process(machine: MachineConfig) -> bool:
+    """Whether the trainer is in the driver's process."""
+    return machine.trainer.ranks == 1 and machine.launch == "local"
+
+
+def _ray_ranks() -> type[Ranks]:
+    try:
+        from whet.launch.ray import RayRanks
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise MissingExtra("machine.launch: ray needs Ray; pip install 'whet[ray]'") from error
+    return RayRanks
 
 
 UNSHARDED = {
@@ -198,7 +214,7 @@ UNSHARDED = {
 def require_ranks(recipe: Recipe) -> None:
     """Raise `ConfigError` or `ModelError` where a recipe cannot be trained on so many ranks."""
     trainer = recipe.machine.trainer
-    if trainer.ranks == 1:
+    if in_process(recipe.machine):
         return
     if recipe.machine.samplers.replicas:
         raise ConfigError("machine.samplers.replicas: sampler processes go with one trainer process; set one of them")

@@ -1,4 +1,4 @@
-"""The trainer's ranks as Ray actors: a room of `Group` that differs in who starts the processes, and where.
+"""The trainer's ranks as Ray actors: a room of `RankGroup` that differs in who starts the processes, and where.
 
 An actor holds one GPU of a placement group (`PACK`: as few machines as can be) and runs `whet.launch.rank`, which
 connects to the driver and serves it as anywhere else. So deadlines, failures and what a rank does are those of `Ranks`;
@@ -20,7 +20,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from whet.config import MachineConfig
-from whet.launch.ranks import PACKAGE_ROOT, Raised, Ranks, Setup
+from whet.launch.ranks import PACKAGE_ROOT, Raised, Ranks, RankSetup
 
 
 class RankActor:
@@ -35,9 +35,9 @@ class RankActor:
 
 
 class RayRanks(Ranks):
-    """`Group` over Ray actors."""
+    """`RankGroup` over Ray actors."""
 
-    def __init__(self, machine: MachineConfig, setup: Setup) -> None:
+    def __init__(self, machine: MachineConfig, setup: RankSetup) -> None:
         """Joins the cluster, or starts one of this machine."""
         super().__init__(machine, setup)
         self._served: list[Any] = []
@@ -45,7 +45,7 @@ class RayRanks(Ranks):
         self._placed: Any = None
 
     def start(self, deadline_s: float) -> None:
-        """`Group`."""
+        """`RankGroup`."""
         if self._connections:
             return
         if not ray.is_initialized():
