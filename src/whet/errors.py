@@ -68,7 +68,7 @@ class SandboxError(UserError):
 class SamplersLost(UserError):
     """Too few sampler processes are left, or none of them answers within its deadline."""
 
-    exit_code = 9
+    exit_code = 11
 
 
 class GraderError(Exception):

@@ -197,7 +197,7 @@ def _ray_ranks() -> type[Ranks]:
     try:
         from whet.launch.ray import RayRanks
     except ModuleNotFoundError as error:
-        if error.name != "ray":
+        if (error.name or "").partition(".")[0] != "ray":
             raise
         raise MissingExtra("machine.launch: ray needs Ray; pip install 'whet[ray]'") from error
     return RayRanks
