@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from whet.config import GeneratedConfig, Recipe
+from whet.config.evaluation import EvalStage
 from whet.config.loading import load_recipe, resolved
 from whet.envs.library import family
 from whet.errors import ConfigError
@@ -42,6 +43,10 @@ def test_every_recipe_loads_and_can_be_planned(path: Path) -> None:
     assert recipe.name == path.stem
     assert Recipe.model_validate(resolved(recipe)) == recipe, "what a run keeps of its recipe loads again"
     assert list(dict.fromkeys(budget.stage for budget in recipe.budgets())) == list(recipe.distinct)
+    for stage in recipe.stages.values():
+        if isinstance(stage, EvalStage):
+            models = list(stage.models.values())
+            assert len(models) == len(set(models)), "two labels of one model"
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
