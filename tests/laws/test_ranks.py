@@ -148,6 +148,10 @@ def test_the_cut_is_even_whole_and_of_the_atoms_alone() -> None:
     kept = cut_atoms(atoms, 3, together=True)
     assert sorted(len(atom.rows) for part in kept.parts for atom in part) == [8] * 5
     assert cut_atoms([idle], 2, together=False).idle is None
+    waiting = cut_atoms(atoms, 3, together=False).idle  # no more than any rank computes at once, however small that is
+    assert waiting is not None and waiting.cost == min(len(row.tokens) for row in rows_of(atoms))
+    waiting = cut_atoms(atoms, 3, together=True).idle
+    assert waiting is not None and waiting.cost == min(atom.cost for atom in atoms)
 
 
 # --------------------------------------------------------------------------------- the same as one process
