@@ -47,6 +47,7 @@ from whet.training.engine import LocalTrainer
 from whet.training.group import GroupFailure, GroupTrainer, cut_atoms, spread
 from whet.training.optim import whole
 from whet.training.sharded import ShardedTrainer
+from whet.training.shards import read_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 120.0
@@ -318,6 +319,16 @@ def test_a_missing_or_damaged_shard_is_named(groups: dict[int, Ranks], tmp_path:
     (tmp_path / "step-00000001" / "ranks" / "__1_0.distcp").unlink()
     with pytest.raises(RunError, match="no checkpoint can be used"):
         newest_generation(tmp_path)
+
+
+def test_an_index_that_would_run_something_is_refused(tmp_path: Path) -> None:
+    """A sealed generation may come from anybody."""
+    mark = tmp_path / "mark"
+    (tmp_path / "ranks").mkdir()
+    (tmp_path / "ranks" / ".metadata").write_bytes(b"cos\nmkdir\n(S'" + bytes(mark) + b"'\ntR.")
+    with pytest.raises(RunError, match=r"names os\.mkdir, which no checkpoint of whet does"):
+        read_tensors(tmp_path, ["weights"], lambda kind, name: None)
+    assert not mark.exists()
 
 
 # ------------------------------------------------------------------------------------------------ faults
