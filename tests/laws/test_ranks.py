@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from multiprocessing import AuthenticationError, Pipe
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -30,8 +33,9 @@ from whet.errors import ConfigError, ModelError, RunError
 from whet.files import read_json
 from whet.formulas.reduce import REDUCTIONS
 from whet.launch import main, ranked
+from whet.launch.rank import _read
 from whet.launch.ranked import RankedWorld
-from whet.launch.ranks import Ranks, RankSetup
+from whet.launch.ranks import Ranks, RankSetup, prove
 from whet.launch.world import LocalWorld
 from whet.models.matmul import library
 from whet.records import Atom, TokenRow
@@ -43,6 +47,7 @@ from whet.training.engine import LocalTrainer
 from whet.training.group import GroupFailure, GroupTrainer, cut_atoms, spread
 from whet.training.optim import whole
 from whet.training.sharded import ShardedTrainer
+from whet.training.shards import read_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 120.0
@@ -148,6 +153,10 @@ def test_the_cut_is_even_whole_and_of_the_atoms_alone() -> None:
     kept = cut_atoms(atoms, 3, together=True)
     assert sorted(len(atom.rows) for part in kept.parts for atom in part) == [8] * 5
     assert cut_atoms([idle], 2, together=False).idle is None
+    waiting = cut_atoms(atoms, 3, together=False).idle  # no more than any rank computes at once, however small that is
+    assert waiting is not None and waiting.cost == min(len(row.tokens) for row in rows_of(atoms))
+    waiting = cut_atoms(atoms, 3, together=True).idle
+    assert waiting is not None and waiting.cost == min(atom.cost for atom in atoms)
 
 
 # --------------------------------------------------------------------------------- the same as one process
@@ -312,6 +321,16 @@ def test_a_missing_or_damaged_shard_is_named(groups: dict[int, Ranks], tmp_path:
         newest_generation(tmp_path)
 
 
+def test_an_index_that_would_run_something_is_refused(tmp_path: Path) -> None:
+    """A sealed generation may come from anybody."""
+    mark = tmp_path / "mark"
+    (tmp_path / "ranks").mkdir()
+    (tmp_path / "ranks" / ".metadata").write_bytes(b"cos\nmkdir\n(S'" + bytes(mark) + b"'\ntR.")
+    with pytest.raises(RunError, match=r"names os\.mkdir, which no checkpoint of whet does"):
+        read_tensors(tmp_path, ["weights"], lambda kind, name: None)
+    assert not mark.exists()
+
+
 # ------------------------------------------------------------------------------------------------ faults
 
 
@@ -436,7 +455,144 @@ def test_ranks_die_with_their_driver() -> None:
     assert not Path(f"/proc/{int(done.stdout)}").exists()
 
 
+def test_a_rank_that_takes_no_message_is_named_in_time() -> None:
+    """A stopped process keeps its connection, and a command that is larger than its buffers would wait for ever."""
+    group = Ranks(machine_of(1, deadlines={"progress_s": 1.5}), replace(group_of(1).setup, world=1))
+    group.start(PATIENCE_S)
+    victim, began = group._processes[0].pid, time.monotonic()
+    os.kill(victim, signal.SIGSTOP)
+    with pytest.raises(GroupFailure, match="takes no commands"):
+        group.call("reseed", [(bytes(2**26),)], 1.5)
+    assert time.monotonic() - began < 20 and not Path(f"/proc/{victim}").exists()
+
+
+# ------------------------------------------------------------------------------------------------ strangers
+
+
+KEY = bytes(range(32))
+
+
+def answers(part: Any, connection: Any, key: bytes, found: list[str], *, driver: bool) -> None:
+    try:
+        part(connection, key, driver=driver)
+        found.append("proved")
+    except (AuthenticationError, EOFError, OSError) as error:
+        found.append(type(error).__name__)
+
+
+def test_driver_and_rank_prove_the_key_and_no_rank_proves_it_for_a_stranger() -> None:
+    """A stranger in the driver's place has two ranks answer one another: none of them obeys it."""
+    found: list[str] = []
+    ours, theirs = Pipe()
+    other = Thread(target=answers, args=(prove, theirs, KEY, found), kwargs={"driver": False})
+    other.start()
+    prove(ours, KEY, driver=True)
+    other.join()
+    assert found == ["proved"]
+    for key in (KEY[::-1], b""):
+        ours, theirs = Pipe()
+        other = Thread(target=answers, args=(prove, theirs, key, found), kwargs={"driver": False})
+        other.start()
+        with pytest.raises(AuthenticationError):
+            prove(ours, KEY, driver=True)
+        ours.close()
+        other.join()
+    found.clear()
+    (one, first), (two, second) = Pipe(), Pipe()
+    ranks = [
+        Thread(target=answers, args=(prove, end, KEY, found), kwargs={"driver": False}, daemon=True)
+        for end in (first, second)
+    ]
+    for rank in ranks:
+        rank.start()
+    one.send_bytes(b"#CHALLENGE#" + bytes(20))  # whatever it answers is welcome
+    one.recv_bytes()
+    one.send_bytes(b"#WELCOME#")
+    two.send_bytes(one.recv_bytes())  # what the first rank asks of its driver, the second is asked
+    one.send_bytes(two.recv_bytes())
+    ranks[0].join(10)
+    two.close()
+    ranks[1].join(10)
+    assert "proved" not in found
+
+
+def test_ranks_of_one_machine_cannot_be_reached_from_another() -> None:
+    group = Ranks(machine_of(1), replace(group_of(1).setup, world=1))
+    group.start(PATIENCE_S)
+    try:
+        assert listens(os.getpid()) | listens(group._processes[0].pid) == {"127.0.0.1"}
+    finally:
+        group.stop()
+
+
+def listens(pid: int) -> set[str]:
+    """The addresses at which a process listens."""
+    nodes = {os.readlink(f) for f in Path(f"/proc/{pid}/fd").iterdir() if os.path.lexists(f)}
+    found = set()
+    for family, table in ((socket.AF_INET, "tcp"), (socket.AF_INET6, "tcp6")):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, *rest = line.split()
+            if state == "0A" and f"socket:[{rest[5]}]" in nodes:
+                words = bytes.fromhex(local.split(":")[0])
+                found.add(socket.inet_ntop(family, b"".join(words[i : i + 4][::-1] for i in range(0, len(words), 4))))
+    return found
+
+
+def test_a_rank_waits_for_a_driver_that_a_launcher_has_not_started_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    told = {"WHET_DRIVER": f"127.0.0.1:{port}", "WHET_KEY": KEY.hex()}
+    environment = {**os.environ, **told, "RANK": "0", "LOCAL_RANK": "0", "PYTHONPATH": str(ROOT / "src")}
+    rank = subprocess.Popen([sys.executable, "-m", "whet.launch.rank"], env=environment, start_new_session=True)
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            rank.wait(15)
+        for name, value in told.items():
+            monkeypatch.setenv(name, value)
+        group = Ranks(machine_of(1), replace(group_of(1).setup, world=1))
+        group.start(PATIENCE_S)
+        group.stop()
+        assert rank.wait(PATIENCE_S) == 0
+    finally:
+        rank.kill()
+
+
 # ---------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("driver", "key", "expected"),
+    [
+        ("host", KEY.hex(), "WHET_DRIVER is 'host'; it must be host:port"),
+        ("host:1", "", "WHET_KEY must be 64 hex digits"),
+        ("host:1", "secret", "WHET_KEY must be 64 hex digits"),
+    ],
+)
+def test_what_a_launcher_tells_is_checked(
+    driver: str, key: str, expected: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    several = recipe(tmp_path, "machine.trainer={nodes: 2, gpus: 2}")
+    with pytest.raises(ConfigError, match="the driver starts ranks on its own machine alone; let a launcher"):
+        ranked.require_ranks(several)
+    monkeypatch.setenv("WHET_DRIVER", driver)
+    monkeypatch.setenv("WHET_KEY", key)
+    with pytest.raises(ConfigError, match=expected):
+        ranked.require_ranks(several)
+
+
+def test_a_port_that_is_taken_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setenv("WHET_DRIVER", f"127.0.0.1:{taken.getsockname()[1]}")
+        monkeypatch.setenv("WHET_KEY", KEY.hex())
+        with pytest.raises(RunError, match="choose another port in WHET_DRIVER"):
+            group_of(1).start(1)
+
+
+def test_a_command_that_a_rank_cannot_read_is_said_once() -> None:
+    """By all ranks alike, so that they are not started again for it."""
+    for command in (b"cwhet.launch.rank\nno_such_thing\n.", b"cno_such_module\nwork\n."):
+        with pytest.raises(ConfigError, match="so the ranks cannot have it; define functions of your own in a module"):
+            _read(command)
 
 
 def recipe(folder: Path, *words: str) -> Any:

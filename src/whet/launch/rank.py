@@ -8,13 +8,16 @@ import pickle
 import queue
 import signal
 import socket
+import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
-from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -22,8 +25,8 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import init_device_mesh
 
-from whet.errors import UserError
-from whet.launch.ranks import Raised, RankSetup
+from whet.errors import ConfigError, UserError
+from whet.launch.ranks import LEAVE, ONCE, Raised, RankSetup, patient, prove, told_by_launcher
 from whet.launch.world import LocalWorld
 from whet.models.device import give_memory_back
 from whet.models.matmul import use_library
@@ -34,8 +37,12 @@ from whet.training.sharded import ShardedTrainer
 
 ABANDONED = 75
 """Exit code where the driver is gone or has given this rank up; a launcher may start it again."""
-CONNECT_S = 60.0
-"""How long the driver may take to accept."""
+CONNECT_S = 600.0
+"""How long the driver may take to listen: a launcher starts all at once, and the driver looks at the data first."""
+GREET_S = 60
+"""How long it may take to prove that it is the driver."""
+AGAIN_S = 0.5
+"""Between two tries."""
 
 
 class Rank:
@@ -76,10 +83,6 @@ class Rank:
             timeout=patience,
         )
 
-    def do_leave(self) -> None:
-        """The run is over."""
-        os._exit(0)
-
     def do_reseed(self, seed: int) -> None:
         """As `World.reseed`."""
         self.world.reseed(seed)
@@ -117,21 +120,14 @@ def main() -> None:
     if number > 0:  # every rank warns of the same things
         warnings.simplefilter("ignore")
         logging.getLogger().setLevel(logging.ERROR)
-    host, _, port = os.environ["WHET_DRIVER"].rpartition(":")
-    taken = socket.create_connection((host, int(port)), CONNECT_S)
-    taken.settimeout(None)
-    connection = Connection(taken.detach())
-    key = bytes.fromhex(os.environ["WHET_KEY"])
-    answer_challenge(connection, key)
-    deliver_challenge(connection, key)
-    connection.send(number)
+    connection = _connected(number)
     inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(connection, inbox), daemon=True).start()
     rank = Rank(number)
     while True:
         command = inbox.get()  # without a deadline: the driver's end is this process's
         try:
-            answer = rank.do(*pickle.loads(command))
+            answer = rank.do(*_read(command))
         except UserError as error:
             answer = Raised(error)
         except Exception as error:  # noqa: BLE001  reported with its place; the driver decides
@@ -140,11 +136,60 @@ def main() -> None:
         connection.send_bytes(pickle.dumps(answer))  # plain bytes: nothing is shared by descriptors
 
 
+def _connected(number: int) -> Connection:
+    """The connection to the driver, once both have proved that they know the key; leaves where there is none."""
+    try:
+        told = told_by_launcher()
+    except ConfigError as error:
+        sys.exit(str(error))
+    if told is None:
+        sys.exit("WHET_DRIVER is not set; it must be the host:port at which `whet run` listens")
+    host, port, key = told
+    until = time.monotonic() + (0 if ONCE in sys.argv else CONNECT_S)
+    while True:
+        try:
+            with socket.create_connection((host, port), GREET_S) as taken:
+                taken.settimeout(None)
+                patient(taken, receive_s=GREET_S, send_s=GREET_S)
+                connection = Connection(os.dup(taken.fileno()))
+                prove(connection, key, driver=False)
+                patient(taken, receive_s=0, send_s=0)
+                connection.send(number)
+                return connection
+        except (
+            OSError,
+            EOFError,
+            AuthenticationError,
+            AssertionError,
+        ) as error:  # an assertion: it is no driver at all
+            if time.monotonic() > until:
+                sys.stderr.write(f"trainer rank {number}: no driver at {host}:{port}: {error!r}\n")
+                sys.exit(ABANDONED)
+        time.sleep(AGAIN_S)
+
+
+def _read(command: bytes) -> tuple[str, Sequence[Any]]:
+    """What a command says. Raises `ConfigError` where it names what is not on this rank."""
+    try:
+        verb, part = pickle.loads(command)
+    except (AttributeError, ImportError) as error:
+        raise ConfigError(
+            f"machine.trainer: {error}, so the ranks cannot have it; define functions of your own in a module that "
+            "PYTHONPATH finds, not in the program that is run"
+        ) from error
+    return verb, part
+
+
 def _receive(connection: Connection, inbox: queue.SimpleQueue[bytes]) -> None:
     """Commands into the inbox; once the driver is gone, so is this process, whatever it is doing."""
     try:
         while True:
-            inbox.put(connection.recv_bytes())
+            command = connection.recv_bytes()
+            if (
+                command == LEAVE
+            ):  # here: the connection ends behind it, and that must not be taken for the driver's death
+                os._exit(0)
+            inbox.put(command)
     except (EOFError, OSError):
         os._exit(ABANDONED)
 

@@ -17,7 +17,7 @@ from whet.config import MachineConfig, ModelConfig, Recipe, SamplingConfig, Trai
 from whet.config.lag import LagConfig
 from whet.errors import ConfigError, MissingExtra, ModelError, RunError
 from whet.files import digest_file
-from whet.launch.ranks import Ranks, RankSetup
+from whet.launch.ranks import Ranks, RankSetup, told_by_launcher
 from whet.launch.world import SAMPLERS, LocalWorld, how_trained
 from whet.models.device import pick_device
 from whet.models.language import LanguageModel
@@ -135,7 +135,8 @@ class RankedWorld(LocalWorld):
 
     def _renew(self, trainer: GroupTrainer, language: LanguageModel) -> None:
         """The ranks' weights into a model here, through a file whose digest the first rank tells."""
-        near = None if self.machine.trainer.nodes == 1 else self.folder  # a folder that all machines see
+        here = self.machine.launch == "local" and told_by_launcher() is None
+        near = None if here else self.folder  # a folder that all machines see
         with TemporaryDirectory(prefix="whet-weights-", dir=near) as folder:
             file = Path(folder) / "weights.safetensors"
             told = trainer.gather(file)
@@ -216,6 +217,11 @@ def require_ranks(recipe: Recipe) -> None:
     trainer = recipe.machine.trainer
     if in_process(recipe.machine):
         return
+    if recipe.machine.launch == "local" and told_by_launcher() is None and trainer.nodes > 1:
+        raise ConfigError(
+            f"machine.trainer.nodes is {trainer.nodes}, and the driver starts ranks on its own machine alone; let a "
+            "launcher start them, with WHET_DRIVER and WHET_KEY for it and for this command (docs/scale.md), or set 1"
+        )
     if recipe.machine.samplers.replicas:
         raise ConfigError("machine.samplers.replicas: sampler processes go with one trainer process; set one of them")
     for name, stage in recipe.distinct.items():

@@ -39,6 +39,12 @@ GREET_S = 10
 """How long whatever connects may take to prove that it is a rank."""
 STOP_S = 5.0
 """How long a rank may take to leave."""
+LEAVE = b"leave"
+"""To a rank: the run is over, and a launcher need not start it again."""
+ONCE = "--once"
+"""To a rank that is started here: who does not listen now is gone."""
+KEEP_ALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
+"""A machine that is gone says nothing; two minutes later its connections are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,12 +89,13 @@ class Ranks:
         if self._connections:
             return
         began = time.monotonic()
-        host, _, port = os.environ.get("WHET_DRIVER", "127.0.0.1:0").rpartition(":")
-        key = bytes.fromhex(os.environ.get("WHET_KEY", "")) or secrets.token_bytes(32)
+        told = told_by_launcher()
+        host, port, key = told or ("127.0.0.1", 0, secrets.token_bytes(32))
+        where = host if host == "127.0.0.1" else ""
         try:
-            with socket.create_server(("" if host != "127.0.0.1" else host, int(port)), backlog=self.ranks) as server:
-                self._store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
-                if self.machine.trainer.nodes == 1 and "WHET_DRIVER" not in os.environ:
+            with _listening(where, port, self.ranks) as server:
+                self._store = _store(host, where)
+                if told is None:
                     self._spawn(f"{host}:{server.getsockname()[1]}", key)
                 self._connections = self._accepted(server, key, began, deadline_s)
             store = (host, self._store.port)
@@ -106,6 +113,8 @@ class Ranks:
             for rank, (connection, message) in enumerate(zip(self._connections, messages, strict=True)):
                 try:
                     connection.send_bytes(message)
+                except BlockingIOError:
+                    found[rank] = Raised(ConnectionError("takes no commands (machine.deadlines.progress_s)"))
                 except OSError:
                     found[rank] = self._died(rank)
             self._collect(found, began, deadline_s)
@@ -121,7 +130,7 @@ class Ranks:
         """`RankGroup`."""
         for connection in self._connections:
             with suppress(OSError):
-                connection.send_bytes(_pickled("leave", ()))
+                connection.send_bytes(LEAVE)
         self._abandon()
 
     def _abandon(self) -> None:
@@ -146,7 +155,7 @@ class Ranks:
             own = {"WHET_DRIVER": driver, "WHET_KEY": key.hex(), "RANK": str(rank), "LOCAL_RANK": str(rank)}
             own |= {"PYTHONPATH": path, "GLOO_SOCKET_IFNAME": LOOPBACK, "OMP_NUM_THREADS": str(self.setup.threads)}
             own |= {"CUDA_VISIBLE_DEVICES": shown[rank] if any(shown) else str(rank)} if self.setup.cuda else {}
-            command = [sys.executable, "-P", "-m", "whet.launch.rank"]
+            command = [sys.executable, "-P", "-m", "whet.launch.rank", ONCE]
             # A session of its own: Ctrl-C is the driver's. What it prints must not be taken for the driver's result.
             self._processes.append(
                 subprocess.Popen(
@@ -167,8 +176,9 @@ class Ranks:
             if since > deadline_s:
                 raise GroupFailure(missing, "start", since, "never connected (machine.deadlines.start_s)")
             with suppress(TimeoutError, OSError, EOFError, AuthenticationError):  # a stranger is left alone
-                rank, connection = _greeted(server.accept()[0], key)
+                rank, connection = _greeted(server.accept()[0], key, self.machine.deadlines.progress_s)
                 if not 0 <= rank < self.ranks:
+                    connection.close()
                     raise RunError(f"a rank {rank} connected, and machine.trainer has {self.ranks}; start that many")
                 found[rank] = connection
         return [found[rank] for rank in range(self.ranks)]
@@ -227,19 +237,79 @@ class Ranks:
         return max(1.0, began + deadline_s - time.monotonic())
 
 
-def _greeted(taken: socket.socket, key: bytes) -> tuple[int, Connection]:
-    """The rank that connected, once both have proved that they know the key; raises what a stranger's answer raises."""
+def told_by_launcher() -> tuple[str, int, bytes] | None:
+    """Host and port of the driver, and the run's key, where a launcher starts the ranks. Raises `ConfigError`."""
+    if "WHET_DRIVER" not in os.environ:
+        return None
+    host, _, port = os.environ["WHET_DRIVER"].rpartition(":")
+    if not host or not port.isdecimal():
+        raise ConfigError(f"WHET_DRIVER is {os.environ['WHET_DRIVER']!r}; it must be host:port, the same for all ranks")
+    try:
+        key = bytes.fromhex(os.environ.get("WHET_KEY", ""))
+    except ValueError:
+        key = b""
+    if len(key) != 32:
+        raise ConfigError("WHET_KEY must be 64 hex digits, the same for `whet run` and all ranks: openssl rand -hex 32")
+    return host, int(port), key
+
+
+def prove(connection: Connection, key: bytes, *, driver: bool) -> None:
+    """Both sides prove that they know the key, the rank first; raises where the other one does not.
+
+    Each proves it for its own part, so that what a rank answers is of no use to somebody who plays the driver.
+    """
+    rank_key, driver_key = key + b"rank", key + b"driver"
+    if driver:
+        deliver_challenge(connection, rank_key)
+        answer_challenge(connection, driver_key)
+    else:
+        answer_challenge(connection, rank_key)
+        deliver_challenge(connection, driver_key)
+
+
+def patient(taken: socket.socket, *, receive_s: float, send_s: float) -> None:
+    """How long one read and one write may be stuck (0: for ever), and that a peer is gone whose machine is."""
+    for what, seconds in ((socket.SO_RCVTIMEO, receive_s), (socket.SO_SNDTIMEO, send_s)):
+        whole = int(seconds)
+        taken.setsockopt(socket.SOL_SOCKET, what, struct.pack("ll", whole, int((seconds - whole) * 1e6)))
+    taken.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEP_ALIVE.items():
+        if hasattr(socket, name):
+            taken.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _listening(where: str, port: int, ranks: int) -> socket.socket:
+    try:
+        return socket.create_server((where, port), backlog=ranks)
+    except OSError as error:
+        raise RunError(
+            f"port {port}, where ranks are to find this run: {error.strerror}; another run may listen there: choose "
+            "another port in WHET_DRIVER"
+        ) from error
+
+
+def _store(host: str, where: str) -> TCPStore:
+    """Torch's store, which listens at that address alone: it asks nobody who they are."""
+    listening = socket.create_server((where, 0))
+    port = listening.getsockname()[1]
+    return TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach())
+
+
+def _greeted(taken: socket.socket, key: bytes, stuck_s: float) -> tuple[int, Connection]:
+    """The rank that connected, once both have proved that they know the key; raises what a stranger's answer raises.
+
+    From then on no read or write of a part may be stuck longer than `stuck_s`.
+    """
     with taken:
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", GREET_S, 0))
+        patient(taken, receive_s=GREET_S, send_s=GREET_S)
         connection = Connection(os.dup(taken.fileno()))
         try:
-            deliver_challenge(connection, key)
-            answer_challenge(connection, key)
+            prove(connection, key, driver=True)
             rank = int(connection.recv())
         except BaseException:
             connection.close()
             raise
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 0))
+        patient(taken, receive_s=stuck_s, send_s=stuck_s)
         return rank, connection
 
 

@@ -20,6 +20,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from whet.config import MachineConfig
+from whet.errors import RunError
 from whet.launch.ranks import PACKAGE_ROOT, Raised, Ranks, RankSetup
 
 
@@ -52,7 +53,14 @@ class RayRanks(Ranks):
             ray.init(log_to_driver=True, include_dashboard=False)
         bundle = {"CPU": 1, "GPU": 1} if self.setup.cuda else {"CPU": 1}
         self._placed = placement_group([bundle] * self.ranks, strategy="PACK")
-        ray.get(self._placed.ready(), timeout=deadline_s)
+        try:
+            ray.get(self._placed.ready(), timeout=deadline_s)
+        except ray.exceptions.GetTimeoutError as error:
+            self._abandon()
+            raise RunError(
+                f"Ray found no place for {self.ranks} ranks of {bundle} in {deadline_s:.0f} s, and its cluster has "
+                f"{ray.cluster_resources()}; lower machine.trainer, or raise machine.deadlines.start_s"
+            ) from error
         with socket.socket() as free:
             free.bind(("", 0))
             port = free.getsockname()[1]

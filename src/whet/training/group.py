@@ -83,6 +83,9 @@ def cut_atoms(atoms: Sequence[Atom], ranks: int, *, together: bool) -> Cut:
     pieces = [atom for atom in atoms if any(row.columns["weight"].any() for row in atom.rows)]
     costs = [atom.cost for atom in pieces]
     idle = pieces[costs.index(min(costs))] if costs else None
+    if idle is not None and not together:  # one row: a whole group may be more than a micro-batch holds
+        weighty = (row for atom in pieces for row in atom.rows if row.columns["weight"].any())
+        idle = Atom(rows=(min(weighty, key=lambda row: len(row.tokens)),))
     while True:
         parts = spread(costs, ranks)
         loads = [sum(costs[i] for i in part) for part in parts]

@@ -1,12 +1,14 @@
 """The tensors of a checkpoint: a safetensors file each kind from one process, shards from several ranks.
 
 Shards are torch's distributed checkpoint (DCP) in the folder `ranks`: each rank writes its own part, and any number of
-ranks reads them, one included. DCP keeps no checksums and its index is a pickle, so nothing here is called before the
-generation's seal has been verified (`training.checkpoint`).
+ranks reads them, one included. DCP keeps no checksums, so nothing here is called before the generation's seal has been
+verified (`training.checkpoint`); and its index is a pickle, which a seal does not make harmless, so it is read only
+where it names nothing but what DCP writes.
 """
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -16,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from whet.errors import RunError
 from whet.training.optim import sharded_like
 
 RANKS = "ranks"
@@ -24,6 +27,26 @@ Tensors = Mapping[str, Mapping[str, Tensor]]
 """Of each kind (weights, optimizer, a moved frozen model) the tensors by name."""
 Like = Callable[[str, str], Tensor | None]
 """(kind, name): the tensor whose shards one of a checkpoint is to have; None: it is read whole."""
+
+
+IN_INDEX = {
+    "collections": {"OrderedDict"},
+    "pathlib": {"PosixPath", "WindowsPath"},
+    "torch": {"Size"},
+    "torch.serialization": {"_get_layout"},
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+}
+"""What DCP's index names, by module; beside these, torch's types of numbers."""
 
 
 def write_tensors(folder: Path, state: Tensors) -> None:
@@ -60,6 +83,7 @@ def _read_shards(folder: Path, kinds: Collection[str], like: Like) -> dict[str, 
     from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.state_dict_loader import load
 
+    _require_plain(folder / ".metadata")
     reader = FileSystemReader(folder)
     flat: dict[str, Tensor] = {}
     stored: dict[str, Any] = reader.read_metadata().state_dict_metadata
@@ -78,3 +102,24 @@ def _read_shards(folder: Path, kinds: Collection[str], like: Like) -> dict[str, 
         kind, _, name = key.partition("/")
         found.setdefault(kind, {})[name] = tensor
     return found
+
+
+class _Plain(pickle.Unpickler):
+    """Finds what DCP's index names, and nothing that could be called to any effect."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """As `pickle`, for few names."""
+        if name in IN_INDEX.get(module, ()) or (module == "torch" and isinstance(vars(torch).get(name), torch.dtype)):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name}")
+
+
+def _require_plain(index: Path) -> None:
+    with index.open("rb") as file:
+        try:
+            _Plain(file).load()
+        except pickle.UnpicklingError as error:
+            raise RunError(
+                f"{index}: names {error}, which no checkpoint of whet does; do not go on from it unless you know who "
+                "wrote it, and remove the folder to start over"
+            ) from error
