@@ -129,7 +129,7 @@ class SQL:
         return found
 
     def _run(self, connection: sqlite3.Connection, query: str, seconds: float) -> tuple[list[str], Rows]:
-        """Names of the columns and rows, at most `LONGEST`. Raises what `_fetched` or SQLite raises, or TimeoutError."""
+        """Names of the columns and rows, at most `LONGEST`. Raises what `_fetched` and SQLite do, or `TimeoutError`."""
         until = time.monotonic() + seconds
         connection.set_progress_handler(lambda: time.monotonic() > until, STEPS)
         before = connection.total_changes
