@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -107,6 +110,14 @@ def test_a_model_plays_the_user_until_it_is_done(desk: str) -> None:
         assert (episode.outcome, episode.score.value) == (Outcome.FINISHED, 1.0)
 
 
+def test_a_script_begins_after_what_the_task_brings(desk: str) -> None:
+    earlier = (Message(role="user", content="Hi."), Message(role="assistant", content="Hello."), *TASK.messages)
+    with closing(ToolEnvironments(config(desk))) as made:
+        (episode,) = play(made, SAYS[:1] * 3, Task(id="t", messages=earlier, columns=TASK.columns))
+        users = [message.content for message in episode.messages if message.role == "user"]
+        assert users == ["Hi.", "I want my money back.", "It is 7.", "Sure?"]
+
+
 class Client:
     """A chat whose first call waits until the others have come."""
 
@@ -144,6 +155,19 @@ def test_equal_conversations_are_asked_once_and_those_that_wait_together(desk: s
         assert {len(episode.turns) for episode in episodes} == {6}
         assert sum(client.asked) < 30, "of 5 turns of 6 plays"
     assert client.closed
+
+
+def test_who_asks_in_two_event_loops_is_answered_in_both(clients: dict[str, Client]) -> None:
+    """Training that plays ahead, and an evaluation beside it."""
+    users, began = clients["good"].users(), time.monotonic()
+
+    async def ask(words: str) -> str | None:
+        return await asyncio.wait_for(users.says(TASK, [Message(role="assistant", content=words)]), 5.0)
+
+    with ThreadPoolExecutor(2) as threads:
+        said = [threads.submit(asyncio.run, ask(words)) for words in ("Which?", "Who?")]
+        assert [each.result() for each in said] == ["It is 7. (3)"] * 2
+    assert time.monotonic() - began < 3.0
 
 
 def test_a_user_that_fails_is_the_machinery_s_failure(desk: str, clients: dict[str, Client]) -> None:

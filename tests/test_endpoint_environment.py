@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from whet.config.environment import EnvironmentConfig
 from whet.config.rewards import EnvironmentReward
 from whet.envs.base import Task
 from whet.envs.endpoint.play import ProgramEnvironments
+from whet.envs.endpoint.worker import load
 from whet.envs.rewards.build import build_rubric
 from whet.envs.tools.play import Environments, ToolEnvironments
 from whet.errors import ConfigError, DataError
@@ -110,11 +112,12 @@ def branches(task):
 
 
 def retries(task):
-    """A client that does not wait, and asks the same again."""
-    try:
-        ask([user("slow")], timeout=0.2)
-    except httpx.TimeoutException:
-        pass
+    """A client that does not wait, and asks the same again: twice before there is an answer, once after."""
+    for _ in range(2):
+        try:
+            ask([user("slow")], timeout=0.2)
+        except httpx.TimeoutException:
+            pass
     time.sleep(0.6)
     again = said(ask([user("slow")]))["content"]
     return {"same": float(again == "answer 1"), "next": float(said(ask([user("slow")]))["content"] == "answer 2")}
@@ -334,6 +337,14 @@ def test_a_command_says_its_reward_in_its_last_line(code: Path, tiny: Policy, op
     assert [each.score.value for each in episodes] == [1.5, None, None, 0.0]
     outcomes = [each.outcome for each in episodes]
     assert outcomes[2:] == [Outcome.ENVIRONMENT_ERROR, Outcome.POLICY_ERROR] and "code 75" in episodes[2].score.note
+
+
+def test_what_a_command_prints_is_read_to_its_last_line_and_not_kept() -> None:
+    program = "import sys\nfor _ in range(300): sys.stdout.write('x' * 1_000_000)\nprint('\\n{\"won\": 2}')"
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    said = load("", [sys.executable, "-c", program])({"env": {}, "seed": 1})
+    assert said == {"worth": {"won": 2.0}}
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
 
 
 def test_what_cannot_be_is_said_before(code: Path, opened: Any) -> None:

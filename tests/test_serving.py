@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, cast
@@ -282,6 +283,19 @@ def test_bodies_and_waits_are_bounded() -> None:
         assert sent[0]["status"] == 408
 
     asyncio.run(story())
+
+
+def test_a_connection_without_a_whole_head_does_not_keep_its_place() -> None:
+    part, whole = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    with beside(Server(host=Slow(), bounds=Bounds(body_s=0.3))) as url:
+        address = ("127.0.0.1", int(url.split(":")[2].removesuffix("/v1")))
+        for begins in ((), (part,), (whole, part)):
+            with socket.create_connection(address, timeout=3) as held:
+                for sent in begins:
+                    held.sendall(sent)
+                    time.sleep(0.1)
+                answers = b"".join(iter(lambda: held.recv(1000), b""))
+                assert answers.count(b"200 OK") == begins.count(whole)
 
 
 def test_a_page_in_a_browser_does_not_reach_a_server_without_a_key() -> None:

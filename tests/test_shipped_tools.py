@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import importlib.util
 import json
+import resource
 import socket
 import sqlite3
 import subprocess
@@ -229,6 +230,36 @@ def test_gold_queries_of_agentbench_score_1_and_their_labels_are_found(shared_da
     print(len(scores), sum(scores), sum(labels))
     assert len(scores) >= 50 and set(scores) == {1.0}
     assert sum(labels) >= 20, "the others' labels are not what their own query gives"
+
+
+def test_sql_bounds_the_bytes_of_a_result_not_its_rows_alone() -> None:
+    SQL.load(None, False, 20, 5.0, True)
+    play = SQL()
+    play.reset(TABLES)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    many = "with recursive c(n) as (select 1 union all select n + 1 from c limit 10000) select zeroblob(1000000) from c"
+    with pytest.raises(ValueError, match="more than 67,108,864 bytes"):
+        play.sql(many)
+    with pytest.raises(MemoryError, match="more memory than it may have"):
+        play.sql(f"select {', '.join(['zeroblob(1000000)'] * 1000)}")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 700 << 10
+    assert play.sql("select count(*) from t").startswith("count(*)\n2")
+
+
+@pytest.mark.parametrize(
+    "spoils",
+    [
+        ("insert into t values (cast(x'ff' as text), 1)",),
+        ("create table u(a, b as (zeroblob(1000000)))", f"{ENDLESS} insert into u(a) select n from r limit 2000"),
+    ],
+)
+def test_tables_that_cannot_be_read_at_the_end_are_the_policy_s_fault(spoils: tuple[str, ...]) -> None:
+    SQL.load(None, True, 20, 5.0, True)
+    play = SQL()
+    play.reset(TABLES, gold_sql="delete from t")
+    for query in spoils:
+        play.sql(query)
+    assert play.reward() == {"sql": 0.0}
 
 
 # ---------------------------------------------------------------------------------------------------- mcp

@@ -7,9 +7,11 @@ import os
 import random
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,9 +31,9 @@ from whet.sampling.base import Request, SamplingParams
 from whet.sampling.bridge import run
 from whet.sampling.embedded import EmbeddedSampler
 from whet.sampling.engine import Engine
-from whet.sampling.fleet import Fleet
-from whet.sampling.process import ReplicaState
-from whet.sampling.weight_sync import weights_digest
+from whet.sampling.fleet import Fleet, Held
+from whet.sampling.process import Replica, ReplicaState
+from whet.sampling.weight_sync import Probe, weights_digest
 from whet.training.engine import LocalTrainer
 
 PARAMS = SamplingParams(max_tokens=20)
@@ -271,3 +273,32 @@ def test_when_no_sampler_is_left_the_error_says_of_each_what_became_of_it(fleet:
         SamplersLost, match=r"no sampler is left: sampler 0 .* is dead .*its process ended.*; sampler 1 "
     ):
         run(fleet.sample(requests(1)[0]))
+
+
+def test_who_waits_for_the_newest_weights_takes_those_that_come_meanwhile() -> None:
+    """Of replicas that take each version at once, older ones are not kept; and who gives up lets others look."""
+
+    async def story() -> None:
+        (waiting,) = requests(1)
+        held = Held(path=Path("none"), digest="", probe=Probe(request=waiting, tokens=[], logps=[]))
+        fleet = Fleet.__new__(Fleet)
+        fleet.version, fleet._past, fleet._held, fleet._wanted = 3, None, {3: held}, Counter()
+        fleet._patience, fleet._change = MachineConfig().deadlines, asyncio.Event()
+        fleet.replicas = [Replica(0, 5)]
+        wait = asyncio.create_task(fleet._choose(waiting))
+        await asyncio.sleep(0)
+        assert fleet._wanted == {3: 1}
+        await fleet._adopt(4, held)
+        fleet.replicas[0].be(ReplicaState.HEALTHY)
+        fleet._changed()
+        assert await asyncio.wait_for(wait, 5.0) is fleet.replicas[0]
+        assert not fleet._wanted
+        fleet.replicas[0].be(ReplicaState.STALE)
+        asked = asyncio.create_task(fleet._sample(waiting))
+        await asyncio.sleep(0)
+        change = fleet._change
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+        assert change.is_set()
+
+    asyncio.run(story())

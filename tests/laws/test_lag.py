@@ -22,14 +22,15 @@ from whet.config import PolicyConfig
 from whet.config.lag import LagConfig
 from whet.config.loading import load_recipe
 from whet.envs.base import SingleTurn
-from whet.errors import ConfigError, SamplerError, SamplersLost
+from whet.errors import ConfigError, RunError, SamplerError, SamplersLost
 from whet.records import Completion, Ending, Group
-from whet.rollouts.feed import Taken
+from whet.rollouts.feed import Feed, Taken
 from whet.rollouts.ledger import AheadFeed
 from whet.sampling.base import Request
 
 P, G = 4, 2
 """Groups of a step, answers of a group."""
+FEED = ("player", "tasks", "samples", "steps", "seed", "hand_over")
 
 
 @dataclass
@@ -237,6 +238,54 @@ def test_a_resumed_ledger_goes_on_with_what_was_buffered_and_plays_the_rest_agai
     if order == "exact":
         assert everything == whole
     assert len(fresh.seen) == (20 * P - 2 * P - 9) * G, "two steps were trained, and nine groups were buffered"
+
+
+@pytest.mark.parametrize(
+    ("order", "lag", "more", "fits"),
+    [
+        ("strict", 2, {}, True),
+        ("strict", 3, {}, True),
+        ("window", 2, {}, True),
+        ("strict", 1, {}, False),
+        ("exact", 2, {}, False),
+        ("strict", 2, {"prompts_per_step": P // 2}, False),
+    ],
+)
+def test_a_ledger_goes_on_under_a_lag_that_allows_what_it_holds_or_not_at_all(
+    order: str, lag: int, more: dict, fits: bool, tmp_path: Path
+) -> None:
+    with closing(ahead(Latent(), "strict", 2)) as feed:
+        list(steps_of(feed, until=2))
+        feed.save(tmp_path)
+        state = feed.state
+    with closing(ahead(Latent(), order, lag, **more)) as feed:
+        if not fits:
+            with pytest.raises(RunError, match=r"begun with lag.steps: 2, order: strict.*--restart"):
+                feed.load(tmp_path)
+            return
+        feed.load(tmp_path)
+        feed.restore(state)
+        assert len(list(steps_of(feed, start=2))) == 18
+
+
+def test_what_was_played_ahead_is_not_skipped_by_going_on_without_a_lag() -> None:
+    with closing(ahead(Latent(), lag=2)) as feed:
+        list(steps_of(feed, until=2))
+        state = feed.state
+        plain = Feed(**{name: getattr(feed, name) for name in FEED})
+        with pytest.raises(RunError, match=r"12 groups of later steps were begun.*go on with that lag, or --restart"):
+            plain.restore(state)
+        list(steps_of(feed, start=2))
+        plain.restore(feed.state)
+        assert plain.position == 20 * P
+
+
+def test_the_time_of_training_is_no_wait_for_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whet.rollouts.ledger.LOOK_S", 0.01)
+    with closing(ahead(Latent(lambda _: 0.3), progress_s=5.0)) as feed:
+        feed.publish(0)
+        feed._progress -= 100.0  # an update, or an evaluation, that took so long
+        assert len(feed.take(P, step=0).groups) == P
 
 
 # ------------------------------------------------------------------------------------------ the recipe

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from threading import Lock
 from typing import Any
 
 from whet.config import ModelConfig, SamplingConfig, Source
@@ -18,7 +19,7 @@ from whet.envs.tools.play import Environments, OwnEnvironments, ToolEnvironments
 from whet.envs.tools.user import SimulatedUsers
 from whet.pipeline.load_data import rubric, tasks, usable
 from whet.pipeline.stage import Context, Policy, Seen, World, keep_dropped
-from whet.records import Score
+from whet.records import Message, Reply, Score
 from whet.rollouts.curriculum import Curriculum
 from whet.rollouts.feed import Feed
 from whet.rollouts.ledger import AheadFeed
@@ -79,7 +80,13 @@ def users_of(config: EnvironmentConfig, world: World) -> SimulatedUsers | None:
     if config.user is None:
         return None
     client, most = world.chat(config.user), config.user_tokens
-    return SimulatedUsers(lambda asked: aside(partial(client.chat, asked, max_tokens=most)), client.close)
+    one = Lock()  # training that plays ahead and an evaluation ask from threads of their own
+
+    def ask(asked: list[tuple[Message, ...]]) -> list[Reply]:
+        with one:
+            return client.chat(asked, max_tokens=most)
+
+    return SimulatedUsers(lambda asked: aside(partial(ask, asked)), client.close)
 
 
 def playable(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from whet.envs.base import Task
-from whet.errors import RewardError, TrainingError
+from whet.errors import RewardError, RunError, TrainingError
 from whet.records import Group, State, seed_of
 from whet.rollouts.curriculum import Curriculum
 from whet.rollouts.play import Played, Player
@@ -104,7 +104,15 @@ class Feed:
         return {"position": float(self.position), "unscored_takes": float(self._unscored), **tables}
 
     def restore(self, state: State) -> None:
-        """Stand where the feed stood that gave `state`."""
+        """Stand where the feed stood that gave `state`. Raises `RunError` where that one had played ahead."""
+        if left := state.get("admitted", 0.0) - state.get("trained", 0.0):
+            raise RunError(
+                f"the checkpoint was written with a lag, and {left:g} groups of later steps were begun, which would "
+                "never be trained; go on with that lag, or --restart the stage"
+            )
+        self._stand(state)
+
+    def _stand(self, state: State) -> None:
         self.position, self._unscored = int(state["position"]), int(state["unscored_takes"])
         self._orders.clear()
         if self.curriculum is not None:

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from whet.config.lag import LagConfig
-from whet.errors import SamplersLost
+from whet.errors import RunError, SamplersLost
 from whet.files import read_json, write_json
 from whet.records import Episode, Group, Outcome, State
 from whet.rollouts.feed import Feed, Keep, Place, Taken
@@ -108,7 +108,7 @@ class AheadFeed(Feed):
 
     def restore(self, state: State) -> None:
         """Stand where the feed stood that gave `state`, with what `load` brought: the rest is played again."""
-        super().restore(state)
+        self._stand(state)
         self.admitted, self.trained = int(state["admitted"]), int(state["trained"])
         self._ledger = {number: each for number, each in self._ledger.items() if number < self.admitted}
 
@@ -117,17 +117,24 @@ class AheadFeed(Feed):
         with self._moved:
             rows = [(each, each.group) for each in self._ledger.values()]
         open_ones = {each.number: [*each.place, each.version] for each, _ in rows}
-        write_json(folder / LEDGER, {"open": open_ones})
+        promised = {"lag": self.lag.model_dump(), "prompts_per_step": self.prompts_per_step}
+        write_json(folder / LEDGER, {"open": open_ones, **promised})
         lines = (json.dumps([each.number, as_json(group)]) for each, group in rows if group is not None)
         (folder / GROUPS).write_text("".join(line + "\n" for line in lines))
         self.sampler.save(folder)
 
     def load(self, folder: Path) -> None:
-        """Have what `save` kept, until `restore` says which of it counts."""
+        """Have what `save` kept, until `restore` says which of it counts.
+
+        Raises `RunError` where it was admitted under a lag that promises less than this one.
+        """
+        saved = read_json(folder / LEDGER)
+        if saved["open"] and "lag" in saved:
+            self._refuse_older(LagConfig.model_validate(saved["lag"]), saved["prompts_per_step"], folder)
         self.sampler.load(folder)
         self._ledger = {
             int(number): Admitted(number=int(number), place=(position, task), version=version, since=0.0)
-            for number, (position, task, version) in read_json(folder / LEDGER)["open"].items()
+            for number, (position, task, version) in saved["open"].items()
         }
         for line in (folder / GROUPS).read_text().splitlines():
             number, group = json.loads(line)
@@ -136,6 +143,17 @@ class AheadFeed(Feed):
     def close(self) -> None:
         """Give up what is being played."""
         self._loop.close()
+
+    def _refuse_older(self, was: LagConfig, prompts: int, folder: Path) -> None:
+        """Groups that were admitted under another lag may be older than this one allows, or of several versions."""
+        bound = self.lag.bound(self.prompts_per_step)
+        mixed = self.lag.order == "exact" != was.order
+        if mixed or self.prompts_per_step < prompts or bound < was.bound(prompts):
+            raise RunError(
+                f"{folder.parent}: has groups of later steps, which were begun with lag.steps: {was.steps}, order: "
+                f"{was.order}, window: {was.window:g} and prompts_per_step: {prompts}; go on with those or with a "
+                "greater lag, or --restart the stage"
+            )
 
     # ---------------------------------------------------------------------------------------- the ledger
 
@@ -178,7 +196,7 @@ class AheadFeed(Feed):
                 self._moved.wait(LOOK_S)
                 if self._error is not None:
                     raise self._error
-                if time.monotonic() - self._progress > self.progress_s:
+                if time.monotonic() - max(began, self._progress) > self.progress_s:  # training is no wait
                     raise SamplersLost(f"step {step + 1}: {self._late()}")
         self._taken += chosen
         groups = tuple(each.group for each in chosen if each.group is not None)

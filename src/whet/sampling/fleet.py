@@ -154,14 +154,18 @@ class Fleet:
                 return await (await self._choose(request)).ask(request)
             except LostReplica as lost:
                 why = str(lost)
+            except asyncio.CancelledError:  # others may have waited for its version, or for its replica to be idle
+                self._changed()
+                raise
         raise SamplerError(f"{ATTEMPTS} samplers died with this request; the last one: {why}")
 
     async def _choose(self, request: Request) -> Replica:
         """A replica for the request, now or when there is one."""
-        wanted, since = self.version if request.version is None else request.version, time.monotonic()
-        self._wanted[wanted] += 1
-        try:
-            while True:
+        since = time.monotonic()
+        while True:
+            wanted = self.version if request.version is None else request.version  # the newest, which others become
+            self._wanted[wanted] += 1
+            try:
                 if wanted not in self._held:
                     raise SamplerError(f"weights of version {wanted} are not kept; there are {sorted(self._held)}")
                 if all(each.gone for each in self.replicas):
@@ -174,9 +178,9 @@ class Fleet:
                     raise SamplersLost(f"a request waits for a sampler since {waited:.0f} s: {self.describe()}")
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._change.wait(), left)
-        finally:
-            self._wanted[wanted] -= 1
-            self._wanted += Counter()  # without those that nothing waits for
+            finally:
+                self._wanted[wanted] -= 1
+                self._wanted += Counter()  # without those that nothing waits for
 
     def _ready(self, request: Request, wanted: int) -> Replica | None:
         """The one to ask; with `past` an idle one is sent for the weights, for those who have waited longest."""

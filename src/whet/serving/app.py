@@ -30,7 +30,7 @@ class Bounds:
 
     body_bytes: int = 4 << 20
     body_s: float = 30.0
-    """In which a body must have arrived."""
+    """In which a request's head must have arrived, and then its body."""
     answer_s: float = 600.0
     """In which a request is answered."""
     concurrency: int = 64
@@ -226,6 +226,7 @@ def listen(host: str, port: int) -> socket.socket:
         listening = socket.socket(family, kind)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
+        listening.listen(2048)  # who comes before the server runs waits, and is not turned away
     except OSError as error:
         raise ConfigError(f"{host}:{port}: cannot be listened on ({error.strerror}); choose another --port") from error
     return listening
@@ -235,6 +236,33 @@ def runner(server: Server) -> Any:
     """A uvicorn server of it: `run(sockets=[...])` returns after a signal, or when `should_exit` is set."""
     app = server.app()
     import uvicorn
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Bounded(H11Protocol):
+        """Closes a connection on which no whole head of a request has come in time; uvicorn waits for ever."""
+
+        late: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._watch()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._watch()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            if self.late is not None:
+                self.late.cancel()
+
+        def _watch(self) -> None:
+            waiting = self.cycle is None or self.cycle.response_complete
+            if waiting and self.late is None:
+                self.late = self.loop.call_later(server.bounds.body_s, self.transport.close)
+            elif not waiting and self.late is not None:
+                self.late.cancel()
+                self.late = None
 
     return uvicorn.Server(
         uvicorn.Config(
@@ -244,7 +272,7 @@ def runner(server: Server) -> Any:
             server_header=False,
             lifespan="off",
             loop="asyncio",
-            http="h11",
+            http=Bounded,
             ws="none",
             timeout_graceful_shutdown=2,
             limit_concurrency=4 * server.bounds.concurrency + 64,  # connections: what only connects is bounded, too

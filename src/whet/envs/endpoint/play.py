@@ -211,8 +211,9 @@ class ProgramPlay:
     def _arrive(self, call: _Call) -> None:
         earlier = next((each for each in self.calls if each.left and each.asked.digest == call.asked.digest), None)
         if earlier is not None:
-            earlier.left = False
-            earlier.answer.add_done_callback(lambda done: call.answer.set_result(done.result()))
+            self.calls[self.calls.index(earlier)] = call  # in its place, so that it may be left in turn
+            if earlier.answer.done():
+                call.answer.set_result(earlier.answer.result())
         elif self.over:
             call.answer.set_result(OVER)
         else:

@@ -8,10 +8,14 @@ import os
 import random
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import IO, Any
 
 from whet.errors import EnvironmentFailure
 from whet.target import describe, load_function
+
+TAIL_BYTES = 1 << 16
+"""Of what a command prints, which may be without end."""
 
 
 def load(path: str, command: Sequence[str]) -> Callable[[Mapping[str, Any]], Any]:
@@ -38,9 +42,11 @@ def load(path: str, command: Sequence[str]) -> Callable[[Mapping[str, Any]], Any
 
 def _run(command: Sequence[str]) -> dict[str, Any]:
     """Run it to its end. It is in this process's group, which is killed as one."""
-    process = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    printed = (text.decode(errors="replace").strip() for text in (process.stdout, process.stderr))
-    said, wrong = (text.rpartition("\n")[2] for text in printed)
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with ThreadPoolExecutor(2) as threads:  # both at once: it must not wait for a reader
+        printed = list(threads.map(_end, (process.stdout, process.stderr)))
+    process.wait()
+    said, wrong = (text.decode(errors="replace").strip().rpartition("\n")[2] for text in printed)
     if process.returncode == os.EX_TEMPFAIL:
         return {"broken": f"it exited with code {os.EX_TEMPFAIL} (try again later): {wrong[:200]}"}
     if process.returncode:
@@ -52,6 +58,16 @@ def _run(command: Sequence[str]) -> dict[str, Any]:
     numbers = value.values() if isinstance(value, dict) else [value]
     plain = all(isinstance(each, int | float) for each in numbers)
     return _worth(value, "its last line is") if plain else {"worth": {}}
+
+
+def _end(stream: IO[bytes] | None) -> bytes:
+    """The end of what comes; the rest is read and forgotten."""
+    assert stream is not None, "a pipe"
+    kept = b""
+    with stream:
+        while chunk := stream.read(TAIL_BYTES):
+            kept = (kept + chunk)[-TAIL_BYTES:]
+    return kept
 
 
 def _worth(value: Any, what: str) -> dict[str, Any]:

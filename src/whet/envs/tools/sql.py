@@ -7,6 +7,7 @@ import sqlite3
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,9 +16,11 @@ from whet.target import TargetError
 STEPS = 1000
 """Instructions of SQLite's machine between two looks at the clock."""
 LONGEST, MOST_BYTES = 10_000, 64 << 20
-"""Rows of a result that are compared with the gold's; bytes that a database may grow to, or grow by."""
-GOLD_S = 60.0
-"""Seconds that the gold query may take."""
+"""Rows of a result that are compared with the gold's; bytes that it may have, and a database may grow to or grow by."""
+HEAP_BYTES = 4 * MOST_BYTES
+"""Memory that SQLite may use, beside a copy of the file: for what it sorts, and for the values of one row."""
+GOLD_S, READ_S = 60.0, 30.0
+"""Seconds that the gold query may take; and reading what a play left in its tables."""
 READING = frozenset(
     {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 )  # fmt: skip
@@ -45,6 +48,8 @@ class SQL:
         try:
             with closing(cls._opened({})) as connection:
                 _definitions(connection)
+                size = 0 if cls._database is None else cls._database.stat().st_size
+                connection.execute(f"PRAGMA hard_heap_limit = {size + HEAP_BYTES}")  # of this process and its forks
         except sqlite3.Error as error:
             raise TargetError(f"{database}: no database of SQLite ({error}); name one in database") from error
 
@@ -87,9 +92,18 @@ class SQL:
         if self._gold is None:
             return None
         if not self._reads:
-            self._connection.set_authorizer(None)
-            return {"sql": float(_contents(self._connection) == self._gold)}
+            return {"sql": float(self._left() == self._gold)}
         return {"sql": float(self._result is not None and _compared(self._result, self._ordered) == self._gold)}
+
+    def _left(self) -> dict[str, Any] | None:
+        """The tables as they are now; None where the play left what cannot be read, which is its own fault."""
+        until = time.monotonic() + READ_S
+        self._connection.set_authorizer(None)
+        self._connection.set_progress_handler(lambda: time.monotonic() > until, STEPS)
+        try:
+            return _contents(self._connection)
+        except (sqlite3.Error, ValueError, MemoryError):
+            return None
 
     @classmethod
     def _opened(cls, tables: Mapping[str, Mapping[str, Any]], *, copied: bool = False) -> sqlite3.Connection:
@@ -115,18 +129,20 @@ class SQL:
         return found
 
     def _run(self, connection: sqlite3.Connection, query: str, seconds: float) -> tuple[list[str], Rows]:
-        """Names of the columns and rows, at most `LONGEST`. Raises `TimeoutError` or what SQLite raises."""
+        """Names of the columns and rows, at most `LONGEST`. Raises what `_fetched` and SQLite do, or `TimeoutError`."""
         until = time.monotonic() + seconds
         connection.set_progress_handler(lambda: time.monotonic() > until, STEPS)
         before = connection.total_changes
         try:
             with closing(connection.execute(query)) as cursor:
-                found = cursor.fetchmany(LONGEST)
+                found = _fetched(cursor, MOST_BYTES, LONGEST)
                 return [each[0] for each in cursor.description or ()], found
         except sqlite3.OperationalError as error:
             if time.monotonic() > until:
                 raise TimeoutError(f"the query took more than {seconds:g} s") from error
             raise
+        except MemoryError as error:
+            raise MemoryError("the query needs more memory than it may have") from error
         finally:
             self._changed = connection.total_changes - before
             connection.set_progress_handler(None, 0)
@@ -148,7 +164,24 @@ def _definitions(connection: sqlite3.Connection) -> str:
 def _contents(connection: sqlite3.Connection) -> dict[str, Any]:
     """All tables with their rows, in no order."""
     names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()]
-    return {n: _compared(connection.execute(f"SELECT * FROM {_quoted(n)}").fetchall(), ordered=False) for n in names}
+    pages, size = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("max_page_count", "page_size"))
+    found = {}
+    for name in names:  # columns may be computed: more than what is stored
+        rows = _fetched(connection.execute(f"SELECT * FROM {_quoted(name)}"), pages * size)
+        found[name] = _compared(rows, ordered=False)
+    return found
+
+
+def _fetched(cursor: sqlite3.Cursor, most_bytes: int, most: int | None = None) -> Rows:
+    """The rows, or the first `most`. Raises `ValueError` where they have more bytes."""
+    found: Rows = []
+    held = 0
+    for row in islice(cursor, most):
+        held += sum(len(value) if isinstance(value, str | bytes) else 1 for value in row)
+        if held > most_bytes:
+            raise ValueError(f"the rows have more than {most_bytes:,} bytes")
+        found.append(row)
+    return found
 
 
 def _compared(rows: Sequence[tuple[Any, ...]], ordered: bool) -> list[tuple[Any, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from weakref import WeakKeyDictionary
 
 from whet.envs.base import Task
 from whet.errors import DataError, EnvironmentFailure
@@ -31,8 +32,7 @@ class SimulatedUsers:
 
     def __init__(self, ask: Ask | None = None, close: Callable[[], None] = lambda: None) -> None:
         self._ask, self.close = ask, close
-        self._waiting: list[tuple[tuple[Message, ...], asyncio.Future[Reply]]] = []
-        self._work: asyncio.Task[None] | None = None
+        self._queues: WeakKeyDictionary[asyncio.AbstractEventLoop, _Queue] = WeakKeyDictionary()
 
     def check(self, task: Task) -> None:
         """Raise `DataError` where the row does not say what its user is like."""
@@ -46,7 +46,7 @@ class SimulatedUsers:
     async def says(self, task: Task, talk: Sequence[Message]) -> str | None:
         """What the user says to the talk's last message; None: it is done. Raises `EnvironmentFailure`."""
         if self._ask is None:
-            turn = sum(message.role == "assistant" and not message.tool_calls for message in talk)
+            turn = _spoken(talk) - _spoken(task.messages)
             script = task.columns["script"]
             return script[turn - 1] if turn <= len(script) else None
         system = Message(role="system", content=f"{PART}\n\n{task.columns['scenario']}")
@@ -62,7 +62,21 @@ class SimulatedUsers:
         return None if STOP in said else said
 
     async def _asked(self, conversation: tuple[Message, ...]) -> Reply:
-        """The reply; conversations that come while others are answered are asked together after them."""
+        """The reply. Each event loop has a queue: an evaluation may be played while training plays ahead in another."""
+        assert self._ask is not None
+        return await self._queues.setdefault(asyncio.get_running_loop(), _Queue(self._ask)).asked(conversation)
+
+
+class _Queue:
+    """Conversations of one event loop; those that come while others are answered are asked together after them."""
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+        self._waiting: list[tuple[tuple[Message, ...], asyncio.Future[Reply]]] = []
+        self._work: asyncio.Task[None] | None = None
+
+    async def asked(self, conversation: tuple[Message, ...]) -> Reply:
+        """The reply to one."""
         reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._waiting.append((conversation, reply))
         if self._work is None or self._work.done():
@@ -70,7 +84,6 @@ class SimulatedUsers:
         return await reply
 
     async def _answer(self) -> None:
-        assert self._ask is not None
         while self._waiting:
             asked, self._waiting = self._waiting, []
             different = list(dict.fromkeys(conversation for conversation, _ in asked))
@@ -85,3 +98,8 @@ class SimulatedUsers:
             for conversation, waiting in asked:
                 if not waiting.done():
                     waiting.set_result(known[conversation])
+
+
+def _spoken(messages: Sequence[Message]) -> int:
+    """How many of them are an assistant's, to a user."""
+    return sum(message.role == "assistant" and not message.tool_calls for message in messages)
