@@ -14,7 +14,7 @@ import pytest
 
 from whet.config.held_out import BestConfig
 from whet.config.loading import load_recipe
-from whet.errors import ConfigError
+from whet.errors import ConfigError, SamplersLost
 from whet.launch.world import LocalWorld
 from whet.pipeline import held_out
 from whet.pipeline.held_out import HeldOut
@@ -130,12 +130,17 @@ def test_a_run_that_was_stopped_in_an_evaluation_goes_on_with_it(
     def power_cut() -> bool:
         raise PowerCut
 
+    def lost() -> bool:
+        raise SamplersLost("no sampler is left")
+
     expected = everything(whole)
     # Before the first step, after the second, after the last: each time in the middle of what is measured.
-    for last, then in ((4, stop), (8, stop), (17, stop), (17, power_cut)):
+    for last, then in ((4, stop), (8, stop), (8, lost), (17, stop), (17, power_cut)):
         folder = tmp_path / f"{last}-{then.__name__}"
-        with pytest.raises((Interrupted, PowerCut)):
+        with pytest.raises((Interrupted, PowerCut, SamplersLost)):
             run(asked, folder, until(last, then))
+        if (last, then) == (8, lost):  # the step itself is not
+            assert [line["step"] for line in read_metrics(folder / "stages" / f"01-{stage}")] == [0, 1, 2]
         assert everything(run(asked, folder)) == expected
 
 

@@ -131,9 +131,9 @@ def drive(
         _tell(context, step)
         if step.ill:
             continue  # the algorithm says why when it is asked to go on; nothing is built on such a step
-        if stopped or (context.stopped() and done < steps):
+        if stopped is not None or (context.stopped() and done < steps):
             saver.save(step)
-            raise Interrupted
+            raise stopped or Interrupted
         saver.consider(step)
     log.close()
     context.console.close()
@@ -165,14 +165,14 @@ def _resumed(context: Context, trainer: Saved, log: RunLog, held_out: HeldOut) -
     return generation.step, held_out.restore(generation.state)
 
 
-def _measured(step: Step, held_out: HeldOut) -> tuple[Step, bool]:
-    """The step with what is measured on held-out data after it, and whether that was stopped: then it is due still."""
+def _measured(step: Step, held_out: HeldOut) -> tuple[Step, Exception | None]:
+    """The step with what is measured on held-out data after it, and what stopped that: then it is due still."""
     if step.ill or not held_out.due(step.index):
-        return step, False
+        return step, None
     try:
-        return replace(step, metrics={**step.metrics, **held_out.look(step.index)}), False
-    except Interrupted:
-        return step, True
+        return replace(step, metrics={**step.metrics, **held_out.look(step.index)}), None
+    except (Interrupted, SamplersLost) as stopped:
+        return step, stopped
 
 
 def _tell(context: Context, step: Step) -> None:
