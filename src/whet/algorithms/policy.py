@@ -77,14 +77,10 @@ def policy_gradient(
     assert (critic is None) == (setting.config.critic is None), "the critic that the recipe asks for"
     standing = RunState.start(setting, state or {})
     dynamic = setting.config.dynamic_sampling
+    keep, rounds = (None, 1) if dynamic is None else (informative, dynamic.rounds)
     feed.publish(start)
     for step in range(start, setting.steps):
-        taken = feed.take(
-            setting.prompts_per_step,
-            step=step,
-            keep=informative if dynamic else None,
-            rounds=dynamic.rounds if dynamic else 1,
-        )
+        taken = feed.take(setting.prompts_per_step, step=step, keep=keep, rounds=rounds)
         began = time.monotonic()
         played = measure_groups(taken.played)
         standing = standing.seeing(played, still=pretraining(setting.config, step))

@@ -256,7 +256,7 @@ def told_by_launcher() -> tuple[str, int, bytes] | None:
 def prove(connection: Connection, key: bytes, *, driver: bool) -> None:
     """Both sides prove that they know the key, the rank first; raises where the other one does not.
 
-    Each proves it for its own part, so that what a rank answers is of no use to somebody who plays the driver.
+    Each proves it for its own part, so that what a rank answers is of no use to an impostor of the driver.
     """
     rank_key, driver_key = key + b"rank", key + b"driver"
     if driver:
@@ -289,7 +289,7 @@ def _listening(where: str, port: int, ranks: int) -> socket.socket:
 
 
 def _store(host: str, where: str) -> TCPStore:
-    """Torch's store, which listens at that address alone: it asks nobody who they are."""
+    """Torch's store, which listens at that address alone: it authenticates no client."""
     listening = socket.create_server((where, 0))
     port = listening.getsockname()[1]
     return TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach())

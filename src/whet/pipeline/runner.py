@@ -140,11 +140,7 @@ def drive(
     if held_out.over:
         context.console.say(f"{context.name}: ends after step {done}: {held_out.over}")
     if not saver.learned:
-        why = "".join(f"; the last one: {note}" for note in notes[-1:])
-        nothing = f"{context.name}: nothing was learned: none of {done} steps made an update{why}"
-        if steps > TRIAL:
-            raise TrainingError(nothing)
-        context.console.say(nothing)
+        _tell_idle(context, done, notes, trial=steps <= TRIAL)
     _export(context, trainer, "model", exported)
     if held_out.best is not None:
         trainer.load(generation_at(context.checkpoints, held_out.best_step))
@@ -180,6 +176,15 @@ def _tell(context: Context, step: Step) -> None:
         sink.log(context.name, step.index, step.metrics, step.groups)
     for note in step.notes:
         context.console.say(f"{context.name}  step {step.index}: {note}")
+
+
+def _tell_idle(context: Context, done: int, notes: Sequence[str], *, trial: bool) -> None:
+    """No step made an update: said of a trial, else a `TrainingError`."""
+    why = "".join(f"; the last one: {note}" for note in notes[-1:])
+    nothing = f"{context.name}: nothing was learned: none of {done} steps made an update{why}"
+    if not trial:
+        raise TrainingError(nothing)
+    context.console.say(nothing)
 
 
 def _export(context: Context, trainer: Saved, name: str, exported: Callable[[Path], None]) -> None:

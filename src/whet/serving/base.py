@@ -53,7 +53,7 @@ class Host(Protocol):
     """What a server serves."""
 
     def caller(self, key: str) -> ChatCaller | None:
-        """Who asks with this key (empty: none was sent); None: it lets nobody in."""
+        """The caller with this key (empty: none was sent); None where the key opens nothing."""
 
 
 def said(message: Message) -> tuple[str, tuple[ToolCall, ...]]:

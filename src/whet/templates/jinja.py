@@ -7,8 +7,7 @@ tokenizer crosses the border between prompt and answer.
 A trained span is what the model would have written: from the end of the generation prompt to the stop token, both
 found in the rendered text and checked against the message, before the next turn begins. Where a template leaves
 something of an answer out (Qwen3 drops the thinking of earlier turns) or ends earlier answers otherwise (OLMo,
-gpt-oss), there is no such span, and that is an error. Where it ends answers by the next turn's header (GLM), that token
-is the stop token, and a last answer gets it, too.
+gpt-oss), there is no such span, and that is an error. Where the next turn's header ends an answer (GLM), it ends it.
 """
 
 from __future__ import annotations
