@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from tests.laws.support import answers_of, tiny_model, written
 from whet.config import LoraConfig, SamplingConfig
-from whet.errors import ConfigError, SamplerError
+from whet.errors import ConfigError, SamplerError, SamplersLost
 from whet.models.language import LanguageModel
 from whet.records import Completion, Ending
 from whet.sampling.base import Request, SamplingParams
@@ -41,8 +41,8 @@ class FakeServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, model: LanguageModel) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, model: LanguageModel, port: int) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
         self.sampler, self.lock = EmbeddedSampler(model), threading.Lock()
         self.loaded = 0
         self.version = "default"
@@ -138,8 +138,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving() -> Iterator[FakeServer]:
-    server = FakeServer(tiny_model(seed=7))
+def serving(port: int = 0) -> Iterator[FakeServer]:
+    server = FakeServer(tiny_model(seed=7), port)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
@@ -151,7 +151,17 @@ def serving() -> Iterator[FakeServer]:
 
 
 def connect(server: FakeServer, model: LanguageModel | None = None) -> VllmServerSampler:
-    return VllmServerSampler(model or tiny_model(), server.url, patience=PATIENCE)
+    return VllmServerSampler(model or tiny_model(), [server.url], patience=PATIENCE)
+
+
+def change(model: LanguageModel) -> None:
+    with torch.no_grad():
+        for p in model.parameters.values():
+            p.add_(torch.randn_like(p) * 0.1)
+
+
+def tokens_of(found: Sequence[Completion | SamplerError]) -> list[list[int]]:
+    return [each.tokens.tolist() if isinstance(each, Completion) else [] for each in found]
 
 
 def of(server: FakeServer, path: str) -> list[Json]:
@@ -170,9 +180,7 @@ def test_it_samples_what_the_embedded_sampler_does_with_the_weights_that_were_ha
                 assert isinstance(ours, Completion) and isinstance(theirs, Completion)
                 assert theirs.logprobs == pytest.approx(ours.logprobs, abs=1e-5)
                 assert theirs.version == version
-            with torch.no_grad():
-                for p in model.parameters.values():
-                    p.add_(torch.randn_like(p) * 0.1)
+            change(model)
             if version == 0:
                 sampler.publish(3)
         salts = [body["cache_salt"] for body in of(server, "/inference/v1/generate")]
@@ -299,9 +307,59 @@ def test_a_server_that_would_sample_wrongly_is_refused_before_weights_move(setti
         assert len(server.calls) == 1
 
 
+MANY = [Request(prompt=(n, 2, 3), seed=n, params=SamplingParams(max_tokens=5)) for n in range(1, 13)]
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=4)])
+def test_several_servers_share_the_requests_and_read_the_same_files(lora: LoraConfig | None) -> None:
+    model = tiny_model(lora=lora)
+    with serving() as one, serving() as two:
+        sampler = VllmServerSampler(model, [one.url, two.url], patience=PATIENCE)
+        if lora is None:  # the script leaves adapters out, and a fresh one changes nothing
+            change(model)
+        sampler.publish(1)
+        assert tokens_of(answers_of(sampler, MANY)) == tokens_of(answers_of(EmbeddedSampler(model), MANY))
+        asked = [{tuple(body["token_ids"]) for body in of(each, "/inference/v1/generate")} for each in (one, two)]
+        probe = asked[0] & asked[1]
+        assert len(probe) == 1 and min(map(len, asked)) > 3, "prompts are spread, and each meets its own server"
+        assert of(one, "/collective_rpc") == of(two, "/collective_rpc")
+        assert of(one, "/v1/load_lora_adapter") == of(two, "/v1/load_lora_adapter")
+
+
+def test_what_a_lost_server_owed_is_asked_of_another_and_one_that_is_back_gets_the_weights() -> None:
+    model = tiny_model()
+    expected = tokens_of(answers_of(EmbeddedSampler(model), MANY))
+    with serving() as one:
+        with serving() as two:
+            sampler = VllmServerSampler(model, [one.url, two.url], patience=PATIENCE)
+            two.spoil = lambda body, answer: 503
+            assert tokens_of(answers_of(sampler, MANY)) == expected
+        change(model)
+        sampler.publish(1)  # the second is gone, and not waited for
+        changed = tokens_of(answers_of(EmbeddedSampler(model), MANY))
+        assert tokens_of(answers_of(sampler, MANY)) == changed != expected
+        with serving(two.server_address[1]) as back:
+            change(model)
+            sampler.publish(2)
+            found = answers_of(sampler, MANY)
+            assert tokens_of(found) == tokens_of(answers_of(EmbeddedSampler(model), MANY))
+            assert {each.version for each in found if isinstance(each, Completion)} == {2}
+            assert back.loaded == 1 and len(of(back, "/inference/v1/generate")) > 3
+            back.version = "default"  # started again, with the weights of its own files
+            assert tokens_of(answers_of(sampler, MANY)) == tokens_of(found)
+        one.spoil = lambda body, answer: 500
+        with pytest.raises(SamplersLost, match=r"no vLLM server is left: .*500 Internal.*sampled with weights default"):
+            answers_of(sampler, MANY[:1])
+
+
+def test_all_servers_must_be_there_at_the_start() -> None:
+    with serving() as one, pytest.raises(SamplerError, match=r"127.0.0.1:9: .*has been awaited"):
+        VllmServerSampler(tiny_model(), [one.url, "http://127.0.0.1:9"], patience=PATIENCE)
+
+
 def test_a_folder_for_weights_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"sampling.server_folder is .*/none, where nothing can be written \(No such"):
-        VllmServerSampler(tiny_model(), "http://127.0.0.1:9", folder=tmp_path / "none")
+        VllmServerSampler(tiny_model(), ["http://127.0.0.1:9"], folder=tmp_path / "none")
 
 
 def test_a_server_of_another_kind_is_named() -> None:
@@ -318,6 +376,9 @@ def test_a_server_of_another_kind_is_named() -> None:
         ({"server": "http://127.0.0.1:8000"}, "add engine: vllm"),
         ({"engine": "vllm", "server": "127.0.0.1:8000"}, "write it in full"),
         ({"engine": "vllm", "server": "http://gpu-box:8000"}, "name it: server_folder"),
+        ({"engine": "vllm", "server": ["http://127.0.0.1:8000", "gpu-box"]}, "write it in full"),
+        ({"engine": "vllm", "server": ["http://127.0.0.1:8000"] * 2}, "give each server once"),
+        ({"engine": "vllm", "server": []}, "at least 1"),
         ({"engine": "vllm", "server_folder": "/weights"}, "name it too: server"),
     ],
 )

@@ -122,8 +122,9 @@ class SamplingConfig(Strict):
     engine: Literal["embedded", "vllm"] = "embedded"
     """embedded: whet's own, on the trainer's weights. vllm: a vLLM engine in this process, which the weights are copied
     to after every step (`pip install 'whet[vllm]'`), or at `server`."""
-    server: str | None = None
-    """With vllm: the address of a running vLLM server, `http://host:port`, which then belongs to this run."""
+    server: str | Annotated[list[str], Field(min_length=1)] | None = None
+    """With vllm: the address of a running vLLM server, `http://host:port`, which then belongs to this run; or a list of
+    such addresses, which share the requests."""
     server_folder: Path | None = None
     """With server: a folder that this process and the server both see under this path, for weights on their way. None:
     the machine's own folder for temporary files, for a server on the same machine."""
@@ -139,12 +140,20 @@ class SamplingConfig(Strict):
             return self
         if self.engine != "vllm":
             raise ValueError(f"server is a vLLM server, and engine is {self.engine}; add engine: vllm")
-        address = urlsplit(self.server)
-        if address.scheme not in ("http", "https") or not address.hostname:
-            raise ValueError(f"server is {self.server!r}; write it in full, like http://127.0.0.1:8000")
-        if address.hostname not in THIS_MACHINE and self.server_folder is None:
-            raise ValueError(
-                f"server is on {address.hostname}, which reads the weights from a folder that both machines see; name "
-                "it: server_folder"
-            )
+        for given in self.servers:
+            address = urlsplit(given)
+            if address.scheme not in ("http", "https") or not address.hostname:
+                raise ValueError(f"server is {given!r}; write it in full, like http://127.0.0.1:8000")
+            if self.servers.count(given) > 1:
+                raise ValueError(f"server names {given} twice; give each server once")
+            if address.hostname not in THIS_MACHINE and self.server_folder is None:
+                raise ValueError(
+                    f"server is on {address.hostname}, which reads the weights from a folder that both machines see; "
+                    "name it: server_folder"
+                )
         return self
+
+    @property
+    def servers(self) -> list[str]:
+        """The addresses of vLLM servers."""
+        return [self.server] if isinstance(self.server, str) else self.server or []

@@ -253,7 +253,7 @@ def _scalar(role: str, model: ModelConfig, train: TrainConfig, batch: _Microbatc
 def _vllm_copy(policy: Role, sampling: SamplingConfig) -> Role:
     """vLLM's weights are its own, and its cache is taken once and kept; those of a server are in its process."""
     if sampling.server is not None:
-        return Role(role="vllm", weights=0, note=f"in its own process, at {sampling.server}")
+        return Role(role="vllm", weights=0, note=f"in its own process, at {', '.join(sampling.servers)}")
     kept = int(sampling.cache_gib * 2**30)
     note = f"a copy of the weights, and a cache of {sampling.cache_gib:g} GiB that stays; the embedded engine shares"
     return Role(role="vllm", weights=policy.weights + kept, note=note)

@@ -48,7 +48,7 @@ from whet.training.engine import LocalTrainer
 def _vllm(model: LanguageModel, config: SamplingConfig) -> VllmSampler | VllmServerSampler:
     if config.server is None:
         return VllmSampler(model, max_running=config.max_running, cache_gib=config.cache_gib)
-    return VllmServerSampler(model, config.server, max_running=config.max_running, folder=config.server_folder)
+    return VllmServerSampler(model, config.servers, max_running=config.max_running, folder=config.server_folder)
 
 
 SAMPLERS: Mapping[str, Callable[[LanguageModel, SamplingConfig], PolicySampler]] = {

@@ -170,7 +170,7 @@ class Caller:
             line.silent.clear()
         except TimeoutError:
             return FailedCall(wait.over(), timed_out=True)
-        except _Silence as error:
+        except Unanswered as error:
             line.silent.append(FailedCall(error, timed_out=wait.timed_out))
             return line.silent[-1]
         except SamplerError as error:  # an answer all the same, and the last one
@@ -191,7 +191,8 @@ class Caller:
                     return call.read(response)
                 wait.note(attempt, _status(response))
                 if response.status_code != 429 and response.status_code < 500:
-                    raise SamplerError(f"{wait.who}: {_status(response)}{self._remedy(response.status_code)}")
+                    said = f"{wait.who}: {_status(response)}{self._remedy(response.status_code)}"
+                    raise NotFound(said) if response.status_code == 404 else SamplerError(said)
                 asked_s = _retry_after_s(response)
                 if response.status_code == 429:
                     self._pace.hold(asked_s)
@@ -215,7 +216,11 @@ def excerpt(answer: Any) -> str:
     return json.dumps(answer)[:EXCERPT_CHARACTERS]
 
 
-class _Silence(SamplerError):
+class NotFound(SamplerError):
+    """The server has no such thing: it answered 404."""
+
+
+class Unanswered(SamplerError):
     """No attempt at a call brought an answer."""
 
 
@@ -262,10 +267,10 @@ class _Wait:
         self.timed_out = timed_out
         self._last = f"attempt {attempt}: {happened}"
 
-    def over(self, why: str = "the deadline is over") -> _Silence:
+    def over(self, why: str = "the deadline is over") -> Unanswered:
         """The error that says all of it."""
         waited_s = time.monotonic() - self._began
-        return _Silence(
+        return Unanswered(
             f"{self.who}: {self._what} has been awaited for {waited_s:.1f} s (deadline {self._total_s:g} s); "
             f"{self._last}; {why}"
         )

@@ -23,12 +23,12 @@ import shutil
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from safetensors.torch import save_file
@@ -58,6 +58,19 @@ class Held:
     path: Path
     digest: str
     probe: Probe
+
+
+class Queue(Protocol):
+    """An engine that can be asked, with what it owes."""
+
+    number: int
+
+    @property
+    def owed(self) -> Sized:
+        """What it was asked and has not answered."""
+
+
+Q = TypeVar("Q", bound=Queue)
 
 
 class Fleet:
@@ -186,10 +199,10 @@ class Fleet:
         """The one to ask; with `past` an idle one is sent for the weights, for those who have waited longest."""
         healthy = [each for each in self.replicas if each.health is ReplicaState.HEALTHY]
         if self._past is None:
-            return _routed(healthy, request)
+            return routed(healthy, request)
         if wanted != min(self._wanted):
             return None
-        found = _routed([each for each in healthy if each.version == wanted], request)
+        found = routed([each for each in healthy if each.version == wanted], request)
         idle = next((each for each in healthy if not each.owed), None)
         if found is None and idle is not None:
             idle.be(ReplicaState.STALE)
@@ -263,9 +276,9 @@ class Fleet:
         self._change = asyncio.Event()
 
 
-def _routed(replicas: Iterable[Replica], request: Request) -> Replica | None:
+def routed(engines: Iterable[Q], request: Request) -> Q | None:
     """Where the prompt points to, as long as that one has not much more to do than another."""
-    among = sorted(replicas, key=lambda each: each.number)
+    among = sorted(engines, key=lambda each: each.number)
     if not among:
         return None
     place = zlib.crc32(np.asarray(request.prompt, np.int32).tobytes()) % len(among)

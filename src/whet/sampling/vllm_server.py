@@ -1,21 +1,28 @@
-"""A running vLLM server, behind the same door: tokens in, tokens and log-probabilities out.
+"""Running vLLM servers, behind the same door: tokens in, tokens and log-probabilities out.
 
-The server belongs to one run. Weights go to it as files in a folder that both see: the whole model once and after every
-step, or with LoRA the base once and then each version's adapter. It loads them when told to (`/collective_rpc`,
-`/v1/load_lora_adapter`), forgets what it cached (`/reset_prefix_cache`) and takes a new version label
-(`/update_weight_version`), which it then writes on every answer: one of another version is an error. As in this
+The servers belong to one run. Weights go to them as files in a folder that all see: the whole model once and after
+every step, or with LoRA the base once and then each version's adapter. They load them when told to (`/collective_rpc`,
+`/v1/load_lora_adapter`), forget what they cached (`/reset_prefix_cache`) and take a new version label
+(`/update_weight_version`), which they then write on every answer: one of another version is an error. As in this
 process, a probe must get the log-probabilities of our own forward pass before a version counts as handed over.
 
 Whether a server can do this (its settings, its device) is asked before anything is sent.
+
+A request goes to the server that its prompt points to, so that equal prompts meet, or to one with less to do. Where
+there are several, one that does not answer, or has other weights since it was started again, is lost: what it owed is
+asked of another one with the same seed, and the next hand-over greets it anew.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import secrets
 import shutil
 import tempfile
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -23,13 +30,14 @@ from typing import Any, Literal
 import httpx
 from safetensors.torch import save_file
 
-from whet.errors import ConfigError, SamplerError, boundary
+from whet.errors import ConfigError, SamplerError, SamplersLost, boundary
 from whet.files import writing
 from whet.models.language import LanguageModel
 from whet.records import Completion
 from whet.sampling.base import Request
 from whet.sampling.bridge import run
-from whet.sampling.calls import Call, Caller, Patience, excerpt
+from whet.sampling.calls import Call, Caller, NotFound, Patience, Unanswered, excerpt
+from whet.sampling.fleet import routed
 from whet.sampling.weight_sync import base_weights, check_probe, check_temperature, complete, stopping
 
 PATIENCE = Patience(request_s=600.0, total_s=3600.0)
@@ -42,31 +50,15 @@ REMEDY = {
 }
 
 
-class VllmServerSampler:
-    """`TokenSampler` over a running vLLM server, with the model's weights as of the last `publish`."""
+class _OtherWeights(SamplerError):
+    """An answer by weights that were not handed over."""
 
-    def __init__(
-        self,
-        model: LanguageModel,
-        server: str,
-        *,
-        max_running: int = 256,
-        folder: Path | None = None,
-        patience: Patience = PATIENCE,
-    ) -> None:
-        """Look at the server, and hand it the weights as version 0.
 
-        `server` is `http://host:port`; at most `max_running` requests are under way together; files go under
-        `folder`, which the server must see under the same path (None: the machine's own folder for such things).
-        `ConfigError` where the server's settings do not fit, `SamplerError` where it does not answer as it should.
-        """
-        self.model, self.version = model, -1
-        self._server = server.rstrip("/")
-        self._adapter: str | None = None
-        self._name = f"whet-{secrets.token_hex(4)}"
-        self._caller = Caller(
-            f"vLLM at {self._server}", patience, concurrency=max_running, remedy=lambda code: REMEDY.get(code, "")
-        )
+class _Files:
+    """The weights on their way: each version is written once, whoever reads it first."""
+
+    def __init__(self, model: LanguageModel, folder: Path | None) -> None:
+        self._model, self._lock = model, threading.Lock()
         try:
             self._folder = tempfile.TemporaryDirectory(prefix="whet-vllm-", dir=folder)
         except OSError as error:
@@ -74,27 +66,144 @@ class VllmServerSampler:
                 f"sampling.server_folder is {folder}, where nothing can be written ({error.strerror}); name a folder "
                 "that exists here and where the server is"
             ) from error
-        with boundary(SamplerError, f"vLLM at {self._server}: does not describe itself as a vLLM server does"):
-            self._check_settings(self._tell("/server_info?config_format=json", None, _json)["vllm_config"])
-        if model.adapter is not None:
-            self._load_weights("base")
+
+    def whole(self, name: str) -> Path:
+        """The model without its adapter, as it is now."""
+        with self._lock:
+            folder = Path(self._folder.name) / name
+            if not folder.exists():
+                folder.mkdir()
+                weights = {name: p.to("cpu").contiguous() for name, p in base_weights(self._model)}
+                with writing(folder, sum(tensor.nbytes for tensor in weights.values())):
+                    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+            return folder
+
+    def adapter(self, name: str) -> Path:
+        """The adapter, as it is now."""
+        with self._lock:
+            folder = Path(self._folder.name) / name
+            if not folder.exists():
+                self._model.adapter.save_pretrained(folder)
+            return folder
+
+    def keep(self, name: str | None) -> None:
+        """Remove all but the adapter of this name, which servers may read again at any time."""
+        for folder in Path(self._folder.name).iterdir():
+            if folder.name != name:
+                shutil.rmtree(folder)
+
+
+class VllmServerSampler:
+    """`PolicySampler` over running vLLM servers, with the model's weights as of the last `publish`."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        servers: Sequence[str],
+        *,
+        max_running: int = 256,
+        folder: Path | None = None,
+        patience: Patience = PATIENCE,
+    ) -> None:
+        """Look at the servers, and hand them the weights as version 0.
+
+        `servers` are `http://host:port`; at most `max_running` requests are under way together at each; files go under
+        `folder`, which the servers must see under the same path (None: the machine's own folder for such things).
+        `ConfigError` where a server's settings do not fit, `SamplerError` where it does not answer as it should.
+        """
+        self.model, self.version = model, -1
+        self._name = f"whet-{secrets.token_hex(4)}"
+        self._files = _Files(model, folder)
+        addresses = enumerate(servers)
+        self._servers = [_Server(n, address, model, self._files, max_running, patience) for n, address in addresses]
         self.publish(0)
 
     def publish(self, version: int) -> None:
-        """Hand the model's weights over under this version; `SamplerError` if the server then computes another."""
-        self._label = f"{self._name}-{version}"
-        if self.model.adapter is None:
-            self._load_weights(self._label)
-        else:
-            self._load_adapter(self._label)
-        self._tell("/update_weight_version", {"new_version": self._label}, _json)
-        run(check_probe(self, self.model))
+        """Hand the model's weights over under this version.
+
+        Raises `SamplerError` where the only server does not take them or then computes another thing, `SamplersLost`
+        where none of several does.
+        """
+        label = f"{self._name}-{version}"
+        # Of several, one that cannot be used is left out; but all that are named must be there at the start.
+        excused = (SamplerError, ConfigError) if self.version >= 0 and len(self._servers) > 1 else ()
+
+        def renew(server: _Server) -> None:
+            try:
+                server.renew(label, version)
+            except excused as error:
+                server.lose(error)
+
+        with ThreadPoolExecutor(len(self._servers), "whet-vllm") as threads:
+            list(threads.map(renew, self._servers))
+        if all(server.lost for server in self._servers):
+            raise self._all_lost()
+        self._files.keep(None if self.model.adapter is None else label)
         self.version = version
 
     async def sample(self, request: Request) -> Completion:
-        """`TokenSampler`: one call, which the server batches with others."""
-        body, read = self._body(request), partial(self._read, request)
-        return await self._caller.ask(Call(f"{self._server}/inference/v1/generate", body, read, "a completion"))
+        """`TokenSampler`: one call, which the server batches with others; where a server is lost, one of another."""
+        while (server := routed([each for each in self._servers if not each.lost], request)) is not None:
+            try:
+                return await server.sample(request)
+            except (Unanswered, NotFound, _OtherWeights) as error:  # dead, or started again: without the adapter
+                if len(self._servers) == 1:
+                    raise
+                server.lose(error)
+        raise self._all_lost()
+
+    def _all_lost(self) -> SamplersLost:
+        why = "; ".join(f"{server.address}: {server.lost}" for server in self._servers)
+        return SamplersLost(f"sampling.server: no vLLM server is left: {why}")
+
+
+class _Server:
+    """One server: what it was told, and what it owes."""
+
+    def __init__(
+        self, number: int, address: str, model: LanguageModel, files: _Files, max_running: int, patience: Patience
+    ) -> None:
+        self.number, self.address, self.model, self.version = number, address.rstrip("/"), model, -1
+        self.owed: set[object] = set()
+        self.lost = "it was not asked yet"
+        self._files = files
+        self._label = ""
+        self._adapter: str | None = None
+        self._caller = Caller(
+            f"vLLM at {self.address}", patience, concurrency=max_running, remedy=lambda code: REMEDY.get(code, "")
+        )
+
+    def lose(self, error: Exception) -> None:
+        """Ask it nothing until it has taken weights again."""
+        if not self.lost:
+            logging.getLogger(__name__).warning("%s is left out until the next step: %s", self.address, error)
+        self.lost = str(error)
+
+    def renew(self, label: str, version: int) -> None:
+        """Give it the weights of a version. A lost one may have been started again, and is greeted like a new one."""
+        if self.lost:
+            with boundary(SamplerError, f"vLLM at {self.address}: does not describe itself as a vLLM server does"):
+                self._check_settings(self._tell("/server_info?config_format=json", None, _json)["vllm_config"])
+            if self.model.adapter is not None:
+                self._load_weights("base")
+        self._label = label
+        if self.model.adapter is None:
+            self._load_weights(label)
+        else:
+            self._load_adapter(label)
+        self._tell("/update_weight_version", {"new_version": label}, _json)
+        self.version = version
+        run(check_probe(self, self.model))
+        self.lost = ""
+
+    async def sample(self, request: Request) -> Completion:
+        """`TokenSampler`. Raises `Unanswered` where the server has none, `SamplerError` for this request alone."""
+        body, read, owed = self._body(request), partial(self._read, request), object()
+        self.owed.add(owed)
+        try:
+            return await self._caller.ask(Call(f"{self.address}/inference/v1/generate", body, read, "a completion"))
+        finally:
+            self.owed.discard(owed)
 
     def _body(self, request: Request) -> dict[str, Any]:
         params = request.params
@@ -123,42 +232,34 @@ class VllmServerSampler:
             versions = {str(span["version"]) for span in choice["weight_versions"]}
         except (KeyError, TypeError, ValueError) as error:
             said = f"{type(error).__name__}: {error}; it says {excerpt(answer)}"
-            raise SamplerError(f"vLLM at {self._server}: the answer is no completion ({said})") from error
+            raise SamplerError(f"vLLM at {self.address}: the answer is no completion ({said})") from error
         if versions != {self._label}:
             found = ", ".join(sorted(versions)) or "without a version"
-            raise SamplerError(
-                f"vLLM at {self._server} sampled with weights {found}, and {self._label} were handed over; is another "
+            raise _OtherWeights(
+                f"vLLM at {self.address} sampled with weights {found}, and {self._label} were handed over; is another "
                 "run using this server?"
             )
         if [token for token, _ in written] != tokens:
             raise SamplerError(
-                f"vLLM at {self._server}: {len(tokens)} tokens came with {len(written)} log-probabilities, or of others"
+                f"vLLM at {self.address}: {len(tokens)} tokens came with {len(written)} log-probabilities, or of others"
             )
         if not all(math.isfinite(logprob) and logprob > NO_LOGPROB for _, logprob in written):
-            raise SamplerError(f"vLLM at {self._server}: the model's log-probabilities are not finite")
+            raise SamplerError(f"vLLM at {self.address}: the model's log-probabilities are not finite")
         logprobs = [logprob for _, logprob in written]
         return complete(
             request, tokens, logprobs, model=self.model, version=self.version, why=choice.get("finish_reason")
         )
 
     def _load_weights(self, name: str) -> None:
-        """The whole model, from a folder that is gone when this returns."""
-        folder = Path(self._folder.name) / name
-        folder.mkdir()
-        weights = {name: p.to("cpu").contiguous() for name, p in base_weights(self.model)}
-        with writing(folder, sum(tensor.nbytes for tensor in weights.values())):
-            save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        self._tell("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}, _json)
-        shutil.rmtree(folder)
+        where = {"weights_path": str(self._files.whole(name))}
+        self._tell("/collective_rpc", {"method": "reload_weights", "kwargs": where}, _json)
         self._forget_cached()
 
     def _load_adapter(self, name: str) -> None:
-        """An adapter under a name of its own, in the place of the one before; the server may read it again any time."""
-        folder = Path(self._folder.name) / name
-        self.model.adapter.save_pretrained(folder)
-        if self._adapter is not None:
+        """An adapter under a name of its own, in the place of the one before."""
+        folder = self._files.adapter(name)
+        if self._adapter is not None and not self.lost:
             self._tell("/v1/unload_lora_adapter", {"lora_name": self._adapter}, _text)
-            shutil.rmtree(folder.with_name(self._adapter))
         self._tell("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)}, _text)
         self._adapter = name
         self._forget_cached()
@@ -166,13 +267,13 @@ class VllmServerSampler:
     def _forget_cached(self) -> None:
         if not self._tell("/reset_prefix_cache", {}, _json).get("success"):
             raise SamplerError(
-                f"vLLM at {self._server} keeps the keys and values of the weights before: its prefix cache was not "
+                f"vLLM at {self.address} keeps the keys and values of the weights before: its prefix cache was not "
                 "reset"
             )
 
     def _tell(self, path: str, body: Mapping[str, Any] | None, read: Any) -> Any:
         method: Literal["GET", "POST"] = "GET" if body is None else "POST"
-        return self._caller.one(Call(self._server + path, body or {}, read, f"the answer to {path}", method))
+        return self._caller.one(Call(self.address + path, body or {}, read, f"the answer to {path}", method))
 
     def _check_settings(self, settings: Mapping[str, Any]) -> None:
         """Raises `ConfigError` for the first setting that would make its samples wrong, with the remedy."""
@@ -195,7 +296,7 @@ class VllmServerSampler:
         }
         for what, is_wrong in wrong.items():
             if is_wrong:
-                raise ConfigError(f"sampling.server: vLLM at {self._server} {what}")
+                raise ConfigError(f"sampling.server: vLLM at {self.address} {what}")
 
 
 def _json(response: httpx.Response) -> Any:
