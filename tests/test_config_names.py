@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -12,9 +14,9 @@ from pydantic import BaseModel
 
 from whet.config.loading import load_recipe
 from whet.config.names import names
+from whet.config.places import has_key, models_of
 from whet.config.preference import PREFERENCE_PRESETS
 from whet.config.presets import PRESETS
-from whet.config.problems import has_key, models_of
 from whet.config.recipe import STAGES, Recipe
 from whet.errors import ConfigError
 
@@ -200,6 +202,151 @@ def test_a_path_alone_keeps_the_other_keys_of_rows(tmp_path: Path) -> None:
         "on_bad_row": "drop",
     }
     assert str(loaded.origins["stages.s.data.path"]) == "command line"
+
+
+# -------------------------------------------------------------------------------- typos and mutations
+
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+FREE = ("stages", "models", "columns", "options", "args", "objectives")
+"""Sections whose keys are names that the recipe gives."""
+
+
+def walk(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """The path of every key and entry."""
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in entries:
+        yield (*path, key)
+        yield from walk(child, (*path, key))
+
+
+def at(value: Any, path: Sequence[str | int]) -> Any:
+    for key in path:
+        value = value[key]
+    return value
+
+
+def said(recipe: Mapping[str, Any]) -> str:
+    """What is wrong with it; empty where nothing is. Whatever else is raised is a bug."""
+    try:
+        load_recipe(recipe)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def places_of_keys() -> list[tuple[Path, tuple[str | int, ...]]]:
+    """Each key once for each section that it stands in, somewhere in the recipes."""
+    found: dict[tuple[str, ...], tuple[Path, tuple[str | int, ...]]] = {}
+    for file in RECIPES:
+        tree = yaml.safe_load(file.read_text())
+        for path in walk(tree):
+            if isinstance(path[-1], str) and len(path[-1]) > 3 and path[-2:-1] not in [(name,) for name in FREE]:
+                section = at(tree, path[:-1])
+                kind = str(section.get("kind", "")) if len(path) > 1 else ""
+                found.setdefault((*map(str, path[-2:]), kind), (file, path))
+    return list(found.values())
+
+
+@pytest.mark.parametrize("place", places_of_keys(), ids=lambda place: ".".join(map(str, place[1])))
+def test_a_letter_left_out_of_a_key_is_answered_with_that_key(place: tuple[Path, tuple[str | int, ...]]) -> None:
+    file, path = place
+    tree = yaml.safe_load(file.read_text())
+    key, section = str(path[-1]), at(tree, path[:-1])
+    typo = key[: len(key) // 2] + key[len(key) // 2 + 1 :]
+    entries = {typo if name == key else name: value for name, value in section.items()}
+    section.clear()
+    section.update(entries)
+    text = said(tree)
+    assert f"{typo}: unknown key; did you mean {key!r}?" in text or text.endswith(f"there are {typo}, stages"), text
+
+
+WRONG = [
+    None,
+    [],
+    {},
+    [[]],
+    [1, [2, {"a": 3}]],
+    -1,
+    1e30,
+    True,
+    "",
+    "a b",
+    "x.py:f",
+    "@sft",
+    "\x1b[31m",
+    "a\nb",
+    10**40,
+]
+WRONG += [{"kind": each} for each in (None, [], {}, "x", 1)] + [{"path": None}, {"path": []}, {1: 2}, [None], ["x"]]
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_a_mutated_recipe_is_one_line_or_loads(seed: int) -> None:
+    draw = random.Random(seed)
+    tree = yaml.safe_load(draw.choice(RECIPES).read_text())
+    for _ in range(draw.choice([1, 1, 2, 3])):
+        path = draw.choice(list(walk(tree)) or [()])
+        if not path:
+            break
+        section, key, value = at(tree, path[:-1]), path[-1], at(tree, path)
+        match draw.choice(["drop", "wrong", "wrong", "wrong", "wrap", "more"]):
+            case "drop":
+                del section[key]
+            case "wrong":
+                section[key] = draw.choice(WRONG)
+            case "wrap":
+                section[key] = draw.choice([[value], {"a": value}, [[value]], str(value), {"kind": value}])
+            case "more" if isinstance(section, dict):
+                section[draw.choice(["lr", "path", "kind", "rewards", "train", ""])] = draw.choice(WRONG)
+    assert re.fullmatch(r"Python: .+|", said(tree))
+
+
+# -------------------------------------------------------------------------------- code of one's own
+
+
+@pytest.mark.parametrize(
+    ("stage", "wrong", "hint", "right"),
+    [
+        ("rl", {"algorithm": {"loss": "own.py:policy"}}, "write clip: {path: own.py:policy}",
+         {"algorithm": {"clip": {"path": "own.py:policy"}}}),
+        ("rl", {"algorithm": {"clip": "own.py:policy"}}, "write {path: own.py:policy}",
+         {"algorithm": {"clip": {"path": "own.py:policy"}}}),
+        ("rl", {"algorithm": "own.py:policy"}, "write algorithm.clip: {path: own.py:policy}",
+         {"algorithm": {"clip": {"path": "own.py:policy"}}}),
+        ("rl", {"loss_type": "own.py:policy"}, "write algorithm.clip: {path: own.py:policy}",
+         {"algorithm": {"clip": {"path": "own.py:policy"}}}),
+        ("preference", {"loss": "own.py:pairs"}, "write loss.function: {path: own.py:pairs}",
+         {"loss": {"function": {"path": "own.py:pairs"}}}),
+        ("rl", {"reward_funcs": "own.py:reward"}, "write rewards: [{kind: function, path: own.py:reward}]",
+         {"rewards": [{"kind": "function", "path": "own.py:reward"}]}),
+        ("rl", {"rewards": "own.py:reward"}, "write rewards: [{kind: function, path: own.py:reward}]",
+         {"rewards": [{"kind": "function", "path": "own.py:reward"}]}),
+        ("rl", {"rewards": ["own.py:reward"]}, "write {kind: function, path: own.py:reward}",
+         {"rewards": [{"kind": "function", "path": "own.py:reward"}]}),
+        ("rl", {"rewards": [{"path": "own.py:reward"}]}, "rewards.0.kind: missing; write kind: function",
+         {"rewards": [{"kind": "function", "path": "own.py:reward"}]}),
+        ("rl", {"rewards": [{"kind": "function", "file": "own.py:reward"}]}, "write path: own.py:reward",
+         {"rewards": [{"kind": "function", "path": "own.py:reward"}]}),
+        ("rl", {"environment_factory": "own.py:Shop"}, "write environment: {path: own.py:Shop}",
+         {"environment": {"path": "own.py:Shop"}}),
+        ("rl", {"tools": "own.py:add"}, "write environment.tools: [{path: own.py:add}]",
+         {"environment": {"tools": [{"path": "own.py:add"}]}}),
+        ("rl", {"rewards": [{"kind": "judge", "model": "own.py:wins"}]}, "write {script: own.py:wins}",
+         {"rewards": [{"kind": "judge", "model": {"script": "own.py:wins"}}]}),
+        ("sft", {"compute_loss_func": "own.py:policy"}, "it is algorithm.clip of kind rl or loss.function of kind pref",
+         {}),
+        ("sft", {"compute_metrics": "own.py:reward"}, "write evaluation.rewards: [{kind: function, path: own.py:rewar",
+         {"evaluation": {"tasks": "t.jsonl", "rewards": [{"kind": "function", "path": "own.py:reward"}]}}),
+    ],
+)  # fmt: skip
+def test_code_of_ones_own_under_another_key_is_answered_with_a_form_that_loads(
+    stage: str, wrong: dict, hint: str, right: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text("def policy(tokens):\n    return tokens.logp\n\n\npairs = policy\n")
+    text = complaint(tmp_path, stages={"s": STAGE[stage] | wrong})
+    assert hint in text and text.count(";") == 1, text
+    assert complaint(tmp_path, stages={"s": STAGE[stage] | right}) == ""
 
 
 # ------------------------------------------------------------------------------------------- the page

@@ -184,7 +184,7 @@ class EnvironmentConfig(Strict):
     @classmethod
     def _one_tool(cls, given: Any) -> Any:
         """A tool's kind and keys as a list of that tool."""
-        if not isinstance(given, dict) or given.get("kind") not in SHIPPED:
+        if not isinstance(given, dict) or str(given.get("kind")) not in SHIPPED:
             return given
         keys = SHIPPED[given["kind"]].model_fields
         tool = {key: value for key, value in given.items() if key in keys}

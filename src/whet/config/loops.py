@@ -77,14 +77,19 @@ def _rounds(name: str, node: Node, makes: Mapping[Any, Made | None]) -> list[dic
     if not group.section or any("stages" in stage.section for stage in group.section.values()):
         raise ConfigError(f"{group.place}: stages.{name}.stages: must be a section of stages, none of them a loop")
     if repeat is None or not isinstance(repeat.value, int) or not 1 <= repeat.value <= 1000:
-        raise ConfigError(f"{(repeat or node).place}: stages.{name}.repeat: must be a number of rounds, 1 to 1000")
+        there = "" if repeat else f"; there are {', '.join(node.section)}"
+        raise ConfigError(
+            f"{(repeat or node).place}: stages.{name}.repeat: must be a number of rounds, 1 to 1000{there}"
+        )
     if "model" in (name, *group.section):
         raise ConfigError(
             f"{node.place}: stages.{name}: the name model is taken: @model is what the recipe starts from"
         )
     if name in group.section:
         raise ConfigError(f"{group.place}: stages.{name}.stages.{name}: has the name of its loop; rename one")
-    kinds = {stage: child.value for stage, part in group.section.items() if (child := part.child("kind")) is not None}
+    kinds = {
+        stage: str(child.value) for stage, part in group.section.items() if (child := part.child("kind")) is not None
+    }
     rows = next((stage for stage, kind in reversed(kinds.items()) if makes.get(kind) == "rows"), None)
     found = []
     for number in range(1, repeat.value + 1):

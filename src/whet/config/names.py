@@ -18,6 +18,8 @@ class KnownKeys:
     """Keys below a stage (or, `out`, of the recipe): the first that the stage at hand has is meant."""
     note: str = ""
     """What else must change, or why there is no key."""
+    words: tuple[str, ...] = ()
+    """Of code of one's own: what a name may have in it that means these keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,8 @@ class Names:
     """A former key, and the new one in each section that had it."""
     other_kinds: Mapping[str, str]
     other_tools: Mapping[str, KnownKeys]
+    own_code: tuple[KnownKeys, ...]
+    """Where a stage takes `FILE.py:NAME`; the note is the form, with PATH in it."""
 
     def known(self, name: str) -> KnownKeys | None:
         """Another tool's name, however it is spelled: `--learning-rate` is `learning_rate`."""
@@ -43,4 +47,5 @@ def names() -> Names:
         for each in found["other_tools"]
         for name in each["names"]
     }
-    return Names(renamed=found["renamed"], other_kinds=found["other_kinds"], other_tools=tools)
+    own = tuple(KnownKeys(tuple(each["keys"]), each["form"], tuple(each["words"])) for each in found["own_code"])
+    return Names(renamed=found["renamed"], other_kinds=found["other_kinds"], other_tools=tools, own_code=own)

@@ -16,7 +16,8 @@ from typing import Any
 from whet.config import SamplingConfig
 from whet.config.loading import load_recipe, split_overrides
 from whet.config.node import dotted
-from whet.config.problems import nearest, presets_of
+from whet.config.places import presets_of
+from whet.config.problems import nearest
 from whet.config.recipe import STAGES
 from whet.errors import ConfigError, DataError, RunError
 from whet.files import is_sealed, read_json, write_atomic
