@@ -54,7 +54,7 @@ def explain(error: ValidationError, root: Node, recipe: type[BaseModel]) -> Conf
 
 def nearest(name: str, valid: Sequence[str], others: Sequence[str] = ()) -> str:
     """`; did you mean 'lr'?`, or the valid names where none of them (and none of the `others`) is near."""
-    close = difflib.get_close_matches(name.lower(), [*valid, *others], n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name.lower(), [*valid, *others], n=1, cutoff=0.65)
     if close:
         return f"; did you mean {close[0]!r}?"
     return f"; one of: {', '.join(valid)}" if valid else ""
@@ -211,7 +211,8 @@ def _suggestion(path: KeyPath, given: Given) -> str:
     inner = [] if typo else [each for leaf, _ in node.leaves((name,)) for each in (leaf, leaf[-1:])]
     for known_as in map(dotted, [(name,), *inner]):
         if (known := names().known(known_as)) is not None:
-            return f"; {_here(known_as, known, path, given)}"
+            inside = f"{known_as}: " * (known_as != name and not known.keys)
+            return f"; {inside}{_here(known_as, known, path, given)}"
     home = None if typo else _home(name, model, path, given)
     return f"; did you mean {home!r}?" if home else nearest(name, valid, keys_at(path[:-1], given))
 
