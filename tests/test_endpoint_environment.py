@@ -15,7 +15,7 @@ pytest.importorskip("starlette", reason="needs whet[serve]")
 
 from whet.config import CreateConfig, ModelConfig, SamplingConfig, TrainConfig
 from whet.config.environment import EnvironmentConfig
-from whet.config.rewards import EnvironmentReward
+from whet.config.rewards import EnvironmentReward, TurnsReward
 from whet.envs.base import Task
 from whet.envs.endpoint.play import ProgramEnvironments
 from whet.envs.endpoint.worker import load
@@ -57,6 +57,9 @@ class Talk:
         self.words += 1
         return f"more {self.words}" if self.words < 3 else None
 
+    def turn_reward(self):
+        return float(self.words)
+
     def reward(self):
         return float(self.words)
 
@@ -76,10 +79,11 @@ def talk(task):
     """The same play as the class has, by a program."""
     talk, tools, messages = Talk(), [as_tool("look", Talk().look).schema], list(task["messages"])
     talk.reset()
+    turns = []
     while True:
         response = ask(messages, tools)
         if response.status_code == 400:
-            return talk.reward()
+            return {"reward": talk.reward(), "turns": turns}
         answer = said(response)
         messages.append(answer)
         for call in answer.get("tool_calls") or ():
@@ -88,8 +92,9 @@ def talk(task):
         if not answer.get("tool_calls"):
             word = talk.user(answer["content"])
             if word is None:
-                return talk.reward()
+                return {"reward": talk.reward(), "turns": [*turns, talk.turn_reward()]}
             messages.append({"role": "user", "content": word})
+        turns.append(talk.turn_reward())
 
 
 def user(text):
@@ -141,6 +146,8 @@ def faults(task):
         os._exit(3)
     if how == "not finite":
         return float("nan")
+    if how == "too many turns":
+        return {"reward": 1, "turns": [0.5, 0.5]}
     if how == "stops":
         said(ask([user("x")], stop=["x"]))
     if how == "floods":
@@ -155,14 +162,14 @@ def faults(task):
     if how == "goes on":
         while (response := ask([user("x")])).status_code == 200:
             pass
-        return {"over": float(response.json()["error"]["code"] == "episode_over")}
+        return {"over": float(response.json()["error"]["code"] == "episode_over"), "turns": [0, 0.5]}
     return 1
 
 
 if __name__ == "__main__":
     task = json.loads(os.environ["WHET_TASK"])
     print(said(ask(task["messages"]))["content"])
-    print({"json": '{"a": 1, "b": 0.5}', "text": "done", "broken": "1", "wrong": "0.5"}[task["how"]])
+    print({"json": '{"a": 1, "b": 0.5, "turns": [3]}', "text": "done", "broken": "1", "wrong": "0.5"}[task["how"]])
     sys.exit({"broken": 75, "wrong": 1}.get(task["how"], 0))
 '''
 
@@ -199,7 +206,7 @@ def play(
         sampler=sampler or policy.sampler,
         template=policy.template,
         environment=made.make,
-        rubric=build_rubric([EnvironmentReward(kind="environment")]),
+        rubric=build_rubric([EnvironmentReward(kind="environment"), TurnsReward(kind="turns", weight=0.5)]),
         params=SamplingParams(max_tokens=max_tokens, stop_ids=policy.template.stop_ids),
         max_length=2000,
         max_turns=turns,
@@ -250,7 +257,7 @@ def test_a_program_gives_the_rows_of_the_class(code: Path, tiny: Policy, opened:
             left, right = play(of_class, tiny, tasks, **how), play(program, tiny, tasks, **how)
             assert list(map(shown, left)) == list(map(shown, right))
             assert max(len(episode.turns) for episode in left) >= 3
-        assert all(episode.score.value == 3.0 for episode in left)
+        assert all(episode.score.turns == (0, 0, 0.5, 1, 1.5) and episode.score.value == 6.0 for episode in left)
     finally:
         of_class.close()
 
@@ -297,11 +304,12 @@ ENDS: Mapping[str, tuple[Outcome, float | None]] = {
     "hangs": (Outcome.POLICY_ERROR, 0.0),
     "exits": (Outcome.POLICY_ERROR, 0.0),
     "not finite": (Outcome.ENVIRONMENT_ERROR, None),
+    "too many turns": (Outcome.ENVIRONMENT_ERROR, None),
     "stops": (Outcome.ENVIRONMENT_ERROR, None),
     "floods": (Outcome.FINISHED, 413.0),
     "other model": (Outcome.FINISHED, 404.0),
     "other key": (Outcome.FINISHED, 401.0),
-    "goes on": (Outcome.TRUNCATED, 1.0),
+    "goes on": (Outcome.TRUNCATED, 1.25),
     "is cut off": (Outcome.TRUNCATED, 0.0),
 }
 
@@ -334,7 +342,8 @@ def test_a_command_says_its_reward_in_its_last_line(code: Path, tiny: Policy, op
     made = opened(command=[sys.executable, str(code)], columns=["how"])
     tasks = [a_task(n, how=how) for n, how in enumerate(("json", "text", "broken", "wrong"))]
     episodes = play(made, tiny, tasks, sampler=scripted(tiny, lambda _: "hello"))
-    assert [each.score.value for each in episodes] == [1.5, None, None, 0.0]
+    assert [each.score.value for each in episodes] == [3.0, 0.0, None, 0.0]
+    assert episodes[1].score.parts["environment"] is None
     outcomes = [each.outcome for each in episodes]
     assert outcomes[2:] == [Outcome.ENVIRONMENT_ERROR, Outcome.POLICY_ERROR] and "code 75" in episodes[2].score.note
 

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 from whet.records import Message, Score, StepScore, ToolCall
 
+TURNS = "turns"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
@@ -153,8 +155,11 @@ class Environment(Protocol):
     async def step(self, message: Message) -> Observed:
         """What follows this assistant message, and whether the play is over."""
 
-    async def close(self) -> Mapping[str, float]:
-        """End the play, over or not. Returns what it was worth, by name, apart from its turns; empty: no opinion."""
+    async def close(self) -> Mapping[str, float | Sequence[float]]:
+        """End the play, over or not. Returns what it was worth, by name, apart from its turns; empty: no opinion.
+
+        Under `TURNS` are what its turns were worth, in order, where that is known only now.
+        """
 
 
 class Rubric(Protocol):

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from whet.envs.base import Attempt, Environment, Observed, Rubric, Task
+from whet.envs.base import TURNS, Attempt, Environment, Observed, Rubric, Task
 from whet.envs.rubric import Ahead, WeightedRubric
 from whet.errors import DataError, EnvironmentFailure, GraderError, PolicyFault, SamplerError, UserError, boundary
 from whet.records import Completion, Ending, Episode, Group, Message, Outcome, Score, Turn, seed_of, token_ids
@@ -133,7 +133,7 @@ class Player:
         game.truncated |= not game.over
         if game.environment is not None:
             with game.blaming_environment():
-                game.worth = await game.environment.close()
+                game.end(await game.environment.close())
 
     async def _start(self, game: _Game) -> None:
         with game.blaming_environment():
@@ -283,6 +283,15 @@ class _Game:
             broken = of_step or isinstance(error, PolicyFault)
             said = str(error) if isinstance(error, PolicyFault) else f"{type(error).__name__}: {error}"
             self._fail(Outcome.POLICY_ERROR if broken else Outcome.ENVIRONMENT_ERROR, f"the environment failed: {said}")
+
+    def end(self, worth: Mapping[str, float | Sequence[float]]) -> None:
+        """Keep what the play was worth, and its turns where that is known only now."""
+        self.worth = {name: part for name, part in worth.items() if not isinstance(part, Sequence)}
+        turns = worth.get(TURNS, ())
+        if isinstance(turns, Sequence) and turns:
+            if len(turns) > len(self.turns):
+                raise EnvironmentFailure(f"{len(turns)} rewards of turns were given; the play has {len(self.turns)}")
+            self.turn_rewards = [*turns, *self.turn_rewards[len(turns) :]]
 
     def _fail(self, blamed: Outcome, why: str) -> None:
         if not self.failure:

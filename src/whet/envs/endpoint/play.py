@@ -162,7 +162,7 @@ class ProgramPlay:
         asked = await self._next()
         return Observed(over=True) if asked is None else self._observed(asked)
 
-    async def close(self) -> Mapping[str, float]:
+    async def close(self) -> Mapping[str, float | Sequence[float]]:
         """Tell the program that it is over, where it does not know; the process is gone, and what it said is known."""
         self.over = True
         try:
@@ -175,7 +175,7 @@ class ProgramPlay:
             if self.session is not None:
                 self.session.close()
 
-    async def _worth(self) -> Mapping[str, float]:
+    async def _worth(self) -> Mapping[str, float | Sequence[float]]:
         if self.program is None:
             return {}
         cut = self.calls[len(self.spoken) :]
@@ -186,7 +186,7 @@ class ProgramPlay:
         value: Any = (self.program.result().value if ended else None) or {}
         if cut and "worth" not in value:  # else what runs out of its limits would be worth nothing known
             raise PolicyFault(f"the program did not end well when its episode was over: {value.get('failed', 'late')}")
-        worth: Mapping[str, float] = value.get("worth", {})
+        worth: Mapping[str, float | Sequence[float]] = value.get("worth", {})
         return worth
 
     async def answer(self, asked: ChatBody, heard: Heard) -> ChatAnswer:

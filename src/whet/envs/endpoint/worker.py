@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any
 
+from whet.envs.base import TURNS
 from whet.errors import EnvironmentFailure
 from whet.target import describe, load_function
 
@@ -55,8 +56,8 @@ def _run(command: Sequence[str]) -> dict[str, Any]:
         value = json.loads(said)
     except (ValueError, RecursionError):
         return {"worth": {}}
-    numbers = value.values() if isinstance(value, dict) else [value]
-    plain = all(isinstance(each, int | float) for each in numbers)
+    numbers = value.items() if isinstance(value, dict) else [("", value)]
+    plain = all(isinstance(each, int | float) or (name, type(each)) == (TURNS, list) for name, each in numbers)
     return _worth(value, "its last line is") if plain else {"worth": {}}
 
 
@@ -71,12 +72,14 @@ def _end(stream: IO[bytes] | None) -> bytes:
 
 
 def _worth(value: Any, what: str) -> dict[str, Any]:
-    """A number, or named numbers; None has no opinion."""
-    parts = value if isinstance(value, Mapping) else {} if value is None else {"reward": value}
+    """A number, or named numbers, with a list of `turns` among them or not; None has no opinion."""
+    parts = dict(value) if isinstance(value, Mapping) else {} if value is None else {"reward": value}
+    turns = parts.pop(TURNS) if isinstance(parts.get(TURNS), list | tuple) else []
     try:
         worth = {str(name): float(part) for name, part in parts.items()}
+        turns = [float(each) for each in turns]
     except (TypeError, ValueError):
         return {"broken": f"{what} {str(value)[:80]!r}; a reward is a number, named numbers or None"}
-    if not all(map(math.isfinite, worth.values())):
+    if not all(map(math.isfinite, (*worth.values(), *turns))):
         return {"broken": f"{what} {str(value)[:80]!r}; a reward is finite"}
-    return {"worth": worth}
+    return {"worth": {**worth, **({TURNS: turns} if turns else {})}}
