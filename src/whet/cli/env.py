@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,11 +23,15 @@ def env(
     row: Annotated[str, typer.Option(help="The columns of the task, as JSON or YAML.")] = "",
     options: Annotated[str, typer.Option(help="What load, or the constructor, is given.")] = "",
     prompt: Annotated[str, typer.Option(help="The task's message.")] = "Begin.",
+    rows: Annotated[Path | None, typer.Option(help="Write the tasks that it has to this file of JSON lines.")] = None,
     json: Json = False,
 ) -> None:
     """The tools of an environment, and with --turn a play by hand: twice, each in its own process, and compared."""
-    from whet.launch.environment import try_environment
+    from whet.launch.environment import try_environment, write_rows
 
+    if rows is not None:
+        print(f"{write_rows(path, options, rows):,} tasks in {rows}")
+        return
     looked = try_environment(path, options, row, turn or [], prompt)
     if json:
         print_json(asdict(looked))

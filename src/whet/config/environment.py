@@ -143,6 +143,13 @@ SHIPPED: dict[str, type[ShippedTool]] = {
 }  # fmt: skip
 
 
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "openenv": {"kind": "class", "path": "whet.envs.adapters.openenv:OpenEnv"},
+    "tau2": {"kind": "dialogue", "path": "whet.envs.adapters.tau2:Domain"},
+    "verifiers": {"kind": "endpoint", "path": "whet.envs.adapters.verifiers:Taskset", "columns": ["index"]},
+    "harbor": {"kind": "endpoint", "path": "whet.envs.adapters.harbor:Tasks", "columns": ["folder"]},
+}
+"""What a kind that is another framework's is short for."""
 OF_CALLS = ("calls", "calls_per_turn", "call_s", "observation_tokens")
 """Limits of calls that whet runs itself."""
 
@@ -150,7 +157,8 @@ OF_CALLS = ("calls", "calls_per_turn", "call_s", "observation_tokens")
 class EnvironmentConfig(Strict):
     """A class whose public methods are tools, or tools alone, or both, and maybe a simulated user; or a program.
 
-    `kind: sql` (or another tool's) with that tool's keys is short for `tools: [{kind: sql, ...}]`.
+    `kind: sql` (or another tool's) with that tool's keys is short for `tools: [{kind: sql, ...}]`; `kind: verifiers`,
+    `openenv`, `harbor` and `tau2` for a class of ours that plays the tasks of that framework.
     """
 
     free: ClassVar[frozenset[str]] = frozenset({"processes"})
@@ -166,7 +174,10 @@ class EnvironmentConfig(Strict):
     """The class: `file.py:Class` or `module:Class`. Empty: tools alone; an answer without a call ends a play. From
     Python also a class of the environment door, whose plays are then in this process."""
     options: dict[str, Any] = {}
-    """What its `load` (once), or else its constructor (for each play), is given."""
+    """What its `load` (once), or else its constructor (for each play), is given; endpoint: a class's `load`."""
+    python: Path | None = None
+    """The interpreter in which plays run: of a virtual environment with what the class needs and the trainer must not
+    have. Python 3.11 or later; nothing of whet is installed there. None: this one."""
     system: Literal["docstring"] | Path | None = None
     """The system message of tasks that have none: docstring, that of the class; or a file with a policy."""
     tools: list[ToolConfig] = []
@@ -183,7 +194,9 @@ class EnvironmentConfig(Strict):
     @model_validator(mode="before")
     @classmethod
     def _one_tool(cls, given: Any) -> Any:
-        """A tool's kind and keys as a list of that tool."""
+        """A tool's kind and keys as a list of that tool, and a framework's kind as what it is short for."""
+        if isinstance(given, dict) and str(given.get("kind")) in ADAPTERS and "path" not in given:
+            return {**given, **ADAPTERS[given["kind"]]}
         if not isinstance(given, dict) or str(given.get("kind")) not in SHIPPED:
             return given
         keys = SHIPPED[given["kind"]].model_fields
@@ -213,8 +226,11 @@ class EnvironmentConfig(Strict):
     def _check_endpoint(self) -> EnvironmentConfig:
         if bool(self.path) == bool(self.command) or not isinstance(self.path, str):
             raise ValueError("kind: endpoint needs a command, or a function as path (file.py:function)")
-        if self.options or self.system or self.tools or self.user:
-            raise ValueError("kind: endpoint takes no options, system, tools or user; the program says what it says")
+        if self.system or self.tools or self.user or (self.command and (self.options or self.python)):
+            raise ValueError(
+                "kind: endpoint takes no system, tools or user, and of a command no options or python; the program "
+                "says what it says"
+            )
         usual = LimitsConfig()
         if unread := [name for name in OF_CALLS if getattr(self.limits, name) != getattr(usual, name)]:
             raise ValueError(f"limits.{unread[0]} is not read: the program runs its own calls; remove it")

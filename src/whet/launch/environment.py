@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -15,9 +17,12 @@ from whet.config.environment import EnvironmentConfig
 from whet.envs.base import Task
 from whet.envs.tools.play import ToolEnvironments
 from whet.errors import ConfigError, EnvironmentFailure, PolicyFault
+from whet.files import write_atomic
 from whet.records import Message, ToolCall
 from whet.sampling.bridge import run
+from whet.sandbox.sessions import Sessions
 
+ROWS_S = 600.0
 CALL = re.compile(r"(\w+)=(\{.*\})", re.DOTALL)
 
 
@@ -63,6 +68,26 @@ def try_environment(path: str, options: str, row: str, turns: Sequence[str], pro
         made.close()
 
 
+def write_rows(path: str, options: str, file: Path) -> int:
+    """Write the tasks of an environment's class as JSON lines, and say how many. Raises `ConfigError`."""
+    section = section_of(path, mapping("--options", options), played=False)
+    sessions = Sessions(
+        "whet.envs.tools.worker:rows",
+        arguments=[str(section.path), section.options],
+        most=1,
+        memory_mb=None,
+        python=str(section.python or ""),
+    )
+    try:
+        listed: Any = sessions.once({}, ROWS_S)
+    finally:
+        sessions.close()
+    if listed.failure is not None:
+        raise ConfigError(f"environment: {listed.failure.message}")
+    write_atomic(file, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in listed.value).encode())
+    return len(listed.value)
+
+
 async def _play(made: ToolEnvironments, task: Task, turns: Sequence[Message]) -> list[str]:
     """What was shown, said, observed and rewarded."""
     play, lines = made.make(task), list[str]()
@@ -92,8 +117,8 @@ def _turn(text: str) -> Message:
     return Message(role="assistant", content="", tool_calls=(call,))
 
 
-def section_of(text: str, options: Mapping[str, Any] | None = None) -> EnvironmentConfig:
-    """`FILE:CLASS`, or `{kind: sql, database: shop.sqlite}` as in a recipe. Raises `ConfigError`."""
+def section_of(text: str, options: Mapping[str, Any] | None = None, *, played: bool = True) -> EnvironmentConfig:
+    """`FILE:CLASS`, or `{kind: sql, database: shop.sqlite}` as in a recipe; `played` by hand. Raises `ConfigError`."""
     given = mapping("environment", text) if text.startswith("{") else {"path": text}
     try:
         found = EnvironmentConfig.model_validate({**given, **({"options": options} if options else {})})
@@ -101,7 +126,7 @@ def section_of(text: str, options: Mapping[str, Any] | None = None) -> Environme
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
         raise ConfigError(f"environment: {place}{': ' if place else ''}{first['msg']}") from error
-    if found.kind == "endpoint" or found.user is not None:
+    if played and (found.kind == "endpoint" or found.user is not None):
         raise ConfigError("environment: plays of programs and of simulated users that are models need a run")
     return found
 

@@ -15,25 +15,42 @@ from whet.sandbox.base import JSON
 from whet.sandbox.frames import take
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+BOOT = """
+import importlib, importlib.util, json, sys
+spec, package = json.loads(sys.argv[1]), sys.argv[2]
+found = importlib.util.spec_from_file_location("whet", package + "/__init__.py", submodule_search_locations=[package])
+sys.modules["whet"] = importlib.util.module_from_spec(found)
+found.loader.exec_module(sys.modules["whet"])
+importlib.import_module("whet.sandbox.worker_main").main(spec)
+"""
+"""Starts a worker in an interpreter of another environment, which finds this package there and nothing beside it."""
 POLL_S = 0.1
 """How soon a wait for a template notices that it is no longer wanted."""
 
 
 def start(
-    spec: Mapping[str, JSON], channel: socket.socket, printing: int, *, template: bool
+    spec: Mapping[str, JSON], channel: socket.socket, printing: int, *, template: bool, python: str = ""
 ) -> subprocess.Popen[bytes]:
-    """A process of `worker_main` that serves `channel` and prints into the pipe `printing`. Raises OSError."""
+    """A process of `worker_main` that serves `channel` and prints into the pipe `printing`. Raises OSError.
+
+    `python`: the interpreter of another environment, which has its own packages and of ours only this one.
+    """
     whole = {"options": {}, "talks": False, **spec, "fd": channel.fileno(), "parent": os.getpid(), "template": template}
-    path = os.pathsep.join(filter(None, [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH")]))
+    environ, how = dict(os.environ), ["-c", BOOT, json.dumps(whole), str(PACKAGE_ROOT / "whet")]
+    if python:  # as where its environment is activated
+        environ["PATH"] = os.pathsep.join([str(Path(python).parent), os.environ.get("PATH", "")])
+    else:
+        environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH")]))
+        how = ["-m", "whet.sandbox.worker_main", json.dumps(whole)]
     # -P: a file of the working folder cannot shadow a module; -u: what it prints before it dies is seen.
     return subprocess.Popen(
-        [sys.executable, "-P", "-u", "-m", "whet.sandbox.worker_main", json.dumps(whole)],
+        [python or sys.executable, "-P", "-u", *how],
         stdin=subprocess.DEVNULL,
         stdout=printing,
         stderr=printing,
         pass_fds=[channel.fileno()],
         start_new_session=True,
-        env={**os.environ, "PYTHONPATH": path},
+        env=environ,
     )
 
 

@@ -48,13 +48,23 @@ class Session(Worker):
 
 
 class Sessions:
-    """Up to `most` sessions at once over one template; `target` and `arguments` are those of a `WorkerPool`."""
+    """Up to `most` sessions at once over one template; `target` and `arguments` are those of a `WorkerPool`.
+
+    `python`: the interpreter of another environment that they are of; empty: this one.
+    """
 
     def __init__(
-        self, target: str, *, arguments: Sequence[JSON] = (), most: int, startup_s: float = 120.0, memory_mb: int | None
+        self,
+        target: str,
+        *,
+        arguments: Sequence[JSON] = (),
+        most: int,
+        startup_s: float = 120.0,
+        memory_mb: int | None,
+        python: str = "",
     ) -> None:
         spec: dict[str, JSON] = {"target": target, "arguments": list(arguments), "memory_mb": memory_mb}
-        begin = partial(start, spec, printing=subprocess.DEVNULL, template=True)
+        begin = partial(start, spec, printing=subprocess.DEVNULL, template=True, python=python)
         self._template, self._startup_s, self._most = WarmTemplate(begin, startup_s), startup_s, most
         self._gates: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
         self._closed = False

@@ -26,7 +26,7 @@ from whet.config.environment import EnvironmentConfig
 from whet.envs.base import Observed, Opening, Task
 from whet.errors import ConfigError, DataError, EnvironmentFailure, PolicyFault
 from whet.records import Message
-from whet.sandbox.base import Failure, Result
+from whet.sandbox.base import JSON, Failure, Result
 from whet.sandbox.sessions import Session, Sessions
 from whet.serving.app import Bounds, Server, beside
 from whet.serving.base import ChatAnswer, ChatChoice, Heard, said
@@ -54,12 +54,16 @@ class ProgramEnvironments:
 
     def __init__(self, config: EnvironmentConfig) -> None:
         self.config, self.plays = config, dict[str, ProgramPlay]()
-        arguments = [str(config.path), config.command]
+        arguments: list[JSON] = [str(config.path), config.command, config.options]
         with ExitStack() as stack:
             bounds = Bounds(concurrency=16 * config.processes, answer_s=FOREVER_S)
             self.url = stack.enter_context(beside(Server(host=self, bounds=bounds)))
             self.sessions = Sessions(
-                "whet.envs.endpoint.worker:load", arguments=arguments, most=config.processes, memory_mb=None
+                "whet.envs.endpoint.worker:load",
+                arguments=arguments,
+                most=config.processes,
+                memory_mb=None,
+                python=str(config.python or ""),
             )
             stack.callback(self.sessions.close)
             loaded = self.sessions.once({}, FAREWELL_S)

@@ -19,9 +19,15 @@ TAIL_BYTES = 1 << 16
 """Of what a command prints, which may be without end."""
 
 
-def load(path: str, command: Sequence[str]) -> Callable[[Mapping[str, Any]], Any]:
-    """The function that plays one task: `{"worth": ...}`, `{"broken": why}` or `{"failed": why}`."""
-    function = load_function(path) if path else None
+def load(path: str, command: Sequence[str], options: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]:
+    """The function that plays one task: `{"worth": ...}`, `{"broken": why}` or `{"failed": why}`.
+
+    A class is given the options in `load`, once, and an object of it is called.
+    """
+    function: Any = load_function(path) if path else None
+    if isinstance(function, type):
+        function.load(**options)  # type: ignore[attr-defined]
+        function = function()
 
     def play(payload: Mapping[str, Any]) -> Any:
         if not payload:  # only to see whether it loads

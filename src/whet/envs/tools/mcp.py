@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-from pydantic import BaseModel
-
-from whet.envs.tools.schema import Tool
+from whet.envs.tools.schema import RemoteTool
 from whet.errors import EnvironmentFailure
 from whet.target import TargetError, describe
 
@@ -23,21 +20,6 @@ CLOSE_S = 2.0
 """Longest wait for a server to take its leave; then it dies with the play."""
 TETHERED = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execvp(sys.argv[1], sys.argv[1:])"
 """Starts a command that is killed when the process that started it is: servers are in a session of their own."""
-
-
-@dataclass(frozen=True, slots=True)
-class RemoteTool(Tool):
-    """A tool whose schema is the server's."""
-
-    def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """As they were given. Raises `ValueError` where they do not fit the schema."""
-        import jsonschema
-
-        try:
-            jsonschema.validate(given, self.schema["function"]["parameters"])
-        except jsonschema.ValidationError as error:
-            raise ValueError(f"{'.'.join(map(str, error.path))}: {error.message}".lstrip(": ")[:500]) from error
-        return dict(given)
 
 
 class MCP:
@@ -68,7 +50,7 @@ class MCP:
         except Exception as error:
             raise EnvironmentFailure(f"MCP {self._where()}: cannot be reached ({describe(error)})") from error
 
-    def offered(self) -> list[Tool]:
+    def offered(self) -> list[RemoteTool]:
         """Those of the server that are wanted. Raises `TargetError` for a wanted one that it has not."""
         found = {each.name: each for each in self._asked(self._client.list_tools()).tools}
         lacking = [name for name in self._only or () if name not in found]
@@ -82,10 +64,9 @@ class MCP:
         with suppress(Exception):
             self._loop.run_until_complete(asyncio.wait_for(self._connected, CLOSE_S))
 
-    def _tool(self, listed: Any) -> Tool:
-        described = {"name": listed.name, "description": listed.description or "", "parameters": listed.input_schema}
+    def _tool(self, listed: Any) -> RemoteTool:
         call = partial(self._call, listed.name)
-        return RemoteTool(call, (), BaseModel, {"type": "function", "function": described})
+        return RemoteTool.of(call, listed.name, listed.description or "", listed.input_schema)
 
     def _call(self, name: str, /, **given: Any) -> str:
         result = self._asked(self._client.call_tool(name, given))

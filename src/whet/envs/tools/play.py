@@ -25,7 +25,7 @@ from whet.sandbox.sessions import Session, Sessions
 
 HOOK_S = 60.0
 """Seconds of `reset` and of the other methods that are no tools."""
-TURN_HOOKS = frozenset({"turn_reward", "state", "user"})
+TURN_HOOKS = frozenset({"turn_reward", "state", "user", "over"})
 
 
 class ToolEnvironments:
@@ -42,7 +42,11 @@ class ToolEnvironments:
         parts: list[JSON] = [[str(config.path or "builtins:object"), config.options]]
         arguments: list[JSON] = [[*parts, *(list(tool.part) for tool in config.tools)]]
         self.sessions = Sessions(
-            "whet.envs.tools.worker:load", arguments=arguments, most=config.processes, memory_mb=None
+            "whet.envs.tools.worker:load",
+            arguments=arguments,
+            most=config.processes,
+            memory_mb=None,
+            python=str(config.python or ""),
         )
         described = self.sessions.once({"do": "describe", "with": {}}, HOOK_S)
         answer: Any = described.value
@@ -152,17 +156,17 @@ class Play:
             done, text = await self._call(call, number)
             calls.append(done)
             results.append(Message(role="tool", content=text, tool_call_id=call.id, name=call.name or "unknown"))
-        found: Mapping[str, Any] = {"reward": None, "state": None, "user": None}
+        found: Mapping[str, Any] = {"reward": None, "state": None, "user": None, "over": False}
         if TURN_HOOKS & self.made.hooks:
             found = await self._ask("turn", HOOK_S, caused=True, message=message.content, calls=len(calls))
         said, users = found["user"], self.made.users
         self.talk.append(message)
-        if said is None and not calls and users is not None:
+        if said is None and not calls and users is not None and not found["over"]:
             said = await users.says(self.task, self.talk)
         if said is not None:
             results.append(Message(role="user", content=said))
             self.talk += results[-1:]
-        over = not results or (bool(calls) and was_out)
+        over = found["over"] or not results or (bool(calls) and was_out)
         return Observed(
             messages=tuple(results), over=over, reward=found["reward"], state=found["state"], calls=tuple(calls)
         )

@@ -1,20 +1,22 @@
-"""From a Python function to a tool: its JSON schema from type hints and docstring, and its arguments checked by it."""
+"""From a Python function to a tool: its JSON schema from type hints and docstring, and its arguments checked by it.
+
+What reads hints and schemas is imported where it is used: plays may be in an environment that lacks it.
+"""
 
 from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, get_type_hints, runtime_checkable
-
-import docstring_parser
-from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, ValidationError, create_model
+from typing import TYPE_CHECKING, Any, Protocol, get_type_hints, runtime_checkable
 
 from whet.target import TargetError
 
-STRICT = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -37,6 +39,8 @@ class Tool:
 
     def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments as the hints have them. Raises `ValueError`, one line, where they do not fit the schema."""
+        from pydantic import ValidationError
+
         try:
             read = self.model.model_validate_json(json.dumps(given))
         except ValidationError as error:
@@ -45,16 +49,50 @@ class Tool:
         return {name: getattr(read, f"p{n}") for n, name in enumerate(self.names) if f"p{n}" in read.model_fields_set}
 
 
+@dataclass(frozen=True, slots=True)
+class RemoteTool:
+    """A tool whose schema is another's, as it comes."""
+
+    function: Callable[..., Any]
+    schema: dict[str, Any]
+
+    @classmethod
+    def of(cls, function: Callable[..., Any], name: str, description: str, parameters: Mapping[str, Any]) -> RemoteTool:
+        """With a schema in the OpenAI shape."""
+        described = {"name": name, "description": description, "parameters": {"properties": {}, **parameters}}
+        return cls(function, {"type": "function", "function": described})
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return str(self.schema["function"]["name"])
+
+    def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """As they were given. Raises `ValueError` where they do not fit the schema."""
+        import jsonschema
+
+        try:
+            jsonschema.validate(given, self.schema["function"]["parameters"])
+        except jsonschema.ValidationError as error:
+            raise ValueError(f"{'.'.join(map(str, error.path))}: {error.message}".lstrip(": ")[:500]) from error
+        return dict(given)
+
+
 @runtime_checkable
 class Offers(Protocol):
     """A part of an environment whose tools are known once it runs."""
 
-    def offered(self) -> list[Tool]:
+    def offered(self) -> Sequence[Tool | RemoteTool]:
         """Them, beside its methods."""
 
 
 def as_tool(name: str, function: Callable[..., Any]) -> Tool:
     """The tool that a function or bound method is. Raises `TargetError`, with its place, where it cannot be one."""
+    try:
+        import docstring_parser
+        from pydantic import ConfigDict, Field, PydanticUserError, create_model
+    except ImportError as error:
+        raise TargetError("tools of a class need pydantic and docstring_parser where it runs; pip install them") from error
     said = docstring_parser.parse(inspect.getdoc(function) or "")
     if not said.short_description:
         raise _refused(name, function, "has no docstring; say in one what it does")
@@ -73,7 +111,8 @@ def as_tool(name: str, function: Callable[..., Any]) -> Tool:
         default = ... if parameter.default is parameter.empty else parameter.default
         fields[f"p{number}"] = (hints[key], Field(default, alias=key, description=texts.get(key) or None))
     try:
-        model = create_model(name, __config__=STRICT, **fields)
+        strict = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+        model = create_model(name, __config__=strict, **fields)
         schema = _untitled(model.model_json_schema())
     except (PydanticUserError, TypeError) as error:
         why = str(error).partition("\n")[0]

@@ -17,11 +17,13 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from whet.envs.tools.schema import NAMED, Offers, Tool, as_tool
+from whet.envs.tools.schema import NAMED, Offers, RemoteTool, Tool, as_tool
 from whet.errors import EnvironmentFailure
 from whet.target import TargetError, describe, load_function
 
-HOOKS = frozenset({"load", "reset", "reward", "get_reward", "turn_reward", "state", "user", "close", "offered"})
+HOOKS = frozenset(
+    {"load", "rows", "reset", "reward", "get_reward", "turn_reward", "state", "user", "over", "close", "offered"}
+)
 """Methods of a class that are not tools."""
 HARMLESS = ("tqdm_monitor",)
 """Threads without which nothing is amiss: it redraws progress bars."""
@@ -66,13 +68,21 @@ def load(parts: Sequence[tuple[str, Mapping[str, Any]]]) -> Callable[[Mapping[st
     return answer
 
 
+def rows(path: str, options: Mapping[str, Any]) -> Callable[[Any], list[Any]]:
+    """The function that answers with the tasks that a class has. Raises `TargetError` where it has none."""
+    listed = getattr(load_function(path), "rows", None)
+    if not callable(listed):
+        raise TargetError(f"{path} lists no tasks: it has no class method rows")
+    return lambda _: list(listed(**options))
+
+
 class _Play:
     """An object of each class. The first one is the user's own, the others are tools."""
 
     def __init__(self, parts: Sequence[Any], functions: Sequence[Callable[..., Any]]) -> None:
         self._parts = parts
-        self._tools: dict[str, Tool] = {}
-        listed = [as_tool(each.__name__, each) for part in parts for each in _methods(part)]
+        self._tools: dict[str, Tool | RemoteTool] = {}
+        listed: list[Tool | RemoteTool] = [as_tool(each.__name__, each) for part in parts for each in _methods(part)]
         listed += [as_tool(each.__name__, each) for each in functions]
         for tool in [*listed, *(tool for part in parts if isinstance(part, Offers) for tool in part.offered())]:
             if tool.name in self._tools:
@@ -135,6 +145,7 @@ class _Play:
             "reward": sum(known) if known else None,
             "state": self._state(),
             "user": None if said is None else str(said),
+            "over": any(_told(part, "over") for part in self._parts),
         }
 
     def end(self) -> dict[str, float]:

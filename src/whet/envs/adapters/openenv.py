@@ -1,0 +1,164 @@
+"""Environments of OpenEnv (0.10): a server that runs is asked over its WebSocket, one connection for each play.
+
+A server of MCP tools offers these; any other one has a single tool, `act`, with the schema of its actions, or takes what
+the policy says as the action's field `text`. Pings are off: a play waits for the policy longer than servers wait.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from functools import partial
+from itertools import count
+from typing import Any, ClassVar
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from whet.envs.tools.schema import RemoteTool
+from whet.errors import EnvironmentFailure
+from whet.target import TargetError, describe
+
+NOT_SHOWN = ("reward", "done", "metadata")
+REFUSED = ("VALIDATION_ERROR", "EXECUTION_ERROR")
+"""Errors of an action; the others are the server's."""
+ANSWER_S = 60.0
+
+
+class OpenEnv:
+    """An environment whose state is a server's."""
+
+    _url: ClassVar[str]
+    _field: ClassVar[str | None]
+    _schema: ClassVar[Mapping[str, Any]]
+    _client: ClassVar[Any]
+
+    @classmethod
+    def load(cls, url: str, text: str | None = None) -> None:
+        """`url`: http://HOST:PORT; `text`: the field of an action that is what the policy says."""
+        try:
+            from websockets.sync import client
+        except ImportError as error:
+            raise TargetError("kind: openenv needs websockets where it runs; pip install websockets jsonschema") from error
+        cls._url, cls._field, cls._client = url.rstrip("/"), text, client
+        cls._schema = _got(f"{cls._url}/schema")["action"]
+
+    @classmethod
+    def rows(cls, url: str, text: str | None = None, split: str = "train") -> list[dict[str, Any]]:
+        """The tasks that the server lists; each becomes what `reset` is given."""
+        (name, *_) = _got(f"{url.rstrip('/')}/list_environments")
+        listed = _got(f"{url.rstrip('/')}/{name}/tasks", {"split": split})
+        tasks = [task if isinstance(task, dict) else {"task": task} for task in listed["tasks"]]
+        return [{"prompt": "Begin.", "split": split, "index": n, **task} for n, task in enumerate(tasks)]
+
+    def __init__(self) -> None:
+        self._ids = count(1)
+        try:
+            where = f"{self._url.replace('http', 'ws', 1)}/ws"
+            self._socket = self._client.connect(where, ping_interval=None, max_size=None)
+        except Exception as error:
+            raise EnvironmentFailure(f"OpenEnv {self._url}: cannot be reached ({describe(error)})") from error
+        self._earned, self._done = 0.0, False
+        self._turn: float | None = None
+
+    def offered(self) -> list[RemoteTool]:
+        """Its MCP tools, or one that acts; none where the policy's words are the action."""
+        if self._field is not None:
+            return []
+        listed = self._asked("mcp", {"jsonrpc": "2.0", "id": next(self._ids), "method": "tools/list", "params": {}})
+        tools = (listed.get("result") or {}).get("tools")
+        if tools is not None:
+            return [RemoteTool.of(partial(self._call, t["name"]), t["name"], t["description"], _input(t)) for t in tools]
+        shown = {name: about for name, about in self._schema["properties"].items() if name != "metadata"}
+        parameters = {**self._schema, "properties": shown}
+        return [RemoteTool.of(self._act, "act", self._schema.get("description", "Act."), parameters)]
+
+    def reset(self, **row: Any) -> str:
+        """Begin; a server takes of the row what its reset names."""
+        shown = self._shown(self._asked("reset", {"seed": random.getrandbits(31), **row}))
+        return f"\n\n{shown}" if shown else ""
+
+    def user(self, message: str) -> str | None:
+        """Where the policy's words are the action: what follows them."""
+        if self._field is None or self._done:
+            return None
+        try:
+            return self._act(**{self._field: message})
+        except ValueError as error:
+            return f"error: {error}"
+
+    def turn_reward(self) -> float | None:
+        """What its steps brought in this turn."""
+        turn, self._turn = self._turn, None
+        return turn
+
+    def over(self) -> bool:
+        """Whether it said that it is done."""
+        return self._done
+
+    def reward(self) -> float:
+        """What its steps brought."""
+        return self._earned
+
+    def close(self) -> None:
+        """End the session."""
+        self._socket.send(json.dumps({"type": "close"}))
+        self._socket.close()
+
+    def _call(self, tool: str, /, **arguments: Any) -> str:
+        return self._act(type="call_tool", tool_name=tool, arguments=arguments)
+
+    def _act(self, **action: Any) -> str:
+        if self._done:
+            raise ValueError("the episode is over")
+        return self._shown(self._asked("step", action))
+
+    def _shown(self, answer: Mapping[str, Any]) -> str:
+        """The observation as text; what it was worth is noted."""
+        self._done = bool(answer.get("done"))
+        if (reward := answer.get("reward")) is not None:
+            self._earned, self._turn = self._earned + reward, (self._turn or 0.0) + reward
+        observed = {key: value for key, value in answer["observation"].items() if key not in NOT_SHOWN}
+        if "tool_name" in observed:
+            if observed.get("error"):
+                raise ValueError(observed["error"].get("message", str(observed["error"])))
+            observed = observed["result"]
+            if isinstance(observed, dict) and "content" in observed:
+                text = "\n".join(part.get("text", f"[{part.get('type')}]") for part in observed["content"])
+                if observed.get("is_error"):
+                    raise ValueError(text)
+                return text
+            return observed if isinstance(observed, str) else json.dumps(observed, ensure_ascii=False)
+        (only, *others) = observed.values() or ("",)
+        return only if isinstance(only, str) and not others else json.dumps(observed, ensure_ascii=False)
+
+    def _asked(self, kind: str, data: Mapping[str, Any]) -> Any:
+        """What the server answers. Raises `ValueError` for what it refuses, `EnvironmentFailure` where it is gone."""
+        try:
+            self._socket.send(json.dumps({"type": kind, "data": data}))
+            answer = json.loads(self._socket.recv(timeout=ANSWER_S))
+        except Exception as error:
+            raise EnvironmentFailure(f"OpenEnv {self._url}: {describe(error)}") from error
+        if answer["type"] == "error":
+            said = answer["data"]
+            if said.get("code") in REFUSED:
+                raise ValueError(said["message"])
+            raise EnvironmentFailure(f"OpenEnv {self._url}: {said.get('code')}: {said['message']}")
+        return answer["data"]
+
+
+def _input(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    schema: Mapping[str, Any] = tool.get("inputSchema") or tool.get("input_schema") or {"type": "object"}
+    return schema
+
+
+def _got(url: str, body: Mapping[str, Any] | None = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    asked = Request(url, data, {"Content-Type": "application/json"})  # noqa: S310 - the recipe's own address
+    try:
+        with urlopen(asked, timeout=ANSWER_S) as answer:  # noqa: S310
+            return json.load(answer)
+    except HTTPError as error:
+        raise TargetError(f"{url}: is not to be had from this server ({error}); write the rows yourself") from error
+    except (OSError, ValueError) as error:
+        raise TargetError(f"{url}: no OpenEnv server answers there ({error})") from error
