@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from whet.config.environment import ADAPTERS
 from whet.config.recipe import INHERITED, SHORT, STAGES, Recipe
 from whet.config.train import SamplingConfig, TrainConfig
 
@@ -25,6 +26,7 @@ def json_schema() -> dict[str, Any]:
     loop = {"type": "object", "properties": group, "required": ["repeat", "stages"], "additionalProperties": False}
     stages["additionalProperties"] = {"anyOf": [stages["additionalProperties"], loop]}
     _allow_text(schema["properties"], "model")
+    schema["$defs"]["EnvironmentConfig"]["properties"]["kind"]["enum"] += ADAPTERS
     for stage in STAGES:
         properties = schema["$defs"][stage.__name__]["properties"]
         for key in SHORT.keys() & properties.keys():

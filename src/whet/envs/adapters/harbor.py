@@ -30,8 +30,10 @@ class Tasks:
     @classmethod
     def load(cls, folder: str, **trial: Any) -> None:
         """`folder`: of task folders; `trial`: sections of Harbor's trial: `agent`, `environment`, `verifier`."""
+        os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it asks the web for prices, in every play
         try:
-            import harbor.trial.trial
+            import harbor.trial.trial  # noqa: F401 - what takes seconds is loaded once
+            import litellm  # noqa: F401
         except ImportError as error:
             raise TargetError(f"kind: harbor needs harbor 0.25 where it runs, as python: says ({error})") from error
         cls._folder, cls._trial = Path(folder), trial
@@ -50,8 +52,8 @@ class Tasks:
         from harbor.trial.trial import Trial
 
         url = os.environ["OPENAI_BASE_URL"]
-        agent = {"name": "terminus-2", "kwargs": {"api_base": url}} | self._trial.get("agent", {})
-        agent |= {"model_name": f"openai/{os.environ['WHET_MODEL']}", "base_url": url}
+        agent = self._trial.get("agent") or {"name": "terminus-2", "kwargs": {"api_base": url}}
+        agent = {**agent, "model_name": f"openai/{os.environ['WHET_MODEL']}"}
         task = {"path": self._folder / told["folder"]}
         with tempfile.TemporaryDirectory() as trials:
             config = TrialConfig.model_validate({**self._trial, "task": task, "trials_dir": trials, "agent": agent})

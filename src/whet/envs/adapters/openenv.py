@@ -1,7 +1,7 @@
 """Environments of OpenEnv (0.10): a server that runs is asked over its WebSocket, one connection for each play.
 
-A server of MCP tools offers these; any other one has a single tool, `act`, with the schema of its actions, or takes what
-the policy says as the action's field `text`. Pings are off: a play waits for the policy longer than servers wait.
+A server of MCP tools offers these; any other one has a single tool, `act`, with the schema of its actions, or takes
+what the policy says as the action's field `text`. Pings are off: a play waits for the policy longer than servers wait.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from functools import partial
 from itertools import count
 from typing import Any, ClassVar
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
+from urllib.request import urlopen
 
 from whet.envs.tools.schema import RemoteTool
 from whet.errors import EnvironmentFailure
@@ -39,17 +38,9 @@ class OpenEnv:
         try:
             from websockets.sync import client
         except ImportError as error:
-            raise TargetError("kind: openenv needs websockets where it runs; pip install websockets jsonschema") from error
+            raise TargetError("kind: openenv needs websockets where it runs; pip install websockets") from error
         cls._url, cls._field, cls._client = url.rstrip("/"), text, client
         cls._schema = _got(f"{cls._url}/schema")["action"]
-
-    @classmethod
-    def rows(cls, url: str, text: str | None = None, split: str = "train") -> list[dict[str, Any]]:
-        """The tasks that the server lists; each becomes what `reset` is given."""
-        (name, *_) = _got(f"{url.rstrip('/')}/list_environments")
-        listed = _got(f"{url.rstrip('/')}/{name}/tasks", {"split": split})
-        tasks = [task if isinstance(task, dict) else {"task": task} for task in listed["tasks"]]
-        return [{"prompt": "Begin.", "split": split, "index": n, **task} for n, task in enumerate(tasks)]
 
     def __init__(self) -> None:
         self._ids = count(1)
@@ -68,7 +59,9 @@ class OpenEnv:
         listed = self._asked("mcp", {"jsonrpc": "2.0", "id": next(self._ids), "method": "tools/list", "params": {}})
         tools = (listed.get("result") or {}).get("tools")
         if tools is not None:
-            return [RemoteTool.of(partial(self._call, t["name"]), t["name"], t["description"], _input(t)) for t in tools]
+            return [
+                RemoteTool.of(partial(self._call, t["name"]), t["name"], t["description"], _input(t)) for t in tools
+            ]
         shown = {name: about for name, about in self._schema["properties"].items() if name != "metadata"}
         parameters = {**self._schema, "properties": shown}
         return [RemoteTool.of(self._act, "act", self._schema.get("description", "Act."), parameters)]
@@ -152,13 +145,9 @@ def _input(tool: Mapping[str, Any]) -> Mapping[str, Any]:
     return schema
 
 
-def _got(url: str, body: Mapping[str, Any] | None = None) -> Any:
-    data = None if body is None else json.dumps(body).encode()
-    asked = Request(url, data, {"Content-Type": "application/json"})  # noqa: S310 - the recipe's own address
+def _got(url: str) -> Any:
     try:
-        with urlopen(asked, timeout=ANSWER_S) as answer:  # noqa: S310
+        with urlopen(url, timeout=ANSWER_S) as answer:
             return json.load(answer)
-    except HTTPError as error:
-        raise TargetError(f"{url}: is not to be had from this server ({error}); write the rows yourself") from error
     except (OSError, ValueError) as error:
         raise TargetError(f"{url}: no OpenEnv server answers there ({error})") from error

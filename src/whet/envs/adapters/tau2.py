@@ -40,14 +40,14 @@ class Domain:
         found = _domain(domain)
         system = {"role": "system", "content": found.get_environment().get_policy()}
         prompt = [system, {"role": "user", "content": GREETING}]
-        tasks = found.get_tasks()
-        return [{"id": task.id, "prompt": prompt, "task": task.id, "scenario": str(task.user_scenario)} for task in tasks]
+        tasks = {task.id: str(task.user_scenario) for task in found.get_tasks()}
+        return [{"id": name, "prompt": prompt, "task": name, "scenario": scenario} for name, scenario in tasks.items()]
 
     def offered(self) -> list[RemoteTool]:
         """The domain's."""
-        described = [(tool.name, tool.openai_schema["function"]) for tool in self._environment.get_tools()]
-        use = self._environment.use_tool
-        return [RemoteTool.of(partial(_used, use, name), name, f["description"], f["parameters"]) for name, f in described]
+        described = (tool.openai_schema["function"] for tool in self._environment.get_tools())
+        named = [(each["name"], each["description"], each["parameters"]) for each in described]
+        return [RemoteTool.of(partial(self._used, name), name, about, schema) for name, about, schema in named]
 
     def reset(self, task: str) -> None:
         """Put the database into the task's first state."""
@@ -71,18 +71,16 @@ class Domain:
         for action in (asked and asked.actions) or []:
             try:
                 self._gold.use_tool(action.name, **action.arguments)
-            except Exception:  # noqa: BLE001, S112 - as in tau2, where it is a warning
+            except Exception:  # noqa: BLE001 - as in tau2, where it is a warning
                 continue
         right = self._gold.get_db_hash() == self._environment.get_db_hash()
         texts = [text.lower() for text in (asked and asked.communicate_info) or []]
         told = all(any(text in said for said in self._said) for text in texts)
         return {"reward": float(right and told)}
 
-
-def _used(use: Any, name: str, /, **arguments: Any) -> Any:
-    from tau2.environment.environment import Environment
-
-    return Environment.to_json_str(use(name, **arguments))
+    def _used(self, name: str, /, **arguments: Any) -> str:
+        shown: str = self._environment.to_json_str(self._environment.use_tool(name, **arguments))
+        return shown
 
 
 def _domain(name: str) -> Any:

@@ -5,6 +5,7 @@ What reads hints and schemas is imported where it is used: plays may be in an en
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -58,7 +59,9 @@ class RemoteTool:
 
     @classmethod
     def of(cls, function: Callable[..., Any], name: str, description: str, parameters: Mapping[str, Any]) -> RemoteTool:
-        """With a schema in the OpenAI shape."""
+        """With a schema in the OpenAI shape. Raises `TargetError` where nothing can check arguments against it."""
+        if importlib.util.find_spec("jsonschema") is None:
+            raise TargetError("tools of other frameworks need jsonschema where they run; pip install jsonschema")
         described = {"name": name, "description": description, "parameters": {"properties": {}, **parameters}}
         return cls(function, {"type": "function", "function": described})
 
@@ -92,7 +95,7 @@ def as_tool(name: str, function: Callable[..., Any]) -> Tool:
         import docstring_parser
         from pydantic import ConfigDict, Field, PydanticUserError, create_model
     except ImportError as error:
-        raise TargetError("tools of a class need pydantic and docstring_parser where it runs; pip install them") from error
+        raise TargetError("tools need pydantic and docstring_parser where their class runs; install them") from error
     said = docstring_parser.parse(inspect.getdoc(function) or "")
     if not said.short_description:
         raise _refused(name, function, "has no docstring; say in one what it does")

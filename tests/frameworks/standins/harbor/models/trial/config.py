@@ -1,0 +1,5 @@
+"""A trial's configuration."""
+
+
+class TrialConfig(dict):
+    model_validate = classmethod(lambda cls, given: cls(given))
