@@ -19,7 +19,7 @@ TAIL_BYTES = 1 << 16
 """Of what a command prints, which may be without end."""
 
 
-def load(path: str, command: Sequence[str], options: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]:
+def load(path: str, command: Sequence[str], options: Mapping[str, Any] = {}) -> Callable[[Mapping[str, Any]], Any]:
     """The function that plays one task: `{"worth": ...}`, `{"broken": why}` or `{"failed": why}`.
 
     A class is given the options in `load`, once, and an object of it is called.

@@ -16,7 +16,7 @@ class Shop:
 
     def get_tools(self):
         parameters = {"type": "object", "properties": {"item": {"type": "string"}}, "required": ["item"]}
-        described = {"description": "Sell an item.", "parameters": parameters}
+        described = {"name": "sell", "description": "Sell an item.", "parameters": parameters}
         return [SimpleNamespace(name="sell", openai_schema={"function": described})]
 
     def use_tool(self, name, item):
