@@ -17,9 +17,10 @@ from rich.console import Console
 from whet.cli.plan import memory_table, rank_lines
 from whet.config import CreateConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
 from whet.config.loading import load_recipe
+from whet.config.machine import TrainerRanks
 from whet.config.policy_terms import CriticConfig
 from whet.launch.memory import footprint, footprints, frugal, settle, trainings
-from whet.launch.memory_report import FULL_TOKENS, ROOM, Footprint, Role, fitting_tokens, on_each_rank
+from whet.launch.memory_report import FULL_TOKENS, ROOM, Footprint, Role, fitting_tokens, on_each_rank, with_samplers
 from whet.pipeline.run import Run
 
 ROOT = Path(__file__).parent.parent
@@ -238,12 +239,18 @@ def test_ranks_share_what_learns_and_the_driver_keeps_what_is_asked() -> None:
     policy = Role(role="policy", weights=1000, optimizer=3000, work=500, cache=400, gathered=200)
     judge = Role(role="judge", weights=700)
     need = Footprint(stage="rl", microbatch_tokens=1, process=100, roles=(policy, judge), available=10_000)
-    each = on_each_rank(need, 3, 3)
+    each = on_each_rank(need, TrainerRanks(gpus=3))
     (role,) = each.roles
     assert (role.weights, role.optimizer, role.work, role.cache) == (334, 1000, 700, 0)
     assert each.driver == 700 + 400 + 1000  # the judge, the cache, and a copy of the weights to sample from
     assert each.everything == 3 * each.peak + 100 + each.driver and not each.advice
     assert replace(each, process=0).everything == replace(each, process=0).peak  # each has a GPU of its own
+    apart = with_samplers(need, 2)
+    assert (apart.cache, apart.samplers) == (0, 100 + 3 * 1000 + 2 * 400)
+    assert apart.everything == apart.peak + apart.samplers
+    assert on_each_rank(apart, TrainerRanks(gpus=3)).driver == 700 + 1000
+    (role,) = on_each_rank(need, TrainerRanks(gpus=4, context=2)).roles
+    assert (role.weights, role.work) == (250, 500 // 2 + 200)
 
 
 def test_a_plan_says_how_ranks_share_a_step() -> None:
@@ -251,4 +258,7 @@ def test_a_plan_says_how_ranks_share_a_step() -> None:
     lines = rank_lines(loaded)
     assert lines[0] == "Trainer: 4 ranks (2 x 2), 1/2 of the model on each, 2 copies"
     assert "  ppo: 256 sequences a step as on one process, about 64 on a rank, cut by tokens" in lines
+    loaded = load_recipe(ROOT / "recipes" / "rlhf.yaml", ["machine.trainer={gpus: 4, context: 2}"])
+    assert rank_lines(loaded)[0] == "Trainer: 4 ranks (1 x 4), 1/4 of the model on each, each micro-batch on 2 together"
+    assert "  ppo: 256 sequences a step as on one process, about 128 on those, cut by tokens" in rank_lines(loaded)
     assert rank_lines(load_recipe(ROOT / "recipes" / "rlhf.yaml")) == []

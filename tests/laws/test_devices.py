@@ -3,7 +3,7 @@
 The model is on torch's `meta` device, which has shapes and no numbers, and everything else on the host; every operation
 that torch is asked for goes through a mode that refuses a host tensor beside one of the device. What is read back from
 the device is ones, indices are zeros. So the engine and the trainer run as they do on a GPU, backward included.
-(Tensors on a "cuda" of no kernels, under `FakeTensorMode`, do not get so far: a torch without CUDA cannot index them.)
+(Tensors on "cuda" under `FakeTensorMode` do not get so far in a torch without CUDA: `test_fake_devices`.)
 """
 
 from __future__ import annotations

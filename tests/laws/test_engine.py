@@ -166,7 +166,7 @@ def test_noise_on_embeddings_is_seeded_bounded_and_of_training_alone() -> None:
     expected = [max(lengths)] * shared + [n for n in lengths for _ in range(n - shared)]
     assert row_lengths(layout).tolist() == expected
     embedding = torch.nn.Embedding.from_pretrained(torch.zeros(3, 64))
-    with noisy(embedding, layout, 5.0):
+    with noisy(embedding, row_lengths(layout), 5.0):
         noise_ND = embedding(torch.zeros(1, len(expected), dtype=torch.long))[0]
     share_ND = noise_ND.abs() * (torch.tensor(expected)[:, None] * 64).sqrt() / 5
     assert 0.9 < share_ND.max() <= 1 + 1e-6 and not embedding(torch.zeros(1, 2, dtype=torch.long)).any()

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -93,6 +94,16 @@ def test_other_processes_write_the_same_bits_under_each_version(fleet: Fleet) ->
         fleet.publish(version)
     (refused,) = answers_of(fleet, requests(1, version=0))
     assert str(refused) == "weights of version 0 are not kept; there are [1, 2, 3]"
+
+
+def test_requests_of_one_version_are_spread_over_all_samplers(fleet: Fleet) -> None:
+    move(fleet)
+    fleet.publish(4)
+    assert healthy(fleet)
+    before = [each._count for each in fleet.replicas]
+    assert answers_of(fleet, requests(24, version=4)) == in_process(fleet, count=24)
+    assert min(each._count - was for each, was in zip(fleet.replicas, before, strict=True)) >= 5
+    assert healthy(fleet, 4)
 
 
 def test_a_sampler_that_is_killed_changes_no_bit_and_comes_back_with_the_weights(fleet: Fleet) -> None:
@@ -273,6 +284,31 @@ def test_when_no_sampler_is_left_the_error_says_of_each_what_became_of_it(fleet:
         SamplersLost, match=r"no sampler is left: sampler 0 .* is dead .*its process ended.*; sampler 1 "
     ):
         run(fleet.sample(requests(1)[0]))
+
+
+def test_who_waits_for_older_requests_waits_for_no_sampler() -> None:
+    """Its deadline begins when it is its turn: the older one gives up first, though it came later."""
+
+    async def story() -> None:
+        (waiting,) = requests(1)
+        held = Held(path=Path("none"), digest="", probe=Probe(request=waiting, tokens=[], logps=[]))
+        fleet = Fleet.__new__(Fleet)
+        fleet.version, fleet._past, fleet._held, fleet._wanted = 3, 1, {2: held, 3: held}, Counter()
+        patience = {"request_s": 0.2, "start_s": 0.2}
+        fleet._patience, fleet._change = (
+            MachineConfig.model_validate({"deadlines": patience}).deadlines,
+            asyncio.Event(),
+        )
+        fleet.replicas = [Replica(0, 5)]
+        newer = asyncio.create_task(fleet._choose(replace(waiting, version=3)))
+        await asyncio.sleep(0.1)
+        older = asyncio.create_task(fleet._choose(replace(waiting, version=2)))
+        await asyncio.wait([older])
+        assert isinstance(older.exception(), SamplersLost) and not newer.done()
+        with pytest.raises(SamplersLost, match="a request waits for a sampler since"):
+            await newer
+
+    asyncio.run(story())
 
 
 def test_who_waits_for_the_newest_weights_takes_those_that_come_meanwhile() -> None:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ from whet.config import PolicyConfig
 from whet.config.lag import LagConfig
 from whet.config.loading import load_recipe
 from whet.envs.base import SingleTurn
-from whet.errors import ConfigError, RunError, SamplerError, SamplersLost
+from whet.errors import ConfigError, RunError, SamplerError, SamplersLost, TrainingError
 from whet.records import Completion, Ending, Group
 from whet.rollouts.feed import Feed, Taken
 from whet.rollouts.ledger import AheadFeed
@@ -288,6 +288,21 @@ def test_the_time_of_training_is_no_wait_for_a_group(monkeypatch: pytest.MonkeyP
         assert len(feed.take(P, step=0).groups) == P
 
 
+@pytest.mark.parametrize(("order", "allowed"), [("strict", "a lag of at most 1"), ("exact", "version 0 alone")])
+def test_a_sampler_that_does_not_keep_to_the_order_ends_the_step(order: str, allowed: str) -> None:
+    sampler = Latent()
+    sample = sampler.sample
+
+    async def older(request: Request) -> Completion:
+        return replace(await sample(request), version=-5)
+
+    sampler.sample = older  # type: ignore[method-assign]
+    with closing(ahead(sampler, order)) as feed:
+        feed.publish(0)
+        with pytest.raises(TrainingError, match=rf"step 1: position 0 has tokens of versions \[-5\].*{allowed}"):
+            feed.take(P, step=0)
+
+
 # ------------------------------------------------------------------------------------------ the recipe
 
 
@@ -365,9 +380,9 @@ def test_exact_a_run_that_was_killed_ends_as_one_that_was_not_and_leaves_no_proc
         )
         assert any((broken / "checkpoints").glob("*/step-*/rollouts/ledger.json"))
         give_up = time.monotonic() + 20
-        while time.monotonic() < give_up and len(_marked(mark)) > 1:
+        while time.monotonic() < give_up and len(marked(mark)) > 1:
             time.sleep(0.05)
-        assert len(_marked(mark)) == 1, "the nursery alone: samplers die with their driver"
+        assert len(marked(mark)) == 1, "the nursery alone: samplers die with their driver"
         done = nursery.obey("run", "r.yaml", f"out={broken}", folder=broken)
         assert done.code == 0, done.errors
         assert "continues after step" in done.errors
@@ -376,7 +391,7 @@ def test_exact_a_run_that_was_killed_ends_as_one_that_was_not_and_leaves_no_proc
         nursery.close()
 
 
-def _marked(mark: str) -> list[int]:
+def marked(mark: str) -> list[int]:
     """Processes that have the mark in their environment, and are not dead."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):

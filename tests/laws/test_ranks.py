@@ -23,11 +23,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.laws.support import largest_difference, random_atoms, tiny_model, tiny_trainer
+from tests.laws.nursery import contents
+from tests.laws.support import SHAPE, _widen_norms, largest_difference, random_atoms, tiny_model, tiny_trainer
 from tests.laws.test_engine import OBJECTIVES, policy_atoms
+from tests.laws.test_lag import marked
+from tests.laws.test_resume import MODEL
 from tests.laws.test_value import KINDS, judged_atoms
 from whet.algorithms.preference import objective_of as preference_of
-from whet.config import LossConfig, MachineConfig
+from whet.config import LossConfig, MachineConfig, ModelConfig
 from whet.config.loading import load_recipe
 from whet.errors import ConfigError, ModelError, RunError
 from whet.files import read_json
@@ -36,10 +39,15 @@ from whet.launch import main, ranked
 from whet.launch.rank import _read
 from whet.launch.ranked import RankedWorld
 from whet.launch.ranks import Ranks, RankSetup, prove
+from whet.launch.samplers import start_fleet
 from whet.launch.world import LocalWorld
+from whet.models.load import load_model
 from whet.models.matmul import library
-from whet.records import Atom, TokenRow
+from whet.pipeline.lineage import UNDECIDED
+from whet.pipeline.run import Run
+from whet.records import Atom, Metric, TokenRow
 from whet.rollouts.assemble import to_atoms
+from whet.sampling.fleet import Fleet
 from whet.tracking.log import read_metrics
 from whet.training.base import Objective, Outputs
 from whet.training.checkpoint import newest_generation, save_generation
@@ -59,7 +67,7 @@ def machine_of(ranks: int, **keys: Any) -> MachineConfig:
 
 def group_of(ranks: int) -> Ranks:
     setup = RankSetup(
-        world=ranks, store=("", 0), cuda=False, threads=1, products=library(), frugal=False, collective_s=PATIENCE_S
+        world=ranks, store=("", 0), device="cpu", threads=1, products=library(), frugal=False, collective_s=PATIENCE_S
     )  # fmt: skip
     return Ranks(machine_of(ranks), setup)
 
@@ -84,6 +92,11 @@ def tiny(_: LocalWorld, train: dict[str, Any], kind: str = "policy") -> LocalTra
         trainer = KINDS[kind][0](**{"microbatch_tokens": 100, **train})
     else:
         trainer = tiny_trainer(**{"microbatch_tokens": 100, **train})
+    if kind == "one key-value head":
+        create = SHAPE.model_copy(update={"kv_heads": 1})
+        module = load_model(ModelConfig(path="whet:tiny", create=create)).module.to(torch.float64)
+        _widen_norms(module)
+        trainer = LocalTrainer(replace(trainer.model, module=module), trainer.config)
     if kind == "with reference":
         trainer = LocalTrainer(trainer.model, trainer.config, {"reference": tiny_model(seed=1)})
     if "lora" in train:
@@ -114,11 +127,18 @@ def process(_: ShardedTrainer) -> int:
 
 
 def build(
-    group: Ranks, kind: str = "policy", *, replicate: int = 1, most_tokens: int | None = None, **train: Any
+    group: Ranks,
+    kind: str = "policy",
+    *,
+    replicate: int = 1,
+    context: int = 1,
+    most_tokens: int | None = None,
+    **train: Any,
 ) -> GroupTrainer:
     group.start(PATIENCE_S)
-    group.call("build", [("t", [], replicate, most_tokens, tiny, (train, kind), {})] * group.ranks, PATIENCE_S)
-    return GroupTrainer(group, "t", deadline_s=PATIENCE_S)
+    part = ("t", [], replicate, context, most_tokens, tiny, (train, kind), {})
+    group.call("build", [part] * group.ranks, PATIENCE_S)
+    return GroupTrainer(group, "t", deadline_s=PATIENCE_S, context=context)
 
 
 def on_ranks(trainer: GroupTrainer, work: Any) -> list[Any]:
@@ -167,26 +187,22 @@ def test_the_gradient_is_that_of_one_process(ranks: int, groups: dict[int, Ranks
     """Every preset, on two ranks every fourth; atoms of unequal cost, so that ranks have unequal numbers of passes."""
     alone, together = here(), build(groups[ranks])
     for name, objective in list(OBJECTIVES.items())[:: 1 if ranks == 3 else 4]:
-        atoms = policy_atoms()[: 1 + len(name) % 4]  # one atom too: its rows are spread, or a rank is idle
-        metrics = alone.forward_backward(atoms, objective), together.forward_backward(atoms, objective)
-        expected, *found = take_gradient(alone), *on_ranks(together, take_gradient)
-        tolerance = 1e-12 * max(1.0, *(float(g.abs().max()) for g in expected.values()))
-        for gradient in found:
-            assert largest_difference(gradient, expected) < tolerance, name
-        for key in metrics[0]:
-            both = (each[key].total if key == "loss" else each[key].mean for each in metrics)
-            assert next(both) == pytest.approx(next(both), rel=1e-9, abs=1e-12, nan_ok=True), (name, key)
+        # One atom too: its rows are spread, or a rank is idle.
+        same_gradient(alone, together, policy_atoms()[: 1 + len(name) % 4], objective)
     owned = on_ranks(together, shards)
     total = {name: p.numel() for name, p in alone.model.parameters.items()}
     assert {name: sum(each[name] for each in owned) for name in total} == total, "nothing is held twice"
 
 
 def same_gradient(alone: LocalTrainer, together: GroupTrainer, atoms: list[Atom], objective: Objective) -> None:
-    for trainer in (alone, together):
-        trainer.forward_backward(atoms, objective)
-    expected = take_gradient(alone)
+    metrics = [trainer.forward_backward(atoms, objective) for trainer in (alone, together)]
+    expected, *found = take_gradient(alone), *on_ranks(together, take_gradient)
     tolerance = 1e-12 * max(1.0, *(float(g.abs().max()) for g in expected.values()))
-    assert largest_difference(on_ranks(together, take_gradient)[-1], expected) < tolerance
+    for gradient in found:
+        assert largest_difference(gradient, expected) < tolerance
+    for key in metrics[0]:
+        both = (each[key].total if key == "loss" else each[key].mean for each in metrics)
+        assert next(both) == pytest.approx(next(both), rel=1e-9, abs=1e-12, nan_ok=True), key
 
 
 def test_so_it_is_of_every_reduction_of_pairs_values_and_copies(groups: dict[int, Ranks]) -> None:
@@ -201,6 +217,48 @@ def test_so_it_is_of_every_reduction_of_pairs_values_and_copies(groups: dict[int
     same_gradient(alone, build(groups[3], replicate=3), atoms, OBJECTIVES["grpo"])
     for kind, (_, objective) in KINDS.items():
         same_gradient(here(kind), build(groups[3], kind), judged_atoms(), objective)
+
+
+def test_ranks_that_share_their_rows_have_the_gradient_of_one_process(groups: dict[int, Ranks]) -> None:
+    """Context 2: each rank has half the tokens of packed rows with shared prompts, and half the heads."""
+    together, alone = build(groups[2], context=2), here()
+    for name, objective in OBJECTIVES.items():
+        if name in ("sft", "grpo", "gspo", "ppo", "cispo", "entropy", "reverse_kl"):
+            same_gradient(alone, together, policy_atoms()[: 1 + len(name) % 4], objective)
+    short = TokenRow(tokens=np.array([1, 2]), trained=np.array([False, True])).with_columns(weight=0.5)
+    same_gradient(alone, together, [Atom(rows=(short,))], OBJECTIVES["sft"])
+    pairs = [Atom(rows=tuple(row.with_columns(weight=0.2) for row in atom.rows)) for atom in random_atoms(5, 2)]
+    same_gradient(alone, together, pairs, preference_of(LossConfig.model_validate("dpo")))
+    rows = rows_of(random_atoms(groups=3, rows=4))
+    reads = [each.forward(rows, "logp", "entropy", "top_k", top_k=3) for each in (alone, together)]
+    for name, columns in reads[0].items():
+        for ours, theirs in zip(reads[1][name], columns, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
+    for how in ({"lora": {"rank": 2}}, {"gradient_checkpointing": True}, {"kind": "one key-value head"}):
+        same_gradient(here(**how), build(groups[2], context=2, **how), policy_atoms(), OBJECTIVES["grpo"])
+    for kind, (_, objective) in KINDS.items():
+        same_gradient(here(kind), build(groups[2], kind, context=2), judged_atoms(), objective)
+    both = here("separate"), build(groups[2], "separate", context=2)
+    read = [each.forward(rows, "value", "score") for each in both]
+    for name, columns in read[0].items():
+        for ours, theirs in zip(read[1][name], columns, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
+    with pytest.raises(ModelError, match=r"context is 3, and 4 heads over 2 key-value heads cannot be divided so"):
+        build(groups[3], context=3)
+
+
+def test_ranks_of_one_context_get_the_same_rows_and_count_once() -> None:
+    class Four:
+        ranks, sent = 4, list[Any]()
+
+        def call(self, verb: str, parts: Any, deadline_s: float) -> list[Any]:
+            self.sent = list(parts)
+            return [{"loss": Metric(1.0, 1.0)}] * 4
+
+    group = Four()
+    found = GroupTrainer(group, "t", deadline_s=1, context=2).evaluate(random_atoms(4, 1), OBJECTIVES["sft"])  # type: ignore[arg-type]
+    atoms = [part[2] for part in group.sent]
+    assert found["loss"].total == 2 and atoms[0] is atoms[1] and atoms[2] is atoms[3] and atoms[0] != atoms[2]
 
 
 STEPS = {
@@ -387,18 +445,40 @@ stages:
 """
 
 
-def run_on(group: Ranks | None, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+LAGGING = f"""
+name: lagging
+seed: 2
+model: {MODEL}
+save: {{every: 2}}
+machine: {{samplers: {{replicas: 2}}}}
+stages:
+  rl:
+    kind: rl
+    tasks: {{generate: arithmetic, count: 24, digits: 1}}
+    rewards: [{{kind: verifier}}, {{kind: length, above_tokens: 8, weight: -1}}]
+    algorithm: {{preset: decoupled_ppo, minibatches: 2}}
+    prompts_per_step: 4
+    rollouts_per_prompt: 4
+    sampling: {{max_tokens: 12, max_running: 10}}
+    lag: {{steps: 1, order: exact}}
+    train: {{lr: 0.003, steps: 5}}
+"""
+
+
+def run_on(group: Ranks | None, folder: Path, monkeypatch: pytest.MonkeyPatch, recipe: str = RECIPE) -> Path:
     """The recipe in this folder; its ranks are those of a group that stays."""
     (folder / "r.yaml").parent.mkdir(parents=True, exist_ok=True)
-    (folder / "r.yaml").write_text(RECIPE)
+    (folder / "r.yaml").write_text(recipe)
     words = [f"out={folder / 'run'}"]
-    if group is not None:
-        words.append(f"machine.trainer.gpus={group.ranks}")
-        world = RankedWorld(folder=folder / "run", group=group, machine=group.machine)
-        monkeypatch.setattr(RankedWorld, "close", lambda self: None)
-        monkeypatch.setattr(main, "build_world", lambda *_, **__: world)
-    main.run_recipe(load_recipe(folder / "r.yaml", words), quiet=True)
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        if group is not None:
+            words.append(f"machine.trainer.gpus={group.ranks}")
+            loaded = load_recipe(folder / "r.yaml", words)
+            machine = loaded.recipe.machine
+            world = RankedWorld(folder=folder / "run", group=group, machine=machine)
+            patched.setattr(RankedWorld, "close", lambda self: None)
+            patched.setattr(main, "build_world", lambda *_, **__: world)
+        main.run_recipe(load_recipe(folder / "r.yaml", words), quiet=True)
     return folder / "run"
 
 
@@ -437,11 +517,68 @@ def test_a_recipe_on_two_ranks_one_of_which_is_killed(
         assert (killed / "stages" / name).read_bytes() == (together / "stages" / name).read_bytes()
 
 
+def test_lag_and_ranks_together_whoever_is_killed(
+    groups: dict[int, Ranks], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In `exact` it has the numbers of one process with that lag, and the same bits though a sampler and a rank die."""
+    group = groups[2]
+    group.start(PATIENCE_S)
+    monkeypatch.setenv("WHET_TEST_MARK", mark := f"ranks-{os.getpid()}-{tmp_path.name}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    alone = run_on(None, tmp_path / "1", monkeypatch, LAGGING)
+    fleets, hand_overs = list[Fleet](), iter(range(100))
+
+    def noted(*given: Any) -> Fleet:
+        fleets.append(start_fleet(*given))
+        return fleets[-1]
+
+    def fatal(self: GroupTrainer, path: Path) -> str:
+        if (version := next(hand_overs)) in (2, 4):  # the checkpoint of step 4 is not there yet
+            victims = [each.pid for each in fleets[-1].replicas if each.pid]
+            os.kill(victims[0] if version == 2 else group._processes[1].pid, signal.SIGKILL)
+        return str(GroupTrainer._call(self, "gather", [(path,)] * 2)[0])
+
+    found = []
+    for name in ("2", "3"):
+        with monkeypatch.context() as patched:
+            if name == "3":
+                patched.setattr(ranked, "start_fleet", noted)
+                patched.setattr(GroupTrainer, "gather", fatal)
+            found.append(run_on(group, tmp_path / name, patched, LAGGING))
+    together, killed = found
+    expected, ours = numbers_of(alone, "01-rl"), numbers_of(together, "01-rl")
+    assert len(ours) == len(expected) == 5
+    for before, after in zip(expected, ours, strict=True):
+        assert after == pytest.approx(before, rel=1e-3, abs=1e-5, nan_ok=True)
+    assert len(fleets) == 2, "the rank's death began the stage again, the sampler's did not"
+    assert contents(killed) == contents(together)
+    assert set(marked(mark)) <= {process.pid for process in group._processes}, "no sampler is left"
+
+
+def test_restarts_are_counted_while_the_run_gets_no_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five failures with two restarts: after the first three there is a new checkpoint, after the next ones none."""
+    loaded = load_recipe(recipe_file(tmp_path), ["machine={trainer: {gpus: 2}, restarts: {trainer: 2}}"]).recipe
+    run, tries = Run(recipe=loaded, folder=tmp_path / "run"), iter(range(100))
+
+    def fails(*_: Any, **__: Any) -> None:
+        if (number := next(tries)) < 3:
+            (run.checkpoints("sft") / f"step-0000000{number}").mkdir(parents=True)
+        raise GroupFailure(1, "optim_step", 1.0, f"died {number}")
+
+    monkeypatch.setattr(main, "run_pipeline", fails)
+    world = RankedWorld(folder=run.folder, group=group_of(2), machine=loaded.machine)
+    said: list[str] = []
+    console = type("Quiet", (), {"say": staticmethod(said.append)})()
+    with pytest.raises(GroupFailure, match="died 4"):
+        main._run(run, world, console, lambda: False, UNDECIDED)
+    assert [line.rpartition("(")[2] for line in said] == ["restart 1 of 2)"] * 3 + ["restart 2 of 2)"]
+
+
 def test_ranks_die_with_their_driver() -> None:
     """A driver that is killed cannot end them."""
     code = (
         "import os, signal; from whet.config import MachineConfig; from whet.launch.ranks import Ranks, RankSetup\n"
-        "how = {'store': ('', 0), 'cuda': False, 'threads': 1, 'products': 'mkl', 'frugal': False}\n"
+        "how = {'store': ('', 0), 'device': 'cpu', 'threads': 1, 'products': 'mkl', 'frugal': False}\n"
         "setup = RankSetup(world=1, collective_s=60, **how)\n"
         "group = Ranks(MachineConfig(), setup); group.start(100); print(group._processes[0].pid, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -595,9 +732,13 @@ def test_a_command_that_a_rank_cannot_read_is_said_once() -> None:
             _read(command)
 
 
-def recipe(folder: Path, *words: str) -> Any:
+def recipe_file(folder: Path) -> Path:
     (folder / "r.yaml").write_text(RECIPE)
-    return load_recipe(folder / "r.yaml", words).recipe
+    return folder / "r.yaml"
+
+
+def recipe(folder: Path, *words: str) -> Any:
+    return load_recipe(recipe_file(folder), words).recipe
 
 
 @pytest.mark.parametrize(
@@ -607,6 +748,7 @@ def recipe(folder: Path, *words: str) -> Any:
             ["machine.trainer={gpus: 3, replicate: 2}"],
             "machine.trainer.replicate: 2 must divide the 3 ranks",
         ),
+        (["machine.trainer={gpus: 3, context: 2}"], "machine.trainer.context: 2 must divide the 3 ranks"),
         (["machine.trainer={gpus: 2, nodes: 0}"], "machine.trainer.nodes: must be at least 1"),
     ],
 )
@@ -624,7 +766,6 @@ def test_what_cannot_be_spread_is_refused_before_anything_starts(
             ranked.build_world(recipe(tmp_path, "machine.trainer.gpus=2", *words), threads=1, frugal=False)
         return str(met.value)
 
-    assert message("machine.samplers.replicas=1").startswith("machine.samplers.replicas: sampler processes go with one")
     assert message("stages.sft.train.compile=true").startswith("stages.sft.train.compile: compiled layers")
     assert message("stages.rl.train.optimizer=adamw8bit").startswith("stages.rl.train.optimizer: bitsandbytes")
     assert message("stages.sft.train={steps: 1, lora: {}, quantize: nf4}").startswith(

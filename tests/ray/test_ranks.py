@@ -12,7 +12,7 @@ from whet.launch.ranks import RankSetup
 from whet.launch.ray import RayRanks
 from whet.training.group import GroupFailure
 
-SETUP = RankSetup(world=2, store=("", 0), cuda=False, threads=1, products="mkl", frugal=False, collective_s=60)
+SETUP = RankSetup(world=2, store=("", 0), device="cpu", threads=1, products="mkl", frugal=False, collective_s=60)
 
 
 def test_two_ranks_one_dies_and_new_ones_come() -> None:

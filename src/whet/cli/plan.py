@@ -120,10 +120,14 @@ def rank_lines(loaded: Loaded) -> list[str]:
     shards, copies = trainer.ranks // trainer.replicate, f", {trainer.replicate} copies" * (trainer.replicate > 1)
     lines = [
         f"Trainer: {trainer.ranks} ranks ({trainer.nodes} x {trainer.gpus}), 1/{shards} of the model on each{copies}"
+        + f", each micro-batch on {trainer.context} together" * (trainer.context > 1)
     ]
+    parts = trainer.ranks // trainer.context
     for name, stage in loaded.recipe.distinct.items():
         if (cost := stage.budget()).sequences and cost.optimizer_steps and hasattr(stage, "train"):
-            each = f"about {cost.sequences / trainer.ranks:.4g} on a rank, cut by tokens"
+            each = (
+                f"about {cost.sequences / parts:.4g} on {'a rank' if trainer.context == 1 else 'those'}, cut by tokens"
+            )
             lines.append(f"  {name}: {cost.sequences:,} sequences a step as on one process, {each}")
     return lines
 
@@ -155,9 +159,11 @@ def _print_memory(console: Console, needs: list[Footprint]) -> None:
         for role in need.roles:
             if role.note:
                 console.print(f"{need.stage}, {role.role}: {role.note}", style="dim", markup=False)
-        if need.ranks > 1 and need.driver:
-            driver = f"the driver has {_mib(need.driver)} MiB beside them (to sample, and models that are asked)"
-            console.print(f"{need.stage}: {driver}", style="dim", markup=False)
+        beside = {"the driver has {} MiB beside them (to sample, and models that are asked)": need.driver}
+        beside["the sampler processes have {} MiB more, all together"] = need.samplers
+        for line, size in beside.items():
+            if size:
+                console.print(f"{need.stage}: {line.format(_mib(size))}", style="dim", markup=False)
         if need.advice:
             console.print(f"{need.stage}: {need.advice}", style="yellow", markup=False)
 

@@ -23,11 +23,15 @@ class TrainerRanks(Strict):
     """
     replicate: int = Field(1, ge=1)
     """Copies of the sharded model (HSDP): each is spread over ranks / replicate."""
+    context: int = Field(1, ge=1)
+    """Ranks that compute a micro-batch together, each a part of its tokens (Ulysses), for rows that are too long for
+    one. It divides the model's heads."""
 
     @model_validator(mode="after")
     def _check(self) -> TrainerRanks:
-        if self.ranks % self.replicate:
-            raise ValueError(f"replicate: {self.replicate} must divide the {self.ranks} ranks (nodes x gpus)")
+        for key in ("replicate", "context"):
+            if self.ranks % getattr(self, key):
+                raise ValueError(f"{key}: {getattr(self, key)} must divide the {self.ranks} ranks (nodes x gpus)")
         return self
 
     @property
@@ -67,7 +71,7 @@ class Restarts(Strict):
 
     sampler: int = Field(5, ge=0)
     trainer: int = Field(3, ge=0)
-    """Restarts of all ranks together, from the last checkpoint."""
+    """Restarts of all ranks together, from the last checkpoint; a new checkpoint gives all of them back."""
 
 
 class MachineConfig(Strict):

@@ -64,15 +64,21 @@ def run_recipe(
 
 
 def _run(run: Run, world: LocalWorld, console: Console, stopped: Callable[[], bool], choices: Choices) -> None:
-    """All stages; where the trainer's ranks fail, again from the last checkpoint with new ones, so many times."""
-    restarts = run.recipe.machine.restarts.trainer
+    """All stages; where the trainer's ranks fail, again from the last checkpoint with new ones.
+
+    So many times without getting any further: a checkpoint that is newer gives all restarts back.
+    """
+    restarts, again, reached = run.recipe.machine.restarts.trainer, 0, run.reached
     about = {**_about(), "ranks": run.recipe.machine.trainer.ranks}
     ahead: Callable[[], None] = partial(check_ahead, run, console.say)
-    for again in range(1, restarts + 2):
+    while True:
         try:
             run_pipeline(run, world, console, stopped, about=about, ahead=ahead, choices=choices)
             return
         except GroupFailure as failure:
+            again, before, reached = again + 1, reached, run.reached
+            if reached != before:
+                again = 1
             if again > restarts:
                 raise
             assert isinstance(world, RankedWorld), "only ranks fail so"

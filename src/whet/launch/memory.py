@@ -27,7 +27,7 @@ from whet.config.rewards import scorers
 from whet.config.stage import StageBase
 from whet.config.strict import children
 from whet.errors import ModelError
-from whet.launch.memory_report import Footprint, Role, fitting_tokens, on_each_rank
+from whet.launch.memory_report import Footprint, Role, fitting_tokens, on_each_rank, with_samplers
 from whet.models.architecture import layers_of
 from whet.models.device import pick_device
 from whet.models.footprint import Ledger, rehearsal
@@ -106,7 +106,9 @@ def _footprint(run: Run, name: str, stage: StageBase) -> Footprint | None:
         scorers=[run.origin(scorer.alone()) for scorer in scorers([*rewards, *others])],
         asked=asked,
     )
-    return found if trainer.ranks == 1 else on_each_rank(found, trainer.ranks, trainer.ranks // trainer.replicate)
+    if (replicas := run.recipe.machine.samplers.replicas) and hasattr(stage, "lag"):
+        found = with_samplers(found, replicas)
+    return found if trainer.ranks == 1 else on_each_rank(found, trainer)
 
 
 def _with_longest_row(train: TrainConfig, sampling: SamplingConfig | None, model: ModelConfig) -> TrainConfig:

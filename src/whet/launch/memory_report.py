@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from whet.config.machine import TrainerRanks
+
 ROOM = 0.5
 """Share of a GPU's free memory that micro-batches are chosen for; a critic, the sampler and fragments have the rest."""
 FULL_TOKENS = 32768
@@ -43,13 +45,15 @@ class Footprint:
     """Processes of the trainer; with several this is the footprint of each."""
     driver: int = 0
     """Beside the ranks: a copy of the policy and the cache, for sampling."""
+    samplers: int = 0
+    """The sampler processes, all together."""
 
     @property
     def everything(self) -> int:
-        """What is taken of `available`: on a CPU ranks and driver have their memory from the same machine."""
-        return (
-            self.peak if self.ranks == 1 or self.process == 0 else self.ranks * self.peak + self.process + self.driver
-        )
+        """What is taken of `available`: on a CPU all processes have their memory from the same machine."""
+        if self.ranks == 1 or self.process == 0:
+            return self.peak + self.samplers
+        return self.ranks * self.peak + self.process + self.driver + self.samplers
 
     @property
     def weights(self) -> int:
@@ -93,11 +97,19 @@ SPREAD = {"policy", "reference", "teacher", "reward", "critic"}
 """Roles whose models are spread over the trainer's ranks; the others stay in the driver."""
 
 
-def on_each_rank(need: Footprint, ranks: int, shards: int) -> Footprint:
-    """The footprint of one of several ranks, each of which has one of so many shards."""
+def with_samplers(need: Footprint, replicas: int) -> Footprint:
+    """With so many sampler processes, and the one that they are copies of: each has weights and a cache of its own."""
+    policy, *others = need.roles
+    samplers = need.process + (replicas + 1) * policy.weights + replicas * policy.cache
+    return replace(need, roles=(replace(policy, cache=0), *others), samplers=samplers)
+
+
+def on_each_rank(need: Footprint, trainer: TrainerRanks) -> Footprint:
+    """The footprint of one of several ranks: of its shards, and of its part of a micro-batch."""
+    shards = trainer.ranks // trainer.replicate
     spread = [role for role in need.roles if role.role in SPREAD]
     beside = [role for role in need.roles if role.role not in SPREAD]
-    samples = need.cache > 0
+    samples = need.cache + need.samplers > 0
     return replace(
         need,
         roles=tuple(
@@ -105,12 +117,12 @@ def on_each_rank(need: Footprint, ranks: int, shards: int) -> Footprint:
                 role,
                 weights=-(-role.weights // shards),
                 optimizer=-(-role.optimizer // shards),
-                work=role.work + role.gathered,
+                work=-(-role.work // trainer.context) + role.gathered,
                 cache=0,
             )
             for role in spread
         ),
-        ranks=ranks,
+        ranks=trainer.ranks,
         driver=sum(role.weights for role in beside) + need.cache + samples * need.roles[0].weights,
     )
 

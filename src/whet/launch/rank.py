@@ -28,7 +28,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from whet.errors import ConfigError, UserError
 from whet.launch.ranks import LEAVE, ONCE, Raised, RankSetup, patient, prove, told_by_launcher
 from whet.launch.world import LocalWorld
-from whet.models.device import give_memory_back
+from whet.models.context import Context
+from whet.models.device import give_memory_back, pick_device
 from whet.models.matmul import use_library
 from whet.pipeline.stage import Policy
 from whet.training.base import Trainer
@@ -52,6 +53,7 @@ class Rank:
         self.number = number
         self.world = LocalWorld()
         self.trainers: dict[str, ShardedTrainer] = {}
+        self.contexts: dict[int, Context | None] = {1: None}
         self.setup: RankSetup
 
     def do(self, verb: str, part: Sequence[Any]) -> Any:
@@ -71,12 +73,13 @@ class Rank:
         use_library(setup.products)  # type: ignore[arg-type]
         if setup.frugal:
             give_memory_back()
-        if setup.cuda:  # a launcher may show each rank all GPUs of its machine
+        cuda = pick_device(setup.device).type == "cuda"
+        if cuda:  # a launcher may show each rank all GPUs of its machine
             local = os.environ["LOCAL_RANK"] if "LOCAL_RANK" in os.environ else os.environ["SLURM_LOCALID"]
             torch.cuda.set_device(int(local) % torch.cuda.device_count())
         patience = timedelta(seconds=setup.collective_s)
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if setup.cuda else "gloo",
+            "cpu:gloo,cuda:nccl" if cuda else "gloo",
             store=TCPStore(*setup.store, is_master=False, timeout=patience),
             rank=self.number,
             world_size=setup.world,
@@ -92,6 +95,7 @@ class Rank:
         name: str,
         kept: Sequence[str],
         replicate: int,
+        context: int,
         most_tokens: int | None,
         build: Callable[..., Policy | Trainer],
         arguments: Sequence[Any],
@@ -108,7 +112,10 @@ class Rank:
         shape = (replicate, self.setup.world // replicate) if replicate > 1 else (self.setup.world,)
         names = ("replicate", "shard") if replicate > 1 else ("shard",)
         mesh = init_device_mesh(local.model.device.type, shape, mesh_dim_names=names)
-        self.trainers[name] = ShardedTrainer(local, mesh, most_tokens=most_tokens)
+        if context not in self.contexts:
+            group, _ = dist.new_subgroups(context, timeout=timedelta(seconds=self.setup.collective_s))
+            self.contexts[context] = Context(group, self.number % context, context)
+        self.trainers[name] = ShardedTrainer(local, mesh, context=self.contexts[context], most_tokens=most_tokens)
         about = built.about if isinstance(built, Policy) else ""
         return local.model.max_length, about, local.model.precision
 

@@ -18,6 +18,7 @@ from whet.config.lag import LagConfig
 from whet.errors import ConfigError, MissingExtra, ModelError, RunError
 from whet.files import digest_file
 from whet.launch.ranks import Ranks, RankSetup, told_by_launcher
+from whet.launch.samplers import start_fleet
 from whet.launch.world import SAMPLERS, LocalWorld, how_trained
 from whet.models.device import pick_device
 from whet.models.language import LanguageModel
@@ -61,16 +62,34 @@ class RankedWorld(LocalWorld):
         with_value: bool = False,
         lag: LagConfig | None = None,
     ) -> Policy:
-        """A trainer on the ranks, and a sampler here, over a copy of its weights that each hand-over renews."""
+        """A trainer on the ranks; a sampler here or in other processes, by a copy of the weights that is renewed."""
         keys = {"reference": reference, "reads": reads, "teacher": teacher, "with_value": with_value}
         trainer, (max_length, about, precision) = self._build(LocalWorld.policy, (model, train, sampling), keys)
+        template = self.template(model)
+
+        def copy() -> LanguageModel:
+            return load_model(model, **how_trained(train), with_score=with_value, stop_ids=template.stop_ids)
+
+        def here() -> PolicySampler:
+            language = copy()
+            self._renew(trainer, language)
+            return RenewedSampler(
+                SAMPLERS[sampling.engine](language, sampling), partial(self._renew, trainer, language)
+            )
+
+        fleet = None
+        if lag is not None and self.machine.samplers.replicas:
+            language = copy()
+            renew = partial(self._renew, trainer, language)
+            fleet = start_fleet(language, model, train, sampling, self.machine, lag, self.folder, renew)
         return Policy(
-            template=self.template(model),
+            template=template,
             trainer=trainer,
-            start_sampler=cache(partial(self._sampler, trainer, model, train, sampling, with_value)),
+            start_sampler=cache(lambda: fleet or here()),
             max_length=max_length,
             about=f"{about} on each of {self.group.ranks} ranks",
             precision=precision,
+            apart=fleet,
         )
 
     def teacher(self, model: ModelConfig, student: ModelConfig) -> Trainer:
@@ -118,20 +137,13 @@ class RankedWorld(LocalWorld):
             self.group.call("reseed", [(noted.seed,)] * self.group.ranks, deadlines.progress_s)
         noted.built += 1
         name = f"{method.__name__} {noted.built}"
-        part = (name, list(self._alive), self.machine.trainer.replicate, noted.most_tokens, method, arguments, keys)
+        how = self.machine.trainer
+        part = (name, list(self._alive), how.replicate, how.context, noted.most_tokens, method, arguments, keys)
         facts = self.group.call("build", [part] * self.group.ranks, deadlines.start_s)[0]
-        trainer = self._alive[name] = GroupTrainer(self.group, name, deadline_s=deadlines.progress_s)
-        return trainer, facts
-
-    def _sampler(
-        self, trainer: GroupTrainer, model: ModelConfig, train: TrainConfig, sampling: SamplingConfig, with_value: bool
-    ) -> PolicySampler:
-        language = load_model(
-            model, **how_trained(train), with_score=with_value, stop_ids=self.template(model).stop_ids
+        trainer = self._alive[name] = GroupTrainer(
+            self.group, name, deadline_s=deadlines.progress_s, context=how.context
         )
-        renew = partial(self._renew, trainer, language)
-        renew()
-        return RenewedSampler(SAMPLERS[sampling.engine](language, sampling), renew)
+        return trainer, facts
 
     def _renew(self, trainer: GroupTrainer, language: LanguageModel) -> None:
         """The ranks' weights into a model here, through a file whose digest the first rank tells."""
@@ -179,7 +191,7 @@ def build_world(recipe: Recipe, *, threads: int, frugal: bool) -> LocalWorld:
     setup = RankSetup(
         world=trainer.ranks,
         store=("", 0),
-        cuda=pick_device(recipe.model.device).type == "cuda",
+        device=recipe.model.device,
         threads=max(1, threads // trainer.gpus),
         products=library(),
         frugal=frugal,
@@ -217,13 +229,12 @@ def require_ranks(recipe: Recipe) -> None:
     trainer = recipe.machine.trainer
     if in_process(recipe.machine):
         return
-    if recipe.machine.launch == "local" and told_by_launcher() is None and trainer.nodes > 1:
+    here = recipe.machine.launch == "local" and told_by_launcher() is None
+    if here and trainer.nodes > 1:
         raise ConfigError(
             f"machine.trainer.nodes is {trainer.nodes}, and the driver starts ranks on its own machine alone; let a "
             "launcher start them, with WHET_DRIVER and WHET_KEY for it and for this command (docs/scale.md), or set 1"
         )
-    if recipe.machine.samplers.replicas:
-        raise ConfigError("machine.samplers.replicas: sampler processes go with one trainer process; set one of them")
     for name, stage in recipe.distinct.items():
         train = getattr(stage, "train", None)
         told = {key: why for key, why in UNSHARDED.items() if getattr(train, key, None)}
@@ -231,6 +242,6 @@ def require_ranks(recipe: Recipe) -> None:
             told["optimizer"] = "bitsandbytes' state cannot be spread over ranks; use adamw"
         for key, why in told.items():
             raise ConfigError(f"stages.{name}.train.{key}: {why}; leave it out, or set machine.trainer.gpus=1")
-    there = torch.cuda.device_count() if pick_device(recipe.model.device).type == "cuda" else trainer.gpus
-    if trainer.nodes == 1 and trainer.gpus > there:
+    there = torch.cuda.device_count() if here and pick_device(recipe.model.device).type == "cuda" else trainer.gpus
+    if trainer.gpus > there:
         raise ModelError(f"machine.trainer.gpus is {trainer.gpus}, and this machine has {there}; set at most that")

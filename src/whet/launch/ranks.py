@@ -23,12 +23,13 @@ from dataclasses import dataclass, replace
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from whet.config import MachineConfig
 from whet.errors import ConfigError, RunError, UserError
+from whet.models.device import pick_device
 from whet.training.group import GroupFailure, RankOutOfMemory
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
@@ -54,7 +55,8 @@ class RankSetup:
     world: int
     store: tuple[str, int]
     """Where torch's store is: host and port."""
-    cuda: bool
+    device: Literal["auto", "cpu", "cuda"]
+    """Of the recipe's model: each rank looks at its own machine, which may be another than the driver's."""
     threads: int
     products: str
     """The library that multiplies (`models.matmul`): sums of another one differ in the last bit."""
@@ -150,11 +152,12 @@ class Ranks:
 
     def _spawn(self, driver: str, key: bytes) -> None:
         path = os.pathsep.join(filter(None, [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH")]))
-        shown = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if self.setup.cuda else []
+        cuda = pick_device(self.setup.device).type == "cuda"
+        shown = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if cuda else []
         for rank in range(self.ranks):
             own = {"WHET_DRIVER": driver, "WHET_KEY": key.hex(), "RANK": str(rank), "LOCAL_RANK": str(rank)}
             own |= {"PYTHONPATH": path, "GLOO_SOCKET_IFNAME": LOOPBACK, "OMP_NUM_THREADS": str(self.setup.threads)}
-            own |= {"CUDA_VISIBLE_DEVICES": shown[rank] if any(shown) else str(rank)} if self.setup.cuda else {}
+            own |= {"CUDA_VISIBLE_DEVICES": shown[rank] if any(shown) else str(rank)} if cuda else {}
             command = [sys.executable, "-P", "-m", "whet.launch.rank", ONCE]
             # A session of its own: Ctrl-C is the driver's. What it prints must not be taken for the driver's result.
             self._processes.append(

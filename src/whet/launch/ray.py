@@ -51,7 +51,9 @@ class RayRanks(Ranks):
             return
         if not ray.is_initialized():
             ray.init(log_to_driver=True, include_dashboard=False)
-        bundle = {"CPU": 1, "GPU": 1} if self.setup.cuda else {"CPU": 1}
+        wanted, there = self.setup.device, ray.cluster_resources().get("GPU", 0)
+        cuda = wanted == "cuda" or (wanted == "auto" and there >= self.ranks)
+        bundle = {"CPU": 1, "GPU": 1} if cuda else {"CPU": 1}
         self._placed = placement_group([bundle] * self.ranks, strategy="PACK")
         try:
             ray.get(self._placed.ready(), timeout=deadline_s)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +23,11 @@ from whet.formulas.logprobs import Linear, chunked_logp
 from whet.models.architecture import LogitRule, decoder_of
 from whet.models.armo import Gate
 from whet.models.attention import Layout, pick_backend
+from whet.models.context import Context, ContextLayout
 from whet.models.export import save_model
 from whet.models.heads import reward_facts
 from whet.models.matmul import linear
-from whet.models.noise import noisy
+from whet.models.noise import noisy, row_lengths
 from whet.models.pack import Packed, prompt_ends
 
 Want = Literal["logp", "entropy", "value", "score", "top_k"]
@@ -83,6 +84,8 @@ class LanguageModel:
     """Tokens that end a turn: an exported model stops at them."""
     noise: float | None = None
     """NEFTune's alpha: noise on the embeddings, of passes in training mode alone."""
+    context: Context | None = None
+    """The ranks that compute each micro-batch together, where several do."""
 
     @property
     def vocabulary(self) -> int:
@@ -119,11 +122,23 @@ class LanguageModel:
             return self.rule(self.module.get_output_embeddings()(hidden_TD))
 
     def stream(self, packed: Packed) -> Tensor:
-        """Hidden states (N, D) of a micro-batch; trained tokens are predicted at `source_T` and stand at `place_T`."""
-        trained = self.noise is not None and self.module.training
-        embedding = self.module.get_input_embeddings()
-        with noisy(embedding, packed.layout, self.noise or 0.0) if trained else nullcontext():
-            return self.hidden(packed.input_N, packed.layout.positions_N, packed.layout)
+        """Hidden states (N, D) of a micro-batch (of this rank's part of it), which `at` reads."""
+        own, layout, noise = slice(None), packed.layout, nullcontext()
+        if self.context is not None:
+            own, layout = self.context.own(len(packed.input_N)), ContextLayout(packed.layout, self.context)
+        if self.noise is not None and self.module.training:
+            noise = noisy(self.module.get_input_embeddings(), row_lengths(packed.layout)[own], self.noise)
+        with noise:
+            return self.hidden(packed.input_N[own], packed.layout.positions_N[own], layout)
+
+    def at(self, stream_ND: Tensor, at_T: Tensor, packed: Packed, read: Callable[..., tuple[Any, ...]]) -> Any:
+        """What `read(states, which)` says of the states at these places, and which of the places they are.
+
+        Trained tokens are predicted at `source_T` and stand at `place_T`.
+        """
+        if self.context is None:
+            return read(stream_ND[at_T], slice(None))
+        return self.context.joined(len(packed.input_N), stream_ND, at_T, read)
 
     def logp_at(
         self,
@@ -166,22 +181,26 @@ class LanguageModel:
 
     def read(self, packed: Packed, ask: Ask) -> dict[str, Tensor]:
         """The asked columns of a micro-batch's trained tokens, from one pass."""
-        stream_ND = self.stream(packed)
-        states_TD = stream_ND[packed.source_T]
-        found = {}
-        if ask.want & {"logp", "entropy"}:
-            with_entropy = "entropy" in ask.want
-            logp_T, entropy_T = self.logp_at(
-                states_TD, packed.target_T, temperature=ask.temperature, with_entropy=with_entropy
-            )
-            found = {"logp": logp_T} | ({} if entropy_T is None else {"entropy": entropy_T})
-        if "value" in ask.want:
-            found["value"] = self.value_at(states_TD)
-        if "score" in ask.want:
-            found["score"] = self.scores_in(stream_ND, packed)
-        if "top_k" in ask.want:
-            found["top_k/logp"], found["top_k/ids"] = self.top_k_at(states_TD, ask.top_k, temperature=ask.temperature)
-        return {name: found[name] for name in ask.columns}
+        stream_ND, columns = self.stream(packed), [name for name in ask.columns if name != "score"]
+
+        def said(states_TD: Tensor, which: Tensor | slice) -> tuple[Tensor | None, ...]:
+            found: dict[str, Tensor | None] = {}
+            if ask.want & {"logp", "entropy"}:
+                found["logp"], found["entropy"] = self.logp_at(
+                    states_TD,
+                    packed.target_T[which],
+                    temperature=ask.temperature,
+                    with_entropy="entropy" in ask.want,
+                )
+            if "value" in ask.want:
+                found["value"] = self.value_at(states_TD)
+            if "top_k" in ask.want:
+                top = self.top_k_at(states_TD, ask.top_k, temperature=ask.temperature)
+                found["top_k/logp"], found["top_k/ids"] = top
+            return tuple(found[name] for name in columns)
+
+        read = dict(zip(columns, self.at(stream_ND, packed.source_T, packed, said), strict=True))
+        return read | ({"score": self.scores_in(stream_ND, packed)} if "score" in ask.want else {})
 
     def top_k_at(self, states_TD: Tensor, k: int, *, temperature: float) -> tuple[Tensor, Tensor]:
         """(log p, ids) of the k most likely tokens at these states, each (T, k), the likeliest first; all of fewer."""
@@ -198,9 +217,9 @@ class LanguageModel:
 
         With a gate what that makes of it, too: (T, 1 + 2K), see `Gate.forward`.
         """
-        return (
-            self.head_at(stream_ND[packed.place_T]) if self.gate is None else self.gate(*self._gated(stream_ND, packed))
-        )
+        if self.gate is not None:
+            return self.gate(*self._gated(stream_ND, packed))  # type: ignore[no-any-return]
+        return self.at(stream_ND, packed.place_T, packed, lambda states_TD, _: (self.head_at(states_TD),))[0]  # type: ignore[no-any-return]
 
     def _gated(self, stream_ND: Tensor, packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
         prompt_T, positions_N = prompt_ends(packed), packed.layout.positions_N

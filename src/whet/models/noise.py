@@ -25,11 +25,11 @@ def row_lengths(layout: TreeLayout) -> Tensor:
 
 
 @contextmanager
-def noisy(embedding: nn.Module, layout: TreeLayout, alpha: float) -> Iterator[None]:
+def noisy(embedding: nn.Module, lengths_N: Tensor, alpha: float) -> Iterator[None]:
     """Within the block every embedding has noise in +-alpha / sqrt(row length x D), from torch's global generator."""
 
     def add(_: nn.Module, __: Any, embedded_1ND: Tensor) -> Tensor:
-        size_N = alpha / (row_lengths(layout) * embedded_1ND.shape[-1]).to(embedded_1ND.dtype).sqrt()
+        size_N = alpha / (lengths_N * embedded_1ND.shape[-1]).to(embedded_1ND.dtype).sqrt()
         return embedded_1ND + torch.empty_like(embedded_1ND).uniform_(-1, 1) * size_N[:, None]
 
     handle = embedding.register_forward_hook(add)

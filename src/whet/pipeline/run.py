@@ -87,6 +87,12 @@ class Run:
         """Whether any stage is done or has begun to train: until then the folder belongs to nothing."""
         return any(begun(self.stage_folder(name), self.checkpoints(name)) for name in self.recipe.stages)
 
+    @property
+    def reached(self) -> set[Path]:
+        """What a run that ends now would go on from: stages that are done, and checkpoints."""
+        done = {self.stage_folder(name) for name in self.recipe.stages if is_sealed(self.stage_folder(name))}
+        return done | set((self.folder / "checkpoints").glob("*/step-*"))
+
     def ready(self) -> list[str]:
         """The stages whose inputs are all there: those that are done before the first one that is not, and that one."""
         stages = [name for name in self.recipe.stages if not self.left_out(name)]

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from whet.config.lag import LagConfig
-from whet.errors import RunError, SamplersLost
+from whet.errors import RunError, SamplersLost, TrainingError
 from whet.files import read_json, write_json
 from whet.records import Episode, Group, Outcome, State
 from whet.rollouts.feed import Feed, Keep, Place, Taken
@@ -225,12 +225,18 @@ class AheadFeed(Feed):
         )
 
     def _check_age(self, admitted: Admitted, step: int) -> None:
-        """No token may be older than the order allows."""
+        """Raise `TrainingError` for a token that is older than the order allows."""
         bound, exact = self.lag.bound(self.prompts_per_step), self.lag.order == "exact"
         assert admitted.group is not None, "only buffered groups are taken"
         for written in (turn.completion for episode in _all(admitted.group) for turn in episode.turns):
-            assert step - written.version <= bound, f"{admitted.describe()}: of version {written.version} in {step}"
-            assert not exact or (written.version == admitted.version and not written.later), "one known version"
+            one_version = written.version == admitted.version and not written.later
+            if step - written.version > bound or (exact and not one_version):
+                allowed = f"version {admitted.version} alone" if exact else f"a lag of at most {bound}"
+                raise TrainingError(
+                    f"step {step + 1}: position {admitted.place[0]} has tokens of versions "
+                    f"{sorted({*written.versions.tolist()})}, and lag.order: {self.lag.order} allows {allowed}; the "
+                    "sampler did not keep to it: go on from the last checkpoint"
+                )
 
 
 def _all(group: Group) -> tuple[Episode, ...]:

@@ -11,8 +11,8 @@ A new process is stale until it has weights. One that owes something and is sile
 and gets nothing new, for all of it dead. When more have died than may be started again, `SamplersLost` ends the run.
 
 By default all replicas take each version at once, in the middle of what they write. With `past` they keep to the
-version that a request names (`Request.version`): one takes another version only when it has nothing left to do, and
-the files of so many past versions are kept.
+version that a request names (`Request.version`), the oldest first: each takes it when it has nothing left to do, and
+then its share of the requests. The files of so many past versions are kept.
 """
 
 from __future__ import annotations
@@ -85,13 +85,15 @@ class Fleet:
         *,
         forked: bool,
         past: int | None = None,
+        renew: Callable[[], None] = lambda: None,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         """`model` has the trainer's weights, which go through files in `folder`; what is there is removed.
 
-        `options` are those of `sampling.replica.load`; `forked`: the model is on a CPU. `say` hears of deaths.
+        `options` are those of `sampling.replica.load`; `forked`: the model is on a CPU. `renew` brings the weights to
+        the model, where they are elsewhere. `say` hears of deaths.
         """
-        self.model, self.version = model, -1
+        self.model, self.version, self._bring = model, -1, renew
         self._patience, self._past, self._say = machine.deadlines, past, say
         self._own = EmbeddedSampler(model, max_running=1)
         self.gaps: dict[int, float] = {}  # of each version, the largest of the replicas
@@ -116,6 +118,7 @@ class Fleet:
 
     def publish(self, version: int) -> None:
         """`PolicySampler`: write the weights, and (but with `past`) wait until all that live have confirmed them."""
+        self._bring()
         weights = {name: p.detach().to("cpu").contiguous() for name, p in sampled_weights(self.model).items()}
         path = self._folder / f"version-{version}.safetensors"
         with writing(path, sum(tensor.nbytes for tensor in weights.values())):
@@ -185,6 +188,8 @@ class Fleet:
                     raise SamplersLost(f"no sampler is left: {self.describe()}; raise machine.restarts.sampler")
                 if (found := self._ready(request, wanted)) is not None:
                     return found
+                if wanted != min(self._wanted) or self._having(wanted):  # others are served before it
+                    since = time.monotonic()
                 left = since + self._patience.request_s + self._patience.start_s - time.monotonic()
                 if left <= 0:
                     waited = time.monotonic() - since
@@ -196,18 +201,23 @@ class Fleet:
                 self._wanted += Counter()  # without those that nothing waits for
 
     def _ready(self, request: Request, wanted: int) -> Replica | None:
-        """The one to ask; with `past` an idle one is sent for the weights, for those who have waited longest."""
+        """The one to ask; with `past` idle ones are sent for the weights, for those who have waited longest."""
         healthy = [each for each in self.replicas if each.health is ReplicaState.HEALTHY]
         if self._past is None:
             return routed(healthy, request)
         if wanted != min(self._wanted):
             return None
-        found = routed([each for each in healthy if each.version == wanted], request)
-        idle = next((each for each in healthy if not each.owed), None)
-        if found is None and idle is not None:
+        for idle in (each for each in healthy if each.version != wanted and not each.owed):
             idle.be(ReplicaState.STALE)
             idle.renewing = asyncio.ensure_future(self._renew(idle, wanted))
-        return found
+        having = self._having(wanted)
+        work = self._wanted[wanted] + sum(len(each.owed) for each in having)
+        share = -(-work // sum(each.can_take_weights for each in self.replicas)) if having else 0
+        return routed([each for each in having if len(each.owed) < share], request)
+
+    def _having(self, version: int) -> list[Replica]:
+        """The replicas that can be asked for this version."""
+        return [each for each in self.replicas if each.health is ReplicaState.HEALTHY and each.version == version]
 
     async def _adopt(self, version: int, held: Held) -> None:
         """Know a version as the newest, hand it over, and forget those that are too old."""

@@ -101,7 +101,7 @@ class Replica:
         self.lock = asyncio.Lock()
         self.renewing: asyncio.Future[None] | None = None
         self.pid = 0
-        self._count = 0
+        self._count = self._most = 0
         self._inbox = bytearray()
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self._receipt: asyncio.Future[dict[str, Any]] | None = None
@@ -139,6 +139,7 @@ class Replica:
         self._count += 1
         number, future = self._count, asyncio.Future[Completion]()
         self.owed[number] = future
+        self._most = max(self._most, len(self.owed))
         try:
             self._tell(request_frame(number, request))
             return await future
@@ -180,7 +181,8 @@ class Replica:
             except ValueError:
                 self.kill("sent something that is no frame")
                 return
-            if not self.owed:
+            if 2 * len(self.owed) <= self._most:  # not at each answer: many may wait
+                self._most = len(self.owed)
                 changed()
 
     def kill(self, why: str) -> None:

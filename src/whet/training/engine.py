@@ -211,21 +211,23 @@ class LocalTrainer:
         """The objective over one forward pass of these atoms, which computes only what it needs."""
         packed, needs = pack(atoms, self.model.device, self.model.backend), objective.needs
         stream_ND = self.model.stream(packed)
-        states_TD = stream_ND[packed.source_T]
-        value_T = self.model.value_at(states_TD) if "value" in needs else None
+        read = partial(self.model.at, stream_ND, packed.source_T, packed)
+        value_T = read(lambda states_TD, _: (self.model.value_at(states_TD),))[0] if "value" in needs else None
         score_TK = self.model.scores_in(stream_ND, packed) if "score" in needs else None
         scalar_T = score_TK[:, 0] if value_T is None and score_TK is not None else value_T
-        wide = states_TD.new_empty(0, dtype=torch.promote_types(states_TD.dtype, torch.float32))
+        wide = stream_ND.new_empty(0, dtype=torch.promote_types(stream_ND.dtype, torch.float32))
         batch, target_T, top_k_TK = as_batch(atoms, wide), packed.target_T, None
         if "top_k" in needs:
             target_T = torch.cat([target_T[:, None], batch.columns["top_k/ids"]], -1)
         if scalar_T is None or "logp" in needs:
-            logp_T, entropy_T = self.model.logp_at(
-                states_TD,
-                target_T,
-                temperature=objective.temperature,
-                with_entropy="entropy" in needs,
-                entropy_gradient="entropy_grad" in needs,
+            logp_T, entropy_T = read(
+                lambda states_TD, which: self.model.logp_at(
+                    states_TD,
+                    target_T[which],
+                    temperature=objective.temperature,
+                    with_entropy="entropy" in needs,
+                    entropy_gradient="entropy_grad" in needs,
+                )
             )
             if "top_k" in needs:
                 logp_T, top_k_TK = logp_T[:, 0], logp_T[:, 1:]

@@ -112,8 +112,9 @@ def spread(costs: Sequence[int], ranks: int) -> list[list[int]]:
 class GroupTrainer:
     """`Trainer` over the ranks of a group, under the name that they know it by."""
 
-    def __init__(self, group: RankGroup, name: str, *, deadline_s: float) -> None:
-        self.group, self.name, self.deadline_s = group, name, deadline_s
+    def __init__(self, group: RankGroup, name: str, *, deadline_s: float, context: int = 1) -> None:
+        """So many ranks, one after another, compute the same rows together (`models.context`)."""
+        self.group, self.name, self.deadline_s, self.context = group, name, deadline_s, context
 
     def forward_backward(self, atoms: Sequence[Atom], objective: Objective) -> dict[str, Metric]:
         """Each rank adds the gradient of its atoms; metrics are summed."""
@@ -139,10 +140,10 @@ class GroupTrainer:
         """The columns in the order of the rows; rows with a common prompt are read by the same rank."""
         groups = share_prompts(rows, CACHED_TOKENS)
         costs = [sum(len(rows[i].tokens) for i in group) for group in groups]
-        chosen = [[i for g in part for i in groups[g]] for part in spread(costs, self.group.ranks)]
+        chosen = [[i for g in part for i in groups[g]] for part in spread(costs, self.group.ranks // self.context)]
         idle = min(rows, key=lambda row: len(row.tokens), default=None)
         how = {"temperature": temperature, "frozen": frozen, "top_k": top_k, "idle": idle}
-        found = self._call("forward", [([rows[i] for i in part], *want, how) for part in chosen])
+        found = self._shared("forward", [([rows[i] for i in part], *want, how) for part in chosen])
         places = {i: (rank, k) for rank, part in enumerate(chosen) for k, i in enumerate(part)}
         where = [places[i] for i in range(len(rows))]
         return {name: [found[rank][name][k] for rank, k in where] for name in found[0]}
@@ -169,9 +170,13 @@ class GroupTrainer:
         return digest
 
     def _summed(self, verb: str, atoms: Sequence[Atom], objective: Objective) -> dict[str, Metric]:
-        cut = cut_atoms(atoms, self.group.ranks, together=objective.compares)
-        found: list[Mapping[str, Metric]] = self._call(verb, [(part, objective, cut.idle) for part in cut.parts])
+        cut = cut_atoms(atoms, self.group.ranks // self.context, together=objective.compares)
+        found: list[Mapping[str, Metric]] = self._shared(verb, [(part, objective, cut.idle) for part in cut.parts])
         return reduce(add_metrics, found, dict[str, Metric]())
+
+    def _shared(self, verb: str, parts: Sequence[Sequence[Any]]) -> list[Any]:
+        """Each part by the ranks of a context, of which one is heard."""
+        return self._call(verb, [part for part in parts for _ in range(self.context)])[:: self.context]
 
     def _call(self, verb: str, parts: Sequence[Sequence[Any]]) -> list[Any]:
         return self.group.call("trainer", [(self.name, verb, *part) for part in parts], self.deadline_s)

@@ -23,8 +23,10 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
+from whet.errors import ModelError
 from whet.files import digest_file
-from whet.models.architecture import layers_of
+from whet.models.architecture import layers_of, text_config
+from whet.models.context import Context
 from whet.models.language import Ask, LanguageModel, Want
 from whet.records import Atom, Column, Metric, TokenRow
 from whet.training.base import Objective
@@ -68,9 +70,17 @@ def shard(model: LanguageModel, mesh: DeviceMesh) -> Pass:
 class ShardedTrainer(LocalTrainer):
     """A `LocalTrainer` whose parameters, gradients and optimizer state are spread over the ranks of a mesh."""
 
-    def __init__(self, local: LocalTrainer, mesh: DeviceMesh, *, most_tokens: int | None = None) -> None:
-        """Takes the trainer's models over. `most_tokens`: no micro-batch may have more, since memory ran out before."""
+    def __init__(
+        self, local: LocalTrainer, mesh: DeviceMesh, *, context: Context | None = None, most_tokens: int | None = None
+    ) -> None:
+        """Takes the trainer's models over. `most_tokens`: no micro-batch may have more, since memory ran out before.
+
+        Raises `ModelError` where the models cannot be computed by the ranks of a `context` together.
+        """
         vars(self).update(vars(local))
+        if context is not None:
+            self.model = _together(self.model, context)
+            self.frozen = {name: _together(model, context) for name, model in self.frozen.items()}
         self._most_tokens = most_tokens
         self._limit()
         self._blank = _without_content(self.model)
@@ -196,6 +206,15 @@ class ShardedTrainer(LocalTrainer):
 
 def _nothing_to_do() -> None:
     raise AssertionError("a rank has fewer passes than another, and was given nothing to compute meanwhile")
+
+
+def _together(model: LanguageModel, context: Context) -> LanguageModel:
+    if model.gate is not None:
+        raise ModelError(f"{model.name}: machine.trainer.context does not go with a gate; set it to 1")
+    config = text_config(model.module.config)
+    heads = config.num_attention_heads
+    context.require(heads, getattr(config, "num_key_value_heads", None) or heads, model.name)
+    return replace(model, context=context)
 
 
 def _weightless(idle: Atom | None) -> list[Atom]:
