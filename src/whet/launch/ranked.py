@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,8 +25,7 @@ from whet.models.language import LanguageModel
 from whet.models.load import load_model
 from whet.models.matmul import library
 from whet.pipeline.stage import NewGate, Policy
-from whet.records import Completion
-from whet.sampling.base import PolicySampler, Request
+from whet.sampling.base import PolicySampler
 from whet.training.base import Trainer
 from whet.training.group import GroupFailure, GroupTrainer, RankGroup
 
@@ -67,28 +66,28 @@ class RankedWorld(LocalWorld):
         trainer, (max_length, about, precision) = self._build(LocalWorld.policy, (model, train, sampling), keys)
         template = self.template(model)
 
-        def copy() -> LanguageModel:
+        @cache
+        def copied() -> LanguageModel:
             return load_model(model, **how_trained(train), with_score=with_value, stop_ids=template.stop_ids)
 
-        def here() -> PolicySampler:
-            language = copy()
-            self._renew(trainer, language)
-            return RenewedSampler(
-                SAMPLERS[sampling.engine](language, sampling), partial(self._renew, trainer, language)
-            )
+        def renew() -> None:
+            self._renew(trainer, copied())
+
+        def start() -> PolicySampler:
+            renew()
+            return SAMPLERS[sampling.engine](copied(), sampling)
 
         fleet = None
         if lag is not None and self.machine.samplers.replicas:
-            language = copy()
-            renew = partial(self._renew, trainer, language)
-            fleet = start_fleet(language, model, train, sampling, self.machine, lag, self.folder, renew)
+            fleet = start_fleet(copied(), model, train, sampling, self.machine, lag, self.folder)
         return Policy(
             template=template,
             trainer=trainer,
-            start_sampler=cache(lambda: fleet or here()),
+            start_sampler=cache(lambda: fleet or start()),
             max_length=max_length,
             about=f"{about} on each of {self.group.ranks} ranks",
             precision=precision,
+            renew=renew,
             apart=fleet,
         )
 
@@ -158,28 +157,6 @@ class RankedWorld(LocalWorld):
         with torch.no_grad():
             for name, p in language.parameters.items():
                 p.copy_(weights[name])
-
-
-@dataclass(frozen=True, slots=True)
-class RenewedSampler:
-    """`PolicySampler` over a copy of the weights in this process."""
-
-    inner: PolicySampler
-    renew: Callable[[], None]
-
-    @property
-    def version(self) -> int:
-        """Of the weights."""
-        return self.inner.version
-
-    def publish(self, version: int) -> None:
-        """Bring the ranks' weights here, and to the engine."""
-        self.renew()
-        self.inner.publish(version)
-
-    async def sample(self, request: Request) -> Completion:
-        """`TokenSampler`."""
-        return await self.inner.sample(request)
 
 
 def build_world(recipe: Recipe, *, threads: int, frugal: bool) -> LocalWorld:

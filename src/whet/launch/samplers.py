@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -25,11 +24,9 @@ def start_fleet(
     machine: MachineConfig,
     lag: LagConfig,
     folder: Path | None,
-    renew: Callable[[], None] = lambda: None,
 ) -> Fleet:
     """The processes begin to start, and load `model` for themselves; `language` has the weights that they will get.
 
-    Before a hand-over `renew` brings them there, where it is a copy.
     Raises `ConfigError` for what such processes are not made for.
     """
     if language.device.type != "cpu" or machine.samplers.place != "apart":
@@ -56,6 +53,5 @@ def start_fleet(
         (folder or Path(tempfile.mkdtemp(prefix="whet-"))) / "hand_over",
         forked=True,
         past=lag.steps if lag.steps and lag.order == "exact" else None,
-        renew=renew,
         say=logging.getLogger(__name__).warning,
     )

@@ -56,6 +56,8 @@ class Policy:
     """How it computes: what was chosen for this machine, for people to read."""
     precision: str
     """What the forward pass computes in: float32 or bfloat16."""
+    renew: Callable[[], None] = lambda: None
+    """Brings the trainer's weights to the model that the sampler reads, where that is a copy."""
     apart: ApartSampler | None = None
     """The sampler, where it has processes of its own: `close` ends them."""
 
@@ -66,7 +68,9 @@ class Policy:
 
     def hand_over(self, version: int) -> None:
         """Bring the current weights to the sampler under this version."""
-        self.sampler.publish(version)
+        sampler = self.sampler
+        self.renew()
+        sampler.publish(version)
 
     def close(self) -> None:
         """End what was started for it."""

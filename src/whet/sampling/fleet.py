@@ -85,15 +85,13 @@ class Fleet:
         *,
         forked: bool,
         past: int | None = None,
-        renew: Callable[[], None] = lambda: None,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         """`model` has the trainer's weights, which go through files in `folder`; what is there is removed.
 
-        `options` are those of `sampling.replica.load`; `forked`: the model is on a CPU. `renew` brings the weights to
-        the model, where they are elsewhere. `say` hears of deaths.
+        `options` are those of `sampling.replica.load`; `forked`: the model is on a CPU. `say` hears of deaths.
         """
-        self.model, self.version, self._bring = model, -1, renew
+        self.model, self.version = model, -1
         self._patience, self._past, self._say = machine.deadlines, past, say
         self._own = EmbeddedSampler(model, max_running=1)
         self.gaps: dict[int, float] = {}  # of each version, the largest of the replicas
@@ -118,7 +116,6 @@ class Fleet:
 
     def publish(self, version: int) -> None:
         """`PolicySampler`: write the weights, and (but with `past`) wait until all that live have confirmed them."""
-        self._bring()
         weights = {name: p.detach().to("cpu").contiguous() for name, p in sampled_weights(self.model).items()}
         path = self._folder / f"version-{version}.safetensors"
         with writing(path, sum(tensor.nbytes for tensor in weights.values())):
