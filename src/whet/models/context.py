@@ -79,7 +79,8 @@ class ContextLayout:
         mine = _Exchange.apply(sent.flatten(0, 1), (_to_heads, _to_tokens), *where)  # type: ignore[no-untyped-call]
         if call.sinks_H is not None:
             call = replace(call, sinks_H=call.sinks_H.chunk(ranks)[self.context.rank])
-        out = self.tree.attend(*(part[None] for part in mine.split(sizes)), call)
+        query, key, value = (part[None] for part in mine.split(sizes))
+        out = self.tree.attend(query, key, value, call)
         back = _Exchange.apply(out[0].transpose(0, 1), (_to_tokens, _to_heads), *where)  # type: ignore[no-untyped-call]
         return back.transpose(0, 1)[None]  # type: ignore[no-any-return]
 
