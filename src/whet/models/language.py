@@ -123,13 +123,16 @@ class LanguageModel:
 
     def stream(self, packed: Packed) -> Tensor:
         """Hidden states (N, D) of a micro-batch (of this rank's part of it), which `at` reads."""
-        own, layout, noise = slice(None), packed.layout, nullcontext()
+        own, layout = slice(None), packed.layout
+        asked: Layout = layout
         if self.context is not None:
-            own, layout = self.context.own(len(packed.input_N)), ContextLayout(packed.layout, self.context)
+            own = self.context.own(len(packed.input_N))
+            asked = ContextLayout(layout, self.context)
+        noise: AbstractContextManager[None] = nullcontext()
         if self.noise is not None and self.module.training:
-            noise = noisy(self.module.get_input_embeddings(), row_lengths(packed.layout)[own], self.noise)
+            noise = noisy(self.module.get_input_embeddings(), row_lengths(layout)[own], self.noise)
         with noise:
-            return self.hidden(packed.input_N[own], packed.layout.positions_N[own], layout)
+            return self.hidden(packed.input_N[own], layout.positions_N[own], asked)
 
     def at(self, stream_ND: Tensor, at_T: Tensor, packed: Packed, read: Callable[..., tuple[Any, ...]]) -> Any:
         """What `read(states, which)` says of the states at these places, and which of the places they are.
