@@ -28,7 +28,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from whet.errors import ConfigError, UserError
 from whet.launch.ranks import LEAVE, ONCE, Raised, RankSetup, patient, prove, told_by_launcher
 from whet.launch.world import LocalWorld
-from whet.models.context import Context
+from whet.models.context import ContextRanks
 from whet.models.device import give_memory_back, pick_device
 from whet.models.matmul import use_library
 from whet.pipeline.stage import Policy
@@ -53,7 +53,7 @@ class Rank:
         self.number = number
         self.world = LocalWorld()
         self.trainers: dict[str, ShardedTrainer] = {}
-        self.contexts: dict[int, Context | None] = {1: None}
+        self.contexts: dict[int, ContextRanks | None] = {1: None}
         self.setup: RankSetup
 
     def do(self, verb: str, part: Sequence[Any]) -> Any:
@@ -114,7 +114,7 @@ class Rank:
         mesh = init_device_mesh(local.model.device.type, shape, mesh_dim_names=names)
         if context not in self.contexts:
             group, _ = dist.new_subgroups(context, timeout=timedelta(seconds=self.setup.collective_s))
-            self.contexts[context] = Context(group, self.number % context, context)
+            self.contexts[context] = ContextRanks(group, self.number % context, context)
         self.trainers[name] = ShardedTrainer(local, mesh, context=self.contexts[context], most_tokens=most_tokens)
         about = built.about if isinstance(built, Policy) else ""
         return local.model.max_length, about, local.model.precision

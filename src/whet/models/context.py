@@ -22,11 +22,11 @@ from torch import Tensor
 from whet.errors import ModelError
 from whet.models.attention import AttentionCall, TreeLayout
 
-Way = Callable[[Tensor, "Context", int], Tensor]
+Way = Callable[[Tensor, "ContextRanks", int], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Context:
+class ContextRanks:
     """The ranks that share streams, and which of them this one is."""
 
     group: dist.ProcessGroup
@@ -66,7 +66,7 @@ class ContextLayout:
     """`Layout` of a stream whose tokens are spread over ranks."""
 
     tree: TreeLayout
-    context: Context
+    context: ContextRanks
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
         """query (1, H, n, D), key and value (1, K, n, D) -> (1, n, H, D); key-value heads are repeated where needed."""
@@ -85,7 +85,7 @@ class ContextLayout:
         return back.transpose(0, 1)[None]  # type: ignore[no-any-return]
 
 
-def _to_heads(all_heads: Tensor, context: Context, tokens: int) -> Tensor:
+def _to_heads(all_heads: Tensor, context: ContextRanks, tokens: int) -> Tensor:
     """All heads of n tokens, those of each rank together -> this rank's heads of N tokens."""
     heads, size = len(all_heads) // context.size, all_heads.shape[2]
     counts = context.counts(tokens)
@@ -98,7 +98,7 @@ def _to_heads(all_heads: Tensor, context: Context, tokens: int) -> Tensor:
     return torch.cat([part.view(heads, n, size) for part, n in zip(parts, counts, strict=True)], 1)
 
 
-def _to_tokens(my_heads: Tensor, context: Context, tokens: int) -> Tensor:
+def _to_tokens(my_heads: Tensor, context: ContextRanks, tokens: int) -> Tensor:
     """The way back: this rank's heads of N tokens -> all heads of its n tokens."""
     heads, size = len(my_heads), my_heads.shape[2]
     counts = context.counts(tokens)
@@ -113,7 +113,7 @@ class _Exchange(torch.autograd.Function):
     """`_to_heads` or `_to_tokens`; the gradient goes the other way."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, ways: tuple[Way, Way], context: Context, tokens: int) -> Tensor:
+    def forward(ctx: Any, tensor: Tensor, ways: tuple[Way, Way], context: ContextRanks, tokens: int) -> Tensor:
         ctx.back, ctx.where = ways[1], (context, tokens)
         return ways[0](tensor, context, tokens)
 
@@ -126,7 +126,7 @@ class _Join(torch.autograd.Function):
     """What each rank knows of some trained tokens, for all of them; a rank's own get their gradient from its loss."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, which: Tensor, total: int, context: Context) -> Tensor:
+    def forward(ctx: Any, value: Tensor, which: Tensor, total: int, context: ContextRanks) -> Tensor:
         ctx.save_for_backward(which)
         whole = value.new_zeros(total, *value.shape[1:])
         whole[which] = value

@@ -23,7 +23,7 @@ from whet.formulas.logprobs import Linear, chunked_logp
 from whet.models.architecture import LogitRule, decoder_of
 from whet.models.armo import Gate
 from whet.models.attention import Layout, pick_backend
-from whet.models.context import Context, ContextLayout
+from whet.models.context import ContextLayout, ContextRanks
 from whet.models.export import save_model
 from whet.models.heads import reward_facts
 from whet.models.matmul import linear
@@ -84,7 +84,7 @@ class LanguageModel:
     """Tokens that end a turn: an exported model stops at them."""
     noise: float | None = None
     """NEFTune's alpha: noise on the embeddings, of passes in training mode alone."""
-    context: Context | None = None
+    context: ContextRanks | None = None
     """The ranks that compute each micro-batch together, where several do."""
 
     @property

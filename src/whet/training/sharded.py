@@ -26,7 +26,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from whet.errors import ModelError
 from whet.files import digest_file
 from whet.models.architecture import layers_of, text_config
-from whet.models.context import Context
+from whet.models.context import ContextRanks
 from whet.models.language import Ask, LanguageModel, Want
 from whet.records import Atom, Column, Metric, TokenRow
 from whet.training.base import Objective
@@ -71,7 +71,12 @@ class ShardedTrainer(LocalTrainer):
     """A `LocalTrainer` whose parameters, gradients and optimizer state are spread over the ranks of a mesh."""
 
     def __init__(
-        self, local: LocalTrainer, mesh: DeviceMesh, *, context: Context | None = None, most_tokens: int | None = None
+        self,
+        local: LocalTrainer,
+        mesh: DeviceMesh,
+        *,
+        context: ContextRanks | None = None,
+        most_tokens: int | None = None,
     ) -> None:
         """Takes the trainer's models over. `most_tokens`: no micro-batch may have more, since memory ran out before.
 
@@ -208,7 +213,7 @@ def _nothing_to_do() -> None:
     raise AssertionError("a rank has fewer passes than another, and was given nothing to compute meanwhile")
 
 
-def _together(model: LanguageModel, context: Context) -> LanguageModel:
+def _together(model: LanguageModel, context: ContextRanks) -> LanguageModel:
     if model.gate is not None:
         raise ModelError(f"{model.name}: machine.trainer.context does not go with a gate; set it to 1")
     config = text_config(model.module.config)
