@@ -55,7 +55,7 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=5, rslora=True)])
 def test_versions_are_handed_over_to_a_server(server: str, folder: Path, lora: LoraConfig | None) -> None:
     model = load_model(ModelConfig(path=str(folder)), lora=lora)
-    sampler = VllmServerSampler(model, server)
+    sampler = VllmServerSampler(model, [server])
     for version in (1, 2):
         disturb(model, size=0.1)
         assert largest_gap(model, ASKED, whole(sampler)) > WRONG
@@ -64,7 +64,7 @@ def test_versions_are_handed_over_to_a_server(server: str, folder: Path, lora: L
         assert largest_gap(model, ASKED, answers) < TOLERANCE
         assert {answer.version for answer in answers} == {version}
     if lora is None:
-        newer = VllmServerSampler(load_model(ModelConfig(path=str(folder))), server)
+        newer = VllmServerSampler(load_model(ModelConfig(path=str(folder))), [server])
         with pytest.raises(Exception, match="is another run using this server"):
             answers_of(sampler, ASKED)
         assert len(answers_of(newer, ASKED)) == len(ASKED)
@@ -72,7 +72,7 @@ def test_versions_are_handed_over_to_a_server(server: str, folder: Path, lora: L
 
 def test_a_server_that_reads_less_than_the_model_is_refused(server: str) -> None:
     with pytest.raises(ConfigError, match="--max-model-len 4096"):
-        VllmServerSampler(load_model(ModelConfig(path="whet:demo")), server)
+        VllmServerSampler(load_model(ModelConfig(path="whet:demo")), [server])
 
 
 def whole(sampler: VllmServerSampler) -> list[Completion]:
