@@ -1,4 +1,4 @@
-"""What a step of GRPO costs outside the model: microseconds of host work and bytes of numbers for each token.
+"""What a step of GRPO costs outside the model: microseconds of host work, and bytes kept and sent for each token.
 
     python -m benchmarks.host [--answers 1024] [--tokens 2048]
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import pickle
 import sys
 import time
 from collections.abc import Sequence
@@ -24,8 +25,11 @@ from whet.algorithms.state import Setting
 from whet.config import PolicyConfig, TrainConfig
 from whet.formulas.advantages import RunningScale
 from whet.models.pack import pack
-from whet.records import Completion, Ending, Episode, Group, Outcome, Score, TokenRow, Turn, token_ids
+from whet.records import Atom, Completion, Ending, Episode, Group, Outcome, Score, TokenRow, Turn, token_ids
+from whet.sampling.replica import answer_frame
+from whet.sandbox.frames import encode
 from whet.training.batch import as_batch, microbatches
+from whet.training.group import cut_atoms
 from whet.training.memory import TokenBudget
 
 GROUP = 16
@@ -72,6 +76,17 @@ def _episode(number: int, sample: int, prompt: np.ndarray, tokens: int, draw: np
     )
 
 
+def _from_sampler(group: Group) -> int:
+    """Bytes of the frames in which a sampler process answers."""
+    return sum(len(encode(answer_frame(turn.completion))) for each in group.episodes for turn in each.turns)
+
+
+def _to_ranks(atoms: Sequence[Atom]) -> int:
+    """Bytes of the commands by which two ranks of a trainer get their rows."""
+    cut = cut_atoms(atoms, 2, together=False)
+    return sum(len(pickle.dumps(part, protocol=pickle.HIGHEST_PROTOCOL)) for part in cut.parts)
+
+
 def main() -> None:
     """Time one step and print a JSON line."""
     parser = argparse.ArgumentParser()
@@ -104,6 +119,8 @@ def main() -> None:
         "host_us_per_token": round(seconds / count * 1e6, 3),
         "columns": columns,
         "bytes_per_number": round(numbers / count / columns, 2),
+        "bytes_per_token_from_sampler": round(sum(map(_from_sampler, played)) / count, 2),
+        "bytes_per_token_to_ranks": round(_to_ranks(atoms) / count, 2),
     }
     sys.stdout.write(json.dumps(found) + "\n")
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+import numpy as np
 import pytest
 
 from whet import Broken
@@ -16,7 +18,7 @@ from whet.algorithms.policy import informative
 from whet.envs.base import Attempt, Observed, Opening, SingleTurn, Task
 from whet.errors import MissingExtra, RewardError, SamplerError, TrainingError
 from whet.models.create import byte_tokenizer
-from whet.records import Completion, Ending, Episode, Group, Message, Outcome, Score
+from whet.records import Completion, Ending, Episode, Group, Message, Outcome, Score, TokenRow
 from whet.rollouts.assemble import to_atoms, to_rows
 from whet.rollouts.feed import Feed
 from whet.rollouts.play import Player, _lowest
@@ -162,6 +164,21 @@ def test_the_row_trains_what_was_sampled_and_nothing_else() -> None:
     sampled = [logp for turn in episode.turns for logp in turn.completion.logprobs]
     assert row.columns["sampler_logp"].tolist() == sampled
     assert sampled == [-float(at) for at, flag in enumerate(row.trained) if flag]
+
+
+def test_a_row_is_the_same_in_another_process_and_says_once_what_holds_for_all_of_its_tokens() -> None:
+    tokens = np.arange(1001)
+    trained = tokens > 0
+    numbers = {
+        "advantage": np.full(1000, -0.0), "weight": np.full(1000, np.nan), "zeros": np.array([0.0, -0.0] * 500),
+        "logp": np.linspace(0, 1, 1000, dtype=np.float32), "top_k": np.ones((1000, 2)), "ids": np.ones((1000, 3), int),
+    }  # fmt: skip
+    row = TokenRow(tokens=tokens, trained=trained, columns=numbers, shared=1)
+    sent = pickle.dumps(row, protocol=pickle.HIGHEST_PROTOCOL)
+    assert pickle.loads(sent) == row and not pickle.loads(sent).columns["advantage"].flags.writeable
+    assert len(sent) < 1001 * (4 + 1) + 1000 * (8 + 4) + 1000
+    one = TokenRow(tokens=[1, 2], trained=[False, True], columns={"advantage": [2.0]})
+    assert pickle.loads(pickle.dumps(one)) == one
 
 
 def test_a_rewritten_history_begins_a_new_row() -> None:

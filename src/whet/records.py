@@ -29,6 +29,14 @@ Column = npt.NDArray[Any]
 """Numbers of a row's trained tokens, (T,) or (T, K)."""
 
 
+def _constant(values: np.ndarray) -> bool:
+    """Whether all entries have the same bytes, and there are several."""
+    if len(values) < 2:
+        return False
+    bytes_TB = np.ascontiguousarray(values).view(np.uint8).reshape(len(values), -1)
+    return bool((bytes_TB[1:] == bytes_TB[0]).all())
+
+
 def token_ids(ids: npt.ArrayLike) -> TokenIds:
     """Token ids as the records hold them: a read-only int32 array; one that is given is kept, so do not change it."""
     return _frozen(ids, np.int32)
@@ -280,6 +288,16 @@ class TokenRow(_ByContent):
         count = self.trained_count
         for name, values in self.columns.items():
             assert len(values) == count, f"column {name} has {len(values)} values for {count} trained tokens"
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        """For another process: a column whose entries are all the same is sent as one of them."""
+        sent = {name: (v[:1], len(v)) if _constant(v) else v for name, v in self.columns.items()}
+        return self.tokens, self.trained, sent, self.shared
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        tokens, trained, sent, shared = state
+        columns = {name: np.repeat(v[0], v[1], axis=0) if isinstance(v, tuple) else v for name, v in sent.items()}
+        TokenRow.__init__(self, tokens=tokens, trained=trained, columns=columns, shared=shared)
 
     @property
     def trained_count(self) -> int:

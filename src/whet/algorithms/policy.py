@@ -34,7 +34,7 @@ from whet.config import PolicyConfig
 from whet.config.policy_terms import KLConfig
 from whet.errors import TrainingError
 from whet.formulas.reduce import REDUCTIONS
-from whet.records import Atom, Group, Metric, Step, add_metrics, largest, seed_of
+from whet.records import Atom, Group, Metric, Step, TokenRow, add_metrics, largest, seed_of
 from whet.rollouts.assemble import to_atoms
 from whet.rollouts.feed import Feed
 from whet.training.base import REFERENCE, Objective, Trainer
@@ -244,18 +244,25 @@ def weigh(answers: Sequence[Answer], setting: Setting) -> list[Atom]:
     """The atoms of one optimizer step; an answer weighs the same in however many rows it is.
 
     Rows without advantage count in the denominators; where nothing else gives them a gradient they are not computed.
-    Rows without trained tokens (an empty answer) have nothing to compute.
+    Rows without trained tokens (an empty answer) have nothing to compute. Rewards are in the advantages by now.
     """
     reduce = REDUCTIONS[setting.config.reduction]
     weights = reduce([answer.length for answer in answers], [answer.group for answer in answers], setting.max_tokens)
     return to_atoms(
         [
-            row.with_columns(weight=weight)
+            replace(row, columns={name: v for name, v in row.columns.items() if name != "reward"}).with_columns(
+                weight=weight
+            )
             for answer, weight in zip(answers, weights, strict=True)
             for row in answer.rows
             if row.columns["advantage"].any() or (row.trained_count and setting.config.needs_gradient_everywhere)
         ]
     )
+
+
+def _weighed(row: TokenRow, weight: float) -> TokenRow:
+    kept = {name: values for name, values in row.columns.items() if name != "reward"}
+    return replace(row, columns=kept).with_columns(weight=weight)
 
 
 def check_engine(gap: float | None, setting: Setting, step: int) -> None:

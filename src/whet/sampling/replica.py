@@ -10,6 +10,7 @@ token on the version is another (`Engine.switch`). Their digest is compared befo
 
 from __future__ import annotations
 
+import base64
 import select
 import socket
 import time
@@ -26,7 +27,7 @@ from whet.config import LoraConfig, ModelConfig
 from whet.errors import SamplerError
 from whet.models.load import load_model
 from whet.models.matmul import use_library
-from whet.records import Completion, Ending
+from whet.records import Completion, Ending, token_ids
 from whet.sampling.base import Request, SamplingParams
 from whet.sampling.engine import Engine
 from whet.sampling.tickets import Ticket
@@ -134,7 +135,7 @@ class _Replica:
 def request_frame(number: int, request: Request) -> dict[str, Any]:
     """A request, as a frame has it."""
     params = {**asdict(request.params), "stop_ids": sorted(request.params.stop_ids)}
-    prompt = np.asarray(request.prompt).tolist()
+    prompt = _packed(np.asarray(request.prompt, np.int32))
     return {"sample": number, "prompt": prompt, "seed": request.seed, "samples": request.samples, "params": params}
 
 
@@ -142,7 +143,9 @@ def read_request(frame: Mapping[str, Any]) -> Request:
     """The request of a frame."""
     given = frame["params"]
     params = SamplingParams(**{**given, "stop_ids": frozenset(given["stop_ids"]), "stop": tuple(given["stop"])})
-    return Request(prompt=frame["prompt"], seed=frame["seed"], samples=frame["samples"], params=params)
+    return Request(
+        prompt=_unpacked(frame["prompt"], np.int32), seed=frame["seed"], samples=frame["samples"], params=params
+    )
 
 
 def answer_frame(written: Completion | SamplerError) -> dict[str, Any]:
@@ -150,8 +153,8 @@ def answer_frame(written: Completion | SamplerError) -> dict[str, Any]:
     if isinstance(written, SamplerError):
         return {"error": str(written)}
     return {
-        "tokens": written.tokens.tolist(),
-        "logprobs": written.logprobs.tolist(),
+        "tokens": _packed(written.tokens.astype(np.int32)),
+        "logprobs": _packed(written.logprobs.astype(np.float32)),
         "version": written.version,
         "ending": written.ending,
         "later": written.later,
@@ -163,9 +166,18 @@ def read_answer(frame: Mapping[str, Any]) -> Completion | SamplerError:
     if "error" in frame:
         return SamplerError(frame["error"])
     return Completion(
-        tokens=frame["tokens"],
-        logprobs=np.array(frame["logprobs"], np.float32),
+        tokens=token_ids(_unpacked(frame["tokens"], np.int32)),
+        logprobs=_unpacked(frame["logprobs"], np.float32),
         version=frame["version"],
         ending=Ending(frame["ending"]),
         later=tuple((first, version) for first, version in frame["later"]),
     )
+
+
+def _packed(values: np.ndarray) -> str:
+    """An array's bytes, as a frame can have them: a third of what its numbers are as text."""
+    return base64.b64encode(values.tobytes()).decode("ascii")
+
+
+def _unpacked(text: str, dtype: type[np.generic]) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), dtype)
