@@ -80,8 +80,9 @@ def test_a_user_error_is_one_line_and_its_exit_code(recipe: str, capsys: pytest.
 @pytest.mark.parametrize(
     ("words", "start"),
     [
-        (["rnu"], "whet: No such command 'rnu'"),
-        (["plan"], "whet: Missing argument 'RECIPE'"),
+        (["rnu"], "whet: No such command 'rnu'; did you mean 'run'?"),
+        (["train", "r.yaml"], "whet: No such command 'train'; whet run RECIPE"),
+        (["plan"], "whet: Missing argument 'RECIPE'; see whet plan --help"),
         (["plan", "none.yaml"], "whet: none.yaml: no such recipe"),
         (["plan", "r.yaml", "fast"], "whet: command line: 'fast' is not KEY=VALUE"),
         (["plan", "r.yaml", "--fast"], "whet: command line: --fast: no such option"),
@@ -179,6 +180,7 @@ def test_exit_codes_are_distinct_and_documented(capsys: pytest.CaptureFixture[st
         ("runs/dmo@rl", "did you mean 'runs/demo'?"),
         ("dmo", "did you mean 'runs/demo'?"),
         ("mine/dmo", "did you mean 'mine/demo'?"),
+        ("hree", "did you mean 'here'?"),
         ("./dmo", "./dmo: no such directory"),
         ("a/b/c", "a/b/c: no such directory"),
     ],
@@ -188,7 +190,7 @@ def test_what_looks_like_a_run_or_a_path_is_never_looked_for_on_the_hub(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: pytest.fail("asked the hub"))
-    for folder in ("runs/demo", "mine/demo"):
+    for folder in ("runs/demo", "mine/demo", "here"):
         Path(folder).mkdir(parents=True)
         Path(folder, "recipe.json").write_text("{}")
     assert whet("chat", what, "-p", "Hello") == 4

@@ -26,10 +26,12 @@ from whet.cli.errors import exit_codes
 from whet.config import PRESETS, STAGES
 from whet.config.loading import load_recipe
 from whet.config.preference import PREFERENCE_PRESETS
+from whet.envs.library import FAMILIES
 from whet.launch.main import run_recipe
 from whet.tracking.log import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
 KINDS = {stage.kind_name() for stage in STAGES}
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -376,10 +378,23 @@ def test_every_metric_is_explained(tmp_path: Path) -> None:
 
 
 def test_the_counts_in_the_readme_are_true() -> None:
-    text = (ROOT / "README.md").read_text()
+    text = README
     with safe_open(ROOT / "src" / "whet" / "assets" / "demo" / "model.safetensors", "np") as file:
         parameters = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     assert f"A model of {parameters:,} parameters" in text
     assert f"| {len(PRESETS)} presets (" in text
     others = [name for name in PREFERENCE_PRESETS if name not in ("dpo", "kto")]
     assert f"| DPO and {len(others)} other losses, KTO" in text
+    words = {2: "two", 3: "three", 4: "four", 5: "five"}
+    assert f"{words[len(FAMILIES)]} task families that make their own problems" in text
+    recipes = [file.name for file in (ROOT / "recipes").glob("*.yaml")]
+    assert not [name for name in recipes if not any(f"recipes/{name}" in page.read_text() for page in PAGES)]
+
+
+def test_the_laws_that_the_readme_names_are_there() -> None:
+    lines = re.findall(r"^python -m pytest (\S+(?: tests\S+)*)(?: -k (?:\"(.+)\"|(\S+)))?$", README, re.MULTILINE)
+    assert len(lines) == 4
+    for files, several, one in lines:
+        names = re.findall(r"def (test_\w+)", "".join((ROOT / file).read_text() for file in files.split()))
+        for word in (several or one).split(" or "):
+            assert any(word in name for name in names), word

@@ -340,7 +340,7 @@ def test_held_out_loss_is_what_training_logged() -> None:
     assert demo["change"] == pytest.approx(demo["loss"] - made["loss"])
     other = loss_table({"a": [(2.0, 2, 7), (1.0, 1, 8)], "b": [(4.0, 4, 9), (2.0, 2, 10)]})["rows"]
     assert [row["loss"] for row in other] == [1.0, 1.0] and other[1]["change"] is None, "other tokens: no pairs"
-    with pytest.raises(ConfigError, match=r"rows.jsonl: is a file of rows; say which models read it"):
+    with pytest.raises(ConfigError, match=r"rows.jsonl: these are rows; say which models read them"):
         load_rows(Path("rows.jsonl"), {}, ())
 
 

@@ -115,6 +115,13 @@ class Shop:
         return {"right": float(self.said == self.gold), "bonus": 0.5}
 
 
+class OfRow:
+    """It wants the row where it is made."""
+
+    def __init__(self, row):
+        self.row = row
+
+
 class Wordle:
     """As in the documentation of TRL: no argument, text from reset, a number as reward."""
 
@@ -409,6 +416,7 @@ def test_whatever_one_play_breaks_the_others_are_what_they_are_alone(tmp_path: P
         ("Starred", r"shop\.py:\d+: the tool look takes \*keys: str, which no schema can say"),
         ("Odd", r"shop\.py:\d+: the tool look has a parameter of a type that JSON cannot say"),
         ("Shopp", r"has no function 'Shopp'; did you mean 'Shop'\?"),
+        ("OfRow", r"missing 1 required positional argument: 'row'.*the columns of a row are for reset"),
     ],
 )
 def test_what_cannot_be_a_tool_is_refused_with_its_place(shop: Path, name: str, message: str) -> None:

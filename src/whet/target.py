@@ -41,6 +41,9 @@ def describe(error: BaseException) -> str:
     if isinstance(error, TargetError):
         return str(error)[: 2 * LONGEST]
     text = f"{type(error).__name__}: {error}"
+    if isinstance(error, AttributeError) and error.name and not isinstance(error.obj, ModuleType):
+        near = difflib.get_close_matches(error.name, dir(error.obj), n=1)
+        text += f"; did you mean {near[0]!r}?" if near else ""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename[0] != "<"]
     if frames and frames[-1].filename != __file__:
         text = f"{text[:LONGEST]} ({Path(frames[-1].filename).name}:{frames[-1].lineno})"

@@ -43,6 +43,10 @@ def failing(tokens):
     raise KeyError("advantage")
 
 
+def misspelling(tokens):
+    return -tokens.advantage * tokens.log_ratio_T
+
+
 def detached(tokens):
     return tokens.logp_T.detach()
 
@@ -177,6 +181,7 @@ def test_what_cannot_be_used_is_said_before_training(mine: Path, clip: str, said
     [
         ("reduced", r"returned \(\), and it is given \(\d+,\) log-probabilities"),
         ("failing", r"mine\.py:failing failed: KeyError: 'advantage' \(mine\.py:\d+\)"),
+        ("misspelling", r"no attribute 'advantage'; did you mean 'advantage_T'\?"),
         ("detached", "has no gradient"),
     ],
 )

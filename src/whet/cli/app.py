@@ -14,9 +14,10 @@ from whet.cli import chat, check, env, eval, launch, plan, reward, run, runs, sc
 from whet.cli.errors import exit_codes, guarded
 from whet.cli.options import OVERRIDABLE
 
-BRIEF_WAITS = {"GOMP_SPINCOUNT": "1000"}
+USUAL = {"GOMP_SPINCOUNT": "1000", "TRANSFORMERS_VERBOSITY": "error"}
 """For GNU OpenMP, which reads it when torch is loaded: threads that wait for one another soon sleep. By default they
-spin for milliseconds, so that on a busy machine two threads take six times as long as one (docs/benchmarks.md)."""
+spin for milliseconds, so that on a busy machine two threads take six times as long as one (docs/benchmarks.md).
+transformers warns of what is no fault of a user's, such as the wording of a published configuration."""
 
 app = typer.Typer(
     name="whet",
@@ -61,7 +62,7 @@ app.command()(schema.schema)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script: run the command and exit with its code."""
-    for name, value in BRIEF_WAITS.items():
+    for name, value in USUAL.items():
         os.environ.setdefault(name, value)
     words = list(sys.argv[1:] if arguments is None else arguments)
     show_traceback = "--traceback" in words

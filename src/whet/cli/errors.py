@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 
 import typer
 
@@ -28,8 +30,7 @@ def guarded(command: Callable[[], int], *, as_json: bool, show_traceback: bool) 
     except (UserError, SamplerError) as error:
         return _report(str(error), error.exit_code, as_json=as_json, show_traceback=show_traceback)
     except typer.TyperException as error:
-        message = error.format_message()
-        message = message if message.endswith("?") else f"{message.rstrip('.')}; see whet --help"
+        message = _with_hint(error)
         return _report(message, UserError.exit_code, as_json=as_json, show_traceback=False)
     except (KeyboardInterrupt, typer.Abort):
         return _report("interrupted", INTERRUPTED, as_json=as_json, show_traceback=False)
@@ -70,6 +71,20 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """Text safe for a terminal: control characters, which may come from data or a model, are spelled out."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def _with_hint(error: typer.TyperException) -> str:
+    """What typer says of a wrong command line; of a command of another tool, or a typo, with what it is called here."""
+    message, context = error.format_message(), getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "whet"
+    word = re.match(r"No such command '([\w-]+)'", message)
+    if word is None:
+        return message if message.endswith("?") else f"{message.rstrip('.')}; see {path} --help"
+    from whet.config.names import names  # slow to import, for a line that is seldom read
+
+    near = get_close_matches(word[1], context.command.list_commands(context) if context is not None else (), n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"see {path} --help"
+    return f"{word[0]}; {names().other_commands.get(word[1], hint)}"
 
 
 def _report(message: str, code: int, *, as_json: bool, show_traceback: bool) -> int:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
+from shutil import which
 from typing import Annotated
 
 import typer
@@ -68,4 +71,13 @@ def demo(
     console.print(evaluation_table(evaluation))
     console.print()
     console.print(f"Everything about it:  {report}", markup=False, soft_wrap=True)
-    console.print(f"Talk to it:           whet chat {folder} -p 58+67", markup=False, soft_wrap=True)
+    console.print(f"Talk to it:           {_here()} chat {folder} -p 58+67", markup=False, soft_wrap=True)
+
+
+def _here() -> str:
+    """What starts this program in the shell that it was started from."""
+    beside = Path(sys.executable).with_name("whet")
+    found = which("whet")
+    if found is not None and Path(found).resolve() == beside.resolve():
+        return "whet"
+    return os.path.relpath(beside) if beside.exists() else f"{sys.executable} -m whet"

@@ -82,3 +82,5 @@ def compare(runs: Several, json: Json = False) -> None:
     for mean in found["means"]:
         shown = "{of}: mean over seeds {mean:.4f} (95 % {low:.4f} to {high:.4f}; ".format(**mean)
         console.print(f"{shown}{', '.join(mean['runs'])})", markup=False, soft_wrap=True)
+    for name in found["silent"]:
+        console.print(f"\n{name}: nothing held out yet", markup=False)

@@ -29,6 +29,8 @@ class Names:
     renamed: Mapping[str, list[str]]
     """A former key, and the new one in each section that had it."""
     other_kinds: Mapping[str, str]
+    other_commands: Mapping[str, str]
+    """A command of another tool, and what is typed here."""
     other_tools: Mapping[str, KnownKeys]
     own_code: tuple[KnownKeys, ...]
     """Where a stage takes `FILE.py:NAME`; the note is the form, with PATH in it."""
@@ -48,4 +50,6 @@ def names() -> Names:
         for name in each["names"]
     }
     own = tuple(KnownKeys(tuple(each["keys"]), each["form"], tuple(each["words"])) for each in found["own_code"])
-    return Names(renamed=found["renamed"], other_kinds=found["other_kinds"], other_tools=tools, own_code=own)
+    commands = {name: line for line, others in found["other_commands"].items() for name in others}
+    tables = {key: found[key] for key in ("renamed", "other_kinds")}
+    return Names(**tables, other_commands=commands, other_tools=tools, own_code=own)

@@ -27,7 +27,8 @@ def compare_runs(names: Sequence[str]) -> dict[str, Any]:
 
     `differing`: the seed, and every setting that is not the same, in each run. `tables`: as in `eval.json`, with a run
     in the place of a model, paired with the first where both had the same tasks. `last`: held-out metrics of training.
-    `means`: over runs that differ in the seed alone. Raises `RunError` where there is no run, or nothing held out.
+    `means`: over runs that differ in the seed alone. `silent`: runs with
+    nothing held out yet. Raises `RunError` where there is no run, or nothing held out in any.
     """
     runs = {name: RunResults(name) for name in names}
     recipes = {name: run.recipe for name, run in runs.items()}
@@ -55,6 +56,7 @@ def compare_runs(names: Sequence[str]) -> dict[str, Any]:
         "tables": {name: {"rows": _paired(there), "k": there[0]["samples"]} for name, there in rows.items()},
         "last": last,
         "means": _means({**figures, **last}, settings),
+        "silent": [name for name in runs if not any(name in each for each in [*figures.values(), *last.values()])],
     }
 
 

@@ -60,8 +60,10 @@ def evaluate(loaded: Loaded, models: Mapping[str, str], *, quiet: bool = False) 
 
 def load_rows(data: Path, models: Mapping[str, str], overrides: Sequence[str]) -> Loaded:
     """A recipe whose `eval_data` is this file of rows."""
+    if (data / "recipe.json").exists():
+        raise ConfigError(f"{data}: is a run; give a recipe or a file of rows, and the run as a model: -m LABEL={data}")
     if not models:
-        raise ConfigError(f"{data}: is a file of rows; say which models read it: -m LABEL=RUN, or any other model")
+        raise ConfigError(f"{data}: these are rows; say which models read them: -m LABEL=RUN, or any other model")
     stage = {"kind": "sft", "data": data, "eval_data": data}
     return load_recipe({"name": "eval", "model": next(iter(models.values())), "stages": {"eval": stage}}, overrides)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,8 @@ def show(run: Path) -> dict[str, Any]:
         about = {"kind": each.noted["kind"], "state": each.state, "identity": each.identity}
         about |= {"from": each.noted.get("from"), "reads": reads, "accuracy": found}
         stages[each.name] = {key: value for key, value in about.items() if value}
+    waiting = {name: {"kind": each["kind"], "state": "not begun"} for name, each in _stages(run).items()}
+    stages |= {name: about for name, about in waiting.items() if name not in stages}
     return {"stages": stages, "data": {key: what for each in known.values() for key, what in each.data().items()}}
 
 
@@ -56,7 +58,7 @@ def diff(first: Path, second: Path) -> dict[str, list[str]]:
     pairs = [(before[name], after[name]) for name in after if name in before]
     return {
         "recipe": list(_recipe_changes(first, second)),
-        "stages": [line for pair in pairs for line in _changes(*pair)],
+        "stages": [line for pair in pairs for line in _changes(*pair)] + list(_states(before, after)),
         "evaluations": [line for pair in pairs for line in _gains(*pair)],
     }
 
@@ -90,6 +92,19 @@ def _records(run: Path) -> dict[str, Record]:
     if not (run / "recipe.json").is_file():
         raise RunError(f"{run}: no run folder (it has no recipe.json); `whet runs` lists those that there are")
     return records(run)
+
+
+def _stages(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = read_json(run / "recipe.json")["stages"]
+    return found
+
+
+def _states(before: Mapping[str, Record], after: Mapping[str, Record]) -> Iterator[str]:
+    """Stages that are finished in one of the two alone."""
+    for name in dict.fromkeys([*before, *after]):
+        was, now = (each[name].state if name in each else "not begun" for each in (before, after))
+        if was != now:
+            yield f"{name}: {was} -> {now}"
 
 
 def _recipe_changes(first: Path, second: Path) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from difflib import get_close_matches
 from pathlib import Path
 
 from whet.config.problems import nearest
@@ -29,15 +30,16 @@ def locate(path: str) -> tuple[str, str | None]:
         return str(made_by(*run)), None
     if Path(path).is_dir():
         if not (Path(path) / "config.json").is_file():
-            raise ModelError(f"{path}: a directory without config.json is not a Hugging Face model")
+            raise ModelError(f"{path}: a directory without config.json is not a Hugging Face model; give one, or a run")
         return path, None
     name, _, revision = path.partition("@")
     folder = Path(name).parent if "/" in name else Path("runs")
-    runs = sorted(str(recipe.parent) for recipe in folder.glob("*/recipe.json"))
+    places = {folder, Path(name).parent}  # `runs`, and here
+    runs = sorted(str(recipe.parent) for place in places for recipe in place.glob("*/recipe.json"))
     if path.startswith((".", "/", "~")) or path.count("/") != 1 or runs or folder.name == "runs":  # a path or a run
-        raise ModelError(
-            f"{path}: no such directory, and not a hub id (org/name){nearest(str(folder / Path(name).name), runs)}"
-        )
+        close = get_close_matches(Path(name).name, [Path(run).name for run in runs], n=1)
+        meant = next((run for run in runs if Path(run).name in close), name)
+        raise ModelError(f"{path}: no such directory, and not a hub id (org/name){nearest(meant, runs)}")
     if os.environ.get("HF_HUB_OFFLINE") == "1":
         logging.getLogger(__name__).info("offline: looking for %s in the local cache", name)
     return name, revision or None

@@ -60,7 +60,7 @@ def load(parts: Sequence[tuple[str, Mapping[str, Any]]]) -> Callable[[Mapping[st
         nonlocal play
         try:
             if play is None:
-                play = _Play([make() for make in classes], functions)
+                play = _Play([_object(make) for make in classes], functions)
             return {"value": getattr(play, payload["do"])(**payload["with"])}
         except (EnvironmentFailure, ConnectionError) as error:
             return {"broken": describe(error)}
@@ -74,6 +74,14 @@ def rows(path: str, options: Mapping[str, Any]) -> Callable[[Any], list[Any]]:
     if not callable(listed):
         raise TargetError(f"{path} lists no tasks: it has no class method rows")
     return lambda _: list(listed(**options))
+
+
+def _object(make: Callable[[], Any]) -> Any:
+    try:
+        return make()
+    except TypeError as error:
+        remedy = "it is made with environment.options; the columns of a row are for reset(self, **columns)"
+        raise TargetError(f"{describe(error)}; {remedy}") from error
 
 
 class _Play:
