@@ -151,6 +151,13 @@ def test_an_option_of_another_tool_or_a_key_in_the_wrong_place(words: list[str],
     assert expected in complaint(tmp_path, *words, stages={"s": STAGE["rl"]})
 
 
+def test_several_are_named_at_once(tmp_path: Path) -> None:
+    keys = {"learning_rate": 1, "packing": True, "bf16": True, "num_train_epochs": 1}
+    text = complaint(tmp_path, stages={"s": STAGE["sft"]}, **keys)
+    assert text.endswith("bfloat16; auto is that on a GPU (and 3 more problems; unknown too: learning_rate, "
+                         "num_train_epochs, packing)")  # fmt: skip
+
+
 @pytest.mark.parametrize("method", [*PRESETS, *PREFERENCE_PRESETS])
 def test_a_method_in_the_place_of_a_kind_is_answered_with_keys_that_load(method: str, tmp_path: Path) -> None:
     text = complaint(tmp_path, stages={"s": {"kind": method}})

@@ -48,8 +48,10 @@ def explain(error: ValidationError, root: Node, recipe: type[BaseModel]) -> Conf
     meant = {path: group for path, group in by_path.items() if not _of_other_form(path, group[0]["type"], given)}
     problems = {_problem(path, group, given) for path, group in (meant or by_path).items()}
     first, *others = sorted(problems, key=lambda each: (each.missing, not each.unknown, each.line, each.text))
-    more = f" (and {len(others)} more problem{'s' * (len(others) > 1)})" if others else ""
-    return ConfigError(first.text + more)
+    more = f"and {len(others)} more problem{'s' * (len(others) > 1)}"
+    unknown = [each.text.split(": ")[1] for each in others if each.unknown]
+    also = f"; unknown too: {', '.join(unknown[:9])}" if unknown else ""
+    return ConfigError(f"{first.text} ({more}{also})" if others else first.text)
 
 
 def nearest(name: str, valid: Sequence[str], others: Sequence[str] = ()) -> str:
