@@ -143,12 +143,19 @@ def test_it_is_answered_wherever_it_is_written(name: str, stage: str, tmp_path: 
         (["beta=0.04"], "beta is 'stages.s.algorithm.kl.coefficient' here"),
         (["stages.s.max_tokens=5"], "unknown key; did you mean 'sampling.max_tokens'?"),
         (["stages.s.train.rollouts_per_prompt=5"], "unknown key; did you mean 'stages.s.rollouts_per_prompt'?"),
+        (["stages.s.data=x.jsonl"], "command line: stages.s.data: unknown key; did you mean 'tasks'?"),
         (["lr=1"], "command line: lr: unknown key; did you mean 'train.lr'?"),
         (["tasks=x.jsonl"], "command line: tasks: unknown key; did you mean 'stages.s.tasks'?"),
     ],
 )
 def test_an_option_of_another_tool_or_a_key_in_the_wrong_place(words: list[str], expected: str, tmp_path: Path) -> None:
     assert expected in complaint(tmp_path, *words, stages={"s": STAGE["rl"]})
+
+
+def test_a_key_that_is_missing_says_what_it_is_for(tmp_path: Path) -> None:
+    stage = {key: value for key, value in STAGE["rl"].items() if key != "tasks"}
+    assert "tasks: missing; Rows from a file, a folder or the hub" in complaint(tmp_path, stages={"s": stage})
+    assert said({"name": "r", "stages": {"s": STAGE["sft"]}}).startswith("Python: model: missing; Which weights")
 
 
 def test_several_are_named_at_once(tmp_path: Path) -> None:

@@ -21,5 +21,5 @@ __all__ = ["Broken", "Run", "__version__", "run", "train"]
 def __getattr__(name: str) -> Any:
     """What needs torch is imported when it is asked for, so that `import whet` takes no time."""
     if name not in __all__:
-        raise AttributeError(f"module 'whet' has no attribute {name!r}")
+        raise AttributeError(f"module 'whet' has no attribute {name!r}; there are {', '.join(__all__)}")
     return getattr(import_module("whet.launch.python"), "RunResults" if name == "Run" else name)

@@ -192,10 +192,12 @@ def _close(value: str, quoted: str) -> str:
 
 
 def _hint(path: KeyPath, given: Given) -> str:
-    """What a required key is for: the first sentence of its description."""
+    """What a required key is for: the first sentence of its description, or of its section's."""
     model = model_at(path[:-1], given)
     field = model.model_fields.get(str(path[-1])) if model is not None else None
-    return f"; {field.description.splitlines()[0].rstrip(chr(46))}" if field is not None and field.description else ""
+    sections = [each.__doc__ for each in models_of(field.annotation)] if field is not None else []
+    text = next(filter(None, [field.description if field is not None else None, *sections]), "")
+    return f"; {text.splitlines()[0].rstrip(chr(46))}" if text else ""
 
 
 def _suggestion(path: KeyPath, given: Given) -> str:
@@ -206,6 +208,8 @@ def _suggestion(path: KeyPath, given: Given) -> str:
     for renamed in names().renamed.get(name, ()):
         if renamed in model.model_fields:
             return f"; {name} is now called {renamed!r}"
+    if (twin := {"data": "tasks", "tasks": "data"}.get(name)) in model.model_fields:
+        return f"; did you mean {twin!r}?"
     valid = [*model.model_fields, *(INHERITED if model is given.recipe else ())]
     typo = difflib.get_close_matches(name.lower(), [*valid, *keys_at(path[:-1], given)], n=1, cutoff=0.85)
     if not typo and (own := _own(path, given)):

@@ -71,8 +71,8 @@ class RowVerifier(Separate):
         if found is None:
             raise DataError(
                 f"task {task.id}: its columns ({', '.join(sorted(task.columns)) or 'none'}) are of no known data set; "
-                "name the reward, for example rewards: [{kind: math, gold: YOUR_COLUMN}], or [{kind: environment}] for that "
-                "of an environment"
+                "name the reward, for example rewards: [{kind: math, gold: YOUR_COLUMN}], or of an environment "
+                "[{kind: environment}]"
             )
         if found not in VERIFIERS:
             raise DataError(f"task {task.id}: verifier {found!r} is not known; {nearest(str(found), VERIFIERS)}")
