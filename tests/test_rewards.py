@@ -48,9 +48,9 @@ def attempt(
     )
 
 
-def rubric(*rewards: dict[str, Any]) -> WeightedRubric:
+def rubric(*rewards: dict[str, Any], models: Any = None) -> WeightedRubric:
     adapter: TypeAdapter[Any] = TypeAdapter(RewardConfig)
-    return build_rubric([adapter.validate_python(reward) for reward in rewards])
+    return build_rubric([adapter.validate_python(reward) for reward in rewards], models=models)
 
 
 def score(config: dict[str, Any], *attempts: Attempt) -> list[Score]:

@@ -6,8 +6,10 @@ import gzip
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +26,7 @@ from whet.envs.rewards.reading import final_words, statement
 from whet.envs.rewards.units import unit
 from whet.envs.rewards.values import Choice, Date, Formula, Items, Matrix, Named, Number, Region, Relation, Text, YesNo
 from whet.errors import DataError, RewardError
-from whet.records import Outcome
+from whet.records import Message, Outcome, Reply
 
 
 @pytest.fixture(scope="module")
@@ -371,6 +373,59 @@ PYTHON = {"type": "python", "source": SOURCE}
 MULTI = {"type": "multi", "graders": {"a": CHECK, "b": PYTHON}, "calculate_output": "max(a, 0.5) * b ^ 2 - 0.25"}
 
 
+SCORE = {
+    "type": "score_model",
+    "name": "close",
+    "model": "gpt-4o-2024-08-06",
+    "range": [0, 10],
+    "input": [
+        {"role": "developer", "content": "You compare."},
+        {"role": "user", "content": {"type": "input_text", "text": "{{sample.output_text}} | {{item.answer}}"}},
+    ],
+}
+
+
+@dataclass
+class Scorer:
+    """A model that gives 10 where both sides are the same, says what it is told to, and notes what it is asked."""
+
+    asked: list[list[tuple[str, str]]] = field(default_factory=list)
+
+    def chat(self, conversations: Any, *, max_tokens: int, readable: Any = None) -> list[Reply]:
+        self.asked += [[(message.role, message.content) for message in each] for each in conversations]
+        return [self.reply(each[-1].content) for each in conversations]
+
+    def reply(self, said: str) -> Reply:
+        given, _, gold = said.partition("\n")[0].partition(" | ")
+        if given == "away":
+            return Reply(message=None, failure="HTTP 503")
+        found = f'{{"result": {10 if given == gold else 0}}}'
+        value = {"silent": "I cannot say.", "more": '{"result": 11}'}.get(given, found)
+        return Reply(message=Message(role="assistant", content=f'One has "result": 3. {value}'))
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_score_model_is_asked_and_its_silence_says_nothing_of_the_answer() -> None:
+    scorer: Any = Scorer()
+    models: Any = SimpleNamespace(chat=lambda config: scorer)
+    multi = {"type": "multi", "graders": {"m": SCORE, "c": CHECK}, "calculate_output": "m / 10 + c"}
+    for grader, best in ((SCORE, 10), (multi, 2)):
+        made = rubric({"kind": "grader", "grader": grader, "model": {"script": "judge.py:f"}}, models=models)
+        made.check([attempt("", answer="sky").task])
+        texts = ("sky", "sea", "silent", "more", "away")
+        right, wrong, *lost = made.score([attempt(text, answer="sky") for text in texts], step=1)
+        made.close()
+        assert (right.value, wrong.value) == (best, 0)
+        assert [(each.value, each.outcome) for each in lost] == [(None, Outcome.GRADER_ERROR)] * 3
+    (system, user) = scorer.asked[0]
+    assert system == ("system", "You compare.")
+    assert user[1].startswith("sky | sky\n") and '{"result": X}, where X is a number from 0 to 10' in user[1]
+    with pytest.raises(DataError, match=r"item\.answer"):
+        made.check([attempt("").task])
+
+
 @pytest.mark.parametrize(
     ("grader", "text", "value"),
     [
@@ -400,7 +455,8 @@ def test_a_grader_that_cannot_work_is_refused_before_training() -> None:
     for wrong, words in [
         ({**MULTI, "calculate_output": "a + c"}, "names c"),
         ({**MULTI, "calculate_output": "__import__('os')"}, "may hold numbers"),
-        ({"type": "score_model"}, "score_model"),
+        ({"type": "label_model"}, "score_model"),
+        (SCORE, "model says who is asked"),
     ]:
         with pytest.raises(ValueError, match=words):
             rubric({"kind": "grader", "grader": wrong})

@@ -1,12 +1,9 @@
-"""OpenAI's grader objects, as their JSON has them: `string_check`, `text_similarity`, `python`, `multi`.
-
-`score_model` and `label_model` ask a model: that is `kind: judge` here, with its probes and votes.
-"""
+"""OpenAI's grader objects, as their JSON has them."""
 
 from __future__ import annotations
 
 import ast
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
 
@@ -54,12 +51,45 @@ class PythonGrader(Strict):
     """Ignored: whet's Python runs it."""
 
 
+class InputText(Strict):
+    """A part of a message."""
+
+    type: Literal["input_text"]
+    text: str
+
+
+class GraderMessage(Strict):
+    """A message to the model that scores; a template, as all texts of graders."""
+
+    type: Literal["message"] | None = None
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | InputText
+
+
+class ScoreModel(Strict):
+    """A number within `range` that a model gives."""
+
+    type: Literal["score_model"]
+    name: str = ""
+    model: str
+    """Its name there: here the reward's own `model` says who is asked."""
+    input: list[GraderMessage] = Field(min_length=1)
+    range: tuple[float, float] = (0.0, 1.0)
+    pass_threshold: float | None = None
+    """Kept for its owner, as in `text_similarity`."""
+    sampling_params: dict[str, Any] | None = None
+    """Ignored: the temperature is that of the reward's `model`."""
+
+
+Single: TypeAlias = StringCheck | TextSimilarity | PythonGrader | ScoreModel
+
+
 class MultiGrader(Strict):
     """An arithmetic expression over other graders' values, by their keys."""
 
     type: Literal["multi"]
     name: str = ""
-    graders: dict[str, Annotated[StringCheck | TextSimilarity | PythonGrader, Field(discriminator="type")]]
+    graders: dict[str, Annotated[Single, Field(discriminator="type")]]
     calculate_output: str
 
     @field_validator("calculate_output")
@@ -85,4 +115,4 @@ class MultiGrader(Strict):
         return self
 
 
-Grader = Annotated[StringCheck | TextSimilarity | PythonGrader | MultiGrader, Field(discriminator="type")]
+Grader = Annotated[Single | MultiGrader, Field(discriminator="type")]

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_origin
 from pydantic import Field, field_validator, model_validator
 
 from whet.config import shaping
-from whet.config.graders import Grader
-from whet.config.judge import JudgeConfig
+from whet.config.graders import Grader, MultiGrader, ScoreModel
+from whet.config.judge import ChatConfig, JudgeConfig
 from whet.config.model import ModelConfig
 from whet.config.shaping import RewardBase
 from whet.config.strict import Made, PythonObject
@@ -174,9 +174,20 @@ class GraderRewardConfig(RewardBase):
 
     kind: Literal["grader"]
     grader: Grader
+    model: ChatConfig | None = None
+    """Who is asked by `score_model`: `{base_url: ..., model: ...}`, `{path: ...}` or `{script: ...}`."""
+    max_tokens: int = Field(1024, ge=1)
+    """Most tokens of what it writes."""
     deadline_s: float = Field(30.0, gt=0)
     verifies: bool = False
     """Whether a value of 1 means that the answer is right, or it only shapes."""
+
+    @model_validator(mode="after")
+    def _check_model(self) -> GraderRewardConfig:
+        parts = self.grader.graders.values() if isinstance(self.grader, MultiGrader) else [self.grader]
+        if any(isinstance(part, ScoreModel) for part in parts) != (self.model is not None):
+            raise ValueError("model says who is asked by a grader of type score_model; give it with one, and only then")
+        return self
 
     @property
     def says_right(self) -> bool:

@@ -101,6 +101,7 @@ def _build(
         case kinds.FunctionRewardConfig():
             return FunctionReward(**named, **own, judges=config.verifies)
         case kinds.GraderRewardConfig():
+            own["model"] = config.model and _models(models).chat(config.model)
             return GraderReward(**named, **own, judges=config.verifies)
         case kinds.CodeRewardConfig():
             limits = Limits(deadline_s=own.pop("deadline_s"), memory_mb=own.pop("memory_mb"), output_kb=4096)
@@ -173,6 +174,10 @@ def _scored(
 
 
 def _asked(config: JudgeConfig, models: Models | None) -> Judge:
+    return build_judge(config, _models(models).chat(config.model))
+
+
+def _models(models: Models | None) -> Models:
     if models is None:
         raise ConfigError("a judge needs a model provider; none was passed to build_rubric")
-    return build_judge(config, models.chat(config.model))
+    return models

@@ -10,15 +10,18 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from whet.config.graders import Grader, MultiGrader, PythonGrader, StringCheck, TextSimilarity
+from whet.config.graders import Grader, MultiGrader, PythonGrader, ScoreModel, StringCheck, TextSimilarity
 from whet.envs.base import Attempt, Grade, Task
+from whet.envs.clients import ChatClient
 from whet.envs.rewards.plain import Separate
 from whet.errors import DataError, GraderError, boundary
+from whet.records import Message, Reply
 from whet.sandbox.workers import WorkerPool
 
 LONGEST = 20_000
 """Characters of a text that is compared; what follows is left out."""
 _FIELD = re.compile(r"\{\{\s*(item|sample)\.([\w.]+)\s*\}\}")
+_RESULT = re.compile(r'"result"\s*:\s*"?(-?\d+(?:\.\d+)?)"?\s*\}[\s`]*\Z')
 _OPERATIONS: dict[str, Callable[[str, str], bool]] = {
     "eq": operator.eq,
     "ne": operator.ne,
@@ -37,10 +40,25 @@ _OPERATORS: dict[type, Callable[..., Any]] = {
 
 
 class GraderReward(Separate):
-    """The value of a grader object for each attempt; `deadline_s` is for one call of its Python."""
+    """The value of a grader object for each attempt; `deadline_s` is for one call of its Python.
 
-    def __init__(self, *, name: str, weight: float, grader: Grader, deadline_s: float, judges: bool) -> None:
+    `model` is asked by graders of type `score_model`, `max_tokens` long; where it has no number, or is not there, the
+    attempt is unscored: that says nothing about the answer.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        weight: float,
+        grader: Grader,
+        deadline_s: float,
+        judges: bool,
+        model: ChatClient | None = None,
+        max_tokens: int = 1024,
+    ) -> None:
         self.name, self.weight, self.judges, self._grader = name, weight, judges, grader
+        self._model, self._max_tokens = model, max_tokens
         parts = grader.graders if isinstance(grader, MultiGrader) else {"": grader}
         self._parts = parts
         self._pools = {
@@ -53,27 +71,45 @@ class GraderReward(Separate):
 
     def each(self, attempts: Sequence[Attempt], *, step: int) -> list[Grade]:
         """The grader's value for each attempt."""
-        return [self._grade(attempt) for attempt in attempts]
+        replies: list[dict[str, Reply]] = [{} for _ in attempts]
+        for key, part in self._parts.items():
+            if isinstance(part, ScoreModel) and self._model is not None:
+                asked = [conversation(part, attempt) for attempt in attempts]
+                for found, reply in zip(replies, self._model.chat(asked, max_tokens=self._max_tokens), strict=True):
+                    found[key] = reply
+        return [self._grade(attempt, found) for attempt, found in zip(attempts, replies, strict=True)]
+
+    def settle(self, attempts: Sequence[Attempt], grades: Sequence[Grade], *, step: int) -> list[Grade]:
+        """Whose fault a lost grade is; what a model did not say is nobody's."""
+        return list(grades) if self._model is not None else super().settle(attempts, grades, step=step)
 
     def check(self, tasks: Sequence[Task]) -> None:
         """Raise `DataError` for the first task without a column that a template names."""
         for task in tasks:
             for part in self._parts.values():
-                if not isinstance(part, PythonGrader):
+                nothing = Attempt(task=task, messages=(), completion_tokens=(), truncated=False, max_tokens=0)
+                if isinstance(part, ScoreModel):
+                    conversation(part, nothing)
+                elif not isinstance(part, PythonGrader):
                     for template in (part.input, part.reference):
-                        fill(template, {"item": task.columns, "sample": {"output_text": ""}}, task.id)
+                        fill(template, nothing)
 
     def close(self) -> None:
-        """Kill the processes of Python graders."""
+        """Kill the processes of Python graders, and let the model go."""
+        if self._model is not None:
+            self._model.close()
         for pool in self._pools.values():
             pool.close()
 
-    def _grade(self, attempt: Attempt) -> Grade:
+    def _grade(self, attempt: Attempt, replies: Mapping[str, Reply]) -> Grade:
         values: dict[str, float] = {}
         try:
             with boundary(GraderError, "the grader failed"):
                 for key, part in self._parts.items():
-                    values[key] = self._value(key, part, attempt)
+                    if isinstance(part, ScoreModel):
+                        values[key] = scored(replies[key], part)
+                    else:
+                        values[key] = self._value(key, part, attempt)
                 if isinstance(self._grader, MultiGrader):
                     total = calculate(self._grader.calculate_output, values)
                     return Grade(value=total, metrics=values) if math.isfinite(total) else _failed(f"gives {total}")
@@ -82,28 +118,51 @@ class GraderReward(Separate):
         return Grade(value=values[""])
 
     def _value(self, key: str, part: StringCheck | TextSimilarity | PythonGrader, attempt: Attempt) -> float:
-        sample: dict[str, Any] = {"output_text": attempt.answer, "choices": [{"message": {"content": attempt.answer}}]}
         if isinstance(part, PythonGrader):
-            result = self._pools[key].map([{"sample": sample, "item": dict(attempt.task.columns)}])[0]
+            asked = {"sample": _sample(attempt), "item": dict(attempt.task.columns)}
+            result = self._pools[key].map([asked])[0]
             if result.failure is not None:
                 raise GraderError(result.failure.message)
             assert isinstance(result.value, float), "the worker checks it"
             return result.value
-        given = fill(part.input, {"item": attempt.task.columns, "sample": sample}, attempt.task.id)
-        reference = fill(part.reference, {"item": attempt.task.columns, "sample": sample}, attempt.task.id)
+        given, reference = fill(part.input, attempt), fill(part.reference, attempt)
         if isinstance(part, StringCheck):
             return float(_OPERATIONS[part.operation](given, reference))
         return similarity(given[:LONGEST], reference[:LONGEST], part.evaluation_metric)
 
 
-def fill(template: str, values: Mapping[str, Any], task: str) -> str:
+def conversation(part: ScoreModel, attempt: Attempt) -> tuple[Message, ...]:
+    """What a model is asked, and how it is to answer, which OpenAI's service adds as a schema."""
+    texts = [each.content if isinstance(each.content, str) else each.content.text for each in part.input]
+    low, high = part.range
+    texts[-1] += f'\n\nEnd with one line of JSON, {{"result": X}}, where X is a number from {low:g} to {high:g}.'
+    roles: list[Any] = ["system" if each.role == "developer" else each.role for each in part.input]
+    return tuple(Message(role=role, content=fill(text, attempt)) for role, text in zip(roles, texts, strict=True))
+
+
+def scored(reply: Reply, part: ScoreModel) -> float:
+    """The `"result": X}` that a reply ends with. Raises `GraderError` where there is none, or none in the range."""
+    if reply.message is None or reply.cut_off:
+        raise GraderError(reply.failure or f"{part.model} was cut off at max_tokens")
+    found = _RESULT.search(reply.message.content)
+    if found is None or not part.range[0] <= float(found[1]) <= part.range[1]:
+        raise GraderError(f"no result from {part.range[0]:g} to {part.range[1]:g} in {reply.message.content[-80:]!r}")
+    return float(found[1])
+
+
+def _sample(attempt: Attempt) -> dict[str, Any]:
+    return {"output_text": attempt.answer, "choices": [{"message": {"content": attempt.answer}}]}
+
+
+def fill(template: str, attempt: Attempt) -> str:
     """The template with its fields filled in. Raises `DataError` for a field that the row does not have."""
+    values = {"item": attempt.task.columns, "sample": _sample(attempt)}
 
     def field(found: re.Match[str]) -> str:
         value: Any = values[found[1]]
         for name in found[2].split("."):
             if not isinstance(value, Mapping) or name not in value:
-                raise DataError(f"task {task}: the grader names {found[1]}.{found[2]}; the row has no such field")
+                raise DataError(f"task {attempt.task.id}: the grader names {found[1]}.{found[2]}, which no row has")
             value = value[name]
         return str(value)
 
