@@ -1,6 +1,6 @@
 """The kinds of instructions of IFBench (Pyatkin et al., 2507.02833), as `ifeval` has those of IFEval.
 
-Left out is `words:start_verb`, which needs a tagger of parts of speech. Syllables are counted as groups of vowels.
+`words:start_verb` asks NLTK's tagger, as IFBench does, and its data. Syllables are counted as groups of vowels.
 """
 
 from __future__ import annotations
@@ -247,6 +247,18 @@ def _countries(text: str) -> bool:
     return len(lines) - first >= _COUNTRIES and lines[first:] == sorted(lines[first:], reverse=True)
 
 
+def _verb_first(text: str) -> bool:
+    """By NLTK's tagger, whose data NLTK downloads on its own: another tagger would be another instruction."""
+    try:
+        import nltk
+
+        tagged = nltk.pos_tag(nltk.tokenize.NLTKWordTokenizer().tokenize(text))
+    except (ImportError, LookupError) as error:
+        how = "pip install nltk && python -m nltk.downloader averaged_perceptron_tagger_eng"
+        raise ValueError(f"NLTK's tagger tells verbs; {how}") from error
+    return bool(tagged) and "VB" in tagged[0][1]
+
+
 IFBENCH: Mapping[str, Check] = {
     "count:word_count_range": lambda text, min_words, max_words: min_words <= len(words(text)) <= max_words,
     "count:unique_word_count": lambda text, N: len({word.strip(_EDGES) for word in text.lower().split()}) >= N,
@@ -293,6 +305,7 @@ IFBENCH: Mapping[str, Check] = {
     "format:quote_unquote": _explained,
     "format:list": lambda text, sep: text.count(sep) >= 2,
     "format:thesis": _thesis,
+    "words:start_verb": _verb_first,
     "format:sub-bullets": lambda text: all("-" in bullet for bullet in text.split("*")[1:]),
     "format:no_bullets_bullets": _then_bullets,
     "format:title_case": lambda text: not any(
