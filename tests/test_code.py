@@ -113,6 +113,23 @@ def test_evalplus_compares_floats_within_its_tolerance(sandbox: LocalSandbox) ->
     assert graded(sandbox, [(row.values, row.values["completion"])], PATIENT)[0].value == 1
 
 
+def test_a_helper_of_the_tests_sees_the_expected_value_and_a_solution_does_not(sandbox: LocalSandbox) -> None:
+    columns = {
+        "test_setup_code": "def near(given, wanted): return abs(given - wanted) < 1e-6",
+        "test_list": ["assert near(add(1, 2), 3) == True"],
+    }
+    forged = "def near(given, wanted): return True\ndef add(a, b): return 0"
+    given = graded(sandbox, [(columns, forged), (columns, HONEST["plain"])], PATIENT)
+    assert [grade.value for grade in given] == [0.0, 1.0]
+
+
+def test_an_expression_that_holds_the_function_is_no_value_of_it(sandbox: LocalSandbox) -> None:
+    columns = {"code": "def f(x):\n    return x + [1]", "input": "[2]", "output": "[2, 1]"}
+    said = ["[2, 1]", "f([2]) == [2, 1]", "(lambda x: x + [1])([2])", "[2] + [1]", "f([2])", "exec('1') or [2, 1]"]
+    given = graded(sandbox, [(columns, each) for each in said], PATIENT)
+    assert [grade.value for grade in given] == [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+
+
 def test_a_solution_does_not_end_the_loop_of_its_tests(sandbox: LocalSandbox) -> None:
     mapped = {"test_list": ["assert all(map(lambda a: add(a, 1) == a + 1, range(3)))"]}
     loop = "for s, a in zip(map(lambda a: candidate(a, 1), (1, 2)), (2, 3)): assert s == a"
@@ -252,7 +269,7 @@ def test_expected_values_never_go_to_the_solution() -> None:
 
 def test_an_answer_does_not_call_the_function_it_is_asked_about(sandbox: LocalSandbox) -> None:
     row = {"code": "def f(x): return [x] * 2", "input": "3", "output": "[3, 3]"}
-    answers = {"[3, 3]": 1.0, "[3] * 2": 1.0, "f(3)": 0.0, "[ANSWER]f(3)[/ANSWER]": 0.0, "(3, 3)": 0.0}
+    answers = {"[3, 3]": 1.0, "[3] * 2": 0.0, "f(3)": 0.0, "[ANSWER]f(3)[/ANSWER]": 0.0, "(3, 3)": 0.0}
     assert [g.value for g in graded(sandbox, [(row, said) for said in answers], PATIENT)] == list(answers.values())
 
 

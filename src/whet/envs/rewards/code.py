@@ -179,8 +179,8 @@ class CodeReward(Separate):
         return _Verdict(_filled(passed, suite.size), ended.status, _last_line(ended))
 
     async def _by_calls(self, suite: Suite, program: str) -> _Verdict:
-        if suite.literal:  # without the function that is asked about: an answer may not call it
-            asked = [{"call": program}]
+        if suite.literal:  # a value, no expression: one could hold the function that is asked about, and call it
+            asked = [{"call": f"__import__('ast').literal_eval({program!r})"}]
         else:
             asked = [*_sources(suite, program), *({"call": call} for call, _ in suite.calls)]
         lines = "".join(json.dumps(frame) + "\n" for frame in asked)

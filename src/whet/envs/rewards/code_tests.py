@@ -42,7 +42,7 @@ class Suite:
     scripts: tuple[str, ...] = ()
     """Tests that must run."""
     literal: bool = False
-    """The answer is a Python expression, the value of the one call, and no program."""
+    """The answer is a Python literal, the value of the one call, and no program."""
     tuples: bool = True
     """Whether a tuple differs from a list: not where expected values were JSON."""
 
@@ -119,13 +119,15 @@ def _compared(columns: Mapping[str, Any], before: str) -> Suite:
 
 
 def _asserts(tests: Sequence[str], after: str) -> Suite:
-    """MBPP's; the function that they call is the first whose name is none of Python's own."""
+    """MBPP's; the function that they call is the first whose name is none of Python's own, nor of the setup's."""
+    helpers = {each.name for each in ast.parse(after).body if isinstance(each, ast.FunctionDef)}
     trees = [statement for test in tests for statement in ast.parse(test).body]
     called = [n.func for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Call)]
-    entry = next((f.id for f in called if isinstance(f, ast.Name) and _named(f)), None)
+    names = [f.id for f in called if isinstance(f, ast.Name) and _named(f)]
+    entry = next((name for name in names if name not in helpers), None)
     if entry is None:
         raise ValueError("the asserts in test_list call no function")
-    calls = _calls(trees, None)
+    calls = () if helpers & {*names} else _calls(trees, None)  # a helper sees the expected values
     return Suite(after=after, entry=entry, calls=calls, scripts=() if calls else tuple(tests))
 
 
