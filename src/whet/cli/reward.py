@@ -90,7 +90,7 @@ def _report(found: Mapping[str, Any]) -> Iterator[str]:
         yield from (f"  {example}" for example in each["examples"])
     if best is not None:
         gold = max((sources[name]["mean"] or 0.0 for name in ("gold", "gold in tags") if name in sources), default=None)
-        worth = f"; a gold answer has {_or_dash(gold, '.3f')}"
+        worth = "; the rows name no gold answer" if gold is None else f"; a gold answer has {gold:.3f}"
         yield f"a policy without an answer does best with {best!r}: {sources[best]['mean']:.3f}{worth}"
 
 

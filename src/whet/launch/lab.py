@@ -195,6 +195,8 @@ def _attempt(context: Context[Any], task: Task, said: str, most: int) -> Attempt
 def _sampled(bench: Bench, some: Sequence[Task], samples: int, model: str | None) -> list[Graded]:
     context, config = bench.context, bench.context.config.sampling
     start = bench.run.model_of(context.name) if model is None else context.model.at(model)
+    if model is None and start != context.model:
+        raise RunError(f"{start.path}: is not made yet; run the stages before {context.name}, or name a model with -m")
     play = player(context.world.policy(start, TrainConfig(), config), bench.grading, config, bench.environment)
     played = play.play(some, samples, step=1, seed=context.seed)
     episodes = [episode for group in played.groups for episode in group.episodes]
