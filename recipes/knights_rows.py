@@ -1,9 +1,9 @@
 """Rows of knights and knaves for knights_grpo.yaml: one JSON object a line. Argument: train or test.
 
-One of four people speaks of itself as well (`A: A lies or B lies`), which settles two; each of the others is settled by
-a statement of one that is known, or about one. A tenth of all puzzles, chosen by a hash, is kept for `test` and comes
-once. Of the demonstrations (`completion`, which RL does not look at) four in ten show the steps, the others only the
-roles.
+The first of four people speaks of itself as well (`A: A lies or D lies`), which settles two; each of the others speaks
+of one who is settled by then. A fifth of all puzzles, chosen by a hash, is kept for `test` and comes once. Of the
+demonstrations (`completion`, which RL does not look at) half go through the statements, a part for each person, and
+half guess.
 """
 
 import hashlib
@@ -12,35 +12,30 @@ import sys
 from random import Random
 
 NAMES = "ABCD"
+GUESSED = 0.5
 
 
 def puzzle(random):
     """Who says what as a formula over places, who is a knight, and the steps that tell."""
     roles = [random.random() < 0.5 for _ in NAMES]
-    order = random.sample(range(len(NAMES)), len(NAMES))
-    first, second = order[:2]
+    second = random.randrange(1, len(NAMES))
+    others = [place for place in range(1, len(NAMES)) if place != second]
+    of = {0: second, second: random.choice([0, *others])}
+    for number, place in enumerate(others):
+        of[place] = random.choice([0, second, *others[:number]])
+    verbs = {True: "telling-truth", False: "lying"}
+    said = {place: (verbs[roles[place] == roles[other]], other) for place, other in of.items()}
+    steps = [f"{step(0, said)}{int(roles[0])}{int(roles[second])}"]
+    steps += [f"{NAMES[place]}{step(place, said)}{int(roles[place])}" for place in others]
     # A knight may say "I lie or ...", a knave "I lie and ..."; what is said of the other is then settled.
-    same = roles[first] == roles[second]
-    said = {first: ("or" if roles[first] else "and", ("lying", first), about(second, same))}
-    steps = [bit(first, roles) + bit(second, roles)]
-    for place, new in enumerate(order[2:], start=2):
-        known = random.choice(order[:place])
-        speaker, other = (known, new) if known not in said and random.random() < 0.5 else (new, known)
-        same = roles[speaker] == roles[other]
-        said[speaker] = about(other, same)
-        steps.append(f"{NAMES[speaker]}{'+' if same else '-'}{NAMES[other]}:{bit(known, roles)}{bit(new, roles)}")
-    for speaker in range(len(NAMES)):  # who has said nothing yet says something that fits
-        other = random.choice([place for place in range(len(NAMES)) if place != speaker])
-        said.setdefault(speaker, about(other, roles[speaker] == roles[other]))
+    said[0] = ("or" if roles[0] else "and", ("lying", 0), said[0])
     return [said[place] for place in range(len(NAMES))], roles, ";".join(steps)
 
 
-def about(place, honest):
-    return ("telling-truth" if honest else "lying", place)
-
-
-def bit(place, roles):
-    return f"{NAMES[place]}{int(roles[place])}"
+def step(place, said):
+    """Of whom a person speaks, and what it says."""
+    verb, other = said[place]
+    return f"{NAMES[other]}{'-' if verb == 'lying' else '+'}"
 
 
 def words(statement):
@@ -50,26 +45,30 @@ def words(statement):
     return f"{NAMES[place]} {'lies' if verb == 'lying' else 'is honest'}"
 
 
-def row(index, bare):
+def answer(roles):
+    return ", ".join(f"{name} {'knight' if role else 'knave'}" for name, role in zip(NAMES, roles, strict=True))
+
+
+def row(index):
     random = Random(f"knights {index}")
     statements, roles, steps = puzzle(random)
-    answer = ", ".join(f"{name} {'knight' if role else 'knave'}" for name, role in zip(NAMES, roles, strict=True))
-    shown = "" if random.random() < bare else steps
+    guess = random.random() < GUESSED
+    said = answer([random.random() < 0.5 for _ in NAMES] if guess else roles)
     return {
         "prompt": " ".join(f"{name}: {words(said)}." for name, said in zip(NAMES, statements, strict=True)),
-        "completion": f"<think>{shown}</think><answer>{answer}</answer>",
+        "completion": f"<think>{'' if guess else steps}</think><answer>{said}</answer>",
         "verifier": "knights_knaves",
         "names": list(NAMES),
         "statements": statements,
-        "answer": answer,
+        "answer": answer(roles),
     }
 
 
 if __name__ == "__main__":
     split, shown = sys.argv[1], set()
-    for index in range(1_000_000):
-        made = row(index, bare=0.6)
-        held_out = int(hashlib.sha256(made["prompt"].encode()).hexdigest(), 16) % 10 == 0
+    for index in range(100_000):
+        made = row(index)
+        held_out = int(hashlib.sha256(made["prompt"].encode()).hexdigest(), 16) % 5 == 0
         if held_out == (split == "test") and (split == "train" or made["prompt"] not in shown):
             shown.add(made["prompt"])
             print(json.dumps(made))
