@@ -14,6 +14,7 @@ from whet.envs.rewards.logic import LOGIC, parse, value_of
 
 COUNT = 2000
 NAMES = ["Ann", "Bo", "Cy", "Di", "Ed", "Flo"]
+DENIED = ["is not a", "isn't a", "isn’t a", "is no", "is never a", "cannot be a"]
 Drawn = tuple[str, dict[str, Any], str, str]
 """The kind of puzzle, its row, a right answer, a wrong one."""
 
@@ -30,8 +31,10 @@ def roles_said(draw: random.Random, roles: dict[str, bool]) -> str:
             ", ".join(f"{name} is a {word[role]}" for name, role in shuffled) + ".",
             json.dumps({name: word[role].title() for name, role in shuffled}),
             "; ".join(f"**{name}**: {word[role].upper()}" for name, role in shuffled),
-            " and ".join(f"{name} is {'not ' if flip else ''}a {word[role != flip]}" for (name, role), flip in zip(
-                shuffled, [draw.random() < 0.5 for _ in shuffled], strict=True)),
+            " and ".join(
+                f"{name} {draw.choice(DENIED)} {word[not role]}" if draw.random() < 0.5 else f"{name} is a {word[role]}"
+                for name, role in shuffled
+            ),
             ". ".join(f"{kind.title()}s: {some}" for some, kind in lists),
             "; ".join(f"{some.replace(', ', ' and ')} are {kind}s" for some, kind in lists),
         ]

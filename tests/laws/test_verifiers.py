@@ -61,9 +61,9 @@ def verdicts(reward: MathReward, pairs: list[tuple[str, str]]) -> list[float | N
     return [grade.value for grade in reward.grade([attempt(gold, text) for gold, text in pairs], step=0)]
 
 
-def attempt(gold: str, text: str) -> Attempt:
+def attempt(gold: str, text: str, question: str = "Q") -> Attempt:
     return Attempt(
-        task=Task(id=gold, messages=(Message(role="user", content="Q"),), columns={"answer": gold}),
+        task=Task(id=gold, messages=(Message(role="user", content=question),), columns={"answer": gold}),
         messages=(Message(role="assistant", content=text),),
         completion_tokens=(),
         truncated=False,
@@ -87,6 +87,22 @@ def test_every_wrong_variant_is_wrong(reward: MathReward) -> None:
     pairs = [WRONG[n % len(WRONG)](draw) for n in range(COUNT)]
     marked = [(gold, draw.choice(MARKS).format(text)) for gold, text in pairs]
     assert refuted(reward, marked, 0.0) == []
+
+
+def test_an_expression_that_the_question_writes_is_no_answer_to_it(reward: MathReward) -> None:
+    """Algebra holds it for equal to the gold one; a policy would learn to copy."""
+    draw = random.Random(7)
+    for _ in range(60):
+        a, b = draw.randint(2, 99), draw.randint(2, 99)
+        cases = [
+            (str(a * b), f"{a}*{b}", f"What is ${a} * {b}$?"),
+            (f"{a}\\sqrt{{2}}", f"\\sqrt{{{2 * a * a}}}", f"Simplify $\\sqrt{{{2 * a * a}}}$."),
+            (f"x^2+{a + b}x+{a * b}", f"(x+{a})(x+{b})", f"Expand $(x+{a})(x + {b})$."),
+        ]
+        for gold, copied, question in cases:
+            asked = [attempt(gold, f"\\boxed{{{said}}}", question) for said in (gold, copied)]
+            assert [grade.value for grade in reward.grade(asked, step=0)] == [1, 0], (gold, copied)
+            assert reward.grade([attempt(copied, f"\\boxed{{{copied}}}", question)], step=0)[0].value == 1
 
 
 def test_no_text_gold_accepts_an_anagram() -> None:
@@ -357,9 +373,30 @@ def word(draw: random.Random) -> Pair:
     return gold, draw.choice([gold.upper(), f"\\text{{{gold}}}", f"the {gold}", f'"{gold}"'])
 
 
+def in_words(draw: random.Random) -> Pair:
+    """Scales and signs in words; yes or no with its reason."""
+    number, (scale, zeros) = draw.randint(1, 99), draw.choice([("thousand", 3), ("million", 6), ("billion", 9)])
+    gold = number * 10**zeros
+    scaled = (
+        str(gold),
+        draw.choice([f"{number} {scale}", f"{number}\\text{{ {scale}}}", f"There are {number} {scale} people."]),
+    )
+    return draw.choice(
+        [
+            scaled,
+            (f"{number} {scale}", f"{gold:,}"),
+            (str(-gold), f"minus {gold}"),
+            ("yes", "Yes, there is no other way."),
+            ("no", "No, no such number exists."),
+            ("C", "C, because A and B are not"),
+            (str(gold), f"Not {number} but {gold}."),
+        ]
+    )
+
+
 REWRITINGS = (
     whole, fraction, decimal, repeating, percent, money, measured, root, polynomial, interval, ray, several, point,
-    choice, day, word,
+    choice, day, word, in_words,
 )  # fmt: skip
 
 
@@ -496,7 +533,49 @@ def other_word(draw: random.Random) -> Pair:
     return gold, draw.choice([other, f"not {gold}", gold[::-1], f"{gold} {other}"])
 
 
+def hedged(draw: random.Random) -> Pair:
+    """The gold one beside another: nobody is paid for two."""
+    a, b = draw.sample(range(2, 999), 2)
+    return str(a), draw.choice(
+        [
+            f"either {a} or {b}",
+            f"between {b} and {a}",
+            f"It could be {a}, {b} or {a + b}.",
+            f"{a} or maybe {b}",
+            f"{a} apples or {b} apples",
+            f"{b} = {a}",
+            f"{b} = x = {a}",
+            f"{b} = {b + 1} = {a}",
+        ]
+    )
+
+
+def denied(draw: random.Random) -> Pair:
+    a = draw.randint(2, 999)
+    return str(a), draw.choice([f"not {a}", f"It isn't {a}.", f"The value is not {a}", f"It cannot be {a}"])
+
+
+def computed_in_words(draw: random.Random) -> Pair:
+    a, b = draw.randint(2, 999), draw.randint(2, 9)
+    forms = [f"minus {a}", f"negative {a}", f"{a} million", f"{a} thousand dollars", f"There are {a} billion people."]
+    forms += [f"{a} squared", f"{a} factorial", f"{a} plus {b}", f"{a} times {b}", f"twice {a}"]
+    return str(a), draw.choice([*forms, f"{a // 10 + 1} {a % 10}" if a > 9 else f"{a} {a}"])
+
+
+def several_choices(draw: random.Random) -> Pair:
+    a, b = draw.sample("ABCD", 2)
+    return a, draw.choice(
+        [f"{a}) or {b})", f"{b}. {a}.", f"Either {b} or {a}", f"all of {b}, {a}", f"({a})/({b})", f"anything but {a}"]
+    )
+
+
+def both_verdicts(draw: random.Random) -> Pair:
+    a, b = draw.choice([("yes", "no"), ("no", "yes"), ("true", "false"), ("false", "true")])
+    return a, draw.choice([f"{a} or {b}", f"{a}/{b}", f"{a}, {b}", f"{a} and {b}", f"{a}, but also {b}"])
+
+
 WRONG = (
     other_sign, other_digit, factor_of_ten, other_fraction, nearly, other_power, other_factorial, other_ends, other_ray,
     other_unit, other_order, other_root, only_a_part, other_polynomial, one_less, other_choice, other_day, other_word,
+    hedged, denied, computed_in_words, several_choices, both_verdicts,
 )  # fmt: skip

@@ -150,8 +150,9 @@ class _Rules:
         match gold, answer:
             case Choice(), Choice():
                 return gold.letter == answer.letter
-            case Choice(), Text() | Formula():
-                return same_words(gold.letter, answer.text) or (bool(gold.text) and same_words(gold.text, answer.text))
+            case Choice(), Text() | Formula(unit=None):  # (B)/(A) is no B per ampere
+                bare = re.sub(r"\W", "", untext(answer.text)).upper()
+                return bare == gold.letter or (bool(gold.text) and same_words(gold.text, answer.text))
             case Text() | Formula(), Choice() if not answer.text:
                 return same_words(untext(gold.text), answer.letter)
             case _, Choice():

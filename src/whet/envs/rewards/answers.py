@@ -82,9 +82,9 @@ def gold_answer(value: object) -> str:
 
 
 def after_thinking(text: str) -> str:
-    """What follows the last `</think>`; all of it without a thinking block; nothing while the block is still open."""
-    _, closed, rest = text.rpartition("</think>")
-    return "" if not closed and "<think>" in text else rest
+    """What follows the last `</think>`; all of it without a thinking block; nothing while a block is still open."""
+    rest = text.rpartition("</think>")[2]
+    return "" if "<think>" in rest else rest
 
 
 def spoken(text: str) -> str:
@@ -163,6 +163,8 @@ def _marked(region: str) -> str | None:
     if hashes is not None:
         return hashes.strip()
     said = _last(_ANSWER_IS, region)
+    while said is not None and (later := _last(_ANSWER_IS, said)) is not None:
+        said = later
     return None if said is None else _SENTENCE_END.split(said)[0].strip()
 
 

@@ -96,7 +96,8 @@ def assignment(text: str, names: Sequence[str], words: Mapping[str, Any]) -> dic
     name has two values or none, or a value is of no name.
     """
     either = ["|".join(re.escape(each) for each in sorted(part, key=len, reverse=True)) for part in (names, words)]
-    token = rf"(?<!\w)(?:({either[0]})|(?i:(none|nobody))|(not\s+)?(?:an?\s+)?((?i:{either[1]}))s?)(?!\w)"
+    denied = r"(?:not|\w+n['’]t|no|never|cannot\s+be)\s+"
+    token = rf"(?<!\w)(?:({either[0]})|(?i:(none|nobody))|({denied})?(?:an?\s+)?((?i:{either[1]}))s?)(?!\w)"
     given: dict[str, Any] = {}
     waiting: list[str] = []
     value, idle, names_first = None, False, None

@@ -22,6 +22,7 @@ _SYMBOLS = {
     "ℝ": "\\mathbb{R}", "ℤ": "\\mathbb{Z}", "ℕ": "\\mathbb{N}", "△": "\\triangle ", "∶": ":",
 }  # fmt: skip
 _ROOTS = {"√": "\\sqrt", "∛": "\\sqrt[3]", "∜": "\\sqrt[4]"}
+SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _SPELLINGS: tuple[tuple[str, str], ...] = (
     (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
     (r"\\[dt]binom(?![a-zA-Z])", r"\\binom"),
@@ -57,6 +58,17 @@ _SPELLINGS: tuple[tuple[str, str], ...] = (
     (r"\\(?:lor|vee)(?![a-zA-Z])", r"\\text{ or }"),
     (r"\\(?:land|wedge)(?![a-zA-Z])", r"\\text{ and }"),
     (r"\\([%#&$])", r"\1"),
+    *(
+        (rf"(?<=[\d}}])\$?\s*(\\text\{{)?\s*{word}s?(?![a-zA-Z])", rf" \\cdot 10^{{{power}}} \1")
+        for word, power in SCALES.items()
+    ),
+    (r"(?<![a-zA-Z])(?:minus|negative)\s+(?=[\d.\\])", "-"),
+    (r"(?<=\d)\s+plus\s+(?=\d)", "+"),
+    (r"(?<=\d)\s+times\s+(?=\d)", r" \\cdot "),
+    (r"(?<![a-zA-Z])twice\s+(?=\d)", r"2 \\cdot "),
+    (r"(?<=\d)\s+squared(?![a-zA-Z])", r"^{2}"),
+    (r"(?<=\d)\s+factorial(?![a-zA-Z])", "!"),
+    (r"\\text\{\s*\}", ""),
     (r"\\varphi(?![a-zA-Z])", r"\\phi"),
     (r"\*\*(?=[-\w({])", "^"),
 )  # fmt: skip
@@ -163,7 +175,7 @@ def _unicode(text: str) -> str:
         elif character in _ROOTS:
             out.append(_ROOTS[character])
         else:
-            name = unicodedata.normalize("NFKC", character)
+            name = "" if unicodedata.category(character) == "Cf" else unicodedata.normalize("NFKC", character)
             top, slash, bottom = name.partition("\u2044")
             out.append(f"\\frac{{{top}}}{{{bottom}}}" if slash and top and bottom else name)
         raised = kind

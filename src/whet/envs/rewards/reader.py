@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from fractions import Fraction
-from itertools import product
+from itertools import pairwise, product
 
 from whet.envs.rewards import arithmetic
 from whet.envs.rewards.notation import closing, nesting, plain, split_top, untext
@@ -74,6 +74,7 @@ LONGEST_MEASURED = 200
 """Characters of a number with its words; a longer one is a sentence."""
 _CLOCK = re.compile(r"(\d{1,2}):00\s*(?:[aApP]\.?[mM]\.?|o'clock)?")
 _RATIO = re.compile(r"([^:]+)\s*:\s*([^:]+)")
+_LITERAL = re.compile(r"-?[\d.,]+%?")
 _BASE = re.compile(r"(\d+)_\{?(\d{1,2})\}?")
 
 
@@ -111,6 +112,8 @@ def _choice(text: str) -> Choice | None:
     if found is None or (found[1].islower() and len(text) == 1):
         return None
     rest = (found[2] or "").strip()
+    if re.match(r"(?:(?:or|and|/)\s*)?\(?[A-J]\s*(?:[).:,]|$)", rest):  # B) or C)
+        return None
     return Choice(found[1].upper(), rest)
 
 
@@ -232,7 +235,7 @@ def _sides(text: str) -> Value | None:
     signs = tuple("=" if sign == "\\approx" else sign for _, _, sign in cuts)
     if not sides[0] and signs[0] == "=":
         return _read(sides[-1])
-    if set(signs) == {"="} and sides[-1] and (NAME.fullmatch(sides[0]) or _worked(sides)):
+    if set(signs) == {"="} and sides[-1] and not _contradictory(sides) and (NAME.fullmatch(sides[0]) or _worked(sides)):
         return Named(" ".join(sides[0].split()), _read(sides[-1]))
     if has_words(text) or not all(sides):
         return None
@@ -246,6 +249,16 @@ def _worked(sides: list[str]) -> bool:
     return re.fullmatch(r"(?=.*\d)[^a-zA-Z]*[-+*/^]?[^a-zA-Z]+|.*\\(?:frac|cdot|sqrt).*", sides[0]) is not None and (
         arithmetic.value(sides[0]) is not None and not sides[0].strip().isdigit()
     )
+
+
+def _contradictory(sides: list[str]) -> bool:
+    """Whether a chain gives several numbers, as `40 = 41 = 42` does; one may be another one rounded."""
+    known = [
+        (value, arithmetic.decimals(side) or 0)
+        for side in sides
+        if _LITERAL.fullmatch(side) and (value := arithmetic.value(side)) is not None
+    ]
+    return any(abs(one - other) * 2 * 10 ** min(a, b) > 1 for (one, a), (other, b) in pairwise(known))
 
 
 def _depth(text: str, place: int) -> int:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import re
 
+from whet.envs.rewards import arithmetic
 from whet.envs.rewards.agree import Algebra, agree
 from whet.envs.rewards.answers import gold_answer, marked_answer, spoken
-from whet.envs.rewards.notation import plain, untext
+from whet.envs.rewards.notation import SCALES, plain, untext
 from whet.envs.rewards.reader import read
 from whet.envs.rewards.values import (
     Choice,
     Date,
+    Formula,
     Items,
     Matrix,
     Named,
@@ -26,10 +28,11 @@ from whet.envs.rewards.values import (
     Value,
     YesNo,
 )
-from whet.envs.rewards.words import predicate
+from whet.envs.rewards.words import predicate, squeeze
 
 _NUMBER = (
-    r"(?<![A-Za-z0-9.{^_])-?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:\s*\\frac\{\d+\}\{\d+\}|\s\d+/\d+|/\d+|%)?"
+    r"(?<![A-Za-z0-9.{^_])-?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))"
+    r"(?:\s*\\frac\{\d+\}\{\d+\}|\s\d+/\d+|/\d+|%|\s*\\cdot\s*10\^\{-?\d+\})?"
     r"|-?\\frac\{\d+\}\{\d+\}"
 )
 _NUMBERS = re.compile(_NUMBER)
@@ -38,7 +41,8 @@ _AFTER = re.compile(
     rf"\s*({_NUMBER})(?!\s*[*^+(\\])(?![a-z](?![a-z^]))"
 )
 _OPERAND = re.compile(
-    r"\b(?:root|square|cube|log|logarithm|power|half|third|multiple|factor|sum|product)s?\s+of\s*$", re.IGNORECASE
+    r"\b(?:(?:root|square|cube|log|logarithm|power|half|third|multiple|factor|sum|product)s?\s+of|double|triple)\s*$",
+    re.IGNORECASE,
 )
 _DECIMAL_COMMA = re.compile(r"^[^\d]*(-?\d+),(\d{1,2})(?![\d,])[^\d]*$")
 _CALCULATION = re.compile(r"\d\s*[-+*/×x]\s*\$?\d[^=]*=")
@@ -47,9 +51,27 @@ _UNKNOWN = re.compile(
     r"(?:cannot|can't|can not|impossible|not possible|unable|insufficient|not enough)\b",
     re.IGNORECASE,
 )
+_DENIED_NUMBER = re.compile(
+    rf"(?:\bnot|n't|\bnever)\s+(?:(?:be|equals?(?:\s+to)?|exactly|just|the number)\s+)*\$?(?:{_NUMBER})", re.IGNORECASE
+)
+_EITHER = re.compile(
+    rf"\$?({_NUMBER})(?:\s+[a-z]+){{0,2}}\s*,?\s*\bor\s+(?:[a-z]+\s+){{0,2}}\$?({_NUMBER})"
+    rf"|\bbetween\s+\$?({_NUMBER})\s+and\s+\$?({_NUMBER})",
+    re.IGNORECASE,
+)
+_FRACTION = re.compile(r"\\frac\{(\d+)\}\{(\d+)\}")
+_OPERATION = re.compile(r"^(?!-?\d+/\d+$)-?.*[-+*/^!=<>\\(]")
+_SCALE = re.compile(rf"(?<=\d)\s*({'|'.join(SCALES)})s?\b", re.IGNORECASE)
+_VERDICT = re.compile(r"\b(yes|no|true|false)\b(?=\s*(?:[.,;:/!?]|(?:or|and|yes|no|true|false)\b|$))", re.IGNORECASE)
+"""Yes or no as a verdict of its own: not "no" in "yes, there is no limit"."""
+_SEVERAL = re.compile(
+    r"(?<![a-zA-Z'])[A-J]\)?(?:[.,]?\s*(?:or|and|/|&)\s*\(?[A-J](?![a-zA-Z'])\)?)+"
+    r"|\b[A-J]\)?(?:[.,;]?\s*\(?[A-J]\b\)?)+\W*$"
+)
 _LETTERS = re.compile(r"(?<![a-zA-Z'])([A-J])(?![a-zA-Z'])(?!\s+[a-z]{3,}\s+[a-z])")
 _DENIED = re.compile(
-    r"(?:\bnot|n't(?:\s+be)?|\bcannot be|\bnon|\bneither|不是)\s*\(?[A-J]\)?(?![a-zA-Z])"
+    r"(?:\bnot|n't(?:\s+be)?|\bcannot be|\bnon|\bneither|\b(?:any|every)thing but|\bexcept|\bother than|不是)"
+    r"\s*\(?[A-J]\)?(?![a-zA-Z])"
     r"(?:\s*(?:,|or|and|nor)\s*\(?[A-J]\)?(?![a-zA-Z]))*"
 )
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$((?:[^$\\]|\\.)+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
@@ -94,7 +116,10 @@ def answers(
     if isinstance(gold, Number) and (comma := _DECIMAL_COMMA.search(given)) and len(comma[2]) == gold.places:
         return agree(gold, read(f"{comma[1]}.{comma[2]}"), algebra, tolerance)
     if agree(gold, value, algebra, tolerance):
-        return True
+        return not (question and _copied(value, given, gold_text, question))
+    if (scale := _SCALE.search(given)) and scale[1].lower() in (question or "").lower():  # how many million?
+        given = given.replace(scale[0], "")
+        return answers(gold, gold_text, given, algebra, None, marked=marked, tolerance=tolerance)
     if isinstance(gold, YesNo | Choice):
         return _leading(gold, value, given)
     if isinstance(gold, Region | Matrix | Relation) and algebra.otherwise(gold_text, given):
@@ -103,6 +128,19 @@ def answers(
         return False
     stated = statement(given, question, marked=marked)
     return stated is not None and agree(gold, read(stated), algebra, tolerance)
+
+
+def _copied(value: Value, given: str, gold: str, question: str) -> bool:
+    """Whether an answer is an expression that the question writes, where the gold one is another: 6*7, not 42."""
+    inner = value.value if isinstance(value, Named) else value
+    if not isinstance(inner, Number | Formula | Relation):
+        return False
+    said = _bare(given if isinstance(inner, Relation) else inner.text)
+    return _OPERATION.search(said) is not None and said != _bare(gold) and said in _bare(question)
+
+
+def _bare(text: str) -> str:
+    return _FRACTION.sub(r"\1/\2", squeeze(plain(text)))
 
 
 def _has_words(value: Value) -> bool:
@@ -121,18 +159,21 @@ def _leading(gold: YesNo | Choice, value: Value, given: str) -> bool:
     if read(predicate(given)) == gold:  # "The conclusion is true."
         return True
     first = re.match(r"(yes|no|true|false)\b", plain(given), re.IGNORECASE)
-    return first is not None and (first[1].lower() in ("yes", "true")) == gold.yes
+    said = {word.lower() in ("yes", "true") for word in [*_VERDICT.findall(given), *([first[1]] if first else [])]}
+    return first is not None and said == {gold.yes}
 
 
 def _option(text: str) -> str | None:
     """The letter that a sentence settles on: first, after "answer", or last; those that it denies do not count."""
     text = _DENIED.sub(" ", text)
-    if first := re.match(r"\(?([A-J])(?![a-zA-Z'])(?!\s+[a-z])", text):
-        return first[1]
     found = list(_LETTERS.finditer(text))
     said = re.search(r"\b(?:answer|option|choice|r[ée]ponse|respuesta|antwort)\b|答案", text, re.IGNORECASE)
     after = [letter for letter in found if said is not None and letter.start() >= said.end()]
-    return after[0][1] if after else found[-1][1] if found else None
+    first = re.match(r"\(?([A-J])(?![a-zA-Z'])(?!\s+[a-z])", text)
+    settled = first or (after[0] if after else found[-1] if found else None)
+    if settled is None or any(each.start() <= settled.start(1) < each.end() for each in _SEVERAL.finditer(text)):
+        return None
+    return settled[1]
 
 
 def statement(text: str, question: str | None, *, marked: bool) -> str | None:
@@ -150,7 +191,9 @@ def statement(text: str, question: str | None, *, marked: bool) -> str | None:
     if spans:
         said = _AFTER.search(place, spans[-1].end())
         return said[1] if said else _inside(spans[-1])
-    prose = untext(plain(text))
+    prose = _DENIED_NUMBER.sub(" ", untext(plain(text)))
+    if any(len({arithmetic.value(each) for each in found.groups() if each}) > 1 for found in _EITHER.finditer(prose)):
+        return None
     before, equals, after = prose.rpartition("=")
     later = _SENTENCE.split(after, maxsplit=1)
     if equals and not (len(later) == 2 and _NUMBERS.search(later[1])):

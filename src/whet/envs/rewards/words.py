@@ -29,7 +29,8 @@ def words(text: str) -> list[str]:
 
 def squeeze(text: str) -> str:
     """The text without what never changes an expression: spaces and braces around single characters."""
-    text = re.sub(r"\s+(?![a-zA-Z])|(?<![a-zA-Z])\s+", "", untext(text))
+    text = re.sub(r"(?<=\d) (?=\d)", ";", untext(text))  # 4 2 is not 42
+    text = re.sub(r"\s+(?![a-zA-Z])|(?<![a-zA-Z])\s+", "", text)
     return re.sub(r"(?<=[\^_])\{(\w)\}", r"\1", text)
 
 
