@@ -28,6 +28,7 @@ from whet.algorithms.columns import (
 from whet.algorithms.critic import Critic, ValueLoss, WithValue
 from whet.algorithms.finite import drop_nonfinite, find_nonfinite, listed, skipped_update
 from whet.algorithms.policy_loss import policy_loss
+from whet.algorithms.roles import angle, norms_apart, trained_roles, with_role_column
 from whet.algorithms.rollout_metrics import measure_groups, measure_taken, unscored, why_no_signal
 from whet.algorithms.state import RunState, Setting
 from whet.config import PolicyConfig
@@ -153,6 +154,8 @@ def update(
         atoms = weigh(minibatch, setting)
         if not atoms:
             continue
+        measured = setting.roles is not None and setting.roles.angle and not still and not passes
+        apart = norms_apart(trainer, atoms, objective) if measured else None
         found = trainer.evaluate(atoms, objective) if still else trainer.forward_backward(atoms, objective)
         if not passes:
             check_first_update(found, setting, step, untouched=not standing.updates)
@@ -163,6 +166,8 @@ def update(
                 tallies = add_metrics(tallies, setting.mix.add(trainer, step * config.minibatches + place))
             result = trainer.optim_step(rate)
             norms.append(result.grad_norm)
+            if apart is not None and setting.mix is None:
+                tallies["roles/angle"] = Metric(angle(result.grad_norm, *apart))
             if not result.applied:
                 alone = find_nonfinite(trainer, [(answer, weigh([answer], setting)) for answer in minibatch], objective)
                 who = f"of {listed(alone, step + 1)}" if alone else "though each answer's own loss is"
@@ -224,6 +229,7 @@ def prepare(
 ) -> Prepared:
     """The answers with every column that the objective reads; whatever is not finite is left out where it appears."""
     config, temperature, lagging = setting.config, setting.temperature, setting.lag > 0
+    answers = with_role_column(answers, setting.roles)
     measured: Mapping[str, float] = {}
     answers = with_lags(answers, step) if lagging else answers
     answers, first = drop_nonfinite(with_logps(answers, trainer, config, temperature=temperature, lagging=lagging))
@@ -237,6 +243,7 @@ def prepare(
     seed = seed_of(setting.seed, "token filter", step)
     answers = with_filters(answers, trainer, config, temperature=temperature, seed=seed)
     measured = {**measured, **(measure_lag(answers) if lagging else {})}
+    answers = trained_roles(answers, setting.roles)
     return Prepared(answers=answers, metrics=measured, left_out=first + second + third)
 
 

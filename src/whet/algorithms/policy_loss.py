@@ -19,6 +19,7 @@ from whet.formulas import kl as divergence
 from whet.formulas import ratios
 from whet.formulas.constants import bind
 from whet.formulas.policy import SURROGATES, Tokens, nowhere
+from whet.models.marks import ROLES
 from whet.training.base import Batch, Need, Outputs, Tally
 
 OfTokens = Callable[[Tokens], Tensor]
@@ -126,6 +127,10 @@ class PolicyLoss:
             loss_T = loss_T - self.positive_nll * columns["positive"] * logp_T
         count = batch.weight_T.new_tensor(len(logp_T))
         tallies = {name: Tally(total=value.sum(), weight=count) for name, value in measured.items()}
+        for number, role in enumerate(ROLES) if "role" in columns else ():
+            of_T = (columns["role"] == number).to(logp_T.dtype)
+            tallies[f"roles/{role}/share"] = Tally(total=of_T.sum(), weight=count)
+            tallies[f"roles/{role}/entropy"] = Tally(total=(entropy_T.detach() * of_T).sum(), weight=of_T.sum())
         if "lag" in columns:  # of tokens of older weights it would be the policy's own move
             same_T = (columns["lag"] == 0).to(logp_T.dtype)
             for name in ("sampling/logp_gap_mean", "sampling/logp_gap_far"):

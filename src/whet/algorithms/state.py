@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from math import isfinite, isnan, nan
 
 from whet.algorithms.ptx import PretrainingMix
+from whet.algorithms.roles import Roles
 from whet.config import PolicyConfig, TrainConfig
 from whet.config.rl import Action, ConstraintConfig, HealthConfig
 from whet.formulas.advantages import RunningScale
@@ -205,6 +206,8 @@ class Setting:
     seed: int = 0
     lag: int = 0
     """Steps by which rollouts may be older than what they train."""
+    roles: Roles | None = None
+    """What is asked of the roles of tokens; None: they are alike."""
     mix: PretrainingMix | None = None
     """PPO-ptx: what is imitated beside the policy gradient."""
     patience: int = 20

@@ -6,11 +6,41 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from whet.config.strict import Strict
 
 THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
+
+
+Role = Literal["answer", "reasoning", "call"]
+Mark = tuple[Annotated[str, Field(min_length=1)], Annotated[str, Field(min_length=1)]]
+
+
+class MarksConfig(Strict):
+    """Between what thinking and calls stand: by that a token has its role.
+
+    It has the role of what precedes it: an opening mark is the answer's, a closing one is of what it closes.
+    """
+
+    reasoning: Mark = ("<think>", "</think>")
+    """What opens thinking, and what closes it."""
+    call: Mark = ("<tool_call>", "</tool_call>")
+    """The same of calls: the marks of the model's dialect, or the tags of a tool."""
+
+    @property
+    def marks(self) -> dict[str, tuple[str, str]]:
+        """By the role's name."""
+        return {"reasoning": self.reasoning, "call": self.call}
+
+
+class RolesConfig(MarksConfig):
+    """Roles of an RL stage's tokens: each is measured by itself."""
+
+    only: list[Role] | None = Field(None, min_length=1)
+    """The roles that are trained; None: all. `roles: [call]` is short for this key."""
+    angle: bool = False
+    """Measure the angle between the gradients of calls and of everything else, at the cost of two more passes."""
 
 
 class LoraConfig(Strict):
@@ -25,6 +55,16 @@ class LoraConfig(Strict):
     rslora: bool = False
     dora: bool = False
     """DoRA (2402.09353): the adapter turns a weight, and a trained length scales it."""
+    routed: MarksConfig | None = None
+    """Two adapters (DART, 2602.00994): tokens of calls pass through one, all others through the other, in training and
+    in the embedded sampler. What comes of it keeps them apart, and no other engine computes it. `routed: {}` for the
+    usual marks."""
+
+    @model_validator(mode="after")
+    def _check_routed(self) -> Self:
+        if self.routed is not None and (self.dora or self.modules_to_save):
+            raise ValueError("routed sends tokens through plain adapters; leave dora and modules_to_save out")
+        return self
 
 
 class TrainConfig(Strict):
@@ -91,6 +131,8 @@ class RLTrainConfig(TrainConfig):
     """The same keys with RL's default: an update from samples is noisier than one from demonstrations."""
 
     lr: float = Field(1e-6, ge=0)
+    roles: Annotated[RolesConfig | None, BeforeValidator(lambda v: {"only": v} if isinstance(v, list) else v)] = None
+    """Roles of tokens, which are then measured apart; None: all are alike."""
 
 
 class SaveConfig(Strict):

@@ -46,6 +46,8 @@ from whet.training.engine import LocalTrainer
 
 
 def _vllm(model: LanguageModel, config: SamplingConfig) -> VllmSampler | VllmServerSampler:
+    if model.routing is not None:
+        raise ModelError(f"{model.name}: vLLM sends no tokens through two adapters; use sampling.engine: embedded")
     if config.server is None:
         return VllmSampler(model, max_running=config.max_running, cache_gib=config.cache_gib)
     return VllmServerSampler(model, config.servers, max_running=config.max_running, folder=config.server_folder)

@@ -25,8 +25,8 @@ BEFORE = ".original_module."
 """Where it keeps a module that it trains a copy of."""
 
 
-def save_model(module: Any, adapter: Any, folder: Path, stop_ids: Collection[int]) -> None:
-    """Config, generation config and safetensors; with an adapter also `folder/adapter`.
+def save_model(module: Any, adapter: Any, folder: Path, stop_ids: Collection[int], *, merged: bool = True) -> None:
+    """Config, generation config and safetensors; with an adapter, `merged` into them or not, also `folder/adapter`.
 
     `stop_ids` join what the generation config calls ends of text, so that `generate` stops where a turn ends.
     """
@@ -38,7 +38,7 @@ def save_model(module: Any, adapter: Any, folder: Path, stop_ids: Collection[int
         with warnings.catch_warnings():  # of adapters on tied heads, which are written apart below
             warnings.filterwarnings("ignore", module="peft")
             adapter.save_pretrained(folder / "adapter")
-        _save_merged(adapter.get_base_model(), folder)
+        _save_merged(adapter.get_base_model(), folder, merged=merged)
     if module.can_generate():
         generation = copy.deepcopy(module.generation_config)
         known = generation.eos_token_id
@@ -47,9 +47,9 @@ def save_model(module: Any, adapter: Any, folder: Path, stop_ids: Collection[int
         generation.save_pretrained(folder)
 
 
-def _save_merged(base: Any, folder: Path) -> None:
-    """The weights with what the adapter adds to them, under a class and names without it."""
-    state, changed = _merged(base)
+def _save_merged(base: Any, folder: Path, *, merged: bool) -> None:
+    """The weights, `merged` with what the adapter adds to them, under a class and names without it."""
+    state, changed = _merged(base, merged=merged)
     tied = dict(base.all_tied_weights_keys or {})
     still = {target for target, source in tied.items() if not {target, source} & changed}
     settings = {key: value for key, value in base.config.to_dict().items() if key != "quantization_config"}
@@ -62,7 +62,7 @@ def _save_merged(base: Any, folder: Path) -> None:
     skeleton.save_pretrained(folder, state_dict={name: t for name, t in kept.items() if name not in still})
 
 
-def _merged(base: Any) -> tuple[dict[str, Tensor], set[str]]:
+def _merged(base: Any, *, merged: bool) -> tuple[dict[str, Tensor], set[str]]:
     """(Every tensor of the module without its adapter, which of them the adapter has changed), under plain names."""
     from peft.tuners.lora import LoraLayer
     from transformers.pytorch_utils import Conv1D
@@ -71,7 +71,9 @@ def _merged(base: Any) -> tuple[dict[str, Tensor], set[str]]:
     kept = [name for name in base.state_dict() if name in tensors and ".lora_" not in name and BEFORE not in name]
     state = {plain_name(name): dequantised(tensors[name]) for name in kept}
     changed = {plain_name(name) for name in kept if ".modules_to_save." in name}
-    adapted: list[tuple[str, Any]] = [(path, m) for path, m in base.named_modules() if isinstance(m, LoraLayer)]
+    adapted: list[tuple[str, Any]] = [
+        (path, m) for path, m in base.named_modules() if merged and isinstance(m, LoraLayer)
+    ]
     for path, layer in adapted:
         leaf = getattr(layer, "parameter_name", "weight")  # experts are parameters, not linear layers
         name = plain_name(f"{path}.{leaf}")

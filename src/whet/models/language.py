@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,14 +26,18 @@ from whet.models.attention import Layout, pick_backend
 from whet.models.context import ContextLayout, ContextRanks
 from whet.models.export import save_model
 from whet.models.heads import reward_facts
+from whet.models.marks import Routing
 from whet.models.matmul import linear
 from whet.models.noise import noisy, row_lengths
-from whet.models.pack import Packed, prompt_ends
+from whet.models.pack import Packed, pack, prompt_ends
+from whet.records import Atom
 
 Want = Literal["logp", "entropy", "value", "score", "top_k"]
 """What may be read of a row's trained tokens without a gradient."""
 TEMPLATE_LOCK = "whet_template"
 """Key of a model's config: the digest of the chat template that it was trained with."""
+ROUTED = "whet_routed"
+"""Key of a model's config: the marks between which calls and thinking stand, where two adapters are routed by them."""
 TOP_K_ROWS = 256
 """Positions whose logits over the whole vocabulary are held at once to find the most likely tokens."""
 
@@ -82,10 +86,17 @@ class LanguageModel:
     """What weighs the outputs of a head of several objectives, where something does."""
     stop_ids: frozenset[int] = frozenset()
     """Tokens that end a turn: an exported model stops at them."""
+    routing: Routing | None = None
+    """What sends tokens through one of two adapters, where that is done."""
     noise: float | None = None
     """NEFTune's alpha: noise on the embeddings, of passes in training mode alone."""
     context: ContextRanks | None = None
     """The ranks that compute each micro-batch together, where several do."""
+
+    def packed(self, atoms: Sequence[Atom]) -> Packed:
+        """These atoms as one stream on its device."""
+        table = None if self.routing is None else self.routing.table
+        return pack(atoms, self.device, self.backend, table)
 
     @property
     def vocabulary(self) -> int:
@@ -128,6 +139,8 @@ class LanguageModel:
         if self.context is not None:
             own = self.context.own(len(packed.input_N))
             asked = ContextLayout(layout, self.context)
+        if self.routing is not None and packed.role_N is not None:
+            self.routing.role_N = packed.role_N[own]
         noise: AbstractContextManager[None] = nullcontext()
         if self.noise is not None and self.module.training:
             noise = noisy(self.module.get_input_embeddings(), row_lengths(layout)[own], self.noise)
@@ -240,12 +253,15 @@ class LanguageModel:
     def export(self, folder: Path) -> None:
         """Write the Hugging Face layout: config, safetensors, tokenizer and chat template.
 
-        With an adapter, `folder` gets the merged weights and `folder/adapter` peft's own files. A scalar model is
+        With an adapter, `folder` gets the merged weights and `folder/adapter` peft's own files; of routed adapters,
+        which no weights can be merged from, the weights before them. A scalar model is
         written as a sequence classifier; a causal LM leaves its critic's head behind, and stops at `stop_ids`.
         """
         if text := template_of(self.tokenizer):  # transformers keeps unknown keys of a config
             setattr(self.module.config, TEMPLATE_LOCK, template_digest(text))
-        save_model(self.module, self.adapter, folder, self.stop_ids)
+        if self.routing is not None:
+            setattr(self.module.config, ROUTED, {role: list(pair) for role, pair in self.routing.marks.items()})
+        save_model(self.module, self.adapter, folder, self.stop_ids, merged=self.routing is None)
         self.tokenizer.save_pretrained(folder)
         if self.gate is not None:
             self.gate.export(folder)

@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
 
 from whet.config import LoraConfig, ModelConfig
 from whet.errors import ModelError
 from whet.files import Digests, read_json
+from whet.models.adapters import put_adapters
 from whet.models.architecture import (
     load_causal,
     max_row_tokens,
@@ -37,15 +37,13 @@ from whet.models.compiled import compile_layers
 from whet.models.create import byte_tokenizer, create_model
 from whet.models.device import pick_compute, pick_device
 from whet.models.heads import (
-    SCORE,
     add_score,
-    is_scalar,
     load_scalar,
     objectives_of,
     reward_facts,
     scalar_from_causal,
 )
-from whet.models.language import TEMPLATE_LOCK, LanguageModel, template_digest, template_of
+from whet.models.language import ROUTED, TEMPLATE_LOCK, LanguageModel, template_digest, template_of
 from whet.models.locate import TEMPLATES, locate
 from whet.models.matmul import adopt
 from whet.models.probe import check_forward, first_line
@@ -90,6 +88,8 @@ def load_adapter(config: ModelConfig, folder: Path) -> LanguageModel:
     from peft import PeftModel
 
     language = load_model(config)
+    if language.adapter is not None:
+        raise ModelError(f"{config.path}: has routed adapters, beside which no other goes")
     try:
         adapter = PeftModel.from_pretrained(language.module, str(folder))
     except (OSError, ValueError, RuntimeError, KeyError) as error:
@@ -120,6 +120,7 @@ def load_scalar_model(
         module.config.pad_token_id = (
             tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         )
+    lora = lora and lora.model_copy(update={"routed": None})  # it writes no call
     language = _language_model(config, module, tokenizer, lora=lora, checkpointing=checkpointing, compiled=compiled)
     facts = reward_facts(module)
     if facts is None or facts.gate is None:
@@ -243,8 +244,10 @@ def read_contents(config: ModelConfig, digests: Digests) -> dict[str, Any]:
         return {}
     where, revision = locate(config.path)
     if Path(where).is_dir():
-        files = (file for file in sorted(Path(where).iterdir()) if file.suffix in CONTENTS and file.is_file())
-        return {"files": {file.name: {"sha256": digests.of(file).sha256} for file in files}}
+        folder = Path(where)
+        files = [file for file in sorted(folder.iterdir()) if file.suffix in CONTENTS and file.is_file()]
+        files += sorted(folder.glob("adapter/*/*.safetensors"))  # of routed adapters, which are in no weights
+        return {"files": {str(file.relative_to(folder)): {"sha256": digests.of(file).sha256} for file in files}}
     try:
         found = cached_file(where, "config.json", revision=revision)
     except OSError as error:
@@ -302,6 +305,8 @@ def _load_module(
         raise
     except Exception as error:
         raise ModelError(f"{config.path}: the model could not be loaded ({first_line(error)})") from error
+    if scalar and hasattr(module.config, ROUTED):
+        raise ModelError(f"{config.path}: has routed adapters, and no scalar head goes beside them")
     if len(tokenizer) > module.get_input_embeddings().weight.shape[0]:
         raise ModelError(
             f"{config.path}: the tokenizer has {len(tokenizer)} tokens, the model embeds only "
@@ -347,7 +352,7 @@ def _language_model(
         # transformers renames these calls; peft and the oldest version that we support have the old names.
         warnings.filterwarnings("ignore", category=FutureWarning, message=".*gradient_checkpointing.*")
         warnings.filterwarnings("ignore", module="peft")  # of patterns that it made itself, and of tied heads
-        adapter = _add_lora(module, lora) if lora else None
+        adapter, routing = put_adapters(module, lora, config, tokenizer, device)
         if with_score:
             add_score(module)
         if checkpointing:
@@ -362,38 +367,5 @@ def _language_model(
         device=device,
         compute=pick_compute(config.dtype, device),
         adapter=adapter,
+        routing=routing,
     )
-
-
-def _add_lora(module: Any, config: LoraConfig) -> Any:
-    from peft import LoraConfig as PeftConfig
-    from peft import get_peft_model
-
-    scalar = is_scalar(module)
-    # A linear layer of an architecture's own (Llama 4's router) returns more than a product, and an embedding of
-    # anything but tokens is not looked up by them.
-    own = [name for name, part in module.named_modules() if _is_own(part, module.get_input_embeddings())]
-    settings = PeftConfig(
-        task_type=None if scalar else "CAUSAL_LM",
-        r=config.rank,
-        lora_alpha=config.alpha,
-        lora_dropout=config.dropout,
-        target_modules=config.targets,
-        modules_to_save=config.modules_to_save,
-        exclude_modules=[*own, SCORE] if scalar else own,
-        use_rslora=config.rslora,
-        use_dora=config.dora,
-    )
-    try:
-        adapter = get_peft_model(module, settings)
-    except ValueError as error:  # no layer of such a name
-        raise ModelError(f"train.lora.targets: {first_line(error)}") from error
-    if scalar:  # the head is new, so it is trained itself
-        module.score.requires_grad_(True)
-    return adapter
-
-
-def _is_own(part: Any, embedding: Any) -> bool:
-    """Whether a layer is linear or an embedding by its class and not by what it does."""
-    own = isinstance(part, nn.Linear) and type(part).__module__.startswith("transformers")
-    return own or (isinstance(part, nn.Embedding) and part is not embedding)

@@ -34,6 +34,8 @@ def merge_models(
         require_same_tokens(other, first)
         require_same_template(other, first)
     merged = load_model(first, stop_ids=stop_ids)
+    if merged.routing is not None:
+        raise ModelError(f"{first.path}: has routed adapters, and no weights that could be merged hold them")
     states = [merged.module.state_dict(), *(_state(other, merged.module, first.path) for other in others)]
     start = states[0] if base is None else _state(base, merged.module, first.path)
     weights = [each.weight for each in inputs]

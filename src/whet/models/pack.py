@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from whet.models.attention import Tree, TreeLayout
+from whet.models.marks import RoleTable
 from whet.records import Atom, TokenIds
 
 
@@ -31,6 +32,8 @@ class Packed:
     source_T: Tensor
     place_T: Tensor
     target_T: Tensor
+    role_N: Tensor | None = None
+    """The role after each token of the stream, where adapters are routed by it."""
 
 
 def prompt_ends(packed: Packed) -> Tensor:
@@ -42,19 +45,23 @@ def prompt_ends(packed: Packed) -> Tensor:
     return prompt_ends[torch.bucketize(packed.place_T, ends, right=True)]
 
 
-def pack(atoms: Sequence[Atom], device: torch.device, backend: str = "flash") -> Packed:
+def pack(atoms: Sequence[Atom], device: torch.device, backend: str = "flash", roles: RoleTable | None = None) -> Packed:
     """The atoms one after another, each as its shared prompt and then every row's own tokens."""
     stream: list[TokenIds] = []
     sources: list[npt.NDArray[np.int64]] = []
     places: list[npt.NDArray[np.int64]] = []
     targets: list[TokenIds] = []
     trees: list[Tree] = []
+    passed: list[npt.NDArray[np.int64]] = []
     end = 0
     for atom in atoms:
         shared = atom.rows[0].shared
         stream.append(atom.rows[0].tokens[:shared])
         end += shared
         prompt_end = end - 1
+        if roles is not None:
+            read = [roles.roles(row.tokens) for row in atom.rows]
+            passed += [read[0][:shared], *(roles_N[shared:] for roles_N in read)]
         for row in atom.rows:
             own, own_T = row.tokens[shared:], np.flatnonzero(row.trained[shared:])
             place_T = own_T + end
@@ -71,4 +78,5 @@ def pack(atoms: Sequence[Atom], device: torch.device, backend: str = "flash") ->
         source_T=torch.from_numpy(np.concatenate(sources)).to(device),
         place_T=torch.from_numpy(np.concatenate(places)).to(device),
         target_T=torch.from_numpy(np.concatenate(targets, dtype=np.int64)).to(device),
+        role_N=torch.from_numpy(np.concatenate(passed)).to(device) if passed else None,
     )

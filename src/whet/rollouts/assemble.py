@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from whet.models.marks import RoleTable
 from whet.records import Atom, Episode, StepScore, TokenRow, TokenStep, Turn
 from whet.templates.places import completing_tokens
 
@@ -30,6 +32,19 @@ def to_rows(episode: Episode) -> list[TokenRow]:
         turns.append(turn)
     close()
     return rows
+
+
+def with_roles(row: TokenRow, table: RoleTable) -> TokenRow:
+    """The row with the column `role`: where each trained token stands, by what precedes it."""
+    return row.with_columns(role=table.roles(row.tokens)[np.flatnonzero(row.trained) - 1])
+
+
+def only_roles(row: TokenRow, roles: Collection[int]) -> TokenRow:
+    """The row with the tokens of these roles trained alone: the others are context, and in no denominator."""
+    kept_T = np.isin(row.columns["role"], list(roles))
+    trained = row.trained.copy()
+    trained[np.flatnonzero(row.trained)[~kept_T]] = False
+    return replace(row, trained=trained, columns={name: column[kept_T] for name, column in row.columns.items()})
 
 
 def _continues(before: Turn, turn: Turn) -> bool:

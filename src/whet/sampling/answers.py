@@ -14,6 +14,7 @@ from torch import Tensor
 
 from whet.errors import SamplerError
 from whet.models.language import LanguageModel
+from whet.models.marks import Routing
 from whet.records import Completion, Ending
 from whet.sampling.base import Request, SamplingParams
 from whet.sampling.sample_token import choose
@@ -23,12 +24,13 @@ from whet.sampling.stop_strings import COMPLETE, stop_table
 class Answers:
     """One line of places for each running request, as many places as the longest answer may have tokens."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, routing: Routing | None = None) -> None:
+        self._device, self.routing = device, routing
         self.uniforms = torch.zeros(0, 0, dtype=torch.float64, device=device)
         self.tokens = torch.zeros(0, 0, dtype=torch.int32, device=device)
         self.logps = torch.zeros(0, 0, device=device)
         self.states = torch.zeros(0, 1, dtype=torch.int32, device=device)  # of the stop strings
+        self.marks = torch.zeros(0, 1, dtype=torch.int32, device=device)  # of the marks of roles, prompt included
         self._free: list[int] = []
 
     @property
@@ -46,6 +48,16 @@ class Answers:
         self.uniforms[line, :count] = torch.from_numpy(draws)
         self.states[line] = 0
         return line
+
+    def read(self, marks: Sequence[tuple[int, int]]) -> None:
+        """The state of the marks of roles after each of these lines' prompts."""
+        for line, state in marks:
+            self.marks[line] = state
+
+    def route(self, line_S: Tensor) -> None:
+        """Send what was written last on these lines through the adapters of its role."""
+        if self.routing is not None:
+            self.routing.role_N = self.routing.role_Q[self.marks[line_S, 0]]
 
     def end(self, line: int) -> None:
         """The line is free for another request."""
@@ -70,9 +82,9 @@ class Answers:
     def _grow(self, size: int) -> None:
         lines = len(self.tokens)
         more = lines if self._free else max(8, 2 * lines)
-        for name in ("uniforms", "tokens", "logps", "states"):
+        for name in ("uniforms", "tokens", "logps", "states", "marks"):
             old = getattr(self, name)
-            new = old.new_zeros(more, 1 if name == "states" else size)
+            new = old.new_zeros(more, 1 if name in ("states", "marks") else size)
             new[:lines, : old.shape[1]] = old
             setattr(self, name, new)
         self._free += range(more - 1, lines - 1, -1)
@@ -141,6 +153,9 @@ class Pens:
                 answers.states[lines, 0] = state
                 ended_S[rows] |= state == COMPLETE
         ended_S |= logp_S.isnan()
+        if answers.routing is not None:
+            state_S = answers.marks[self.line_S, 0]
+            answers.marks[self.line_S, 0] = answers.routing.next_QV[state_S, token_S]
         answers.tokens.view(-1).index_copy_(0, self.place_S, token_S.int())
         answers.logps.view(-1).index_copy_(0, self.place_S, logp_S)
         self.place_S += 1

@@ -33,7 +33,7 @@ from whet.sampling.cuda_graph import BUCKET, Step, step_for
 from whet.sampling.forward import Forward, plan
 from whet.sampling.layouts import Entry, Prefill
 from whet.sampling.slabs import Member, Slab, size_class
-from whet.sampling.tickets import PROMPTS, TAILS, WHOLE, SharedPrompt, Ticket, batch_of
+from whet.sampling.tickets import PROMPTS, TAILS, WHOLE, SharedPrompt, Ticket, batch_of, route_prompts
 
 PREFILL_TOKENS = 1024
 """Most prompt tokens computed at once, or one prompt of any length: more do not fit the processor's caches."""
@@ -58,6 +58,7 @@ class Engine:
         self.model, self.max_running, self.version = model, max_running, 0
         self._salt = 0  # of cached prompts: another after each hand-over
         self.plan = plan(model)
+        self._recorded = self.plan.plain and model.routing is None  # a route is another one in every step
         self._cache_tokens = cache_bytes // self.plan.token_bytes
         self.clear()
 
@@ -128,7 +129,7 @@ class Engine:
         self._decoding: Step | None = None
         self._slabs: dict[tuple[str, int], Slab] = {}
         self._kinds: dict[SamplingParams, SamplingKind] = {}
-        self._answers = Answers(self.model.device)
+        self._answers = Answers(self.model.device, self.model.routing)
         self._rows: list[Ticket] = []
         self._heard: list[Ticket] = []
         self._token_S = self._position_S = torch.zeros(0, dtype=torch.long, device=self.model.device)
@@ -150,7 +151,7 @@ class Engine:
         self._salt += 1
         self._switches.append((self.steps, version))
         self._forward = self.plan.bind(self.model, self._widest)  # some of it are copies
-        self._decoding = step_for(self._forward, self.model.device, plain=self.plan.plain)
+        self._decoding = step_for(self._forward, self.model.device, plain=self._recorded)
         waiting, self._waiting = list(self._waiting), {}
         for prompt in waiting:
             fresh = prompt.uncached(self._salt)
@@ -249,7 +250,7 @@ class Engine:
         if positions > self._widest:
             self._widest, self._until = self._width_for(positions), 0
             self._forward = self.plan.bind(self.model, self._widest)
-            self._decoding = step_for(self._forward, self.model.device, plain=self.plan.plain)
+            self._decoding = step_for(self._forward, self.model.device, plain=self._recorded)
 
     def _width_for(self, positions: int) -> int:
         return self._widest if positions <= self._widest else -(-max(positions, 2 * self._widest) // BUCKET) * BUCKET
@@ -275,6 +276,7 @@ class Engine:
             at += length
         layout = TreeLayout(tuple(Tree(0, (length,)) for length in lengths), device, self.model.backend)
         stream_N = padded(torch.from_numpy(np.concatenate([prompt.tokens for prompt in prompts])).to(device))
+        route_prompts(prompts, self.model.routing)
         hidden_ND = self._forward.hidden(stream_N, padded(layout.positions_N), Prefill(entries, layout))
         for prompt, last in zip(prompts, np.cumsum(lengths) - 1, strict=True):
             prompt.hidden_D = hidden_ND[last].clone()
@@ -286,6 +288,7 @@ class Engine:
         assert self._forward is not None
         after_PD = torch.stack([t.prompt.hidden_D for t in entered if t.prompt.hidden_D is not None])
         logits_PV = self._forward.logits(padded(after_PD))[: len(entered)]
+        self._answers.read([(ticket.line, ticket.prompt.marks) for ticket in entered])
         _, ended = self._pens_of(entered, written=0).write(logits_PV)
         return self._finish([entered[row] for row in ended])
 
@@ -297,6 +300,7 @@ class Engine:
         else:
             self._batch.advance()
             self._position_S += 1
+        self._answers.route(self._pens.line_S)
         logits_SV = self._decoding(self._token_S, self._position_S, self._batch)
         self.steps += 1
         self._until -= 1

@@ -82,6 +82,8 @@ def plan(model: LanguageModel) -> Plan:
     recorder = _Recorder(TreeLayout((Tree(0, (len(probe_N),)),), model.device, model.backend))
     positions_N = recorder.inner.positions_N
     model.module.eval()
+    if model.routing is not None:
+        model.routing.role_N = None
     with torch.no_grad():
         expected = model.hidden(probe_N, positions_N, recorder)
         calls = tuple(recorder.calls)

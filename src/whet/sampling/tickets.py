@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from whet.models.marks import Routing
 from whet.sampling.answers import SamplingKind
 from whet.sampling.base import Request
 from whet.sampling.layouts import DecodeBatch, Shared
@@ -68,6 +69,8 @@ class SharedPrompt(Member):
     running: list[Ticket] = field(default_factory=list)
     hidden_D: Tensor | None = None
     """The hidden state after it, once that is computed."""
+    marks: int = 0
+    """The state of the marks of roles after it."""
 
     def uncached(self, salt: int) -> SharedPrompt:
         """The same, of which nothing is computed, for those that wait for this one."""
@@ -91,6 +94,14 @@ class SharedPrompt(Member):
     def known(self) -> bool:
         """Whether its keys and values are there to be read."""
         return self.slab is not None if self.apart else bool(self.running)
+
+
+def route_prompts(prompts: Sequence[SharedPrompt], routing: Routing | None) -> None:
+    """Send a stream of these prompts through adapters by their tokens' roles, where that is done."""
+    if routing is not None:
+        states_P = routing.read([prompt.tokens for prompt in prompts])
+        for prompt, state in zip(prompts, states_P, strict=True):
+            prompt.marks = state
 
 
 def batch_of(

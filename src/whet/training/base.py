@@ -104,8 +104,8 @@ class Trainer(Protocol):
     def forward_backward(self, atoms: Sequence[Atom], objective: Objective) -> dict[str, Metric]:
         """Add the gradient of the objective over all rows; may be called several times before a step."""
 
-    def optim_step(self, lr_factor: float) -> OptimResult:
-        """Clip, step at this share of the peak learning rates, clear the gradients."""
+    def optim_step(self, lr_factor: float | None) -> OptimResult:
+        """Clip, step at this share of the peak learning rates, clear the gradients. None: measure and clear them."""
 
     def evaluate(self, atoms: Sequence[Atom], objective: Objective) -> dict[str, Metric]:
         """The metrics of `forward_backward`, without a gradient."""

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from whet.config import TrainConfig
 from whet.errors import RunError
 from whet.models.language import Ask, LanguageModel, Want
-from whet.models.pack import pack
 from whet.records import Atom, Column, Metric, TokenRow, add_metrics
 from whet.training.base import REFERENCE, Objective, OptimResult, Outputs, Tally
 from whet.training.batch import as_batch, microbatches, parts, share_prompts
@@ -74,10 +73,13 @@ class LocalTrainer:
         with torch.no_grad():
             return self._accumulate(atoms, objective, [])
 
-    def optim_step(self, lr_factor: float) -> OptimResult:
+    def optim_step(self, lr_factor: float | None) -> OptimResult:
         """Clip and apply the summed gradient; a gradient that is not finite is thrown away instead."""
         grads = [p.grad for p in self.model.parameters.values() if p.grad is not None]
         norm = float(whole(torch.nn.utils.get_total_norm(grads))) if grads else 0.0
+        if lr_factor is None:
+            self.optimizers.zero_grad()
+            return OptimResult(applied=False, grad_norm=norm)
         if not math.isfinite(norm):
             named = ((name, p.grad) for name, p in self.model.parameters.items() if p.grad is not None)
             first = next((name for name, grad in named if not whole(grad).isfinite().all()), "all parameters together")
@@ -209,7 +211,7 @@ class LocalTrainer:
 
     def _run(self, atoms: Sequence[Atom], objective: Objective) -> tuple[Tensor, Mapping[str, Tally]]:
         """The objective over one forward pass of these atoms, which computes only what it needs."""
-        packed, needs = pack(atoms, self.model.device, self.model.backend), objective.needs
+        packed, needs = self.model.packed(atoms), objective.needs
         stream_ND = self.model.stream(packed)
         read = partial(self.model.at, stream_ND, packed.source_T, packed)
         value_T = read(lambda states_TD, _: (self.model.value_at(states_TD),))[0] if "value" in needs else None
@@ -272,4 +274,4 @@ class LocalTrainer:
 
 def read_once(model: LanguageModel, atoms: Sequence[Atom], ask: Ask) -> dict[str, Tensor]:
     """The asked columns of these atoms' trained tokens, (T,) or (T, K) each, from one pass; on the CPU."""
-    return {name: value_T.cpu() for name, value_T in model.read(pack(atoms, model.device, model.backend), ask).items()}
+    return {name: value_T.cpu() for name, value_T in model.read(model.packed(atoms), ask).items()}

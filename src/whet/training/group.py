@@ -124,7 +124,7 @@ class GroupTrainer:
         """The metrics, without a gradient."""
         return self._summed("evaluate", atoms, objective)
 
-    def optim_step(self, lr_factor: float) -> OptimResult:
+    def optim_step(self, lr_factor: float | None) -> OptimResult:
         """One step of all ranks: the norm and what follows from it are theirs together."""
         result: OptimResult = self._call("optim_step", [(lr_factor,)] * self.group.ranks)[0]
         return result

@@ -9,12 +9,15 @@ from dataclasses import replace
 from whet.algorithms.critic import Critic
 from whet.algorithms.policy import DROPOUT_GAP, MAX_GAP, first_state, policy_gradient
 from whet.algorithms.ptx import PretrainingMix
+from whet.algorithms.roles import Roles
 from whet.algorithms.state import Setting
 from whet.config import CurriculumConfig, ModelConfig, RLStage
 from whet.config.rewards import weights
 from whet.envs.base import Task
 from whet.envs.tools.play import Environments
 from whet.errors import ConfigError
+from whet.models.load import load_tokenizer, read_vocabulary
+from whet.models.marks import RoleTable
 from whet.pipeline.gate import gate
 from whet.pipeline.held_out import of_tasks
 from whet.pipeline.load_data import rubric
@@ -85,6 +88,7 @@ def _run(context: Context[RLStage], environment: Environments | None, ends: Exit
             health=config.health,
             seed=context.seed,
             lag=config.lag.steps,
+            roles=_roles(config, context.model),
             mix=mix,
         )
         first = first_state(setting, feed)
@@ -115,6 +119,15 @@ def _curriculum(config: CurriculumConfig | None, listed: Sequence[Task]) -> Curr
     if config is None:
         return None
     return Curriculum(config=config, tasks=len(listed), hardness=hardness_of(listed, config))
+
+
+def _roles(config: RLStage, model: ModelConfig) -> Roles | None:
+    """What the recipe asks of the roles of tokens."""
+    asked = config.train.roles
+    if asked is None:
+        return None
+    table = RoleTable.of(load_tokenizer(model), read_vocabulary(model), asked.marks)
+    return Roles(table=table, only=asked.only, angle=asked.angle)
 
 
 def _max_gap(config: RLStage, policy: Policy) -> float:
