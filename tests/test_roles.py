@@ -6,6 +6,7 @@ import json
 import math
 import random
 import re
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from whet.config import LoraConfig, ModelConfig, PolicyConfig, SamplingConfig, T
 from whet.config.loading import load_recipe
 from whet.config.train import MarksConfig
 from whet.errors import ModelError
+from whet.evals.interference import interference, logits
 from whet.files import Digests
 from whet.launch.main import run_recipe
 from whet.launch.world import LocalWorld
@@ -34,6 +36,7 @@ from whet.sampling.embedded import EmbeddedSampler
 from whet.tracking.log import read_metrics
 from whet.training.engine import LocalTrainer
 
+ROOT = Path(__file__).parent.parent
 MARKS = MarksConfig(reasoning=("3", "4"), call=("1", "2"))
 """What the demo model, which adds numbers, writes often."""
 LORA = LoraConfig(rank=3, routed=MARKS)
@@ -146,7 +149,7 @@ def test_trainer_and_sampler_send_each_token_through_the_same_adapter(monkeypatc
 
 def test_without_calls_two_adapters_are_one_bit_for_bit() -> None:
     """The text never opens a call, so all of it passes through the first adapter, as through a plain one."""
-    never = LORA.model_copy(update={"routed": MarksConfig(reasoning=("q", "z"), call=("@", "$"))})
+    never = LORA.model_copy(update={"routed": MarksConfig(reasoning=("q", "z"), call=("x", "y"))})
     plain, routed = (moved(load_model(DEMO, lora=lora)) for lora in (LORA.model_copy(update={"routed": None}), never))
     with torch.no_grad():
         for name, p in plain.parameters.items():
@@ -209,7 +212,7 @@ def test_the_angle_between_the_gradients_of_roles() -> None:
     row = with_roles(row, RoleTable.of(model.tokenizer, model.vocabulary, MARKS.marks))
     logp = trainer.forward([row], "logp")["logp"][0]
     row = row.with_columns(sampler_logp=logp, weight=0.1, advantage=np.linspace(-1, 1, len(logp)))
-    atoms, objective = [Atom(rows=(row,))], policy_loss(PolicyConfig(preset="grpo"))
+    atoms, objective = [Atom(rows=(row,))], policy_loss(PolicyConfig())
     start = {name: p.detach().clone() for name, p in model.parameters.items()}
     grads = []
     for calls in (True, False):
@@ -218,12 +221,27 @@ def test_the_angle_between_the_gradients_of_roles() -> None:
         grads.append(torch.cat([p.grad.flatten().clone() for p in model.parameters.values() if p.grad is not None]))
         trainer.optim_step(None)
     norms = norms_apart(trainer, atoms, objective)
-    assert norms == pytest.approx([float(grad.norm()) for grad in grads], rel=1e-5)
+    assert norms == pytest.approx([float(grad.norm()) for grad in grads], rel=1e-3)
     trainer.forward_backward(atoms, objective)
     whole = trainer.optim_step(None).grad_norm
     expected = math.degrees(math.acos(torch.cosine_similarity(*grads, dim=0)))
     assert angle(whole, *norms) == pytest.approx(expected, abs=0.1)
     assert all(torch.equal(p, start[name]) for name, p in model.parameters.items())
+
+
+def test_the_interaction_is_what_both_give_beyond_the_sum() -> None:
+    """In logits; a question that is wholly right or wrong stands half a sample away from that."""
+    z = logits([[1, 1, 1, 0], [1] * 4, [0] * 4, [1, 0]])
+    assert z == pytest.approx([math.log(3), math.log(7), -math.log(7), 0.0])
+    half, most = (1, 0, 1, 0), (1, 1, 1, 0)
+    asked = {"a": half, "b": half}
+    found = interference({**asked, "c": half}, {"a": most, "b": half}, {"a": most, "b": half}, {"a": most, "b": most})
+    assert found["questions"] == 2
+    assert found["mean"] == pytest.approx((-math.log(3) + math.log(3)) / 2)
+    assert (found["below"], found["above"]) == (0.5, 0.5)
+    assert (found["mean_low"], found["mean_high"]) == pytest.approx((-math.log(3), math.log(3)))
+    with pytest.raises(ValueError, match="no scored task in common"):
+        interference({"a": half}, {"b": half}, asked, asked)
 
 
 def test_a_run_trains_one_role_through_two_adapters(tmp_path: Path) -> None:
@@ -247,7 +265,7 @@ stages:
       roles: {{only: [call], angle: true, reasoning: ["3", "4"], call: ["1", "2"]}}
   eval:
     kind: eval
-    tasks: {{generate: arithmetic, count: 8, digits: 2, split: held_out}}
+    tasks: {{generate: arithmetic, count: 8, digits: 2, split: test}}
     samples: 1
     sampling: {{max_tokens: 12}}
 """)
@@ -259,3 +277,23 @@ stages:
     assert loaded.routing is not None
     table = json.loads((tmp_path / "run" / "stages" / "02-eval" / "eval.json").read_text())
     assert table["rows"][0]["tasks"] == 8
+
+
+def test_the_recipe_measures_whether_the_two_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`agent_roles.yaml` at a small size: four ways of training, and an evaluation that names their interaction."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(ROOT / "recipes")
+    runpy.run_path("recipes/agent_roles.py")["write"](tmp_path, demonstrations=8, tasks=4, held_out=2)
+    rl = ["prompts_per_step=2", "rollouts_per_prompt=2", "train.steps=1", f"tasks.path={tmp_path / 'tasks.jsonl'}"]
+    small = {
+        "sft": ["train.batch_size=4", "train.steps=1", f"data.path={tmp_path / 'demonstrations.jsonl'}"],
+        **dict.fromkeys(("both", "calls", "rest", "routed"), rl),
+        "eval": ["samples=2", f"tasks.path={tmp_path / 'held_out.jsonl'}"],
+    }
+    words = [f"stages.{name}.{word}" for name, asked in small.items() for word in asked]
+    loaded = load_recipe(Path("recipes/agent_roles.yaml"), [*words, f"out={tmp_path / 'run'}"])
+    assert list(loaded.recipe.stages) == list(small)
+    run_recipe(loaded, quiet=True)
+    table = json.loads((tmp_path / "run" / "stages" / "06-eval" / "eval.json").read_text())
+    assert [row["label"] for row in table["rows"]] == ["sft", "calls", "rest", "both", "routed"]
+    assert table["interference"]["questions"] == 2

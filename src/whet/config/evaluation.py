@@ -31,6 +31,18 @@ class ThinkingBudgets(Strict):
     """What is written in the place of `end` then."""
 
 
+class InterferenceConfig(Strict):
+    """Labels of the four models whose interaction is measured (CEA, 2602.00994)."""
+
+    base: str
+    """What the others were trained from."""
+    tool: str
+    """Trained on calls alone (`train.roles: [call]`)."""
+    reasoning: str
+    """Trained on everything else."""
+    both: str
+
+
 class EvalStage(StageBase):
     """Sampled accuracy of several models on the same held-out tasks, with paired intervals."""
 
@@ -53,12 +65,19 @@ class EvalStage(StageBase):
     sampling: SamplingConfig = SamplingConfig()
     budgets: ThinkingBudgets | None = None
     """Budgets of thinking under which every model answers; None: an answer ends where it ends."""
+    interference: InterferenceConfig | None = None
+    """Measure whether training on calls and on the rest add up in four of the models; None: it is not asked."""
 
     @model_validator(mode="after")
     def _check(self) -> EvalStage:
         check_rewards(self.rewards, max_tokens=self.sampling.max_tokens, environment=self.environment is not None)
         if self.baseline is not None and self.baseline not in self.models:
             raise ValueError(f"baseline is {self.baseline!r}, which is none of the labels in models")
+        of_four = [] if self.interference is None else list(self.interference.model_dump().items())
+        if strange := next((pair for pair in of_four if pair[1] not in self.models), None):
+            raise ValueError(f"interference.{strange[0]} is {strange[1]!r}, which is none of the labels in models")
+        if of_four and self.budgets is not None:
+            raise ValueError("interference compares models, not budgets; leave budgets out")
         if self.guard is not None and len(self.models) < 2:
             raise ValueError("guard compares the last of models with the baseline; name at least two in models")
         return self

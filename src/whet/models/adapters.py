@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,9 @@ def put_adapters(
 
     A model that was written with routed adapters has them back, to be sampled from or trained on.
     """
-    held: Mapping[str, tuple[str, str]] | None = getattr(module.config, ROUTED, None)
-    if held is None and lora is None:
+    written: Mapping[str, Sequence[str]] | None = getattr(module.config, ROUTED, None)
+    held = None if written is None else {role: (pair[0], pair[1]) for role, pair in written.items()}
+    if lora is None and (held is None or tokenizer is None):  # a skeleton has shapes alone
         return None, None
     if held is not None and lora is not None:
         raise ModelError(f"{config.path}: has routed adapters, which go on being trained; leave train.lora out")

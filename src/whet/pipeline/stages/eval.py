@@ -15,6 +15,7 @@ from whet.config.evaluation import ThinkingBudgets
 from whet.envs.base import Rubric, Task
 from whet.envs.tools.play import Environments
 from whet.errors import ConfigError, RewardError, TrainingError
+from whet.evals.interference import interference
 from whet.evals.run import EvalRow, SampledAnswer, compare, sampled_answers, summarise, table
 from whet.files import read_json, write_json
 from whet.models.load import load_tokenizer
@@ -67,7 +68,8 @@ def _run(context: Context[EvalStage], environment: Environments | None) -> list[
         rows = _compared(answers, baseline)
     except ValueError as error:
         raise RewardError(f"{context.name}: {error}; the answers are in {context.folder}/*/rollouts") from error
-    write_json(context.folder / "eval.json", table(rows))
+    effect = _interference(context, rows)
+    write_json(context.folder / "eval.json", table(rows) | ({"interference": effect} if effect else {}))
     told = {f"{name}/{row.label}": value for row in rows for name, value in _numbers(row).items()}
     for sink in context.sinks:
         if sink is not context.console:
@@ -106,6 +108,21 @@ def _compared(answers: Mapping[_Turn, Mapping[str, Sequence[SampledAnswer]]], ba
         first = _Turn(baseline, budget if several else group[0].thinking).label
         found |= {row.label: row for row in compare(group, baseline=first)}
     return [found[turn.label] for turn in rows]
+
+
+def _interference(context: Context[EvalStage], rows: Sequence[EvalRow]) -> dict[str, float]:
+    """How far training on calls and training on the rest add up, where that is asked and the four models are there."""
+    asked, scores = context.config.interference, {row.label: row.scores for row in rows}
+    if asked is None or not {asked.base, asked.tool, asked.reasoning, asked.both} <= scores.keys():
+        return {}
+    found = interference(scores[asked.base], scores[asked.tool], scores[asked.reasoning], scores[asked.both])
+    shares = ", ".join(
+        f"{name} 0 in {found[name]:.1%} ({found[f'{name}_low']:.1%} to {found[f'{name}_high']:.1%})"
+        for name in ("below", "above")
+    )
+    mean = f"{found['mean']:+.3f} ({found['mean_low']:+.3f} to {found['mean_high']:+.3f})"
+    context.console.say(f"{context.name}: interaction of calls and the rest {mean}, {shares} of the questions")
+    return found
 
 
 def _guard(context: Context[EvalStage], rows: Sequence[EvalRow]) -> None:
