@@ -134,6 +134,13 @@ class RLTrainConfig(TrainConfig):
     roles: Annotated[RolesConfig | None, BeforeValidator(lambda v: {"only": v} if isinstance(v, list) else v)] = None
     """Roles of tokens, which are then measured apart; None: all are alike."""
 
+    @model_validator(mode="after")
+    def _check_roles(self) -> Self:
+        routed = None if self.lora is None else self.lora.routed
+        if self.roles is not None and routed is not None and self.roles.marks != routed.marks:
+            raise ValueError("roles and lora.routed are told apart by the same marks; give both the same")
+        return self
+
 
 class SaveConfig(Strict):
     """Checkpoints. Whatever the interval, Ctrl-C and SIGTERM save before they leave."""
