@@ -1,4 +1,4 @@
-"""Roles: the chain of look-ups of `agent_hops.py`, with thinking before each call.
+"""Roles: the chain of look-ups of `agent_hops.py`, of two or three hops, with thinking before each call.
 
     python recipes/agent_roles.py rows
 
@@ -16,8 +16,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import agent_hops
 from agent_hops import KEYS, Hops, task
 
+agent_hops.HOPS = (2, 3)
 WRONG = 0.2
 
 
@@ -44,7 +46,7 @@ def demonstration(index: int, tools: list[Any]) -> dict[str, Any]:
     return {"messages": [*said, {"role": "assistant", "content": f"<think>0{key}</think>{key}"}], "tools": tools}
 
 
-def write(folder: Path, demonstrations: int = 8000, tasks: int = 2000, held_out: int = 200) -> None:
+def write(folder: Path, demonstrations: int = 4000, tasks: int = 2000, held_out: int = 200) -> None:
     """The files that the recipe reads."""
     from whet.envs.tools.schema import as_tool
 
