@@ -163,6 +163,22 @@ def test_a_reader_that_leaves_is_no_error(recipe: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize(
+    ("output", "code", "said"),
+    [
+        (">&-", 0, ""),
+        ("> /dev/full", 6, "whet: standard output: No space left on device; make room, or write elsewhere\n"),
+    ],
+)
+def test_a_standard_output_that_takes_nothing_is_no_bug(output: str, code: int, said: str) -> None:
+    if "full" in output and not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    command = f"{sys.executable} -m whet schema {output}"
+    done = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, said)
+
+
 def test_exit_codes_are_distinct_and_documented(capsys: pytest.CaptureFixture[str]) -> None:
     codes = [kind.exit_code for kind in (*UserError.__subclasses__(), SamplerError)]
     assert len(codes) == len(set(codes))

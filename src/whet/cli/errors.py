@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -12,10 +13,14 @@ from difflib import get_close_matches
 
 import typer
 
-from whet.errors import INTERRUPTED, SamplerError, UserError
+from whet.errors import INTERRUPTED, RunError, SamplerError, UserError
 
 BUG = 1
 """Exit code of an exception that the user cannot mend: a bug in whet, shown with its traceback."""
+
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Of an `OSError`: the disk's, and no bug."""
 
 
 def guarded(command: Callable[[], int], *, as_json: bool, show_traceback: bool) -> int:
@@ -24,6 +29,8 @@ def guarded(command: Callable[[], int], *, as_json: bool, show_traceback: bool) 
     A `UserError` or a `SamplerError` is one line on stderr. With `as_json` the last line on stdout is
     `{"ok": false, "error": ..., "exit_code": ...}`.
     """
+    if sys.stdout is None:  # closed by the shell: `>&-`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  for as long as the process lives
     try:
         code = command()
         sys.stdout.flush()
@@ -37,14 +44,23 @@ def guarded(command: Callable[[], int], *, as_json: bool, show_traceback: bool) 
     except (BrokenPipeError, SystemExit):
         # The reader (`| head`) has left, which rich turns into SystemExit. Without the next line Python would
         # complain once more while it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _let_go_of_stdout()
         return 0
     except Exception as error:  # noqa: BLE001  the last boundary: a bug is reported, not hidden
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            if error.filename is None:
+                _let_go_of_stdout()
+            message = f"{error.filename or 'standard output'}: {error.strerror}; make room, or write elsewhere"
+            return _report(message, RunError.exit_code, as_json=as_json, show_traceback=show_traceback)
         message = f"{type(error).__name__}: {error} (this is a bug in whet)"
         return _report(message, BUG, as_json=as_json, show_traceback=True)
     if code == INTERRUPTED:  # typer turns Ctrl-C into this code
         return _report("interrupted", code, as_json=as_json, show_traceback=False)
     return code
+
+
+def _let_go_of_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def print_json(result: Mapping[str, object]) -> None:
