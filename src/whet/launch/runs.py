@@ -122,7 +122,7 @@ def _recipe_changes(first: Path, second: Path) -> Iterator[str]:
 def _changes(before: Record, after: Record) -> Iterator[str]:
     """What two stages of one name read that differs, and what made them; their keys are the recipe's."""
     was, now = (each.noted.get("identity") for each in (before, after))
-    if was is None or now is None:
+    if was is None or now is None or "code" not in was or "code" not in now:  # of a version without
         return
     if was["code"] != now["code"]:
         yield f"{after.name}: code {was['code']} -> {now['code']}"
