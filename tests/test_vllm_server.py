@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,12 +18,17 @@ import torch
 from safetensors.torch import load_file
 
 from tests.laws.support import answers_of, tiny_model, written
+from tests.laws.test_lag import G, P, lags, seeds, seeds_at_lag_0, steps_of
+from tests.test_rollouts import TEMPLATE, Lengths, player, task
 from whet.config import LoraConfig, SamplingConfig
+from whet.config.lag import LagConfig
+from whet.envs.base import SingleTurn
 from whet.errors import ConfigError, SamplerError, SamplersLost
 from whet.models.language import LanguageModel
 from whet.records import Completion, Ending
+from whet.rollouts.ledger import AheadFeed
 from whet.sampling.base import Request, SamplingParams
-from whet.sampling.bridge import run
+from whet.sampling.bridge import LoopThread, run
 from whet.sampling.calls import Patience
 from whet.sampling.embedded import EmbeddedSampler
 from whet.sampling.vllm_server import VllmServerSampler
@@ -385,3 +392,56 @@ def test_a_server_of_another_kind_is_named() -> None:
 def test_impossible_keys_are_refused_when_the_recipe_is_read(keys: Json, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         SamplingConfig.model_validate(keys)
+
+
+def test_a_hand_over_waits_for_what_is_under_way_and_what_is_asked_meanwhile_waits_for_it() -> None:
+    model, release, asked = tiny_model(), threading.Event(), threading.Event()
+
+    def slow(body: Json, answer: Json) -> Json:
+        if body["sampling_params"]["seed"] == 0 and body["sampling_params"]["max_tokens"] == 5:
+            asked.set()
+            release.wait(60)
+        return answer
+
+    with serving() as server, closing(LoopThread("asks")) as loop, ThreadPoolExecutor(1) as trainer:
+        sampler = connect(server, model)
+        server.spoil = slow
+        first = loop.begin(sampler.sample(ASKED[0]))
+        assert asked.wait(60)
+        change(model)
+        pushed = trainer.submit(sampler.publish, 1)
+        while not sampler._renewing:
+            time.sleep(0.01)
+        second = loop.begin(sampler.sample(ASKED[1]))
+        assert not pushed.done() and server.loaded == 1 and "owes 1 answers" in sampler.describe()
+        release.set()
+        pushed.result(60)
+        assert (first.result(60).version, second.result(60).version) == (0, 1) and server.loaded == 2
+        assert sampler.gaps.keys() == {0, 1}
+
+
+@pytest.mark.parametrize("order", ["strict", "window"])
+def test_servers_sample_ahead_and_one_that_is_lost_loses_nothing(order: str) -> None:
+    """Each position is trained once, within the bound, though one of two servers is gone in the middle."""
+    model = tiny_model()
+    with serving() as one, serving() as two:
+        sampler = VllmServerSampler(model, [one.url, two.url], patience=PATIENCE)
+        feed = AheadFeed(
+            player=player(
+                environment=SingleTurn, sampler=sampler, rubric=Lengths(), max_length=128,
+                params=SamplingParams(max_tokens=6, stop_ids=TEMPLATE.stop_ids),
+            ),
+            tasks=[task(f"t{n}", f"Q{n}") for n in range(24)], samples=G, steps=6, seed=3, sampler=sampler,
+            hand_over=sampler.publish, lag=LagConfig(steps=1, order=order), prompts_per_step=P, progress_s=60.0,  # type: ignore[arg-type]
+        )  # fmt: skip
+        trained, oldest = list[int](), 0
+        with closing(feed):
+            for step, taken in steps_of(feed, until=6):
+                trained += seeds(taken.played)
+                oldest = max(oldest, *lags(taken, step))
+                assert all(e.score.value is not None for group in taken.played for e in group.episodes)
+                change(model)
+                if step == 2:
+                    two.spoil = lambda body, answer: 404
+        assert sorted(trained) == sorted(seeds_at_lag_0(6)) and 1 <= oldest <= feed.lag.bound(P)
+        assert "owes" in sampler.describe()

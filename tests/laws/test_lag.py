@@ -310,7 +310,7 @@ def test_a_sampler_that_does_not_keep_to_the_order_ends_the_step(order: str, all
     ("stage", "machine", "why"),
     [
         ("algorithm: grpo", "{samplers: {replicas: 1}}", "correction: {kind: truncate}.*decoupled_ppo.*lag.steps: 0"),
-        ("algorithm: decoupled_ppo", "{}", "machine: {samplers: {replicas: 1}}, or set lag.steps: 0"),
+        ("algorithm: decoupled_ppo", "{}", "machine: {samplers: {replicas: 1}} or vLLM servers"),
         (
             "algorithm: decoupled_ppo\n    sampling: {engine: vllm}", "{samplers: {replicas: 1}}",
             "stages.rl.sampling.engine is vllm; use engine: embedded, or replicas: 0",
@@ -332,6 +332,19 @@ stages:
 """)
     with pytest.raises(ConfigError, match=why):
         load_recipe(tmp_path / "r.yaml")
+
+
+def test_servers_have_no_past_versions_for_the_exact_order() -> None:
+    server = {"engine": "vllm", "server": "http://127.0.0.1:1"}
+    stage = {"kind": "rl", "tasks": {"generate": "arithmetic"}, "algorithm": "decoupled_ppo", "train": {"steps": 5}}
+    for order in ("strict", "window", "exact"):
+        given = {**stage, "lag": {"steps": 1, "order": order}, "sampling": server}
+        recipe = {"name": "r", "model": "whet:demo", "stages": {"rl": given}}
+        if order != "exact":
+            load_recipe(recipe)
+        else:
+            with pytest.raises(ConfigError, match=r"stages.rl.lag.order: exact samples with past versions"):
+                load_recipe(recipe)
 
 
 def test_importance_ratios_against_the_sampler_are_a_correction() -> None:

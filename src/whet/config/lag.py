@@ -15,7 +15,7 @@ class LagConfig(Strict):
 
     steps: int = Field(0, ge=0)
     """L. 0: each step plays its own groups first. 1 and more: those of the next steps are played meanwhile, by samplers
-    in processes of their own (`machine.samplers.replicas`)."""
+    in processes of their own (`machine.samplers.replicas`) or vLLM servers (`sampling.server`)."""
     order: Literal["exact", "strict", "window"] = "window"
     """exact: the oldest groups first, each sampled at one version known before: bit-reproducible, and slowest. strict:
     the oldest first; new weights are taken in the middle of an answer. window: any of the oldest `window`."""

@@ -131,10 +131,16 @@ class Recipe(Strict):
         for name, stage in self.stages.items():
             if not isinstance(stage, RLStage):
                 continue
-            if stage.lag.steps and not self.machine.samplers.replicas:
+            if stage.lag.steps and stage.sampling.server is not None and stage.lag.order == "exact":
+                raise ValueError(
+                    f"stages.{name}.lag.order: exact samples with past versions of the weights, which vLLM servers do "
+                    "not keep; use strict or window"
+                )
+            if stage.lag.steps and not self.machine.samplers.replicas and stage.sampling.server is None:
                 raise ValueError(
                     f"stages.{name}.lag.steps: {stage.lag.steps} samples while it trains, which needs samplers in "
-                    "processes of their own; add machine: {samplers: {replicas: 1}}, or set lag.steps: 0"
+                    "processes of their own; add machine: {samplers: {replicas: 1}} or vLLM servers "
+                    "(sampling.server), or set lag.steps: 0"
                 )
             if self.machine.samplers.replicas and stage.sampling.engine != "embedded":
                 raise ValueError(

@@ -18,7 +18,7 @@ from whet.config.lag import LagConfig
 from whet.errors import ConfigError, MissingExtra, ModelError, RunError
 from whet.files import digest_file
 from whet.launch.ranks import Ranks, RankSetup, told_by_launcher
-from whet.launch.samplers import start_fleet
+from whet.launch.samplers import servers_ahead, start_fleet
 from whet.launch.world import SAMPLERS, LocalWorld, how_trained
 from whet.models.device import pick_device
 from whet.models.language import LanguageModel
@@ -73,22 +73,26 @@ class RankedWorld(LocalWorld):
         def renew() -> None:
             self._renew(trainer, copied())
 
-        def start() -> PolicySampler:
-            renew()
-            return SAMPLERS[sampling.engine](copied(), sampling)
-
         fleet = None
         if lag is not None and self.machine.samplers.replicas:
             fleet = start_fleet(copied(), model, train, sampling, self.machine, lag, self.folder)
+
+        @cache
+        def start() -> PolicySampler:
+            if fleet is not None:
+                return fleet
+            renew()
+            return SAMPLERS[sampling.engine](copied(), sampling)
+
         return Policy(
             template=template,
             trainer=trainer,
-            start_sampler=cache(lambda: fleet or start()),
+            start_sampler=start,
             max_length=max_length,
             about=f"{about} on each of {self.group.ranks} ranks",
             precision=precision,
             renew=renew,
-            apart=fleet,
+            apart=fleet or servers_ahead(lag, start),
         )
 
     def teacher(self, model: ModelConfig, student: ModelConfig) -> Trainer:

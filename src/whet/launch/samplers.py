@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,7 +14,9 @@ from whet.config.lag import LagConfig
 from whet.errors import ConfigError
 from whet.models.language import LanguageModel
 from whet.models.matmul import library
+from whet.sampling.base import ApartSampler, PolicySampler
 from whet.sampling.fleet import Fleet
+from whet.sampling.vllm_server import VllmServerSampler
 
 
 def start_fleet(
@@ -55,3 +58,12 @@ def start_fleet(
         past=lag.steps if lag.steps and lag.order == "exact" else None,
         say=logging.getLogger(__name__).warning,
     )
+
+
+def servers_ahead(lag: LagConfig | None, start: Callable[[], PolicySampler]) -> ApartSampler | None:
+    """The recipe's vLLM servers, where they are to sample ahead."""
+    if lag is None or not lag.steps:
+        return None
+    sampler = start()
+    assert isinstance(sampler, VllmServerSampler), "a lag is of sampler processes or servers (`Recipe`)"
+    return sampler

@@ -20,7 +20,7 @@ from whet.envs.judges.cache import CachedChat
 from whet.errors import ModelError
 from whet.launch.chats import build_chat
 from whet.launch.memory import settle
-from whet.launch.samplers import start_fleet
+from whet.launch.samplers import servers_ahead, start_fleet
 from whet.launch.scorers import LazyScorer
 from whet.models.armo import LENGTH, Gate, GateFacts
 from whet.models.heads import RewardFacts, objectives_of, reward_facts, set_reward_facts
@@ -108,14 +108,15 @@ class LocalWorld:
         fleet = None
         if lag is not None and self.machine.samplers.replicas:
             fleet = start_fleet(language, model, train, sampling, self.machine, lag, self.folder)
+        start = cache(lambda: fleet or SAMPLERS[sampling.engine](language, sampling))
         return Policy(
             template=template,
             trainer=LocalTrainer(language, train, frozen, tokens=tokens),
-            start_sampler=cache(lambda: fleet or SAMPLERS[sampling.engine](language, sampling)),
+            start_sampler=start,
             max_length=language.max_length,
             about=_about(language, tokens),
             precision=language.precision,
-            apart=fleet,
+            apart=fleet or servers_ahead(lag, start),
         )
 
     def teacher(self, model: ModelConfig, student: ModelConfig) -> Trainer:

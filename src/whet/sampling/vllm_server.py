@@ -11,18 +11,23 @@ Whether a server can do this (its settings, its device) is asked before anything
 A request goes to the server that its prompt points to, so that equal prompts meet, or to one with less to do. Where
 there are several, one that does not answer, or has other weights since it was started again, is lost: what it owed is
 asked of another one with the same seed, and the next hand-over greets it anew.
+
+They may sample ahead of the trainer (`rollouts.ledger`): a hand-over waits until nothing is under way, and what is
+asked meanwhile waits for it, so that every answer is of one version.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import secrets
 import shutil
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -42,6 +47,8 @@ from whet.sampling.weight_sync import base_weights, check_probe, check_temperatu
 
 PATIENCE = Patience(request_s=600.0, total_s=3600.0)
 """An answer of many thousand tokens on a full server takes minutes, and so does reading a large model."""
+LOOK_S = 0.02
+"""How often a request that waits for a hand-over looks whether it is over."""
 NO_LOGPROB = -9999.0
 """What the server writes for a log-probability that is no number or that it does not have."""
 REMEDY = {
@@ -94,7 +101,7 @@ class _Files:
 
 
 class VllmServerSampler:
-    """`PolicySampler` over running vLLM servers, with the model's weights as of the last `publish`."""
+    """`ApartSampler` over running vLLM servers, with the model's weights as of the last `publish`."""
 
     def __init__(
         self,
@@ -116,10 +123,13 @@ class VllmServerSampler:
         self._files = _Files(model, folder)
         addresses = enumerate(servers)
         self._servers = [_Server(n, address, model, self._files, max_running, patience) for n, address in addresses]
+        self.gaps: dict[int, float] = {}
+        self._moving, self._asked, self._renewing = threading.Condition(), 0, False
+        self._patience = patience
         self.publish(0)
 
     def publish(self, version: int) -> None:
-        """Hand the model's weights over under this version.
+        """Hand the model's weights over under this version, once all that was asked is answered.
 
         Raises `SamplerError` where the only server does not take them or then computes another thing, `SamplersLost`
         where none of several does.
@@ -134,15 +144,59 @@ class VllmServerSampler:
             except excused as error:
                 server.lose(error)
 
-        with ThreadPoolExecutor(len(self._servers), "whet-vllm") as threads:
+        with self._alone(), ThreadPoolExecutor(len(self._servers), "whet-vllm") as threads:
             list(threads.map(renew, self._servers))
-        if all(server.lost for server in self._servers):
-            raise self._all_lost()
-        self._files.keep(None if self.model.adapter is None else label)
-        self.version = version
+            if all(server.lost for server in self._servers):
+                raise self._all_lost()
+            self._files.keep(None if self.model.adapter is None else label)
+            self.version = version
+            self.gaps[version] = max(server.gap for server in self._servers if not server.lost)
 
     async def sample(self, request: Request) -> Completion:
         """`TokenSampler`: one call, which the server batches with others; where a server is lost, one of another."""
+        while not self._enter():
+            await asyncio.sleep(LOOK_S)
+        try:
+            return await self._sample(request)
+        finally:
+            with self._moving:
+                self._asked -= 1
+                self._moving.notify_all()
+
+    def describe(self) -> str:
+        """`ApartSampler`."""
+        return "; ".join(f"{each.address} owes {len(each.owed)} answers {each.lost}".strip() for each in self._servers)
+
+    def save(self, folder: Path) -> None:
+        """`ApartSampler`: servers have no past versions."""
+
+    def load(self, folder: Path) -> None:
+        """`ApartSampler`: nothing was saved."""
+
+    def close(self) -> None:
+        """`ApartSampler`: the servers are somebody else's."""
+
+    def _enter(self) -> bool:
+        """Count a request as asked, unless weights are on their way."""
+        with self._moving:
+            self._asked += not self._renewing
+            return not self._renewing
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Within the block no request is under way."""
+        limit = self._patience.total_s
+        with self._moving:
+            self._renewing = True
+        try:
+            with self._moving:
+                if not self._moving.wait_for(lambda: not self._asked, limit):
+                    raise SamplersLost(f"weights wait for answers since {limit:g} s: {self.describe()}")
+            yield
+        finally:
+            self._renewing = False
+
+    async def _sample(self, request: Request) -> Completion:
         while (server := routed([each for each in self._servers if not each.lost], request)) is not None:
             try:
                 return await server.sample(request)
@@ -165,7 +219,7 @@ class _Server:
     ) -> None:
         self.number, self.address, self.model, self.version = number, address.rstrip("/"), model, -1
         self.owed: set[object] = set()
-        self.lost = "it was not asked yet"
+        self.lost, self.gap = "it was not asked yet", 0.0
         self._files = files
         self._label = ""
         self._adapter: str | None = None
@@ -193,7 +247,7 @@ class _Server:
             self._load_adapter(label)
         self._tell("/update_weight_version", {"new_version": label}, _json)
         self.version = version
-        run(check_probe(self, self.model))
+        self.gap = run(check_probe(self, self.model))
         self.lost = ""
 
     async def sample(self, request: Request) -> Completion:

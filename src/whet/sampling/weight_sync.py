@@ -82,17 +82,21 @@ async def probe_of(sampler: TokenSampler, model: LanguageModel) -> Probe:
     return Probe(request=request, tokens=tokens, logps=_logp(model, request.prompt, tokens).tolist())
 
 
-async def check_probe(sampler: TokenSampler, model: LanguageModel) -> None:
-    """A few greedy tokens must have the log-probabilities that the model itself gives them; else `SamplerError`."""
+async def check_probe(sampler: TokenSampler, model: LanguageModel) -> float:
+    """A few greedy tokens must have the log-probabilities that the model itself gives them; else `SamplerError`.
+
+    Returns by how much they differ on average.
+    """
     prompt = _probe_prompt(model)
     params = SamplingParams(max_tokens=PROBE_TOKENS, temperature=0)
     written = await sampler.sample(Request(prompt=prompt, seed=0, params=params))
-    gap = (_logp(model, prompt, written.tokens.tolist()) - torch.tensor(written.logprobs)).abs().max().item()
-    if not gap <= PROBE_TOLERANCE[model.compute]:
+    gaps = (_logp(model, prompt, written.tokens.tolist()) - torch.tensor(written.logprobs)).abs()
+    if not (gap := gaps.max().item()) <= PROBE_TOLERANCE[model.compute]:
         raise SamplerError(
             f"{model.name}: weights were handed over, but vLLM's log-probabilities differ by {gap:.3g} on a "
             f"probe (at most {PROBE_TOLERANCE[model.compute]}): it does not compute what the trainer does"
         )
+    return gaps.mean().item()
 
 
 def stopping(params: SamplingParams) -> dict[str, Any]:
