@@ -201,7 +201,7 @@ def same_gradient(alone: LocalTrainer, together: GroupTrainer, atoms: list[Atom]
     for gradient in found:
         assert largest_difference(gradient, expected) < tolerance
     for key in metrics[0]:
-        both = (each[key].total if key == "loss" else each[key].mean for each in metrics)
+        both = (each[key].total if key.endswith("loss") else each[key].mean for each in metrics)
         assert next(both) == pytest.approx(next(both), rel=1e-9, abs=1e-12, nan_ok=True), key
 
 
