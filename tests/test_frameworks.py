@@ -100,6 +100,21 @@ class Talk:
         import sys
         return {"prefix": float(sys.prefix.endswith("bare")), "others": float("pydantic" in sys.modules)}
 """
+ONE = """
+import urllib.request, json, os
+
+class One:
+    @classmethod
+    def load(cls, worth):
+        cls.worth = worth
+
+    def __call__(self, task):
+        asked = {"model": os.environ["WHET_MODEL"], "messages": task["messages"]}
+        key = {"Authorization": "Bearer " + os.environ["OPENAI_API_KEY"], "Content-Type": "application/json"}
+        url = os.environ["OPENAI_BASE_URL"] + "/chat/completions"
+        urllib.request.urlopen(urllib.request.Request(url, json.dumps(asked).encode(), key)).read()
+        return self.worth
+"""
 LOOK = """
 class Look:
     def look(self, key: str) -> str:
@@ -113,13 +128,15 @@ def test_a_class_runs_where_nothing_is_installed(tmp_path: Path, monkeypatch: py
     monkeypatch.delenv("PYTHONPATH", raising=False)
     venv.create(tmp_path / "bare", symlinks=True)
     python = tmp_path / "bare" / "bin" / "python"
-    for name, text in (("talk.py", TALK), ("look.py", LOOK)):
+    for name, text in (("talk.py", TALK), ("look.py", LOOK), ("one.py", ONE)):
         (tmp_path / name).write_text(text)
     with closing(ToolEnvironments(EnvironmentConfig(path=f"{tmp_path}/talk.py:Talk", python=python))) as made:
         (episode,) = play(made, ["One.", "Two."])
     assert episode.outcome is Outcome.FINISHED and len(episode.turns) == 2
     assert dict(episode.score.parts)["environment/prefix"] == 1.0
     assert dict(episode.score.parts)["environment/others"] == 0.0
+    program = EnvironmentConfig(kind="endpoint", path=f"{tmp_path}/one.py:One", python=python, options={"worth": 0.5})
+    assert of_program(program, ["Yes."]).score.value == 0.5
     with pytest.raises(ConfigError, match="need pydantic and docstring_parser where their"):
         ToolEnvironments(EnvironmentConfig(path=f"{tmp_path}/look.py:Look", python=python))
 

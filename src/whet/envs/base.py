@@ -12,8 +12,6 @@ from typing import Any, Protocol
 
 from whet.records import Message, Score, StepScore, ToolCall
 
-TURNS = "turns"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
@@ -158,7 +156,7 @@ class Environment(Protocol):
     async def close(self) -> Mapping[str, float | Sequence[float]]:
         """End the play, over or not. Returns what it was worth, by name, apart from its turns; empty: no opinion.
 
-        Under `TURNS` are what its turns were worth, in order, where that is known only now.
+        Under `turns` are what its turns were worth, in order, where that is known only now.
         """
 
 

@@ -20,7 +20,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from whet.envs.base import TURNS, Attempt, Environment, Observed, Rubric, Task
+from whet.envs.base import Attempt, Environment, Observed, Rubric, Task
+from whet.envs.endpoint.worker import TURNS
 from whet.envs.rubric import Ahead, WeightedRubric
 from whet.errors import DataError, EnvironmentFailure, GraderError, PolicyFault, SamplerError, UserError, boundary
 from whet.records import Completion, Ending, Episode, Group, Message, Outcome, Score, Turn, seed_of, token_ids

@@ -1,4 +1,7 @@
-"""The process of one play: a function of Python, or a command with its own process, and what it says of the play."""
+"""The process of one play: a function of Python, or a command with its own process, and what it says of the play.
+
+Standard library only: it also runs in the interpreter of another environment.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any
 
-from whet.envs.base import TURNS
 from whet.errors import EnvironmentFailure
 from whet.target import describe, load_function
 
+TURNS = "turns"
+"""Name under which a play's worth has its turns'."""
 TAIL_BYTES = 1 << 16
 """Of what a command prints, which may be without end."""
 

@@ -1,7 +1,8 @@
 """The process of one play: a user's class, its tools, and what it says of the play.
 
 `load` runs in the template process, once; every play is a fork of that, so what a play does to globals and to its own
-children is gone with it. Standard output is the parent's to read, never a protocol.
+children is gone with it. Standard output is the parent's to read, never a protocol. Standard library only, but for what
+reads hints: it also runs in the interpreter of another environment.
 """
 
 from __future__ import annotations
