@@ -197,6 +197,7 @@ def test_exit_codes_are_distinct_and_documented(capsys: pytest.CaptureFixture[st
         ("dmo", "did you mean 'runs/demo'?"),
         ("mine/dmo", "did you mean 'mine/demo'?"),
         ("hree", "did you mean 'here'?"),
+        ("./modle", "did you mean 'model'?"),
         ("./dmo", "./dmo: no such directory"),
         ("a/b/c", "a/b/c: no such directory"),
     ],
@@ -209,6 +210,8 @@ def test_what_looks_like_a_run_or_a_path_is_never_looked_for_on_the_hub(
     for folder in ("runs/demo", "mine/demo", "here"):
         Path(folder).mkdir(parents=True)
         Path(folder, "recipe.json").write_text("{}")
+    Path("model").mkdir()
+    Path("model", "config.json").write_text("{}")
     assert whet("chat", what, "-p", "Hello") == 4
     assert expected in capsys.readouterr().err
 

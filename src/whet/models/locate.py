@@ -37,9 +37,10 @@ def locate(path: str) -> tuple[str, str | None]:
     places = {folder, Path(name).parent}  # `runs`, and here
     runs = sorted(str(recipe.parent) for place in places for recipe in place.glob("*/recipe.json"))
     if path.startswith((".", "/", "~")) or path.count("/") != 1 or runs or folder.name == "runs":  # a path or a run
-        close = get_close_matches(Path(name).name, [Path(run).name for run in runs], n=1)
-        meant = next((run for run in runs if Path(run).name in close), name)
-        raise ModelError(f"{path}: no such directory, and not a hub id (org/name){nearest(meant, runs)}")
+        there = [*runs, *(str(config.parent) for config in Path(name).parent.glob("*/config.json"))]
+        close = get_close_matches(Path(name).name, [Path(each).name for each in there], n=1)
+        meant = next((each for each in there if Path(each).name in close), name)
+        raise ModelError(f"{path}: no such directory, and not a hub id (org/name){nearest(meant, there)}")
     if os.environ.get("HF_HUB_OFFLINE") == "1":
         logging.getLogger(__name__).info("offline: looking for %s in the local cache", name)
     return name, revision or None
