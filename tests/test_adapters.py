@@ -19,7 +19,8 @@ from whet.errors import ConfigError, ModelError
 from whet.launch.main import run_recipe
 from whet.launch.world import LocalWorld
 from whet.models.language import LanguageModel
-from whet.models.load import load_tokenizer
+from whet.models.load import load_model
+from whet.models.tokenizer import load_tokenizer
 from whet.records import Message, TokenRow
 from whet.sampling.weight_sync import base_weights
 from whet.tracking.log import read_metrics
@@ -96,8 +97,15 @@ def by_transformers(module: Any) -> torch.Tensor:
     return logp[:-1].gather(-1, tokens[0, 1:, None]).squeeze(-1)
 
 
+WHOLE = "modules_to_save: [embed_tokens, lm_head]"
+
+
 @pytest.mark.parametrize(
-    ("body", "lora"), [(SFT, None), (RL, None), (SFT, LORA), (RL, LORA), (SFT, "{rank: 4, dora: true, rslora: true}")]
+    ("body", "lora"),
+    [
+        *((body, lora) for body in (SFT, RL) for lora in (None, LORA)),
+        *((SFT, f"{{rank: 4, {more}}}") for more in ("rslora: true", "dora: true", "dora: true, rslora: true", WHOLE)),
+    ],
 )
 def test_an_exported_model_computes_what_was_trained(
     base: str, exported: list[torch.Tensor], body: str, lora: str | None, tmp_path: Path
@@ -123,6 +131,56 @@ def test_an_exported_model_computes_what_was_trained(
     shown = tokenizer.apply_chat_template(plain, add_generation_prompt=True, return_dict=True)
     assert tuple(shown["input_ids"]) == template.prompt(messages)
     assert tokenizer.eos_token_id in template.stop_ids
+
+
+@pytest.mark.parametrize("lora", [None, f"{{rank: 4, {WHOLE}}}", f"{{rank: 4, dora: true, rslora: true, {WHOLE}}}"])
+def test_new_tokens_are_learned_and_transformers_gives_an_export_the_logged_held_out_loss(
+    base: str, lora: str | None, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    published = shutil.copytree(base, tmp_path / "published")
+    config = json.loads((published / "config.json").read_text())
+    del config["whet_template"]
+    (published / "config.json").write_text(json.dumps(config))
+    pairs = [(str(n), f"<plan>{n}+1</plan>{n + 1}") for n in range(8)]
+    chats = [[{"role": "user", "content": a}, {"role": "assistant", "content": b}] for a, b in pairs]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+    words = [f"stages.stage.data={rows}", f"stages.stage.eval_data={rows}", "model.add_tokens=['<plan>', '</plan>']"]
+    words += [] if lora is None else [f"stages.stage.train.lora={lora}"]
+    folder = run(tmp_path, SFT, *words, model=str(published))
+    tokenizer, model = (kind.from_pretrained(folder / "model") for kind in (AutoTokenizer, AutoModelForCausalLM))
+    new = tokenizer("<plan></plan>", add_special_tokens=False)["input_ids"]
+    before = AutoModelForCausalLM.from_pretrained(published)
+    assert new == [before.config.vocab_size, before.config.vocab_size + 1] and model.config.vocab_size == new[1] + 1
+    spelled = AutoTokenizer.from_pretrained(published)("<plan>", add_special_tokens=False)["input_ids"]
+    for layer in ("get_input_embeddings", "get_output_embeddings"):
+        start, learned = (getattr(each, layer)().weight for each in (before, model))
+        assert (learned[new[0]] - start[spelled].mean(0)).abs().max() > 0.01, "it began there, and was trained"
+    nats, count = 0.0, 0
+    for chat in chats:
+        shown = tokenizer.apply_chat_template(chat, return_dict=True, return_assistant_tokens_mask=True)
+        tokens, mask = torch.tensor([shown["input_ids"]]), torch.tensor(shown["assistant_masks"][1:]).bool()
+        with torch.no_grad():
+            logp = model.eval()(input_ids=tokens).logits[0, :-1].log_softmax(-1).gather(-1, tokens[0, 1:, None])
+        nats, count = nats - float(logp[mask].sum()), count + int(mask.sum())
+    assert nats / count == pytest.approx(read_metrics(folder)[-1]["eval_loss"], abs=1e-5)
+
+
+def test_new_tokens_that_would_not_be_trained_or_not_belong_are_refused(base: str, tmp_path: Path) -> None:
+    lora = LoraConfig(rank=2, modules_to_save=["embed_tokens"])
+    with pytest.raises(ModelError, match=r"add_tokens: .* set train.lora.modules_to_save: \[embed_tokens, lm_head\]"):
+        load_model(ModelConfig(path="whet:demo", add_tokens=("<plan>",)), lora=lora)
+    with pytest.raises(ModelError, match="modules_to_save: no module is called 'head_lm'"):
+        load_model(ModelConfig(path="whet:demo"), lora=LoraConfig(rank=2, modules_to_save=["head_lm"]))
+    with pytest.raises(ModelError, match="was trained with a tokenizer without '<plan>'"):
+        load_tokenizer(ModelConfig(path=base, add_tokens=("<plan>",)))
+    known = ModelConfig(path=base, add_tokens=("</think>",))
+    assert len(load_tokenizer(known)) == len(load_tokenizer(ModelConfig(path=base))), "it has that one already"
+    new = ModelConfig(path="whet:demo", add_tokens=("<plan>",))
+    with pytest.raises(ConfigError, match="add_tokens: vllm reads whet:demo as it is, without '<plan>'"):
+        LocalWorld().policy(new, TrainConfig(), SamplingConfig(engine="vllm"))
 
 
 def test_a_trained_model_keeps_its_chat_template(base: str, tmp_path: Path) -> None:

@@ -169,16 +169,20 @@ def test_scalars_are_those_of_yaml_1_2(write) -> None:
         ),
         ("{generate: arithmetic}", "[[1]]", "r.yaml:13: stages.rl.tasks: must be a section of keys, got [["),
         ("model: whet:tiny", "seed: 1", "r.yaml:1: model: missing"),
-        ('"@rl"', '"@lr"', "r.yaml:25: stages.eval.models.after is @lr, which is no earlier stage (@sft, @rl)"),
+        (
+            '"@rl"',
+            '"@lr"',
+            "r.yaml:25: stages.eval.models.after is @lr, which is no earlier stage that makes a model; there is ",
+        ),
         (
             "      - kind: verifier",
             '      - kind: verifier\n      - {kind: judge, model: {path: "@reward"}}',
-            "r.yaml:16: stages.rl.rewards.1.model.path is @reward, which is no earlier stage (@sft)",
+            "r.yaml:16: stages.rl.rewards.1.model.path is @reward, which is no earlier stage that makes a model",
         ),
         (
             "data: {generate: arithmetic, count: 100}",
             'data: {path: "@sft"}',
-            "r.yaml:10: stages.sft.data.path is @sft, which is no earlier stage that makes rows (none)",
+            "r.yaml:10: stages.sft.data.path is @sft, which is no earlier stage that makes rows: sft is of kind sft",
         ),
         (
             "      - kind: verifier",

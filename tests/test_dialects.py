@@ -15,7 +15,7 @@ from tokenizers import AddedToken
 from tests.chat_templates import tokenizer_of
 from whet.errors import DataError
 from whet.models.create import byte_tokenizer
-from whet.models.load import TEMPLATES
+from whet.models.locate import TEMPLATES
 from whet.records import Ending, Message, ToolCall
 from whet.templates.dialects import DIALECTS, schemas_of
 from whet.templates.jinja import JinjaTemplate

@@ -11,7 +11,7 @@ import pytest
 
 from whet.evals.run import SampledAnswer, compare, summarise, table
 from whet.evals.stats import (
-    avg_at_n,
+    best_of_k,
     detectable_gain,
     maj_at_k,
     mean_interval,
@@ -75,8 +75,20 @@ def test_an_unanswered_sample_never_votes() -> None:
     assert maj_at_k([None, None], "7", 2) == 0.0
 
 
-def test_avg_at_n_weighs_questions_not_samples() -> None:
-    assert avg_at_n([[1], [0, 0, 0]]) == 0.5
+def test_questions_are_weighed_not_samples() -> None:
+    assert mean_interval([[1], [0, 0, 0]]).mean == 0.5
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+def test_best_of_k_is_the_mean_over_all_subsets(k: int) -> None:
+    """Of equal scores each is as likely to be taken; where the score is the truth it is pass@k."""
+    right, scores = [1.0, 0.0, 1.0, 0.0, 0.0], [0.3, 0.9, 0.9, 0.1, -math.inf]
+    means = []
+    for subset in itertools.combinations(range(5), k):
+        top = max(scores[place] for place in subset)
+        means.append(np.mean([right[place] for place in subset if scores[place] == top]))
+    assert best_of_k(right, scores, k) == pytest.approx(np.mean(means), abs=1e-12)
+    assert best_of_k(right, right, k) == pytest.approx(pass_at_k(right=2, samples=5, k=k), abs=1e-12)
 
 
 # ------------------------------------------------------------------------------------------- how sure
@@ -140,7 +152,7 @@ def test_pairing_by_question_is_sharper_than_two_intervals() -> None:
     after = (rng.random((100, 8)) < rates[:, None]).astype(float).tolist()
     gain, one = paired_interval(before, after), mean_interval(before)
     assert gain.low > 0 and gain.high - gain.low < 0.6 * (one.high - one.low)
-    assert gain.mean == pytest.approx(avg_at_n(after) - avg_at_n(before))
+    assert gain.mean == pytest.approx(mean_interval(after).mean - mean_interval(before).mean)
 
 
 def test_a_gain_of_the_detectable_size_is_seen_four_times_of_five() -> None:
@@ -191,9 +203,28 @@ def test_unscored_answers_are_left_out_and_counted() -> None:
     assert (row.tasks, row.unscored, row.samples) == (2, 3, 2)
     assert row.accuracy == 0.75 and row.truncated == pytest.approx(1 / 3)
     assert row.rewards == {"worked": 2 / 3}, "over the three graded answers, and not where it does not apply"
-    assert dict(row.pass_at_k) == {1: 0.75, 2: 1.0}  # pass@2 from the one task with two scored answers
+    assert row.of_k == {"pass": {1: 0.75, 2: 1.0}}  # pass@2 from the one task with two scored answers
     with pytest.raises(ValueError, match="no answer of 'base' could be graded"):
         summarise("base", {"a": answers(None)})
+
+
+def test_what_several_answers_come_to() -> None:
+    """One question: 7 is right, said twice of five times, and once in words that read as 8; the reward likes a 9."""
+    said = [("7", True, 0.5), ("7", True, 0.1), ("8", False, 0.2), ("8", True, None), ("9", False, 0.9)]
+    given = [
+        SampledAnswer(correct=correct, tokens=1, truncated=False, rewards={"pref": value}, vote=vote)
+        for vote, correct, value in said
+    ]
+    row = summarise("base", {"a": given}, ["pref"])
+    assert {name: list(by_k) for name, by_k in row.of_k.items()} == {
+        "pass": [1, 2, 4, 5],
+        "maj": [4, 5],
+        "best pref": [2, 4, 5],
+    }
+    assert row.of_k["maj"][5] == pytest.approx((1 + 0.5) / 2), "7 and 8 tie, and half of what says 8 is right"
+    assert row.of_k["best pref"][5] == 0 and row.of_k["best pref"][2] == pytest.approx(0.4)
+    unread = [SampledAnswer(correct=True, tokens=1, truncated=False, rewards={})] * 4
+    assert list(summarise("base", {"a": unread}).of_k) == ["pass"], "where nobody votes there is no majority"
 
 
 def test_gain_is_paired_by_task_whatever_the_order() -> None:
@@ -203,6 +234,9 @@ def test_gain_is_paired_by_task_whatever_the_order() -> None:
     assert first.gain is None
     assert second.gain == second.gain_low + (second.gain_high - second.gain_low) / 2 == 0.5
     assert second.gain_p == pytest.approx(2 / 2**20)
+    last = summarise("dpo", {f"t{i}": answers(True, True) for i in range(20)})
+    *_, third = compare([base, tuned, last])
+    assert (third.gain, third.step, second.step) == (0.75, 0.25, 0.5), "over the first row, and over the one before"
     with pytest.raises(ValueError, match="no scored task in common"):
         compare([base, summarise("other", {"x": answers(True)})])
 
@@ -211,7 +245,7 @@ def test_eval_json_has_the_agreed_keys() -> None:
     rows = compare([summarise("base", {"a": answers(True, False)}), summarise("rl", {"a": answers(True, True)})])
     written = table(rows)
     assert written["k"] == 2
-    assert written["rows"][1]["pass_at_k"] == {"1": 1.0, "2": 1.0}
+    assert written["rows"][1]["of_k"] == {"pass": {"1": 1.0, "2": 1.0}}
     assert {"label", "accuracy", "low", "high", "mean_length", "truncated", "gain", "gain_low", "gain_high", "samples",
             "tasks"} <= written["rows"][0].keys()  # fmt: skip
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from whet import __version__
 from whet.cli.app import main
 from whet.config.loading import load_recipe
 from whet.config.loops import LoopConfig
@@ -248,6 +250,34 @@ def test_identical_work_is_taken_from_another_run_and_nothing_else_is(capsys: py
     assert changes["evaluations"][-1].startswith("eval more: +0.0 points (95 % interval ")
 
 
+def test_what_another_version_made_is_kept_and_offered_and_what_is_gone_is_missed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = yaml.safe_load(RECIPE)
+    recipe = {**recipe, "stages": {name: recipe["stages"][name] for name in ("sft", "more")}}
+    del recipe["sampling"]
+    Path("two.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    older = Path("older/run/stages/01-sft")
+    shutil.copytree("runs/whole/stages/01-sft", older)
+    for room in ("identity", "lineage"):
+        monkeypatch.setattr(f"whet.pipeline.{room}.__version__", "9.0.0")
+
+    def said(out: str, *accept: str) -> str:
+        choices = Choices(reuse=Path("older"), accept=accept)
+        run_recipe(load_recipe("two.yaml", [f"out={out}"]), choices=choices)
+        return capsys.readouterr().err.replace("\n", " ")
+
+    offered = said("other/fresh")
+    assert f"is of the same identity, but by whet {__version__}; to take it: --accept sft.code" in offered
+    assert "sft: from" not in offered
+    assert "sft: from older/run/stages/01-sft" in said("other/taken", "sft.code")
+    assert f"sft: done before by whet {__version__}" in said("older/run")
+    (older.parent / "02-more/manifest.json").unlink()
+    shutil.rmtree(older / "model")
+    with pytest.raises(RunError, match=r"01-sft/model: is gone, though sft is done; .* --restart sft"):
+        said("older/run")
+
+
 def test_the_card_says_where_a_model_comes_from() -> None:
     stage = Path("runs/whole/stages/14-more")
     card = model_card(Path("runs/whole"), stage / "model")
@@ -327,7 +357,7 @@ def test_what_cannot_be_read_is_taken_from_nowhere(monkeypatch: pytest.MonkeyPat
     recipe = load_recipe("r.yaml", ["out=unread/new"]).recipe
     run = Run(recipe=recipe, folder=Path("unread/new"))
     context = context_of(run, "sft", LocalWorld(), Console(quiet=True), lambda: False)
-    assert elsewhere(context, recipe.seed, Path("unread")) is None
+    assert elsewhere(context, recipe.seed, Choices(reuse=Path("unread"))) is None
 
 
 def _unreadable(*_: Any) -> Any:

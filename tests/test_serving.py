@@ -26,7 +26,7 @@ from whet.errors import ConfigError, MissingExtra, ModelError  # noqa: E402
 from whet.launch.serve import ServedModels, open_server  # noqa: E402
 from whet.launch.world import LocalWorld  # noqa: E402
 from whet.models.create import byte_tokenizer  # noqa: E402
-from whet.models.load import TEMPLATES  # noqa: E402
+from whet.models.locate import TEMPLATES  # noqa: E402
 from whet.pipeline.stage import Policy  # noqa: E402
 from whet.records import Completion  # noqa: E402
 from whet.sampling.answers import SamplingKind  # noqa: E402

@@ -145,7 +145,11 @@ def eval_row(
         "accuracy": accuracy,
         "low": accuracy - 0.02,
         "high": accuracy + 0.02,
-        "pass_at_k": {"1": accuracy, "4": 0.99},
+        "of_k": {
+            "pass": {"1": accuracy, "2": 0.97, "4": 0.99},
+            "maj": {"4": 0.625},
+            "best pref": {"2": 0.5, "4": 0.375},
+        },
         "mean_length": length,
         "truncated": 0.0,
         "samples": 4,
@@ -216,10 +220,11 @@ def test_the_page_says_what_happened(tmp_path: Path) -> None:
         assert f"<h4>{title}</h4>" in text
     assert "<h4>Entropy</h4>" not in text  # no such metric in this run
     assert "1 min 00 s" in text  # 20 steps of 3 seconds
-    assert "<th>verifier</th><th>&lt;/pre&gt;&lt;script&gt;" in text
-    assert re.search(r'data-name="verifier">0\.36</td><td data-name="[^"]*"></td>', text)
-    # The means of several rewards stand beside the accuracy.
-    assert re.search(r'data-name="verifier">0\.91</td><td data-name="[^"]*">0\.25</td>', text)
+    # The gain and what several answers come to stand beside the accuracy, and rewards that are not the accuracy.
+    assert "<th>verifier</th>" not in text and "<th>&lt;/pre&gt;&lt;script&gt;" in text
+    assert text.index("<th>gain over base</th>") < text.index("<th>pass@4</th><th>maj@4</th><th>best pref@4</th>")
+    assert '<td data-name="maj@4">62.5 %</td><td data-name="best pref@4">37.5 %</td>' in text
+    assert re.search(r'data-name="truncated">0\.0 %</td>\s*<td data-name="[^"]*">0\.25</td></tr>', text)
     assert "the same task early" in text.lower()
 
 

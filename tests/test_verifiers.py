@@ -22,7 +22,7 @@ from whet.envs.rewards.function import FunctionReward
 from whet.envs.rewards.math import MathReward
 from whet.envs.rewards.notation import plain
 from whet.envs.rewards.reader import read
-from whet.envs.rewards.reading import final_words, statement
+from whet.envs.rewards.reading import final_words, statement, vote
 from whet.envs.rewards.units import unit
 from whet.envs.rewards.values import Choice, Date, Formula, Items, Matrix, Named, Number, Region, Relation, Text, YesNo
 from whet.errors import DataError, RewardError
@@ -129,6 +129,22 @@ def test_boxes_that_belong_together_are_one_answer() -> None:
 def test_prose_states_one_value(text: str, question: str | None, stated: str | None) -> None:
     found = statement(text, question, marked=True)
     assert (None if found is None else found.strip().removesuffix(" apples")) == stated
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        ["<answer>85</answer>", "So it is 85.", "#### 85.0", "7 and 78 make 85", "$85"],
+        ["\\boxed{\\frac{1}{2}}", "0.5", "The answer is 1/2."],
+        ["B) Paris", "The answer is B"],
+        ["The answer is Paris.", "paris"],
+        ["", "<think>85", "</think>"],
+    ],
+)
+def test_a_majority_counts_values_not_texts(same: list[str]) -> None:
+    votes = {vote(text, "What is 7 + 78?") for text in same}
+    assert len(votes) == 1 and votes != {vote("86", "")}
+    assert (votes == {None}) == (same[0] == "")
 
 
 # ------------------------------------------------------------------------------------------------ comparing

@@ -51,10 +51,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return folder
 
 
-def load(folder: Path, targets: Any = None, *, quantised: bool = False) -> LanguageModel:
+def load(
+    folder: Path, targets: Any = None, *, quantised: bool = False, tokens: tuple[str, ...] | None = None, **more: Any
+) -> LanguageModel:
     """The model with an adapter of random weights, both halves of it, where targets are given."""
-    lora = None if targets is None else LoraConfig(rank=2, alpha=4, targets=targets)
-    config = ModelConfig(path=str(folder), device="cpu")
+    lora = None if targets is None else LoraConfig(rank=2, alpha=4, targets=targets, **more)
+    config = ModelConfig(path=str(folder), device="cpu", add_tokens=tokens)
     model = load_model(config, lora=lora, quantised=quantised, stop_ids=STOPS)
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -176,6 +178,33 @@ def test_an_adapter_on_a_head_or_an_embedding_is_exported(
 ) -> None:
     base = make(name, tmp_path / "base", tie_word_embeddings=tied)
     check_export(load(base, targets), base, tmp_path / "out")
+
+
+ENDS = {"GPT-2": ["wte", "lm_head"], "GPT-NeoX, Pythia": ["embed_in", "lm_head"]}
+"""What the embedding and the head are called where it is not `embed_tokens` and `lm_head`."""
+
+
+@pytest.mark.parametrize("kind", ["dora", "rslora", "modules_to_save", "add_tokens"])
+@pytest.mark.parametrize("name", ["Llama", "Qwen 3", "Gemma 2", "GPT-2", "GPT-NeoX, Pythia", "OPT"])
+def test_every_kind_of_adapter_and_a_new_token_are_exported(folders: Any, name: str, kind: str, tmp_path: Path) -> None:
+    base, more = folders(name), {kind: True} if kind in ("dora", "rslora") else {}
+    tokens = ("<plan>",) if kind == "add_tokens" else None
+    if not more:
+        more = {"modules_to_save": ENDS.get(name, ["embed_tokens", "lm_head"])}
+    model = load(base, "all-linear", tokens=tokens, **more)
+    if tokens:
+        load(base, tokens=tokens).export(tmp_path / "grown")  # peft's files have no rows that the base lacks
+        base = tmp_path / "grown"
+    check_export(model, base, tmp_path / "out")
+    if tokens:
+        (new,) = model.tokenizer(*tokens, add_special_tokens=False)["input_ids"]
+        row = [TokenRow(tokens=(*PROMPTS[0], new, 7, new), trained=(False,) * 3 + (True,) * 3)]
+        again = load_model(ModelConfig(path=str(tmp_path / "out")))
+        assert again.tokenizer(*tokens, add_special_tokens=False)["input_ids"] == [new]
+        torch.testing.assert_close(by_whet(again, row), by_whet(model, row), atol=5e-4, rtol=1e-3)
+        torch.testing.assert_close(
+            by_transformers(read_back(tmp_path / "out"), row), by_whet(model, row), atol=5e-4, rtol=1e-3
+        )
 
 
 @pytest.mark.parametrize("name", ["Mixtral", "Llama 4, text", "OPT"])

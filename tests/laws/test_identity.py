@@ -26,8 +26,8 @@ from whet.envs.library import FAMILIES, family
 from whet.errors import ConfigError, DataError, RunError
 from whet.files import Digests, is_sealed, read_json, write_json
 from whet.launch.world import LocalWorld
-from whet.models.load import load_tokenizer
 from whet.models.locate import BUILT_IN
+from whet.models.tokenizer import load_tokenizer
 from whet.pipeline.identity import differences, section_identity
 from whet.pipeline.lineage import Choices
 from whet.pipeline.run import Run, run_recipe

@@ -6,7 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # `whet --help` imports this file and must not pay for it
+    from rich.console import RenderableType
     from rich.table import Table
+
+NEAR = 1e-3
+"""A reward whose means are no further from the accuracy is the accuracy."""
 
 
 def plain_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
@@ -23,27 +27,38 @@ def plain_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table
     return table
 
 
-def evaluation_table(evaluation: Mapping[str, Any], label: str = "model") -> Table:
-    """The rows of `eval.json`: accuracy and paired gain with their 95 % intervals, lengths, and rewards if several.
+def evaluation_table(evaluation: Mapping[str, Any], label: str = "model") -> RenderableType:
+    """The rows of `eval.json`: accuracy and paired gain with their 95 % intervals, and lengths.
 
-    Of held-out losses: nats for each trained token, with the paired change.
+    Below, what k answers come to (any right one, the majority's, a reward's) and the means of other rewards. Of
+    held-out losses: nats for each trained token, with the paired change.
     """
+    from rich.console import Group
+
     rows = evaluation["rows"]
     if "k" not in evaluation:
         losses = (
             (r["label"], *_of(r, "loss", ".3f"), *_of(r, "change", "+.3f"), f"{r['perplexity']:.4g}") for r in rows
         )
         return plain_table((label, "loss", "95 %", "change", "95 %", "perplexity"), losses)
-    rewards = list(dict.fromkeys(name for row in rows for name in row["rewards"]))
-    rewards = rewards if len(rewards) > 1 else []  # one alone is the accuracy
-    shown = []
+    k, shown, more = str(evaluation["k"]), [], []
     for row in rows:
         gain = ("", "")
         if row["gain"] is not None:
             gain = (f"{100 * row['gain']:+.1f}", f"{100 * row['gain_low']:+.1f} to {100 * row['gain_high']:+.1f}")
-        means = (f"{row['rewards'][name]:.3f}" if name in row["rewards"] else "" for name in rewards)
-        shown.append((row["label"], *_of(row, "accuracy", ".1%"), *gain, f"{row['mean_length']:.1f}", *means))
-    return plain_table((label, "accuracy", "95 %", "gain", "95 %", "tokens", *rewards), shown)
+        shown.append((row["label"], *_of(row, "accuracy", ".1%"), *gain, f"{row['mean_length']:.1f}"))
+        found = {
+            f"{name}@{k}": f"{by_k[k]:.1%}" for name, by_k in row.get("of_k", {}).items() if k != "1" and k in by_k
+        }
+        more.append(found | {name: f"{value:.3f}" for name, value in row["rewards"].items()})
+    names = dict.fromkeys(name for each in more for name in each)
+    told = [n for n in names if any(abs(row["rewards"].get(n, 2) - row["accuracy"]) > NEAR for row in rows)]
+    first = plain_table((label, "accuracy", "95 %", "gain", "95 %", "tokens"), shown)
+    rest = [(row["label"], *(each.get(name, "") for name in told)) for row, each in zip(rows, more, strict=True)]
+    second = [(label, *told), *rest]
+    if len(told) > len(rows):  # a terminal is higher than wide
+        second = list(zip(*second, strict=True))
+    return Group(first, "", plain_table(second[0], second[1:])) if told else first
 
 
 def _of(row: Mapping[str, Any], name: str, form: str) -> tuple[str, str]:

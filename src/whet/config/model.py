@@ -48,6 +48,9 @@ class ModelConfig(Strict):
     chat_template: Path | None = None
     """A Jinja file that replaces the tokenizer's own chat template, or `whet:hermes` or `whet:tags`: ChatML with tools,
     whose calls are JSON (as Qwen's) or plain tags."""
+    add_tokens: tuple[Annotated[str, Field(min_length=1)], ...] | None = None
+    """New tokens: each begins as the mean of those that spelled it. With LoRA name the embedding and the head in
+    `train.lora.modules_to_save`."""
     create: CreateConfig = CreateConfig()
 
     def at(self, path: str) -> Self:

@@ -63,7 +63,11 @@ SHORT: Mapping[str, str] = {
 """Keys of a stage whose value may be text alone, which stands for a section with this key; a recipe's `model` too."""
 
 
-NOUNS: dict[Made, str] = {"model": "stage", "reward": "reward_model stage", "rows": "stage that makes rows"}
+NOUNS: dict[Made, str] = {
+    "model": "stage that makes a model",
+    "reward": "reward_model stage",
+    "rows": "stage that makes rows",
+}
 """What a reference must name, in words."""
 
 
@@ -170,9 +174,11 @@ class Recipe(Strict):
         text = f"which is no earlier {NOUNS[what]}"
         if target in self.loops or (target in self.stages and self.stages[target].makes == what):
             return f"{text}: it is made later, and stages that wait for one another cannot run (a cycle)"
-        if close := get_close_matches(target, there, n=1):
+        if target in self.stages:
+            text = f"{text}: {target} is of kind {self.stages[target].kind}"
+        elif close := get_close_matches(target, there, n=1):
             return f"{text}; did you mean '@{close[0]}'?"
-        return f"{text} ({', '.join(f'@{other}' for other in there if other != 'model') or 'none'})"
+        return f"{text}; there is {', '.join(f'@{other}' for other in there if other != 'model') or 'none'}"
 
     @property
     def places(self) -> dict[str, tuple[str, int]]:

@@ -6,22 +6,26 @@ An answer that could not be graded says nothing about the model: it is left out 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from whet.evals.stats import (
+    best_of_k,
     detectable_gain,
     differences,
+    maj_at_k,
     mean_interval,
     paired_interval,
     pass_at_k,
     ratio_interval,
     sign_flip_p,
 )
-from whet.records import Group, Outcome
+from whet.records import Episode, Group, Outcome
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,9 +39,11 @@ class SampledAnswer:
     """The budget ended before the answer did."""
     rewards: Mapping[str, float | None]
     """What each reward gave it, by name; None where one does not apply."""
+    vote: str | None = None
+    """What it says, in the words that a majority counts; None: nothing, or nobody votes."""
 
 
-def sampled_answers(group: Group) -> list[SampledAnswer]:
+def sampled_answers(group: Group, vote: Callable[[Episode], str | None] = lambda _: None) -> list[SampledAnswer]:
     """The answers to one task, as they were graded."""
     return [
         SampledAnswer(
@@ -45,6 +51,7 @@ def sampled_answers(group: Group) -> list[SampledAnswer]:
             tokens=episode.sampled_tokens,
             truncated=episode.outcome is Outcome.TRUNCATED,
             rewards=episode.score.parts,
+            vote=vote(episode),
         )
         for episode in group.episodes
     ]
@@ -58,7 +65,9 @@ class EvalRow:
     accuracy: float
     low: float
     high: float
-    pass_at_k: Mapping[int, float]
+    of_k: Mapping[str, Mapping[int, float]]
+    """What k answers come to, by k: `pass`, one of them is right; `maj`, what most of them say; `best NAME`, the one
+    that the reward of this name likes best."""
     mean_length: float
     """Tokens of an answer."""
     truncated: float
@@ -79,17 +88,22 @@ class EvalRow:
     """Exact two-sided sign-flip p-value of "no difference"."""
     detectable: float | None = None
     """The smallest true gain that these questions show four times of five; None for the baseline."""
+    step: float | None = None
+    """Accuracy minus that of the row before, with the same statistics; None for the first row."""
+    step_low: float | None = None
+    step_high: float | None = None
+    step_p: float | None = None
     model: str = ""
     """The model's own label, where it answered under several budgets of thinking."""
     thinking: int | None = None
     """Tokens that it could think for; None: no budget."""
 
 
-def summarise(label: str, answers: Mapping[str, Sequence[SampledAnswer]]) -> EvalRow:
-    """The row of one model: task id to its sampled answers.
+def summarise(label: str, answers: Mapping[str, Sequence[SampledAnswer]], choosers: Sequence[str] = ()) -> EvalRow:
+    """The row of one model: task id to its sampled answers. `choosers`: rewards that may choose among them.
 
-    pass@k is given for k = 1, 2, 4, ... and the number of samples, each as the mean over the tasks that have at least
-    k scored answers. Raises `ValueError` where no answer at all was scored.
+    What k answers come to is given for k = 1, 2, 4, ... and the number of samples, each as the mean over the tasks that
+    have at least k scored answers. Raises `ValueError` where no answer at all was scored.
     """
     scored = {task: [a for a in given if a.correct is not None] for task, given in answers.items()}
     scored = {task: kept for task, kept in scored.items() if kept}
@@ -104,7 +118,7 @@ def summarise(label: str, answers: Mapping[str, Sequence[SampledAnswer]]) -> Eva
         accuracy=accuracy.mean,
         low=accuracy.low,
         high=accuracy.high,
-        pass_at_k={k: _mean_pass_at_k(scores, k) for k in _powers_up_to(samples)},
+        of_k=_of_k(scored, samples, choosers),
         mean_length=float(np.mean([answer.tokens for answer in kept])),
         truncated=float(np.mean([answer.truncated for answer in kept])),
         rewards=_mean_rewards(kept),
@@ -116,9 +130,9 @@ def summarise(label: str, answers: Mapping[str, Sequence[SampledAnswer]]) -> Eva
 
 
 def compare(rows: Sequence[EvalRow], *, baseline: str | None = None) -> list[EvalRow]:
-    """The same rows, each but the baseline (a label; None: the first row) with its paired gain over it.
+    """The same rows, each with its paired gains over the baseline (a label; None: the first row) and the row before.
 
-    Raises `ValueError` where a row shares no scored task with the baseline, or no row has its label.
+    Raises `ValueError` where two of them share no scored task, or no row has the label.
     """
     if not rows:
         return []
@@ -126,28 +140,31 @@ def compare(rows: Sequence[EvalRow], *, baseline: str | None = None) -> list[Eva
     if baseline is not None and baseline not in labels:
         raise ValueError(f"baseline {baseline!r} is none of {', '.join(labels)}")
     first = rows[0 if baseline is None else labels.index(baseline)]
-    return [row if row is first else _with_gain(first, row) for row in rows]
+    found = [row if row is first else replace(row, **_gain(first, row, "gain")) for row in rows]
+    steps = [replace(row, **_gain(before, row, "step")) for before, row in pairwise(found)]
+    return [found[0], *steps]
 
 
 def table(rows: Sequence[EvalRow]) -> dict[str, Any]:
-    """The content of `eval.json`: the rows without single answers, and the largest k of pass@k."""
+    """The content of `eval.json`: the rows without single answers, and the largest number of samples."""
     plain = []
     for row in rows:
         fields = asdict(row)
         del fields["scores"]
-        plain.append({**fields, "pass_at_k": {str(k): share for k, share in row.pass_at_k.items()}})
+        fields["of_k"] = {name: {str(k): share for k, share in by_k.items()} for name, by_k in row.of_k.items()}
+        plain.append(fields)
     return {"rows": plain, "k": max((row.samples for row in rows), default=0)}
 
 
-def _with_gain(first: EvalRow, row: EvalRow) -> EvalRow:
+def _gain(first: EvalRow, row: EvalRow, name: str) -> dict[str, Any]:
+    """The fields of a paired gain."""
     both = [task for task in first.scores if task in row.scores]
     if not both:
         raise ValueError(f"{first.label!r} and {row.label!r} have no scored task in common, so no gain can be given")
     before, after = [first.scores[task] for task in both], [row.scores[task] for task in both]
-    gain = paired_interval(before, after)
-    p = sign_flip_p(differences(before, after))
-    least = detectable_gain(before, after)
-    return replace(row, gain=gain.mean, gain_low=gain.low, gain_high=gain.high, gain_p=p, detectable=least)
+    gain, p = paired_interval(before, after), sign_flip_p(differences(before, after))
+    found = {name: gain.mean, f"{name}_low": gain.low, f"{name}_high": gain.high, f"{name}_p": p}
+    return found | ({"detectable": detectable_gain(before, after)} if name == "gain" else {})
 
 
 def _mean_rewards(answers: Sequence[SampledAnswer]) -> dict[str, float]:
@@ -159,14 +176,42 @@ def _mean_rewards(answers: Sequence[SampledAnswer]) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in given.items()}
 
 
-def _mean_pass_at_k(scores: Mapping[str, Sequence[float]], k: int) -> float:
-    enough = [s for s in scores.values() if len(s) >= k]
-    return float(np.mean([pass_at_k(right=int(sum(s)), samples=len(s), k=k) for s in enough]))
+Rule = Callable[[Sequence[SampledAnswer], int], float]
 
 
-def _powers_up_to(samples: int) -> list[int]:
-    powers = [1 << exponent for exponent in range(samples.bit_length())]
-    return sorted({*powers, samples})
+def _of_k(
+    scored: Mapping[str, Sequence[SampledAnswer]], samples: int, choosers: Sequence[str]
+) -> dict[str, dict[int, float]]:
+    """By each rule that is more than one answer: two answers have no majority."""
+    rules: dict[str, tuple[Rule, int]] = {"pass": (_any_right, 1)}
+    if any(answer.vote is not None for kept in scored.values() for answer in kept):
+        rules["maj"] = (_by_majority, 3)
+    rules |= {f"best {name}": (partial(_by_reward, name), 2) for name in choosers}
+    ks = sorted({*(1 << exponent for exponent in range(samples.bit_length())), samples})
+    return {
+        name: {k: float(np.mean([rule(s, k) for s in scored.values() if len(s) >= k])) for k in ks if k >= least}
+        for name, (rule, least) in rules.items()
+    }
+
+
+def _any_right(answers: Sequence[SampledAnswer], k: int) -> float:
+    return pass_at_k(right=sum(bool(answer.correct) for answer in answers), samples=len(answers), k=k)
+
+
+def _by_majority(answers: Sequence[SampledAnswer], k: int) -> float:
+    """The chance that each vote wins, times the share of its answers that are right: 0 or 1 but where texts mislead."""
+    votes, chance = [answer.vote for answer in answers], 0.0
+    for vote in {answer.vote for answer in answers if answer.correct and answer.vote is not None}:
+        share = np.mean([bool(answer.correct) for answer in answers if answer.vote == vote])
+        chance += maj_at_k(votes, vote, k) * float(share)
+    return chance
+
+
+def _by_reward(name: str, answers: Sequence[SampledAnswer], k: int) -> float:
+    """One that it did not grade comes last."""
+    given = [answer.rewards.get(name) for answer in answers]
+    scores = [-math.inf if value is None else value for value in given]
+    return best_of_k([float(bool(answer.correct)) for answer in answers], scores, k)
 
 
 RowLoss = tuple[float, int, int]

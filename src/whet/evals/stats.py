@@ -35,11 +35,6 @@ class Interval:
 # ------------------------------------------------------------------------------------ one model, k samples
 
 
-def avg_at_n(scores_QS: Sequence[Sequence[float]]) -> float:
-    """Mean over questions of the mean over their samples (avg@n, which is pass@1 estimated from n samples)."""
-    return float(np.mean(_question_means(scores_QS)))
-
-
 def pass_at_k(*, right: int, samples: int, k: int) -> float:
     """Chance that at least one of k samples is right, for a question with `right` of `samples` right.
 
@@ -78,6 +73,22 @@ def maj_at_k(answers_S: Sequence[str | None], gold: str, k: int) -> float:
         full = sum((Fraction(n, tied) for (taken, tied), n in ways.items() if taken == k - votes), Fraction(0))
         won += math.comb(gold_count, votes) * full
     return float(won / math.comb(samples, k))
+
+
+def best_of_k(right_S: Sequence[float], scores_S: Sequence[float], k: int) -> float:
+    """Chance that the highest-scored of k of the samples is right, exactly; equal scores draw lots.
+
+    Raises `ValueError` where k > samples.
+    """
+    samples, chance = len(scores_S), Fraction(0)
+    if not 1 <= k <= samples:
+        raise ValueError(f"k must be between 1 and the number of samples ({samples}), got {k}")
+    for score in set(scores_S):
+        equal = [right for right, other in zip(right_S, scores_S, strict=True) if other == score]
+        below = sum(other < score for other in scores_S)
+        won = math.comb(below + len(equal), k) - math.comb(below, k)
+        chance += won * Fraction(float(np.mean(equal)))
+    return float(chance / math.comb(samples, k))
 
 
 # --------------------------------------------------------------------------------------------- how sure

@@ -16,7 +16,7 @@ from whet.config.loading import Loaded
 from whet.config.strict import children, references
 from whet.files import is_sealed
 from whet.launch.world import LocalWorld
-from whet.models.load import require_same_tokens
+from whet.models.tokenizer import require_same_tokens
 from whet.pipeline.kinds import KINDS
 from whet.pipeline.run import Run, context_of
 from whet.pipeline.stage import Kind

@@ -70,7 +70,11 @@ def _paired(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             both = [task for task in before if task in after]
             gain = paired_interval([before[task] for task in both], [after[task] for task in both]) if both else None
         ends = {"gain": None} if gain is None else {"gain": gain.mean, "gain_low": gain.low, "gain_high": gain.high}
-        kept = {key: value for key, value in row.items() if key not in ("run", "log") and not key.startswith("gain")}
+        kept = {
+            key: value
+            for key, value in row.items()
+            if key not in ("run", "log") and not key.startswith(("gain", "step"))
+        }
         found.append({**kept, "label": row["run"], **ends})
     return found
 

@@ -17,7 +17,7 @@ from whet.config.judge import ChatConfig, LocalChat
 from whet.config.lag import LagConfig
 from whet.config.rewards import ScorerConfig
 from whet.envs.judges.cache import CachedChat
-from whet.errors import ModelError
+from whet.errors import ConfigError, ModelError
 from whet.launch.chats import build_chat
 from whet.launch.memory import settle
 from whet.launch.samplers import servers_ahead, start_fleet
@@ -28,12 +28,11 @@ from whet.models.language import LanguageModel
 from whet.models.load import (
     load_model,
     load_scalar_model,
-    load_tokenizer,
     read_eos_ids,
     read_max_length,
     read_vocabulary,
-    require_same_tokens,
 )
+from whet.models.tokenizer import load_tokenizer, new_tokens, require_same_tokens
 from whet.pipeline.stage import NewGate, Policy
 from whet.rollouts.chat import Speaker
 from whet.sampling.base import PolicySampler
@@ -94,6 +93,11 @@ class LocalWorld:
         lag: LagConfig | None = None,
     ) -> Policy:
         """Trainer and sampler over the same weights; with LoRA its own reference is the adapter switched off."""
+        if sampling.engine != "embedded" and (fresh := new_tokens(model)):
+            raise ConfigError(
+                f"model.add_tokens: {sampling.engine} reads {model.path} as it is, without {fresh[0]!r}; train them "
+                "in a stage before (sft), or use sampling.engine: embedded"
+            )
         other = reference if isinstance(reference, ModelConfig) and reference.path != model.path else None
         for reader, policy in ((model, reads), (other, model)):
             if reader is not None and policy is not None:

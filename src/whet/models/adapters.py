@@ -69,6 +69,9 @@ def _add_lora(module: Any, config: LoraConfig) -> Any:
     # A linear layer of an architecture's own (Llama 4's router) returns more than a product, and an embedding of
     # anything but tokens is not looked up by them.
     own = [name for name, part in module.named_modules() if _is_own(part, module.get_input_embeddings())]
+    for name in config.modules_to_save or ():  # peft passes over what is not there
+        if not any(path.endswith(name) for path, _ in module.named_modules()):
+            raise ModelError(f"train.lora.modules_to_save: no module is called {name!r}")
     settings = PeftConfig(
         task_type=None if scalar else "CAUSAL_LM",
         r=config.rank,

@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from safetensors import SafetensorError
 
 from whet.config import LoraConfig, ModelConfig
 from whet.errors import ModelError
-from whet.files import Digests, read_json
+from whet.files import Digests
 from whet.models.adapters import put_adapters
 from whet.models.architecture import (
     load_causal,
@@ -34,7 +33,7 @@ from whet.models.architecture import (
 from whet.models.armo import load_gate
 from whet.models.attention import ATTENTION, attend
 from whet.models.compiled import compile_layers
-from whet.models.create import byte_tokenizer, create_model
+from whet.models.create import create_model
 from whet.models.device import pick_compute, pick_device
 from whet.models.heads import (
     add_score,
@@ -43,11 +42,12 @@ from whet.models.heads import (
     reward_facts,
     scalar_from_causal,
 )
-from whet.models.language import ROUTED, TEMPLATE_LOCK, LanguageModel, template_digest, template_of
-from whet.models.locate import TEMPLATES, locate
+from whet.models.language import ROUTED, LanguageModel
+from whet.models.locate import locate
 from whet.models.matmul import adopt
 from whet.models.probe import check_forward, first_line
 from whet.models.quantize import is_quantised, keep_layout, nf4_options
+from whet.models.tokenizer import grow, load_tokenizer, require_trained
 
 CONTENTS = {".safetensors", ".bin", ".json", ".jinja", ".model", ".txt"}
 """Suffixes of the files of a model directory."""
@@ -144,79 +144,11 @@ def load_skeleton(
     AttentionInterface.register(ATTENTION, attend)
     with torch.device("meta"):
         if config.path == "whet:tiny":
-            module = create_model(config.create, byte_tokenizer())
+            module = create_model(config.create, load_tokenizer(config))
         else:
             module = AutoModelForCausalLM.from_config(text_config(_read_config(config)), dtype=torch.float32)
         module = scalar_from_causal(module) if scalar else module
         return _language_model(config, module, None, lora=lora, checkpointing=checkpointing, probe=False)
-
-
-def load_tokenizer(config: ModelConfig) -> Any:
-    """The tokenizer of a model, with the recipe's chat template where it gives one."""
-    from transformers import AutoTokenizer
-
-    if config.path == "whet:tiny":
-        tokenizer = byte_tokenizer()
-    else:
-        where, revision = locate(config.path)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=False)
-        except Exception as error:
-            raise ModelError(f"{config.path}: no tokenizer could be loaded ({first_line(error)})") from error
-        if not tokenizer("Hello", add_special_tokens=False)["input_ids"]:  # what it makes of a directory without one
-            raise ModelError(f"{config.path}: has no tokenizer; copy the tokenizer's files of the base model there")
-    own, lock = template_of(tokenizer), _template_lock(config)
-    if lock not in ("", template_digest(own)):
-        raise ModelError(f"{config.path}: its chat template is not the one that it was trained with; put that back")
-    if config.chat_template is not None:
-        file = TEMPLATES.get(str(config.chat_template), config.chat_template)
-        if not file.is_file():
-            raise ModelError(f"model.chat_template: no file {file}, and none of ours: {', '.join(TEMPLATES)}")
-        tokenizer.chat_template = file.read_text()
-        if lock and tokenizer.chat_template != own:
-            raise ModelError(
-                f"{config.path}: was trained with another chat template than {config.chat_template} "
-                f"{_difference(own, tokenizer.chat_template)}; leave model.chat_template out"
-            )
-    return tokenizer
-
-
-def _template_lock(config: ModelConfig) -> str:
-    """The digest of the template that a stage trained a model of files with; empty for any other model."""
-    if config.path == "whet:tiny":
-        return ""
-    file = Path(locate(config.path)[0]) / "config.json"
-    return str(read_json(file).get(TEMPLATE_LOCK, "")) if file.is_file() else ""
-
-
-def require_same_tokens(model: ModelConfig, policy: ModelConfig) -> None:
-    """Raise `ModelError` where a model reads the policy's tokens as other text than the policy does.
-
-    The model is a critic, a reward model or a teacher.
-    """
-    theirs, ours = (load_tokenizer(config).get_vocab() for config in (model, policy))
-    differing = sorted(text for text in theirs.keys() | ours.keys() if theirs.get(text) != ours.get(text))
-    if differing:
-        first = differing[0]
-        raise ModelError(
-            f"{model.path}: its tokenizer is not that of {policy.path} ({len(differing):,} tokens differ; {first!r} is "
-            f"{theirs.get(first)} there and {ours.get(first)} here), so it would read other text than was sampled; "
-            "take one with the policy's tokenizer (a teacher with another can still write rows for SFT)"
-        )
-
-
-def require_same_template(model: ModelConfig, other: ModelConfig) -> None:
-    """Raise `ModelError` where two models were taught other chat templates."""
-    theirs, ours = (template_of(load_tokenizer(config)) for config in (model, other))
-    if theirs != ours:
-        raise ModelError(f"{model.path}: its chat template is not that of {other.path} {_difference(theirs, ours)}")
-
-
-def _difference(theirs: str, ours: str) -> str:
-    """`(line 3 is '...' there and '...' here)`."""
-    pairs = enumerate(zip_longest(theirs.splitlines(), ours.splitlines()), start=1)
-    line, (there, here) = next((line, pair) for line, pair in pairs if pair[0] != pair[1])
-    return f"(line {line} is {(there or '')[:80]!r} there and {(here or '')[:80]!r} here)"
 
 
 def read_max_length(config: ModelConfig) -> int:
@@ -229,8 +161,9 @@ def read_max_length(config: ModelConfig) -> int:
 
 
 def read_vocabulary(config: ModelConfig) -> int:
-    """Rows of the output head, from the configuration."""
-    return len(byte_tokenizer()) if config.path == "whet:tiny" else int(text_config(_read_config(config)).vocab_size)
+    """Rows of the output head, from the configuration and what the recipe adds to them."""
+    rows = 0 if config.path == "whet:tiny" else int(text_config(_read_config(config)).vocab_size)
+    return max(rows, len(load_tokenizer(config)))
 
 
 def read_contents(config: ModelConfig, digests: Digests) -> dict[str, Any]:
@@ -307,11 +240,7 @@ def _load_module(
         raise ModelError(f"{config.path}: the model could not be loaded ({first_line(error)})") from error
     if scalar and hasattr(module.config, ROUTED):
         raise ModelError(f"{config.path}: has routed adapters, and no scalar head goes beside them")
-    if len(tokenizer) > module.get_input_embeddings().weight.shape[0]:
-        raise ModelError(
-            f"{config.path}: the tokenizer has {len(tokenizer)} tokens, the model embeds only "
-            f"{module.get_input_embeddings().weight.shape[0]}; they do not belong together"
-        )
+    grow(module, config, tokenizer)
     return module
 
 
@@ -353,6 +282,8 @@ def _language_model(
         warnings.filterwarnings("ignore", category=FutureWarning, message=".*gradient_checkpointing.*")
         warnings.filterwarnings("ignore", module="peft")  # of patterns that it made itself, and of tied heads
         adapter, routing = put_adapters(module, lora, config, tokenizer, device)
+        if lora:
+            require_trained(module, config)
         if with_score:
             add_score(module)
         if checkpointing:

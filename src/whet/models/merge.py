@@ -12,7 +12,8 @@ from torch import Tensor
 from whet.config import MergeInput, ModelConfig
 from whet.errors import ModelError
 from whet.models.language import TEMPLATE_LOCK, LanguageModel
-from whet.models.load import load_adapter, load_model, require_same_template, require_same_tokens
+from whet.models.load import load_adapter, load_model
+from whet.models.tokenizer import require_same_template, require_same_tokens
 
 PLACE = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", TEMPLATE_LOCK}
 """What a configuration says of where it comes from, and not of what is computed."""

@@ -134,7 +134,7 @@ def _play(
     with suppress(ValueError):  # no reward says what is right
         row = summarise("policy", {group.task: sampled_answers(group) for group in groups})
         found |= {"solved": row.accuracy, "solved_low": row.low, "solved_high": row.high}
-        found |= {f"pass@{k}": share for k, share in row.pass_at_k.items() if k > 1}
+        found |= {f"pass@{k}": share for k, share in row.of_k["pass"].items() if k > 1}
     log = RunLog(context.folder / "evaluation", policy.template.decode)
     log.truncate(step - 1)
     log.write(step, found, groups)

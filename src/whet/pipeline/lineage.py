@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from whet import __version__
 from whet.errors import RunError
 from whet.files import MANIFEST, Digests, is_sealed, read_json, unseal, write_json
 from whet.pipeline.identity import SHOWN, Difference, describe, differences, identity_of, name_of
@@ -103,8 +104,16 @@ def _refuse_damaged(stages: Path, identity: Mapping[str, Any]) -> None:
                 )
 
 
-def elsewhere(context: Context, seed: int, runs: Path) -> Path | None:
-    """A finished stage of this name and identity, made by this version of whet, in one of these runs."""
+def other_code(context: Context) -> str:
+    """` by whet 0.1.0`, where what is there of a stage was made by another version; empty by this one."""
+    code = _noted(context).get("identity", {}).get("code", __version__)
+    return "" if code == __version__ else f" by whet {code}"
+
+
+def elsewhere(context: Context, seed: int, choices: Choices) -> Path | None:
+    """A finished stage of this name and identity in one of the runs; what another version made is offered."""
+    assert choices.reuse is not None
+    runs, taken = choices.reuse, Difference(key="code", what="").accepted(context.name, choices.accept)
     now = _identity(context, seed)
     if None in now["inputs"].values():  # what cannot be read may be anything
         return None
@@ -112,8 +121,14 @@ def elsewhere(context: Context, seed: int, runs: Path) -> Path | None:
         there = read_json(noted)
         if there["name"] != context.name or "accepted" in there or not is_sealed(noted.parent):
             continue
-        if there["identity"]["code"] == now["code"] and name_of(there["identity"]) == name_of(now):
-            return noted.parent
+        if name_of(there["identity"]) == name_of(now):
+            code = there["identity"]["code"]
+            if taken or code == now["code"]:
+                return noted.parent
+            context.console.say(
+                f"{context.name}: {noted.parent} is of the same identity, but by whet {code}; to take it: "
+                f"--accept {context.name}.code"
+            )
     return None
 
 

@@ -38,6 +38,7 @@ from whet.pipeline.lineage import (
     begun,
     elsewhere,
     note,
+    other_code,
     refusal,
     refuse_others,
     refused,
@@ -245,7 +246,7 @@ def _run_stages(run: Run, world: World, console: Console, stopped: Stopped, choi
                 context = context_of(run, name, world, console, stopped, others=(live, *others))
                 _compare(run, [context], choices)
                 if is_sealed(context.folder):
-                    console.say(f"{name}: done before")
+                    console.say(f"{name}: done before{other_code(context)}")
                 else:
                     _run_stage(run, context, choices)
                     live.consider()
@@ -271,8 +272,14 @@ def _report(run: Run, *, failure: str = "", live: bool = False) -> None:
 
 def _run_stage(run: Run, context: Context, choices: Choices) -> None:
     fresh = not begun(context.folder, context.checkpoints)
+    for other in run.reads(context.name):
+        made = run.stage_folder(other) / (ROWS if run.recipe.stages[other].makes == "rows" else "model")
+        if run.recipe.stages[other].makes is not None and is_sealed(made.parent) and not made.exists():
+            raise RunError(f"{made}: is gone, though {other} is done; put it back, or make it again: --restart {other}")
+    if not fresh and (code := other_code(context)):
+        context.console.say(f"{context.name}: goes on from a checkpoint{code}")
     note(context, run.recipe.seed)
-    found = elsewhere(context, run.recipe.seed, choices.reuse) if choices.reuse is not None and fresh else None
+    found = elsewhere(context, run.recipe.seed, choices) if choices.reuse is not None and fresh else None
     if found is not None:
         take(found, context)
     else:

@@ -76,11 +76,14 @@ class Table:
     stage: str
     baseline: str
     rows: list[tuple[EvalLine, str, str]]
-    ks: list[str]
+    ks: list[tuple[str, str]]
+    """What k answers come to: the rule and k."""
     rewards: list[str]
     """Those whose means say more than the accuracy does."""
     scale: tuple[float, float]
     gain_scale: tuple[float, float] | None
+    steps: bool
+    """Whether a row's gain over the row before says more than that over the baseline."""
     curve: str = ""
     """Accuracy over tokens of thinking, where there were budgets."""
     legend: Sequence[tuple[str, str]] = ()
@@ -270,16 +273,19 @@ def _table(stage: StageView) -> Table:
                 row.gain_low, row.gain, row.gain_high, start=gain_scale[0], stop=gain_scale[1], zero=0, tone=tone
             )
         drawn.append((row, plot, gain))
-    ks = sorted({k for row in rows for k in row.pass_at_k if k != "1"}, key=int)
+    known = {(name, k): None for row in rows for name, by_k in row.of_k.items() for k in by_k if k != "1"}
+    last = dict(list(known))
+    ks = [(name, k) for name, k in known if name == "pass" or k == last[name]]
     rewards, curves = list(dict.fromkeys(name for row in rows for name in row.rewards)), _thinking_curves(rows)
     return Table(
         stage=stage.name,
         baseline=stage.baseline.model if sum(r.gain is None for r in rows) > 1 else stage.baseline.label,
         rows=drawn,
         ks=ks,
-        rewards=rewards if len(rewards) > 1 else [],  # one alone is the accuracy
+        rewards=[name for name in rewards if any(abs(r.rewards.get(name, 2) - r.accuracy) > 1e-3 for r in rows)],
         scale=scale,
         gain_scale=gain_scale,
+        steps=any(row.step not in (None, row.gain) for row in rows),
         curve=line_chart(curves, THINKING) if curves else "",
         legend=[(each.name, each.tone) for each in curves],
     )

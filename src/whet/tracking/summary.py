@@ -19,7 +19,6 @@ class EvalLine:
     accuracy: float
     low: float
     high: float
-    pass_at_k: Mapping[str, float]
     mean_length: float
     truncated: float
     samples: int
@@ -28,10 +27,16 @@ class EvalLine:
     gain_low: float | None
     gain_high: float | None
     unscored: int = 0
+    of_k: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """What k answers come to, by k: `pass`, `maj`, `best NAME`."""
     rewards: Mapping[str, float] = field(default_factory=dict)
     """The mean of each."""
     detectable: float | None = None
     """The smallest true gain that its questions show four times of five."""
+    step: float | None = None
+    """Accuracy minus that of the row before."""
+    step_low: float | None = None
+    step_high: float | None = None
     model: str = ""
     thinking: int | None = None
     """Of a model that answered under several budgets: its own label, and the tokens that it could think for."""

@@ -8,6 +8,7 @@ give, else the first. There is always one candidate, so a list of guesses is nev
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from whet.envs.rewards import arithmetic
 from whet.envs.rewards.agree import Algebra, agree
@@ -15,6 +16,7 @@ from whet.envs.rewards.answers import gold_answer, marked_answer, spoken
 from whet.envs.rewards.notation import SCALES, plain, untext
 from whet.envs.rewards.reader import read
 from whet.envs.rewards.values import (
+    LONGEST,
     Choice,
     Date,
     Formula,
@@ -92,6 +94,22 @@ def final_words(completion: str) -> tuple[str, bool]:
     said = [part for part in _SENTENCE.split(spoken(completion)[-LAST:]) if part.strip()]
     valued = [part for part in said if _VALUED.search(part)]
     return (valued or said or [""])[-1].strip(), False
+
+
+def vote(completion: str, question: str) -> str | None:
+    """The final answer as a majority counts it: equal for what reads as the same value; None where there is none."""
+    given, marked = final_words(completion)
+    if not 0 < len(given) <= LONGEST:
+        return None
+    value = read(given)
+    if _has_words(value):
+        value = read(statement(given, question, marked=marked) or given)
+    match value:
+        case Number():
+            value = replace(value, text="", places=None, unit=None)
+        case Choice():
+            value = replace(value, text="")
+    return repr(value).casefold()
 
 
 def grade(gold: str, completion: str, algebra: Algebra, question: str | None = None, tolerance: float = 0.0) -> bool:

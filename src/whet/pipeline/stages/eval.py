@@ -6,26 +6,34 @@ Each model's answers are kept before the next one is loaded, so an interrupted e
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from whet.config import EvalStage, ModelConfig, TrainConfig
 from whet.config.evaluation import ThinkingBudgets
+from whet.config.rewards import name_of
 from whet.envs.base import Rubric, Task
+from whet.envs.rewards.answers import whole_answer
+from whet.envs.rewards.reading import vote
 from whet.envs.tools.play import Environments
 from whet.errors import ConfigError, RewardError, TrainingError
 from whet.evals.interference import interference
 from whet.evals.run import EvalRow, SampledAnswer, compare, sampled_answers, summarise, table
 from whet.files import read_json, write_json
-from whet.models.load import load_tokenizer
+from whet.models.tokenizer import load_tokenizer
 from whet.pipeline.held_out import CHUNK_EPISODES
 from whet.pipeline.load_data import rubric
 from whet.pipeline.playing import check_tasks, opened, playable, player
 from whet.pipeline.stage import Context, Interrupted, Kind, Policy, keep_dropped
-from whet.records import Group
+from whet.records import Episode, Group
 from whet.sampling.budget import BudgetSampler
 from whet.tracking.log import RunLog
+
+COMPARE = ("verifier", "math", "answer", "exact")
+"""Kinds of rewards that compare a final answer with a gold one."""
+CHOOSE = ("model", "ensemble", "process_model", "judge")
+"""Kinds of which best-of-n is worth knowing: they grade answers without a gold one."""
 
 
 def run_eval(context: Context[EvalStage]) -> list[EvalRow]:
@@ -65,7 +73,8 @@ def _run(context: Context[EvalStage], environment: Environments | None) -> list[
     first = next(iter(context.models))
     baseline = config.baseline if config.baseline is not None and config.baseline in context.models else first
     try:
-        rows = _compared(answers, baseline)
+        choosers = [name_of(each) for each in config.rewards if each.kind in CHOOSE and not each.says_right]
+        rows = _compared(answers, baseline, choosers)
     except ValueError as error:
         raise RewardError(f"{context.name}: {error}; the answers are in {context.folder}/*/rollouts") from error
     effect = _interference(context, rows)
@@ -95,10 +104,12 @@ def _turns(model: str, budgets: ThinkingBudgets | None) -> list[_Turn]:
     return [_Turn(model)] if budgets is None else [_Turn(model, tokens) for tokens in sorted(set(budgets.tokens))]
 
 
-def _compared(answers: Mapping[_Turn, Mapping[str, Sequence[SampledAnswer]]], baseline: str) -> list[EvalRow]:
+def _compared(
+    answers: Mapping[_Turn, Mapping[str, Sequence[SampledAnswer]]], baseline: str, choosers: Sequence[str]
+) -> list[EvalRow]:
     """The rows, each with its gain over the baseline under the same budget; of one model over its smallest budget."""
     rows = {
-        turn: replace(summarise(turn.label, given), model=turn.model, thinking=turn.thinking)
+        turn: replace(summarise(turn.label, given, choosers), model=turn.model, thinking=turn.thinking)
         for turn, given in answers.items()
     }
     several = len({turn.model for turn in rows}) > 1
@@ -169,6 +180,7 @@ def _answers(
     play = player(policy, grading, config.sampling, environment)
     if turn.thinking is not None and config.budgets is not None:
         play = replace(play, sampler=_within(turn.thinking, config.budgets, policy, load_tokenizer(model)))
+    voted = _voted(config, problems)
     log = RunLog(context.folder / label, policy.template.decode)
     log.truncate(0)
     answers: dict[str, list[SampledAnswer]] = {}
@@ -180,7 +192,7 @@ def _answers(
         places = range((number - 1) * size, (number - 1) * size + len(chunk))
         played = play.play(chunk, config.samples, step=number, seed=context.seed, positions=places)
         log.write(number, {}, played.groups)
-        answers |= {group.task: sampled_answers(group) for group in played.groups}
+        answers |= {group.task: sampled_answers(group, voted) for group in played.groups}
         right = [answer.correct for given in answers.values() for answer in given if answer.correct is not None]
         if not right:
             raise RewardError(f"{context.name}: no answer of {label} could be graded; {_why_ungraded(played.groups)}")
@@ -191,6 +203,25 @@ def _answers(
     context.console.close()
     write_json(done, {task: [asdict(answer) for answer in given] for task, given in answers.items()})
     return answers
+
+
+def _voted(config: EvalStage, problems: Sequence[Task]) -> Callable[[Episode], str | None]:
+    """What an answer says, where the first reward that judges compares it with a gold one: only then a majority means
+    something."""
+    judge = next((each for each in config.rewards if each.says_right), None)
+    if judge is None or judge.kind not in COMPARE:
+        return lambda _: None
+    tasks = {task.id: task for task in problems}
+
+    def said(episode: Episode) -> str | None:
+        task = tasks[episode.task]
+        answer = next((m.content for m in reversed(episode.messages) if m.role == "assistant"), "")
+        if task.columns.get("verifier") in (None, "math", "answer"):
+            return vote(answer, task.messages[-1].content)
+        compared = task.columns["verifier"] != "instructions"  # whose answers are texts of any kind
+        return (" ".join(whole_answer(answer).split()).casefold() or None) if compared else None
+
+    return said
 
 
 def _within(thinking: int, budgets: ThinkingBudgets, policy: Policy, tokenizer: Any) -> BudgetSampler:

@@ -16,8 +16,9 @@ from whet.config.rewards import weights
 from whet.envs.base import Task
 from whet.envs.tools.play import Environments
 from whet.errors import ConfigError
-from whet.models.load import load_tokenizer, read_vocabulary
+from whet.models.load import read_vocabulary
 from whet.models.marks import RoleTable
+from whet.models.tokenizer import load_tokenizer
 from whet.pipeline.gate import gate
 from whet.pipeline.held_out import of_tasks
 from whet.pipeline.load_data import rubric
