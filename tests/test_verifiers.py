@@ -113,6 +113,9 @@ def test_the_words_of_the_answer_are_the_marked_ones_or_the_last_statement(text:
 def test_boxes_that_belong_together_are_one_answer() -> None:
     assert last_boxed("$x = \\boxed{2}$, $y = \\boxed{3}$") == "2, 3"
     assert last_boxed("\\boxed{2} is wrong. \\boxed{3}") == "3"
+    assert last_boxed("\\boxed{\\boxed{4}}") == last_boxed("\\boxed{4} \\boxed{4}") == "4"
+    assert last_boxed("\\boxed{\\boxed{1}, \\boxed{2}}") == "1, 2"
+    assert last_boxed("$x = \\boxed{1}$, $y = \\boxed{1}$") == "1, 1"
 
 
 @pytest.mark.parametrize(

@@ -390,13 +390,21 @@ def in_words(draw: random.Random) -> Pair:
             ("no", "No, no such number exists."),
             ("C", "C, because A and B are not"),
             (str(gold), f"Not {number} but {gold}."),
+            (f"{number} m", f"It is {number} meters or {100 * number} centimeters."),
         ]
+    )
+
+
+def nothing(draw: random.Random) -> Pair:
+    a, b = draw.sample(range(2, 60), 2)
+    return "0", draw.choice(
+        [f"{a}-{a}", f"\\sqrt{{{a}}}-\\sqrt{{{a}}}", f"\\sin({a}\\pi)", f"\\ln({a * b})-\\ln({a})-\\ln({b})"]
     )
 
 
 REWRITINGS = (
     whole, fraction, decimal, repeating, percent, money, measured, root, polynomial, interval, ray, several, point,
-    choice, day, word, in_words,
+    choice, day, word, in_words, nothing,
 )  # fmt: skip
 
 
@@ -448,6 +456,11 @@ def nearly(draw: random.Random) -> Pair:
 def other_power(draw: random.Random) -> Pair:
     base, exponent = draw.randint(2, 9), draw.randint(20, 99)
     return f"{base}^{{-{exponent}}}", draw.choice([f"{base}^{{-{exponent - 1}}}", f"{base}^{{{exponent}}}", "0"])
+
+
+def nearly_nothing(draw: random.Random) -> Pair:
+    n = draw.randint(60, 300)
+    return "0", draw.choice([f"10^{{-{n}}}", f"e^{{-{2 * n}}}", f"\\frac{{\\pi}}{{{n}!}}", f"\\sqrt{{2}}^{{-{4 * n}}}"])
 
 
 def other_factorial(draw: random.Random) -> Pair:
@@ -577,5 +590,5 @@ def both_verdicts(draw: random.Random) -> Pair:
 WRONG = (
     other_sign, other_digit, factor_of_ten, other_fraction, nearly, other_power, other_factorial, other_ends, other_ray,
     other_unit, other_order, other_root, only_a_part, other_polynomial, one_less, other_choice, other_day, other_word,
-    hedged, denied, computed_in_words, several_choices, both_verdicts,
+    hedged, denied, nearly_nothing, computed_in_words, several_choices, both_verdicts,
 )  # fmt: skip

@@ -213,8 +213,8 @@ def _equal_numbers(left: Any, right: Any, close: Any) -> bool:
     if left in (sympy.oo, -sympy.oo) or right in (sympy.oo, -sympy.oo):
         return bool(left == right)
     size = max(abs(left), abs(right))
-    if left == 0 or right == 0:
-        return bool(size <= ZERO)
+    if left == 0 or right == 0:  # of numbers, what cancels has no digits that count, and e^{-200} has them
+        return bool(size <= ZERO) and (close is not CLOSE or getattr(size, "_prec", 1) <= 1)
     return bool(abs(left - right) <= close * size)
 
 

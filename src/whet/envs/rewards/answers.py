@@ -103,6 +103,11 @@ def last_boxed(text: str) -> str | None:
         end = _closing(text, start.end())
         if end is None:
             return None if not inside else ", ".join(inside)
+        if inside and (
+            end > following or (text[start.end() : end] == inside[0] and not text[end + 1 : following].strip())
+        ):
+            following = start.start()  # a box around the last one, or the same again
+            continue
         if inside and _BETWEEN.fullmatch(text[end + 1 : following]) is None:
             break
         inside.insert(0, text[start.end() : end])

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from whet.envs.rewards import arithmetic
 from whet.envs.rewards.agree import Algebra, agree
 from whet.envs.rewards.answers import gold_answer, marked_answer, spoken
 from whet.envs.rewards.notation import SCALES, plain, untext
@@ -57,7 +56,7 @@ _DENIED_NUMBER = re.compile(
     rf"(?:\bnot|n't|\bnever)\s+(?:(?:be|equals?(?:\s+to)?|exactly|just|the number)\s+)*\$?(?:{_NUMBER})", re.IGNORECASE
 )
 _EITHER = re.compile(
-    rf"\$?({_NUMBER})(?:\s+[a-z]+){{0,2}}\s*,?\s*\bor\s+(?:[a-z]+\s+){{0,2}}\$?({_NUMBER})"
+    rf"\$?((?:{_NUMBER})(?:\s+[a-z]+)?)(?:\s+[a-z]+)?\s*,?\s*\bor\s+(?:[a-z]+\s+){{0,2}}\$?((?:{_NUMBER})(?:\s+[a-z]+)?)"
     rf"|\bbetween\s+\$?({_NUMBER})\s+and\s+\$?({_NUMBER})",
     re.IGNORECASE,
 )
@@ -210,7 +209,7 @@ def statement(text: str, question: str | None, *, marked: bool) -> str | None:
         said = _AFTER.search(place, spans[-1].end())
         return said[1] if said else _inside(spans[-1])
     prose = _DENIED_NUMBER.sub(" ", untext(plain(text)))
-    if any(len({arithmetic.value(each) for each in found.groups() if each}) > 1 for found in _EITHER.finditer(prose)):
+    if any(len({_size(each) for each in found.groups() if each}) > 1 for found in _EITHER.finditer(prose)):
         return None
     before, equals, after = prose.rpartition("=")
     later = _SENTENCE.split(after, maxsplit=1)
@@ -228,6 +227,12 @@ def statement(text: str, question: str | None, *, marked: bool) -> str | None:
     if not numbers:
         return None
     return numbers[0].group() if marked else numbers[-1].group()
+
+
+def _size(text: str) -> object:
+    """A number in the base of its unit: `5 meters or 500 centimeters` is one."""
+    found = read(text)
+    return found.exact * (found.unit.factor if found.unit else 1) if isinstance(found, Number) else text
 
 
 def _inside(span: re.Match[str]) -> str:
