@@ -2,7 +2,8 @@
 
 A play is worth 1 where the database is what the task's actions leave (an action that raises changes nothing, as in
 tau2's own evaluator) and every text that was to be said to the user was; 0 otherwise. What only a model can judge
-(`NL_ASSERTION`) and assertions about the environment are not looked at, and domains whose user has tools (telecom) are refused.
+(`NL_ASSERTION`) and assertions about the environment are not looked at, and domains whose user has tools (telecom) are
+refused.
 """
 
 from __future__ import annotations
