@@ -201,7 +201,7 @@ def _any_right(answers: Sequence[SampledAnswer], k: int) -> float:
 def _by_majority(answers: Sequence[SampledAnswer], k: int) -> float:
     """The chance that each vote wins, times the share of its answers that are right: 0 or 1 but where texts mislead."""
     votes, chance = [answer.vote for answer in answers], 0.0
-    for vote in {answer.vote for answer in answers if answer.correct and answer.vote is not None}:
+    for vote in sorted({answer.vote for answer in answers if answer.correct and answer.vote is not None}):
         share = np.mean([bool(answer.correct) for answer in answers if answer.vote == vote])
         chance += maj_at_k(votes, vote, k) * float(share)
     return chance
