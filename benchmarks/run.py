@@ -1,4 +1,4 @@
-"""Pairs in one run, taking turns: `python -m benchmarks.run [WORK ...] [--threads N] [--steps N] [--list]`.
+"""Pairs in one run, taking turns: `python -m benchmarks.run [WORK ...] [--threads N] [--model DIR] [--list]`.
 
 For each piece of work and each of its peers two processes stay alive and do a step in turn (ours, peer, ours, peer
 ...), so both meet the same machine. The first step of each is a warm-up. One JSON line for each pair, on stdout:
@@ -125,7 +125,7 @@ def pair(work: Work, peer: str, folder: Path, threads: int, steps: int) -> dict[
     line = {
         "work": work.name,
         "peer": peer,
-        "model": work.model,
+        "model": folder.name,
         "parameters": ours.ready["parameters"],
         "threads": threads,
         "ratio": _short(other.of("wall_s") / ours.of("wall_s")),
@@ -169,6 +169,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--steps", type=int, help="timed steps of each side; none: as many as the work says")
     parser.add_argument("--models", type=Path, default=ROOT / "build" / "bench-models")
+    parser.add_argument("--model", type=Path, help="a folder: this model in the place of each work's own")
     parser.add_argument("--peers", nargs="*", help="only these peers, e.g. vllm; none: all of them")
     parser.add_argument("--list", action="store_true", help="print the pieces of work and leave")
     chosen = parser.parse_args()
@@ -182,7 +183,7 @@ def main() -> None:
     for name in chosen.works or WORKS:
         work = WORKS[name]
         steps = min(chosen.steps or work.steps, work.steps)
-        folder = ready(chosen.models, work.model)
+        folder = chosen.model.resolve() if chosen.model else ready(chosen.models, work.model)
         for peer in work.peers:
             if peer not in (chosen.peers or work.peers) or (peer == "vllm" and not VLLM.exists()):
                 continue

@@ -138,7 +138,8 @@ def memory_table(needs: list[Footprint]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title="Peak memory, MiB", title_justify="left")
+    title = "Peak memory in MiB, of full micro-batches and prompts of 512 tokens: smaller steps take less"
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title, title_justify="left")
     table.add_column("stage", overflow="fold")  # a narrow terminal cuts nothing off
     parts = ("process", "weights", "optimizer", "work", "cache", "peak", "available")
     for heading in parts:
