@@ -16,10 +16,13 @@ from typing import Any
 import pytest
 import yaml
 
-from whet.config import GeneratedConfig, Recipe
+from whet.config import DataConfig, GeneratedConfig, Recipe
 from whet.config.evaluation import EvalStage
 from whet.config.loading import load_recipe, resolved
+from whet.data.formats import load_prompts
 from whet.envs.library import family
+from whet.envs.rewards.agree import NO_ALGEBRA
+from whet.envs.rewards.reading import grade
 from whet.errors import ConfigError
 from whet.launch.check import check_recipe
 from whet.launch.main import run_recipe
@@ -158,6 +161,21 @@ def test_gsm8k_grpo_on_a_local_file(tmp_path: Path) -> None:
     rollout = read_rollouts(stage, 1)[0]
     assert [message.role for message in rollout.messages] == ["system", "user", "assistant"]
     assert "<think>" in rollout.messages[0].content
+
+
+def test_word_problems_are_learned_as_equations(tmp_path: Path) -> None:
+    """`smollm2_words.yaml` on rows of SVAMP's columns: an equation is imitated, its value is verified."""
+    rows = tmp_path / "rows.jsonl"
+    row = {"Body": "Ann had 8 pens.", "Question": "She lost 3. How many are left?", "Equation": "( 8.0 - 3.0 )"}
+    rows.write_text("".join(json.dumps({**row, "Answer": answer}) + "\n" for answer in (5.0, "5.0")))
+    small = ["stages.sft.train.steps=1", "stages.sft.train.batch_size=2", "stages.rl.train.steps=1"]
+    small += ["stages.rl.prompts_per_step=2", "stages.rl.rollouts_per_prompt=2", "stages.eval.tasks.split=train"]
+    small += [f"stages.{name}.path={rows}" for name in ("sft.data", "rl.tasks", "eval.tasks")]
+    path = ROOT / "recipes" / "smollm2_words.yaml"
+    run_recipe(load_recipe(path, [*SMALL[:2], *small, f"out={tmp_path / 'run'}"]), quiet=True)
+    assert (tmp_path / "run" / "stages" / "03-eval" / "manifest.json").exists()
+    (task, _) = load_prompts(DataConfig(path=str(rows)))[0]
+    assert grade(task.columns["answer"], row["Equation"], NO_ALGEBRA) and not grade("6.0", row["Equation"], NO_ALGEBRA)
 
 
 @pytest.mark.parametrize("recipe", ["countdown_dapo", "demo_base", "dpo", "functions_dapo", "online_dpo"])
