@@ -62,6 +62,21 @@ def test_a_head_says_the_same_by_either_library(wide: int, monkeypatch: pytest.M
         torch.testing.assert_close(ours.double(), exact, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("shape", [(40, 24), (512, 256), (768, 128), (200, 640)])
+def test_a_copied_weight_gives_a_row_the_same_bits_among_any_others(shape: tuple[int, int], with_bias: bool) -> None:
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(2048, shape[1]), torch.randn(shape), torch.randn(shape[0]) if with_bias else None
+    multiply = matmul.product(weight, bias)
+    exact = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    weight.zero_()  # what was copied stays
+    whole = multiply(x)
+    torch.testing.assert_close(whole.double(), exact, rtol=1e-5, atol=1e-4)
+    for rows in (4, 8, 12, 20, 64, 132, 1000):
+        assert torch.equal(multiply(x[:rows]), whole[:rows])
+        assert torch.equal(multiply(x[-rows:]), whole[-rows:])
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_precisions_stay_where_they_are(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matmul, "_in_use", "onednn")

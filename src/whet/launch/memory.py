@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from whet.algorithms.sft import CrossEntropy, weigh
 from whet.config import ModelConfig, SamplingConfig, TeacherConfig, TrainConfig
@@ -199,6 +199,8 @@ def _policy(model: ModelConfig, train: TrainConfig | None, sampling: SamplingCon
     plan = train or TrainConfig()
     with rehearsal(model, lora=plan.lora, checkpointing=plan.gradient_checkpointing) as (language, ledger):
         cache = _cache(language, sampling) if sampling is not None and sampling.engine == "embedded" else 0
+        if cache and pick_device(model.device).type == "cpu" and language.compute == torch.float32:
+            cache += sum(layer.weight.nbytes for name, layer in language.module.named_modules() if _copied(name, layer))
         still = Role(role="policy", weights=ledger.now)
         role = still if train is None else _trained("policy", language, ledger, train, batch)
     return replace(role, cache=cache)
@@ -353,6 +355,11 @@ def _cache(model: LanguageModel, sampling: SamplingConfig) -> int:
     choosing = model.vocabulary * (4 + 4 + 4)  # logits, the same by temperature, probabilities
     running = min(sampling.max_running, max(1, int(sampling.cache_gib * 2**30 / (length * per_token))))
     return int(running * (length * per_token + choosing))
+
+
+def _copied(name: str, layer: nn.Module) -> bool:
+    """Whether the sampler holds a copy of the weights while it is at work (`models.matmul.product`)."""
+    return type(layer) is nn.Linear and not name.endswith("base_layer")  # an adapter's
 
 
 def _resident() -> int:

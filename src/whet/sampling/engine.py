@@ -18,6 +18,7 @@ Legend: S running rows, P prompts, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -90,7 +91,8 @@ class Engine:
     def cancel(self, ticket: Ticket) -> None:
         """Forget a request, waiting or running; its place is free at once."""
         if ticket.slab is not None:
-            self._leave([ticket])
+            with self._ungraded():
+                self._leave([ticket])
         elif ticket in ticket.prompt.waiting:
             ticket.prompt.waiting.remove(ticket)
             self._queued -= 1
@@ -98,13 +100,12 @@ class Engine:
         if not self.busy:
             self._release()
 
-    @torch.no_grad()
     def step(self) -> Done:
         """Let waiting requests in and write one token for every row. Returns those that are done."""
         if self.model.module.training:
             self.model.module.eval()
         done: Done = []
-        with rows_alike():
+        with self._ungraded(), rows_alike():
             while self._may_enter() and (entered := self._enter()):
                 done += self._begin(entered)
             if self._rows:
@@ -115,6 +116,10 @@ class Engine:
         if not self.busy:
             self._release()
         return done
+
+    def _ungraded(self) -> AbstractContextManager[None]:
+        """A pass of our own needs no account of its views either; a module's might keep a tensor for training."""
+        return torch.inference_mode() if self.plan.plain else torch.no_grad()
 
     def clear(self) -> None:
         """Forget every request."""
@@ -249,7 +254,7 @@ class Engine:
         """Be ready for so many positions: weights as they are now, angles, on a GPU slabs of one width."""
         if positions > self._widest:
             self._widest, self._until = self._width_for(positions), 0
-            self._forward = self.plan.bind(self.model, self._widest)
+            self._forward = self.plan.bind(self.model, self._widest, self._forward)
             self._decoding = step_for(self._forward, self.model.device, plain=self._recorded)
 
     def _width_for(self, positions: int) -> int:

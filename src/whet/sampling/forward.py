@@ -6,7 +6,8 @@ Qwen3 and their kin): a norm, attention with rotary positions, a norm, a gated l
 module's own tensors, in a third of the calls. Whether a model is of this kind is seen from the names of its parts,
 and believed only after a probe that both ways must answer alike; every other architecture runs through its module.
 
-Nothing is copied: weights are the trainer's, at every step. (Below float32 a cast of them lasts for one `sample`.)
+Weights are read once for all requests that run together: on a CPU they are copied in the order in which products read
+them (`models.matmul.product`), and below float32 they are cast. The trainer's own tensors never change meanwhile.
 
 Legend: N tokens of the stream, H query heads, K key-value heads, D head size.
 """
@@ -71,8 +72,11 @@ class Plan:
         """Keys and values of one token, in all layers."""
         return sum(shape.bytes for shape in self.shapes)
 
-    def bind(self, model: LanguageModel, positions: int) -> Forward:
-        """The forward pass over the weights as they are now, for positions below this."""
+    def bind(self, model: LanguageModel, positions: int, bound: Forward | None = None) -> Forward:
+        """The forward pass over the weights as they are now, or as they were `bound`, for positions below this."""
+        if isinstance(bound, Plain):
+            bound.reach(positions)
+            return bound
         return Plain(model, self.calls, positions) if self.plain else model
 
 
@@ -109,9 +113,15 @@ class Plain:
             self.layers = [_Layer.of(layer, call, cast) for layer, call in zip(decoder.layers, calls, strict=True)]
             self.head = cast(head)
             self.embedding, self.norm = decoder.embed_tokens.weight, _Norm.of(decoder.norm)
+        self._angles = decoder.rotary_emb
+        self.reach(positions)
+
+    def reach(self, positions: int) -> None:
+        """Be ready for positions below this."""
+        with self.autocast():
             # In pieces of one size: the last few numbers of a tensor may be rounded in another way than the others.
-            at = torch.arange(-(-positions // TABLE) * TABLE, device=model.device)
-            pieces = [decoder.rotary_emb(self.embedding[:1, None], piece[None]) for piece in at.split(TABLE)]
+            at = torch.arange(-(-positions // TABLE) * TABLE, device=self.embedding.device)
+            pieces = [self._angles(self.embedding[:1, None], piece[None]) for piece in at.split(TABLE)]
             cos, sin = (torch.cat(halves, 1) for halves in zip(*pieces, strict=True))
         half = cos.shape[-1] // 2
         sin = torch.cat((-sin[..., :half], sin[..., half:]), -1)  # turning is then x cos + (x, halves swapped) sin
@@ -124,8 +134,8 @@ class Plain:
             cos, sin = self.rotary.index_select(0, positions_N).chunk(2, -1)
             for layer in self.layers:
                 seen = layer.norm(x)
-                value = layer.value(seen)
-                turned = torch.cat((layer.query(seen), layer.key(seen)), -1).view(len(x), -1, layer.head_size)
+                turned, value = layer.look(seen).split(layer.widths, -1)
+                turned = turned.view(len(x), -1, layer.head_size)
                 if layer.head_norm is not None:
                     turned = layer.head_norm(turned)
                 turned = torch.addcmul(turned * cos, turned.roll(layer.head_size // 2, -1), sin).transpose(0, 1)[None]
@@ -135,7 +145,8 @@ class Plain:
                     query, key = query.to(value.dtype), key.to(value.dtype)
                 x += layer.out(layout.attend(query, key, value, layer.call).reshape(len(x), -1))
                 seen = layer.second_norm(x)
-                x += layer.down(layer.activation(layer.gate(seen)).mul_(layer.up(seen)))
+                gate, up = layer.gate_and_up(seen).chunk(2, -1)
+                x += layer.down(layer.activation(gate).mul_(up))
             return self.norm(x)
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
@@ -172,20 +183,20 @@ class _Layer:
     heads: int
     head_size: int
     norm: _Norm
-    query: Product
-    key: Product
-    value: Product
+    look: Product
+    """Queries, keys and values (H + 2 K) D."""
+    widths: tuple[int, int]
+    """Of queries and keys, and of values."""
     head_norm: _Norm | None
     """Of queries and keys in one (H + K, D)."""
     out: Product
     second_norm: _Norm
-    gate: Product
-    up: Product
+    gate_and_up: Product
     down: Product
     activation: Product
 
     @classmethod
-    def of(cls, layer: Any, call: AttentionCall, cast: Callable[[Any], Product]) -> _Layer:
+    def of(cls, layer: Any, call: AttentionCall, cast: Callable[..., Product]) -> _Layer:
         attention, gated = layer.self_attn, layer.mlp
         size = int(attention.head_dim)
         heads, keys = (projection.out_features // size for projection in (attention.q_proj, attention.k_proj))
@@ -199,14 +210,12 @@ class _Layer:
             heads=heads,
             head_size=size,
             norm=_Norm.of(layer.input_layernorm),
-            query=cast(attention.q_proj),
-            key=cast(attention.k_proj),
-            value=cast(attention.v_proj),
+            look=cast(attention.q_proj, attention.k_proj, attention.v_proj),
+            widths=((heads + keys) * size, int(attention.v_proj.out_features)),
             head_norm=head_norm,
             out=cast(attention.o_proj),
             second_norm=_Norm.of(layer.post_attention_layernorm),
-            gate=cast(gated.gate_proj),
-            up=cast(gated.up_proj),
+            gate_and_up=cast(gated.gate_proj, gated.up_proj),
             down=cast(gated.down_proj),
             activation=_activation(gated),
         )
@@ -241,13 +250,22 @@ def _silu(x: Tensor) -> Tensor:
     return x.div_(x.neg().exp_().add_(1)) if x.dtype.itemsize >= 4 else F.silu(x)
 
 
-def _product(module: Any, *, dtype: torch.dtype) -> Product:
-    """A linear layer as a function; one with an adapter, or quantised, is called as it is."""
-    if type(module) is not nn.Linear:
-        return module  # type: ignore[no-any-return]
-    dtype = torch.float64 if module.weight.dtype == torch.float64 else dtype
-    bias = None if module.bias is None else module.bias.to(dtype)
-    return product(module.weight.to(dtype), bias)
+def _product(*modules: Any, dtype: torch.dtype) -> Product:
+    """Linear layers of one input as one function; one with an adapter, or quantised, is called as it is.
+
+    Where `matmul.product` copies weights they are copied as one.
+    """
+    plain = all(type(module) is nn.Linear for module in modules)
+    weights = [module.weight for module in modules]
+    copied = plain and dtype == torch.float32 and all(w.device.type == "cpu" and w.dtype == dtype for w in weights)
+    if len(modules) > 1 and not (copied and len({module.bias is None for module in modules}) == 1):
+        each = [_product(module, dtype=dtype) for module in modules]
+        return lambda x: torch.cat([product(x) for product in each], -1)
+    if not plain:
+        return modules[0]  # type: ignore[no-any-return]
+    dtype = torch.float64 if weights[0].dtype == torch.float64 else dtype
+    biases = [module.bias.to(dtype) for module in modules if module.bias is not None]
+    return product(torch.cat(weights).to(dtype), torch.cat(biases) if biases else None)
 
 
 def _usual(decoder: Any) -> bool:
