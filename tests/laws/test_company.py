@@ -33,14 +33,16 @@ def _products(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def requests(draw: random.Random, *, vocabulary: int, count: int = 18) -> list[Request]:
-    """Prompts of 1 to 140 tokens, some asked for several times, kept apart or not; ragged answers, mixed settings."""
-    prompts = [tuple(draw.randrange(vocabulary) for _ in range(draw.randint(1, 140))) for _ in range(count // 3)]
+    """Prompts of 1 to 140 tokens, some asked for several times or longer, kept apart or not; ragged answers."""
+    prompts = [tuple(draw.randrange(vocabulary) for _ in range(draw.randint(1, 140))) for _ in range(count // 4)]
+    prompts += [prompt + tuple(draw.randrange(vocabulary) for _ in range(draw.randint(1, 80))) for prompt in prompts]
     return [
         Request(
             prompt=draw.choice(prompts),
             seed=seed,
             params=SamplingParams(max_tokens=draw.randint(1, 70), temperature=draw.choice((0.0, 0.7, 1.0))),
             samples=draw.choice((1, 8)),
+            goes_on=draw.random() < 0.7,
         )
         for seed in range(count)
     ]
@@ -164,6 +166,32 @@ def test_prompts_are_computed_once_for_requests_that_come_later(
             engine.step()
         assert computed == [1]
         computed.clear()
+
+
+def test_a_later_turn_reads_what_an_earlier_one_computed_and_says_the_same(model: LanguageModel) -> None:
+    """Until the weights change, by whoever; a beginning that was forgotten is computed again."""
+    sampler, tokens = EmbeddedSampler(model), tuple(token % 100 for token in range(300))
+    known: list[int] = []
+    find = sampler.engine._prefixes.find
+    sampler.engine._prefixes.find = lambda tokens: (known.append((found := find(tokens)).tokens), found)[1]  # type: ignore[method-assign]
+    params, expected = SamplingParams(max_tokens=6), {}
+    for length in (64, 65, 100, 170, 300):
+        request = Request(prompt=tokens[:length], seed=length, params=params, goes_on=True)
+        expected[length] = bits(run(EmbeddedSampler(model).sample(request)))
+        assert bits(run(sampler.sample(request))) == expected[length]
+    assert known == [0, 0, 64, 96, 160]
+    sampler.engine._prefixes._most = 100
+    for length in (65, 300, 170):
+        request = Request(prompt=tokens[:length], seed=length, params=params, goes_on=True)
+        assert bits(run(sampler.sample(request))) == expected[length]
+    known.clear()
+    request = Request(prompt=tokens[:65], seed=1, params=params, goes_on=True)
+    weight = next(iter(model.parameters.values()))
+    for change in (lambda: None, lambda: weight.mul_(1), lambda: None, lambda: sampler.publish(5)):
+        with torch.no_grad():
+            change()
+        run(sampler.sample(request))
+    assert known[1:] == [0, 64, 0]
 
 
 def test_weights_are_not_published_in_the_middle_of_an_answer(model: LanguageModel) -> None:

@@ -366,8 +366,12 @@ class _FlashTree(torch.autograd.Function):
 
 
 def causal(query: Tensor, key: Tensor, value: Tensor, *, scale: float) -> Tensor:
-    """One sequence by itself, on a CPU, without gradients: (1, H, N, D) and twice (1, K, N, D) -> (1, N, H, D)."""
-    return _flash(query, key, value, causal=True, scale=scale)[0].transpose(1, 2)
+    """The last N tokens of one sequence of L, on a CPU: (1, H, N, D) and twice (1, K, L, D) -> (1, N, H, D)."""
+    N, L = query.shape[2], key.shape[2]
+    mask = None if N == L else query.new_full((N, L), float("-inf")).triu_(L - N + 1)
+    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    out: Tensor = attend(query, key, value, 0.0, N == L, attn_mask=mask, scale=scale)[0]
+    return out.transpose(1, 2)
 
 
 def _one(tensor_NH: Tensor) -> Tensor:

@@ -154,6 +154,7 @@ class Player:
             seed=seed_of(game.seed, turn),
             params=replace(self.params, max_tokens=left),
             samples=1 if game.turns else game.samples,
+            goes_on=turn + 1 < self.max_turns,
             version=game.version,
         )
 

@@ -51,6 +51,8 @@ class Request:
     """How many requests of this prompt belong together: whether keeping the prompt apart from its answers pays."""
     heard: Callable[[list[int]], None] | None = field(default=None, compare=False)
     """Told after each step which tokens are written so far, by a sampler that can; it must not raise."""
+    goes_on: bool = False
+    """Whether a later prompt is likely to begin with this one: what is computed of it may be kept until then."""
     version: int | None = None
     """Of the weights that it is to be sampled with, where the sampler keeps older ones; None: the newest."""
 

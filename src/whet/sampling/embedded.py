@@ -28,6 +28,7 @@ class EmbeddedSampler:
         """Take note that the shared weights are now of this version. `SamplerError` while requests are running."""
         if self.engine.busy:
             raise SamplerError(f"weights of version {version} were published while requests are running; await them")
+        self.engine.clear()
         self.engine.version = version
 
     async def sample(self, request: Request) -> Completion:

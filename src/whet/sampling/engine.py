@@ -18,13 +18,11 @@ Legend: S running rows, P prompts, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
 
 from whet.errors import SamplerError
-from whet.models.attention import Tree, TreeLayout
 from whet.models.language import LanguageModel
 from whet.models.matmul import padded, rows_alike
 from whet.records import Completion
@@ -32,9 +30,9 @@ from whet.sampling.answers import Answers, Pens, SamplingKind
 from whet.sampling.base import Request, SamplingParams
 from whet.sampling.cuda_graph import BUCKET, Step, step_for
 from whet.sampling.forward import Forward, plan
-from whet.sampling.layouts import Entry, Prefill
+from whet.sampling.prefix import Prefixes
 from whet.sampling.slabs import Member, Slab, size_class
-from whet.sampling.tickets import PROMPTS, TAILS, WHOLE, SharedPrompt, Ticket, batch_of, route_prompts
+from whet.sampling.tickets import PROMPTS, TAILS, WHOLE, SharedPrompt, Ticket, batch_of, learn, prefill_of
 
 PREFILL_TOKENS = 1024
 """Most prompt tokens computed at once, or one prompt of any length: more do not fit the processor's caches."""
@@ -44,6 +42,8 @@ ADMIT_EVERY = 4
 """Requests that come one by one while others run enter together, at every fourth step."""
 EARLY = 8
 """Rows leave a slab so many steps before it is full, together with one that must: a few copies instead of many."""
+PREFIX_SHARE = 16
+"""Beginnings of prompts that may come again take at most this part of the cache's bytes; they stay between requests."""
 SHARED_TOKENS = 48
 """A prompt is kept once, apart, where that saves so many cached tokens a row; below, merging costs more."""
 
@@ -61,6 +61,9 @@ class Engine:
         self.plan = plan(model)
         self._recorded = self.plan.plain and model.routing is None  # a route is another one in every step
         self._cache_tokens = cache_bytes // self.plan.token_bytes
+        self._usual = all(call.window is None and call.usual for call in self.plan.calls)
+        alone = self._usual and model.device.type == "cpu" and model.routing is None
+        self._prefixes = Prefixes(self._cache_tokens // PREFIX_SHARE if alone else 0)
         self.clear()
 
     @property
@@ -117,12 +120,13 @@ class Engine:
             self._release()
         return done
 
-    def _ungraded(self) -> AbstractContextManager[None]:
+    def _ungraded(self) -> torch.no_grad | torch.inference_mode:
         """A pass of our own needs no account of its views either; a module's might keep a tensor for training."""
         return torch.inference_mode() if self.plan.plain else torch.no_grad()
 
     def clear(self) -> None:
-        """Forget every request."""
+        """Forget every request, and what is known of prompts."""
+        self._prefixes.clear()
         self._prompts: dict[tuple[bytes, bool, int], SharedPrompt] = {}
         self._waiting: dict[SharedPrompt, None] = {}
         self._queued = 0
@@ -151,6 +155,7 @@ class Engine:
         """
         load()
         self.version = version
+        self._prefixes.clear()
         if self._forward is None:  # nothing is cached
             return
         self._salt += 1
@@ -167,8 +172,7 @@ class Engine:
 
     def _apart(self, length: int, samples: int) -> bool:
         """By the request alone, so that its bits do not depend on other requests."""
-        usual = all(call.window is None and call.usual for call in self.plan.calls)
-        return usual and length * (samples - 1) >= SHARED_TOKENS * samples
+        return self._usual and length * (samples - 1) >= SHARED_TOKENS * samples
 
     def _may_enter(self) -> bool:
         if not self._rows or not self._queued:
@@ -253,6 +257,7 @@ class Engine:
     def _reach(self, positions: int) -> None:
         """Be ready for so many positions: weights as they are now, angles, on a GPU slabs of one width."""
         if positions > self._widest:
+            self._prefixes.expect([p._version for p in self.model.module.parameters()])
             self._widest, self._until = self._width_for(positions), 0
             self._forward = self.plan.bind(self.model, self._widest, self._forward)
             self._decoding = step_for(self._forward, self.model.device, plain=self._recorded)
@@ -272,19 +277,10 @@ class Engine:
     def _prefill(self, prompts: Sequence[SharedPrompt], rows: Mapping[SharedPrompt, Sequence[Ticket]]) -> None:
         """The hidden state after each of these prompts; their keys and values go into the cache."""
         assert self._forward is not None
-        device, lengths = self.model.device, [len(prompt.tokens) for prompt in prompts]
-        entries, at = [], 0
-        for prompt, length in zip(prompts, lengths, strict=True):
-            member, places = (prompt, 1) if prompt.apart else (rows[prompt][0], len(rows[prompt]))
-            assert member.slab is not None
-            entries.append(Entry(slice(at, at + length), member.slab, member.place, places))
-            at += length
-        layout = TreeLayout(tuple(Tree(0, (length,)) for length in lengths), device, self.model.backend)
-        stream_N = padded(torch.from_numpy(np.concatenate([prompt.tokens for prompt in prompts])).to(device))
-        route_prompts(prompts, self.model.routing)
-        hidden_ND = self._forward.hidden(stream_N, padded(layout.positions_N), Prefill(entries, layout))
-        for prompt, last in zip(prompts, np.cumsum(lengths) - 1, strict=True):
-            prompt.hidden_D = hidden_ND[last].clone()
+        known = [self._prefixes.find(prompt.tokens) for prompt in prompts]
+        stream_N, positions_N, layout = prefill_of(prompts, rows, known, self.model)
+        hidden_ND = self._forward.hidden(padded(stream_N), padded(positions_N), layout)
+        learn(prompts, rows, hidden_ND, layout, self._prefixes)
 
     # ------------------------------------------------------------------------------ one token for all
 

@@ -14,13 +14,14 @@ heads, K key-value heads, G query heads of one key-value head, D head size, W co
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from whet.models.attention import AttentionCall, TreeLayout, causal, weigh
 from whet.models.matmul import ROWS
+from whet.sampling.prefix import Beginning, blocks
 from whet.sampling.slabs import Slab
 
 PART = 128
@@ -35,6 +36,19 @@ class Entry:
     slab: Slab
     first: int
     count: int
+    known: Beginning = field(default_factory=Beginning)
+    """What stands before its tokens."""
+    computed: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """Keys and values (K, L, D) of its tokens, layer by layer."""
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, call: AttentionCall) -> Tensor:
+        """(1, H, L, D) of its tokens, and all keys and values of the prompt -> (1, L, H, D), block by block."""
+        before, parts, keys, values = self.known.tokens, [], keys.contiguous(), values.contiguous()
+        for part in blocks(keys.shape[2]):
+            if part.start >= before:
+                asked = query[:, :, part.start - before : part.stop - before].contiguous()
+                parts.append(causal(asked, keys[:, :, : part.stop], values[:, :, : part.stop], scale=call.scale))
+        return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +61,18 @@ class Prefill:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
         """`Layout`."""
-        for entry in self.entries:
-            keys_KDL = key[0, :, entry.tokens].transpose(1, 2)
-            entry.slab.fill(call.layer, entry.first, entry.count, keys_KDL, value[0, :, entry.tokens])
         tokens = self.entries[-1].tokens.stop
+        alone = query.device.type == "cpu" and call.window is None and call.usual
         out = query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3])
-        if query.device.type == "cpu" and call.window is None and call.usual:
-            for entry in self.entries:
-                q, k, v = (t[:, :, entry.tokens].contiguous() for t in (query, key, value))
-                out[:, entry.tokens] = causal(q, k, v, scale=call.scale)
-        else:
+        for entry in self.entries:
+            own = key[0, :, entry.tokens], value[0, :, entry.tokens]
+            entry.computed.append(own)
+            layers = [part[call.layer] for part in entry.known.parts]
+            keys_KLD, values_KLD = (torch.cat(all_, 1) for all_ in zip(*layers, own, strict=True)) if layers else own
+            entry.slab.fill(call.layer, entry.first, entry.count, keys_KLD.transpose(1, 2), values_KLD)
+            if alone:
+                out[:, entry.tokens] = entry.attend(query[:, :, entry.tokens], keys_KLD[None], values_KLD[None], call)
+        if not alone:
             query, key, value = (t[:, :, :tokens] for t in (query, key, value))
             out[:, :tokens] = self.whole.attend(query, key, value, call)
         return out

@@ -136,16 +136,16 @@ def request_frame(number: int, request: Request) -> dict[str, Any]:
     """A request, as a frame has it."""
     params = {**asdict(request.params), "stop_ids": sorted(request.params.stop_ids)}
     prompt = _packed(np.asarray(request.prompt, np.int32))
-    return {"sample": number, "prompt": prompt, "seed": request.seed, "samples": request.samples, "params": params}
+    alike = {"seed": request.seed, "samples": request.samples, "goes_on": request.goes_on}
+    return {"sample": number, "prompt": prompt, **alike, "params": params}
 
 
 def read_request(frame: Mapping[str, Any]) -> Request:
     """The request of a frame."""
     given = frame["params"]
     params = SamplingParams(**{**given, "stop_ids": frozenset(given["stop_ids"]), "stop": tuple(given["stop"])})
-    return Request(
-        prompt=_unpacked(frame["prompt"], np.int32), seed=frame["seed"], samples=frame["samples"], params=params
-    )
+    alike = {name: frame[name] for name in ("seed", "samples", "goes_on")}
+    return Request(prompt=_unpacked(frame["prompt"], np.int32), **alike, params=params)
 
 
 def answer_frame(written: Completion | SamplerError) -> dict[str, Any]:

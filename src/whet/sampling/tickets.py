@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from whet.models.attention import Tree, TreeLayout
+from whet.models.language import LanguageModel
 from whet.models.marks import Routing
 from whet.sampling.answers import SamplingKind
 from whet.sampling.base import Request
-from whet.sampling.layouts import DecodeBatch, Shared
+from whet.sampling.layouts import DecodeBatch, Entry, Prefill, Shared
+from whet.sampling.prefix import Beginning, Prefixes
 from whet.sampling.slabs import Member, Slab, size_class
 
 WHOLE, TAILS, PROMPTS = "whole", "tails", "prompts"
@@ -120,3 +123,38 @@ def batch_of(
             at += shared[-1].shape[1]
     places = torch.tensor(place_T, dtype=torch.long, device=device)
     return DecodeBatch((*whole, *tails), len(whole), shared, places, longest)
+
+
+def prefill_of(
+    prompts: Sequence[SharedPrompt],
+    rows: Mapping[SharedPrompt, Sequence[Ticket]],
+    known: Sequence[Beginning],
+    model: LanguageModel,
+) -> tuple[Tensor, Tensor, Prefill]:
+    """(tokens_N, positions_N, layout) of these prompts, without what is known of them; sent through their adapters."""
+    entries, at = [], 0
+    for prompt, beginning in zip(prompts, known, strict=True):
+        member, places = (prompt, 1) if prompt.apart else (rows[prompt][0], len(rows[prompt]))
+        assert member.slab is not None
+        tokens = slice(at, at := at + len(prompt.tokens) - beginning.tokens)
+        entries.append(Entry(tokens, member.slab, member.place, places, beginning))
+    route_prompts(prompts, model.routing)
+    whole = TreeLayout(tuple(Tree(0, (len(prompt.tokens),)) for prompt in prompts), model.device, model.backend)
+    both = [(prompt.tokens, beginning.tokens) for prompt, beginning in zip(prompts, known, strict=True)]
+    new = [torch.from_numpy(tokens[start:]) for tokens, start in both]
+    positions = [torch.arange(start, len(tokens)) for tokens, start in both]
+    return torch.cat(new).to(model.device), torch.cat(positions).to(model.device), Prefill(entries, whole)
+
+
+def learn(
+    prompts: Sequence[SharedPrompt],
+    rows: Mapping[SharedPrompt, Sequence[Ticket]],
+    hidden_ND: Tensor,
+    layout: Prefill,
+    prefixes: Prefixes,
+) -> None:
+    """Note what was computed of these prompts: the last hidden state, and what a later prompt may begin with."""
+    for prompt, entry in zip(prompts, layout.entries, strict=True):
+        prompt.hidden_D = hidden_ND[entry.tokens.stop - 1].clone()
+        if any(row.request.goes_on for row in rows[prompt]):
+            prefixes.keep(prompt.tokens, tuple(entry.computed), entry.known.tokens)
