@@ -410,20 +410,68 @@ def test_a_tool_is_called_from_a_recipe(tmp_path: Path, monkeypatch: pytest.Monk
     assert (stages / "04-eval" / "manifest.json").exists()
 
 
-@pytest.mark.parametrize(("name", "trained"), [("agent_ledger", 1), ("agent_rooms", 2), ("code_agent", 1)])
-def test_recipes_with_tools_need_no_file(
-    name: str, trained: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_questions_are_searched_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`search_qa.yaml` at a small size: demonstrations find their passage, and a play without a fault is worth 1."""
+    pytest.importorskip("bm25s", reason="needs whet[search]")
+    monkeypatch.chdir(ROOT)
+    made = runpy.run_path(str(ROOT / "recipes" / "search_qa.py"))
+    monkeypatch.setitem(made["write"].__globals__, "HELD_OUT", 2)
+    data, folder = tmp_path / "data", tmp_path / "rows"
+    data.mkdir()
+    lives = [(f"Person{n}", f"City{n}") for n in range(10)]
+    passages = [{"id": f"d{n}", "contents": f"{who} was born\nin {place}."} for n, (who, place) in enumerate(lives)]
+    (data / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in passages))
+    asked = [
+        {"question": f"where was {who} born", "answers": [place], "gold_doc": f"d{n}"}
+        for n, (who, place) in enumerate(lives)
+    ]
+    asked[0]["gold_doc"] = "d1"  # what a search does not find has no demonstration
+    (data / "qa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    made["write"](data, folder)
+    shown = [json.loads(line)["messages"] for line in (folder / "demonstrations.jsonl").read_text().splitlines()]
+    tasks = [json.loads(line) for line in (folder / "tasks.jsonl").read_text().splitlines()]
+    assert len(tasks) == 8 and {said[0]["content"] for said in shown} == {
+        task["prompt"] for task in tasks if "Person0" not in task["prompt"]
+    }
+    library, task = made["Library"](), next(task for task in tasks if "Person0" not in task["prompt"])
+    library.reset(task["gold"], task["answers"])
+    assert library.reward() == {"called": 0, "found": 0, "f1": 0}
+    assert library.search(task["prompt"]) == f"(1) {task['gold']}"
+    library.user(f"The {task['answers'][0].upper()}!")
+    assert sum(library.reward().values()) == 1
+
+    corpus = f"environment.options.corpus={folder / 'corpus.jsonl'}"
+    small = {
+        "sft": ["train.batch_size=4", "train.steps=1", f"data={folder / 'demonstrations.jsonl'}"],
+        "rl": [
+            "prompts_per_step=2",
+            "rollouts_per_prompt=2",
+            "train.steps=1",
+            f"tasks={folder / 'tasks.jsonl'}",
+            corpus,
+        ],
+        "eval": [f"tasks.path={folder / 'held_out.jsonl'}", corpus],
+    }
+    overrides = [f"stages.{name}.{word}" for name, words in small.items() for word in words]
+    overrides += ["model.path=whet:tiny", SMALL[1], f"out={tmp_path / 'run'}"]
+    run_recipe(load_recipe(ROOT / "recipes" / "search_qa.yaml", overrides), quiet=True)
+    (line,) = read_metrics(tmp_path / "run" / "stages" / "02-rl")
+    assert {"rewards/environment", "rewards/environment/found"} <= set(line) and not line["unscored"]
+
+
+@pytest.mark.parametrize("name", ["agent_ledger", "agent_rooms", "code_agent"])
+def test_recipes_with_tools_need_no_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     path = ROOT / "recipes" / f"{name}.yaml"
-    overrides = ["model.path=whet:tiny", SMALL[1], f"out={tmp_path / 'run'}"]
-    for stage, section in load_recipe(path).recipe.stages.items():
+    overrides, played = ["model.path=whet:tiny", SMALL[1], f"out={tmp_path / 'run'}"], list[str]()
+    for number, (stage, section) in enumerate(load_recipe(path).recipe.stages.items(), start=1):
         where = f"stages.{stage}."
         if section.kind == "sft":
             overrides += [f"{where}data.limit=8", f"{where}train.batch_size=4", f"{where}train.steps=1"]
         elif section.kind == "rl":
             overrides += [f"{where}tasks.limit=4", f"{where}prompts_per_step=2", f"{where}rollouts_per_prompt=2"]
             overrides += [f"{where}train.steps=1"]
+            played.append(f"{number:02}-{stage}")
         else:
             overrides += [f"{where}tasks.limit=2", f"{where}samples=1"]
     try:
@@ -432,10 +480,10 @@ def test_recipes_with_tools_need_no_file(
         if "needs a sandbox" in str(error):
             pytest.skip(str(error))
         raise
-    stages = sorted((tmp_path / "run" / "stages").iterdir())
-    assert all((stage / "manifest.json").exists() for stage in stages)
-    for stage in stages[1 : 1 + trained]:
-        (line,) = read_metrics(stage)
+    stages = tmp_path / "run" / "stages"
+    assert all((stage / "manifest.json").exists() for stage in stages.iterdir())
+    for name in played:
+        (line,) = read_metrics(stages / name)
         assert not line["unscored"] and "outcomes/environment_error" not in line
 
 
