@@ -84,10 +84,13 @@ def test_each_setting_saves_where_it_should() -> None:
 
 
 def test_the_cache_grows_with_what_runs_side_by_side() -> None:
-    few, many = (footprint("eval", MODEL, None, SamplingConfig(max_running=n)) for n in (8, 64))
+    few, more, many = (footprint("eval", MODEL, None, SamplingConfig(max_running=n)) for n in (8, 16, 64))
     half = footprint("eval", MODEL.model_copy(update={"dtype": "bfloat16"}), None, SamplingConfig(max_running=8))
     assert 0 < half.cache < 0.6 * few.cache
-    assert many.cache == pytest.approx(8 * few.cache, rel=1e-6)
+    each = (more.cache - few.cache) / 8
+    assert many.cache - few.cache == pytest.approx(56 * each, rel=1e-6)
+    copied = few.cache - 8 * each  # of the weights, less the embedding
+    assert 0.3 * few.weights < copied < 1.3 * few.weights
     assert few.optimizer == few.work == 0
 
 
