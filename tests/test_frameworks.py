@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import socket
@@ -25,10 +26,12 @@ import pytest
 from tests.test_tools import TEMPLATE, play, results
 from whet.config.environment import EnvironmentConfig
 from whet.config.rewards import EnvironmentReward
+from whet.envs.adapters.openenv import OpenEnv
 from whet.envs.base import Task
 from whet.envs.rewards.build import build_rubric
 from whet.envs.tools.play import ToolEnvironments
-from whet.errors import ConfigError
+from whet.envs.tools.schema import RemoteTool
+from whet.errors import ConfigError, EnvironmentFailure
 from whet.launch.environment import try_environment, write_rows
 from whet.models.create import byte_tokenizer
 from whet.records import Episode, Message, Outcome
@@ -292,3 +295,25 @@ def test_a_domain_of_tau2_is_worth_what_its_actions_leave(python: Any, tmp_path:
         (idle,) = play(made, ["No.", "Bye."], task)
     assert (right.score.value, idle.score.value) == (worth, 0.0), results(right)
     assert [message.content for message in right.messages if message.role == "user"] == ["Hello!", "Thanks."]
+
+
+def test_a_server_of_openenv_that_has_closed_fails_no_play() -> None:
+    """Some close when an episode is done; what it was worth is known by then."""
+
+    class Gone:
+        def send(self, _: str) -> None:
+            raise RuntimeError("closed")
+
+    play = OpenEnv.__new__(OpenEnv)
+    play._socket = Gone()
+    play.close()
+
+
+def test_a_tool_whose_schema_is_none_is_the_environments_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.spec_from_file_location("jsonschema", HERE / "standins" / "jsonschema.py")
+    assert found is not None and found.loader is not None
+    monkeypatch.setitem(sys.modules, "jsonschema", module := importlib.util.module_from_spec(found))
+    found.loader.exec_module(module)
+    tool = RemoteTool.of(print, "act", "Act.", {"type": 3})
+    with pytest.raises(EnvironmentFailure, match="act: its parameters are no JSON schema"):
+        tool.arguments({})

@@ -17,10 +17,10 @@ from tests.laws.support import answers_of
 from tests.test_adapters import logps
 from whet.algorithms.policy_loss import policy_loss
 from whet.algorithms.roles import angle, norms_apart
-from whet.config import LoraConfig, ModelConfig, PolicyConfig, SamplingConfig, TrainConfig
+from whet.config import LoraConfig, ModelConfig, PolicyConfig, RewardModelStage, SamplingConfig, TrainConfig
 from whet.config.loading import load_recipe
 from whet.config.train import MarksConfig
-from whet.errors import ModelError
+from whet.errors import ConfigError, ModelError
 from whet.evals.interference import interference, logits
 from whet.files import Digests
 from whet.launch.main import run_recipe
@@ -30,9 +30,11 @@ from whet.models.load import load_model, read_contents
 from whet.models.marks import ADAPTERS, CALL, ROLES, RoleTable
 from whet.records import Atom, Completion, TokenRow
 from whet.rollouts.assemble import only_roles, with_roles
+from whet.sampling import bridge
 from whet.sampling.answers import Answers
 from whet.sampling.base import Request, SamplingParams
 from whet.sampling.embedded import EmbeddedSampler
+from whet.sampling.weight_sync import probe_of, probe_request
 from whet.tracking.log import read_metrics
 from whet.training.engine import LocalTrainer
 
@@ -145,6 +147,16 @@ def test_trainer_and_sampler_send_each_token_through_the_same_adapter(monkeypatc
 
     monkeypatch.setattr(Answers, "route", late)
     assert gap(model, sampled(model)) > 0.05
+
+
+def test_the_probe_of_a_hand_over_goes_through_the_adapters_of_its_tokens() -> None:
+    """Else samplers in processes of their own would be killed for log-probabilities that are right."""
+    prompt = load_model(DEMO).tokenizer.decode(list(probe_request(load_model(DEMO)).prompt))
+    marks = MarksConfig(reasoning=("q", "z"), call=(prompt[2], "y"))
+    model = moved(load_model(DEMO, lora=LORA.model_copy(update={"routed": marks})))
+    sampler = EmbeddedSampler(model, max_running=1)
+    probe = bridge.run(probe_of(sampler, model))
+    assert probe.gaps(bridge.run(sampler.sample(probe.request))).max() < 1e-4
 
 
 def test_without_calls_two_adapters_are_one_bit_for_bit() -> None:
@@ -277,6 +289,46 @@ stages:
     assert loaded.routing is not None
     table = json.loads((tmp_path / "run" / "stages" / "02-eval" / "eval.json").read_text())
     assert table["rows"][0]["tasks"] == 8
+
+
+RL = """
+name: roles
+model: whet:demo
+stages:
+  rl:
+    kind: rl
+    tasks: {generate: arithmetic, count: 24, digits: 2}
+    rewards: [{kind: verifier}]
+    prompts_per_step: 2
+    rollouts_per_prompt: 4
+    sampling: {max_tokens: 6}
+    algorithm: {preset: ppo}
+    train: {lr: 0.001, steps: 1, roles: {only: [call], call: ["x", "y"]}}
+"""
+
+
+def test_a_critic_learns_the_values_of_all_tokens(tmp_path: Path) -> None:
+    """Also of those that the policy is not trained on, and where it is trained on none."""
+    (tmp_path / "recipe.yaml").write_text(RL)
+    run_recipe(load_recipe(tmp_path / "recipe.yaml", [f"out={tmp_path / 'run'}"]), quiet=True)
+    (first,) = read_metrics(tmp_path / "run" / "stages" / "01-rl")
+    assert first["optimizer_steps"] == 0 and first["value/optimizer_steps"] > 0 and first["value/loss"] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("algorithm.critic.share_trunk=true", "set share_trunk: false"),
+        ("train.roles.angle=true algorithm.ptx.data.path=rows.jsonl algorithm.ptx.coefficient=1", "or algorithm.ptx"),
+        ("train.lora.routed.call=[a,b]", "give both the same"),
+    ],
+)
+def test_roles_that_would_do_something_else_are_refused(words: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(RL)
+    with pytest.raises(ConfigError, match=told):
+        load_recipe(tmp_path / "recipe.yaml", [f"stages.rl.{word}" for word in words.split()])
+    with pytest.raises(ValueError, match="models that write calls"):
+        RewardModelStage(kind="reward_model", data={"path": "rows.jsonl"}, train={"lora": {"routed": {}}})  # type: ignore[arg-type]
 
 
 def test_the_recipe_measures_whether_the_two_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -227,6 +227,8 @@ def test_ranks_that_share_their_rows_have_the_gradient_of_one_process(groups: di
             same_gradient(alone, together, policy_atoms()[: 1 + len(name) % 4], objective)
     short = TokenRow(tokens=np.array([1, 2]), trained=np.array([False, True])).with_columns(weight=0.5)
     same_gradient(alone, together, [Atom(rows=(short,))], OBJECTIVES["sft"])
+    lone = TokenRow(tokens=np.array([1]), trained=np.array([False]))
+    assert [len(column) for column in together.forward([lone], "logp")["logp"]] == [0], "a rank without a token"
     pairs = [Atom(rows=tuple(row.with_columns(weight=0.2) for row in atom.rows)) for atom in random_atoms(5, 2)]
     same_gradient(alone, together, pairs, preference_of(LossConfig.model_validate("dpo")))
     rows = rows_of(random_atoms(groups=3, rows=4))

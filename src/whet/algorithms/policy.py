@@ -35,7 +35,7 @@ from whet.config import PolicyConfig
 from whet.config.policy_terms import KLConfig
 from whet.errors import TrainingError
 from whet.formulas.reduce import REDUCTIONS
-from whet.records import Atom, Group, Metric, Step, TokenRow, add_metrics, largest, seed_of
+from whet.records import Atom, Group, Metric, Step, add_metrics, largest, seed_of
 from whet.rollouts.assemble import to_atoms
 from whet.rollouts.feed import Feed
 from whet.training.base import REFERENCE, Objective, Trainer
@@ -243,7 +243,6 @@ def prepare(
     seed = seed_of(setting.seed, "token filter", step)
     answers = with_filters(answers, trainer, config, temperature=temperature, seed=seed)
     measured = {**measured, **(measure_lag(answers) if lagging else {})}
-    answers = trained_roles(answers, setting.roles)
     return Prepared(answers=answers, metrics=measured, left_out=first + second + third)
 
 
@@ -253,7 +252,7 @@ def weigh(answers: Sequence[Answer], setting: Setting) -> list[Atom]:
     Rows without advantage count in the denominators; where nothing else gives them a gradient they are not computed.
     Rows without trained tokens (an empty answer) have nothing to compute. Rewards are in the advantages by now.
     """
-    reduce = REDUCTIONS[setting.config.reduction]
+    answers, reduce = trained_roles(answers, setting.roles), REDUCTIONS[setting.config.reduction]
     weights = reduce([answer.length for answer in answers], [answer.group for answer in answers], setting.max_tokens)
     return to_atoms(
         [
@@ -265,11 +264,6 @@ def weigh(answers: Sequence[Answer], setting: Setting) -> list[Atom]:
             if row.columns["advantage"].any() or (row.trained_count and setting.config.needs_gradient_everywhere)
         ]
     )
-
-
-def _weighed(row: TokenRow, weight: float) -> TokenRow:
-    kept = {name: values for name, values in row.columns.items() if name != "reward"}
-    return replace(row, columns=kept).with_columns(weight=weight)
 
 
 def check_engine(gap: float | None, setting: Setting, step: int) -> None:

@@ -77,6 +77,8 @@ class RewardModelStage(TrainingStage):
         self.check_best(measures=bool(self.eval_data or self.hold_out))
         if self.learn != "comparisons" and (self.ranking != "pairs" or self.centring or self.normalise != "mean"):
             raise ValueError(f"ranking, centring and normalise are for comparisons, and learn is {self.learn}")
+        if self.train.lora is not None and self.train.lora.routed is not None:
+            raise ValueError("train.lora.routed is for models that write calls; leave it out")
         if self.learn != "outcomes" and self.every_token:
             raise ValueError(f"every_token is for outcomes, and learn is {self.learn}")
         if self.learn == "ratings" and not self.objectives:

@@ -205,6 +205,15 @@ class RLStage(TrainingStage):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_roles(self) -> RLStage:
+        roles = self.train.roles
+        if roles is not None and roles.only is not None and self.algorithm.shares_trunk:
+            raise ValueError("train.roles.only leaves tokens out whose values a critic learns; set share_trunk: false")
+        if roles is not None and roles.angle and self.algorithm.ptx is not None:
+            raise ValueError("train.roles.angle is of the policy gradient alone; leave it out, or algorithm.ptx")
+        return self
+
     def budget(self) -> StageBudget:
         """A batch of rollouts a step, drawn up to `rounds` times."""
         dynamic = self.algorithm.dynamic_sampling

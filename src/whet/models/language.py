@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -30,7 +31,7 @@ from whet.models.marks import Routing
 from whet.models.matmul import linear
 from whet.models.noise import noisy, row_lengths
 from whet.models.pack import Packed, pack, prompt_ends
-from whet.records import Atom
+from whet.records import Atom, TokenRow
 
 Want = Literal["logp", "entropy", "value", "score", "top_k"]
 """What may be read of a row's trained tokens without a gradient."""
@@ -96,7 +97,12 @@ class LanguageModel:
     def packed(self, atoms: Sequence[Atom]) -> Packed:
         """These atoms as one stream on its device."""
         table = None if self.routing is None else self.routing.table
-        return pack(atoms, self.device, self.backend, table)
+        packed = pack(atoms, self.device, self.backend, table)
+        if self.context is None or len(packed.input_N) >= self.context.size:
+            return packed
+        size = self.context.size  # a token for each rank: modelling code does not compute none
+        more = Atom(rows=(TokenRow(tokens=np.zeros(size, np.int32), trained=np.zeros(size, np.bool_)),))
+        return pack([*atoms, more], self.device, self.backend, table)
 
     @property
     def vocabulary(self) -> int:

@@ -149,6 +149,8 @@ def _logp(model: LanguageModel, prompt: Sequence[int] | np.ndarray, tokens: Sequ
     """log p of each token after the prompt under the model's own forward pass, on the CPU."""
     model.module.eval()
     stream_N = torch.tensor([*prompt, *tokens], device=model.device)
+    if model.routing is not None:
+        model.routing.read([stream_N.cpu().numpy()])
     layout = TreeLayout((Tree(0, (len(stream_N),)),), model.device, model.backend)
     logits_NV = model.logits(model.hidden(stream_N, layout.positions_N, layout)[len(prompt) - 1 : -1])
     chosen_N = stream_N[len(prompt) :, None]

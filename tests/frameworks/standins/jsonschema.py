@@ -7,7 +7,13 @@ class ValidationError(Exception):
         self.message, self.path = message, path
 
 
+class SchemaError(Exception):
+    message = "no type"
+
+
 def validate(given, schema):
+    if schema.get("type", "object") != "object":
+        raise SchemaError
     kinds = {"integer": int, "string": str}
     for name, about in schema["properties"].items():
         if name in given and not isinstance(given[name], kinds[about["type"]]):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from itertools import count
 from typing import Any, ClassVar
@@ -94,9 +95,10 @@ class OpenEnv:
         return self._earned
 
     def close(self) -> None:
-        """End the session."""
-        self._socket.send(json.dumps({"type": "close"}))
-        self._socket.close()
+        """End the session, unless the server has; what the play was worth is known."""
+        with suppress(Exception):
+            self._socket.send(json.dumps({"type": "close"}))
+            self._socket.close()
 
     def _call(self, tool: str, /, **arguments: Any) -> str:
         return self._act(type="call_tool", tool_name=tool, arguments=arguments)

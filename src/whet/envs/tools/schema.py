@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, get_type_hints, runtime_checkable
 
+from whet.errors import EnvironmentFailure
 from whet.target import TargetError
 
 if TYPE_CHECKING:
@@ -71,13 +72,15 @@ class RemoteTool:
         return str(self.schema["function"]["name"])
 
     def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """As they were given. Raises `ValueError` where they do not fit the schema."""
+        """As given. Raises `ValueError` where they do not fit the schema, `EnvironmentFailure` where it is none."""
         import jsonschema
 
         try:
             jsonschema.validate(given, self.schema["function"]["parameters"])
         except jsonschema.ValidationError as error:
             raise ValueError(f"{'.'.join(map(str, error.path))}: {error.message}".lstrip(": ")[:500]) from error
+        except jsonschema.SchemaError as error:
+            raise EnvironmentFailure(f"{self.name}: its parameters are no JSON schema ({error.message})") from error
         return dict(given)
 
 
