@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from whet.cli.app import main
+from whet.cli.app import app, main
 from whet.cli.errors import exit_codes, guarded, one_line
 from whet.errors import DataError, SamplerError, TrainingError, UserError
 
@@ -68,6 +68,20 @@ def test_help_and_plan_import_nothing_heavy(recipe: str) -> None:
         environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+
+
+COMMANDS = {
+    each.name or each.callback.__name__: each.callback for each in app.registered_commands if each.callback is not None
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_a_short_help_and_a_result_as_json(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A new command without `--json`, or with one that it leaves unread, fails here."""
+    assert whet(name, "--help") == 0
+    shown = capsys.readouterr().out
+    assert "--json" in shown and len(shown.splitlines()) <= 40
+    assert {"print_json", "_print"} & set(COMMANDS[name].__code__.co_names)
 
 
 def test_a_user_error_is_one_line_and_its_exit_code(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:

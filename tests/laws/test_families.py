@@ -319,6 +319,21 @@ def test_a_longrope_model_takes_rows_that_its_short_angles_reach(
     assert load(folders("Llama 4, text")).max_length == 64
 
 
+@pytest.mark.parametrize("kind", ["linear", "dynamic", "yarn", "llama3"])
+def test_a_row_has_its_own_angles_beside_longer_and_shorter_ones(kind: str, tmp_path: Path) -> None:
+    """`dynamic` takes others for all tokens of a row beyond max_position_embeddings: no row may be longer."""
+    rope = {"rope_type": kind, "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
+    if kind == "llama3":
+        rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    folder = make("Llama", tmp_path, max_position_embeddings=64, rope_parameters=rope)
+    model = load(folder)
+    rows = [*ROWS, row_of(tuple(range(40, 74)), tuple(range(100, 130)))]
+    assert model.max_length == len(rows[-1].tokens) == 64
+    own = by_transformers(read_back(folder), rows)
+    torch.testing.assert_close(by_whet(model, rows), own, atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(by_whet(model, rows[::-1][1:]), by_transformers(read_back(folder), rows[::-1][1:]))
+
+
 def test_the_page_on_models_lists_what_these_laws_hold_for() -> None:
     page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
     assert table() in page, "write the result of tests.families.table() into docs/models.md"

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import json
+from whet.cli.errors import print_json
+from whet.cli.options import Json
 
 
-def schema() -> None:
+def schema(json: Json = False) -> None:
     """Print the JSON Schema of a recipe, for editors that complete and check YAML."""
+    from json import dumps
+
     from whet.config.schema import json_schema
 
-    print(json.dumps(json_schema(), indent=2))
+    if json:
+        print_json({"schema": json_schema()})
+    else:
+        print(dumps(json_schema(), indent=2))
