@@ -115,6 +115,11 @@ def test_the_same_call_finds_it_done_and_another_is_refused_by_name() -> None:
         sft(train={**SFT["train"], "lr": 0.02})  # type: ignore[dict-item]
 
 
+def test_keys_of_the_run_are_taken_beside_those_of_its_stage() -> None:
+    run = sft("runs/kept", name="mine", save={"every": 1}, trackers=[])
+    assert (run.recipe["name"], run.recipe["save"]["every"]) == ("mine", 1)
+
+
 def test_a_function_trains_inside_a_running_loop_and_is_known_by_its_source() -> None:
     start = str(sft().folder)
 

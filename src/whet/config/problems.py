@@ -214,12 +214,19 @@ def _suggestion(path: KeyPath, given: Given) -> str:
     typo = difflib.get_close_matches(name.lower(), [*valid, *keys_at(path[:-1], given)], n=1, cutoff=0.85)
     if not typo and (own := _own(path, given)):
         return own
-    inner = [] if typo else [each for leaf, _ in node.leaves((name,)) for each in (leaf, leaf[-1:])]
-    for known_as in map(dotted, [(name,), *inner]):
+    leaves = [] if typo else [leaf for leaf, _ in node.leaves((name,))]
+    inner = [each for leaf in leaves for each in (leaf, leaf[-1:])]
+    if len(leaves) == 1:  # a dotted key of the command line, whose last parts say most
+        tried = [*inner, *((part,) for part in reversed(leaves[0][:-1]))]
+    else:
+        tried = [(name,), *inner]
+    for known_as in map(dotted, tried):
         if (known := names().known(known_as)) is not None:
             inside = f"{known_as}: " * (known_as != name and not known.keys)
             return f"; {inside}{_here(known_as, known, path, given)}"
     home = None if typo else _home(name, model, path, given)
+    if not home and len(leaves) == 1 and len(leaves[0]) > 1:
+        home = _home(str(leaves[0][-1]), model, path, given)
     return f"; did you mean {home!r}?" if home else nearest(name, valid, keys_at(path[:-1], given))
 
 
@@ -278,11 +285,13 @@ def _code_keys(path: KeyPath, given: Given) -> str | None:
 
 def _home(name: str, model: type[BaseModel], path: KeyPath, given: Given) -> str | None:
     """Where this very key belongs: in a section beside the one it was written in, or elsewhere in the stage."""
+    stages = stages_of(given)
+    if name in given.recipe.model_fields and not any(has_key(each, (name,)) for each in stages):
+        return name
     sections = [(key,) for key, field in model.model_fields.items() if container_of(field.annotation) is None]
     below = next((key for (key,) in sections if has_key(model, (key, name))), None)
     if below is not None:
         return f"{below}.{name}"
-    stages = stages_of(given)
     nested = [(stage, (key, name)) for stage in stages for key in stage.model_fields]
     for stage, candidate in [*((stage, (name,)) for stage in stages), *nested]:
         elsewhere = len(path) == 1 or candidate[:-1] != path[2:-1]

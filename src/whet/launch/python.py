@@ -129,6 +129,10 @@ def run(
     return RunResults(run_recipe(loaded, quiet=quiet, choices=Choices(accept=accept, restart=restart))["run"])
 
 
+OF_THE_RUN = ("name", "save", "trackers", "threads", "machine")
+"""Keys of `train` that are no stage's."""
+
+
 def train(
     method: str,
     model: AnyPath | Mapping[str, Any],
@@ -140,8 +144,9 @@ def train(
 ) -> RunResults:
     """A run of one stage: `method` is a kind of stage (`sft`) or a preset (`grpo`, `dpo`), `keys` are the stage's.
 
-    `out` is the run's folder, `runs/METHOD` by default.
+    `out` is the run's folder, `runs/METHOD` (or NAME) by default. The keys of `OF_THE_RUN` are the recipe's.
     """
+    whole = {key: keys.pop(key) for key in OF_THE_RUN if key in keys}
     presets, kinds = presets_of(STAGES), [stage.kind_name() for stage in STAGES]
     stage: dict[str, Any] = {"kind": method, **keys}
     if method in presets:
@@ -151,7 +156,7 @@ def train(
         stage |= {"kind": kind, key: {"preset": method, **own}}
     elif method not in kinds:
         raise ConfigError(f"{method!r} is no kind of stage and no preset{nearest(method, [*kinds, *presets])}")
-    recipe = {"name": method, "out": out, "seed": seed, "model": model, "stages": {method: stage}}
+    recipe = {"name": method, "out": out, "seed": seed, "model": model, **whole, "stages": {method: stage}}
     return run(recipe, quiet=quiet)
 
 
