@@ -225,7 +225,8 @@ def _suggestion(path: KeyPath, given: Given) -> str:
             inside = f"{known_as}: " * (known_as != name and not known.keys)
             return f"; {inside}{_here(known_as, known, path, given)}"
     home = None if typo else _home(name, model, path, given)
-    if not home and len(leaves) == 1 and len(leaves[0]) > 1:
+    near = difflib.get_close_matches(name.lower(), valid, n=1, cutoff=0.6)
+    if not home and not near and len(leaves) == 1 and len(leaves[0]) > 1:
         home = _home(str(leaves[0][-1]), model, path, given)
     return f"; did you mean {home!r}?" if home else nearest(name, valid, keys_at(path[:-1], given))
 
