@@ -563,6 +563,13 @@ def hedged(draw: random.Random) -> Pair:
     )
 
 
+def supposed(draw: random.Random) -> Pair:
+    """What is given is no answer."""
+    a, b = draw.sample(range(2, 999), 2)
+    given = draw.choice([f"If there are {a} apples", f"Suppose the price is {a}"])
+    return str(a), draw.choice([f"{given}, we get {b}", f"{given} each day and {b} leave"])
+
+
 def denied(draw: random.Random) -> Pair:
     a = draw.randint(2, 999)
     return str(a), draw.choice([f"not {a}", f"It isn't {a}.", f"The value is not {a}", f"It cannot be {a}"])
@@ -590,5 +597,5 @@ def both_verdicts(draw: random.Random) -> Pair:
 WRONG = (
     other_sign, other_digit, factor_of_ten, other_fraction, nearly, other_power, other_factorial, other_ends, other_ray,
     other_unit, other_order, other_root, only_a_part, other_polynomial, one_less, other_choice, other_day, other_word,
-    hedged, denied, nearly_nothing, computed_in_words, several_choices, both_verdicts,
+    hedged, supposed, denied, nearly_nothing, computed_in_words, several_choices, both_verdicts,
 )  # fmt: skip

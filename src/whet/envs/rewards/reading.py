@@ -45,6 +45,8 @@ _OPERAND = re.compile(
     r"\b(?:(?:root|square|cube|log|logarithm|power|half|third|multiple|factor|sum|product)s?\s+of|double|triple)\s*$",
     re.IGNORECASE,
 )
+_SUPPOSED = re.compile(r"\b(?:if|suppose|assuming|assume)\b[^,.;:]*$", re.IGNORECASE)
+"""A clause that states what is given: "if there are 5 puppies"."""
 _DECIMAL_COMMA = re.compile(r"^[^\d]*(-?\d+),(\d{1,2})(?![\d,])[^\d]*$")
 _CALCULATION = re.compile(r"\d\s*[-+*/×x]\s*\$?\d[^=]*=")
 _UNKNOWN = re.compile(
@@ -217,9 +219,10 @@ def statement(text: str, question: str | None, *, marked: bool) -> str | None:
         return after if isinstance(read(after), Number) else _first(after)
     seen = f"{question or ''} {before}"
     prose = later[1] if equals else prose
-    if found := list(_AFTER.finditer(prose)):
+    if found := [m for m in _AFTER.finditer(prose) if not _SUPPOSED.search(prose[: m.start()])]:
         return found[-1][1]
-    numbers = [m for m in _NUMBERS.finditer(prose) if m.group() and not _OPERAND.search(prose[: m.start()])]
+    idle = (_OPERAND, _SUPPOSED)
+    numbers = [m for m in _NUMBERS.finditer(prose) if m.group() and not any(r.search(prose[: m.start()]) for r in idle)]
     known = {read(m.group()) for m in _NUMBERS.finditer(untext(plain(seen))) if m.group()}
     new = [m.group() for m in numbers if read(m.group()) not in known]
     if known and len(new) == 1:
