@@ -85,13 +85,15 @@ def demonstration(index: int, tools: list[Any]) -> dict[str, Any]:
     return {"messages": [*said, {"role": "assistant", "content": key}], "tools": tools}
 
 
-def write(folder: Path, demonstrations: int = 8000, tasks: int = 2000, held_out: int = 200) -> None:
-    """The files that the recipe reads."""
+def write(
+    folder: Path, demonstrations: int = 8000, tasks: int = 2000, held_out: int = 200, shown: Any = demonstration
+) -> None:
+    """The files that the recipe reads; `shown` makes one of the demonstrations."""
     from whet.envs.tools.schema import as_tool
 
     tools = [as_tool("look", Hops().look).schema]
     files: dict[str, Iterator[dict[str, Any]]] = {
-        "demonstrations": (demonstration(index, tools) for index in range(demonstrations)),
+        "demonstrations": (shown(index, tools) for index in range(demonstrations)),
         "tasks": (task("rl", index) for index in range(tasks)),
         "held_out": (task("held out", index) for index in range(held_out)),
     }

@@ -9,9 +9,7 @@ reasoning and calls have as much to learn.
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -48,17 +46,7 @@ def demonstration(index: int, tools: list[Any]) -> dict[str, Any]:
 
 def write(folder: Path, demonstrations: int = 4000, tasks: int = 2000, held_out: int = 200) -> None:
     """The files that the recipe reads."""
-    from whet.envs.tools.schema import as_tool
-
-    tools = [as_tool("look", Hops().look).schema]
-    files: dict[str, Iterator[dict[str, Any]]] = {
-        "demonstrations": (demonstration(index, tools) for index in range(demonstrations)),
-        "tasks": (task("rl", index) for index in range(tasks)),
-        "held_out": (task("held out", index) for index in range(held_out)),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in files.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    agent_hops.write(folder, demonstrations, tasks, held_out, shown=demonstration)
 
 
 if __name__ == "__main__":

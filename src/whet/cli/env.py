@@ -30,7 +30,11 @@ def env(
     from whet.launch.environment import try_environment, write_rows
 
     if rows is not None:
-        print(f"{write_rows(path, options, rows):,} tasks in {rows}")
+        count = write_rows(path, options, rows)
+        if json:
+            print_json({"rows": rows, "count": count})
+        else:
+            print(f"{count:,} tasks in {rows}")
         return
     looked = try_environment(path, options, row, turn or [], prompt)
     if json:

@@ -40,7 +40,7 @@ class SampledAnswer:
     rewards: Mapping[str, float | None]
     """What each reward gave it, by name; None where one does not apply."""
     vote: str | None = None
-    """What it says, in the words that a majority counts; None: nothing, or nobody votes."""
+    """Its final answer in the form that a majority counts; None: no answer, or votes are not counted."""
 
 
 def sampled_answers(group: Group, vote: Callable[[Episode], str | None] = lambda _: None) -> list[SampledAnswer]:

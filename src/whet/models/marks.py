@@ -79,7 +79,7 @@ class Routing:
         self.marks, self.table = marks, table
         self.next_QV, self.role_Q = (torch.from_numpy(part).to(device) for part in (table.next_QV, table.role_Q))
         self.role_N: Tensor | None = None
-        """Roles of that pass's tokens; padding after them is in none. None: nobody writes a call."""
+        """Roles of that pass's tokens; padding after them is in none. None: no token is in a call."""
         for name, part in adapter.named_modules():
             for wanted, adapted in enumerate(ADAPTERS):
                 if name.endswith(f".lora_A.{adapted}"):

@@ -43,10 +43,9 @@ ADMIT_EVERY = 4
 EARLY = 8
 """Rows leave a slab so many steps before it is full, together with one that must: a few copies instead of many."""
 PREFIX_SHARE = 16
-"""Beginnings of prompts that may come again take at most this part of the cache's bytes; they stay between requests."""
+"""At most this part of the cache's bytes is for beginnings of prompts that may come again; they outlive requests."""
 SHARED_TOKENS = 48
 """A prompt is kept once, apart, where that saves so many cached tokens a row; below, merging costs more."""
-
 
 Done = list[tuple[Ticket, Completion | SamplerError]]
 
@@ -60,10 +59,11 @@ class Engine:
         self._salt = 0  # of cached prompts: another after each hand-over
         self.plan = plan(model)
         self._recorded = self.plan.plain and model.routing is None  # a route is another one in every step
-        self._cache_tokens = cache_bytes // self.plan.token_bytes
+        cached = cache_bytes // self.plan.token_bytes
         self._usual = all(call.window is None and call.usual for call in self.plan.calls)
         alone = self._usual and model.device.type == "cpu" and model.routing is None
-        self._prefixes = Prefixes(self._cache_tokens // PREFIX_SHARE if alone else 0)
+        self._prefixes = Prefixes(cached // PREFIX_SHARE if alone else 0)
+        self._cache_tokens = cached - self._prefixes.most_tokens
         self.clear()
 
     @property

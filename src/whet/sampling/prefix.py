@@ -46,7 +46,7 @@ class Prefixes:
 
     def __init__(self, most_tokens: int) -> None:
         """At most so many tokens."""
-        self._most, self._tokens = most_tokens, 0
+        self.most_tokens, self._tokens = most_tokens, 0
         self._weights: list[int] = []
         self._held: OrderedDict[bytes, tuple[int, Held]] = OrderedDict()
 
@@ -75,7 +75,7 @@ class Prefixes:
 
     def keep(self, tokens: np.ndarray, computed: Held, first: int) -> None:
         """Keys and values of these tokens from the first one on."""
-        for part, name in _named(tokens) if self._most else ():
+        for part, name in _named(tokens) if self.most_tokens else ():
             if part.start >= first and name not in self._held:
                 at, count = slice(part.start - first, part.stop - first), part.stop - part.start
                 self._held[name] = (
@@ -83,7 +83,7 @@ class Prefixes:
                     tuple((keys[:, at].clone(), values[:, at].clone()) for keys, values in computed),
                 )
                 self._tokens += count
-        while self._tokens > self._most:
+        while self._tokens > self.most_tokens:
             self._tokens -= self._held.popitem(last=False)[1][0]
 
 

@@ -62,7 +62,7 @@ class _OtherWeights(SamplerError):
 
 
 class _Files:
-    """The weights on their way: each version is written once, whoever reads it first."""
+    """The weights on their way: each version is written once, at its first use."""
 
     def __init__(self, model: LanguageModel, folder: Path | None) -> None:
         self._model, self._lock = model, threading.Lock()
@@ -174,7 +174,7 @@ class VllmServerSampler:
         """`ApartSampler`: nothing was saved."""
 
     def close(self) -> None:
-        """`ApartSampler`: the servers are somebody else's."""
+        """`ApartSampler`: nothing; the servers were not started here."""
 
     def _enter(self) -> bool:
         """Count a request as asked, unless weights are on their way."""

@@ -80,7 +80,7 @@ class GraderReward(Separate):
         return [self._grade(attempt, found) for attempt, found in zip(attempts, replies, strict=True)]
 
     def settle(self, attempts: Sequence[Attempt], grades: Sequence[Grade], *, step: int) -> list[Grade]:
-        """Whose fault a lost grade is; what a model did not say is nobody's."""
+        """Blame for lost grades; a missing reply of the grading model is not the answer's fault."""
         return list(grades) if self._model is not None else super().settle(attempts, grades, step=step)
 
     def check(self, tasks: Sequence[Task]) -> None:
