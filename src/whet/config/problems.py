@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from whet.config.descriptions import descriptions
 from whet.config.names import KnownKeys, names
 from whet.config.node import KeyPath, Node, dotted
 from whet.config.places import (
@@ -193,10 +194,11 @@ def _close(value: str, quoted: str) -> str:
 
 def _hint(path: KeyPath, given: Given) -> str:
     """What a required key is for: the first sentence of its description, or of its section's."""
-    model = model_at(path[:-1], given)
-    field = model.model_fields.get(str(path[-1])) if model is not None else None
-    sections = [each.__doc__ for each in models_of(field.annotation)] if field is not None else []
-    text = next(filter(None, [field.description if field is not None else None, *sections]), "")
+    model, key = model_at(path[:-1], given), str(path[-1])
+    if model is None or key not in model.model_fields:
+        return ""
+    sections = [each.__doc__ for each in models_of(model.model_fields[key].annotation)]
+    text = next(filter(None, [descriptions(model).get(key), *sections]), "")
     return f"; {text.splitlines()[0].rstrip(chr(46))}" if text else ""
 
 

@@ -100,7 +100,7 @@ Action = Literal["ignore", "warn", "lower", "stop"]
 class HealthConfig(BaseModel):
     """Lines are drawn through averages over about `window` steps; nothing is found in the first `window` steps."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     window: int = Field(5, ge=1)
     lower_by: float = Field(0.5, gt=0, lt=1)

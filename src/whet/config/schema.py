@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from whet.config.descriptions import DescribedSchema
 from whet.config.environment import ADAPTERS
 from whet.config.recipe import INHERITED, SHORT, STAGES, Recipe
 from whet.config.train import SamplingConfig, TrainConfig
@@ -11,9 +12,9 @@ from whet.config.train import SamplingConfig, TrainConfig
 
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of a recipe file, with what `load_recipe` adds: inherited sections and short forms."""
-    schema = Recipe.model_json_schema()
+    schema = Recipe.model_json_schema(schema_generator=DescribedSchema)
     for extra in (TrainConfig, SamplingConfig):
-        part = extra.model_json_schema(ref_template="#/$defs/{model}")
+        part = extra.model_json_schema(schema_generator=DescribedSchema)
         schema["$defs"].update(part.pop("$defs", {}))
         schema["$defs"].setdefault(extra.__name__, part)
     for name, model in zip(INHERITED, (TrainConfig, SamplingConfig), strict=True):

@@ -22,9 +22,7 @@ Made = Literal["model", "reward", "rows"]
 class Strict(BaseModel):
     """A section of a recipe: immutable, and no key may be misspelled."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
     refers_to: ClassVar[Made | None] = None
     """What `path: "@stage"` means in this section; None: its `path`, if it has one, names no stage."""
