@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,36 +30,63 @@ def test_the_floors_hold() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-VIOLATIONS = {
-    "up": ("rollouts", "import whet.cli", "floors"),
-    "sideways": ("training", "import whet.sampling", "floors"),
-    "formulas": ("formulas", "import whet.records", "formulas import nothing"),
-    "torch in envs": ("envs", "import torch", "envs speak messages"),
-    "ray": ("pipeline", "import ray", "ray only in launch"),
-    "vllm": ("sampling", "import vllm", "vllm only in sampling.vllm"),
-    "transformers": ("training", "import transformers", "transformers only in"),
-    "bitsandbytes": ("training", "import bitsandbytes", "bitsandbytes only in"),
-    "starlette": ("pipeline", "import starlette", "starlette and uvicorn only in"),
-    "trackers": ("tracking", "import wandb", "trackers only in"),
-    "hidden": ("rollouts", "def f():\n    import whet.cli", "floors"),
+FLOORS = {
+    "up": ("rollouts", "import whet.cli"),
+    "sideways": ("training", "import whet.sampling"),
+    "hidden": ("rollouts", "def f():\n    import whet.cli"),
 }
+FORBIDDEN = {
+    "formulas import nothing": ("formulas", "import whet.records"),
+    "records, errors, files": ("config", "import torch"),
+    "numbers are in records": ("errors", "import numpy"),
+    "records and errors import nothing": ("records", "import whet.target, whet.errors"),
+    "nor each other": ("records", "import whet.target, whet.errors"),
+    "envs speak messages": ("envs", "import torch"),
+    "what runs in another interpreter": ("envs/adapters", "import whet.config"),
+    "ray only in launch": ("pipeline", "import ray"),
+    "vllm only in sampling.vllm": ("sampling", "import vllm"),
+    "transformers only in": ("training", "import transformers"),
+    "bitsandbytes only in": ("rollouts", "import bitsandbytes"),
+    "starlette and uvicorn only in": ("pipeline/stages", "import starlette"),
+    "trackers only in": ("tracking", "import wandb"),
+}
+"""By contract, where it is broken and how: one in a room, so that all are in one building."""
 
 
-@pytest.mark.parametrize("kind", VIOLATIONS)
-def test_the_contracts_would_notice(kind: str, tmp_path: Path) -> None:
-    """An empty building with our floors and one wrong import in it."""
-    room, statement, contract = VIOLATIONS[kind]
+def broken(folder: Path, violations: Iterable[tuple[str, str]]) -> list[str]:
+    """Contracts that an empty building with our floors and these imports in it breaks."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     floors = next(each for each in contracts if each["type"] == "layers")["layers"]
-    for name in (name.strip(" ()") for floor in floors for name in floor.replace(":", "|").split("|")):
-        (tmp_path / "whet" / name).mkdir(parents=True)
-        (tmp_path / "whet" / name / "__init__.py").write_text(statement if name == room else "")
-    (tmp_path / "whet" / "__init__.py").touch()
-    (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
-    done = lint_imports(tmp_path / "pyproject.toml", tmp_path)
-    broken = [line for line in done.stdout.splitlines() if line.endswith("BROKEN")]
+    rooms = {name.strip(" ()") for floor in floors for name in floor.replace(":", "|").split("|")}
+    named = [
+        name for each in contracts for key in ("source_modules", "forbidden_modules") for name in each.get(key, ())
+    ]
+    rooms |= {name.removeprefix("whet.").replace(".", "/") for name in named if name.startswith("whet.")}
+    for room in (*rooms, "pipeline/stages", ""):
+        place = folder / "whet" / room
+        place.mkdir(parents=True, exist_ok=True)
+        for each in (place, *place.parents):
+            if each == folder:
+                break
+            (each / "__init__.py").touch()
+    for room, statement in violations:
+        (folder / "whet" / room / "__init__.py").write_text(statement)
+    (folder / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
+    done = lint_imports(folder / "pyproject.toml", folder)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert any(line.startswith(contract) for line in broken), broken
+    return [line for line in done.stdout.splitlines() if line.endswith("BROKEN")]
+
+
+@pytest.mark.parametrize("kind", FLOORS)
+def test_the_floors_would_notice(kind: str, tmp_path: Path) -> None:
+    (found,) = broken(tmp_path, [FLOORS[kind]])
+    assert found.startswith("floors")
+
+
+def test_the_contracts_would_notice(tmp_path: Path) -> None:
+    found = broken(tmp_path, FORBIDDEN.values())
+    assert not [name for name in FORBIDDEN if not any(line.startswith(name) for line in found)], found
+    assert len(FORBIDDEN) + 1 == (ROOT / "pyproject.toml").read_text().count("[[tool.importlinter.contracts]]")
 
 
 def test_every_public_name_has_a_docstring() -> None:
