@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import runpy
@@ -10,9 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from whet.cli.app import app, main
 from whet.cli.errors import exit_codes, guarded, one_line
+from whet.cli.tables import evaluation_table
 from whet.errors import DataError, SamplerError, TrainingError, UserError
 
 SOURCE = Path(__file__).resolve().parent.parent / "src"
@@ -265,3 +268,22 @@ def test_it_runs_as_a_module(module: str, monkeypatch: pytest.MonkeyPatch, capsy
     with pytest.raises(SystemExit) as ended:
         runpy.run_module(module, run_name="__main__")
     assert ended.value.code == 0 and "demo" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("columns", [100, 60, 24])
+def test_an_evaluation_is_shown_whole_however_narrow_the_terminal(columns: int) -> None:
+    """Every figure and every letter of a name: side by side where there is room, else a block for each model."""
+    known = {"low": 0.37, "high": 0.47, "gain_low": -0.01, "gain_high": 0.11, "mean_length": 20.3}
+    labels = ("base", "distilled_on_policy_from_32_layers")
+    rows = [
+        {**known, "label": label, "accuracy": 0.42, "gain": gain, "rewards": {"format": 0.5}, "of_k": {}}
+        for label, gain in zip(labels, (None, 0.05), strict=True)
+    ]
+    said = io.StringIO()
+    Console(file=said, width=columns).print(evaluation_table({"k": 1, "rows": rows}))
+    lines, text = said.getvalue().splitlines(), "".join(said.getvalue().split())
+    assert "…" not in text and max(map(len, lines)) <= columns
+    assert all(text.count(figure) == 2 for figure in ("42.0%", "37.0%to47.0%", "20.3", "0.500"))
+    assert text.count("+5.0") == text.count("-1.0to+11.0") == 1
+    assert all(label in text for label in labels) or columns == 24
+    assert text.count("accuracy") == (1 if columns == 100 else len(rows))

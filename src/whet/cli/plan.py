@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # `whet --help` imports this file and must not pay for these
     from rich.table import Table
     from rich.tree import Tree
 
+    from whet.cli.tables import PlainTable
     from whet.config.budget import StageBudget
     from whet.config.loading import Loaded, ValueOrigin
     from whet.launch.forecast import Forecast
@@ -169,7 +170,7 @@ def _print_memory(console: Console, needs: list[Footprint]) -> None:
             console.print(f"{need.stage}: {need.advice}", style="yellow", markup=False)
 
 
-def forecast_table(found: list[Forecast]) -> Table:
+def forecast_table(found: list[Forecast]) -> PlainTable:
     """A step on all GPUs in turns, and on their best division: idle shares, mean and greatest lag, trained tokens."""
     from whet.cli.tables import plain_table
 

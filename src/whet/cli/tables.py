@@ -2,29 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # `whet --help` imports this file and must not pay for it
-    from rich.console import RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType
     from rich.table import Table
 
 NEAR = 1e-3
 """A reward whose means are no further from the accuracy is the accuracy."""
 
 
-def plain_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """A name and numbers in every row; nothing is read as markup."""
+@dataclass(frozen=True, slots=True)
+class PlainTable:
+    """A name and numbers in every row; where a terminal is too narrow for them, a block for each row. Nothing is cut
+    off, and nothing is read as markup."""
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        wide = _drawn(self.headings, self.rows)
+        if console.measure(wide, options=options.update(width=10**4)).maximum <= options.max_width:
+            yield wide
+        else:
+            for row in self.rows:
+                cells = list(zip(self.headings, row, strict=True))
+                yield _drawn(cells[0], [cell for cell in cells[1:] if cell[1]])
+                yield ""
+
+
+def _drawn(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1))
     for place, heading in enumerate(headings):
-        table.add_column(Text(heading), justify="right" if place else "left", no_wrap=True)
+        table.add_column(Text(heading), justify="right" if place else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
     return table
+
+
+def plain_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> PlainTable:
+    """A table of names and numbers that fits any terminal."""
+    return PlainTable(headings, list(rows))
 
 
 def evaluation_table(evaluation: Mapping[str, Any], label: str = "model") -> RenderableType:
