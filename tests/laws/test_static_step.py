@@ -22,7 +22,7 @@ from whet.sampling.cuda_graph import EagerStep, RecordedStep, Run, StaticStep, S
 from whet.sampling.embedded import EmbeddedSampler
 from whet.sampling.engine import Engine
 from whet.sampling.forward import Forward
-from whet.sampling.slabs import Slab
+from whet.sampling.kv_cache import Slab
 
 STOP = frozenset(range(200, 230))
 """So many that an answer ends by itself after some nine tokens."""

@@ -1,24 +1,34 @@
-"""What is being written for each running request, and the random numbers for what will be.
+"""What is being written for each running request: how its next token is chosen, and what ends it.
 
-Legend: S rows, V vocabulary.
+A stop string is found by a table over tokens: one look-up for each sampled token says whether a string is complete.
+
+Legend: S rows, V vocabulary, B blocks of the vocabulary, X tokens of a block, Q states of the stop strings.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from whet.errors import SamplerError
+from whet.errors import ModelError, SamplerError
 from whet.models.language import LanguageModel
-from whet.models.marks import Routing
+from whet.models.marks import Routing, States, spellings, token_table
 from whet.records import Completion, Ending
 from whet.sampling.base import Request, SamplingParams
-from whet.sampling.sample_token import choose
-from whet.sampling.stop_strings import COMPLETE, stop_table
+
+BLOCK = 64
+"""Tokens whose probabilities are added up before they are accumulated over the vocabulary."""
+BELOW_ONE = 1 - 2**-53
+"""A share of a sum in double precision that stays below the sum."""
+COMPLETE = -1
+"""The state once a string is complete; as an index it is the table's last row, which leads nowhere else."""
 
 
 class Answers:
@@ -97,7 +107,7 @@ class SamplingKind:
     params: SamplingParams
     stops: Tensor
     strings_QV: Tensor | None
-    """`stop_strings.stop_table`, where there are such strings."""
+    """`stop_table`, where there are such strings."""
 
     @staticmethod
     def key(params: SamplingParams) -> SamplingParams:
@@ -160,3 +170,91 @@ class Pens:
         answers.logps.view(-1).index_copy_(0, self.place_S, logp_S)
         self.place_S += 1
         return token_S, ended_S.nonzero()[:, 0].tolist() if ended_S.any() else []
+
+
+# ------------------------------------------------------------------------------------- the next token
+
+
+def choose(logits_SV: Tensor, params: SamplingParams, uniform_S: Tensor) -> tuple[Tensor, Tensor]:
+    """(token_S, logp_S): inverse-CDF sampling; the log-probability is under the distribution sampled from.
+
+    `uniform_S` are double-precision numbers of [0, 1). Temperature 0 takes the largest logit and reports its
+    log-probability at temperature 1. Where logits are no numbers the log-probability is NaN, and the token any.
+    """
+    logits_SV = logits_SV if logits_SV.dtype == torch.float64 else logits_SV.float()
+    if params.temperature not in (0, 1):
+        logits_SV = logits_SV / params.temperature
+    if params.temperature != 0:
+        logits_SV = truncate(logits_SV, top_p=params.top_p, top_k=params.top_k)
+    p_SV = logits_SV.softmax(-1)
+    p_SBX = F.pad(p_SV, (0, -p_SV.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
+    token_S = (_largest(p_SBX) if params.temperature == 0 else _invert(p_SBX, uniform_S[:, None]))[:, 0]
+    token_S.clamp_max_(p_SV.shape[-1] - 1)
+    return token_S, p_SV.gather(-1, token_S[:, None])[:, 0].log_()
+
+
+def _largest(p_SBX: Tensor) -> Tensor:
+    """The first of the largest, first by blocks: an argmax over the whole vocabulary takes ten times as long."""
+    block_S1 = p_SBX.amax(-1).argmax(-1, keepdim=True)
+    return block_S1 * BLOCK + _of_block(p_SBX, block_S1).argmax(-1, keepdim=True)
+
+
+def _invert(p_SBX: Tensor, uniform_S1: Tensor) -> Tensor:
+    """The token at which the cumulative distribution passes the uniform number: its block, then its place in it.
+
+    A block or token without probability is never the first whose sum exceeds a number, provided that the number stays
+    below the last sum.
+    """
+    cdf_SB = p_SBX.sum(-1, dtype=torch.float64).cumsum(-1)
+    wanted_S1 = uniform_S1 * cdf_SB[:, -1:]
+    block_S1 = torch.searchsorted(cdf_SB, wanted_S1, right=True).clamp_max_(cdf_SB.shape[-1] - 1)
+    before_S1 = torch.where(block_S1 > 0, cdf_SB.gather(-1, (block_S1 - 1).clamp_min_(0)), 0.0)
+    inner_SX = _of_block(p_SBX, block_S1).double().cumsum(-1)
+    within_S1 = torch.minimum((wanted_S1 - before_S1).clamp_min_(0), inner_SX[:, -1:] * BELOW_ONE)
+    return block_S1 * BLOCK + torch.searchsorted(inner_SX, within_S1, right=True)
+
+
+def _of_block(p_SBX: Tensor, block_S1: Tensor) -> Tensor:
+    return p_SBX[torch.arange(len(p_SBX), device=p_SBX.device), block_S1[:, 0]]
+
+
+def truncate(logits_SV: Tensor, *, top_p: float, top_k: int | None) -> Tensor:
+    """Logits with everything outside top-k and then the nucleus (top-p, Holtzman 2019) at -inf."""
+    if top_k is not None and top_k < logits_SV.shape[-1]:
+        smallest = logits_SV.topk(top_k, dim=-1).values[:, -1:]
+        logits_SV = logits_SV.masked_fill(logits_SV < smallest, float("-inf"))
+    if top_p < 1:
+        sorted_SV, order = logits_SV.sort(-1, descending=True)
+        p_SV = sorted_SV.softmax(-1)
+        outside = p_SV.cumsum(-1) - p_SV >= top_p  # the token that crosses the bound stays
+        logits_SV = logits_SV.masked_fill(outside.gather(-1, order.argsort(-1)), float("-inf"))
+    return logits_SV
+
+
+# -------------------------------------------------------------------------------------- stop strings
+
+
+@lru_cache(maxsize=8)
+def stop_table(tokenizer: Any, vocabulary: int, strings: tuple[str, ...]) -> States:
+    """The state after a token, (Q, V); a text begins in state 0.
+
+    Raises `ModelError` where the tokenizer's tokens do not join to the text that they stand for.
+    """
+    spelled = spellings(tokenizer, vocabulary)
+    for string in strings:
+        tokens = tokenizer(string, add_special_tokens=False)["input_ids"]
+        if not b"".join(spelled[token] for token in tokens).endswith(string.encode()):
+            raise ModelError(f"sampling.stop: the tokenizer does not spell {string!r} token by token; leave it out")
+    table_QV, _ = token_table(spelled, [dict.fromkeys((string.encode() for string in strings), 1), {}])
+    table_QV[table_QV == len(table_QV) - 1] = COMPLETE
+    return table_QV
+
+
+def completing(table_QV: States, tokens: Sequence[int]) -> int | None:
+    """How many of the tokens there are when a string is complete; None: it never is."""
+    state = 0
+    for count, token in enumerate(tokens, start=1):
+        state = table_QV[state, token]
+        if state == COMPLETE:
+            return count
+    return None

@@ -14,17 +14,17 @@ import email.utils
 import json
 import queue
 import random
-import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
 import httpx
 
 from whet.errors import SamplerError
+from whet.sampling.bridge import LoopThread
 
 T = TypeVar("T")
 
@@ -111,7 +111,8 @@ class Caller:
         inside an event loop.
         """
         arrived: queue.SimpleQueue[tuple[int, T | FailedCall]] = queue.SimpleQueue()
-        with _running(self._ask_all(calls, lambda number, answer: arrived.put((number, answer)))) as work:
+        with closing(LoopThread("whet-calls")) as thread:
+            work = thread.begin(self._ask_all(calls, lambda number, answer: arrived.put((number, answer))))
             for _ in calls:
                 yield _next_of(arrived, work)
 
@@ -293,21 +294,6 @@ def _retry_after_s(response: httpx.Response) -> float:
         return 0.0
 
 
-@contextmanager
-def _running(work: Coroutine[Any, Any, T]) -> Iterator[Future[T]]:
-    """`work` at work in an event loop in a thread of its own; at the end of the block what is left is cancelled."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="whet-calls", daemon=True)
-    thread.start()
-    try:
-        yield asyncio.run_coroutine_threadsafe(work, loop)
-    finally:
-        asyncio.run_coroutine_threadsafe(_cancel_all(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
-
-
 def _next_of(arrived: queue.SimpleQueue[T], work: Future[None]) -> T:
     """The next answer. Where the work itself failed, which is our bug, that is raised instead of waiting for ever."""
     while True:
@@ -316,10 +302,3 @@ def _next_of(arrived: queue.SimpleQueue[T], work: Future[None]) -> T:
         except queue.Empty:
             if work.done() and arrived.empty():
                 work.result()
-
-
-async def _cancel_all() -> None:
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

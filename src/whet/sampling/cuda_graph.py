@@ -24,8 +24,8 @@ from torch import Tensor
 from whet.models.attention import AttentionCall
 from whet.models.matmul import padded
 from whet.sampling.forward import Forward
+from whet.sampling.kv_cache import Slab, hidden_columns
 from whet.sampling.layouts import Decode, DecodeBatch, attend_rows
-from whet.sampling.slabs import Slab, hidden_columns
 
 BUCKET = 256
 """Columns are looked at in multiples of this: each multiple is a recording of its own."""

@@ -6,7 +6,7 @@ from whet.errors import SamplerError
 from whet.models.language import LanguageModel
 from whet.records import Completion
 from whet.sampling.base import Request
-from whet.sampling.driver import Driver
+from whet.sampling.bridge import Driver
 from whet.sampling.engine import Engine
 
 

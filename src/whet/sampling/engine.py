@@ -7,7 +7,7 @@ when a row comes or goes.
 
 An answer is the same bits, tokens and log-probabilities, in whatever company it is written, on a CPU in float32: its
 random numbers come from the request's own seed (one uniform number per token, used to invert the cumulative
-distribution), its place in the cache from its own length (`sampling.slabs`), and the products' rows do not depend on
+distribution), its place in the cache from its own length (`sampling.kv_cache`), and the products' rows do not depend on
 their number (`models.matmul.rows_alike`).
 
 From the first request until the last one is done the engine holds a cache and, below float32, a cast of the weights.
@@ -30,8 +30,7 @@ from whet.sampling.answers import Answers, Pens, SamplingKind
 from whet.sampling.base import Request, SamplingParams
 from whet.sampling.cuda_graph import BUCKET, Step, step_for
 from whet.sampling.forward import Forward, plan
-from whet.sampling.prefix import Prefixes
-from whet.sampling.slabs import Member, Slab, size_class
+from whet.sampling.kv_cache import Member, Prefixes, Slab, size_class
 from whet.sampling.tickets import PROMPTS, TAILS, WHOLE, SharedPrompt, Ticket, batch_of, learn, prefill_of
 
 PREFILL_TOKENS = 1024

@@ -28,7 +28,7 @@ from whet.models.architecture import decoder_of
 from whet.models.attention import AttentionCall, Layout, Tree, TreeLayout
 from whet.models.language import LanguageModel
 from whet.models.matmul import product
-from whet.sampling.slabs import LayerShape
+from whet.sampling.kv_cache import LayerShape
 
 DECODER = {"embed_tokens", "layers", "norm", "rotary_emb"}
 LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}

@@ -21,8 +21,7 @@ from torch import Tensor
 
 from whet.models.attention import AttentionCall, TreeLayout, causal, weigh
 from whet.models.matmul import ROWS
-from whet.sampling.prefix import Beginning, blocks
-from whet.sampling.slabs import Slab
+from whet.sampling.kv_cache import Beginning, Slab, blocks
 
 PART = 128
 """Columns of values that are added up in one product: longer sums are cut in other places for other lengths."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from whet.records import Completion
 from whet.sampling.base import Request
-from whet.sampling.driver import settle
+from whet.sampling.bridge import settle
 from whet.sampling.replica import read_answer, request_frame
 from whet.sandbox.base import JSON
 from whet.sandbox.frames import encode, take

@@ -15,9 +15,8 @@ from whet.models.language import LanguageModel
 from whet.models.marks import Routing
 from whet.sampling.answers import SamplingKind
 from whet.sampling.base import Request
+from whet.sampling.kv_cache import Beginning, Member, Prefixes, Slab, size_class
 from whet.sampling.layouts import DecodeBatch, Entry, Prefill, Shared
-from whet.sampling.prefix import Beginning, Prefixes
-from whet.sampling.slabs import Member, Slab, size_class
 
 WHOLE, TAILS, PROMPTS = "whole", "tails", "prompts"
 """Slabs of rows with their prompt in front, of rows whose prompt is apart, and of such prompts."""
