@@ -33,7 +33,7 @@ from whet.sampling.bridge import run
 from whet.sampling.embedded import EmbeddedSampler
 from whet.sampling.engine import Engine
 from whet.sampling.fleet import Fleet, Held
-from whet.sampling.process import Replica, ReplicaState
+from whet.sampling.process import STEADY_VERSIONS, Replica, ReplicaState
 from whet.sampling.weight_sync import Probe, weights_digest
 from whet.training.engine import LocalTrainer
 
@@ -54,7 +54,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         "max_running": 8, "cache_gib": 1.0, "threads": torch.get_num_threads(), "products": library(),
     }  # fmt: skip
     folder = tmp_path_factory.mktemp("fleet") / "weights"
-    with closing(Fleet(tiny_model(dtype=torch.float32), machine, options, folder, forked=True, past=2)) as made:
+    with closing(Fleet(tiny_model(dtype=torch.float32), machine, options, folder, past=2)) as made:
         yield made
 
 
@@ -276,7 +276,26 @@ def test_exact_the_same_weights_under_any_latencies_and_with_a_killed_sampler(fl
     assert deaths(fleet) > before
 
 
+def test_a_long_stretch_without_a_death_gives_all_restarts_back() -> None:
+    replica = Replica(0, 2)
+
+    def dies_after(versions: int, first: int = 7) -> int:
+        for version in range(first, first + versions + 1):
+            replica.confirm(version)
+        replica.bury("")
+        return replica.restarts
+
+    assert [dies_after(STEADY_VERSIONS - 1), dies_after(STEADY_VERSIONS), dies_after(1)] == [1, 1, 0]
+    assert not replica.gone
+    replica.confirm(90)
+    replica.confirm(90 + STEADY_VERSIONS)
+    replica.confirm(90 + STEADY_VERSIONS + 1)
+    assert dies_after(0, 111) == 1 and dies_after(0) == 0 and dies_after(0) == 0 and replica.gone
+
+
 def test_when_no_sampler_is_left_the_error_says_of_each_what_became_of_it(fleet: Fleet) -> None:
+    fleet.publish(4)
+    assert healthy(fleet)  # each has a process
     for each in fleet.replicas:
         each.restarts = 0
         os.kill(each.pid, signal.SIGKILL)

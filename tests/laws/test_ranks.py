@@ -249,6 +249,22 @@ def test_ranks_that_share_their_rows_have_the_gradient_of_one_process(groups: di
         build(groups[3], context=3)
 
 
+def budget(trainer: ShardedTrainer) -> int:
+    return trainer.budget.tokens
+
+
+def test_auto_counts_tokens_for_each_rank_of_a_context(groups: dict[int, Ranks], tmp_path: Path) -> None:
+    """Which take them together; a checkpoint of another context has those of each, what the recipe counts is kept."""
+    for context in (2, 1):
+        together = build(groups[2], context=context, microbatch_tokens="auto")
+        assert on_ranks(together, budget) == [2048 * context] * 2
+        if context == 2:
+            together.save(tmp_path)
+        together.load(tmp_path)
+        assert on_ranks(together, budget) == [2048 * context] * 2
+    assert on_ranks(build(groups[2], context=2, microbatch_tokens=300), budget) == [300] * 2
+
+
 def test_ranks_of_one_context_get_the_same_rows_and_count_once() -> None:
     class Four:
         ranks, sent = 4, list[Any]()
@@ -751,6 +767,7 @@ def recipe(folder: Path, *words: str) -> Any:
             "machine.trainer.replicate: 2 must divide the 3 ranks",
         ),
         (["machine.trainer={gpus: 3, context: 2}"], "machine.trainer.context: 2 must divide the 3 ranks"),
+        (["machine.trainer.experts=2"], "machine.trainer.experts: 2, and there is no expert parallelism; set 1"),
         (["machine.trainer={gpus: 2, nodes: 0}"], "machine.trainer.nodes: must be at least 1"),
     ],
 )

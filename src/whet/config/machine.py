@@ -26,12 +26,19 @@ class TrainerRanks(Strict):
     context: int = Field(1, ge=1)
     """Ranks that compute a micro-batch together, each a part of its tokens (Ulysses), for rows that are too long for
     one. It divides the model's heads."""
+    experts: int = Field(1, ge=1)
+    """Nothing but 1: experts are sharded over all ranks like any other layer."""
 
     @model_validator(mode="after")
     def _check(self) -> TrainerRanks:
         for key in ("replicate", "context"):
             if self.ranks % getattr(self, key):
                 raise ValueError(f"{key}: {getattr(self, key)} must divide the {self.ranks} ranks (nodes x gpus)")
+        if self.experts > 1:
+            raise ValueError(
+                f"experts: {self.experts}, and there is no expert parallelism; set 1: experts are sharded over all "
+                "ranks like any other layer"
+            )
         return self
 
     @property
@@ -70,6 +77,7 @@ class Restarts(Strict):
     """How often what died is started again before the run gives up, with everything saved."""
 
     sampler: int = Field(5, ge=0)
+    """Restarts of each sampler process; 20 hand-overs without a death give all of them back."""
     trainer: int = Field(3, ge=0)
     """Restarts of all ranks together, from the last checkpoint; a new checkpoint gives all of them back."""
 
@@ -82,7 +90,7 @@ class MachineConfig(Strict):
     in the cluster of `RAY_ADDRESS` or in one of this machine (`pip install 'whet[ray]'`)."""
     trainer: TrainerRanks = TrainerRanks()
     samplers: Samplers = Samplers()
-    hand_over: Literal["auto", "memory", "files", "gloo", "nccl", "ipc"] = "auto"
-    """How weights get from the trainer to the samplers."""
+    hand_over: Literal["auto", "files"] = "auto"
+    """How weights get to samplers in other processes: as files, in both cases."""
     deadlines: Deadlines = Deadlines()
     restarts: Restarts = Restarts()

@@ -98,7 +98,7 @@ def _footprint(run: Run, name: str, stage: StageBase) -> Footprint | None:
     found = footprint(
         name,
         model,
-        needs.train and _with_longest_row(needs.train, needs.sampling, model),
+        needs.train and _with_longest_row(needs.train, needs.sampling, model, trainer.context),
         needs.sampling,
         reference=needs.reference if isinstance(needs.reference, bool) else run.origin(model.at(needs.reference.path)),
         critic=needs.critic,
@@ -111,14 +111,16 @@ def _footprint(run: Run, name: str, stage: StageBase) -> Footprint | None:
     return found if trainer.ranks == 1 else on_each_rank(found, trainer)
 
 
-def _with_longest_row(train: TrainConfig, sampling: SamplingConfig | None, model: ModelConfig) -> TrainConfig:
+def _with_longest_row(
+    train: TrainConfig, sampling: SamplingConfig | None, model: ModelConfig, context: int
+) -> TrainConfig:
     """The same with micro-batches that hold the longest row that its keys allow: a group is cut, a row never is."""
     longest = train.max_length or 0
     if sampling is not None:
         longest = max(longest, PROMPT_TOKENS + sampling.max_tokens)
-    tokens = CACHED_TOKENS if train.microbatch_tokens == "auto" else train.microbatch_tokens
+    tokens = CACHED_TOKENS * context if train.microbatch_tokens == "auto" else train.microbatch_tokens
     longest = min(longest, read_max_length(model))
-    return train if longest <= tokens else train.model_copy(update={"microbatch_tokens": longest})
+    return train.model_copy(update={"microbatch_tokens": max(longest, tokens)})
 
 
 def _asked_in(section: Any, tokens: int = 0) -> Iterator[Asked]:

@@ -37,8 +37,6 @@ def start_fleet(
             f"machine.samplers: the model is on {language.device.type} and place is {machine.samplers.place}; sampler "
             "processes are for CPUs, apart from the trainer; set replicas: 0, or model.device: cpu and place: apart"
         )
-    if machine.hand_over not in ("auto", "files"):
-        raise ConfigError(f"machine.hand_over: {machine.hand_over} does not reach other processes; use auto or files")
     lora: LoraConfig | None = train.lora
     options = {
         "model": model.model_dump(mode="json"),
@@ -54,7 +52,6 @@ def start_fleet(
         machine,
         options,
         (folder or Path(tempfile.mkdtemp(prefix="whet-"))) / "hand_over",
-        forked=True,
         past=lag.steps if lag.steps and lag.order == "exact" else None,
         say=logging.getLogger(__name__).warning,
     )

@@ -8,7 +8,8 @@ version: that difference is the engine's, whatever the lag of the rollouts.
     restarting -> stale -> healthy <-> suspect -> dead -> restarting ...
 
 A new process is stale until it has weights. One that owes something and is silent for half of `request_s` is suspect
-and gets nothing new, for all of it dead. When more have died than may be started again, `SamplersLost` ends the run.
+and gets nothing new, for all of it dead. When more have died than may be started again (`STEADY_VERSIONS`
+hand-overs without a death give all restarts back), `SamplersLost` ends the run.
 
 By default all replicas take each version at once, in the middle of what they write. With `past` they keep to the
 version that a request names (`Request.version`), the oldest first: each takes it when it has nothing left to do, and
@@ -83,13 +84,12 @@ class Fleet:
         options: Mapping[str, JSON],
         folder: Path,
         *,
-        forked: bool,
         past: int | None = None,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         """`model` has the trainer's weights, which go through files in `folder`; what is there is removed.
 
-        `options` are those of `sampling.replica.load`; `forked`: the model is on a CPU. `say` hears of deaths.
+        `options` are those of `sampling.replica.load`. `say` hears of deaths.
         """
         self.model, self.version = model, -1
         self._patience, self._past, self._say = machine.deadlines, past, say
@@ -101,7 +101,7 @@ class Fleet:
         self._folder = folder
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        self._spawner = Spawner(options, folder / "printed", machine.deadlines.start_s, forked=forked)
+        self._spawner = Spawner(options, folder / "printed", machine.deadlines.start_s)
         self.replicas = [Replica(number, machine.restarts.sampler) for number in range(machine.samplers.replicas)]
         self._keeper = ThreadPoolExecutor(1, "whet-fleet-keeper")  # processes die with the thread that started them
         self._thread = LoopThread("whet-fleet")
@@ -251,8 +251,7 @@ class Fleet:
                 replica.kill(str(error))
             else:
                 self.gaps[version] = max(self.gaps.get(version, 0.0), float(gaps.mean()))
-                replica.version, replica.owes = version, ""
-                replica.be(ReplicaState.HEALTHY)
+                replica.confirm(version)
             self._changed()
 
     async def _live(self, replica: Replica) -> None:

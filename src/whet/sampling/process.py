@@ -23,6 +23,9 @@ from whet.sandbox.base import JSON
 from whet.sandbox.frames import encode, take
 from whet.sandbox.launch import WarmTemplate, start
 
+STEADY_VERSIONS = 20
+"""Hand-overs that one process must outlive for its replica to get all restarts back: few deaths in a long run are no
+reason to end it, and a sampler that cannot live dies sooner."""
 TAIL_BYTES = 200
 """How much of what replicas printed is told when one has died."""
 
@@ -44,19 +47,16 @@ class LostReplica(Exception):
 
 
 class Spawner:
-    """Starts replicas: each anew, or (`forked`) as copies of a process that has loaded what they need.
+    """Starts replicas as copies of a process that has loaded what they need.
 
-    A fork takes milliseconds and shares the memory of what is loaded; it is for models on a CPU, since a device cannot
-    be held across one.
+    A fork takes milliseconds and shares the memory of what is loaded; a device cannot be held across one.
     """
 
-    def __init__(self, options: Mapping[str, JSON], log: Path, startup_s: float, *, forked: bool) -> None:
+    def __init__(self, options: Mapping[str, JSON], log: Path, startup_s: float) -> None:
         """`options` are those of `sampling.replica.load`; what they print goes to `log`."""
         spec: dict[str, JSON] = {"target": "whet.sampling.replica:load", "arguments": [], "options": dict(options)}
-        self._spec = {**spec, "memory_mb": None, "talks": True}
-        begin = partial(start, self._spec, printing=subprocess.DEVNULL, template=True)
-        self._template = WarmTemplate(begin, startup_s) if forked else None
-        self._own: list[subprocess.Popen[bytes]] = []
+        spec |= {"memory_mb": None, "talks": True}
+        self._template = WarmTemplate(partial(start, spec, printing=subprocess.DEVNULL, template=True), startup_s)
         self._closed = False
         self._log = log
         self._printed = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -65,10 +65,7 @@ class Spawner:
         """A process that will say that it is ready. Raises `OSError` where there is none."""
         ours, theirs = socket.socketpair()
         with theirs:
-            if self._template is None:
-                self._own = [each for each in self._own if each.poll() is None]
-                self._own.append(start(self._spec, theirs, self._printed, template=False))
-            elif failure := self._template.fork([theirs.fileno(), self._printed], lambda: self._closed):
+            if failure := self._template.fork([theirs.fileno(), self._printed], lambda: self._closed):
                 ours.close()
                 raise OSError(failure)
         return ours
@@ -76,10 +73,7 @@ class Spawner:
     def close(self) -> None:
         """End the process that forks, and with it those that it forked; the others were killed."""
         self._closed = True
-        if self._template is not None:
-            self._template.close()
-        for each in self._own:
-            each.wait()
+        self._template.close()
         os.close(self._printed)
 
     def last_words(self) -> str:
@@ -91,7 +85,7 @@ class Replica:
     """One process after another under one number."""
 
     def __init__(self, number: int, restarts: int) -> None:
-        self.number, self.restarts = number, restarts
+        self.number, self.restarts, self._allowed = number, restarts, restarts
         self.name = f"sampler {number}"
         self.health, self.since, self.version = ReplicaState.RESTARTING, time.monotonic(), -1
         self.gone = False
@@ -101,6 +95,7 @@ class Replica:
         self.lock = asyncio.Lock()
         self.renewing: asyncio.Future[None] | None = None
         self.pid = 0
+        self._first: int | None = None  # version that the process was given first
         self._count = self._most = 0
         self._inbox = bytearray()
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
@@ -199,13 +194,21 @@ class Replica:
         self.be(ReplicaState.DEAD)
         if self._streams is not None:
             self._streams[1].close()
-        self._streams, self.pid, self.owes = None, 0, ""
+        self._streams, self.pid, self.owes, self._first = None, 0, "", None
         waiting: list[asyncio.Future[Any]] = [*self.owed.values(), *([self._receipt] if self._receipt else [])]
         for future in waiting:
             if not future.done():
                 future.set_exception(lost)
         self.owed.clear()
         self.gone, self.restarts = self.restarts == 0, max(0, self.restarts - 1)
+
+    def confirm(self, version: int) -> None:
+        """It has the weights of a version, and computes with them as it should."""
+        self.version, self.owes = version, ""
+        self._first = version if self._first is None else self._first
+        if version - self._first >= STEADY_VERSIONS:
+            self.restarts = self._allowed
+        self.be(ReplicaState.HEALTHY)
 
     def be(self, health: ReplicaState) -> None:
         """Be in this state from now on."""

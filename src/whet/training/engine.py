@@ -52,6 +52,7 @@ class LocalTrainer:
         self.moved: set[str] = set()  # frozen models that no longer are what the stage started from
         asked = config.microbatch_tokens
         self.budget = TokenBudget(tokens if asked == "auto" else asked)
+        self.together = 1  # processes that compute a micro-batch, for each of which `auto` chooses tokens
         self.optimizers = Optimizers(model.parameters, config)
         self.offloaded = set(self.frozen) & set(config.offload)
         for name in self.offloaded:
@@ -91,12 +92,7 @@ class LocalTrainer:
         return OptimResult(applied=True, grad_norm=norm)
 
     def forward(
-        self,
-        rows: Sequence[TokenRow],
-        *want: Want,
-        temperature: float = 1.0,
-        frozen: str | None = None,
-        top_k: int = 0,
+        self, rows: Sequence[TokenRow], *want: Want, temperature: float = 1.0, frozen: str | None = None, top_k: int = 0
     ) -> dict[str, list[Column]]:
         """The wanted columns of each row from one pass, under the weights as they are or those of a frozen model."""
         ask = Ask(frozenset(want), temperature=temperature, top_k=top_k)
@@ -120,7 +116,7 @@ class LocalTrainer:
         self._note(folder)
 
     def _note(self, folder: Path) -> None:
-        noted = {"asked": self.config.microbatch_tokens, "microbatch_tokens": self.budget.tokens}
+        noted = {"asked": self.config.microbatch_tokens, "microbatch_tokens": self.budget.tokens // self.together}
         (folder / "trainer.json").write_text(json.dumps({**noted, "precision": self.model.precision}))
 
     def _state(self) -> dict[str, dict[str, Tensor]]:
@@ -151,7 +147,7 @@ class LocalTrainer:
         self.optimizers.load_state(found.get("optimizer", {}))
         # Another cut rounds differently: what was chosen or found out holds until the recipe asks for something else.
         if noted["asked"] == self.config.microbatch_tokens:
-            self.budget.tokens = noted["microbatch_tokens"]
+            self.budget.tokens = noted["microbatch_tokens"] * self.together
 
     def _like(self, kind: str, name: str) -> Tensor | None:
         """The tensor whose shards one of a checkpoint is to have; None: it is read whole."""

@@ -86,6 +86,8 @@ class ShardedTrainer(LocalTrainer):
         if context is not None:
             self.model = _together(self.model, context)
             self.frozen = {name: _together(model, context) for name, model in self.frozen.items()}
+            self.together = context.size if self.config.microbatch_tokens == "auto" else 1
+            self.budget.tokens *= self.together
         self._most_tokens = most_tokens
         self._limit()
         self._blank = _without_content(self.model)
