@@ -15,6 +15,7 @@ import yaml
 from tests.test_cli import whet
 from whet.config.loading import load_recipe
 from whet.launch.jobs import SUBMIT
+from whet.sampling.vllm_flags import SERVER_FLAGS
 
 RECIPE = """\
 name: Small_Run.1
@@ -89,6 +90,7 @@ def test_each_file_parses_and_its_command_is_taken(recipe: str, target: str, mac
         assert loaded.stages["rl"].sampling.server == "http://engine:8000"
         served = [line for line in lines if "vllm serve" in line]
         assert len(served) == 1 and "--tensor-parallel-size 2" in served[0]
+        assert " ".join(SERVER_FLAGS) in served[0] and "--max-num-seqs 256" in served[0]
     if target in ("kubernetes", "ray"):
         files = next(yaml.safe_load_all(text))["data"]
         assert files == {recipe: RECIPE, machine: Path(machine).read_text()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -32,6 +31,7 @@ from whet.sampling.bridge import LoopThread, run
 from whet.sampling.calls import Patience
 from whet.sampling.embedded import EmbeddedSampler
 from whet.sampling.vllm_server import VllmServerSampler
+from whet.sampling.weight_sync import weights_digest
 
 ASKED = [Request(prompt=(1, 2, 3), seed=seed, params=SamplingParams(max_tokens=5)) for seed in range(4)]
 PATIENCE = Patience(attempts=3, request_s=10, total_s=15, first_wait_s=0.01)
@@ -51,15 +51,18 @@ class FakeServer(ThreadingHTTPServer):
     def __init__(self, model: LanguageModel, port: int) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
         self.sampler, self.lock = EmbeddedSampler(model), threading.Lock()
+        self.read: dict[str, torch.Tensor] = {}
         self.loaded = 0
+        self.phase = "running"
         self.version = "default"
-        self.adapter: str | None = None
-        self.adapter_folder = Path()
+        self.adapters: dict[str, Path] = {}
         self.calls: list[tuple[str, Json]] = []
         self.settings: Json = {
             "device_config": {"device": "cuda"},
             "model_config": {"logprobs_mode": "processed_logprobs", "max_model_len": model.max_length},
-            "scheduler_config": {"enable_chunked_prefill": True},
+            "scheduler_config": {"enable_chunked_prefill": True, "max_num_seqs": 256},
+            "parallel_config": {"worker_extension_cls": "whet.sampling.vllm_worker.Extension"},
+            "weight_transfer_config": {"backend": "whet_files"},
             "lora_config": {"max_lora_rank": 8},
         }
         self.spoil: Callable[[Json, Json], Json | int] = lambda body, answer: answer
@@ -73,25 +76,39 @@ class FakeServer(ThreadingHTTPServer):
             case "/server_info?config_format=json":
                 return {"vllm_config": self.settings}
             case "/collective_rpc":
-                assert body["method"] == "reload_weights"
-                self._load(load_file(Path(body["kwargs"]["weights_path"]) / "model.safetensors"))
-                return {"results": [None]}
+                assert body["method"] == "whet_read"
+                self.read = load_file(body["kwargs"]["path"])
+                return {"results": ["" if weights_digest(self.read) == body["kwargs"]["digest"] else "another digest"]}
             case "/v1/load_lora_adapter":
-                assert self.adapter is None
-                self.adapter, self.adapter_folder = body["lora_name"], Path(body["lora_path"])
+                assert body["lora_name"] not in self.adapters
+                self.adapters[body["lora_name"]] = Path(body["lora_path"])
                 return {}
             case "/v1/unload_lora_adapter":
-                assert body["lora_name"] == self.adapter
-                self.adapter = None
+                del self.adapters[body["lora_name"]]
                 return {}
-            case "/reset_prefix_cache":
-                return {"success": True}
-            case "/update_weight_version":
-                self.version = body["new_version"]
-                return {}
-        assert path == "/inference/v1/generate" and body.get("model") == self.adapter
-        assert self.adapter is None or (self.adapter_folder / "adapter_config.json").is_file()  # vLLM may read it again
+            case "/pause?mode=keep&clear_cache=false":
+                return self._become("paused", after="running")
+            case "/start_weight_update":
+                return self._become("started", after="paused")
+            case "/update_weights":
+                assert body["update_info"] == {"digest": weights_digest(self.read)}
+                self._load(self.read)
+                return self._become("updated", after="started")
+            case "/finish_weight_update":
+                self.version = body["weight_version"]
+                return self._become("finished", after="updated")
+            case "/resume":
+                return self._become("running", after="finished")
+        assert path == "/inference/v1/generate" and self.phase == "running"
+        if "model" in body:  # vLLM may read it again
+            assert (self.adapters[body["model"]] / "adapter_config.json").is_file()
         return self.spoil(body, self._generate(body))
+
+    def _become(self, phase: str, *, after: str) -> Json | int:
+        if self.phase != after:
+            return 500
+        self.phase = phase
+        return {}
 
     def _load(self, weights: dict[str, torch.Tensor]) -> None:
         self.loaded += 1
@@ -192,8 +209,8 @@ def test_it_samples_what_the_embedded_sampler_does_with_the_weights_that_were_ha
                 sampler.publish(3)
         salts = [body["cache_salt"] for body in of(server, "/inference/v1/generate")]
         assert len(set(salts)) == 2 and salts[-1] == server.version, "no version reads what another one has cached"
-        assert server.loaded == 2 and len(of(server, "/reset_prefix_cache")) == 2
-        assert not any(Path(body["kwargs"]["weights_path"]).exists() for body in of(server, "/collective_rpc"))
+        assert server.loaded == 2
+        assert not any(Path(body["kwargs"]["path"]).exists() for body in of(server, "/collective_rpc"))
 
 
 def test_stop_strings_end_answers_as_they_do_in_the_embedded_sampler() -> None:
@@ -286,11 +303,12 @@ def test_adapters_go_one_after_the_other() -> None:
         sampler = connect(server, model)
         sampler.publish(1)
         assert server.loaded == 1  # the base, once
-        assert [body["lora_name"] for body in of(server, "/v1/load_lora_adapter")] == [
-            sampler._name + "-0",
-            server.adapter,
-        ]
-        assert {answer.version for answer in answers_of(sampler, ASKED) if isinstance(answer, Completion)} == {1}
+        sampler.publish(2)
+        labels = [f"{sampler._name}-{version}" for version in range(3)]
+        assert [body["lora_name"] for body in of(server, "/v1/load_lora_adapter")] == labels
+        assert list(server.adapters) == labels[1:], "those that requests may have begun with stay"
+        assert server.version == f"{sampler._name}-base"
+        assert {answer.version for answer in answers_of(sampler, ASKED) if isinstance(answer, Completion)} == {2}
 
 
 @pytest.mark.parametrize(
@@ -299,10 +317,9 @@ def test_adapters_go_one_after_the_other() -> None:
         ({"model_config": {"logprobs_mode": "raw_logprobs", "max_model_len": 10**6}}, "--logprobs-mode processed"),
         ({"model_config": {"logprobs_mode": "processed_logprobs", "max_model_len": 8}}, "--max-model-len"),
         ({"device_config": {"device": "cpu"}}, "--no-enable-chunked-prefill"),
-        (
-            {"device_config": {"device": "cpu"}, "scheduler_config": {"enable_chunked_prefill": False}},
-            "leave sampling.server out",
-        ),
+        ({"scheduler_config": {"enable_chunked_prefill": True, "max_num_seqs": 64}}, "runs 64 requests at once"),
+        ({"parallel_config": {"worker_extension_cls": ""}}, "--worker-extension-cls whet.sampling.vllm_worker.Ext"),
+        ({"weight_transfer_config": None}, "--weight-transfer-config.backend whet_files"),
         ({"lora_config": None}, "--enable-lora --max-lora-rank 4"),
     ],
 )
@@ -331,6 +348,28 @@ def test_several_servers_share_the_requests_and_read_the_same_files(lora: LoraCo
         assert len(probe) == 1 and min(map(len, asked)) > 3, "prompts are spread, and each meets its own server"
         assert of(one, "/collective_rpc") == of(two, "/collective_rpc")
         assert of(one, "/v1/load_lora_adapter") == of(two, "/v1/load_lora_adapter")
+
+
+def test_weights_of_another_digest_are_refused_before_the_server_is_paused() -> None:
+    model = tiny_model()
+    with serving() as server:
+        sampler = connect(server, model)
+        sampler._files.whole(f"{sampler._name}-1")
+        sampler._files._digests[f"{sampler._name}-1"] = "0" * 64
+        with pytest.raises(SamplerError, match=r"vLLM at http\S+ refuses weights: another digest"):
+            sampler.publish(1)
+        assert (server.phase, server.loaded, sampler.version) == ("running", 1, 0)
+
+
+def test_a_phase_that_fails_is_not_repeated_and_the_server_is_lost() -> None:
+    with serving() as one, serving() as two:
+        sampler = VllmServerSampler(tiny_model(), [one.url, two.url], patience=PATIENCE)
+        two._become = lambda phase, *, after: 500 if phase == "started" else {}  # type: ignore[method-assign]
+        change(sampler.model)
+        sampler.publish(1)
+        assert not sampler._servers[0].lost and "500 Internal" in sampler._servers[1].lost
+        assert len(of(two, "/start_weight_update")) == 2, "one of each version"
+        assert {each.version for each in answers_of(sampler, MANY)} == {1}
 
 
 def test_what_a_lost_server_owed_is_asked_of_another_and_one_that_is_back_gets_the_weights() -> None:
@@ -394,29 +433,55 @@ def test_impossible_keys_are_refused_when_the_recipe_is_read(keys: Json, said: s
         SamplingConfig.model_validate(keys)
 
 
-def test_a_hand_over_waits_for_what_is_under_way_and_what_is_asked_meanwhile_waits_for_it() -> None:
+def test_weights_come_in_the_middle_of_answers_and_what_is_asked_meanwhile_waits_for_them() -> None:
+    """Answers say which token is of which version; one that was begun after it under the old salt is repeated."""
     model, release, asked = tiny_model(), threading.Event(), threading.Event()
-
-    def slow(body: Json, answer: Json) -> Json:
-        if body["sampling_params"]["seed"] == 0 and body["sampling_params"]["max_tokens"] == 5:
-            asked.set()
-            release.wait(60)
-        return answer
+    changing, let = threading.Event(), threading.Event()
 
     with serving() as server, closing(LoopThread("asks")) as loop, ThreadPoolExecutor(1) as trainer:
         sampler = connect(server, model)
-        server.spoil = slow
-        first = loop.begin(sampler.sample(ASKED[0]))
+        labels = [f"{sampler._name}-{version}" for version in range(2)]
+        load = server._load
+
+        def slow(body: Json, answer: Json) -> Json:
+            seed = body["sampling_params"]["seed"]
+            if body["sampling_params"]["max_tokens"] == 5 and body["cache_salt"] == labels[0]:
+                asked.set()
+                release.wait(60)
+                spans = [(labels[0], 0, 2), (labels[1], 2, 5)] if seed == 0 else [(labels[1], 0, 5)]
+                answer["choices"][0]["weight_versions"] = [
+                    {"version": label, "start": start, "end": end} for label, start, end in spans
+                ]
+            return answer
+
+        def slowly(weights: dict[str, torch.Tensor]) -> None:
+            changing.set()
+            assert let.wait(60)
+            load(weights)
+
+        server.spoil, server._load = slow, slowly  # type: ignore[method-assign]
+        first, overtaken = (loop.begin(sampler.sample(request)) for request in ASKED[:2])
         assert asked.wait(60)
         change(model)
         pushed = trainer.submit(sampler.publish, 1)
-        while not sampler._renewing:
-            time.sleep(0.01)
-        second = loop.begin(sampler.sample(ASKED[1]))
-        assert not pushed.done() and server.loaded == 1 and "owes 1 answers" in sampler.describe()
-        release.set()
+        assert changing.wait(60)
+        third = loop.begin(sampler.sample(ASKED[2]))
+        assert "owes 2 answers" in sampler.describe() and not pushed.done()
+        let.set()
         pushed.result(60)
-        assert (first.result(60).version, second.result(60).version) == (0, 1) and server.loaded == 2
+        assert third.result(60).version == 1 and not first.done(), "the hand-over waits for no answer"
+        release.set()
+        assert first.result(60).versions.tolist() == [0, 0, 1, 1, 1]
+        assert overtaken.result(60).versions.tolist() == [1] * 5
+        salts = [
+            body["cache_salt"]
+            for body in of(server, "/inference/v1/generate")
+            if body["sampling_params"]["seed"] == 1 and body["sampling_params"]["max_tokens"] == 5
+        ]
+        assert salts == labels
+        assert tokens_of([overtaken.result(), third.result()]) == tokens_of(
+            answers_of(EmbeddedSampler(model), ASKED[1:3])
+        )
         assert sampler.gaps.keys() == {0, 1}
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 import httpx
+import numpy as np
 import pytest
 import torch
 
@@ -66,17 +67,26 @@ def disturb(model: LanguageModel, size: float = 0.02) -> None:
             p.add_(torch.randn_like(p) * size)
 
 
+def logps_in(
+    model: LanguageModel, asked: Sequence[Request], answers: Sequence[Completion], *, temperature: float = 1.0
+) -> list[np.ndarray]:
+    """What the trainer says of the sampled tokens."""
+    rows = [
+        TokenRow(
+            tokens=np.concatenate([np.asarray(r.prompt, np.int32), a.tokens]),
+            trained=np.arange(len(r.prompt) + len(a.tokens)) >= len(r.prompt),
+        )
+        for r, a in zip(asked, answers, strict=True)
+    ]
+    return logps_of(LocalTrainer(model, TrainConfig()), rows, temperature=temperature)
+
+
 def largest_gap(
     model: LanguageModel, asked: Sequence[Request], answers: Sequence[Completion], *, temperature: float = 1.0
 ) -> float:
     """Largest difference between what the sampler and what the trainer say of the sampled tokens."""
-    rows = [
-        TokenRow(tokens=r.prompt + a.tokens, trained=(False,) * len(r.prompt) + (True,) * len(a.tokens))
-        for r, a in zip(asked, answers, strict=True)
-    ]
-    trained = logps_of(LocalTrainer(model, TrainConfig()), rows, temperature=temperature)
-    pairs = [(a.logprobs, logps) for a, logps in zip(answers, trained, strict=True)]
-    return max(abs(ours - theirs) for pair in pairs for ours, theirs in zip(*pair, strict=True))
+    pairs = zip(answers, logps_in(model, asked, answers, temperature=temperature), strict=True)
+    return max(float(abs(a.logprobs - logps).max()) for a, logps in pairs)
 
 
 @contextmanager

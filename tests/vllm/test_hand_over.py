@@ -54,7 +54,7 @@ def test_weights_that_did_not_arrive_are_found_out(sampler: VllmSampler, monkeyp
 
 
 def test_a_tied_head_that_stayed_behind_is_found_out(sampler: VllmSampler, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(whet.sampling.vllm, "_repack_tied_head", lambda module: None)
+    monkeypatch.setattr(whet.sampling.vllm, "repack_tied_head", lambda module: None)
     disturb(sampler.model)
     with pytest.raises(SamplerError, match="on a probe"):
         sampler.publish(5)

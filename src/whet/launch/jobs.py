@@ -20,6 +20,7 @@ from whet.config.problems import nearest
 from whet.config.recipe import Recipe
 from whet.config.rl import RLStage
 from whet.errors import ConfigError
+from whet.sampling.vllm_flags import SERVER_FLAGS
 
 TEMPLATES = Path(__file__).parent / "templates"
 SUBMIT = {
@@ -139,16 +140,16 @@ def render(template: str, job: Job) -> str:
 
 def _with_engine(target: str, job: Job, recipe: Recipe, gpus: int) -> Job:
     """With a vLLM server on so many GPUs for the stages of RL that sample with vLLM."""
-    stages = [name for name, stage in recipe.stages.items() if isinstance(stage, RLStage) and _by_vllm(stage)]
+    stages = {name: stage for name, stage in recipe.stages.items() if isinstance(stage, RLStage) and _by_vllm(stage)}
     if target == "ray" or not stages:
         why = "under Ray there is none" if target == "ray" else "no stage of RL has sampling.engine: vllm and no server"
         raise ConfigError(f"--server-gpus {gpus}: {why}; leave it out")
-    stage = recipe.stages[stages[0]]
-    lora = stage.train.lora if isinstance(stage, RLStage) else None
+    lora = next(iter(stages.values())).train.lora
     environment = ["VLLM_SERVER_DEV_MODE=1", *(["VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"] if lora else [])]
-    command = ["vllm", "serve", recipe.model.path, "--tokens-only", "--logprobs-mode", "processed_logprobs"]
+    running = max(stage.sampling.max_running for stage in stages.values())
+    command = ["vllm", "serve", recipe.model.path, *SERVER_FLAGS, "--max-num-seqs", str(running)]
     command += ["--port", "8000", "--tensor-parallel-size", str(gpus)]
-    command += ["--enable-lora", "--max-lora-rank", str(lora.rank)] if lora else []
+    command += ["--enable-lora", "--max-lora-rank", str(lora.rank), "--max-loras", "2"] if lora else []
     shared = f"{'/runs' if target in IN_POD else 'runs'}/hand_over-{job.name}"
     told = " ".join(
         f'stages.{name}.sampling.server="http://$ENGINE:8000" stages.{name}.sampling.server_folder={shared}'

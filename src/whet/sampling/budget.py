@@ -70,10 +70,7 @@ class BudgetSampler:
         if ending is not Ending.STOP:
             ending = await go_on(self.extensions + 1, request.params.max_tokens, request.params.stop)
         return Completion(
-            tokens=token_ids(written),
-            logprobs=np.array(logprobs, np.float32),
-            version=self.version,
-            ending=ending,
+            tokens=token_ids(written), logprobs=np.array(logprobs, np.float32), version=self.version, ending=ending
         )
 
     def _before_end(self, tokens: Sequence[int]) -> int:

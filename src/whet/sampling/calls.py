@@ -59,11 +59,14 @@ class Call(Generic[T]):
     """
 
     url: str
-    body: Mapping[str, Any]
+    body: Mapping[str, Any] | Callable[[], Mapping[str, Any]]
+    """What is sent, or what makes it when it is sent."""
     read: Callable[[httpx.Response], T]
     what: str
     """What is awaited, for messages."""
     method: Literal["POST", "GET"] = "POST"
+    attempts: int | None = None
+    """Other than the caller's: 1 for what must not be done twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,12 +184,13 @@ class Caller:
 
     async def _answer(self, client: httpx.AsyncClient, call: Call[T], wait: _Wait) -> T:
         patience = self._patience
-        for attempt in range(1, patience.attempts + 1):
+        most = call.attempts or patience.attempts
+        for attempt in range(1, most + 1):
             asked_s = 0.0
             try:
                 await self._pace.turn()
                 async with asyncio.timeout(patience.request_s):
-                    body = None if call.method == "GET" else call.body
+                    body = None if call.method == "GET" else call.body() if callable(call.body) else call.body
                     response = await client.request(call.method, call.url, json=body)
                 if response.status_code == 200:
                     return call.read(response)
@@ -205,7 +209,7 @@ class Caller:
                 wait.note(attempt, f"{type(error).__name__}: {error}")
             longest_s = min(LONGEST_WAIT_S, patience.first_wait_s * 2 ** (attempt - 1))
             pause_s = max(asked_s, random.uniform(0.5, 1) * longest_s)
-            if attempt < patience.attempts:
+            if attempt < most:
                 if pause_s >= wait.left_s():
                     raise wait.over(f"the next attempt would be in {pause_s:.1f} s")
                 await asyncio.sleep(pause_s)

@@ -17,7 +17,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ class VllmSampler:
             self._load_adapter()
         if not self._engine.reset_prefix_cache():
             raise SamplerError("vLLM keeps the keys and values of the weights before: its prefix cache was not reset")
-        run(check_probe(self, self.model))
+        run(check_probe(self.sample, self.model))
         self.version = version
 
     async def sample(self, request: Request) -> Completion:
@@ -140,9 +140,7 @@ class VllmSampler:
 
     def _load_weights(self) -> None:
         """The tensors in memory, through vLLM's own loader; an adapter's are left out."""
-        compared = self._engine.collective_rpc(_receive, args=(dict(base_weights(self.model)),))
-        if not all(compared):
-            raise SamplerError(f"{self.model.name}: nothing of what vLLM holds can be compared with the weights")
+        self._engine.collective_rpc(_receive, args=(dict(base_weights(self.model)),))
 
     def _load_adapter(self) -> None:
         from vllm.lora.request import LoRARequest
@@ -234,22 +232,28 @@ def _params(request: Request) -> Any:
     )
 
 
-def _receive(worker: Any, weights: dict[str, Tensor]) -> int:
-    """In vLLM's worker: load the weights, and compare what it keeps as it is. Returns how many tensors that were."""
+def _receive(worker: Any, weights: dict[str, Tensor]) -> None:
+    """In vLLM's worker: load the weights, and compare what it keeps as it is."""
     worker.reload_weights(weights_iterator=iter(weights.items()))
     module = worker.model_runner.get_model()
-    _repack_tied_head(module)
+    repack_tied_head(module)
+    compare(module, weights)
+
+
+def compare(module: Any, weights: Mapping[str, Tensor]) -> None:
+    """Raise `SamplerError` where a tensor that vLLM keeps as it is is another than the one that was sent."""
     compared = 0
     for name, held in module.named_parameters():
         sent = weights.get(name.replace(".base_layer.", "."))
         if sent is not None and held[: len(sent)].shape == sent.shape:  # vLLM pads a vocabulary at its end
             compared += 1
-            if not torch.equal(held[: len(sent)], sent.to(held.dtype)):
+            if not torch.equal(held[: len(sent)], sent.to(held)):
                 raise SamplerError(f"weights were handed over, but vLLM still has another {name}")
-    return compared
+    if not compared:
+        raise SamplerError("nothing of what vLLM holds can be compared with the weights that were handed over")
 
 
-def _repack_tied_head(module: Any) -> None:
+def repack_tied_head(module: Any) -> None:
     """A head that is tied to the embeddings gets no weights of its own, but on a CPU vLLM multiplies by a packed copy.
 
     vLLM 0.32 does not renew the copy: without this the head would stay as it was at the start.

@@ -1,19 +1,18 @@
 """Running vLLM servers, behind the same door: tokens in, tokens and log-probabilities out.
 
-The servers belong to one run. Weights go to them as files in a folder that all see: the whole model once and after
-every step, or with LoRA the base once and then each version's adapter. They load them when told to (`/collective_rpc`,
-`/v1/load_lora_adapter`), forget what they cached (`/reset_prefix_cache`) and take a new version label
-(`/update_weight_version`), which they then write on every answer: one of another version is an error. As in this
-process, a probe must get the log-probabilities of our own forward pass before a version counts as handed over.
+The servers belong to one run. Weights go to them as files in a folder that all see. A server's workers
+(`sampling.vllm_worker`) read a file and compare the digest of its tensors with what the trainer states; only then is
+the server paused, which keeps what is running, the weights go through vLLM's phases (start, update, finish), and it
+goes on. So an answer may be of several versions, and vLLM says from which token on: an answer of weights that this run
+did not hand over is an error. The version is the salt of the prefix cache too. With LoRA the base goes over once and
+each version as an adapter of its own name; what is running keeps the adapter that it began with. As in this process, a
+probe must get the log-probabilities of our own forward pass before a version counts as handed over.
 
 Whether a server can do this (its settings, its device) is asked before anything is sent.
 
 A request goes to the server that its prompt points to, so that equal prompts meet, or to one with less to do. Where
 there are several, one that does not answer, or has other weights since it was started again, is lost: what it owed is
 asked of another one with the same seed, and the next hand-over greets it anew.
-
-They may sample ahead of the trainer (`rollouts.ledger`): a hand-over waits until nothing is under way, and what is
-asked meanwhile waits for it, so that every answer is of one version.
 """
 
 from __future__ import annotations
@@ -25,25 +24,24 @@ import secrets
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import httpx
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from whet.errors import ConfigError, SamplerError, SamplersLost, boundary
 from whet.files import writing
 from whet.models.language import LanguageModel
 from whet.records import Completion
 from whet.sampling.base import Request
-from whet.sampling.bridge import run
+from whet.sampling.bridge import run as run_here
 from whet.sampling.calls import Call, Caller, NotFound, Patience, Unanswered, excerpt
 from whet.sampling.fleet import routed
-from whet.sampling.weight_sync import base_weights, check_probe, check_temperature, complete, stopping
+from whet.sampling.vllm_flags import EXTENSION, FILES
+from whet.sampling.weight_sync import base_weights, check_probe, check_temperature, complete, stopping, weights_digest
 
 PATIENCE = Patience(request_s=600.0, total_s=3600.0)
 """An answer of many thousand tokens on a full server takes minutes, and so does reading a large model."""
@@ -66,6 +64,7 @@ class _Files:
 
     def __init__(self, model: LanguageModel, folder: Path | None) -> None:
         self._model, self._lock = model, threading.Lock()
+        self._digests: dict[str, str] = {}
         try:
             self._folder = tempfile.TemporaryDirectory(prefix="whet-vllm-", dir=folder)
         except OSError as error:
@@ -74,29 +73,31 @@ class _Files:
                 "that exists here and where the server is"
             ) from error
 
-    def whole(self, name: str) -> Path:
-        """The model without its adapter, as it is now."""
+    def whole(self, name: str) -> tuple[Path, str]:
+        """The model without its adapter, as it is now: its file, and the digest of its tensors."""
         with self._lock:
-            folder = Path(self._folder.name) / name
-            if not folder.exists():
-                folder.mkdir()
+            file = Path(self._folder.name) / name / "model.safetensors"
+            if name not in self._digests:
+                file.parent.mkdir()
                 weights = {name: p.to("cpu").contiguous() for name, p in base_weights(self._model)}
-                with writing(folder, sum(tensor.nbytes for tensor in weights.values())):
-                    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-            return folder
+                with writing(file, sum(tensor.nbytes for tensor in weights.values())):
+                    save_file(weights, file, metadata={"format": "pt"})
+                self._digests[name] = weights_digest(weights)
+            return file, self._digests[name]
 
-    def adapter(self, name: str) -> Path:
+    def adapter(self, name: str) -> tuple[Path, str]:
         """The adapter, as it is now."""
         with self._lock:
-            folder = Path(self._folder.name) / name
-            if not folder.exists():
-                self._model.adapter.save_pretrained(folder)
-            return folder
+            file = Path(self._folder.name) / name / "adapter_model.safetensors"
+            if name not in self._digests:
+                self._model.adapter.save_pretrained(file.parent)
+                self._digests[name] = weights_digest(load_file(file))
+            return file, self._digests[name]
 
-    def keep(self, name: str | None) -> None:
-        """Remove all but the adapter of this name, which servers may read again at any time."""
+    def keep(self, names: Collection[str]) -> None:
+        """Remove all but the adapters of these names, which servers may read again at any time."""
         for folder in Path(self._folder.name).iterdir():
-            if folder.name != name:
+            if folder.name not in names:
                 shutil.rmtree(folder)
 
 
@@ -124,44 +125,43 @@ class VllmServerSampler:
         addresses = enumerate(servers)
         self._servers = [_Server(n, address, model, self._files, max_running, patience) for n, address in addresses]
         self.gaps: dict[int, float] = {}
-        self._moving, self._asked, self._renewing = threading.Condition(), 0, False
-        self._patience = patience
         self.publish(0)
 
     def publish(self, version: int) -> None:
-        """Hand the model's weights over under this version, once all that was asked is answered.
+        """Hand the model's weights over under this version, in the middle of what is being answered.
 
         Raises `SamplerError` where the only server does not take them or then computes another thing, `SamplersLost`
         where none of several does.
         """
-        label = f"{self._name}-{version}"
         # Of several, one that cannot be used is left out; but all that are named must be there at the start.
-        excused = (SamplerError, ConfigError) if self.version >= 0 and len(self._servers) > 1 else ()
+        excused = self.version >= 0 and len(self._servers) > 1
 
         def renew(server: _Server) -> None:
             try:
-                server.renew(label, version)
-            except excused as error:
+                server.renew(self._name, version)
+            except (SamplerError, ConfigError) as error:
                 server.lose(error)
+                if not excused:
+                    raise
 
-        with self._alone(), ThreadPoolExecutor(len(self._servers), "whet-vllm") as threads:
+        with ThreadPoolExecutor(len(self._servers), "whet-vllm") as threads:
             list(threads.map(renew, self._servers))
-            if all(server.lost for server in self._servers):
-                raise self._all_lost()
-            self._files.keep(None if self.model.adapter is None else label)
-            self.version = version
-            self.gaps[version] = max(server.gap for server in self._servers if not server.lost)
+        if all(server.lost for server in self._servers):
+            raise self._all_lost()
+        self._files.keep({name for server in self._servers for name in server.adapters})
+        self.version = version
+        self.gaps[version] = max(server.gap for server in self._servers if not server.lost)
 
     async def sample(self, request: Request) -> Completion:
         """`TokenSampler`: one call, which the server batches with others; where a server is lost, one of another."""
-        while not self._enter():
-            await asyncio.sleep(LOOK_S)
-        try:
-            return await self._sample(request)
-        finally:
-            with self._moving:
-                self._asked -= 1
-                self._moving.notify_all()
+        while (server := routed([each for each in self._servers if not each.lost], request)) is not None:
+            try:
+                return await server.sample(request)
+            except (Unanswered, NotFound, _OtherWeights) as error:  # dead, or started again: without the adapter
+                if len(self._servers) == 1:
+                    raise
+                server.lose(error)
+        raise self._all_lost()
 
     def describe(self) -> str:
         """`ApartSampler`."""
@@ -176,36 +176,6 @@ class VllmServerSampler:
     def close(self) -> None:
         """`ApartSampler`: nothing; the servers were not started here."""
 
-    def _enter(self) -> bool:
-        """Count a request as asked, unless weights are on their way."""
-        with self._moving:
-            self._asked += not self._renewing
-            return not self._renewing
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Within the block no request is under way."""
-        limit = self._patience.total_s
-        with self._moving:
-            self._renewing = True
-        try:
-            with self._moving:
-                if not self._moving.wait_for(lambda: not self._asked, limit):
-                    raise SamplersLost(f"weights wait for answers since {limit:g} s: {self.describe()}")
-            yield
-        finally:
-            self._renewing = False
-
-    async def _sample(self, request: Request) -> Completion:
-        while (server := routed([each for each in self._servers if not each.lost], request)) is not None:
-            try:
-                return await server.sample(request)
-            except (Unanswered, NotFound, _OtherWeights) as error:  # dead, or started again: without the adapter
-                if len(self._servers) == 1:
-                    raise
-                server.lose(error)
-        raise self._all_lost()
-
     def _all_lost(self) -> SamplersLost:
         why = "; ".join(f"{server.address}: {server.lost}" for server in self._servers)
         return SamplersLost(f"sampling.server: no vLLM server is left: {why}")
@@ -218,14 +188,17 @@ class _Server:
         self, number: int, address: str, model: LanguageModel, files: _Files, max_running: int, patience: Patience
     ) -> None:
         self.number, self.address, self.model, self.version = number, address.rstrip("/"), model, -1
-        self.owed: set[object] = set()
+        self.owed: dict[object, str] = {}
+        """The label of the weights that each request was sent with."""
+        self.adapters: set[str] = set()
+        """Those that are loaded, by label: the newest, and what running requests began with."""
         self.lost, self.gap = "it was not asked yet", 0.0
-        self._files = files
-        self._label = ""
-        self._adapter: str | None = None
-        self._caller = Caller(
-            f"vLLM at {self.address}", patience, concurrency=max_running, remedy=lambda code: REMEDY.get(code, "")
-        )
+        self._files, self._max_running, self._renewing = files, max_running, False
+        self._label = self._base = ""
+        self._known: dict[str, int] = {}
+        """The version of each label that it was given."""
+        who = f"vLLM at {self.address}"
+        self._caller = Caller(who, patience, concurrency=max_running, remedy=lambda code: REMEDY.get(code, ""))
 
     def lose(self, error: Exception) -> None:
         """Ask it nothing until it has taken weights again."""
@@ -233,31 +206,55 @@ class _Server:
             logging.getLogger(__name__).warning("%s is left out until the next step: %s", self.address, error)
         self.lost = str(error)
 
-    def renew(self, label: str, version: int) -> None:
+    def renew(self, run: str, version: int) -> None:
         """Give it the weights of a version. A lost one may have been started again, and is greeted like a new one."""
-        if self.lost:
-            with boundary(SamplerError, f"vLLM at {self.address}: does not describe itself as a vLLM server does"):
-                self._check_settings(self._tell("/server_info?config_format=json", None, _json)["vllm_config"])
-            if self.model.adapter is not None:
-                self._load_weights("base")
-        self._label = label
-        if self.model.adapter is None:
-            self._load_weights(label)
-        else:
-            self._load_adapter(label)
-        self._tell("/update_weight_version", {"new_version": label}, _json)
-        self.version = version
-        self.gap = run(check_probe(self, self.model))
-        self.lost = ""
+        label = f"{run}-{version}"
+        self._renewing = True  # what is asked from now on is sent under the new label
+        try:
+            if self.lost:
+                with boundary(SamplerError, f"vLLM at {self.address}: does not describe itself as a vLLM server does"):
+                    self._check_settings(self._tell("/server_info?config_format=json", None, _json)["vllm_config"])
+                self.adapters = set()
+                if self.model.adapter is not None:
+                    self._base = f"{run}-base"
+                    self._load_weights(self._base)
+            self._known[label] = version
+            if self.model.adapter is None:
+                self._load_weights(label)
+            else:
+                self._load_adapter(label)
+            self._label, self.version = label, version
+            self.gap = run_here(check_probe(self._ask, self.model))
+            self.lost = ""
+        finally:
+            self._renewing = False
 
     async def sample(self, request: Request) -> Completion:
         """`TokenSampler`. Raises `Unanswered` where the server has none, `SamplerError` for this request alone."""
-        body, read, owed = self._body(request), partial(self._read, request), object()
-        self.owed.add(owed)
+        while self._renewing:
+            await asyncio.sleep(LOOK_S)
+        if self.lost:
+            raise Unanswered(self.lost)
+        return await self._ask(request)
+
+    async def _ask(self, request: Request) -> Completion:
+        key = object()
+
+        def send() -> dict[str, Any]:
+            self.owed[key] = self._label
+            return self._body(request)
+
+        def read(response: httpx.Response) -> Completion:
+            return self._read(request, self.owed[key], response)
+
+        self.owed[key] = self._label
         try:
-            return await self._caller.ask(Call(f"{self.address}/inference/v1/generate", body, read, "a completion"))
+            written = await self._caller.ask(Call(f"{self.address}/inference/v1/generate", send, read, "a completion"))
+            overtaken = written.version != self._known[self.owed[key]]
         finally:
-            self.owed.discard(owed)
+            del self.owed[key]
+        # One that was sent before a hand-over and begun after it may have read what older weights had cached.
+        return await self.sample(request) if overtaken else written
 
     def _body(self, request: Request) -> dict[str, Any]:
         params = request.params
@@ -271,26 +268,27 @@ class _Server:
             "logprobs": 0,  # those of the sampled tokens and no others
             **stopping(params),
         }
-        named = {} if self._adapter is None else {"model": self._adapter}
+        named = {} if self.model.adapter is None else {"model": self._label}
         prompt = [int(token) for token in request.prompt]
-        # The salt keeps keys and values of other weights from being read, whatever became of the reset.
+        # The salt keeps keys and values of other weights from being read: those of running requests cannot be reset.
         return {"token_ids": prompt, "sampling_params": settings, "cache_salt": self._label, **named}
 
-    def _read(self, request: Request, response: httpx.Response) -> Completion:
-        """The completion, if it is whole and of the version that was handed over."""
+    def _read(self, request: Request, label: str, response: httpx.Response) -> Completion:
+        """The completion, if it is whole and of versions that were handed over."""
         answer = response.json()
         try:
             (choice,) = answer["choices"]
             tokens = [int(token) for token in choice["token_ids"]]
             written = [(int(each["token_id"]), float(each["logprob"])) for each in choice["logprobs"]["content"]]
-            versions = {str(span["version"]) for span in choice["weight_versions"]}
+            spans = [(int(span["start"]), str(span["version"])) for span in choice["weight_versions"]]
+            spans = [(start, label if name == self._base else name) for start, name in spans]
         except (KeyError, TypeError, ValueError) as error:
             said = f"{type(error).__name__}: {error}; it says {excerpt(answer)}"
             raise SamplerError(f"vLLM at {self.address}: the answer is no completion ({said})") from error
-        if versions != {self._label}:
-            found = ", ".join(sorted(versions)) or "without a version"
+        if not spans or spans[0][0] != 0 or not {name for _, name in spans} <= self._known.keys():
+            found = ", ".join(name for _, name in spans) or "without a version"
             raise _OtherWeights(
-                f"vLLM at {self.address} sampled with weights {found}, and {self._label} were handed over; is another "
+                f"vLLM at {self.address} sampled with weights {found}, and {label} were handed over; is another "
                 "run using this server?"
             )
         if [token for token, _ in written] != tokens:
@@ -298,36 +296,49 @@ class _Server:
                 f"vLLM at {self.address}: {len(tokens)} tokens came with {len(written)} log-probabilities, or of others"
             )
         if not all(math.isfinite(logprob) and logprob > NO_LOGPROB for _, logprob in written):
-            raise SamplerError(f"vLLM at {self.address}: the model's log-probabilities are not finite")
+            raise SamplerError(f"vLLM at {self.address}: a log-probability is missing or not finite")
+        (_, version), *later = [(start, self._known[name]) for start, name in spans]
         logprobs = [logprob for _, logprob in written]
         return complete(
-            request, tokens, logprobs, model=self.model, version=self.version, why=choice.get("finish_reason")
-        )
+            request, tokens, logprobs, model=self.model, version=version, why=choice.get("finish_reason"),
+            later=tuple(later),
+        )  # fmt: skip
 
-    def _load_weights(self, name: str) -> None:
-        where = {"weights_path": str(self._files.whole(name))}
-        self._tell("/collective_rpc", {"method": "reload_weights", "kwargs": where}, _json)
-        self._forget_cached()
+    def _load_weights(self, label: str) -> None:
+        """The whole model, by vLLM's phases; an error between start and finish is the end of the engine."""
+        _, digest = self._compared(self._files.whole(label))
+        self._tell("/pause?mode=keep&clear_cache=false", {})
+        self._tell("/start_weight_update", {}, attempts=1)
+        self._tell("/update_weights", {"update_info": {"digest": digest}}, attempts=1)
+        self._tell("/finish_weight_update", {"weight_version": label}, attempts=1)
+        self._tell("/resume", {})
 
-    def _load_adapter(self, name: str) -> None:
-        """An adapter under a name of its own, in the place of the one before."""
-        folder = self._files.adapter(name)
-        if self._adapter is not None and not self.lost:
-            self._tell("/v1/unload_lora_adapter", {"lora_name": self._adapter}, _text)
-        self._tell("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)}, _text)
-        self._adapter = name
-        self._forget_cached()
+    def _load_adapter(self, label: str) -> None:
+        """An adapter under a name of its own; those that nothing uses any more go."""
+        file, _ = self._compared(self._files.adapter(label))
+        self._tell("/v1/load_lora_adapter", {"lora_name": label, "lora_path": str(file.parent)}, attempts=1)
+        unused = self.adapters - {self._label, *self.owed.values()}
+        for old in unused:
+            self._tell("/v1/unload_lora_adapter", {"lora_name": old}, attempts=1)
+        self.adapters = self.adapters - unused | {label}
 
-    def _forget_cached(self) -> None:
-        if not self._tell("/reset_prefix_cache", {}, _json).get("success"):
-            raise SamplerError(
-                f"vLLM at {self.address} keeps the keys and values of the weights before: its prefix cache was not "
-                "reset"
-            )
+    def _compared(self, sent: tuple[Path, str]) -> tuple[Path, str]:
+        """What was sent, once the server's workers have read the same. Raises `SamplerError` where they have not."""
+        arguments = {"path": str(sent[0]), "digest": sent[1]}
+        answers = self._tell("/collective_rpc", {"method": "whet_read", "kwargs": arguments}, _json)["results"]
+        if wrong := "; ".join(filter(None, answers)):
+            raise SamplerError(f"vLLM at {self.address} refuses weights: {wrong}")
+        return sent
 
-    def _tell(self, path: str, body: Mapping[str, Any] | None, read: Any) -> Any:
+    def _tell(
+        self,
+        path: str,
+        body: Mapping[str, Any] | None,
+        read: Callable[[httpx.Response], Any] = lambda response: response.text,
+        attempts: int | None = None,
+    ) -> Any:
         method: Literal["GET", "POST"] = "GET" if body is None else "POST"
-        return self._caller.one(Call(self.address + path, body or {}, read, f"the answer to {path}", method))
+        return self._caller.one(Call(self.address + path, body or {}, read, f"the answer to {path}", method, attempts))
 
     def _check_settings(self, settings: Mapping[str, Any]) -> None:
         """Raises `ConfigError` for the first setting that would make its samples wrong, with the remedy."""
@@ -335,6 +346,9 @@ class _Server:
         serves, most = settings["model_config"], self.model.max_length
         lora = settings["lora_config"]
         rank = 0 if self.model.adapter is None else max(c.r for c in self.model.adapter.peft_config.values())
+        extended = settings["parallel_config"]["worker_extension_cls"] == EXTENSION
+        room = (settings["weight_transfer_config"] or {}).get("backend")
+        seqs = settings["scheduler_config"]["max_num_seqs"]
         wrong = {
             "reports log-probabilities before temperature and truncation; start it with "
             "--logprobs-mode processed_logprobs": serves["logprobs_mode"] != "processed_logprobs",
@@ -342,9 +356,11 @@ class _Server:
             f"--max-model-len {most}": serves["max_model_len"] < most,
             "on a CPU cuts prompts into chunks, which fails for requests with seeds; start it with "
             "--no-enable-chunked-prefill": on_cpu and bool(settings["scheduler_config"]["enable_chunked_prefill"]),
-            f"on a CPU does not renew a head that is tied to the embeddings, as that of {self.model.name} is; leave "
-            "sampling.server out (vLLM in this process does), or serve from a GPU": on_cpu
-            and bool(self.model.module.config.tie_word_embeddings),
+            f"runs {seqs} requests at once, and sampling.max_running is {self._max_running}; make them equal, since "
+            "what waits in the server while weights are handed over is asked twice": seqs < self._max_running,
+            "does not compare weights before it takes them; start it, where whet is installed too, with "
+            f"--worker-extension-cls {EXTENSION} --weight-transfer-config.backend {FILES}": not extended
+            or room != FILES,
             f"takes no adapters of rank {rank}; start it with --enable-lora --max-lora-rank {rank}": rank > 0
             and (lora is None or lora["max_lora_rank"] < rank),
         }
@@ -355,7 +371,3 @@ class _Server:
 
 def _json(response: httpx.Response) -> Any:
     return response.json()
-
-
-def _text(response: httpx.Response) -> str:
-    return response.text

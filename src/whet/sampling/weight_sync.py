@@ -6,7 +6,7 @@ Legend: N tokens, V vocabulary.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,14 +82,14 @@ async def probe_of(sampler: TokenSampler, model: LanguageModel) -> Probe:
     return Probe(request=request, tokens=tokens, logps=_logp(model, request.prompt, tokens).tolist())
 
 
-async def check_probe(sampler: TokenSampler, model: LanguageModel) -> float:
+async def check_probe(sample: Callable[[Request], Awaitable[Completion]], model: LanguageModel) -> float:
     """A few greedy tokens must have the log-probabilities that the model itself gives them; else `SamplerError`.
 
     Returns by how much they differ on average.
     """
     prompt = _probe_prompt(model)
     params = SamplingParams(max_tokens=PROBE_TOKENS, temperature=0)
-    written = await sampler.sample(Request(prompt=prompt, seed=0, params=params))
+    written = await sample(Request(prompt=prompt, seed=0, params=params))
     gaps = (_logp(model, prompt, written.tokens.tolist()) - torch.tensor(written.logprobs)).abs()
     if not (gap := gaps.max().item()) <= PROBE_TOLERANCE[model.compute]:
         raise SamplerError(
@@ -116,7 +116,14 @@ def check_temperature(params: SamplingParams) -> None:
 
 
 def complete(
-    request: Request, tokens: Sequence[int], logprobs: Sequence[float], *, model: LanguageModel, version: int, why: str
+    request: Request,
+    tokens: Sequence[int],
+    logprobs: Sequence[float],
+    *,
+    model: LanguageModel,
+    version: int,
+    why: str,
+    later: tuple[tuple[int, int], ...] = (),
 ) -> Completion:
     """What vLLM wrote; `SamplerError` if that is not all of it. `why` is the reason that it gives for the end.
 
@@ -133,10 +140,7 @@ def complete(
     if ending is Ending.LENGTH and len(tokens) != params.max_tokens:
         raise SamplerError(f"vLLM ended a completion after {len(tokens)} of {params.max_tokens} tokens: {why}")
     return Completion(
-        tokens=token_ids(tokens),
-        logprobs=np.array(logprobs, np.float32),
-        version=version,
-        ending=ending,
+        tokens=token_ids(tokens), logprobs=np.array(logprobs, np.float32), version=version, ending=ending, later=later
     )
 
 
