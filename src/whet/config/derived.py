@@ -8,14 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin
 
-from pydantic import (
-    ConfigDict,
-    Field,
-    GetCoreSchemaHandler,
-    ModelWrapValidatorHandler,
-    create_model,
-    model_validator,
-)
+from pydantic import ConfigDict, Field, GetCoreSchemaHandler, ModelWrapValidatorHandler, create_model, model_validator
 from pydantic_core import CoreSchema, core_schema
 
 from whet.config.strict import PythonFile, Strict

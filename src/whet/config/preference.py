@@ -53,10 +53,7 @@ def formula_of(name: str, term: Term) -> PairFormula:
 
 FUNCTIONS = {**{name: formula.loss for name, formula in LOSSES.items()}, "kto": kto}
 TERMS = {name: section_of(function, f"{name}_term", base=Term, module=__name__) for name, function in FUNCTIONS.items()}
-PREFERENCE_PRESETS: Mapping[str, Mapping[str, Any]] = {
-    **{name: {name: {}} for name in TERMS},
-    **SUMS,
-}
+PREFERENCE_PRESETS: Mapping[str, Mapping[str, Any]] = {**{name: {name: {}} for name in TERMS}, **SUMS}
 """The named methods, as keys of `LossConfig`."""
 IMITATING_LR = 5e-6
 

@@ -75,10 +75,7 @@ def to_conversation(row: Row, config: DataConfig) -> Conversation:
             return Conversation(origin=row.origin, text=text)
     messages = with_system(conversation_of(columns, config, place), columns, config, place)
     return Conversation(
-        origin=row.origin,
-        messages=messages,
-        tools=read_tools(columns, place),
-        settings=read_settings(columns, place),
+        origin=row.origin, messages=messages, tools=read_tools(columns, place), settings=read_settings(columns, place)
     )
 
 

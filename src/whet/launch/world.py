@@ -25,13 +25,7 @@ from whet.launch.scorers import LazyScorer
 from whet.models.armo import LENGTH, Gate, GateFacts
 from whet.models.heads import RewardFacts, objectives_of, reward_facts, set_reward_facts
 from whet.models.language import LanguageModel
-from whet.models.load import (
-    load_model,
-    load_scalar_model,
-    read_eos_ids,
-    read_max_length,
-    read_vocabulary,
-)
+from whet.models.load import load_model, load_scalar_model, read_eos_ids, read_max_length, read_vocabulary
 from whet.models.tokenizer import load_tokenizer, new_tokens, require_same_tokens
 from whet.pipeline.stage import NewGate, Policy
 from whet.rollouts.chat import Speaker

@@ -209,10 +209,7 @@ class LanguageModel:
             found: dict[str, Tensor | None] = {}
             if ask.want & {"logp", "entropy"}:
                 found["logp"], found["entropy"] = self.logp_at(
-                    states_TD,
-                    packed.target_T[which],
-                    temperature=ask.temperature,
-                    with_entropy="entropy" in ask.want,
+                    states_TD, packed.target_T[which], temperature=ask.temperature, with_entropy="entropy" in ask.want
                 )
             if "value" in ask.want:
                 found["value"] = self.value_at(states_TD)

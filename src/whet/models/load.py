@@ -35,13 +35,7 @@ from whet.models.attention import ATTENTION, attend
 from whet.models.compiled import compile_layers
 from whet.models.create import create_model
 from whet.models.device import pick_compute, pick_device
-from whet.models.heads import (
-    add_score,
-    load_scalar,
-    objectives_of,
-    reward_facts,
-    scalar_from_causal,
-)
+from whet.models.heads import add_score, load_scalar, objectives_of, reward_facts, scalar_from_causal
 from whet.models.language import ROUTED, LanguageModel
 from whet.models.locate import locate
 from whet.models.matmul import adopt
@@ -72,13 +66,7 @@ def load_model(
     tokenizer = load_tokenizer(config)
     module = _load_module(config, tokenizer, quantised=quantised)
     language = _language_model(
-        config,
-        module,
-        tokenizer,
-        lora=lora,
-        checkpointing=checkpointing,
-        with_score=with_score,
-        compiled=compiled,
+        config, module, tokenizer, lora=lora, checkpointing=checkpointing, with_score=with_score, compiled=compiled
     )
     return replace(language, stop_ids=frozenset(stop_ids))
 

@@ -147,9 +147,7 @@ class Feed:
         once = await self.greedy.play_async(tasks, 1, **how)
         groups = (replace(g, greedy=one.episodes[0]) for g, one in zip(played.groups, once.groups, strict=True))
         return Played(
-            groups=tuple(groups),
-            rollout_s=played.rollout_s + once.rollout_s,
-            score_s=played.score_s + once.score_s,
+            groups=tuple(groups), rollout_s=played.rollout_s + once.rollout_s, score_s=played.score_s + once.score_s
         )
 
     def _refuse_unscored(self, groups: Sequence[Group]) -> None:

@@ -80,12 +80,7 @@ class RunLog:
         self._file: io.FileIO | None = None
 
     def write(
-        self,
-        step: int,
-        metrics: Mapping[str, float],
-        groups: Sequence[Group] = (),
-        *,
-        notes: Sequence[str] = (),
+        self, step: int, metrics: Mapping[str, float], groups: Sequence[Group] = (), *, notes: Sequence[str] = ()
     ) -> None:
         """Record a step: first its episodes and notes, then its line of metrics."""
         if groups:

@@ -199,10 +199,7 @@ def _is_noisy(points: Sequence[Point]) -> bool:
 
 
 def _chart(
-    frame: _Frame,
-    body: list[str],
-    shown: Sequence[tuple[Series, Sequence[Point]]],
-    names: Sequence[str],
+    frame: _Frame, body: list[str], shown: Sequence[tuple[Series, Sequence[Point]]], names: Sequence[str]
 ) -> str:
     """Axes, curves and hover columns. `shown` pairs each series with the heights at which its dots go."""
     what = escape(f"{', '.join(names)} by {frame.axis.along}", quote=True)

@@ -111,12 +111,7 @@ class Trainer(Protocol):
         """The metrics of `forward_backward`, without a gradient."""
 
     def forward(
-        self,
-        rows: Sequence[TokenRow],
-        *want: Want,
-        temperature: float = 1.0,
-        frozen: str | None = None,
-        top_k: int = 0,
+        self, rows: Sequence[TokenRow], *want: Want, temperature: float = 1.0, frozen: str | None = None, top_k: int = 0
     ) -> dict[str, list[Column]]:
         """Columns of the trained tokens, one array per row, without a gradient.
 

@@ -130,12 +130,7 @@ class GroupTrainer:
         return result
 
     def forward(
-        self,
-        rows: Sequence[TokenRow],
-        *want: Want,
-        temperature: float = 1.0,
-        frozen: str | None = None,
-        top_k: int = 0,
+        self, rows: Sequence[TokenRow], *want: Want, temperature: float = 1.0, frozen: str | None = None, top_k: int = 0
     ) -> dict[str, list[Column]]:
         """The columns in the order of the rows; rows with a common prompt are read by the same rank."""
         groups = share_prompts(rows, CACHED_TOKENS)

@@ -157,11 +157,7 @@ def _scored(
 ) -> Reward:
     if models is None:
         raise ConfigError(f"reward kind {config.kind!r} needs a model provider; none was passed to build_rubric")
-    shared: dict[str, Any] = {
-        "name": kinds.name_of(config),
-        "weight": config.weight,
-        "deadline_s": config.deadline_s,
-    }
+    shared: dict[str, Any] = {"name": kinds.name_of(config), "weight": config.weight, "deadline_s": config.deadline_s}
     if isinstance(config, kinds.ProcessModelReward):
         scorer = models.scorer(config, steps=True)
         return ProcessReward(**shared, scorer=scorer, separator=config.separator, aggregate=config.aggregate)

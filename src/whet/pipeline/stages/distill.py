@@ -96,10 +96,6 @@ KIND = Kind(
     check=check_distill,
     needs=lambda config: Needs(train=config.train, sampling=None if config.tasks is None else config.sampling),
     look=Look(
-        charts=(*IMITATION, *TRAINING),
-        headline=(
-            HELD_OUT_TASKS,
-            ("loss", "the divergence from the teacher", number),
-        ),
+        charts=(*IMITATION, *TRAINING), headline=(HELD_OUT_TASKS, ("loss", "the divergence from the teacher", number))
     ),
 )

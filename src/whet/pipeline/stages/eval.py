@@ -49,12 +49,7 @@ def _run(context: Context[EvalStage], environment: Environments | None) -> list[
     try:
         model = next(iter(context.models.values()))
         found = playable(
-            config.tasks,
-            model,
-            context.world,
-            grading,
-            max_tokens=config.sampling.max_tokens,
-            environment=environment,
+            config.tasks, model, context.world, grading, max_tokens=config.sampling.max_tokens, environment=environment
         )
         # A problem that is listed twice is one question: counting it twice would narrow the intervals.
         problems = list({task.id: task for task in found.tasks}.values())

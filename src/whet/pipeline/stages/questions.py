@@ -49,10 +49,7 @@ class _Ask:
         taught = teach(self.teacher, asked, max_tokens=self.config.max_tokens)
         rows = [_row(k, t.completion) for k, t in zip(asked, taught, strict=True) if t.completion is not None]
         failed = [each.failure for each in taught if each.failure]
-        metrics = {
-            "teacher/failed": float(len(failed)),
-            "teacher/wrong": float(sum(each.wrong for each in taught)),
-        }
+        metrics = {"teacher/failed": float(len(failed)), "teacher/wrong": float(sum(each.wrong for each in taught))}
         return Chunk(rows=rows, metrics=metrics, failures=failed, candidates=len(taught))
 
 
