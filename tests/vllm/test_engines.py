@@ -79,7 +79,7 @@ def test_one_engine_at_a_time() -> None:
     first = VllmSampler(load_model(ModelConfig(path="whet:demo")), max_running=4, cache_gib=CACHE_GIB)
     second = VllmSampler(load_model(ModelConfig(path="whet:demo")), max_running=4, cache_gib=CACHE_GIB)
     with pytest.raises(SamplerError, match="has ended"):
-        answers_of(first, ASKED)
+        raise answers_of(first, ASKED)[0]
     del first
     assert len(answers_of(second, ASKED)) == len(ASKED)
 
