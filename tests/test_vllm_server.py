@@ -210,6 +210,9 @@ def test_it_samples_what_the_embedded_sampler_does_with_the_weights_that_were_ha
         salts = [body["cache_salt"] for body in of(server, "/inference/v1/generate")]
         assert len(set(salts)) == 2 and salts[-1] == server.version, "no version reads what another one has cached"
         assert server.loaded == 2
+        sampler.publish(3)
+        answers_of(sampler, ASKED[:1])
+        assert of(server, "/inference/v1/generate")[-1]["cache_salt"] not in salts, "a version, twice"
         assert not any(Path(body["kwargs"]["path"]).exists() for body in of(server, "/collective_rpc"))
 
 
@@ -308,6 +311,10 @@ def test_adapters_go_one_after_the_other() -> None:
         assert [body["lora_name"] for body in of(server, "/v1/load_lora_adapter")] == labels
         assert list(server.adapters) == labels[1:], "those that requests may have begun with stay"
         assert server.version == f"{sampler._name}-base"
+        sampler._servers[0].lose(SamplerError("it was started again"))
+        server.adapters.clear()
+        sampler.publish(2)
+        assert server.loaded == 2 and list(server.adapters) == [f"{sampler._name}-3"], "the base again"
         assert {answer.version for answer in answers_of(sampler, ASKED) if isinstance(answer, Completion)} == {2}
 
 

@@ -77,8 +77,8 @@ class _Files:
         """The model without its adapter, as it is now: its file, and the digest of its tensors."""
         with self._lock:
             file = Path(self._folder.name) / name / "model.safetensors"
-            if name not in self._digests:
-                file.parent.mkdir()
+            if not file.exists():
+                file.parent.mkdir(exist_ok=True)
                 weights = {name: p.to("cpu").contiguous() for name, p in base_weights(self._model)}
                 with writing(file, sum(tensor.nbytes for tensor in weights.values())):
                     save_file(weights, file, metadata={"format": "pt"})
@@ -89,7 +89,7 @@ class _Files:
         """The adapter, as it is now."""
         with self._lock:
             file = Path(self._folder.name) / name / "adapter_model.safetensors"
-            if name not in self._digests:
+            if not file.exists():
                 self._model.adapter.save_pretrained(file.parent)
                 self._digests[name] = weights_digest(load_file(file))
             return file, self._digests[name]
@@ -125,6 +125,7 @@ class VllmServerSampler:
         addresses = enumerate(servers)
         self._servers = [_Server(n, address, model, self._files, max_running, patience) for n, address in addresses]
         self.gaps: dict[int, float] = {}
+        self._pushes = 0
         self.publish(0)
 
     def publish(self, version: int) -> None:
@@ -135,10 +136,12 @@ class VllmServerSampler:
         """
         # Of several, one that cannot be used is left out; but all that are named must be there at the start.
         excused = self.version >= 0 and len(self._servers) > 1
+        label = f"{self._name}-{self._pushes}"  # a version may be handed over twice, and nothing cached is of both
+        self._pushes += 1
 
         def renew(server: _Server) -> None:
             try:
-                server.renew(self._name, version)
+                server.renew(self._name, label, version)
             except (SamplerError, ConfigError) as error:
                 server.lose(error)
                 if not excused:
@@ -206,9 +209,8 @@ class _Server:
             logging.getLogger(__name__).warning("%s is left out until the next step: %s", self.address, error)
         self.lost = str(error)
 
-    def renew(self, run: str, version: int) -> None:
+    def renew(self, run: str, label: str, version: int) -> None:
         """Give it the weights of a version. A lost one may have been started again, and is greeted like a new one."""
-        label = f"{run}-{version}"
         self._renewing = True  # what is asked from now on is sent under the new label
         try:
             if self.lost:
