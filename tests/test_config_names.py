@@ -230,6 +230,11 @@ FREE = ("stages", "models", "columns", "options", "args", "objectives")
 """Sections whose keys are names that the recipe gives."""
 
 
+def read(file: Path) -> Any:
+    """A recipe's tree, by libyaml where it is there: ten times as fast."""
+    return yaml.load(file.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
 def walk(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
     """The path of every key and entry."""
     entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -257,7 +262,7 @@ def places_of_keys() -> list[tuple[Path, tuple[str | int, ...]]]:
     """Each key once for each section that it stands in, somewhere in the recipes."""
     found: dict[tuple[str, ...], tuple[Path, tuple[str | int, ...]]] = {}
     for file in RECIPES:
-        tree = yaml.safe_load(file.read_text())
+        tree = read(file)
         for path in walk(tree):
             if isinstance(path[-1], str) and len(path[-1]) > 3 and path[-2:-1] not in [(name,) for name in FREE]:
                 section = at(tree, path[:-1])
@@ -269,7 +274,7 @@ def places_of_keys() -> list[tuple[Path, tuple[str | int, ...]]]:
 @pytest.mark.parametrize("place", places_of_keys(), ids=lambda place: ".".join(map(str, place[1])))
 def test_a_letter_left_out_of_a_key_is_answered_with_that_key(place: tuple[Path, tuple[str | int, ...]]) -> None:
     file, path = place
-    tree = yaml.safe_load(file.read_text())
+    tree = read(file)
     key, section = str(path[-1]), at(tree, path[:-1])
     typo = key[: len(key) // 2] + key[len(key) // 2 + 1 :]
     entries = {typo if name == key else name: value for name, value in section.items()}
@@ -302,7 +307,7 @@ WRONG += [{"kind": each} for each in (None, [], {}, "x", 1)] + [{"path": None}, 
 @pytest.mark.parametrize("seed", range(200))
 def test_a_mutated_recipe_is_one_line_or_loads(seed: int) -> None:
     draw = random.Random(seed)
-    tree = yaml.safe_load(draw.choice(RECIPES).read_text())
+    tree = read(draw.choice(RECIPES))
     for _ in range(draw.choice([1, 1, 2, 3])):
         path = draw.choice(list(walk(tree)) or [()])
         if not path:
