@@ -129,11 +129,13 @@ def serve(folder: Path) -> None:
     import whet.launch.main  # noqa: F401
     from whet.config import ModelConfig
     from whet.models.load import load_model
+    from whet.tracking.report import _template
 
     torch.set_num_threads(1)
     torch.set_num_interop_threads(1)
-    # What is slow the first time: pandas behind pyarrow, and transformers' patterns of parameter names.
+    # What is slow the first time: pandas behind pyarrow, the report's template, transformers' parameter names.
     pa.Table.from_pylist([{"a": 1}])
+    _template()
     load_model(ModelConfig(path="whet:demo"))
     for line in sys.stdin:
         read, write = os.pipe()

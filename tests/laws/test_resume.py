@@ -305,10 +305,10 @@ def test_killed_again_and_again(
     nursery: Nursery, unstopped: dict[str, tuple[dict[str, Any], int]], recipe: str, tmp_path: Path
 ) -> None:
     """Each start gets a little further: a checkpoint takes some ten changes."""
-    expected, _ = unstopped[recipe]
+    expected, changes = unstopped[recipe]
     codes = []
     while not codes or codes[-1] == -signal.SIGKILL:
-        codes.append(run(nursery, recipe, tmp_path / "run", at=30 + len(codes)).code)
+        codes.append(run(nursery, recipe, tmp_path / "run", at=max(30, changes // 7) + len(codes)).code)
         assert len(codes) < 20, "it does not get any further"
     assert codes[-1] == 0 and len(codes) > 3
     assert contents(tmp_path / "run") == expected
