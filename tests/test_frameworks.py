@@ -23,7 +23,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.test_tools import TEMPLATE, play, results
+from tests.test_tools import TEMPLATE, call, play, results
 from whet.config.environment import EnvironmentConfig
 from whet.config.rewards import EnvironmentReward
 from whet.envs.adapters.openenv import OpenEnv
@@ -246,6 +246,17 @@ def test_what_the_policy_says_may_be_the_action(rooms: dict[str, Any]) -> None:
         "user: right",
     ]
     assert looked.play[-1] == "(worth {'reward': 0.75})"
+
+
+def test_a_silent_server_of_openenv_is_its_own_fault_and_a_step_that_hangs_the_policys(rooms: dict[str, Any]) -> None:
+    """A ping tells them apart."""
+    task = Task(id="1", messages=(Message(role="user", content="Begin."),))
+    with closing(ToolEnvironments(EnvironmentConfig.model_validate({**rooms, "limits": {"call_s": 6}}))) as made:
+        (hung,) = play(made, [call("act", '{"number": 60}')], task)
+        assert hung.score.outcome is Outcome.POLICY_ERROR and hung.score.value == 0.0
+        (stopped,) = play(made, [call("act", '{"number": 61}')] * 2, task)
+    assert stopped.score.outcome is Outcome.ENVIRONMENT_ERROR and stopped.score.value is None
+    assert "OpenEnv http" in stopped.score.note
 
 
 def test_task_folders_of_harbor_are_rows_and_are_played_by_its_trial(python: Any, tmp_path: Path) -> None:

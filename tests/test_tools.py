@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +289,18 @@ def test_trl_s_classes_run_unmodified(shop: Path) -> None:
         assert (episode.messages[0].content, results(episode), episode.score.value) == ("Go. Guess.", ["right"], 1.0)
     finally:
         opened.close()
+
+
+def test_what_reads_hints_is_loaded_once_and_not_in_every_play(tmp_path: Path) -> None:
+    """It takes ten times as long as the rest of a play's start."""
+    (tmp_path / "loaded.py").write_text(
+        "import sys\n\n\nclass Loaded:\n    def __init__(self):\n"
+        '        self.reward = float({"pydantic", "docstring_parser"} <= sys.modules.keys())\n\n'
+        "    def user(self, message):\n        pass\n"
+    )
+    with closing(ToolEnvironments(EnvironmentConfig(path=f"{tmp_path}/loaded.py:Loaded"))) as opened:
+        (episode,) = play(opened, ["done"])
+    assert episode.score.value == 1.0
 
 
 def test_functions_and_the_calculator_are_tools(shop: Path) -> None:

@@ -1,4 +1,8 @@
-"""A server of OpenEnv: a number to be guessed."""
+"""A server of OpenEnv: a number to be guessed. At 60 the step hangs, at 61 the server stops."""
+
+import os
+import signal
+import time
 
 from openenv.core.env_server import Action, Environment, Observation, State, create_fastapi_app
 
@@ -21,6 +25,10 @@ class Room(Environment):
         return Hint(hint="guess", done=False, reward=None)
 
     def step(self, action, timeout_s=None):
+        if action.number == 60:
+            time.sleep(30)
+        if action.number == 61:
+            os.kill(os.getpid(), signal.SIGSTOP)
         if action.number > 99:
             raise ValueError("too large")
         right = action.number == self.wanted

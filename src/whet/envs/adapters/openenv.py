@@ -1,7 +1,9 @@
 """Environments of OpenEnv (0.10): a server that runs is asked over its WebSocket, one connection for each play.
 
 A server of MCP tools offers these; any other one has a single tool, `act`, with the schema of its actions, or takes
-what the policy says as the action's field `text`. Pings are off: a play waits for the policy longer than servers wait.
+what the policy says as the action's field `text`. Regular pings are off: a play waits for the policy longer than
+servers wait. A silent server is sent one: steps run in threads of their own, so a server that lives answers pings
+during a step that hangs, which is what the policy's action did.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ NOT_SHOWN = ("reward", "done", "metadata")
 REFUSED = ("VALIDATION_ERROR", "EXECUTION_ERROR")
 """Errors of an action; the others are the server's."""
 ANSWER_S = 60.0
+SILENT_S, PONG_S = 2.0, 2.0
+"""After how long without an answer a ping is sent, and how long its answer may take."""
 
 
 class OpenEnv:
@@ -131,7 +135,7 @@ class OpenEnv:
         """What the server answers. Raises `ValueError` for what it refuses, `EnvironmentFailure` where it is gone."""
         try:
             self._socket.send(json.dumps({"type": kind, "data": data}))
-            answer = json.loads(self._socket.recv(timeout=ANSWER_S))
+            answer = json.loads(self._received())
         except Exception as error:
             raise EnvironmentFailure(f"OpenEnv {self._url}: {describe(error)}") from error
         if answer["type"] == "error":
@@ -140,6 +144,15 @@ class OpenEnv:
                 raise ValueError(said["message"])
             raise EnvironmentFailure(f"OpenEnv {self._url}: {said.get('code')}: {said['message']}")
         return answer["data"]
+
+    def _received(self) -> Any:
+        """The next message, however long it takes (the deadline of a call kills the play), of a server that lives."""
+        while True:
+            try:
+                return self._socket.recv(timeout=SILENT_S)
+            except TimeoutError:
+                if not self._socket.ping().wait(PONG_S):
+                    raise OSError(f"no answer for {SILENT_S:g} s, and none to a ping for {PONG_S:g} s") from None
 
 
 def _input(tool: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -15,6 +15,7 @@ import math
 import random
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -49,6 +50,8 @@ def load(parts: Sequence[tuple[str, Mapping[str, Any]]]) -> Callable[[Mapping[st
         if callable(loaded):
             loaded(**options)
         classes.append(made if callable(loaded) else partial(made, **options))
+    with suppress(TargetError):  # where nothing reads hints, tools are refused in the play
+        as_tool("shown", shown)  # imports and warms what reads hints once, not in every fork
     others = {thread.name for thread in threading.enumerate()} - {threading.main_thread().name, *HARMLESS}
     if others:
         raise TargetError(
