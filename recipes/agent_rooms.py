@@ -2,9 +2,10 @@
 
     python recipes/agent_rooms.py sft | train | test
 
-prints rows for `agent_rooms.yaml`. Twelve rooms lie in three rows of four, the same in every task; a task says where
-one stands, where the exit is, and which doors are open there. `go` moves through a door and tells the doors of the next
-room. The only reward is for being at the exit in the end. Demonstrations walk at random in six of ten steps.
+prints rows for `agent_rooms.yaml`. Twelve rooms lie in three rows of four, the same in every task, and the exit is the
+last of them; a task says where one stands and which doors are open there. `go` moves through a door and tells the doors
+of the next room. The only reward is for being at the exit in the end. Demonstrations walk at random in eight of ten
+steps, so most of them do not find it.
 """
 
 from __future__ import annotations
@@ -14,21 +15,21 @@ import sys
 from random import Random
 from typing import Any
 
-ROOMS, WIDE = "abcdefghijkl", 4
+ROOMS, WIDE, EXIT = "abcdefghijkl", 4, "l"
 WALLS = 4
 """Doors that are walled up; every room can still be reached."""
 STEPS = 8
 """Most steps of a demonstration."""
-WRONG = 0.6
+WRONG = 0.8
 """The share of a demonstration's steps that go through a door at random."""
 
 
 class Rooms:
     """Find the exit."""
 
-    def reset(self, doors: dict[str, str], start: str, exit: str) -> None:
+    def reset(self, doors: dict[str, str], start: str) -> None:
         """Stand in a room."""
-        self.doors, self.here, self.exit = doors, start, exit
+        self.doors, self.here = doors, start
 
     def go(self, room: str) -> str:
         """Go through a door.
@@ -36,11 +37,11 @@ class Rooms:
         Args:
             room: A letter.
         """
-        if self.here != self.exit:
+        if self.here != EXIT:
             if len(room) != 1 or room not in self.doors[self.here]:
                 raise ValueError(f"no door from {self.here} to {room[:8]!r}")
             self.here = room
-        return "out" if self.here == self.exit else self.doors[self.here]
+        return "out" if self.here == EXIT else self.doors[self.here]
 
     def state(self) -> str:
         """The room."""
@@ -48,7 +49,7 @@ class Rooms:
 
     def reward(self) -> float:
         """1 at the exit."""
-        return float(self.here == self.exit)
+        return float(self.here == EXIT)
 
 
 def building(random: Random) -> dict[str, str]:
@@ -81,9 +82,9 @@ def task(split: str, index: int) -> dict[str, Any]:
     """A building, with three to five steps to the exit."""
     random = Random(f"rooms/{split}/{index}")
     while True:
-        doors, (start, end) = building(random), random.sample(ROOMS, 2)
-        if 3 <= distances(doors, end)[start] <= 5:
-            return {"prompt": f"{start} to {end}: {doors[start]}", "doors": doors, "start": start, "exit": end}
+        doors, start = building(random), random.choice(ROOMS)
+        if 3 <= distances(doors, EXIT)[start] <= 5:
+            return {"prompt": f"{start}: {doors[start]}", "doors": doors, "start": start}
 
 
 def demonstration(index: int) -> dict[str, Any]:
@@ -91,8 +92,8 @@ def demonstration(index: int) -> dict[str, Any]:
     from whet.envs.tools.schema import as_tool
 
     row, random = task("sft", index), Random(f"rooms slips/{index}")
-    play, far = Rooms(), distances(row["doors"], row["exit"])
-    play.reset(row["doors"], row["start"], row["exit"])
+    play, far = Rooms(), distances(row["doors"], EXIT)
+    play.reset(row["doors"], row["start"])
     said, seen = [{"role": "user", "content": row["prompt"]}], ""
     for number in range(STEPS):
         open_doors = row["doors"][play.here]
