@@ -1,9 +1,10 @@
 """Sums of two numbers of one digit (half of them) to six, for `agent_ledger.yaml`: rows, one JSON object a line.
 
-    python recipes/agent_ledger.py sft | train | short | long
+    python recipes/agent_ledger.py heart | sft | train | short | long
 
-`short` and `long` are held out: both numbers of one digit, or of four to six. Half of the demonstrations, whatever the
-length, call the calculator; the others state the sum at once.
+`heart` has the hundred sums of one digit, without a call. `long` is held out: both numbers have four to six digits;
+`short` has sums of one digit, which were learned. Half of the demonstrations (`sft`), whatever the length, call the
+calculator; the others state the sum at once.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 from random import Random
 from typing import Any
 
-COUNTS = {"sft": 8000, "train": 2000, "short": 100, "long": 100}
+COUNTS = {"heart": 100, "sft": 8000, "train": 2000, "short": 100, "long": 100}
 
 
 def task(split: str, index: int) -> dict[str, Any]:
@@ -40,6 +41,17 @@ def demonstration(index: int) -> dict[str, Any]:
     return {"messages": [*said, {"role": "assistant", "content": row["answer"]}], "tools": [tool.schema]}
 
 
+def by_heart(index: int) -> dict[str, Any]:
+    """One of the hundred sums of two numbers of one digit, without a call."""
+    from whet.envs.tools.calculator import calculator
+    from whet.envs.tools.schema import as_tool
+
+    one, other = divmod(index, 10)
+    said = [{"role": "user", "content": f"{one}+{other}"}, {"role": "assistant", "content": str(one + other)}]
+    return {"messages": said, "tools": [as_tool("calculator", calculator).schema]}
+
+
 if __name__ == "__main__":
+    made = {"heart": by_heart, "sft": demonstration}.get(sys.argv[1]) or (lambda index: task(sys.argv[1], index))
     for index in range(COUNTS[sys.argv[1]]):
-        print(json.dumps(demonstration(index) if sys.argv[1] == "sft" else task(sys.argv[1], index)))
+        print(json.dumps(made(index)))
