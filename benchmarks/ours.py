@@ -34,8 +34,8 @@ from whet.sampling.base import Request, SamplingParams
 from whet.sampling.bridge import run
 from whet.sampling.embedded import EmbeddedSampler
 from whet.templates.jinja import JinjaTemplate
+from whet.training.answers import Tokenised, tokenise_answers
 from whet.training.base import Objective, OptimResult
-from whet.training.compare import Compared, tokenise_comparisons
 from whet.training.engine import LocalTrainer
 from whet.training.tokenize import tokenise
 
@@ -146,7 +146,7 @@ def dpo(work: Work, model: LanguageModel, session: Session) -> dict[str, float]:
     return _products(model, sum(atom.cost for atom in pairs), trained)
 
 
-def _referred(pairs: Sequence[Compared], trainer: LocalTrainer) -> list[Atom]:
+def _referred(pairs: Sequence[Tokenised[Comparison]], trainer: LocalTrainer) -> list[Atom]:
     logps = iter(trainer.forward([row for each in pairs for row in each.atom.rows], "logp")["logp"])
     return [Atom(rows=tuple(row.with_columns(ref_logp=next(logps)) for row in each.atom.rows)) for each in pairs]
 
@@ -156,7 +156,7 @@ def _pairs(work: Work, step: int, template: JinjaTemplate) -> list[Atom]:
     return [comparison(each) for each in _compared(work, step, template)]
 
 
-def _compared(work: Work, step: int, template: JinjaTemplate) -> list[Compared]:
+def _compared(work: Work, step: int, template: JinjaTemplate) -> list[Tokenised[Comparison]]:
     """A step's comparisons, tokenized."""
     answers = iter(work.answers(step))
     listed = [
@@ -167,7 +167,7 @@ def _compared(work: Work, step: int, template: JinjaTemplate) -> list[Compared]:
         )
         for line, question in enumerate(work.questions(step), start=1)
     ]
-    return tokenise_comparisons(listed, template, max_length=4096, on_bad_row="error")[0]
+    return tokenise_answers(listed, template, max_length=4096, on_bad_row="error")[0]
 
 
 def grpo(work: Work, model: LanguageModel, session: Session) -> dict[str, float]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from whet.algorithms.reward_model import stepped
 from whet.config import DataConfig
 from whet.data.base import Comparison
 from whet.data.faults import BadRow
@@ -19,8 +20,7 @@ from whet.data.stepwise import load_stepwise
 from whet.errors import DataError
 from whet.models.create import byte_tokenizer
 from whet.templates.jinja import JinjaTemplate
-from whet.training.compare import tokenise_judged
-from whet.training.stepwise import tokenise_stepwise
+from whet.training.answers import judged_stats, tokenise_answers
 
 
 def write(folder: Path, *rows: dict[str, Any]) -> str:
@@ -229,7 +229,8 @@ def test_a_comparison_is_a_good_and_a_bad_answer(tmp_path: Path) -> None:
         ("z", "a", False),
     ]
     template = JinjaTemplate(byte_tokenizer())
-    _, _, stats = tokenise_judged(found, template, max_length=100, on_bad_row="error")
+    passed, _ = tokenise_answers(found, template, max_length=100, on_bad_row="error")
+    stats = judged_stats(passed, found)
     assert stats.describe().endswith("; 2 middling answers left out"), "the one between and the tied one"
     with pytest.raises(BadRow, match="rejected: is the same as the chosen answer"):
         load_judged(DataConfig(path=write(tmp_path, {**pair, "rejected": "a"})))
@@ -310,8 +311,8 @@ def test_prm800k_is_the_solution_and_each_alternative_to_a_step(tmp_path: Path) 
 def test_only_graded_steps_are_read(tmp_path: Path) -> None:
     row = {"prompt": "x", "steps": ["a", "b", "c", "d"], "labels": [None, 1, None, 0.5]}
     found, _ = load_stepwise(DataConfig(path=write(tmp_path, row)))
-    (read,), _ = tokenise_stepwise(found, JinjaTemplate(byte_tokenizer()), max_length=100, on_bad_row="error")
-    assert read.labels == (1.0, 0.5) and read.row.trained_count == 2
+    (read,), _ = tokenise_answers(found, JinjaTemplate(byte_tokenizer()), max_length=100, on_bad_row="error")
+    assert stepped(read).rows[0].columns["label"].tolist() == [1.0, 0.5] and read.atom.rows[0].trained_count == 2
 
 
 K = "\u043a\u0438"

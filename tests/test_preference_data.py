@@ -21,7 +21,7 @@ from whet.launch.world import LocalWorld
 from whet.pipeline.load_data import comparisons, judged
 from whet.records import Message
 from whet.templates.base import Encoded, Script
-from whet.training.compare import ends_only, tokenise_comparisons, tokenise_judged
+from whet.training.answers import compared_stats, ends_only, judged_stats, tokenise_answers
 
 USER, GOOD, BAD = {"role": "user", "content": "2+2?"}, "4", "5"
 
@@ -160,9 +160,11 @@ TINY = ModelConfig(path="whet:tiny")
 def test_answers_share_their_prompt_and_reward_models_read_the_last_token() -> None:
     template = LocalWorld().template(TINY)
     source = GeneratedConfig(generate="arithmetic", answers=4, count=20)
-    found, dropped, stats = tokenise_comparisons(comparisons(source)[0], template, max_length=100, on_bad_row="error")
+    given = comparisons(source)[0]
+    found, dropped = tokenise_answers(given, template, max_length=100, on_bad_row="error")
+    stats = compared_stats(found, given)
     assert not dropped.total and stats.rows == 20 and stats.answers == 80
-    for each, read in zip(found, comparisons(source)[0], strict=True):
+    for each, read in zip(found, given, strict=True):
         prompt = template.prompt(read.prompt)
         for row, answer in zip(each.atom.rows, read.answers, strict=True):
             assert row.shared == len(prompt) and tuple(row.tokens[: row.shared].tolist()) == prompt
@@ -176,13 +178,14 @@ def test_the_gate_reports_length_bias_and_never_cuts() -> None:
     template = LocalWorld().template(TINY)
     short = comparison(prompt="x", chosen="abcd", rejected="ab")
     long = comparison(prompt="x", chosen="ab", rejected="a" * 100)
-    _, dropped, stats = tokenise_comparisons([short, short, long], template, max_length=60, on_bad_row="drop")
+    found, dropped = tokenise_answers([short, short, long], template, max_length=60, on_bad_row="drop")
+    stats = compared_stats(found, [short, short, long])
     assert dropped.counts == {"answers[]: longer than max_length 60": 1}
     assert (stats.rows, stats.mean_better, stats.mean_worse, stats.longer_wins) == (2, 5, 3, 1.0)
     with pytest.raises(BadRow, match=r"pairs.jsonl:7: answers\[1\]: longer than max_length 60; it has \d+ tokens"):
-        tokenise_comparisons([long], template, max_length=60, on_bad_row="error")
-    _, _, stats = tokenise_comparisons([short, long], template, max_length=200, on_bad_row="error")
-    assert stats.longer_wins == 0.5
+        tokenise_answers([long], template, max_length=60, on_bad_row="error")
+    found, _ = tokenise_answers([short, long], template, max_length=200, on_bad_row="error")
+    assert compared_stats(found, [short, long]).longer_wins == 0.5
 
 
 def test_a_prompt_that_depends_on_the_answer_is_refused() -> None:
@@ -200,7 +203,7 @@ def test_a_prompt_that_depends_on_the_answer_is_refused() -> None:
             return replace(row, tokens=np.array([row.trained.sum(), *row.tokens[1:]], np.int32))
 
     with pytest.raises(BadRow, match="writes the prompt differently before this answer"):
-        tokenise_comparisons(
+        tokenise_answers(
             [comparison(prompt="x", chosen="a", rejected="bc")],
             Peeking(),  # type: ignore[arg-type]
             max_length=60,
@@ -252,5 +255,6 @@ def test_real_judged_answers_are_read(shared_data: Path) -> None:
     found, dropped = load_judged(DataConfig(path=str(shared_data / "llamafactory/dev/kto_en_demo.jsonl.gz")))
     assert (len(found), sum(each.good for each in found), dropped.total) == (213, 106, 0)
     template = LocalWorld().template(TINY)
-    rows, _, stats = tokenise_judged(found, template, max_length=4096, on_bad_row="drop")
-    assert len(rows) == stats.rows == 170 and all(each.row.shared for each in rows)
+    passed, _ = tokenise_answers(found, template, max_length=4096, on_bad_row="drop")
+    assert len(passed) == judged_stats(passed, found).rows == 170
+    assert all(each.atom.rows[0].shared for each in passed)

@@ -20,7 +20,7 @@ from whet.models.create import byte_tokenizer
 from whet.records import Message
 from whet.templates.jinja import JinjaTemplate
 from whet.tracking.log import read_metrics
-from whet.training.stepwise import read_at, tokenise_stepwise
+from whet.training.answers import read_at, tokenise_answers
 
 MODEL = '{path: "whet:tiny", create: {hidden_size: 16, layers: 1, heads: 2, kv_heads: 1, intermediate_size: 32}}'
 
@@ -156,10 +156,10 @@ def test_what_cannot_be_read_is_dropped_and_counted() -> None:
 
     template, good = JinjaTemplate(byte_tokenizer()), example("a\n", "b")
     bad = [example("a\n" * 50), example("a\n", "", "b")]
-    rows, dropped = tokenise_stepwise([good, *bad], template, max_length=40, on_bad_row="drop")
+    rows, dropped = tokenise_answers([good, *bad], template, max_length=40, on_bad_row="drop")
     assert len(rows) == 1 and dropped.total == 2
     with pytest.raises(DataError, match="two steps end in the same token"):
-        tokenise_stepwise(bad[1:], template, max_length=40, on_bad_row="error")
+        tokenise_answers(bad[1:], template, max_length=40, on_bad_row="error")
 
 
 # ------------------------------------------------------------------------------------------------- recipes

@@ -27,7 +27,7 @@ from whet.launch.world import LocalWorld
 from whet.pipeline.load_data import comparisons, judged
 from whet.pipeline.reference import with_reference
 from whet.records import Atom, TokenRow
-from whet.training.compare import tokenise_comparisons, tokenise_judged
+from whet.training.answers import tokenise_answers
 from whet.training.engine import LocalTrainer
 
 PAIRED = sorted(LOSSES)
@@ -184,10 +184,10 @@ def examples_of(loss: LossConfig, trainer: LocalTrainer, *, answers: int = 2, co
     template = LocalWorld().template(ModelConfig(path="whet:tiny"))
     source = GeneratedConfig(generate="arithmetic", answers=answers, count=count, digits=2)
     if loss.kto is None:
-        compared = tokenise_comparisons(comparisons(source)[0], template, max_length=120, on_bad_row="error")[0]
+        compared = tokenise_answers(comparisons(source)[0], template, max_length=120, on_bad_row="error")[0]
         atoms = [each.atom for each in compared]
     else:
-        rows = tokenise_judged(judged(source)[0], template, max_length=120, on_bad_row="error")[0]
+        rows = tokenise_answers(judged(source)[0], template, max_length=120, on_bad_row="error")[0]
         atoms = beside_mismatched(rows, 120)
     if not loss.needs_reference:
         return atoms
@@ -330,11 +330,11 @@ def test_a_coin_for_a_label_says_the_same_whichever_answer_stands_first(preset: 
 def test_mismatched_answers_are_of_another_prompt_and_fit() -> None:
     template = LocalWorld().template(ModelConfig(path="whet:tiny"))
     rows = judged(GeneratedConfig(generate="arithmetic", count=6, digits=2))[0]
-    gated = tokenise_judged(rows, template, max_length=120, on_bad_row="error")[0]
+    gated = tokenise_answers(rows, template, max_length=120, on_bad_row="error")[0]
     for each, atom in zip(gated, beside_mismatched(gated, 120), strict=True):
         own, foreign = atom.rows
-        assert own.tokens.tolist() == each.row.tokens.tolist() and foreign.prompt == own.prompt
-        answers = [other.row.tokens[other.row.shared :].tolist() for other in gated]
+        assert own.tokens.tolist() == each.atom.rows[0].tokens.tolist() and foreign.prompt == own.prompt
+        answers = [row.tokens[row.shared :].tolist() for other in gated for row in other.atom.rows]
         assert foreign.tokens[foreign.shared :].tolist() in answers
         assert foreign.tokens.tolist() != own.tokens.tolist()
     with pytest.raises(DataError, match="KTO measures its baseline on answers to other prompts"):

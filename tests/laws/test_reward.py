@@ -18,14 +18,14 @@ from tests.laws.support import SHAPE, _widen_norms, gradients, largest_differenc
 from whet.algorithms.reward_model import comparison, objective_of, rated, scaled, weighed
 from whet.algorithms.sequence_sums import pairs_of
 from whet.config import ModelConfig, RewardModelStage, TrainConfig
-from whet.data.base import Origin
+from whet.data.base import Comparison, Origin, Rated
 from whet.formulas import reward
 from whet.formulas.aggregate import STEPS, pessimistic
 from whet.models.armo import Gate, GateFacts
 from whet.models.heads import Scale
 from whet.models.load import load_scalar_model
 from whet.records import Atom, TokenRow
-from whet.training.compare import Compared, RatedRow
+from whet.training.answers import Tokenised
 from whet.training.engine import LocalTrainer
 
 
@@ -135,18 +135,17 @@ def scalar_trainer(objectives: Sequence[str] = (), **train: object) -> LocalTrai
     return LocalTrainer(replace(model, module=model.module.double()), config)
 
 
+def compared(rows: Sequence[TokenRow], **said: float) -> Tokenised[Comparison]:
+    source = Comparison(origin=Origin(source="test", line=1), prompt=(), answers=((),) * len(rows), **said)  # type: ignore[arg-type]
+    return Tokenised(source=source, atom=Atom(rows=tuple(rows)))
+
+
 def rankings(sizes: Sequence[int] = (2, 4, 3, 2)) -> list[Atom]:
     """Comparisons of so many answers each, with margins and soft labels."""
     draw, atoms = Random(3), []
     for size, source in zip(sizes, random_atoms(groups=len(sizes), rows=max(sizes)), strict=True):
         margin, confidence = draw.random(), draw.uniform(0.6, 1)
-        compared = Compared(
-            origin=Origin(source="test", line=1),
-            atom=Atom(rows=source.rows[:size]),
-            margin=margin,
-            confidence=confidence,
-        )
-        atoms.append(comparison(compared))
+        atoms.append(comparison(compared(source.rows[:size], margin=margin, confidence=confidence)))
     return atoms
 
 
@@ -167,8 +166,8 @@ def answers_rated() -> list[Atom]:
     draw, found = Random(5), []
     for place, row in enumerate(row for atom in random_atoms() for row in atom.rows):
         ratings = {name: draw.uniform(0, 5) for name in OBJECTIVES[: 1 + place % 3]}
-        told = RatedRow(origin=Origin(source="test", line=1), row=row, ratings=ratings)
-        found.append(scaled(rated(told, OBJECTIVES), SCALES))
+        source = Rated(origin=Origin(source="test", line=1), prompt=(), answer=(), ratings=ratings)
+        found.append(scaled(rated(Tokenised(source=source, atom=Atom(rows=(row,))), OBJECTIVES), SCALES))
     return found
 
 
@@ -245,9 +244,8 @@ def test_one_forward_of_k_answers_has_the_gradient_of_all_their_pairs() -> None:
 def test_margins_and_soft_labels_of_the_rows_are_those_of_the_formula() -> None:
     config, trainer = stage(), scalar_trainer()
     row_margin, row_confidence = 0.75, 0.8
-    atom = Atom(rows=random_atoms(groups=1, rows=2)[0].rows)
-    where = Origin(source="test", line=1)
-    pair = comparison(Compared(origin=where, atom=atom, margin=row_margin, confidence=row_confidence))
+    rows = random_atoms(groups=1, rows=2)[0].rows
+    pair = comparison(compared(rows, margin=row_margin, confidence=row_confidence))
     ((better,),), ((worse,),) = scores_of(trainer, pair.rows)
     d = better - worse - row_margin
     found = trainer.evaluate(weighed([pair], config=config), objective_of(config))
@@ -268,10 +266,7 @@ def test_labelled_steps_count_the_same_and_so_do_judged_answers() -> None:
 
 def test_before_it_has_learnt_every_pair_costs_log_two_and_is_a_tie() -> None:
     trainer = LocalTrainer(load_scalar_model(ModelConfig(path="whet:tiny", create=SHAPE)), TrainConfig())
-    plain = [
-        comparison(Compared(origin=Origin(source="t", line=1), atom=atom, margin=None, confidence=1.0))
-        for atom in random_atoms()
-    ]
+    plain = [comparison(compared(atom.rows)) for atom in random_atoms()]
     found = trainer.evaluate(weighed(plain, config=stage()), objective_of(stage()))
     assert found["loss"].mean == pytest.approx(math.log(2))
     assert (found["accuracy"].mean, found["ties"].mean) == (0.0, 1.0)

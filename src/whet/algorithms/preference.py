@@ -22,12 +22,13 @@ from whet.algorithms.sequence_sums import SequenceSums, add_constant, pairs_of, 
 from whet.algorithms.supervised import supervised
 from whet.config import TrainConfig
 from whet.config.preference import LossConfig, OwnTerm, Term, formula_of
+from whet.data.base import Judged
 from whet.errors import DataError, TrainingError
 from whet.formulas.constants import bind
 from whet.formulas.preference import Pairs, kto
 from whet.records import Atom, Column, Step, TokenRow
+from whet.training.answers import Tokenised
 from whet.training.base import Batch, Need, Objective, Outputs, Tally, Trainer
-from whet.training.compare import JudgedRow
 
 
 def preference(
@@ -235,13 +236,13 @@ class KTOLoss:
         return (weight_R * loss_R).sum(), {**tallies, **answers.distance}
 
 
-def beside_mismatched(judged: Sequence[JudgedRow], max_length: int) -> list[Atom]:
+def beside_mismatched(judged: Sequence[Tokenised[Judged]], max_length: int) -> list[Atom]:
     """Each answer as an atom with the column `good`, and beside it the next answer to another prompt after its own one.
 
     An answer that would make the row longer than `max_length` is passed over. Raises `DataError` where no foreign
     answer fits after a prompt: a baseline over matched answers would be no baseline.
     """
-    rows, found = [each.row for each in judged], []
+    rows, found = [each.atom.rows[0] for each in judged], []
     for i, row in enumerate(rows):
         others = (rows[(i + k) % len(rows)] for k in range(1, len(rows)))
         fits = (
@@ -252,13 +253,13 @@ def beside_mismatched(judged: Sequence[JudgedRow], max_length: int) -> list[Atom
         other = next(fits, None)
         if other is None:
             raise DataError(
-                f"{judged[i].origin}: KTO measures its baseline on answers to other prompts, and none fits after this "
-                "one; add rows with other prompts, or raise train.max_length"
+                f"{judged[i].source.origin}: KTO measures its baseline on answers to other prompts, and none fits "
+                "after this one; add rows with other prompts, or raise train.max_length"
             )
         trained = np.concatenate([row.trained[: row.shared], other.trained[other.shared :]])
         tokens = np.concatenate([row.tokens[: row.shared], other.tokens[other.shared :]])
         foreign = TokenRow(tokens=tokens, trained=trained, shared=row.shared)
-        found.append(add_constant(Atom(rows=(row, foreign)), "good", float(judged[i].good)))
+        found.append(add_constant(Atom(rows=(row, foreign)), "good", float(judged[i].source.good)))
     return found
 
 

@@ -22,13 +22,13 @@ from torch import Tensor
 from whet.algorithms.sequence_sums import add_constant, pairs_of
 from whet.algorithms.supervised import supervised
 from whet.config.reward_model import RewardModelStage
+from whet.data.base import Comparison, Judged, Rated, Stepwise
 from whet.formulas import reward as formulas
 from whet.formulas.reduce import sequence_mean, token_mean
 from whet.models.heads import Scale
 from whet.records import Atom, Step
+from whet.training.answers import Tokenised, ends_only
 from whet.training.base import Batch, Need, Objective, Outputs, Tally, Trainer
-from whet.training.compare import Compared, JudgedRow, RatedRow, ends_only
-from whet.training.stepwise import SteppedRow
 
 Ranking = Literal["pairs", "plackett_luce"]
 
@@ -144,28 +144,29 @@ class RatingLoss:
 # ----------------------------------------------------------------------------------------------- examples
 
 
-def comparison(compared: Compared) -> Atom:
+def comparison(compared: Tokenised[Comparison]) -> Atom:
     """The answers, each read at its end, with what the row says of how much and how surely the first is better."""
-    atom = add_constant(ends_only(compared.atom), "margin", compared.margin or 0.0)
-    return add_constant(atom, "confidence", compared.confidence)
+    atom = add_constant(ends_only(compared.atom), "margin", compared.source.margin or 0.0)
+    return add_constant(atom, "confidence", compared.source.confidence)
 
 
-def judged(answer: JudgedRow, *, every_token: bool) -> Atom:
+def judged(answer: Tokenised[Judged], *, every_token: bool) -> Atom:
     """The answer with its label at the end, or at each of its tokens."""
-    atom = Atom(rows=(answer.row,))
-    return add_constant(atom if every_token else ends_only(atom), "label", float(answer.good))
+    atom = answer.atom if every_token else ends_only(answer.atom)
+    return add_constant(atom, "label", float(answer.source.good))
 
 
-def stepped(answer: SteppedRow) -> Atom:
+def stepped(answer: Tokenised[Stepwise]) -> Atom:
     """The answer with a label at the end of each of its steps that has one."""
-    return Atom(rows=(answer.row.with_columns(label=answer.labels),))
+    (row,) = answer.atom.rows
+    return Atom(rows=(row.with_columns(label=[label for label in answer.source.labels if label is not None]),))
 
 
-def rated(answer: RatedRow, objectives: Sequence[str]) -> Atom:
+def rated(answer: Tokenised[Rated], objectives: Sequence[str]) -> Atom:
     """The answer, read at its end, with its rating by each objective, NaN where there is none."""
-    atom = ends_only(Atom(rows=(answer.row,)))
+    atom = ends_only(answer.atom)
     for name in objectives:
-        atom = add_constant(atom, f"rating/{name}", answer.ratings.get(name, nan))
+        atom = add_constant(atom, f"rating/{name}", answer.source.ratings.get(name, nan))
     return atom
 
 

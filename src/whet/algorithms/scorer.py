@@ -11,9 +11,9 @@ from whet.errors import DataError
 from whet.models.heads import RewardFacts
 from whet.records import TokenRow
 from whet.templates.base import Template
+from whet.training.answers import read_at
 from whet.training.base import Trainer
 from whet.training.gate import Window
-from whet.training.stepwise import read_at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

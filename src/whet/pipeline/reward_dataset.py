@@ -5,14 +5,15 @@ Prompts are held out whole, by a hash of their tokens, so that no answer to a he
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import isfinite
 from statistics import fmean, pstdev
 
 from whet.algorithms.reward_model import comparison, judged, rated, scaled, stepped
 from whet.config import GeneratedConfig, ModelConfig, RewardModelStage, Source
-from whet.data.base import Rated
+from whet.data.base import Comparison, Rated
 from whet.data.faults import Dropped, nearest
 from whet.errors import DataError
 from whet.models.heads import Scale
@@ -20,8 +21,7 @@ from whet.pipeline import load_data
 from whet.pipeline.gate import row_limit
 from whet.pipeline.stage import World
 from whet.records import Atom, seed_of
-from whet.training.compare import Compared, tokenise_comparisons, tokenise_judged, tokenise_rated
-from whet.training.stepwise import tokenise_stepwise
+from whet.training.answers import Example, Tokenised, compared_stats, judged_stats, tokenise_answers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,38 +100,40 @@ def _read(
     on_bad_row = "error" if isinstance(source, GeneratedConfig) else source.on_bad_row
     if config.learn == "steps":
         graded, unread = load_data.stepwise(source)
-        rows, dropped = tokenise_stepwise(graded, template, max_length=max_length, on_bad_row=on_bad_row)
-        labels = sum(len(row.labels) for row in rows)
-        described = f"{len(rows):,} answers, {labels:,} graded steps"
-        found = [RewardExample(atom=stepped(row), lengths=(len(row.row.tokens) - row.row.shared,)) for row in rows]
+        cut, dropped = tokenise_answers(graded, template, max_length=max_length, on_bad_row=on_bad_row)
+        rows = [each.atom.rows[0] for each in cut]
+        described = f"{len(rows):,} answers, {sum(row.trained_count for row in rows):,} graded steps"
+        lengths = [(len(row.tokens) - row.shared,) for row in rows]
+        found = [RewardExample(atom=stepped(each), lengths=n) for each, n in zip(cut, lengths, strict=True)]
     elif config.learn == "ratings":
         scored, unread = load_data.rated(source, config.objectives)
-        told, dropped = tokenise_rated(scored, template, max_length=max_length, on_bad_row=on_bad_row)
-        described = f"{len(told):,} answers, {sum(len(each.ratings) for each in told):,} ratings"
+        told, dropped = tokenise_answers(scored, template, max_length=max_length, on_bad_row=on_bad_row)
+        described = f"{len(told):,} answers, {sum(len(each.source.ratings) for each in told):,} ratings"
         if others := dict.fromkeys(name for each in scored for name in each.unread):
             _refuse_unknown(config.objectives, scored, list(others))
             described += f", those by {', '.join(others)} left unread"
-        found = [RewardExample(atom=rated(each, config.objectives), lengths=(each.row.trained_count,)) for each in told]
+        found = _examples(told, partial(rated, objectives=config.objectives))
     elif config.learn == "outcomes":
         answers, unread = load_data.judged(source)
-        passed, dropped, stats = tokenise_judged(answers, template, max_length=max_length, on_bad_row=on_bad_row)
-        described = stats.describe()
-        found = [
-            RewardExample(atom=judged(each, every_token=config.every_token), lengths=(each.row.trained_count,))
-            for each in passed
-        ]
+        passed, dropped = tokenise_answers(answers, template, max_length=max_length, on_bad_row=on_bad_row)
+        described = judged_stats(passed, answers).describe()
+        found = _examples(passed, partial(judged, every_token=config.every_token))
     else:
         listed, unread = load_data.comparisons(source)
-        compared, dropped, stats = tokenise_comparisons(listed, template, max_length=max_length, on_bad_row=on_bad_row)
-        described = stats.describe()
+        compared, dropped = tokenise_answers(listed, template, max_length=max_length, on_bad_row=on_bad_row)
+        described = compared_stats(compared, listed).describe()
         if config.ranking == "plackett_luce":
             _refuse_shades(compared)
-        found = [
-            RewardExample(atom=comparison(each), lengths=tuple(row.trained_count for row in each.atom.rows))
-            for each in compared
-        ]
+        found = _examples(compared, comparison)
     lost = (unread, dropped)
     return found, "; ".join([described, *(each.describe() for each in lost if each.any)]), lost
+
+
+def _examples(passed: Sequence[Tokenised[Example]], read: Callable[[Tokenised[Example]], Atom]) -> list[RewardExample]:
+    """Each as it is read, with the lengths of its answers."""
+    return [
+        RewardExample(atom=read(each), lengths=tuple(row.trained_count for row in each.atom.rows)) for each in passed
+    ]
 
 
 def _refuse_unknown(objectives: Sequence[str], scored: Sequence[Rated], others: Sequence[str]) -> None:
@@ -141,9 +143,10 @@ def _refuse_unknown(objectives: Sequence[str], scored: Sequence[Rated], others: 
         raise DataError(f"objectives: no row is rated by {unknown!r}; {nearest(unknown, others)}")
 
 
-def _refuse_shades(compared: Sequence[Compared]) -> None:
+def _refuse_shades(compared: Sequence[Tokenised[Comparison]]) -> None:
     """A ranking as one choice knows only the order."""
-    shaded = next((each for each in compared if each.margin is not None or each.confidence < 1), None)
+    sources = (each.source for each in compared)
+    shaded = next((each for each in sources if each.margin is not None or each.confidence < 1), None)
     if shaded is not None:
         raise DataError(
             f"{shaded.origin}: has a margin or a confidence, of which ranking: plackett_luce knows nothing; "

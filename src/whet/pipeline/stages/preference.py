@@ -11,6 +11,7 @@ from whet.algorithms.preference import beside_mismatched, objective_of, preferen
 from whet.algorithms.sequence_sums import add_constant
 from whet.algorithms.supervised import supervised_steps
 from whet.config import GeneratedConfig, LossConfig, ModelConfig, PreferenceStage, SamplingConfig, Source, TrainConfig
+from whet.data.base import Comparison, Judged
 from whet.data.faults import Dropped
 from whet.errors import DataError
 from whet.pipeline.gate import row_limit
@@ -24,8 +25,8 @@ from whet.records import Atom, Metric, Step
 from whet.tracking.charts import PREFERENCES, TRAINING, Look
 from whet.tracking.log import RunLog
 from whet.tracking.text import number, percent
+from whet.training.answers import PreferenceStats, Tokenised, compared_stats, judged_stats, tokenise_answers
 from whet.training.base import Trainer
-from whet.training.compare import Compared, JudgedRow, PreferenceStats, tokenise_comparisons, tokenise_judged
 
 
 def run_preference(context: Context[PreferenceStage]) -> None:
@@ -98,18 +99,21 @@ def gate_preferences(world: World, model: ModelConfig, config: PreferenceStage, 
     template = world.template(model)
     if config.loss.kto is not None:
         answers, unread = judged(source)
-        passed, dropped, stats = tokenise_judged(answers, template, max_length=length, on_bad_row=on_bad_row)
-        atoms = beside_mismatched(passed, length)
+        passed, dropped = tokenise_answers(answers, template, max_length=length, on_bad_row=on_bad_row)
         return GatedPreferences(
-            atoms=atoms, stats=stats, lost=(unread, dropped), warning=_imbalance(passed, config.loss)
+            atoms=beside_mismatched(passed, length),
+            stats=judged_stats(passed, answers),
+            lost=(unread, dropped),
+            warning=_imbalance(passed, config.loss),
         )
     rows, unread = comparisons(source)
-    compared, dropped, stats = tokenise_comparisons(rows, template, max_length=length, on_bad_row=on_bad_row)
+    compared, dropped = tokenise_answers(rows, template, max_length=length, on_bad_row=on_bad_row)
+    stats = compared_stats(compared, rows)
     if config.pairs == "best_worst":
         compared = [replace(each, atom=Atom(rows=(each.atom.rows[0], each.atom.rows[-1]))) for each in compared]
     longer = next((each for each in compared if len(each.atom.rows) > 2), None)
     if longer is not None and config.loss.pairs_only:
-        raise DataError(f"{longer.origin}: {len(longer.atom.rows)} answers; {config.loss.why_pairs}")
+        raise DataError(f"{longer.source.origin}: {len(longer.atom.rows)} answers; {config.loss.why_pairs}")
     return GatedPreferences(atoms=_with_confidence(compared), stats=stats, lost=(unread, dropped))
 
 
@@ -126,17 +130,17 @@ def _reference(context: Context[PreferenceStage]) -> Trainer:
     return context.world.policy(model, train, SamplingConfig(), reads=context.model).trainer
 
 
-def _with_confidence(compared: Sequence[Compared]) -> list[Atom]:
+def _with_confidence(compared: Sequence[Tokenised[Comparison]]) -> list[Atom]:
     """The atoms, with the column `confidence` where some label is soft."""
-    if all(each.confidence == 1 for each in compared):
+    if all(each.source.confidence == 1 for each in compared):
         return [each.atom for each in compared]
-    return [add_constant(each.atom, "confidence", each.confidence) for each in compared]
+    return [add_constant(each.atom, "confidence", each.source.confidence) for each in compared]
 
 
-def _imbalance(passed: Sequence[JudgedRow], loss: LossConfig) -> str:
+def _imbalance(passed: Sequence[Tokenised[Judged]], loss: LossConfig) -> str:
     """KTO's own advice (2402.01306, section 4.2): the good and the bad should pull about equally."""
     assert loss.kto is not None
-    good = sum(each.good for each in passed)
+    good = sum(each.source.good for each in passed)
     bad = len(passed) - good
     if not (good and bad):
         only = "good" if good else "bad"
