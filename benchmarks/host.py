@@ -28,9 +28,8 @@ from whet.models.pack import pack
 from whet.records import Atom, Completion, Ending, Episode, Group, Outcome, Score, TokenRow, Turn, token_ids
 from whet.sampling.replica import answer_frame
 from whet.sandbox.frames import encode
-from whet.training.batch import as_batch, microbatches
+from whet.training.batch import TokenBudget, as_batch, microbatches
 from whet.training.group import cut_atoms
-from whet.training.memory import TokenBudget
 
 GROUP = 16
 PROMPT = 200

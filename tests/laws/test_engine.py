@@ -26,9 +26,8 @@ from whet.models.noise import noisy, row_lengths
 from whet.models.pack import pack
 from whet.records import Atom, Episode, Outcome, Score, TokenRow
 from whet.training.base import Objective
-from whet.training.batch import microbatches
+from whet.training.batch import TokenBudget, microbatches
 from whet.training.engine import LocalTrainer
-from whet.training.memory import TokenBudget
 
 AXES = {
     "k2": {"kl": {"place": "loss", "estimator": "k2", "coefficient": 0.1}},

@@ -15,7 +15,7 @@ from whet.formulas.constants import Bound, bind
 from whet.formulas.policy import Tokens
 from whet.formulas.preference import Pairs
 from whet.target import describe
-from whet.training.memory import out_of_memory
+from whet.training.batch import out_of_memory
 
 
 @dataclass(frozen=True, slots=True)

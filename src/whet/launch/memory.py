@@ -39,8 +39,7 @@ from whet.models.quantize import NF4_BYTES, quantisable
 from whet.pipeline.run import Run
 from whet.records import TokenRow
 from whet.training.base import Batch, Outputs
-from whet.training.batch import as_batch
-from whet.training.memory import CACHED_TOKENS
+from whet.training.batch import CACHED_TOKENS, as_batch
 from whet.training.optim import Optimizers, eight_bit_state
 
 FRAGMENTS = 1.14

@@ -22,8 +22,7 @@ from whet.errors import RunError
 from whet.models.language import Ask, LanguageModel, Want
 from whet.records import Atom, Column, Metric, TokenRow, add_metrics
 from whet.training.base import REFERENCE, Objective, OptimResult, Outputs, Tally
-from whet.training.batch import as_batch, microbatches, parts, share_prompts
-from whet.training.memory import CACHED_TOKENS, TokenBudget, attempt
+from whet.training.batch import CACHED_TOKENS, TokenBudget, as_batch, attempt, microbatches, parts, share_prompts
 from whet.training.offload import lay_down, visiting
 from whet.training.optim import Optimizers, whole
 from whet.training.shards import read_tensors, write_tensors

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from whet.config import TrainConfig
 from whet.errors import RunError
 from whet.models.quantize import bitsandbytes
-from whet.training.memory import TokenBudget
+from whet.training.batch import TokenBudget
 from whet.training.offload import at_rest, state_visiting
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
