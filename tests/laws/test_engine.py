@@ -174,7 +174,7 @@ def test_noise_on_embeddings_is_seeded_bounded_and_of_training_alone() -> None:
 def test_packed_logprobs_are_those_of_transformers() -> None:
     model, atoms = tiny_model(), random_atoms()
     with torch.no_grad():
-        packed_T = model.read(pack(atoms, model.device), Ask(frozenset({"logp"}), temperature=0.9))["logp"]
+        packed_T = model.read(atoms, Ask(frozenset({"logp"}), temperature=0.9))["logp"]
         model.module.config._attn_implementation = "sdpa"
         alone = []
         for row in (row for atom in atoms for row in atom.rows):

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -40,13 +40,11 @@ class Trajectory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ValueLoss:
+class ValueLoss(Objective):
     """Half the squared distance of the values to the column `return`, clipped around the column `value`."""
 
     clip: float | None
-    needs: frozenset[Need] = field(default_factory=lambda: frozenset({"value"}))
-    temperature: float = 1.0
-    compares: bool = False
+    needs: ClassVar[frozenset[Need]] = frozenset({"value"})
 
     def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Mapping[str, Tally]]:
         """The weighted loss, and the share of tokens at which the clip stops the gradient."""
@@ -66,7 +64,7 @@ class ValueLoss:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WithValue:
+class WithValue(Objective):
     """A policy's objective and its critic's on one trunk, in one pass: L_policy + coefficient * L_value."""
 
     policy: Objective
@@ -82,11 +80,6 @@ class WithValue:
     def temperature(self) -> float:
         """The policy's."""
         return self.policy.temperature
-
-    @property
-    def compares(self) -> bool:
-        """As the policy does."""
-        return self.policy.compares
 
     def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Mapping[str, Tally]]:
         """The sum of both losses, and both sets of metrics."""

@@ -7,8 +7,9 @@ just sampled are read by the teacher, a frozen model of the trainer (GKD 2306.13
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from random import Random
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -21,17 +22,16 @@ from whet.formulas.distill import with_tail
 from whet.records import Atom, Step, seed_of
 from whet.rollouts.assemble import to_atoms, to_rows
 from whet.rollouts.feed import Feed
-from whet.training.base import TEACHER, Batch, Need, Outputs, Tally, Trainer
+from whet.training.base import TEACHER, Batch, Need, Objective, Outputs, Tally, Trainer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Distillation:
+class Distillation(Objective):
     """The divergence of the student from its teacher at each token. Columns: `top_k/ids`, `top_k/logp`."""
 
     divergence: Callable[[Tensor, Tensor], Tensor]
     temperature: float = 1.0
-    needs: frozenset[Need] = field(default_factory=lambda: frozenset({"logp", "top_k"}))
-    compares: bool = False
+    needs: ClassVar[frozenset[Need]] = frozenset({"logp", "top_k"})
 
     def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Mapping[str, Tally]]:
         """The weighted divergence; and as means over tokens it, -log p of the tokens, and the teacher's tail."""

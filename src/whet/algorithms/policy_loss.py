@@ -20,7 +20,7 @@ from whet.formulas import ratios
 from whet.formulas.constants import bind
 from whet.formulas.policy import SURROGATES, Tokens, nowhere
 from whet.models.marks import ROLES
-from whet.training.base import Batch, Need, Outputs, Tally
+from whet.training.base import Batch, Need, Objective, Outputs, Tally
 
 OfTokens = Callable[[Tokens], Tensor]
 
@@ -52,7 +52,7 @@ class KLPenalty:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PolicyLoss:
+class PolicyLoss(Objective):
     """surrogate x correction + KL - entropy bonus + KL-Cov + NLL of right answers, for each token.
 
     Columns: `advantage`, `sampler_logp`, and where a term needs them `old_logp`, `ref_logp`, `kl_cov`, `positive`.
@@ -74,7 +74,6 @@ class PolicyLoss:
     positive_nll: float = 0.0
     far: float = inf
     """Nats beyond which sampler and trainer are far apart on a token; the share of such tokens is a metric."""
-    compares: bool = False
 
     @property
     def needs(self) -> frozenset[Need]:

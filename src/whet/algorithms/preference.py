@@ -10,8 +10,9 @@ Legend: T trained tokens, R rows (answers), P pairs of a micro-batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from whet.formulas.constants import bind
 from whet.formulas.preference import Pairs, kto
 from whet.records import Atom, Column, Step, TokenRow
 from whet.training.answers import Tokenised
-from whet.training.base import Batch, Need, Objective, Outputs, Tally, Trainer
+from whet.training.base import Batch, Objective, Outputs, Tally, Trainer
 
 
 def preference(
@@ -106,7 +107,7 @@ class PairTerm:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PairLoss:
+class PairLoss(Objective):
     """The weighted sum of preference losses, for every pair of every atom (a better row stands before a worse one).
 
     Columns, the same for all tokens of a row but `ref_logp`: `weight` (of each pair of the atom), and where they are
@@ -114,9 +115,7 @@ class PairLoss:
     """
 
     terms: tuple[PairTerm, ...]
-    needs: frozenset[Need] = field(default_factory=frozenset)
-    temperature: float = 1.0
-    compares: bool = True
+    compares: ClassVar[bool] = True
 
     def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Mapping[str, Tally]]:
         """The weighted loss, and metrics under TRL's names, as means over pairs."""
@@ -209,15 +208,12 @@ def _sums(columns: Sequence[Column]) -> list[float]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KTOLoss:
+class KTOLoss(Objective):
     """KTO, for each row on its own. Columns: `ref_logp`, and the same for all tokens `weight`, `good`, `baseline`."""
 
     loss: Callable[[Tensor, Tensor, Tensor], Tensor]
     weight: float
     beta: float
-    needs: frozenset[Need] = field(default_factory=frozenset)
-    temperature: float = 1.0
-    compares: bool = False
 
     def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Mapping[str, Tally]]:
         """The weighted loss, and metrics under TRL's names, as means over good or bad answers."""

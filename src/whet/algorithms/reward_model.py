@@ -11,10 +11,10 @@ Legend: R rows of a micro-batch, P pairs of all its rankings, T labelled tokens,
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from math import isfinite, nan
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -58,15 +58,14 @@ def objective_of(config: RewardModelStage) -> Objective:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RankingLoss:
+class RankingLoss(Objective):
     """The better answer scores higher. Columns, at the better row of each pair: `margin`, `confidence`."""
 
     ranking: Ranking = "pairs"
     centring: float = 0.0
     """Weight of (r_w + r_l)^2 of each pair."""
-    needs: frozenset[Need] = field(default_factory=lambda: frozenset({"score"}))
-    temperature: float = 1.0
-    compares: bool = True
+    needs: ClassVar[frozenset[Need]] = frozenset({"score"})
+    compares: ClassVar[bool] = True
 
     def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Mapping[str, Tally]]:
         """The weighted loss; as metrics the means over pairs of the loss, of who won and of by how much."""
@@ -100,12 +99,10 @@ class RankingLoss:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LabelLoss:
+class LabelLoss(Objective):
     """The score's sigmoid is the probability of the column `label`."""
 
-    needs: frozenset[Need] = field(default_factory=lambda: frozenset({"score"}))
-    temperature: float = 1.0
-    compares: bool = False
+    needs: ClassVar[frozenset[Need]] = frozenset({"score"})
 
     def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Mapping[str, Tally]]:
         """The weighted loss, its mean, and how many labels the score is on the right side of."""
@@ -121,13 +118,11 @@ class LabelLoss:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RatingLoss:
+class RatingLoss(Objective):
     """Each output is the rating by its objective. Columns `rating/NAME`: NaN: not rated."""
 
     objectives: tuple[str, ...]
-    needs: frozenset[Need] = field(default_factory=lambda: frozenset({"score"}))
-    temperature: float = 1.0
-    compares: bool = False
+    needs: ClassVar[frozenset[Need]] = frozenset({"score"})
 
     def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Mapping[str, Tally]]:
         """The weighted squared errors; as metrics their mean over all ratings, and over those of each objective."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -14,16 +14,12 @@ from whet.data.mixture import Blend
 from whet.formulas.reduce import token_mean
 from whet.records import Atom, Step, TokenRow
 from whet.rollouts.assemble import to_atoms
-from whet.training.base import Batch, Need, Outputs, Tally, Trainer
+from whet.training.base import Batch, Objective, Outputs, Tally, Trainer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CrossEntropy:
+class CrossEntropy(Objective):
     """Cross-entropy: sum of w * (-log p)."""
-
-    needs: frozenset[Need] = field(default_factory=frozenset)
-    temperature: float = 1.0
-    compares: bool = False
 
     def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Mapping[str, Tally]]:
         """The weighted loss, and its plain mean over tokens as a metric."""

@@ -201,9 +201,10 @@ class LanguageModel:
         value_T, facts = self.head_at(states_TD).squeeze(-1), reward_facts(self.module)
         return value_T if facts is None else (value_T - facts.mean) / facts.std
 
-    def read(self, packed: Packed, ask: Ask) -> dict[str, Tensor]:
-        """The asked columns of a micro-batch's trained tokens, from one pass."""
-        stream_ND, columns = self.stream(packed), [name for name in ask.columns if name != "score"]
+    def read(self, atoms: Sequence[Atom], ask: Ask) -> dict[str, Tensor]:
+        """The asked columns of these atoms' trained tokens, (T,) or (T, K) each, from one pass; on the CPU."""
+        packed, columns = self.packed(atoms), [name for name in ask.columns if name != "score"]
+        stream_ND = self.stream(packed)
 
         def said(states_TD: Tensor, which: Tensor | slice) -> tuple[Tensor | None, ...]:
             found: dict[str, Tensor | None] = {}
@@ -219,7 +220,9 @@ class LanguageModel:
             return tuple(found[name] for name in columns)
 
         read = dict(zip(columns, self.at(stream_ND, packed.source_T, packed, said), strict=True))
-        return read | ({"score": self.scores_in(stream_ND, packed)} if "score" in ask.want else {})
+        if "score" in ask.want:
+            read["score"] = self.scores_in(stream_ND, packed)
+        return {name: value_T.cpu() for name, value_T in read.items()}
 
     def top_k_at(self, states_TD: Tensor, k: int, *, temperature: float) -> tuple[Tensor, Tensor]:
         """(log p, ids) of the k most likely tokens at these states, each (T, k), the likeliest first; all of fewer."""

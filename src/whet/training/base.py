@@ -67,19 +67,25 @@ class Tally:
 
 
 class Objective(Protocol):
-    """`(outputs, batch) -> (scalar, metrics)`, linear in the batch's weights. A picklable value, not a name."""
+    """`(outputs, batch) -> (scalar, metrics)`, linear in the batch's weights. A picklable value, not a name.
+
+    A class that inherits from it says only what is other than here.
+    """
 
     @property
     def needs(self) -> frozenset[Need]:
         """What the forward pass must compute for it; nothing else is computed."""
+        return frozenset()
 
     @property
     def temperature(self) -> float:
         """What the logits are divided by before log-softmax; the sampler's own for RL."""
+        return 1.0
 
     @property
     def compares(self) -> bool:
         """Whether it compares the rows of an atom, which must then be in one micro-batch; any other may be cut."""
+        return False
 
     def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Mapping[str, Tally]]:
         """The weighted sum of losses of a micro-batch, and its metrics."""

@@ -97,7 +97,7 @@ class LocalTrainer:
         ask = Ask(frozenset(want), temperature=temperature, top_k=top_k)
         with self._under(frozen) as model:
             read = self._read(model, rows, ask)
-        return {name: [row[name].numpy() for row in read] for name in (read[0] if read else ask.columns)}
+        return {name: [row[name].numpy() for row in read] for name in ask.columns}
 
     def update_frozen(self, name: str, decay: float) -> None:
         """Move a frozen copy by an EMA: `decay` of itself plus the rest of the weights; an adapter has no copy."""
@@ -255,7 +255,7 @@ class LocalTrainer:
         atoms = [Atom(rows=tuple(rows[i] for i in group)) for group in groups]
         for chosen in self._in_step(self.budget.fill([atom.cost for atom in atoms])):
             micro, indices = [atoms[a] for a in chosen], [i for a in chosen for i in groups[a]]
-            read = attempt(partial(self._pass, model, partial(read_once, model, micro, ask)))
+            read = attempt(partial(self._pass, model, partial(model.read, micro, ask)))
             if read is None:
                 self._shrink(micro, len(indices))
                 pieces = self._read(model, [rows[i] for i in indices], ask)
@@ -265,8 +265,3 @@ class LocalTrainer:
                 pieces = [{name: split[name][k] for name in split} for k in range(len(indices))]
             found |= dict(zip(indices, pieces, strict=True))
         return [found[i] for i in range(len(rows))]
-
-
-def read_once(model: LanguageModel, atoms: Sequence[Atom], ask: Ask) -> dict[str, Tensor]:
-    """The asked columns of these atoms' trained tokens, (T,) or (T, K) each, from one pass; on the CPU."""
-    return {name: value_T.cpu() for name, value_T in model.read(model.packed(atoms), ask).items()}

@@ -30,7 +30,7 @@ from whet.models.context import ContextRanks
 from whet.models.language import Ask, LanguageModel, Want
 from whet.records import Atom, Column, Metric, TokenRow
 from whet.training.base import Objective
-from whet.training.engine import LocalTrainer, read_once
+from whet.training.engine import LocalTrainer
 from whet.training.group import RankOutOfMemory
 from whet.training.optim import Optimizers, whole
 from whet.training.shards import write_shards
@@ -124,7 +124,7 @@ class ShardedTrainer(LocalTrainer):
         ask = Ask(frozenset(want), temperature=temperature, top_k=top_k)
         with self._under(frozen) as model:
             if idle is not None:
-                work = partial(read_once, model, [Atom(rows=(replace(idle, shared=0),))], ask)
+                work = partial(model.read, [Atom(rows=(replace(idle, shared=0),))], ask)
                 self._idle = partial(self._pass, model, work)
             read = self._read(model, rows, ask)
         return {name: [row[name].numpy() for row in read] for name in ask.columns}
