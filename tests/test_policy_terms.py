@@ -14,8 +14,7 @@ from tests.test_policy import FakeFeed, _two_groups, _with_reference, config, pr
 from tests.test_ppo import recipe, run, weights
 from whet.algorithms.policy import policy_gradient, weigh
 from whet.algorithms.policy_loss import policy_loss
-from whet.algorithms.ptx import PretrainingMix
-from whet.algorithms.sft import CrossEntropy
+from whet.algorithms.sft import CrossEntropy, PretrainingMix
 from whet.algorithms.sft import weigh as weigh_rows
 from whet.config.policy_terms import PtxConfig
 from whet.pipeline.stage import Interrupted

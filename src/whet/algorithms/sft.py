@@ -1,7 +1,8 @@
-"""Supervised fine-tuning: imitate the trained tokens, each counting the same over the whole step."""
+"""Imitation: the trained tokens of rows, each counting the same over the whole step; a stage (SFT), or a mix."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,10 +10,11 @@ from torch import Tensor
 
 from whet.algorithms.supervised import supervised
 from whet.config import TrainConfig
+from whet.config.policy_terms import PtxConfig
 from whet.data.lazy import Lazy
 from whet.data.mixture import Blend
 from whet.formulas.reduce import token_mean
-from whet.records import Atom, Step, TokenRow
+from whet.records import Atom, Metric, Step, TokenRow, seed_of
 from whet.rollouts.assemble import to_atoms
 from whet.training.base import Batch, Objective, Outputs, Tally, Trainer
 
@@ -48,12 +50,42 @@ def sft(
     )
 
 
-def weigh(rows: Sequence[TokenRow]) -> list[Atom]:
-    """The rows as atoms, by the prompts that they share, their tokens weighted by the token mean over all of them."""
+def weigh(rows: Sequence[TokenRow], coefficient: float = 1.0) -> list[Atom]:
+    """The rows as atoms, by the prompts that they share; each token weighs `coefficient` / tokens of all of them."""
     weights = token_mean([row.trained_count for row in rows])
-    return to_atoms([row.with_columns(weight=weight) for row, weight in zip(rows, weights, strict=True)])
+    return to_atoms([row.with_columns(weight=coefficient * weight) for row, weight in zip(rows, weights, strict=True)])
 
 
 def weigh_again(atoms: Sequence[Atom]) -> list[Atom]:
     """The same of the rows of these atoms."""
     return weigh([row for atom in atoms for row in atom.rows])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PretrainingMix:
+    """PPO-ptx: rows that a policy gradient should not unlearn are imitated beside it (InstructGPT 2203.02155).
+
+    At every update the mean NLL of a few rows, times a coefficient, is added to the loss. Which rows follows from the
+    number of the update, so a resumed run takes the same ones.
+    """
+
+    rows: Sequence[TokenRow]
+    config: PtxConfig
+    seed: int
+
+    def add(self, trainer: Trainer, update: int) -> dict[str, Metric]:
+        """Add the gradient of coefficient x mean NLL of the rows of this update (from 0), and say what the NLL is."""
+        found = trainer.forward_backward(self.atoms(update), CrossEntropy())
+        return {"ptx/loss": found["loss"], "oom_retries": found["oom_retries"]}
+
+    def atoms(self, update: int) -> list[Atom]:
+        """The rows of an update, each token weighing coefficient / tokens; one shuffled epoch follows another."""
+        size = self.config.batch_size
+        places = [divmod(position, len(self.rows)) for position in range(update * size, (update + 1) * size)]
+        orders = {epoch: self._order(epoch) for epoch, _ in places}
+        return weigh([self.rows[orders[epoch][place]] for epoch, place in places], self.config.coefficient)
+
+    def _order(self, epoch: int) -> list[int]:
+        order = list(range(len(self.rows)))
+        random.Random(seed_of(self.seed, "ptx", epoch)).shuffle(order)
+        return order

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import isfinite, isnan, nan
 
-from whet.algorithms.ptx import PretrainingMix
 from whet.algorithms.roles import Roles
+from whet.algorithms.sft import PretrainingMix
 from whet.config import PolicyConfig, TrainConfig
 from whet.config.rl import Action, ConstraintConfig, HealthConfig
 from whet.formulas.advantages import RunningScale

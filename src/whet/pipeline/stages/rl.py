@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from whet.algorithms.critic import Critic
 from whet.algorithms.policy import DROPOUT_GAP, MAX_GAP, first_state, policy_gradient
-from whet.algorithms.ptx import PretrainingMix
 from whet.algorithms.roles import Roles
+from whet.algorithms.sft import PretrainingMix
 from whet.algorithms.state import Setting
 from whet.config import CurriculumConfig, ModelConfig, RLStage
 from whet.config.rewards import weights
