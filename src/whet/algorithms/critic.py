@@ -16,7 +16,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ from whet.formulas.reduce import token_mean
 from whet.records import Atom, Column, Flags, Metric, TokenRow, add_metrics, largest, seed_of
 from whet.rollouts.assemble import to_atoms
 from whet.training.base import Batch, Need, Objective, Outputs, Tally, Trainer
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +143,7 @@ class Critic:
         skipped = 0
         for epoch in range(self.config.epochs):
             order = random.Random(seed_of(seed, epoch)).sample(atoms, len(atoms))
-            for minibatch in _split(order, self.config.minibatches):
+            for minibatch in split(order, self.config.minibatches):
                 weighed = weigh(minibatch, level=self.config.level)
                 metrics = add_metrics(metrics, self.trainer.forward_backward(weighed, objective))
                 result = self.trainer.optim_step(lr_factor)
@@ -187,9 +189,6 @@ class Critic:
         )
         first_T = torch.searchsorted(turn_T, turn_T)  # the index of the first token of each token's turn
         return advantages_T, targets_T + values_T[first_T]
-
-
-# ------------------------------------------------------------------------------------------------ rewards
 
 
 # ------------------------------------------------------------------------------------------------ parts
@@ -243,10 +242,10 @@ def _spread(rows: Sequence[TokenRow], columns: Mapping[str, Tensor]) -> tuple[To
     return tuple(row.with_columns(**{name: pieces[name][i] for name in columns}) for i, row in enumerate(rows))
 
 
-def _split(atoms: Sequence[Atom], parts: int) -> list[Sequence[Atom]]:
+def split(things: Sequence[T], parts: int) -> list[Sequence[T]]:
     """Nearly equal parts, none empty."""
-    bounds = [len(atoms) * i // parts for i in range(parts + 1)]
-    return [atoms[low:high] for low, high in pairwise(bounds) if high > low]
+    bounds = [len(things) * i // parts for i in range(parts + 1)]
+    return [things[low:high] for low, high in pairwise(bounds) if high > low]
 
 
 def _chain(columns: Sequence[Column]) -> Tensor:

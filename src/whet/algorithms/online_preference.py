@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from math import inf
 
 from whet.algorithms.preference import check_start, objective_of, weigh_preferences
-from whet.algorithms.rollout_metrics import measure_groups, measure_taken, unscored
+from whet.algorithms.rollout_metrics import BARREN, measure_groups, measure_taken, unscored
 from whet.algorithms.supervised import NOT_FINITE
 from whet.config import LossConfig, OnlinePreferenceStage
 from whet.errors import TrainingError
@@ -21,9 +21,6 @@ from whet.rollouts.assemble import to_rows
 from whet.rollouts.feed import Feed
 from whet.training.base import REFERENCE, Trainer
 from whet.training.optim import learning_rate
-
-BARREN = 20
-"""Steps in a row without a single pair, after which it gives up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 from whet.algorithms.columns import (
     Answer,
@@ -25,11 +24,11 @@ from whet.algorithms.columns import (
     with_rewards,
     with_values,
 )
-from whet.algorithms.critic import Critic, ValueLoss, WithValue
+from whet.algorithms.critic import Critic, ValueLoss, WithValue, split
 from whet.algorithms.finite import drop_nonfinite, find_nonfinite, listed, skipped_update
 from whet.algorithms.policy_loss import policy_loss
 from whet.algorithms.roles import angle, norms_apart, trained_roles, with_role_column
-from whet.algorithms.rollout_metrics import measure_groups, measure_taken, unscored, why_no_signal
+from whet.algorithms.rollout_metrics import BARREN, measure_groups, measure_taken, unscored, why_no_signal
 from whet.algorithms.state import RunState, Setting
 from whet.config import PolicyConfig
 from whet.config.policy_terms import KLConfig
@@ -108,8 +107,8 @@ def policy_gradient(
         standing = standing.after(metrics, setting, answers=len(answers))
         if standing.barren and not faults:
             faults = [f"no update: {why_no_signal(taken.played, overlong_filter=setting.config.overlong_filter)}"]
-        if standing.barren >= setting.patience:
-            raise TrainingError(f"no answer carried a signal for {setting.patience} steps: {'; '.join(faults)}")
+        if standing.barren >= BARREN:
+            raise TrainingError(f"no answer carried a signal for {BARREN} steps: {'; '.join(faults)}")
         health = standing.health
         yield Step(
             index=step + 1,
@@ -323,10 +322,7 @@ def _split(answers: Sequence[Answer], parts: int) -> list[list[Answer]]:
     groups: dict[int, list[Answer]] = {}
     for answer in answers:
         groups.setdefault(answer.group, []).append(answer)
-    listed = list(groups.values())
-    bounds = [len(listed) * i // parts for i in range(parts + 1)]
-    pieces = [listed[low:high] for low, high in pairwise(bounds)]
-    return [[answer for group in piece for answer in group] for piece in pieces if piece]
+    return [[answer for group in piece for answer in group] for piece in split(list(groups.values()), parts)]
 
 
 def _measure_updates(

@@ -16,6 +16,8 @@ REFLECTION = re.compile(
     re.IGNORECASE,
 )
 """Words by which a model takes a second look (the kind counted in the R1-Zero literature)."""
+BARREN = 20
+"""Steps in a row from which nothing could be learned, after which a run gives up."""
 LONGEST = 200
 """Characters of a reason that the console shows."""
 

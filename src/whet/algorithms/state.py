@@ -210,8 +210,6 @@ class Setting:
     """What is asked of the roles of tokens; None: they are alike."""
     mix: PretrainingMix | None = None
     """PPO-ptx: what is imitated beside the policy gradient."""
-    patience: int = 20
-    """Steps in a row without any signal, after which it gives up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

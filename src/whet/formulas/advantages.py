@@ -87,11 +87,10 @@ class RunningScale:
             + distance * distance * self.count * count / total,
         )
 
-    def scaled(self, score: float, *, clip: float | None = None) -> float:
-        """The score over the (population) standard deviation, held to +-clip; as it is while nothing varied."""
+    def scaled(self, score: float) -> float:
+        """The score over the (population) standard deviation; as it is while nothing varied."""
         std = sqrt(self.squares / self.count) if self.count else 0.0
-        scaled = score / std if std > 0 else score
-        return scaled if clip is None else min(max(scaled, -clip), clip)
+        return score / std if std > 0 else score
 
     @classmethod
     def start(cls, saved: Mapping[str, float]) -> RunningScale:

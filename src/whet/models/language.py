@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -248,13 +248,6 @@ class LanguageModel:
         score_TK = self.head_at(stream_ND[packed.place_T])
         length_T = (positions_N[packed.place_T] - positions_N[prompt_T]).to(score_TK.dtype)
         return stream_ND[prompt_T].to(score_TK.dtype), score_TK, length_T
-
-    @contextmanager
-    def as_reference(self) -> Iterator[LanguageModel]:
-        """This model with its adapter switched off: the weights that training started from."""
-        assert self.adapter is not None, "only a model with an adapter holds its own reference"
-        with self.adapter.disable_adapter():
-            yield self
 
     def export(self, folder: Path) -> None:
         """Write the Hugging Face layout: config, safetensors, tokenizer and chat template.

@@ -30,7 +30,7 @@ class EndpointSampler:
     the key, so no key is ever in a recipe. At most `concurrency` requests are under way together, and at most
     `requests_per_minute` begin in a minute, evenly spread; a 429 with a Retry-After holds all of them. An attempt may
     take `request_s` seconds, an answer `total_s`; the first wait between attempts is up to `first_wait_s`.
-    `budget_key` is how the endpoint spells the token budget; `extra` is added to every request's body.
+    `budget_key` is how the endpoint spells the token budget.
     """
 
     def __init__(
@@ -46,7 +46,6 @@ class EndpointSampler:
         total_s: float = 1800.0,
         first_wait_s: float = 1.0,
         budget_key: Literal["max_tokens", "max_completion_tokens"] = "max_tokens",
-        extra: Mapping[str, Any] | None = None,
     ) -> None:
         if not base_url.startswith(("http://", "https://")):
             raise ConfigError(f"endpoint base_url is {base_url!r}; write it in full, like https://host/v1")
@@ -63,7 +62,7 @@ class EndpointSampler:
             headers=self._headers,
             remedy=self._remedy,
         )
-        self._budget_key, self._extra = budget_key, dict(extra or {})
+        self._budget_key = budget_key
 
     async def chat(self, conversation: Sequence[Message], params: SamplingParams) -> Message:
         """One assistant message; raises `SamplerError` where there is none.
@@ -115,7 +114,7 @@ class EndpointSampler:
             body["top_k"] = params.top_k
         if params.stop:
             body["stop"] = list(params.stop)
-        return {**body, **self._extra}
+        return body
 
     def _remedy(self, status: int) -> str:
         if status not in (401, 403):

@@ -243,9 +243,9 @@ class LocalTrainer:
             with visiting(model.module, model.device) if name in self.offloaded else nullcontext():
                 yield model
         else:
-            assert name == REFERENCE, f"no frozen model is named {name}"
-            with self.model.as_reference() as base:
-                yield base
+            assert name == REFERENCE and self.model.adapter is not None, f"no frozen model is named {name}"
+            with self.model.adapter.disable_adapter():
+                yield self.model
 
     @torch.no_grad()
     def _read(self, model: LanguageModel, rows: Sequence[TokenRow], ask: Ask) -> list[dict[str, Tensor]]:
