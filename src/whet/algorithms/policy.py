@@ -27,7 +27,7 @@ from whet.algorithms.columns import (
 from whet.algorithms.critic import Critic, ValueLoss, WithValue, split
 from whet.algorithms.finite import drop_nonfinite, find_nonfinite, listed, skipped_update
 from whet.algorithms.policy_loss import policy_loss
-from whet.algorithms.roles import angle, norms_apart, trained_roles, with_role_column
+from whet.algorithms.roles import angle, norms_apart
 from whet.algorithms.rollout_metrics import BARREN, measure_groups, measure_taken, unscored, why_no_signal
 from whet.algorithms.state import RunState, Setting
 from whet.config import PolicyConfig
@@ -228,7 +228,7 @@ def prepare(
 ) -> Prepared:
     """The answers with every column that the objective reads; whatever is not finite is left out where it appears."""
     config, temperature, lagging = setting.config, setting.temperature, setting.lag > 0
-    answers = with_role_column(answers, setting.roles)
+    answers = answers if setting.roles is None else setting.roles.with_column(answers)
     measured: Mapping[str, float] = {}
     answers = with_lags(answers, step) if lagging else answers
     answers, first = drop_nonfinite(with_logps(answers, trainer, config, temperature=temperature, lagging=lagging))
@@ -251,7 +251,8 @@ def weigh(answers: Sequence[Answer], setting: Setting) -> list[Atom]:
     Rows without advantage count in the denominators; where nothing else gives them a gradient they are not computed.
     Rows without trained tokens (an empty answer) have nothing to compute. Rewards are in the advantages by now.
     """
-    answers, reduce = trained_roles(answers, setting.roles), REDUCTIONS[setting.config.reduction]
+    reduce = REDUCTIONS[setting.config.reduction]
+    answers = answers if setting.roles is None else setting.roles.trained(answers)
     weights = reduce([answer.length for answer in answers], [answer.group for answer in answers], setting.max_tokens)
     return to_atoms(
         [

@@ -26,20 +26,14 @@ class Roles:
     """Those that are trained; None: all."""
     angle: bool = False
 
+    def with_column(self, answers: Sequence[Answer]) -> list[Answer]:
+        """Add `role`, as a number."""
+        return [replace(a, rows=tuple(with_roles(row, self.table) for row in a.rows)) for a in answers]
 
-def with_role_column(answers: Sequence[Answer], roles: Roles | None) -> list[Answer]:
-    """Add `role`, as a number, where roles are told apart."""
-    if roles is None:
-        return list(answers)
-    return [replace(a, rows=tuple(with_roles(row, roles.table) for row in a.rows)) for a in answers]
-
-
-def trained_roles(answers: Sequence[Answer], roles: Roles | None) -> list[Answer]:
-    """The answers with the tokens of the wanted roles trained alone; after all statistics."""
-    if roles is None or roles.only is None:
-        return list(answers)
-    wanted = [ROLES.index(role) for role in roles.only]
-    return [replace(a, rows=tuple(only_roles(row, wanted) for row in a.rows)) for a in answers]
+    def trained(self, answers: Sequence[Answer]) -> list[Answer]:
+        """The answers with the tokens of the wanted roles trained alone; after all statistics."""
+        wanted = [ROLES.index(role) for role in self.only or ROLES]
+        return [replace(a, rows=tuple(only_roles(row, wanted) for row in a.rows)) for a in answers]
 
 
 def norms_apart(trainer: Trainer, atoms: Sequence[Atom], objective: Objective) -> tuple[float, float]:
