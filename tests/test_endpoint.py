@@ -21,7 +21,7 @@ import pytest
 from whet.errors import ConfigError, SamplerError
 from whet.records import Ending, Message, Reply, ToolCall
 from whet.sampling.base import Request, SamplingParams
-from whet.sampling.bridge import run, together
+from whet.sampling.bridge import run
 from whet.sampling.calls import SILENT
 from whet.sampling.endpoint import EndpointSampler
 from whet.sampling.scripted import ScriptedSampler
@@ -139,10 +139,16 @@ def sampler(url: str, **settings: Any) -> EndpointSampler:
 
 
 def chats(
-    of: EndpointSampler | ScriptedSampler, conversations: Sequence[Sequence[Message]], params: SamplingParams = PARAMS
+    of: EndpointSampler, conversations: Sequence[Sequence[Message]], params: SamplingParams = PARAMS
 ) -> list[Message]:
-    """The answers to conversations that are awaited together; the first failure is raised."""
-    return run(together(of.chat(conversation, params) for conversation in conversations))
+    """The answers to conversations that are asked for together; the first failure is raised."""
+    found = {}
+    with closing(of.replies(conversations, params)) as replies:
+        for number, reply in replies:
+            if reply.message is None:
+                raise SamplerError(reply.failure)
+            found[number] = reply.message
+    return [found[number] for number in range(len(conversations))]
 
 
 def test_a_conversation_goes_there_and_back() -> None:
@@ -154,11 +160,11 @@ def test_a_conversation_goes_there_and_back() -> None:
         Message(role="tool", content="4", tool_call_id="c1"),
     ]
     with serving(says()) as server:
-        answers = chats(sampler(server.url, extra={"reasoning_effort": "low"}), [conversation])
+        answers = chats(sampler(server.url), [conversation])
     assert answers == [Message(role="assistant", content="4")]
     (body,) = server.bodies
     messages = body.pop("messages")
-    assert body == {"model": "m", "max_tokens": 7, "temperature": 0.5, "top_p": 1.0, "reasoning_effort": "low"}
+    assert body == {"model": "m", "max_tokens": 7, "temperature": 0.5, "top_p": 1.0}
     assert [message["role"] for message in messages] == ["system", "user", "assistant", "tool"]
     assert json.loads(messages[2]["tool_calls"][0]["function"]["arguments"]) == {"a": 2, "b": 2}
     assert messages[3]["tool_call_id"] == "c1"
@@ -252,7 +258,7 @@ def test_attempts_are_counted_and_the_last_fault_is_named() -> None:
     said = str(caught.value)
     assert "attempt 3: 503 Service Unavailable (warming up)" in said
     assert "no attempt is left" in said
-    assert "the answer to a conversation has been awaited for" in said
+    assert "the answer to conversation 1 of 1 has been awaited for" in said
 
 
 def test_nobody_listens() -> None:
@@ -272,7 +278,7 @@ def test_an_address_that_is_none_is_not_tried_again() -> None:
 def test_the_deadline_of_the_call_names_what_is_awaited(fault: Answer) -> None:
     with serving(fault) as server, pytest.raises(SamplerError) as caught:
         chats(sampler(server.url, total_s=0.3), ASK * 2)
-    assert "model m: the answer to a conversation" in str(caught.value)
+    assert "model m: the answer to conversation" in str(caught.value)
     assert "(deadline 0.3 s); no attempt has ended; the deadline is over" in str(caught.value)
 
 
@@ -401,13 +407,12 @@ def test_a_rate_limit_holds_all_who_have_not_begun() -> None:
 
 
 def test_it_may_be_called_from_inside_an_event_loop() -> None:
-    async def inside(url: str) -> tuple[list[Message], Message]:
-        of = sampler(url)
-        return chats(of, ASK), await of.chat(ASK[0], PARAMS)
+    async def inside(url: str) -> list[Message]:
+        return chats(sampler(url), ASK)
 
     with serving(says()) as server:
-        (aside,), here = asyncio.run(inside(server.url))
-    assert aside.content == here.content == "4"
+        (answer,) = asyncio.run(inside(server.url))
+    assert answer.content == "4"
 
 
 def test_the_settings_are_checked_before_anything_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -423,16 +428,21 @@ def test_the_settings_are_checked_before_anything_is_sent(monkeypatch: pytest.Mo
 # ---------------------------------------------------------------------------------------------- scripted
 
 
+def written(scripted: ScriptedSampler, prompt: str = "2+2?") -> str:
+    request = Request(prompt=tuple(prompt.encode()), seed=0, params=SamplingParams(max_tokens=9))
+    return bytes(run(scripted.sample(request)).tokens.tolist()).decode()
+
+
 def test_a_script_of_texts_is_used_up_in_order() -> None:
     scripted = ScriptedSampler(["one", "two"])
-    assert [message.content for message in chats(scripted, ASK * 2)] == ["one", "two"]
+    assert [written(scripted), written(scripted)] == ["one", "two"]
     with pytest.raises(SamplerError, match="has 2 answers"):
-        chats(scripted, ASK)
+        written(scripted)
 
 
 def test_a_script_may_be_a_function_of_the_conversation() -> None:
     scripted = ScriptedSampler(lambda conversation: conversation[-1].content.upper())
-    assert chats(scripted, [[Message(role="user", content="abc")]])[0].content == "ABC"
+    assert written(scripted, "abc") == "ABC"
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from whet.models.create import byte_tokenizer
 from whet.records import Message, TokenRow
 from whet.templates import JinjaTemplate
 from whet.templates.base import Encoded, Script
-from whet.training.gate import Window, plain, segments
+from whet.training.gate import Window, segments
 from whet.training.tokenize import Gated, Stats, tokenise
 
 TRIMMING = (
@@ -154,8 +154,11 @@ def test_nothing_to_train_on_is_an_error(template: JinjaTemplate) -> None:
 
 def test_a_row_is_shown_with_its_trained_part(template: JinjaTemplate) -> None:
     parts = segments(gate(template, example(user("2+2?"), assistant("4\x1b[31m"))).rows[0], template)
-    assert [part.trained for part in parts] == [False, True, False]
-    assert plain(parts) == "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n«4\\x1b[31m<|im_end|>»\n"
+    assert [(part.text, part.trained) for part in parts] == [
+        ("<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n", False),
+        ("4\x1b[31m<|im_end|>", True),
+        ("\n", False),
+    ]
 
 
 # -------------------------------------------------------------------------------------------- real files

@@ -1,4 +1,4 @@
-"""The sampling door: token samplers may feed a policy gradient, chat samplers may not. The type says it."""
+"""The sampling door: tokens with their log-probabilities, which a policy gradient needs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from whet.records import Completion, Message
+from whet.records import Completion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,10 +97,3 @@ class ApartSampler(PolicySampler, Protocol):
 
     def close(self) -> None:
         """End what it has started."""
-
-
-class ChatSampler(Protocol):
-    """Answers a conversation with text: an endpoint, a teacher, a judge. No tokens, no log-probabilities."""
-
-    async def chat(self, conversation: Sequence[Message], params: SamplingParams) -> Message:
-        """One assistant message; raises `SamplerError` where there is none."""

@@ -24,7 +24,7 @@ THINKING = re.compile(r"\s*<think>(.*?)(?:</think>\s*|\Z)", re.DOTALL)
 
 
 class EndpointSampler:
-    """`ChatSampler` over `POST {base_url}/chat/completions`.
+    """Text without tokens, by `POST {base_url}/chat/completions`: for judges and writers, never for a gradient.
 
     `base_url` ends where the API begins (`https://host/v1`); `api_key_env` names the environment variable that holds
     the key, so no key is ever in a recipe. At most `concurrency` requests are under way together, and at most
@@ -64,22 +64,14 @@ class EndpointSampler:
         )
         self._budget_key = budget_key
 
-    async def chat(self, conversation: Sequence[Message], params: SamplingParams) -> Message:
-        """One assistant message; raises `SamplerError` where there is none.
-
-        Thinking (`reasoning_content`, `reasoning` or a leading `<think>` block) is apart from the content; that of
-        earlier turns is not sent.
-        """
-        reply = await self._caller.ask(self._call(conversation, params, "the answer to a conversation"))
-        assert reply.message is not None, "a reply that was read has a message"
-        return reply.message
-
     def replies(
         self, conversations: Sequence[Sequence[Message]], params: SamplingParams
     ) -> Generator[tuple[int, Reply], None, None]:
         """The number of each conversation (from 0) with what came of it, as soon as that is known.
 
         Nothing is raised for one that failed: its reply says why. Closing the generator gives up what is under way.
+        Thinking (`reasoning_content`, `reasoning` or a leading `<think>` block) is apart from the content; that of
+        earlier turns is not sent.
         """
         count = len(conversations)
         calls = [

@@ -8,19 +8,18 @@ import numpy as np
 
 from whet.errors import SamplerError
 from whet.records import Completion, Ending, Message, token_ids
-from whet.sampling.base import Request, SamplingParams
+from whet.sampling.base import Request
 
 Script = Callable[[Sequence[Message]], str]
 """The answer to a conversation."""
 
 
 class ScriptedSampler:
-    """`ChatSampler` and `TokenSampler`: it says texts, one after another, or a function of the conversation.
+    """`TokenSampler`: it says texts, one after another, or a function of the conversation.
 
-    As a token sampler it shows the function one user message, the prompt as `decode` spells it (chat markup
-    included), and writes the answer as `encode` spells it, then the smallest of the request's stop tokens; what is
-    longer than `max_tokens` is cut and ends by length. Every token has the same log-probability. Raises
-    `SamplerError` where the texts are used up.
+    The function is shown one user message, the prompt as `decode` spells it (chat markup included). The answer is
+    written as `encode` spells it, then the smallest of the request's stop tokens; what is longer than `max_tokens` is
+    cut and ends by length. Every token has the same log-probability. Raises `SamplerError` where the texts are used up.
     """
 
     def __init__(
@@ -39,10 +38,6 @@ class ScriptedSampler:
     def publish(self, version: int) -> None:
         """Report this version from now on."""
         self.version = version
-
-    async def chat(self, conversation: Sequence[Message], params: SamplingParams) -> Message:
-        """The scripted answer; `params` change nothing."""
-        return Message(role="assistant", content=self._answer(conversation))
 
     async def sample(self, request: Request) -> Completion:
         """The scripted answer as tokens."""

@@ -6,7 +6,6 @@ never cut. What does not pass is a `BadRow` with file, line and remedy; `trainin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
@@ -92,11 +91,6 @@ def segments(row: TokenRow, template: Template) -> tuple[Segment, ...]:
     return tuple(Segment(template.decode([token for token, _ in run]), trained) for trained, run in runs)
 
 
-def plain(parts: Sequence[Segment]) -> str:
-    """Segments as text with the trained ones in «»; control characters are escaped, line ends kept."""
-    return "".join(f"«{_escaped(part.text)}»" if part.trained else _escaped(part.text) for part in parts)
-
-
 # ----------------------------------------------------------------------------------------------- checks
 
 
@@ -129,7 +123,3 @@ def _refuse_unended(encoded: Encoded, template: Template, origin: Origin) -> Non
     if not np.logical_or.reduceat(stops & encoded.trained, starts).all():
         how = "see how the chat template ends a turn"
         raise BadRow(origin, "messages", "a trained turn without a trained stop token", how)
-
-
-def _escaped(text: str) -> str:
-    return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
