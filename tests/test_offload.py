@@ -79,15 +79,15 @@ def test_one_part_visits_at_a_time_and_everything_goes_home(monkeypatch: pytest.
     away.forward_backward(random_atoms(), CrossEntropy())
     away.optim_step(1.0)
     everything = sum(tensor.nbytes for tensor in away.optimizers.state().values())
-    assert sum(visits) == everything and max(visits) == away.optimizers.largest_visit() < everything / 2
+    assert sum(visits) == everything and max(visits) == away.optimizers.largest_on_device() < everything / 2
     assert {name: tensor.data_ptr() for name, tensor in away.optimizers.state().items()} == homes
 
 
 def test_the_reference_visits_for_its_pass() -> None:
     module = tiny_model(dtype=torch.float32).module
-    offload.lay_down(module)
+    offload.offload(module)
     homes = [p.data_ptr() for p in module.parameters()]
-    with suppress(torch.OutOfMemoryError), offload.visiting(module, torch.device("cpu")):
+    with suppress(torch.OutOfMemoryError), offload.on_device(module, torch.device("cpu")):
         assert all(p.data_ptr() != home for p, home in zip(module.parameters(), homes, strict=True))
         raise torch.OutOfMemoryError
     assert [p.data_ptr() for p in module.parameters()] == homes

@@ -280,7 +280,7 @@ def _trained(role: str, language: LanguageModel, ledger: Ledger, train: TrainCon
     batch.run(language)
     work = max(0, ledger.peak - held)
     if "optimizer" in train.offload:  # a part at a time comes to the device, between the micro-batches
-        optimizer, work = sum(p.nbytes for p in learning), max(work, optimizers.largest_visit())
+        optimizer, work = sum(p.nbytes for p in learning), max(work, optimizers.largest_on_device())
     if train.quantize is not None:  # one matrix at a time is dequantised for its product
         frozen = quantisable(language.module)
         weights -= int(sum(m.numel() * (4 - NF4_BYTES) for m in frozen))

@@ -66,7 +66,7 @@ class AttentionCall:
 
 
 class Layout(Protocol):
-    """Knows who sees whom in one forward pass."""
+    """Which tokens attend to which in one forward pass."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
         """query (1, H, N, D), key and value (1, K, N, D) -> (1, N, H, D)."""
@@ -157,7 +157,7 @@ class Bucket:
 
 @dataclass(frozen=True)
 class TreeLayout:
-    """Who sees whom in a stream of trees; the segments stand one after another in the order of `trees`."""
+    """Which tokens attend to which in a stream of trees, whose segments stand in the order of `trees`."""
 
     trees: tuple[Tree, ...]
     device: torch.device

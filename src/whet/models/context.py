@@ -1,9 +1,10 @@
 """Context parallelism (Ulysses, Jacobs et al. 2023): several ranks compute one stream, each a part of its tokens.
 
 Everything but attention works token by token, on a rank's own tokens. Around attention the ranks exchange: before it
-each gets some of the heads for all tokens, behind it all heads for its own. So who sees whom stays whole, and packing
-and shared prompts are as exact as on one rank. What was computed of trained tokens is then joined on all ranks, each of
-which computes the same loss; the gradient goes back to a rank's own tokens alone, and summed over ranks it is whole.
+each gets some of the heads for all tokens, behind it all heads for its own. So the attention mask stays whole, and
+packing and shared prompts are as exact as on one rank. What was computed of trained tokens is then joined on all ranks,
+each of which computes the same loss; the gradient goes back to a rank's own tokens alone, and summed over ranks it is
+whole.
 
 Legend: N tokens of the stream, n those of a rank, H query heads, K key-value heads, D head size, T trained tokens.
 """

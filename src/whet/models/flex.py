@@ -24,7 +24,7 @@ BLOCK = 128
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """What decides who sees whom: tree and branch (-1: the prefix) of each token, and its position."""
+    """What decides which token attends to which: tree and branch (-1: the prefix) of each token, and its position."""
 
     tree_N: Tensor
     branch_N: Tensor

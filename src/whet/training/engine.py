@@ -23,7 +23,7 @@ from whet.models.language import Ask, LanguageModel, Want
 from whet.records import Atom, Column, Metric, TokenRow, add_metrics
 from whet.training.base import REFERENCE, Objective, OptimResult, Outputs, Tally
 from whet.training.batch import CACHED_TOKENS, TokenBudget, as_batch, attempt, microbatches, parts, share_prompts
-from whet.training.offload import lay_down, visiting
+from whet.training.offload import offload, on_device
 from whet.training.optim import Optimizers, whole
 from whet.training.shards import read_tensors, write_tensors
 
@@ -55,7 +55,7 @@ class LocalTrainer:
         self.optimizers = Optimizers(model.parameters, config)
         self.offloaded = set(self.frozen) & set(config.offload)
         for name in self.offloaded:
-            lay_down(self.frozen[name].module)
+            offload(self.frozen[name].module)
 
     def forward_backward(self, atoms: Sequence[Atom], objective: Objective) -> dict[str, Metric]:
         """Add the gradient of the weighted sum of losses; returns the objective's metrics over all rows.
@@ -240,7 +240,7 @@ class LocalTrainer:
             yield self.model
         elif name in self.frozen:
             model = self.frozen[name]
-            with visiting(model.module, model.device) if name in self.offloaded else nullcontext():
+            with on_device(model.module, model.device) if name in self.offloaded else nullcontext():
                 yield model
         else:
             assert name == REFERENCE and self.model.adapter is not None, f"no frozen model is named {name}"

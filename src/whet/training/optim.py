@@ -14,7 +14,7 @@ from whet.config import TrainConfig
 from whet.errors import RunError
 from whet.models.quantize import bitsandbytes
 from whet.training.batch import TokenBudget
-from whet.training.offload import at_rest, state_visiting
+from whet.training.offload import state_on_device, to_host
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration (Jordan 2024)."""
@@ -113,7 +113,7 @@ class Optimizers:
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = peak * lr_factor
-                with state_visiting(optimizer.state) if self.away else nullcontext():
+                with state_on_device(optimizer.state) if self.away else nullcontext():
                     optimizer.step()
         self.zero_grad()
 
@@ -145,7 +145,7 @@ class Optimizers:
             number = key == "step" and not isinstance(owner[id(p)], torch.optim.AdamW)
             owner[id(p)].state[p][key] = int(value) if number else self._put(value, p)
 
-    def largest_visit(self) -> int:
+    def largest_on_device(self) -> int:
         """Bytes of state that are on the device beside everything else during a step; 0 where all of it stays there."""
         parts = [sum(v.nbytes for kept in o.state.values() for v in kept.values()) for o in (*self.adamw, *self.muon)]
         return max(parts) if self.away else 0
@@ -153,7 +153,7 @@ class Optimizers:
     def _put(self, value: Tensor, p: nn.Parameter) -> Tensor:
         """A tensor of the state where it is kept."""
         there = value.to(p.device)
-        return at_rest(there) if self.away else there
+        return to_host(there) if self.away else there
 
     def _parts(self, groups: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         """The groups of each optimizer: all of them in one, or many small ones."""
