@@ -15,8 +15,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -26,10 +25,8 @@ from whet.config.policy_terms import CriticConfig
 from whet.formulas import value as formulas
 from whet.formulas.reduce import token_mean
 from whet.records import Atom, Column, Flags, Metric, TokenRow, add_metrics, largest, seed_of
-from whet.rollouts.assemble import to_atoms
+from whet.rollouts.assemble import minibatches, to_atoms
 from whet.training.base import Batch, Need, Objective, Outputs, Tally, Trainer
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +140,7 @@ class Critic:
         skipped = 0
         for epoch in range(self.config.epochs):
             order = random.Random(seed_of(seed, epoch)).sample(atoms, len(atoms))
-            for minibatch in split(order, self.config.minibatches):
+            for minibatch in minibatches(order, self.config.minibatches):
                 weighed = weigh(minibatch, level=self.config.level)
                 metrics = add_metrics(metrics, self.trainer.forward_backward(weighed, objective))
                 result = self.trainer.optim_step(lr_factor)
@@ -240,12 +237,6 @@ def _spread(rows: Sequence[TokenRow], columns: Mapping[str, Tensor]) -> tuple[To
     counts = [row.trained_count for row in rows]
     pieces = {name: [piece.numpy() for piece in chain_T.split(counts)] for name, chain_T in columns.items()}
     return tuple(row.with_columns(**{name: pieces[name][i] for name in columns}) for i, row in enumerate(rows))
-
-
-def split(things: Sequence[T], parts: int) -> list[Sequence[T]]:
-    """Nearly equal parts, none empty."""
-    bounds = [len(things) * i // parts for i in range(parts + 1)]
-    return [things[low:high] for low, high in pairwise(bounds) if high > low]
 
 
 def _chain(columns: Sequence[Column]) -> Tensor:

@@ -24,7 +24,7 @@ from whet.algorithms.columns import (
     with_rewards,
     with_values,
 )
-from whet.algorithms.critic import Critic, ValueLoss, WithValue, split
+from whet.algorithms.critic import Critic, ValueLoss, WithValue
 from whet.algorithms.finite import drop_nonfinite, find_nonfinite, listed, skipped_update
 from whet.algorithms.policy_loss import policy_loss
 from whet.algorithms.roles import angle, norms_apart
@@ -35,7 +35,7 @@ from whet.config.policy_terms import KLConfig
 from whet.errors import TrainingError
 from whet.formulas.reduce import REDUCTIONS
 from whet.records import Atom, Group, Metric, Step, add_metrics, largest, seed_of
-from whet.rollouts.assemble import to_atoms
+from whet.rollouts.assemble import minibatches, to_atoms
 from whet.rollouts.feed import Feed
 from whet.training.base import REFERENCE, Objective, Trainer
 from whet.training.optim import learning_rate
@@ -323,7 +323,7 @@ def _split(answers: Sequence[Answer], parts: int) -> list[list[Answer]]:
     groups: dict[int, list[Answer]] = {}
     for answer in answers:
         groups.setdefault(answer.group, []).append(answer)
-    return [[answer for group in piece for answer in group] for piece in split(list(groups.values()), parts)]
+    return [[answer for group in piece for answer in group] for piece in minibatches(list(groups.values()), parts)]
 
 
 def _measure_updates(

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 
 from whet.models.marks import RoleTable
 from whet.records import Atom, Episode, StepScore, TokenRow, TokenStep, Turn
 from whet.templates.places import completing_tokens
+
+T = TypeVar("T")
 
 
 def to_rows(episode: Episode) -> list[TokenRow]:
@@ -32,6 +36,12 @@ def to_rows(episode: Episode) -> list[TokenRow]:
         turns.append(turn)
     close()
     return rows
+
+
+def minibatches(things: Sequence[T], parts: int) -> list[Sequence[T]]:
+    """So many parts of nearly equal size; none is empty."""
+    bounds = [len(things) * i // parts for i in range(parts + 1)]
+    return [things[low:high] for low, high in pairwise(bounds) if high > low]
 
 
 def with_roles(row: TokenRow, table: RoleTable) -> TokenRow:
