@@ -98,10 +98,9 @@ def _averages(before: Mapping[str, float], metrics: Mapping[str, float], window:
     state = dict(before)
     seen = {**metrics, "clip_ratio": sum(metrics[n] for n in metrics if n.startswith("clip_ratio/"))}
     for name in WATCHED:
-        idle = (
-            name == "grad_norm" and name in seen and not seen[name]
-        )  # a step without an update has no gradient to compare
-        if name not in seen or not isfinite(seen[name]) or idle:
+        if name not in seen or not isfinite(seen[name]):
+            continue
+        if name == "grad_norm" and not seen[name]:  # a step without an update has no gradient to compare
             continue
         mean = f"{name}/mean"
         state[f"{name}/before"] = state[mean] if mean in state else seen[name]
@@ -144,13 +143,6 @@ def _length_runaway(state: State, config: HealthConfig) -> str | None:
     return None
 
 
-def _no_signal(state: State, config: HealthConfig) -> str | None:
-    if "frac_reward_zero_std/mean" in state and state["frac_reward_zero_std/mean"] > config.equal_above:
-        share = state["frac_reward_zero_std/mean"]
-        return f"{share:.0%} of the groups have equal rewards; use tasks of another difficulty, or stop here"
-    return None
-
-
 def _above(metric: str, limit: str, text: str) -> Callable[[State, HealthConfig], str | None]:
     """Found where the average of a metric is over a limit of the config; `text` has both in braces."""
 
@@ -175,7 +167,11 @@ FINDERS: dict[str, Callable[[State, HealthConfig], str | None]] = {
     "collapse": _collapse,
     "entropy_loss": _entropy_loss,
     "length_runaway": _length_runaway,
-    "no_signal": _no_signal,
+    "no_signal": _above(
+        "frac_reward_zero_std",
+        "equal_above",
+        "{:.0%} of the groups have equal rewards; use tasks of another difficulty, or stop here",
+    ),
     "far_from_reference": _above("kl", "kl_above", "the KL to the reference is {:.3g} nats per token (limit {})"),
     "clipping": _above(
         "clip_ratio", "clipped_above", "{:.0%} of the tokens are clipped (limit {:.0%}); lower train.lr"
