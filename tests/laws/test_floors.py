@@ -131,7 +131,7 @@ RUN_CODE = {
 UNPICKLE = {
     "launch/ranks.py": "answers of ranks that have proved that they know the run's key",
     "launch/rank.py": "commands of the driver, which has proved the same",
-    "training/shards.py": "torch's index of a checkpoint, which may name few things",
+    "training/checkpoint.py": "torch's index of a checkpoint, which may name few things",
 }
 """Where objects are unpickled, and whose they are."""
 

@@ -50,12 +50,11 @@ from whet.rollouts.assemble import to_atoms
 from whet.sampling.fleet import Fleet
 from whet.tracking.log import read_metrics
 from whet.training.base import Objective, Outputs
-from whet.training.checkpoint import newest_generation, save_generation
+from whet.training.checkpoint import newest_generation, read_tensors, save_generation
 from whet.training.engine import LocalTrainer
 from whet.training.group import GroupFailure, GroupTrainer, cut_atoms, spread
 from whet.training.optim import whole
 from whet.training.sharded import ShardedTrainer
-from whet.training.shards import read_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 120.0

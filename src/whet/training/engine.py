@@ -23,9 +23,9 @@ from whet.models.language import Ask, LanguageModel, Want
 from whet.records import Atom, Column, Metric, TokenRow, add_metrics
 from whet.training.base import REFERENCE, Objective, OptimResult, Outputs, Tally
 from whet.training.batch import CACHED_TOKENS, TokenBudget, as_batch, attempt, microbatches, parts, share_prompts
+from whet.training.checkpoint import read_tensors, write_tensors
 from whet.training.offload import offload, on_device
 from whet.training.optim import Optimizers, whole
-from whet.training.shards import read_tensors, write_tensors
 
 T = TypeVar("T")
 

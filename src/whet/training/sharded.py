@@ -30,10 +30,10 @@ from whet.models.context import ContextRanks
 from whet.models.language import Ask, LanguageModel, Want
 from whet.records import Atom, Column, Metric, TokenRow
 from whet.training.base import Objective
+from whet.training.checkpoint import write_shards
 from whet.training.engine import LocalTrainer
 from whet.training.group import RankOutOfMemory
 from whet.training.optim import Optimizers, whole
-from whet.training.shards import write_shards
 
 T = TypeVar("T")
 
