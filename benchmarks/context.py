@@ -64,7 +64,7 @@ def measure(model: ModelConfig, row: TokenRow, steps: int, context: int) -> dict
         def step() -> float:
             metrics = trainer.forward_backward(weigh([row]), CrossEntropy())
             trainer.optim_step(1.0)
-            return metrics["loss"].total
+            return metrics["loss"].mean
 
         loss = step()
         held = [forget(pid) for pid in pids]
