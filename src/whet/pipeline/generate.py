@@ -7,13 +7,14 @@ as if it had never stopped. Stages that ask a judge about comparisons show their
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from whet.config import Source
 from whet.config.judge import JudgeWording
+from whet.data.base import Comparison
 from whet.data.formats import TAKEN
 from whet.data.strict import check_text
 from whet.envs.base import Task
@@ -23,13 +24,15 @@ from whet.errors import DataError, RewardError
 from whet.files import read_json, write_atomic, write_json
 from whet.pipeline.load_data import comparisons
 from whet.pipeline.playing import SHOWN
-from whet.pipeline.stage import ROWS, Context, Interrupted, Seen
+from whet.pipeline.stage import ROWS, Context, Interrupted, Seen, keep_dropped
 from whet.records import Group, Message
 from whet.templates.base import Template
 from whet.tracking.log import Decode, RunLog
 
 Item = TypeVar("Item")
 Row = Mapping[str, Any]
+Counts = defaultdict[str, float]
+"""What happened to the candidates of a chunk, under the names of its metrics: `Counts(float)`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,17 +50,6 @@ class Chunk:
     candidates: int = 0
     """How many there were. Where most of them failed the stage stops, and keeps nothing of the chunk, nor of those just
     before it in which anything failed: they are tried again when the stage goes on."""
-
-
-@dataclass(slots=True)
-class Counts:
-    """Counts what happens to the candidates of a chunk, under the names of its metrics."""
-
-    counts: dict[str, float] = field(default_factory=dict)
-
-    def add(self, name: str, number: float = 1.0) -> None:
-        """Count."""
-        self.counts[name] = self.counts.get(name, 0.0) + number
 
 
 def make_rows(
@@ -153,9 +145,18 @@ def _readable(row: Row) -> bool:
     return True
 
 
-def questions_seen(source: Source, wording: JudgeWording, form: Literal["pairs", "points"]) -> Seen:
-    """The comparisons of a source, and the first of the questions about them."""
-    compared, unread = comparisons(source)
+def comparisons_of(context: Context[Any]) -> Sequence[Comparison]:
+    """The comparisons of a stage, with what became of the other rows told and noted."""
+    listed, unread = comparisons(context.config.data)
+    lost = f"; {unread.describe()}" if unread.any else ""
+    context.console.say(f"{context.name}: {len(listed):,} comparisons{lost}")
+    keep_dropped(context, "data", [unread])
+    return listed
+
+
+def questions_seen(context: Context[Any], wording: JudgeWording, form: Literal["pairs", "points"]) -> Seen:
+    """The comparisons of a stage, and the first of the questions about them."""
+    compared, unread = comparisons(context.config.data)
     known = list(questions(compared[0], build_wording(wording), form=form, reasoning=wording.reasoning))
     summary = f"{len(compared):,} comparisons; {unread.describe()}"
     return Seen(summary=summary, prompts=[Task(id="", messages=each.prompt) for each in known[:SHOWN]])

@@ -9,7 +9,7 @@ from functools import partial
 from threading import Lock
 from typing import Any
 
-from whet.config import ModelConfig, SamplingConfig, Source
+from whet.config import SamplingConfig
 from whet.config.environment import EnvironmentConfig
 from whet.data.faults import Dropped
 from whet.envs.base import Attempt, Rubric, SingleTurn, Task
@@ -89,50 +89,33 @@ def users_of(config: EnvironmentConfig, world: World) -> SimulatedUsers | None:
     return SimulatedUsers(lambda asked: aside(partial(ask, asked)), client.close)
 
 
-def playable(
-    source: Source,
-    model: ModelConfig,
-    world: World,
-    grading: WeightedRubric,
-    *,
-    max_tokens: int,
-    environment: Environments | None = None,
+def find_tasks(
+    context: Context[Any], section: Any, grading: WeightedRubric, environment: Environments | None = None
 ) -> Playable:
-    """The tasks of a source, checked against the rewards, the model's template and the environment; loads no weights.
+    """The tasks of a section with `tasks` and `sampling` (of the stage, or of its evaluation), checked against the
+    rewards, the model's template and the environment; loads no weights.
 
     Raises `DataError` where there are tools that the template cannot write.
     """
-    listed, unread = tasks(source)
-    template, length = world.template(model), world.max_length(model)
-    kept, unusable, rooms = usable(source, listed, grading, template, length, environment)
+    listed, unread = tasks(section.tasks)
+    template, length = context.world.template(context.model), context.world.max_length(context.model)
+    kept, unusable, rooms = usable(section.tasks, listed, grading, template, length, environment)
     tools = ""
     if environment is not None and environment.tools:
         names = ", ".join(tool["function"]["name"] for tool in environment.tools)
         tools = f"tools {names}, calls as {template.dialect.name}"
     if environment is not None and environment.config.limits.turns > 1 and template.forgets:
         tools = f"{tools}; {FORGOTTEN.format(' or a '.join(template.forgets))}".removeprefix("; ")
-    lost, narrow = (unread, unusable), _narrow(rooms, max_tokens)
+    lost, narrow = (unread, unusable), _narrow(rooms, section.sampling.max_tokens)
     return Playable(tasks=kept, lost=lost, narrow=narrow, tools=tools, notes=grading.notes)
 
 
-def find_tasks(
-    context: Context[Any], section: Any, grading: WeightedRubric, environment: Environments | None = None
-) -> Playable:
-    """The tasks of a section with `tasks` and `sampling`: of the stage, or of its evaluation."""
-    return playable(
-        section.tasks,
-        context.model,
-        context.world,
-        grading,
-        max_tokens=section.sampling.max_tokens,
-        environment=environment,
-    )
-
-
-def tasks_of(context: Context[Any], grading: WeightedRubric, environment: Environments | None = None) -> Sequence[Task]:
-    """The tasks of a stage, with what became of the others told and noted."""
+def tasks_of(
+    context: Context[Any], grading: WeightedRubric, environment: Environments | None = None, *, each: str = ""
+) -> Sequence[Task]:
+    """The tasks of a stage, with what became of the others told and noted; `each`: what is made of a task, in words."""
     found = find_tasks(context, context.config, grading, environment)
-    context.console.say(f"{context.name}: {found.describe()}")
+    context.console.say(f"{context.name}: {found.describe()}{each}")
     keep_dropped(context, "tasks", found.lost)
     return found.tasks
 

@@ -56,6 +56,7 @@ class Look:
 
 PLAIN = Look()
 """Every metric on its own."""
+ROWS_LOOK = Look(makes_rows=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

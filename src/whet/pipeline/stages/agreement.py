@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from contextlib import closing
+from dataclasses import asdict
+from functools import partial
 from itertools import combinations
 from statistics import fmean
 
@@ -18,24 +20,16 @@ from whet.envs.judges.judge import Judge, Preference, as_text, build_judge
 from whet.envs.rewards.judge import agreement, failures
 from whet.evals.judgement import Decided, Judgement, judge_pairs
 from whet.files import write_json
-from whet.pipeline.generate import Chunk, Row, make_rows, questions_seen
-from whet.pipeline.load_data import comparisons
-from whet.pipeline.stage import ROWS, Context, Kind, Seen, keep_dropped
-from whet.tracking.charts import Look
+from whet.pipeline.generate import Chunk, Row, comparisons_of, make_rows, questions_seen
+from whet.pipeline.stage import ROWS, Context, Kind
+from whet.tracking.charts import ROWS_LOOK
 
 
 def run_agreement(context: Context[AgreementStage]) -> None:
     """Ask about every pair in both orders, then say how often the judge agrees."""
-    config = context.config
-    listed, unread = comparisons(config.data)
-    lost = f"; {unread.describe()}" if unread.any else ""
-    keep_dropped(context, "data", [unread])
-    context.console.say(f"{context.name}: {len(listed):,} comparisons{lost}")
-    judge = build_judge(config.judge, context.world.chat(config.judge.model))
-    try:
-        make_rows(context, listed, config.chunk, _Ask(judge).chunk)
-    finally:
-        judge.close()
+    config, listed = context.config, comparisons_of(context)
+    with closing(build_judge(config.judge, context.world.chat(config.judge.model))) as judge:
+        make_rows(context, listed, config.chunk, partial(_chunk, judge))
     rows = [json.loads(line) for line in (context.folder / ROWS).read_text(encoding="utf-8").splitlines()]
     asked = _shares([Preference(**row["verdict"]) for row in rows])
     decided = [decision for row in rows if (decision := _decided(row)) is not None]
@@ -45,30 +39,26 @@ def run_agreement(context: Context[AgreementStage]) -> None:
     context.console.say(f"{context.name}: {_describe(found, asked, pairs=len(rows))}")
 
 
-@dataclass(frozen=True, slots=True)
-class _Ask:
-    judge: Judge
-
-    def chunk(self, number: int, chosen: Sequence[Comparison]) -> Chunk:
-        pairs = [
-            (each.prompt, (as_text(better), as_text(worse)))
-            for each in chosen
-            for better, worse in combinations(each.answers, 2)
-        ]
-        found = self.judge.prefer([asked for asked, _ in pairs], [answers for _, answers in pairs])
-        rows = [
-            {"prompt": as_text(asked), "better": better, "worse": worse, "verdict": asdict(preference)}
-            for (asked, (better, worse)), preference in zip(pairs, found, strict=True)
-        ]
-        decided = [decision for row in rows if (decision := _decided(row)) is not None]
-        right = fmean((d.chance > 0.5) + (d.chance == 0.5) / 2 for d in decided) if decided else float("nan")
-        return Chunk(
-            rows=rows,
-            metrics={"judge/right": right, **{f"judge/{name}": share for name, share in _shares(found).items()}},
-            # Words that are no verdict are a finding about the judge; silence is none.
-            failures=[each.failure for each in found if each.chance is None and not each.unparsed],
-            candidates=len(found),
-        )
+def _chunk(judge: Judge, number: int, chosen: Sequence[Comparison]) -> Chunk:
+    pairs = [
+        (each.prompt, (as_text(better), as_text(worse)))
+        for each in chosen
+        for better, worse in combinations(each.answers, 2)
+    ]
+    found = judge.prefer([asked for asked, _ in pairs], [answers for _, answers in pairs])
+    rows = [
+        {"prompt": as_text(asked), "better": better, "worse": worse, "verdict": asdict(preference)}
+        for (asked, (better, worse)), preference in zip(pairs, found, strict=True)
+    ]
+    decided = [decision for row in rows if (decision := _decided(row)) is not None]
+    right = fmean((d.chance > 0.5) + (d.chance == 0.5) / 2 for d in decided) if decided else float("nan")
+    return Chunk(
+        rows=rows,
+        metrics={"judge/right": right, **{f"judge/{name}": share for name, share in _shares(found).items()}},
+        # Words that are no verdict are a finding about the judge; silence is none.
+        failures=[each.failure for each in found if each.chance is None and not each.unparsed],
+        candidates=len(found),
+    )
 
 
 def _decided(row: Row) -> Decided | None:
@@ -95,15 +85,10 @@ def _describe(found: Judgement | None, asked: dict[str, float], *, pairs: int) -
     )
 
 
-def check_agreement(context: Context[AgreementStage]) -> Seen:
-    """Its comparisons, and the first of its questions."""
-    return questions_seen(context.config.data, context.config.judge, "pairs")
-
-
 KIND = Kind(
     config=AgreementStage,
     run=run_agreement,
-    check=check_agreement,
+    check=lambda context: questions_seen(context, context.config.judge, "pairs"),
     needs=lambda config: None,
-    look=Look(makes_rows=True),
+    look=ROWS_LOOK,
 )

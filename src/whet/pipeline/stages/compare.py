@@ -8,7 +8,8 @@ row; each is counted.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -20,31 +21,25 @@ from whet.envs.judges.judge import Judge, Preference, build_judge, build_wording
 from whet.envs.rewards.judge import matches
 from whet.pipeline.generate import Chunk, Counts, Row, make_rows, writable
 from whet.pipeline.load_data import rubric
-from whet.pipeline.playing import Ungraded, check_tasks, playable, player
-from whet.pipeline.stage import Context, Kind, Seen, keep_dropped
+from whet.pipeline.playing import Ungraded, check_tasks, player, tasks_of
+from whet.pipeline.stage import Context, Kind, Seen
 from whet.records import Ending, Episode, Group, Message, Score, seed_of
 from whet.rollouts.play import Player
 from whet.templates.base import Template
-from whet.tracking.charts import Look
+from whet.tracking.charts import ROWS_LOOK
 
 
 def run_compare(context: Context[CompareStage]) -> None:
     """Sample, judge and write until every task has its chance."""
-    config = context.config
-    grading = rubric(config.tasks, config.rewards, context.world)
-    judge = None if config.judge is None else build_judge(config.judge, context.world.chat(config.judge.model))
-    try:
-        problems = playable(config.tasks, context.model, context.world, grading, max_tokens=config.sampling.max_tokens)
-        context.console.say(f"{context.name}: {problems.describe()} x {config.samples} answers")
-        keep_dropped(context, "tasks", problems.lost)
-        policy = context.world.policy(context.model, TrainConfig(), config.sampling)
+    config, world = context.config, context.world
+    with ExitStack() as opened:
+        grading, judge = opened.enter_context(closing(rubric(config.tasks, config.rewards, world))), None
+        if config.judge is not None:
+            judge = opened.enter_context(closing(build_judge(config.judge, world.chat(config.judge.model))))
+        tasks = tasks_of(context, grading, each=f" x {config.samples} answers")
+        policy = world.policy(context.model, TrainConfig(), config.sampling)
         play = player(policy, grading if judge is None else Ungraded("compared in pairs"), config.sampling)
-        compare = _Compare(context, config, play, judge)
-        make_rows(context, problems.tasks, config.chunk, compare.chunk, decode=policy.template.decode)
-    finally:
-        grading.close()
-        if judge is not None:
-            judge.close()
+        make_rows(context, tasks, config.chunk, _Compare(context, play, judge).chunk, decode=policy.template.decode)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +54,13 @@ class _Pair:
 @dataclass(frozen=True, slots=True)
 class _Compare:
     context: Context[CompareStage]
-    config: CompareStage
     player: Player
     judge: Judge | None
 
     def chunk(self, number: int, chosen: Sequence[Task]) -> Chunk:
-        played = self.player.play(
-            chosen, self.config.samples, step=number, seed=seed_of(self.context.seed, "compare", number)
-        )
-        tally = Counts()
+        seed = seed_of(self.context.seed, "compare", number)
+        played = self.player.play(chosen, self.context.config.samples, step=number, seed=seed)
+        tally = Counts(float)
         candidates = [
             _different(group, task.messages, self.player.template, tally)
             for task, group in zip(chosen, played.groups, strict=True)
@@ -112,15 +105,13 @@ class _Compare:
         told = []
         for pair in found:
             if pair.found.chance is None:
-                tally.add("pairs/unjudged")
+                tally["pairs/unjudged"] += 1
             elif pair.found.chance == 0.5:
-                tally.add("pairs/ties")
+                tally["pairs/ties"] += 1
             else:
                 told.append(pair)
         told.sort(key=lambda pair: -abs((pair.found.chance or 0.5) - 0.5))
-        if self.config.pairs == "best_worst":
-            told = _furthest(told)
-        return [_row(task, pair) for pair in told]
+        return [_row(task, pair) for pair in (_furthest(told) if self.context.config.pairs == "best_worst" else told)]
 
 
 def _different(group: Group, asked: Sequence[Message], template: Template, tally: Counts) -> list[Episode]:
@@ -128,13 +119,13 @@ def _different(group: Group, asked: Sequence[Message], template: Template, tally
     firsts: dict[str, Episode] = {}
     for episode in group.episodes:
         if not episode.turns:  # the request failed: its last message is the task's
-            tally.add("answers/failed")
+            tally["answers/failed"] += 1
         elif any(turn.completion.ending is Ending.LENGTH for turn in episode.turns):
-            tally.add("answers/cut_off")
+            tally["answers/cut_off"] += 1
         elif not writable(template, asked, _answer(episode)):
-            tally.add("answers/unusable")
+            tally["answers/unusable"] += 1
         elif _answer(episode) in firsts:
-            tally.add("answers/same")
+            tally["answers/same"] += 1
         else:
             firsts[_answer(episode)] = episode
     return list(firsts.values())
@@ -161,11 +152,8 @@ def _furthest(told: Sequence[_Pair]) -> list[_Pair]:
     """The pair of the answer that wins most and the one that wins least, where the two were told apart."""
     if len(told) < 2:
         return list(told)
-    wins: dict[int, list[float]] = {}
-    for pair in told:
-        wins.setdefault(pair.first.sample, []).append(pair.found.chance or 0.0)
-        wins.setdefault(pair.second.sample, []).append(1 - (pair.found.chance or 0.0))
-    ranked = sorted(wins, key=lambda sample: (-fmean(wins[sample]), sample))
+    wins = _wins(told, lambda episode: episode.sample)
+    ranked = sorted(wins, key=lambda sample: (-wins[sample], sample))
     ends = {ranked[0], ranked[-1]}
     return [pair for pair in told if {pair.first.sample, pair.second.sample} == ends] or list(told[:1])
 
@@ -192,35 +180,33 @@ def _row(task: Task, pair: _Pair) -> dict[str, Any]:
 
 def _with_win_rates(groups: Sequence[Group], pairs: Sequence[_Pair]) -> tuple[Group, ...]:
     """The groups as the log shows them: each answer's score is its win rate, from -1 to 1."""
+    wins = _wins(pairs, lambda episode: episode.seed)
+
+    def rated(episode: Episode) -> Episode:
+        return replace(episode, score=Score(value=2 * wins[episode.seed] - 1)) if episode.seed in wins else episode
+
+    return tuple(replace(group, episodes=tuple(map(rated, group.episodes))) for group in groups)
+
+
+def _wins(pairs: Sequence[_Pair], key: Callable[[Episode], int]) -> dict[int, float]:
+    """The mean chance of each answer, by its key, to be better than those that it was compared with."""
     wins: dict[int, list[float]] = {}
     for pair in pairs:
-        if pair.found.chance is not None:
-            wins.setdefault(pair.first.seed, []).append(pair.found.chance)
-            wins.setdefault(pair.second.seed, []).append(1 - pair.found.chance)
-    return tuple(
-        replace(
-            group,
-            episodes=tuple(
-                replace(e, score=Score(value=2 * fmean(wins[e.seed]) - 1)) if e.seed in wins else e
-                for e in group.episodes
-            ),
-        )
-        for group in groups
-    )
+        if (chance := pair.found.chance) is not None:
+            wins.setdefault(key(pair.first), []).append(chance)
+            wins.setdefault(key(pair.second), []).append(1 - chance)
+    return {each: fmean(chances) for each, chances in wins.items()}
 
 
 def _metrics(pairs: Sequence[_Pair], rows: Sequence[Row], tally: Counts) -> dict[str, float]:
     judged = [pair.found for pair in pairs if pair.found.chance is not None]
     lengths = [len(_answer(episode)) for pair in pairs for episode in (pair.first, pair.second)]
     longer = [len(row["chosen"][0]["content"]) > len(row["rejected"][0]["content"]) for row in rows]
+    counted = ("pairs/unjudged", "pairs/ties", "answers/same", "answers/unusable", "answers/cut_off")
     return {
         "pairs/judged": float(len(judged)),
-        "pairs/unjudged": 0.0,
-        "pairs/ties": 0.0,
-        "answers/same": 0.0,
-        "answers/unusable": 0.0,
-        "answers/cut_off": 0.0,
-        **tally.counts,
+        **dict.fromkeys(counted, 0.0),
+        **tally,
         "pairs/unparsed": float(sum(pair.found.unparsed for pair in pairs)),
         "pairs/order_flips": _mean([float(found.flipped) for found in judged]),
         "pairs/confidence": _mean([row["confidence"] for row in rows]),
@@ -244,4 +230,4 @@ def check_compare(context: Context[CompareStage]) -> Seen:
     return check_tasks(context)
 
 
-KIND = Kind(config=CompareStage, run=run_compare, check=check_compare, look=Look(makes_rows=True))
+KIND = Kind(config=CompareStage, run=run_compare, check=check_compare, look=ROWS_LOOK)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -24,7 +25,7 @@ from whet.files import read_json, write_json
 from whet.models.tokenizer import load_tokenizer
 from whet.pipeline.held_out import CHUNK_EPISODES
 from whet.pipeline.load_data import rubric
-from whet.pipeline.playing import check_tasks, opened, playable, player
+from whet.pipeline.playing import check_tasks, find_tasks, opened, player
 from whet.pipeline.stage import Context, Interrupted, Kind, Policy, keep_dropped
 from whet.records import Episode, Group
 from whet.sampling.budget import BudgetSampler
@@ -45,12 +46,9 @@ def run_eval(context: Context[EvalStage]) -> list[EvalRow]:
 def _run(context: Context[EvalStage], environment: Environments | None) -> list[EvalRow]:
     config = context.config
     _check_labels(context.models)
-    grading = rubric(config.tasks, config.rewards, context.world)
-    try:
-        model = next(iter(context.models.values()))
-        found = playable(
-            config.tasks, model, context.world, grading, max_tokens=config.sampling.max_tokens, environment=environment
-        )
+    with closing(rubric(config.tasks, config.rewards, context.world)) as grading:
+        first = next(iter(context.models.values()))
+        found = find_tasks(replace(context, model=first), config, grading, environment)
         # A problem that is listed twice is one question: counting it twice would narrow the intervals.
         problems = list({task.id: task for task in found.tasks}.values())
         keep_dropped(context, "tasks", found.lost)
@@ -62,11 +60,9 @@ def _run(context: Context[EvalStage], environment: Environments | None) -> list[
             for label, model in context.models.items()
             for turn in _turns(label, config.budgets)
         }
-    finally:
-        grading.close()
     # `whet eval -m` may bring models of other names: the first of them is then what gains are over.
-    first = next(iter(context.models))
-    baseline = config.baseline if config.baseline is not None and config.baseline in context.models else first
+    label = next(iter(context.models))
+    baseline = config.baseline if config.baseline is not None and config.baseline in context.models else label
     try:
         choosers = [name_of(each) for each in config.rewards if each.kind in CHOOSE and not each.says_right]
         rows = _compared(answers, baseline, choosers)

@@ -3,54 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
 
 from whet.config.feedback import QuestionsStage
 from whet.data.base import Comparison
-from whet.envs.clients import ChatClient
-from whet.envs.judges.judge import Wording, build_wording
-from whet.envs.judges.questions import Known, questions, teach
-from whet.pipeline.generate import Chunk, Row, make_rows, questions_seen
-from whet.pipeline.load_data import comparisons
-from whet.pipeline.stage import Context, Kind, Seen, keep_dropped
-from whet.tracking.charts import Look
+from whet.envs.judges.judge import build_wording
+from whet.envs.judges.questions import Known, Taught, questions, teach
+from whet.pipeline.generate import Chunk, Row, comparisons_of, make_rows, questions_seen
+from whet.pipeline.stage import Context, Kind
+from whet.tracking.charts import ROWS_LOOK
 
 
 def run_questions(context: Context[QuestionsStage]) -> None:
     """Write the questions, each with what to imitate."""
-    config = context.config
-    listed, unread = comparisons(config.data)
-    lost = f"; {unread.describe()}" if unread.any else ""
-    keep_dropped(context, "data", [unread])
-    context.console.say(f"{context.name}: {len(listed):,} comparisons{lost}")
-    teacher = None if config.teacher is None else context.world.chat(config.teacher)
-    try:
-        make_rows(context, listed, config.chunk, _Ask(config, build_wording(config.wording), teacher).chunk)
-    finally:
-        if teacher is not None:
-            teacher.close()
+    config, listed, wording = context.config, comparisons_of(context), build_wording(context.config.wording)
+    with ExitStack() as opened:
+        teacher = None if config.teacher is None else opened.enter_context(closing(context.world.chat(config.teacher)))
+
+        def chunk(number: int, chosen: Sequence[Comparison]) -> Chunk:
+            form, reasoning = config.form, config.wording.reasoning
+            asked = [known for each in chosen for known in questions(each, wording, form=form, reasoning=reasoning)]
+            if teacher is None:
+                return Chunk(rows=[_row(known, f"Verdict: {known.verdict}") for known in asked], metrics={})
+            return _taught(asked, teach(teacher, asked, max_tokens=config.max_tokens))
+
+        make_rows(context, listed, config.chunk, chunk)
 
 
-@dataclass(frozen=True, slots=True)
-class _Ask:
-    config: QuestionsStage
-    wording: Wording
-    teacher: ChatClient | None
-
-    def chunk(self, number: int, chosen: Sequence[Comparison]) -> Chunk:
-        reasoning = self.config.wording.reasoning
-        asked = [
-            known
-            for comparison in chosen
-            for known in questions(comparison, self.wording, form=self.config.form, reasoning=reasoning)
-        ]
-        if self.teacher is None:
-            return Chunk(rows=[_row(known, f"Verdict: {known.verdict}") for known in asked], metrics={})
-        taught = teach(self.teacher, asked, max_tokens=self.config.max_tokens)
-        rows = [_row(k, t.completion) for k, t in zip(asked, taught, strict=True) if t.completion is not None]
-        failed = [each.failure for each in taught if each.failure]
-        metrics = {"teacher/failed": float(len(failed)), "teacher/wrong": float(sum(each.wrong for each in taught))}
-        return Chunk(rows=rows, metrics=metrics, failures=failed, candidates=len(taught))
+def _taught(asked: Sequence[Known], taught: Sequence[Taught]) -> Chunk:
+    rows = [_row(k, t.completion) for k, t in zip(asked, taught, strict=True) if t.completion is not None]
+    failed = [each.failure for each in taught if each.failure]
+    metrics = {"teacher/failed": float(len(failed)), "teacher/wrong": float(sum(each.wrong for each in taught))}
+    return Chunk(rows=rows, metrics=metrics, failures=failed, candidates=len(taught))
 
 
 def _row(known: Known, completion: str) -> Row:
@@ -62,15 +46,10 @@ def _row(known: Known, completion: str) -> Row:
     }
 
 
-def check_questions(context: Context[QuestionsStage]) -> Seen:
-    """Its comparisons, and the first of its questions."""
-    return questions_seen(context.config.data, context.config.wording, context.config.form)
-
-
 KIND = Kind(
     config=QuestionsStage,
     run=run_questions,
-    check=check_questions,
+    check=lambda context: questions_seen(context, context.config.wording, context.config.form),
     needs=lambda config: None,
-    look=Look(makes_rows=True),
+    look=ROWS_LOOK,
 )

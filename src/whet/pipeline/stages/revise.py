@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
+from functools import partial
 from statistics import fmean
 
 from whet.config import ModelConfig, SamplingConfig
@@ -18,60 +19,56 @@ from whet.pipeline.load_data import tasks
 from whet.pipeline.playing import SHOWN
 from whet.pipeline.stage import Context, Kind, Needs, Seen, keep_dropped
 from whet.records import seed_of
-from whet.tracking.charts import Look
+from whet.tracking.charts import ROWS_LOOK
 
 
 def run_revise(context: Context[ReviseStage]) -> None:
     """Answer, criticise and rewrite until every task has its row."""
-    config = context.config
+    config, world = context.config, context.world
     listed, unread = tasks(config.tasks)
     principles = read_principles(config.principles)
     lost = f"; {unread.describe()}" if unread.any else ""
     keep_dropped(context, "tasks", [unread])
     context.console.say(f"{context.name}: {len(listed):,} tasks, {len(principles)} principles{lost}")
     model = {key: getattr(context.model, key) for key in ModelConfig.model_fields}
-    author = context.world.chat(LocalChat(**model, temperature=config.temperature))
-    writer = author if config.writer is None else context.world.chat(config.writer)
-    try:
-        make_rows(context, listed, config.chunk, _Revise(context, config, author, writer, principles).chunk)
-    finally:
-        author.close()
-        writer.close()
+    with ExitStack() as opened:
+        author = opened.enter_context(closing(world.chat(LocalChat(**model, temperature=config.temperature))))
+        writer = author if config.writer is None else opened.enter_context(closing(world.chat(config.writer)))
+        make_rows(context, listed, config.chunk, partial(_chunk, context, author, writer, principles))
 
 
-@dataclass(frozen=True, slots=True)
-class _Revise:
-    context: Context[ReviseStage]
-    config: ReviseStage
-    author: ChatClient
-    writer: ChatClient
-    principles: tuple[str, ...]
-
-    def chunk(self, number: int, chosen: Sequence[Task]) -> Chunk:
-        asked = [task.messages for task in chosen]
-        found = revise(
-            self.writer,
-            asked,
-            self.author.chat(asked, max_tokens=self.config.max_tokens),
-            principles=self.principles,
-            rounds=self.config.rounds,
-            seeds=[seed_of(self.context.seed, number, place) for place in range(len(chosen))],
-            max_tokens=self.config.max_tokens,
-            everything=self.config.visible == "everything",
-        )
-        template = self.context.world.template(self.context.model)
-        written = [(task, each) for task, each in zip(chosen, found, strict=True) if each.revised is not None]
-        rows = [_row(task, each) for task, each in written if writable(template, task.messages, each.revised or "")]
-        failed = [each for each in found if each.revised is None and not (each.leaked or each.cut_off)]
-        metrics = {
-            "revisions/failed": float(len(failed)),
-            "revisions/leaked": float(sum(each.leaked for each in found)),
-            "revisions/cut_off": float(sum(each.cut_off for each in found)),
-            "revisions/unusable": float(len(written) - len(rows)),
-            "revisions/unchanged": float(sum(row["completion"] == row["draft"] for row in rows)),
-            "revisions/characters": fmean(len(each.revised or "") for each in found),
-        }
-        return Chunk(rows=rows, metrics=metrics, failures=[each.failure for each in failed], candidates=len(found))
+def _chunk(
+    context: Context[ReviseStage],
+    author: ChatClient,
+    writer: ChatClient,
+    principles: Sequence[str],
+    number: int,
+    chosen: Sequence[Task],
+) -> Chunk:
+    config, asked = context.config, [task.messages for task in chosen]
+    found = revise(
+        writer,
+        asked,
+        author.chat(asked, max_tokens=config.max_tokens),
+        principles=principles,
+        rounds=config.rounds,
+        seeds=[seed_of(context.seed, number, place) for place in range(len(chosen))],
+        max_tokens=config.max_tokens,
+        everything=config.visible == "everything",
+    )
+    template = context.world.template(context.model)
+    written = [(task, each) for task, each in zip(chosen, found, strict=True) if each.revised is not None]
+    rows = [_row(task, each) for task, each in written if writable(template, task.messages, each.revised or "")]
+    failed = [each for each in found if each.revised is None and not (each.leaked or each.cut_off)]
+    metrics = {
+        "revisions/failed": float(len(failed)),
+        "revisions/leaked": float(sum(each.leaked for each in found)),
+        "revisions/cut_off": float(sum(each.cut_off for each in found)),
+        "revisions/unusable": float(len(written) - len(rows)),
+        "revisions/unchanged": float(sum(row["completion"] == row["draft"] for row in rows)),
+        "revisions/characters": fmean(len(each.revised or "") for each in found),
+    }
+    return Chunk(rows=rows, metrics=metrics, failures=[each.failure for each in failed], candidates=len(found))
 
 
 def _row(task: Task, revision: Revision) -> Row:
@@ -98,5 +95,5 @@ KIND = Kind(
     run=run_revise,
     check=check_revise,
     needs=lambda c: Needs(sampling=SamplingConfig(max_tokens=c.max_tokens, max_running=c.chunk)),
-    look=Look(makes_rows=True),
+    look=ROWS_LOOK,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import NamedTuple
@@ -15,12 +16,12 @@ from whet.envs.clients import ChatClient
 from whet.errors import DataError
 from whet.pipeline.generate import Chunk, Counts, Row, beside, make_rows, writable
 from whet.pipeline.load_data import rubric
-from whet.pipeline.playing import SHOWN, Ungraded, look_at_tasks, playable, player
-from whet.pipeline.stage import Context, Kind, Needs, Seen, keep_dropped
+from whet.pipeline.playing import SHOWN, Ungraded, look_at_tasks, player, tasks_of
+from whet.pipeline.stage import Context, Kind, Needs, Seen
 from whet.records import Episode, Group, Outcome, Reply, Score, seed_of
 from whet.rollouts.play import Player
 from whet.templates.base import Template
-from whet.tracking.charts import Look
+from whet.tracking.charts import ROWS_LOOK
 
 POLICY = "policy"
 
@@ -28,24 +29,18 @@ POLICY = "policy"
 def run_sample(context: Context[SampleStage]) -> None:
     """Sample, grade and write until every task has its answers."""
     config, world, model = context.config, context.world, context.model
-    grading = rubric(config.tasks, config.rewards, world)
-    chats = {i: world.chat(author) for i, author in enumerate(config.authors) if not isinstance(author, str)}
-    try:
-        problems = playable(config.tasks, model, world, grading, max_tokens=config.max_tokens)
+    with ExitStack() as opened:
+        grading = opened.enter_context(closing(rubric(config.tasks, config.rewards, world)))
+        asked = {place: author for place, author in enumerate(config.authors) if not isinstance(author, str)}
+        chats = {place: opened.enter_context(closing(world.chat(author))) for place, author in asked.items()}
         by = f" of each of {len(config.authors)} authors" if len(config.authors) > 1 else ""
-        context.console.say(f"{context.name}: {problems.describe()} x {config.samples} answers{by}")
-        keep_dropped(context, "tasks", problems.lost)
+        tasks = tasks_of(context, grading, each=f" x {config.samples} answers{by}")
         rewards: Rubric = grading if config.rewards else Ungraded("the stage has no rewards")
         play = None
         if POLICY in config.authors:
             play = player(world.policy(model, TrainConfig(), config.sampling), rewards, config.sampling)
-        template = world.template(model)
-        sample = _Sample(context, config, template, rewards, play, chats)
-        make_rows(context, problems.tasks, config.chunk, sample.chunk, decode=template.decode)
-    finally:
-        for chat in chats.values():
-            chat.close()
-        grading.close()
+        sample = _Sample(context, world.template(model), rewards, play, chats)
+        make_rows(context, tasks, config.chunk, sample.chunk, decode=sample.template.decode)
 
 
 def with_hint(task: Task, hint: str | None) -> Task:
@@ -71,7 +66,6 @@ class _Said(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class _Sample:
     context: Context[SampleStage]
-    config: SampleStage
     template: Template
     rewards: Rubric
     play: Player | None
@@ -79,14 +73,14 @@ class _Sample:
 
     def chunk(self, number: int, chosen: Sequence[Task]) -> Chunk:
         """The rows of a chunk of tasks: `samples` answers of each author to each."""
-        began, shown = time.perf_counter(), [with_hint(task, self.config.hint) for task in chosen]
+        began, shown = time.perf_counter(), [with_hint(task, self.context.config.hint) for task in chosen]
         asked = {f"author {place}": self._asked(chat, shown, number) for place, chat in self.chats.items()}
         groups: tuple[Group, ...] = ()
         if self.play is not None:
             seed = seed_of(self.context.seed, "sample", number)
-            groups = self.play.play(shown, self.config.samples, step=number, seed=seed).groups
+            groups = self.play.play(shown, self.context.config.samples, step=number, seed=seed).groups
         said = asked | ({POLICY: [_played(e) for group in groups for e in group.episodes]} if groups else {})
-        tally, size = Counts(), self.config.samples
+        tally, size = Counts(float), self.context.config.samples
         rows = [
             row
             for place, task in enumerate(chosen)
@@ -95,7 +89,7 @@ class _Sample:
         ]
         return Chunk(
             rows=rows,
-            metrics={**tally.counts, "time/rollout": time.perf_counter() - began},
+            metrics={**tally, "time/rollout": time.perf_counter() - began},
             groups=groups,
             failures=[each.reply.failure for given in asked.values() for each in given if each.reply.message is None],
             candidates=sum(map(len, asked.values())),
@@ -103,7 +97,8 @@ class _Sample:
 
     def _asked(self, chat: ChatClient, shown: Sequence[Task], number: int) -> list[_Said]:
         """A client's answers to the tasks, graded."""
-        games, limit = [task for task in shown for _ in range(self.config.samples)], self.config.max_tokens
+        config = self.context.config
+        games, limit = [task for task in shown for _ in range(config.samples)], config.max_tokens
         replies = chat.chat([task.messages for task in games], max_tokens=limit)
         attempts = [
             Attempt(task=t, messages=(r.message,), completion_tokens=(), truncated=r.cut_off, max_tokens=limit)
@@ -118,24 +113,20 @@ class _Sample:
         verdicts = [each.score.correct for each in answers if each.score.correct is not None]
         base = {**beside(task.columns), "prompt": [message.as_dict() for message in task.messages], "task": task.id}
         for sample, (reply, score, tokens) in enumerate(answers):
-            tally.add("answers/right", float(score.correct or False))
+            tally["answers/right"] += bool(score.correct)
             if reply.message is None:
-                tally.add("answers/failed")
+                tally["answers/failed"] += 1
             elif reply.cut_off:
-                tally.add("answers/cut_off")
+                tally["answers/cut_off"] += 1
             elif not writable(self.template, task.messages, reply.message.content):
-                tally.add("answers/unusable")
-            elif self.config.rewards and score.value is None:
-                tally.add("answers/ungraded")
+                tally["answers/unusable"] += 1
+            elif self.context.config.rewards and score.value is None:
+                tally["answers/ungraded"] += 1
             else:
                 grades = {"reward": score.value, "correct": score.correct}
                 grades["solved"] = fmean(verdicts) if verdicts else None
-                about = {
-                    "author": author,
-                    "sample": sample,
-                    "tokens": tokens,
-                    **(grades if self.config.rewards else {}),
-                }
+                about = {"author": author, "sample": sample, "tokens": tokens}
+                about |= grades if self.context.config.rewards else {}
                 yield base | {"completion": [reply.message.as_dict()]} | about
 
 
@@ -156,5 +147,5 @@ KIND = Kind(
     run=run_sample,
     check=check_sample,
     needs=lambda c: Needs(sampling=c.sampling) if POLICY in c.authors else None,
-    look=Look(makes_rows=True),
+    look=ROWS_LOOK,
 )

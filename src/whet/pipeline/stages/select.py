@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from statistics import fmean
@@ -26,7 +27,7 @@ from whet.pipeline.load_data import rubric, tasks
 from whet.pipeline.playing import SHOWN
 from whet.pipeline.stage import Context, Kind, Seen, keep_dropped
 from whet.records import Message
-from whet.tracking.charts import Look
+from whet.tracking.charts import ROWS_LOOK
 
 TRIGRAMS = 3
 OF_ANSWERS = ("author", "sample", "tokens", "reward", "correct")
@@ -132,12 +133,9 @@ def _scored(context: Context[SelectStage], rows: Group) -> tuple[list[Answered],
             raise Place(row.origin)["completion"].bad("no answer to grade", "leave rewards out, or the row")
         task = Task(id=names[row.key], messages=row.prompt, columns=row.columns)
         attempts.append(Attempt(task=task, messages=(row.answer,), completion_tokens=(), truncated=False, max_tokens=0))
-    grading = rubric(context.config.sources[0], context.config.rewards, context.world)
-    try:
+    with closing(rubric(context.config.sources[0], context.config.rewards, context.world)) as grading:
         grading.check([attempt.task for attempt in attempts])
         scores = grading.score(attempts, step=1)
-    finally:
-        grading.close()
     graded = [
         replace(row, columns={**row.columns, "reward": score.value, "correct": score.correct, "solved": None})
         for row, score in zip(rows, scores, strict=True)
@@ -254,6 +252,4 @@ def check_select(context: Context[SelectStage]) -> Seen:
     return Seen(summary="; ".join(parts), prompts=[Task(id="", messages=row.prompt) for row in read[:SHOWN]])
 
 
-KIND = Kind(
-    config=SelectStage, run=run_select, check=check_select, needs=lambda config: None, look=Look(makes_rows=True)
-)
+KIND = Kind(config=SelectStage, run=run_select, check=check_select, needs=lambda config: None, look=ROWS_LOOK)

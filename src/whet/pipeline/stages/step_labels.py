@@ -7,6 +7,7 @@ goes on is exactly what the policy had written. Prefixes that several answers sh
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from statistics import fmean
@@ -18,14 +19,14 @@ from whet.envs.rewards.model import split_steps
 from whet.errors import SamplerError
 from whet.pipeline.generate import Chunk, Counts, Row, make_rows, writable
 from whet.pipeline.load_data import rubric
-from whet.pipeline.playing import check_tasks, playable, player
-from whet.pipeline.stage import Context, Kind, keep_dropped
+from whet.pipeline.playing import check_tasks, player, tasks_of
+from whet.pipeline.stage import Context, Kind
 from whet.records import Ending, Episode, Outcome, seed_of
 from whet.rollouts.play import Player
 from whet.sampling.base import Request
 from whet.sampling.bridge import run, sample_all
 from whet.templates.places import completing_tokens
-from whet.tracking.charts import Look
+from whet.tracking.charts import ROWS_LOOK
 
 Tokens = tuple[int, ...]
 
@@ -33,16 +34,11 @@ Tokens = tuple[int, ...]
 def run_step_labels(context: Context[StepLabelsStage]) -> None:
     """Sample answers, go on from each of their steps, and write what came of it."""
     config = context.config
-    grading = rubric(config.tasks, config.rewards, context.world)
-    try:
-        problems = playable(config.tasks, context.model, context.world, grading, max_tokens=config.sampling.max_tokens)
-        context.console.say(f"{context.name}: {problems.describe()} x {config.samples} answers")
-        keep_dropped(context, "tasks", problems.lost)
+    with closing(rubric(config.tasks, config.rewards, context.world)) as grading:
+        tasks = tasks_of(context, grading, each=f" x {config.samples} answers")
         policy = context.world.policy(context.model, TrainConfig(), config.sampling)
-        labels = _Labels(context, config, player(policy, grading, config.sampling))
-        make_rows(context, problems.tasks, config.chunk, labels.chunk, decode=policy.template.decode)
-    finally:
-        grading.close()
+        labels = _Labels(context, player(policy, grading, config.sampling))
+        make_rows(context, tasks, config.chunk, labels.chunk, decode=policy.template.decode)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,20 +54,19 @@ class _Steps:
 @dataclass(frozen=True, slots=True)
 class _Labels:
     context: Context[StepLabelsStage]
-    config: StepLabelsStage
     player: Player
 
     def chunk(self, number: int, chosen: Sequence[Task]) -> Chunk:
         """The rows of a chunk of tasks; answers that were cut off, say nothing or were not judged make none."""
         seed = seed_of(self.context.seed, "step labels", number)
-        played = self.player.play(chosen, self.config.samples, step=number, seed=seed)
-        tally = Counts()
+        played = self.player.play(chosen, self.context.config.samples, step=number, seed=seed)
+        tally = Counts(float)
         answers = []
         for task, group in zip(chosen, played.groups, strict=True):
             for episode in group.episodes:
                 finished = episode.outcome is Outcome.FINISHED
                 if not finished or not writable(self.player.template, task.messages, episode.messages[-1].content):
-                    tally.add("answers/left_out")
+                    tally["answers/left_out"] += 1
                 else:
                     answers.append(self._steps(task, episode))
         values = self._values(answers, number, seed)
@@ -79,18 +74,18 @@ class _Labels:
         for answer in answers:
             known = [values.get((answer.task.id, prefix)) for prefix in answer.prefixes]
             if answer.right is None or None in known:
-                tally.add("answers/left_out")
+                tally["answers/left_out"] += 1
             else:
                 rows.append(self._row(answer, [value for value in known if value is not None], right=answer.right))
         found = [label for row in rows for label in row["labels"]]
-        tally.add("labels", len(found))
-        tally.add("labels/right", fmean(found) if found else 0.0)
-        return Chunk(rows=rows, metrics={**tally.counts, "time/rollout": played.rollout_s}, groups=played.groups)
+        tally["labels"] += len(found)
+        tally["labels/right"] += fmean(found) if found else 0.0
+        return Chunk(rows=rows, metrics={**tally, "time/rollout": played.rollout_s}, groups=played.groups)
 
     def _steps(self, task: Task, episode: Episode) -> _Steps:
         (turn,) = episode.turns
         answer = episode.messages[-1].content
-        text = split_steps(answer, self.config.separator)
+        text = split_steps(answer, self.context.config.separator)
         ends = list(accumulate(map(len, text)))[:-1]
         places = completing_tokens(turn.completion.tokens.tolist(), answer, ends, self.player.template.decode)
         prefixes = tuple(tuple(turn.completion.tokens[: place + 1].tolist()) for place in places)
@@ -104,16 +99,16 @@ class _Labels:
                 prompt=self._prompt(task) + prefix,
                 seed=seed_of(seed, "go on", place, sample),
                 params=replace(self.player.params, max_tokens=self._room(task, prefix)),
-                samples=self.config.rollouts,
+                samples=self.context.config.rollouts,
             )
             for place, ((_, prefix), task) in enumerate(asked)
-            for sample in range(self.config.rollouts)
+            for sample in range(self.context.config.rollouts)
         ]
         finished: list[tuple[int, Attempt]] = []
         for index, completion in enumerate(run(sample_all(self.player.sampler, requests))):
             if isinstance(completion, SamplerError):
                 continue  # says nothing about the step
-            place = index // self.config.rollouts
+            place = index // self.context.config.rollouts
             (_, prefix), task = asked[place]
             tokens = prefix + tuple(completion.tokens.tolist())
             attempt = Attempt(
@@ -140,7 +135,7 @@ class _Labels:
         return max(1, min(self.player.params.max_tokens, left) - len(prefix))
 
     def _row(self, answer: _Steps, values: Sequence[float], *, right: bool) -> Row:
-        hard = self.config.labels == "hard"
+        hard = self.context.config.labels == "hard"
         labels = [float(value > 0) if hard else value for value in values] + [float(right)]
         wrong = next((index for index, label in enumerate(labels) if label == 0), len(labels))
         return {
@@ -154,4 +149,4 @@ class _Labels:
         }
 
 
-KIND = Kind(config=StepLabelsStage, run=run_step_labels, check=check_tasks, look=Look(makes_rows=True))
+KIND = Kind(config=StepLabelsStage, run=run_step_labels, check=check_tasks, look=ROWS_LOOK)
