@@ -69,7 +69,7 @@ def test_a_step_is_worth_what_comes_of_it(kind: str, labels: list[float]) -> Non
         max_length=200,
     )
     task = Task(id="t", messages=(Message(role="user", content="go"),))
-    made = _Labels(cast(Any, SimpleNamespace(seed=0)), config, player).chunk(1, [task])
+    made = _Labels(cast(Any, SimpleNamespace(seed=0, config=config)), player).chunk(1, [task])
     assert [row["labels"] for row in made.rows] == [labels, labels]
     assert made.rows[0]["steps"] == ["a;", "b;", "c"] and made.rows[0]["right"] is False
     assert script.prompts.count("a;") == ROLLOUTS, "two answers share their prefix, which is gone on from once"
@@ -106,7 +106,7 @@ def test_an_answer_that_says_nothing_of_its_steps_makes_no_row_and_is_counted() 
         max_length=200,
     )
     task = Task(id="t", messages=(Message(role="user", content="go"),))
-    made = _Labels(cast(Any, SimpleNamespace(seed=0)), config, player).chunk(1, [task])
+    made = _Labels(cast(Any, SimpleNamespace(seed=0, config=config)), player).chunk(1, [task])
     assert [(row["steps"], row["labels"]) for row in made.rows] == [(["x!"], [1.0])]
     assert made.metrics["answers/left_out"] == 3
 

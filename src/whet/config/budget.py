@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from whet.config.data import GeneratedConfig, Source, Sources, listed
-from whet.config.train import TrainConfig
+from whet.config.train import SamplingConfig, TrainConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +58,10 @@ class StageBudget:
         return times(self.tokens, self.steps, self.rounds, self.repeat)
 
 
+ONE_STEP = StageBudget(steps=1, optimizer_steps=0, sequences=0, tokens_each=0)
+"""Of a stage that neither trains nor samples."""
+
+
 def times(*factors: int | None) -> int | None:
     """The product, unknown if a factor is."""
     product = 1
@@ -90,6 +94,20 @@ def of_rows(source: Sources, train: TrainConfig, *, answers: int | None) -> Stag
         prompts=train.batch_size,
         sequences=times(train.batch_size, answers),
         tokens_each=train.max_length,
+    )
+
+
+def of_answers(
+    steps: int | None, prompts: int, answers: int, sampling: SamplingConfig, *, updates: int = 1, rounds: int = 1
+) -> StageBudget:
+    """Training on so many sampled answers to each prompt: a batch of prompts a step, of so many `updates`."""
+    return StageBudget(
+        steps=steps,
+        optimizer_steps=times(steps, updates),
+        prompts=prompts,
+        sequences=prompts * answers,
+        tokens_each=sampling.max_tokens,
+        rounds=rounds,
     )
 
 

@@ -94,16 +94,13 @@ def _sources(value: Any) -> str:
     return "sets" if isinstance(value, list) else _source(value)
 
 
-Source = Annotated[
-    Annotated[DataConfig, Tag("rows")] | Annotated[GeneratedConfig, Tag("generated")], Discriminator(_source)
-]
+_OneSet = Annotated[DataConfig, Tag("rows")] | Annotated[GeneratedConfig, Tag("generated")]
+Source = Annotated[_OneSet, Discriminator(_source)]
 Weighted = Annotated[
     Annotated[WeightedData, Tag("rows")] | Annotated[WeightedGenerated, Tag("generated")], Discriminator(_source)
 ]
 Sources = Annotated[
-    Annotated[DataConfig, Tag("rows")]
-    | Annotated[GeneratedConfig, Tag("generated")]
-    | Annotated[list[Weighted], Tag("sets"), Field(min_length=1)],
+    _OneSet | Annotated[list[Weighted], Tag("sets"), Field(min_length=1)],
     Discriminator(_sources),
 ]
 """A data set, or a list of them."""

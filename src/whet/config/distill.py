@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Gt, Lt
 from pydantic import Field, model_validator
 
-from whet.config.budget import StageBudget, of_rows
+from whet.config.budget import StageBudget, of_answers, of_rows
 from whet.config.data import Source, Sources, weights
 from whet.config.derived import OneOf
 from whet.config.held_out import OwnEvaluation, TrainingStage
 from whet.config.model import TeacherConfig
 from whet.config.rewards import RewardConfig, check_rewards
 from whet.config.shaping import RepetitionReward
-from whet.config.strict import Made
 from whet.config.train import SamplingConfig, TrainConfig
 from whet.formulas.distill import DIVERGENCES
 
@@ -26,7 +25,6 @@ class DistillStage(TrainingStage):
     """A student imitates its teacher's distribution at every token, of given rows (`data`), of answers that it samples
     itself (`tasks`), or of both in turn (GKD 2306.13649). The teacher has the same tokenizer."""
 
-    makes: ClassVar[Made | None] = "model"
     kind: Literal["distill"]
     teacher: TeacherConfig
     """Whose distributions are imitated: a hub id, a directory or `@stage`."""
@@ -66,17 +64,10 @@ class DistillStage(TrainingStage):
         if self.data is not None:
             weights(self.data)
         check_rewards(self.rewards, max_tokens=self.sampling.max_tokens)
-        self.check_best(measures=bool(self.eval_data or self.evaluation))
         return self
 
     def budget(self) -> StageBudget:
         """Rows, or answers that are sampled: whichever a step has."""
         if self.data is not None:
             return of_rows(self.data, self.train, answers=1)
-        return StageBudget(
-            steps=self.train.steps,
-            optimizer_steps=self.train.steps,
-            prompts=self.prompts_per_step,
-            sequences=self.prompts_per_step * self.rollouts_per_prompt,
-            tokens_each=self.sampling.max_tokens,
-        )
+        return of_answers(self.train.steps, self.prompts_per_step, self.rollouts_per_prompt, self.sampling)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import or_
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -129,18 +131,14 @@ def _kind_of(value: Any) -> str:
     return str(kind)
 
 
-ToolConfig = Annotated[
-    Annotated[OwnTool, Tag("own")]
-    | Annotated[CalculatorTool, Tag("calculator")]
-    | Annotated[SearchTool, Tag("search")]
-    | Annotated[PythonTool, Tag("python")]
-    | Annotated[SQLTool, Tag("sql")]
-    | Annotated[MCPTool, Tag("mcp")],
-    Discriminator(_kind_of),
-]
 SHIPPED: dict[str, type[ShippedTool]] = {
     "calculator": CalculatorTool, "search": SearchTool, "python": PythonTool, "sql": SQLTool, "mcp": MCPTool
 }  # fmt: skip
+if TYPE_CHECKING:
+    ToolConfig = OwnTool | ShippedTool
+else:
+    _TAGGED = (Annotated[tool, Tag(kind)] for kind, tool in {"own": OwnTool, **SHIPPED}.items())
+    ToolConfig = Annotated[reduce(or_, _TAGGED), Discriminator(_kind_of)]
 
 
 ADAPTERS: dict[str, dict[str, Any]] = {

@@ -78,16 +78,25 @@ class ReviseStage(RowsBase):
         return of_chunks(self.tasks, self.chunk, each=own, tokens=self.max_tokens)
 
 
-class QuestionsStage(RowsBase):
+class ComparisonsStage(RowsBase):
+    """What stages have that ask about comparisons, and sample nothing themselves."""
+
+    reads_model: ClassVar[bool] = False
+    data: Source
+    """Comparisons."""
+
+    def budget(self) -> StageBudget:
+        """It samples nothing itself."""
+        return of_chunks(self.data, self.chunk, each=0, tokens=0)
+
+
+class QuestionsStage(ComparisonsStage):
     """Comparisons as questions to a judge, with the known verdict: a judge in training imitates and then reasons.
 
     A row has `prompt` (the question), `completion` (to imitate) and `verdict` (for `rewards: [{kind: verdict}]`).
     """
 
-    reads_model: ClassVar[bool] = False
     kind: Literal["questions"]
-    data: Source
-    """Comparisons."""
     form: Literal["pairs", "points"] = "pairs"
     """pairs: which is better, in both orders. points: is the best answer good, is the worst (scale yes_no)."""
     wording: JudgeWording = JudgeWording()
@@ -97,10 +106,6 @@ class QuestionsStage(RowsBase):
     max_tokens: int = Field(512, ge=1)
     """Most tokens of what the teacher writes."""
 
-    def budget(self) -> StageBudget:
-        """It samples nothing itself."""
-        return of_chunks(self.data, self.chunk, each=0, tokens=0)
-
     @model_validator(mode="after")
     def _check(self) -> QuestionsStage:
         if self.form == "points" and self.wording.scale != "yes_no":
@@ -108,22 +113,15 @@ class QuestionsStage(RowsBase):
         return self
 
 
-class AgreementStage(RowsBase):
+class AgreementStage(ComparisonsStage):
     """How often a judge says what is known: its verdicts on comparisons that people (or a rule) have decided.
 
     Its rows are to be looked at, and no later stage reads them.
     """
 
     makes: ClassVar[Made | None] = None
-    reads_model: ClassVar[bool] = False
     kind: Literal["agreement"]
-    data: Source
-    """Comparisons."""
     judge: JudgeConfig
-
-    def budget(self) -> StageBudget:
-        """It samples nothing itself."""
-        return of_chunks(self.data, self.chunk, each=0, tokens=0)
 
 
 class StepLabelsStage(RowsBase):

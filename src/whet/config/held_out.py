@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from math import isnan
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 
 from whet.config.budget import StageBudget, rows_of, times
 from whet.config.data import Source
 from whet.config.rewards import RewardConfig, check_rewards
 from whet.config.stage import StageBase
-from whet.config.strict import Strict, path_of
+from whet.config.strict import Made, Strict, path_of
 from whet.config.train import SamplingConfig
+
+HELD_OUT = ("eval_data", "evaluation")
+"""Keys of a stage that have held-out rows or tasks."""
 
 
 class BestConfig(Strict):
@@ -37,6 +40,7 @@ class BestConfig(Strict):
 class TrainingStage(StageBase):
     """A stage that trains, and may look at held-out data on its way."""
 
+    makes: ClassVar[Made | None] = "model"
     eval_every: int = Field(50, ge=1)
     """Steps between evaluations on held-out rows (`eval_data`) or tasks (`evaluation`), where there are any."""
     best: BestConfig | None = None
@@ -56,11 +60,17 @@ class TrainingStage(StageBase):
             tokens_each=evaluation.sampling.max_tokens,
         )
 
-    def check_best(self, *, measures: bool) -> None:
-        """Raise `ValueError` where the best is asked for and the stage `measures` nothing."""
-        if self.best is not None and not measures:
-            keys = [key for key in ("eval_data", "evaluation") if key in type(self).model_fields]
-            raise ValueError(f"best.metric is of held-out data, and there are none; add {' or '.join(keys)}")
+    @property
+    def measures(self) -> bool:
+        """Whether there are held-out data."""
+        return any(getattr(self, key, None) is not None for key in HELD_OUT)
+
+    @model_validator(mode="after")
+    def _check_best(self) -> Self:
+        if self.best is not None and not self.measures:
+            keys = " or ".join(key for key in HELD_OUT if key in type(self).model_fields)
+            raise ValueError(f"best.metric is of held-out data, and there are none; add {keys}")
+        return self
 
 
 class Evaluation(Strict):

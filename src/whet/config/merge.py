@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from whet.config.budget import StageBudget
+from whet.config.budget import ONE_STEP, StageBudget
 from whet.config.derived import section_of
 from whet.config.model import ModelConfig, NamedModel
 from whet.config.stage import StageBase
@@ -74,4 +74,4 @@ class MergeStage(StageBase):
 
     def budget(self) -> StageBudget:
         """One step without training."""
-        return StageBudget(steps=1, optimizer_steps=0, sequences=0, tokens_each=0)
+        return ONE_STEP

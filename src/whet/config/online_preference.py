@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from whet.config.budget import StageBudget, times
+from whet.config.budget import StageBudget, of_answers
 from whet.config.data import Source
 from whet.config.held_out import OwnEvaluation, TrainingStage
 from whet.config.model import Reference
 from whet.config.preference import LossConfig, PreferenceTrainConfig, TrainAtRateOfLoss
 from whet.config.rewards import RewardConfig, check_rewards, verified
-from whet.config.strict import Made
 from whet.config.train import SamplingConfig
 
 
 class OnlinePreferenceStage(TrainingStage):
     """Sample answers, rank them by their rewards, prefer the best over the worst, and again (online, iterative DPO)."""
 
-    makes: ClassVar[Made | None] = "model"
     kind: Literal["online_preference"]
     tasks: Source
     rewards: list[RewardConfig] = Field(default_factory=verified, min_length=1)
@@ -44,7 +42,6 @@ class OnlinePreferenceStage(TrainingStage):
     @model_validator(mode="after")
     def _check(self) -> OnlinePreferenceStage:
         check_rewards(self.rewards, max_tokens=self.sampling.max_tokens)
-        self.check_best(measures=self.evaluation is not None)
         if self.reference is not None and not self.loss.needs_reference:
             raise ValueError("reference has no effect, the loss has none; leave it out")
         if self.train.steps is None:
@@ -71,10 +68,5 @@ class OnlinePreferenceStage(TrainingStage):
 
     def budget(self) -> StageBudget:
         """A batch of answers a step."""
-        return StageBudget(
-            steps=self.train.steps,
-            optimizer_steps=times(self.train.steps, self.minibatches),
-            prompts=self.prompts_per_step,
-            sequences=self.prompts_per_step * self.rollouts_per_prompt,
-            tokens_each=self.sampling.max_tokens,
-        )
+        prompts, answers = self.prompts_per_step, self.rollouts_per_prompt
+        return of_answers(self.train.steps, prompts, answers, self.sampling, updates=self.minibatches)

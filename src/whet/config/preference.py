@@ -27,7 +27,7 @@ from whet.config.derived import FromFile, OneOf, section_of
 from whet.config.held_out import OtherEvaluation, TrainingStage
 from whet.config.model import Reference
 from whet.config.presets import SUMS, with_preset
-from whet.config.strict import Made, Strict
+from whet.config.strict import Strict
 from whet.config.train import TrainConfig
 from whet.formulas.preference import LOSSES, PairFormula, kto
 
@@ -157,7 +157,6 @@ TrainAtRateOfLoss = Annotated[PreferenceTrainConfig, AfterValidator(_at_rate_of_
 class PreferenceStage(TrainingStage):
     """Learning from comparisons (or, with `loss: kto`, from answers called good or bad), without a reward model."""
 
-    makes: ClassVar[Made | None] = "model"
     learns_from: ClassVar[str | None] = "pairs"
     kind: Literal["preference"]
     data: Source
@@ -175,7 +174,6 @@ class PreferenceStage(TrainingStage):
 
     @model_validator(mode="after")
     def _check(self) -> PreferenceStage:
-        self.check_best(measures=bool(self.eval_data or self.evaluation))
         if self.reference is not None and not self.loss.needs_reference:
             raise ValueError("reference has no effect, the loss has none; leave it out")
         for source in (self.data, self.eval_data):

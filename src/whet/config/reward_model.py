@@ -68,13 +68,17 @@ class RewardModelStage(TrainingStage):
         return self.model if self.gate is None else self.gate.alone()
 
     @property
+    def measures(self) -> bool:
+        """Whether rows are held out."""
+        return self.eval_data is not None or self.hold_out > 0
+
+    @property
     def several(self) -> bool:
         """Whether its model has more than one number, so that its user must weigh them."""
         return len(self.objectives) > 1
 
     @model_validator(mode="after")
     def _check(self) -> RewardModelStage:
-        self.check_best(measures=bool(self.eval_data or self.hold_out))
         if self.learn != "comparisons" and (self.ranking != "pairs" or self.centring or self.normalise != "mean"):
             raise ValueError(f"ranking, centring and normalise are for comparisons, and learn is {self.learn}")
         if self.train.lora is not None and self.train.lora.routed is not None:

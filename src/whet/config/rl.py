@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import ClassVar, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from whet.config.budget import StageBudget, times
+from whet.config.budget import StageBudget, of_answers
 from whet.config.data import Source
 from whet.config.environment import EnvironmentConfig
 from whet.config.held_out import OwnEvaluation, TrainingStage
@@ -25,7 +25,7 @@ from whet.config.rewards import (
     weights,
 )
 from whet.config.stage import StageBase
-from whet.config.strict import Made, Strict
+from whet.config.strict import Strict
 from whet.config.train import RLTrainConfig, SamplingConfig
 
 
@@ -97,10 +97,8 @@ Action = Literal["ignore", "warn", "lower", "stop"]
 """warn: a line. lower: the learning rate times `lower_by`. stop: the run ends."""
 
 
-class HealthConfig(BaseModel):
+class HealthConfig(Strict):
     """Lines are drawn through averages over about `window` steps; nothing is found in the first `window` steps."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     window: int = Field(5, ge=1)
     lower_by: float = Field(0.5, gt=0, lt=1)
@@ -141,7 +139,6 @@ class HealthConfig(BaseModel):
 class RLStage(TrainingStage):
     """Reinforcement learning with verifiable rewards: sample, score, weigh, step."""
 
-    makes: ClassVar[Made | None] = "model"
     kind: Literal["rl"]
     tasks: Source
     environment: EnvironmentConfig | None = None
@@ -168,7 +165,6 @@ class RLStage(TrainingStage):
         if self.train.steps is None:
             raise ValueError("train.steps must be given for RL: there is no epoch to end it")
         check_rewards(self.rewards, max_tokens=self.sampling.max_tokens, environment=self.environment is not None)
-        self.check_best(measures=self.evaluation is not None)
         pairs = any(isinstance(r, JudgeReward) and r.form == "pairs" for r in self.rewards)
         if pairs and (self.rollouts_per_prompt < 2 or self.algorithm.baseline == "greedy"):
             raise ValueError("rewards: a judge of pairs compares answers to one task; it needs two or more of them")
@@ -216,15 +212,10 @@ class RLStage(TrainingStage):
 
     def budget(self) -> StageBudget:
         """A batch of rollouts a step, drawn up to `rounds` times."""
-        dynamic = self.algorithm.dynamic_sampling
-        return StageBudget(
-            steps=self.train.steps,
-            optimizer_steps=times(self.train.steps, min(self.algorithm.minibatches, self.prompts_per_step)),
-            prompts=self.prompts_per_step,
-            sequences=self.prompts_per_step * self.rollouts_per_prompt,
-            tokens_each=self.sampling.max_tokens,
-            rounds=dynamic.rounds if dynamic else 1,
-        )
+        prompts, dynamic = self.prompts_per_step, self.algorithm.dynamic_sampling
+        updates, rounds = min(self.algorithm.minibatches, prompts), dynamic.rounds if dynamic else 1
+        answers = self.rollouts_per_prompt
+        return of_answers(self.train.steps, prompts, answers, self.sampling, updates=updates, rounds=rounds)
 
     def unfit(self, made: Mapping[str, StageBase]) -> Iterator[str]:
         """A critic has one number."""

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from whet.config.budget import StageBudget, of_chunks
+from whet.config.budget import ONE_STEP, StageBudget, of_chunks
 from whet.config.data import DataConfig, Source, Sources
 from whet.config.feedback import RowsBase
 from whet.config.judge import ChatConfig
@@ -103,7 +103,7 @@ class SelectStage(StageBase):
 
     def budget(self) -> StageBudget:
         """One step that samples nothing."""
-        return StageBudget(steps=1, optimizer_steps=0, sequences=0, tokens_each=0)
+        return ONE_STEP
 
     def unfit(self, made: Mapping[str, StageBase]) -> Iterator[str]:
         """Its inputs must have grades where they are asked for."""

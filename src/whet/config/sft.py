@@ -9,14 +9,12 @@ from pydantic import model_validator
 from whet.config.budget import StageBudget, of_rows
 from whet.config.data import Source, Sources, weights
 from whet.config.held_out import OtherEvaluation, TrainingStage
-from whet.config.strict import Made
 from whet.config.train import TrainConfig
 
 
 class SFTStage(TrainingStage):
     """Supervised fine-tuning on conversations, prompt-completion pairs or text."""
 
-    makes: ClassVar[Made | None] = "model"
     learns_from: ClassVar[str | None] = "answers"
     kind: Literal["sft"]
     data: Sources
@@ -29,7 +27,6 @@ class SFTStage(TrainingStage):
     @model_validator(mode="after")
     def _check(self) -> SFTStage:
         weights(self.data)
-        self.check_best(measures=bool(self.eval_data or self.evaluation))
         return self
 
     def budget(self) -> StageBudget:
