@@ -23,7 +23,7 @@ from whet.launch.main import run_recipe
 from whet.records import Completion, Ending, Episode, Group, Message, Outcome, Score, ToolCall, Turn
 from whet.tracking.console import Console, duration, line
 from whet.tracking.log import RunLog, read_metrics, read_notes, read_rollouts, rollout_steps
-from whet.tracking.sinks import SINKS, RunInfo, open_sink
+from whet.tracking.sinks import SINKS, RunInfo
 from whet.training.checkpoint import save_generation
 
 
@@ -281,14 +281,15 @@ def test_the_main_numbers_have_a_fixed_order() -> None:
 
 
 def test_unknown_tracker_names_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="did you mean wandb"):
-        open_sink("wandbb", RunInfo(name="r", folder=tmp_path, recipe={}))
+    (tmp_path / "r.yaml").write_text(RECIPE.replace("[wandb, wandb]", "[wandbb]"))
+    with pytest.raises(ConfigError, match="did you mean 'wandb'"):
+        load_recipe(tmp_path / "r.yaml")
 
 
 def test_a_missing_tracker_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(MissingExtra, match=r"pip install 'whet\[track\]'"):
-        open_sink("wandb", RunInfo(name="r", folder=tmp_path, recipe={}))
+        SINKS["wandb"](RunInfo(name="r", folder=tmp_path, recipe={}))
 
 
 class FakeRun:
@@ -312,7 +313,7 @@ def test_a_tracker_gets_finite_numbers_stage_by_stage(
     module.init = lambda **settings: runs.append(FakeRun(**settings)) or runs[-1]  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, kind, module)
     monkeypatch.setenv("WANDB_PROJECT", "mine")
-    sink = open_sink(kind, RunInfo(name="demo", folder=tmp_path, recipe={"seed": 1}))
+    sink = SINKS[kind](RunInfo(name="demo", folder=tmp_path, recipe={"seed": 1}))
     sink.log("sft", 1, {"loss": 2.0, "bad": math.nan}, ())
     sink.log("rl", 1, {"reward": 0.5}, [group("secret", 1.0)])
     sink.close()

@@ -17,9 +17,9 @@ from whet.pipeline.kinds import KINDS
 from whet.records import Completion, Ending, Episode, Group, Message, Outcome, Score, Turn
 from whet.tracking.charts import IMITATION, PLAIN, TRAINING, board
 from whet.tracking.graph import StageNode, graph
-from whet.tracking.live import LiveReport
 from whet.tracking.log import RunLog
 from whet.tracking.report import write_report
+from whet.tracking.sinks import LiveReport
 from whet.tracking.summary import EvalLine, StageView, figures, stage_line, verdict
 from whet.tracking.svg import Axis, Series, line_chart, nice_ticks, stacked_chart
 from whet.tracking.text import THIN, counted, number, percent, points, seconds, share
@@ -332,7 +332,7 @@ def test_every_evaluation_is_in_one_table_from_base_to_final(tmp_path: Path) -> 
 
 def test_a_report_is_drawn_now_and_then_and_harms_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
     now, drawn, said = [0.0], list[float](), list[str]()
-    monkeypatch.setattr("whet.tracking.live.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("whet.tracking.sinks.time.monotonic", lambda: now[0])
 
     def draw() -> None:
         drawn.append(now[0])

@@ -51,9 +51,8 @@ from whet.records import seed_of
 from whet.tracking.base import Sink
 from whet.tracking.charts import Look
 from whet.tracking.console import Console
-from whet.tracking.live import LiveReport
 from whet.tracking.report import write_report
-from whet.tracking.sinks import RunInfo, trackers
+from whet.tracking.sinks import LiveReport, RunInfo, trackers
 
 Stopped = Callable[[], bool]
 

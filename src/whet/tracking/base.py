@@ -16,6 +16,3 @@ class Sink(Protocol):
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float], groups: Sequence[Group]) -> None:
         """One optimizer step of a stage: its numbers, and the episodes that it was made from (none for SFT)."""
-
-    def close(self) -> None:
-        """Say nothing more; flush what is buffered."""

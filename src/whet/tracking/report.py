@@ -107,36 +107,12 @@ def write_report(
         raise RunError(
             f"{run_folder}: not a run folder (neither recipe.json nor stages/ is there); give one of `runs/`"
         )
-    page = run_folder / "report.html"
-    write_atomic(page, render(run_folder, looks, reads=reads, failure=failure, live=live).encode())
-    return page
-
-
-@cache
-def _template() -> Any:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(counted=counted, percent=percent, number=number, points=points, seconds=seconds)
-    return environment.get_template("report.html.jinja")
-
-
-def render(
-    run_folder: Path, looks: Mapping[str, Look], *, reads: Reads = UNKNOWN, failure: str = "", live: bool = False
-) -> str:
-    """The page as text."""
     recipe, info = _read_json(run_folder / "recipe.json"), _read_json(run_folder / "run.json")
     folders = sorted(path for path in (run_folder / "stages").glob("*") if path.is_dir())
     begun = tuple(_stage(folder, recipe, looks) for folder in folders)
     stages = (*begun, *_waiting(recipe, begun, looks))
     charts = {s.name: board(s.lines, s.look.charts) for s in begun if s.lines}
-    page: str = _template().render(
+    text: str = _template().render(
         name=info["name"] if "name" in info else run_folder.resolve().name,
         description=recipe["description"] if "description" in recipe else "",
         verdict=verdict(stages, failure),
@@ -156,7 +132,24 @@ def render(
         evaluations=_evaluations(begun),
         live=live,
     )
+    page = run_folder / "report.html"
+    write_atomic(page, text.encode())
     return page
+
+
+@cache
+def _template() -> Any:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(counted=counted, percent=percent, number=number, points=points, seconds=seconds)
+    return environment.get_template("report.html.jinja")
 
 
 # ----------------------------------------------------------------------------------------- the folder
@@ -178,7 +171,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _stage(folder: Path, recipe: Mapping[str, Any], looks: Mapping[str, Look]) -> StageView:
     about = _read_json(folder / "stage.json")
     name = about["name"] if about else folder.name.partition("-")[2]
-    config = _config(recipe, name)
+    config = recipe.get("stages", {}).get(name, {})
     kind = about["kind"] if about else config.get("kind", "")
     return StageView(
         name=name,
@@ -192,25 +185,12 @@ def _stage(folder: Path, recipe: Mapping[str, Any], looks: Mapping[str, Look]) -
 
 
 def _waiting(recipe: Mapping[str, Any], begun: tuple[StageView, ...], looks: Mapping[str, Look]) -> list[StageView]:
-    names = [name for name in recipe.get("stages", {}) if name not in {stage.name for stage in begun}]
-    configs = [(name, _config(recipe, name)) for name in names]
+    left, known = recipe.get("stages", {}), {stage.name for stage in begun}
+    looked = {name: looks.get(config["kind"], PLAIN) for name, config in left.items() if name not in known}
     return [
-        StageView(
-            name=name,
-            kind=config["kind"],
-            look=looks.get(config["kind"], PLAIN),
-            state="waiting",
-            planned=_planned(config),
-            lines=(),
-            rows=(),
-        )
-        for name, config in configs
+        StageView(name=name, kind=left[name]["kind"], look=look, state="waiting", planned=_planned(left[name]))
+        for name, look in looked.items()
     ]
-
-
-def _config(recipe: Mapping[str, Any], stage: str) -> dict[str, Any]:
-    config: dict[str, Any] = recipe.get("stages", {}).get(stage, {})
-    return config
 
 
 def _planned(config: Mapping[str, Any]) -> int | None:
@@ -250,22 +230,26 @@ def _evaluations(stages: Sequence[StageView]) -> list[tuple[str, EvalLine, str]]
     rows = [(stage.name, row) for stage in stages for row in stage.rows]
     if len({name for name, _ in rows}) < 2:
         return []
-    ticks = nice_ticks(min(r.low for _, r in rows), max(r.high for _, r in rows) + 1e-3, 5)
-    start, stop = max(0.0, ticks[0]), min(1.0, ticks[-1])
-    drawn = [interval(r.low, r.accuracy, r.high, start=start, stop=stop, zero=None, tone="blue") for _, r in rows]
+    _, drawn = _accuracies([row for _, row in rows])
     return [(name, row, plot) for (name, row), plot in zip(rows, drawn, strict=True)]
+
+
+def _accuracies(rows: Sequence[EvalLine]) -> tuple[tuple[float, float], list[str]]:
+    """The ends of a scale that has all of them, and each drawn on it."""
+    ticks = nice_ticks(min(r.low for r in rows), max(r.high for r in rows) + 1e-3, 5)
+    start, stop = max(0.0, ticks[0]), min(1.0, ticks[-1])
+    drawn = [interval(r.low, r.accuracy, r.high, start=start, stop=stop, zero=None, tone="blue") for r in rows]
+    return (start, stop), drawn
 
 
 def _table(stage: StageView) -> Table:
     rows = stage.rows
-    ticks = nice_ticks(min(r.low for r in rows), max(r.high for r in rows) + 1e-3, 5)
-    scale = (max(0.0, ticks[0]), min(1.0, ticks[-1]))
+    scale, plots = _accuracies(rows)
     gains = [g for r in rows for g in (r.gain_low, r.gain_high) if g is not None]
     gain_ticks = nice_ticks(min(0.0, *gains), max(1e-3, *gains), 5) if gains else []
     gain_scale = (gain_ticks[0], gain_ticks[-1]) if gains else None
     drawn = []
-    for row in rows:
-        plot = interval(row.low, row.accuracy, row.high, start=scale[0], stop=scale[1], zero=None, tone="blue")
+    for row, plot in zip(rows, plots, strict=True):
         gain = ""
         if gain_scale and row.gain is not None and row.gain_low is not None and row.gain_high is not None:
             tone = "green" if row.gain_low > 0 else "red" if row.gain_high < 0 else "grey"

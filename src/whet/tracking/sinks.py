@@ -1,4 +1,4 @@
-"""TensorBoard, Weights & Biases and trackio: each repeats the numbers of the log, and only when asked for.
+"""Who hears of every step: the report of a run at work, and TensorBoard, Weights & Biases and trackio when asked for.
 
 A stage is a tracker's run of its own, so that every stage counts its steps from 1. Only numbers and the recipe leave
 through a tracker; prompts and completions stay in the rollout files. This is the one file that imports trackers.
@@ -6,22 +6,26 @@ through a tracker; prompts and completions stay in the rollout files. This is th
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
-from whet.errors import ConfigError, MissingExtra, RunError, boundary
+from whet.errors import MissingExtra, RunError, boundary
 from whet.records import Group
-from whet.tracking.base import Sink
+
+FIRST_S, EVERY_S = 5.0, 15.0
+"""Seconds until it is drawn for the first time, and between two drawings at least."""
+SHARE = 0.03
+"""Of the time that drawing may take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,22 +43,13 @@ class RunInfo:
         return f"{self.name}-{stage}-{where}"
 
 
-def open_sink(kind: str, run: RunInfo) -> Sink:
-    """The tracker called `kind`: tensorboard, wandb or trackio.
-
-    Raises `ConfigError` for another name and `MissingExtra` where its package is not installed.
-    """
-    if kind not in SINKS:
-        near = difflib.get_close_matches(kind, SINKS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"tracker {kind!r} is unknown, there are {', '.join(SINKS)}{hint}")
-    return SINKS[kind](run)
-
-
 @contextmanager
 def trackers(kinds: Sequence[str], run: RunInfo, say: Callable[[str], None]) -> Iterator[list[Spared]]:
-    """The trackers of these kinds, opened (`open_sink` says what it raises) and closed at the end, however it comes."""
-    opened = [Spared(kind, open_sink(kind, run), say) for kind in dict.fromkeys(kinds)]
+    """The trackers of these kinds, opened and closed at the end, however it comes.
+
+    Raises `MissingExtra` where the package of one is not installed.
+    """
+    opened = [Spared(kind, SINKS[kind](run), say) for kind in dict.fromkeys(kinds)]
     try:
         yield opened
     finally:
@@ -65,7 +60,7 @@ def trackers(kinds: Sequence[str], run: RunInfo, say: Callable[[str], None]) -> 
 class Spared:
     """A tracker that harms no run: its first failure is said, and it hears no more. The log files have everything."""
 
-    def __init__(self, kind: str, sink: Sink, say: Callable[[str], None]) -> None:
+    def __init__(self, kind: str, sink: Tracker, say: Callable[[str], None]) -> None:
         self._kind, self._sink, self._say = kind, sink, say
         self._failed = False
 
@@ -88,88 +83,122 @@ class Spared:
             self._say(f"{error}; it hears no more of this run, whose log files have everything")
 
 
-class TensorBoard:
-    """Event files in RUN/tensorboard/STAGE; show them with `tensorboard --logdir RUN/tensorboard`."""
+class LiveReport:
+    """Draws when it hears of a step or is asked, and it is time; one that fails harms no run."""
 
-    def __init__(self, run: RunInfo) -> None:
-        _require("tensorboard")
-        self._module = _require("torch.utils.tensorboard")
-        self._run = run
-        self._writers: dict[str, Any] = {}
-
-    def log(self, stage: str, step: int, metrics: Mapping[str, float], groups: Sequence[Group]) -> None:
-        """Every finite metric as a scalar; after a resume, repeated steps replace the old ones."""
-        if stage not in self._writers:
-            folder = self._run.folder / "tensorboard" / stage
-            self._writers[stage] = self._module.SummaryWriter(str(folder), purge_step=step)
-        for name, value in _finite(metrics).items():
-            self._writers[stage].add_scalar(name, value, step)
-
-    def close(self) -> None:
-        """Flush the event files."""
-        for writer in self._writers.values():
-            writer.close()
-
-
-class WandB:
-    """Runs grouped by our run's name, of the project `whet`; W&B's environment variables name another (WANDB_PROJECT),
-    the account and the mode."""
-
-    def __init__(self, run: RunInfo) -> None:
-        self._module = _require("wandb")
-        self._run = run
-        self._runs: dict[str, Any] = {}
+    def __init__(self, draw: Callable[[], object], say: Callable[[str], None]) -> None:
+        """`draw` writes the page; `say` hears why it could not, once."""
+        self._draw, self._say, self._failed = draw, say, False
+        self._due = time.monotonic() + FIRST_S
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float], groups: Sequence[Group]) -> None:
-        """Every finite metric; steps that a resumed stage repeats are left out by W&B, which has them."""
-        if stage not in self._runs:
-            self._runs[stage] = self._module.init(
-                project=os.environ.get("WANDB_PROJECT") or "whet",
-                group=self._run.name,
-                name=f"{self._run.name}/{stage}",
-                id=self._run.stage_id(stage),
-                resume="allow",
-                reinit="create_new",
-                dir=str(self._run.folder),
-                config=dict(self._run.recipe),
-            )
-        self._runs[stage].log(_finite(metrics), step=step)
+        """A step was logged."""
+        self.consider()
 
-    def close(self) -> None:
-        """Upload what is left and end the runs."""
-        for run in self._runs.values():
-            run.finish()
+    def consider(self) -> None:
+        """Draw if it is time."""
+        began = time.monotonic()
+        if began < self._due:
+            return
+        try:
+            self._draw()
+        except Exception as error:  # noqa: BLE001 - a drawing is no reason to end a run
+            if not self._failed:
+                self._say(f"the report could not be drawn ({type(error).__name__}: {error}); the run goes on")
+            self._failed = True
+        now = time.monotonic()
+        self._due = now + max(EVERY_S, (now - began) / SHARE)
 
 
-class Trackio:
-    """Runs of the project `whet` in trackio's local database; `trackio show --project whet` opens them."""
+class Tracker:
+    """A sink with a run of the tracker's own for each stage."""
+
+    module: ClassVar[str]
 
     def __init__(self, run: RunInfo) -> None:
-        self._module = _require("trackio")
-        self._run = run
-        self._runs: dict[str, Any] = {}
+        """Raises `MissingExtra` where its package is not installed."""
+        self._module, self._run = _require(self.module), run
+        self._stages: dict[str, Any] = {}
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float], groups: Sequence[Group]) -> None:
         """Every finite metric of the step."""
-        if stage not in self._runs:
-            with redirect_stdout(sys.stderr):  # it greets on standard output, which belongs to `--json`
-                self._runs[stage] = self._module.init(
-                    project="whet",
-                    group=self._run.name,
-                    name=self._run.stage_id(stage),
-                    resume="allow",
-                    config=dict(self._run.recipe),
-                )
-        self._runs[stage].log(_finite(metrics), step=step)
+        if stage not in self._stages:
+            with redirect_stdout(sys.stderr):  # some greet on standard output, which belongs to `--json`
+                self._stages[stage] = self._begin(stage, step)
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        self._write(self._stages[stage], step, finite)
 
     def close(self) -> None:
-        """Write what is left and end the runs."""
+        """Write or upload what is left, and end the runs."""
         with redirect_stdout(sys.stderr):
-            for run in self._runs.values():
-                run.finish()
+            for each in self._stages.values():
+                self._end(each)
+
+    def _begin(self, stage: str, step: int) -> Any:
+        raise NotImplementedError
+
+    def _write(self, begun: Any, step: int, metrics: Mapping[str, float]) -> None:
+        begun.log(metrics, step=step)
+
+    def _end(self, begun: Any) -> None:
+        begun.finish()
 
 
-SINKS: dict[str, Callable[[RunInfo], Sink]] = {"tensorboard": TensorBoard, "wandb": WandB, "trackio": Trackio}
+class TensorBoard(Tracker):
+    """Event files in RUN/tensorboard/STAGE; show them with `tensorboard --logdir RUN/tensorboard`.
+
+    After a resume, repeated steps replace the old ones.
+    """
+
+    module = "tensorboard"
+
+    def _begin(self, stage: str, step: int) -> Any:
+        writer = _require("torch.utils.tensorboard").SummaryWriter
+        return writer(str(self._run.folder / "tensorboard" / stage), purge_step=step)
+
+    def _write(self, begun: Any, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            begun.add_scalar(name, value, step)
+
+    def _end(self, begun: Any) -> None:
+        begun.close()
+
+
+class WandB(Tracker):
+    """Runs grouped by our run's name, of the project `whet`; W&B's environment variables name another (WANDB_PROJECT),
+    the account and the mode. Steps that a resumed stage repeats are left out by W&B, which has them."""
+
+    module = "wandb"
+
+    def _begin(self, stage: str, step: int) -> Any:
+        return self._module.init(
+            project=os.environ.get("WANDB_PROJECT") or "whet",
+            group=self._run.name,
+            name=f"{self._run.name}/{stage}",
+            id=self._run.stage_id(stage),
+            resume="allow",
+            reinit="create_new",
+            dir=str(self._run.folder),
+            config=dict(self._run.recipe),
+        )
+
+
+class Trackio(Tracker):
+    """Runs of the project `whet` in trackio's local database; `trackio show --project whet` opens them."""
+
+    module = "trackio"
+
+    def _begin(self, stage: str, step: int) -> Any:
+        return self._module.init(
+            project="whet",
+            group=self._run.name,
+            name=self._run.stage_id(stage),
+            resume="allow",
+            config=dict(self._run.recipe),
+        )
+
+
+SINKS: dict[str, Callable[[RunInfo], Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB, "trackio": Trackio}
 
 
 def _require(module: str) -> ModuleType:
@@ -177,7 +206,3 @@ def _require(module: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise MissingExtra(f"{module} is not installed; pip install 'whet[track]'") from error
-
-
-def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if math.isfinite(value)}

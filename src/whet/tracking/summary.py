@@ -60,8 +60,8 @@ class StageView:
     """done, running (a manifest is not there yet), waiting (not begun) or not run (its loop ended before)."""
     planned: int | None
     """Steps that the recipe asks for, where it says so."""
-    lines: Lines
-    rows: tuple[EvalLine, ...]
+    lines: Lines = ()
+    rows: tuple[EvalLine, ...] = ()
 
     @property
     def baseline(self) -> EvalLine:
