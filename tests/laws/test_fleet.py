@@ -19,7 +19,7 @@ import torch
 
 from tests.laws.support import SHAPE, answers_of, tiny_model
 from tests.test_rollouts import TEMPLATE, Lengths, player, task
-from whet.algorithms.policy import first_state, policy_gradient
+from whet.algorithms.policy import policy_gradient
 from whet.algorithms.state import Setting
 from whet.config import MachineConfig, ModelConfig, PolicyConfig, TrainConfig
 from whet.config.lag import LagConfig
@@ -260,7 +260,7 @@ def learned(fleet: Fleet, latency: int, kill_at: int = -1) -> tuple[str, list[fl
         hand_over=fleet.publish, lag=LagConfig(steps=2, order="exact"), prompts_per_step=3, progress_s=60.0,
     )  # fmt: skip
     with closing(feed):
-        steps = list(policy_gradient(trainer, feed, setting, state=first_state(setting, feed)))
+        steps = list(policy_gradient(trainer, feed, setting))
     assert [step.metrics["lag/max"] for step in steps] == [0, 1, 2, 2, 2]
     assert all(step.metrics["sampling/engine_gap"] < 1e-5 for step in steps)
     assert any(step.metrics["lag/kl/2"] > 1e-6 for step in steps[2:]), "older weights are other weights"

@@ -82,11 +82,6 @@ def online_preference(
         )
 
 
-def first_state(feed: Feed) -> dict[str, float]:
-    """What a `Step` before the first one would have carried, of a feed from which nothing was taken."""
-    return {**feed.state, **RunCounts().saved}
-
-
 def ranked(group: Group, *, all_pairs: bool) -> Atom | None:
     """The group's best and worst answer (or one of each reward, the best first) as an atom; None where none differ."""
     by_reward: dict[float, Episode] = {}

@@ -56,11 +56,6 @@ SAME_WEIGHTS = 0.02
 below 1e-2; another mask, temperature or a dropout is an order of magnitude above."""
 
 
-def first_state(setting: Setting, feed: Feed) -> dict[str, float]:
-    """What a `Step` before the first one would have carried, of a feed from which nothing was taken."""
-    return {**feed.state, **RunState.start(setting, {}).saved}
-
-
 def policy_gradient(
     trainer: Trainer,
     feed: Feed,

@@ -13,13 +13,14 @@ from whet.files import folder_size, write_json, writing
 from whet.pipeline.held_out import HeldOut, Measure
 from whet.pipeline.stage import LEARNED, Context, Interrupted
 from whet.records import State, Step, seed_of
+from whet.rollouts.feed import Feed
 from whet.rollouts.ledger import AheadFeed
 from whet.tracking.log import RunLog
 from whet.training.base import Trainer
 from whet.training.checkpoint import generation_at, newest_generation, save_generation
 
-Begin = Callable[[int, Mapping[str, float]], Iterator[Step]]
-"""(step to start after, state noted with it) -> the algorithm's steps."""
+Begin = Callable[..., Iterator[Step]]
+"""(start: step to start after, state: noted with it) -> the algorithm's steps."""
 
 TRIAL = 2
 """A stage of at most so many steps tries out whether a recipe runs, often with an untrained model."""
@@ -94,17 +95,23 @@ def drive(
     begin: Begin,
     *,
     steps: int,
+    feed: Feed | None = None,
     measures: Sequence[Measure] = (),
     exported: Callable[[Path], None] = lambda _: None,
 ) -> None:
     """Run an algorithm to its end, from the newest checkpoint if there is one, and export the model.
 
-    `measures` of held-out data are taken between steps; where the stage keeps the `best` model, that is exported, too.
-    `exported` is told of each folder while the trainer has its weights. Raises `TrainingError` where no step made an
-    update: the model would be the one that the stage started from. Of a trial that is only said.
+    The algorithm's `feed`, if it has one, goes on with it. `measures` of held-out data are taken between steps; where
+    the stage keeps the `best` model, that is exported, too. `exported` is told of each folder while the trainer has its
+    weights. Raises `TrainingError` where no step made an update: the model would be the one that the stage started
+    from. Of a trial that is only said.
     """
     held_out = HeldOut(context.config, steps, measures)
+    if isinstance(feed, AheadFeed):
+        trainer = WithRollouts(trainer, feed)
     done, state = _resumed(context, trainer, log, held_out)
+    if feed is not None and state:
+        feed.restore(state)
     saver = _Saver(context, trainer, log, held_out, done=done)
     context.console.begin(context.name, steps, done=done)
     if held_out.due(done):  # of the model that the stage starts from, or one that was stopped half-way
@@ -112,7 +119,7 @@ def drive(
         log.amend(done, looked.metrics)
         _tell(context, looked)
         saver.consider_best(looked)
-    algorithm = begin(done, state)
+    algorithm = begin(start=done, state=state)
     notes: tuple[str, ...] = ()
     while not held_out.over:
         # Whatever draws from global random state (dropout) draws the same in a resumed run.

@@ -5,7 +5,7 @@ STAGE/teacher/NAME   the teacher's likeliest tokens at every token of the rows: 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from functools import cache, partial
 
@@ -23,7 +23,7 @@ from whet.pipeline.playing import evaluation_summary, feed_of, look_at_tasks, ta
 from whet.pipeline.reference import with_teacher
 from whet.pipeline.runner import drive
 from whet.pipeline.stage import Context, Kind, Needs, Seen
-from whet.records import Atom, Step
+from whet.records import Atom
 from whet.tracking.charts import HELD_OUT_TASKS, IMITATION, TRAINING, Look
 from whet.tracking.log import RunLog
 from whet.tracking.text import number
@@ -42,25 +42,19 @@ def run_distill(context: Context[DistillStage]) -> None:
         teacher = None if grading is None else config.teacher
         policy = world.policy(context.model, config.train, config.sampling, teacher=teacher)
         context.console.say(f"{context.name}: {policy.about}")
-        own = None
+        own = feed = None
         if grading is not None:
             share = 1.0 if config.data is None else config.on_policy
             feed = feed_of(context, policy, tasks, grading)
             own = OwnAnswers(feed=feed, prompts_per_step=config.prompts_per_step, top_k=config.top_k, share=share)
         objective = objective_of(config)
         steps = supervised_steps(len(atoms), config.train)
-        train = partial(distill, policy.trainer, atoms, own, objective, config.train, steps=steps, blend=blend)
-        first = {} if own is None else own.feed.state
+        given = (policy.trainer, atoms, own, objective, config.train)
+        begin = partial(distill, *given, steps=steps, seed=context.seed, blend=blend)
         loss = of_rows(lambda: policy.trainer.evaluate(weigh_again(held_out), objective))
-
-        def begin(start: int, state: Mapping[str, float]) -> Iterator[Step]:
-            if own is not None:
-                own.feed.restore(state or first)
-            return train(seed=context.seed, start=start, state=state)
-
         log = RunLog(context.folder, policy.template.decode)
         measures = [*([loss] if held_out else []), *measuring(policy)]
-        drive(context, policy.trainer, log, begin, steps=steps, measures=measures)
+        drive(context, policy.trainer, log, begin, steps=steps, feed=feed, measures=measures)
 
 
 def objective_of(config: DistillStage) -> Distillation:

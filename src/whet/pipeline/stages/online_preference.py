@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 
-from whet.algorithms.online_preference import first_state, online_preference
+from whet.algorithms.online_preference import online_preference
 from whet.config import OnlinePreferenceStage
 from whet.pipeline.held_out import of_tasks
 from whet.pipeline.load_data import rubric
 from whet.pipeline.playing import check_tasks, feed_of, tasks_of
 from whet.pipeline.runner import drive
 from whet.pipeline.stage import Context, Kind, reference_of, training_and_sampling
-from whet.records import Step
 from whet.tracking.charts import HELD_OUT_TASKS, PREFERENCES, TRAINING, Look
 from whet.tracking.log import RunLog
 from whet.tracking.text import number
@@ -33,14 +32,9 @@ def run_online_preference(context: Context[OnlinePreferenceStage]) -> None:
         )
         context.console.say(f"{context.name}: {policy.about}")
         feed = feed_of(context, policy, tasks, grading)
-        first = first_state(feed)
-
-        def begin(start: int, state: Mapping[str, float]) -> Iterator[Step]:
-            feed.restore(state or first)
-            return online_preference(policy.trainer, feed, config, steps=steps, start=start, state=state)
-
+        begin = partial(online_preference, policy.trainer, feed, config, steps=steps)
         log = RunLog(context.folder, policy.template.decode)
-        drive(context, policy.trainer, log, begin, steps=steps, measures=measuring(policy))
+        drive(context, policy.trainer, log, begin, steps=steps, feed=feed, measures=measuring(policy))
 
 
 KIND = Kind(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from math import inf
 
 from whet.algorithms.preference import beside_mismatched, objective_of, preference, weigh_preferences
@@ -21,7 +21,7 @@ from whet.pipeline.playing import SHOWN, evaluation_summary
 from whet.pipeline.reference import with_reference
 from whet.pipeline.runner import drive
 from whet.pipeline.stage import Context, Kind, Policy, Seen, World, keep_dropped, reference_of
-from whet.records import Atom, Metric, Step
+from whet.records import Atom, Metric
 from whet.tracking.charts import PREFERENCES, TRAINING, Look
 from whet.tracking.log import RunLog
 from whet.tracking.text import number, percent
@@ -33,11 +33,12 @@ def run_preference(context: Context[PreferenceStage]) -> None:
     """Train on the comparisons, or the judged answers, that pass the gate."""
     config = context.config
     found = {"train": gate_preferences(context.world, context.model, config, config.data)}
+    context.console.say(f"{context.name}: {found['train'].describe()}")
+    keep_dropped(context, "data", found["train"].lost)
     if config.eval_data is not None:
         found["eval"] = gate_preferences(context.world, context.model, config, config.eval_data)
-    for name, gated in found.items():
-        context.console.say(f"{context.name}: {'for evaluation ' if name == 'eval' else ''}{gated.describe()}")
-        keep_dropped(context, {"train": "data", "eval": "eval_data"}[name], gated.lost)
+        context.console.say(f"{context.name}: for evaluation {found['eval'].describe()}")
+        keep_dropped(context, "eval_data", found["eval"].lost)
     with of_tasks(context) as measuring:
         _train(context, found, measuring)
 
@@ -61,18 +62,9 @@ def _train(
         weighed = weigh_preferences(examples["eval"], loss=config.loss, trainer=trainer)
         return trainer.evaluate(weighed, objective_of(config.loss))
 
-    def begin(start: int, state: Mapping[str, float]) -> Iterator[Step]:
-        return preference(
-            trainer,
-            examples["train"],
-            config.loss,
-            config.train,
-            seed=context.seed,
-            max_gap=config.max_reference_gap if config.reference is None else inf,
-            start=start,
-            state=state,
-        )
-
+    max_gap = config.max_reference_gap if config.reference is None else inf
+    given = (trainer, examples["train"], config.loss, config.train)
+    begin = partial(preference, *given, seed=context.seed, max_gap=max_gap)
     measures = [*([of_rows(measure)] if "eval" in examples else []), *measuring(policy)]
     drive(context, trainer, RunLog(context.folder), begin, steps=steps, measures=measures)
 

@@ -6,8 +6,9 @@ STAGE/reward.json   how it judges what it has not seen (of `best`, where there i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -35,7 +36,7 @@ from whet.pipeline.playing import SHOWN
 from whet.pipeline.reward_dataset import RewardDataset, RewardExample, ratings_of, reward_dataset
 from whet.pipeline.runner import drive
 from whet.pipeline.stage import Context, Kind, Needs, NewGate, Seen, keep_dropped
-from whet.records import Column, Metric, Step, TokenRow
+from whet.records import Column, Metric, TokenRow
 from whet.tracking.charts import JUDGEMENT, TRAINING, Look
 from whet.tracking.judged import RULES
 from whet.tracking.log import RunLog
@@ -69,9 +70,6 @@ def run_reward_model(context: Context[RewardModelStage]) -> None:
         found = trainer.evaluate(weighed(unseen, config=config), objective_of(config))
         return {name: metric for name, metric in found.items() if name.startswith(EVALUATED)}
 
-    def begin(start: int, state: Mapping[str, float]) -> Iterator[Step]:
-        return reward_model(trainer, atoms, config, seed=context.seed, start=start, state=state)
-
     def exported(folder: Path) -> None:
         note_reward_facts(folder, _facts(trainer, given, config))
         if given.held_out:
@@ -81,6 +79,7 @@ def run_reward_model(context: Context[RewardModelStage]) -> None:
             context.console.say(f"{context.name}: {'' if last else 'the best: '}{describe(found)}")
 
     measures = [of_rows(measure)] if unseen else []
+    begin = partial(reward_model, trainer, atoms, config, seed=context.seed)
     drive(context, trainer, RunLog(context.folder), begin, steps=steps, measures=measures, exported=exported)
 
 

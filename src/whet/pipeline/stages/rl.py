@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import partial
 
 from whet.algorithms.critic import Critic
-from whet.algorithms.policy import DROPOUT_GAP, MAX_GAP, first_state, policy_gradient
+from whet.algorithms.policy import DROPOUT_GAP, MAX_GAP, policy_gradient
 from whet.algorithms.roles import Roles
 from whet.algorithms.sft import PretrainingMix
 from whet.algorithms.state import Setting
@@ -23,7 +24,7 @@ from whet.pipeline.gate import gate
 from whet.pipeline.held_out import of_tasks
 from whet.pipeline.load_data import rubric
 from whet.pipeline.playing import feed_of, look_at_tasks, opened, tasks_of
-from whet.pipeline.runner import Saved, WithCritic, WithRollouts, drive
+from whet.pipeline.runner import Saved, WithCritic, drive
 from whet.pipeline.stage import (
     Context,
     Kind,
@@ -35,7 +36,6 @@ from whet.pipeline.stage import (
     reference_of,
     training_and_sampling,
 )
-from whet.records import Step
 from whet.rollouts.curriculum import Curriculum, hardness_of
 from whet.rollouts.ledger import AheadFeed
 from whet.tracking.charts import HELD_OUT_TASKS, TRAINING, Look
@@ -92,20 +92,14 @@ def _run(context: Context[RLStage], environment: Environments | None, ends: Exit
             roles=_roles(config, context.model),
             mix=mix,
         )
-        first = first_state(setting, feed)
-
-        def begin(start: int, state: Mapping[str, float]) -> Iterator[Step]:
-            feed.restore(state or first)
-            return policy_gradient(policy.trainer, feed, setting, critic=critic, start=start, state=state)
-
+        begin = partial(policy_gradient, policy.trainer, feed, setting, critic=critic)
         log = RunLog(context.folder, policy.template.decode)
         learning: Saved = policy.trainer
         if critic is not None and critic.trainer is not policy.trainer:
             learning = WithCritic(policy.trainer, critic.trainer)
         if isinstance(feed, AheadFeed):
             ends.callback(feed.close)
-            learning = WithRollouts(learning, feed)
-        drive(context, learning, log, begin, steps=setting.steps, measures=measuring(policy))
+        drive(context, learning, log, begin, steps=setting.steps, feed=feed, measures=measuring(policy))
 
 
 def _check_states(config: RLStage, environment: Environments | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -14,7 +13,6 @@ from whet.pipeline.held_out import of_rows, of_tasks, sampling_of
 from whet.pipeline.playing import evaluation_summary
 from whet.pipeline.runner import drive
 from whet.pipeline.stage import Context, Kind, Seen
-from whet.records import Step
 from whet.tracking.charts import HELD_OUT_TASKS, IMITATION, TRAINING, Look
 from whet.tracking.log import RunLog
 from whet.tracking.text import number
@@ -29,13 +27,9 @@ def run_sft(context: Context[SFTStage]) -> None:
         context.console.say(f"{context.name}: {policy.about}")
         rows = data.rows
         steps = supervised_steps(len(rows), config.train)
-        train = partial(sft, policy.trainer, rows, config.train, seed=context.seed, blend=data.blend)
+        begin = partial(sft, policy.trainer, rows, config.train, seed=context.seed, blend=data.blend)
         loss = of_rows(lambda: policy.trainer.evaluate(weigh(held_out), CrossEntropy()))
         measures = [*([loss] if held_out else []), *measuring(policy)]
-
-        def begin(start: int, state: Mapping[str, float]) -> Iterator[Step]:
-            return train(start=start, state=state)
-
         drive(context, policy.trainer, RunLog(context.folder), begin, steps=steps, measures=measures)
 
 
