@@ -29,7 +29,7 @@ from whet.envs.rewards.build import build_rubric
 from whet.envs.rewards.judge import PairsReward, PointsReward, matches
 from whet.errors import ConfigError, RewardError
 from whet.files import Digests
-from whet.launch.chats import speaker_of
+from whet.launch.clients import speaker_of
 from whet.launch.world import LocalWorld
 from whet.records import Message, Outcome, Reply
 

@@ -11,8 +11,7 @@ import pytest
 import yaml
 
 from whet.config.loading import load_recipe
-from whet.config.online_preference import OnlinePreferenceStage
-from whet.config.preference import PreferenceStage
+from whet.config.preference import OnlinePreferenceStage, PreferenceStage
 from whet.errors import ConfigError, DataError, RunError
 from whet.launch.check import check_recipe
 from whet.launch.main import run_recipe

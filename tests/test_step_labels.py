@@ -10,8 +10,8 @@ from typing import Any, cast
 
 import pytest
 
-from whet.config.feedback import StepLabelsStage
 from whet.config.loading import load_recipe
+from whet.config.rows import StepLabelsStage
 from whet.envs.base import Attempt, Grade, SingleTurn, Task
 from whet.envs.rewards.plain import PlainReward
 from whet.envs.rubric import WeightedRubric

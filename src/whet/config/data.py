@@ -40,6 +40,7 @@ class DataConfig(Strict):
 class GeneratedConfig(Strict):
     """Rows that a task family of `envs.library` generates; the same seed gives the same rows."""
 
+    on_bad_row: ClassVar[Literal["error"]] = "error"
     generate: Literal["arithmetic", "countdown", "functions"]
     count: int = Field(4096, ge=1)
     seed: int = 0

@@ -18,20 +18,18 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, create_model, model_validator
 
+from whet.config import rows
 from whet.config.budget import StageBudget
 from whet.config.distill import DistillStage
 from whet.config.evaluation import EvalStage
-from whet.config.feedback import AgreementStage, CompareStage, QuestionsStage, ReviseStage, StepLabelsStage
 from whet.config.loops import LoopConfig
 from whet.config.machine import MachineConfig
 from whet.config.merge import MergeStage
 from whet.config.model import ModelConfig
-from whet.config.online_preference import OnlinePreferenceStage
-from whet.config.preference import PreferenceStage
+from whet.config.preference import OnlinePreferenceStage, PreferenceStage
 from whet.config.reward_model import RewardModelStage, unfit_rewards
 from whet.config.rewards import name_of
 from whet.config.rl import RLStage
-from whet.config.selection import SampleStage, SelectStage
 from whet.config.sft import SFTStage
 from whet.config.stage import StageBase
 from whet.config.strict import Made, Strict, references
@@ -39,7 +37,8 @@ from whet.config.train import SaveConfig
 
 STAGES: tuple[type[StageBase], ...] = (
     SFTStage, PreferenceStage, OnlinePreferenceStage, RewardModelStage, RLStage, DistillStage, MergeStage, EvalStage,
-    CompareStage, ReviseStage, QuestionsStage, AgreementStage, StepLabelsStage, SampleStage, SelectStage,
+    rows.CompareStage, rows.ReviseStage, rows.QuestionsStage, rows.AgreementStage, rows.StepLabelsStage,
+    rows.SampleStage, rows.SelectStage,
 )  # fmt: skip
 """The kinds of stages that recipes know."""
 if TYPE_CHECKING:

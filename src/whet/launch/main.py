@@ -23,6 +23,7 @@ from whet.launch.ranked import RankedWorld, build_world
 from whet.launch.world import LocalWorld
 from whet.models.device import give_memory_back, pick_threads
 from whet.models.matmul import library, use_library
+from whet.pipeline.card import evaluations
 from whet.pipeline.kinds import KINDS
 from whet.pipeline.lineage import UNDECIDED, Choices
 from whet.pipeline.run import Run
@@ -60,7 +61,7 @@ def run_recipe(
         finally:
             world.close()
     console.say(f"report: {run.folder / 'report.html'}")
-    return {"run": str(run.folder), "report": str(run.folder / "report.html"), "evaluations": _evaluations(run)}
+    return {"run": str(run.folder), "report": str(run.folder / "report.html"), "evaluations": evaluations(run.folder)}
 
 
 def _run(run: Run, world: LocalWorld, console: Console, stopped: Callable[[], bool], choices: Choices) -> None:
@@ -128,9 +129,3 @@ def _about_before(run: Run) -> Mapping[str, Any] | None:
     path = run.folder / "run.json"
     with writing(path, 0):  # a folder that may not be looked into may not be written either
         return read_json(path) if path.is_file() and run.has_begun else None
-
-
-def _evaluations(run: Run) -> dict[str, Any]:
-    """The evaluation tables of the run, by stage."""
-    files = {name: run.stage_folder(name) / "eval.json" for name in run.recipe.stages}
-    return {name: read_json(file) for name, file in files.items() if file.is_file()}

@@ -27,7 +27,7 @@ from whet.config.rewards import scorers
 from whet.config.stage import StageBase
 from whet.config.strict import children
 from whet.errors import ModelError
-from whet.launch.memory_report import Footprint, Role, fitting_tokens, on_each_rank, with_samplers
+from whet.launch.memory_report import SIZES, Footprint, Role, fitting_tokens, on_each_rank, with_samplers
 from whet.models.architecture import layers_of
 from whet.models.device import pick_device
 from whet.models.footprint import Ledger, rehearsal
@@ -297,14 +297,7 @@ def _gathered(language: LanguageModel) -> int:
 
 def _scaled(role: Role, factor: float) -> Role:
     """With the allocator's fragments."""
-    return replace(
-        role,
-        weights=int(role.weights * factor),
-        optimizer=int(role.optimizer * factor),
-        work=int(role.work * factor),
-        cache=int(role.cache * factor),
-        gathered=int(role.gathered * factor),
-    )
+    return replace(role, **{size: int(getattr(role, size) * factor) for size in SIZES})
 
 
 def _mib(size: int) -> str:

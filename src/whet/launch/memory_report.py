@@ -30,6 +30,9 @@ class Role:
     """What sharing saves, or what could be shared."""
 
 
+SIZES = ("weights", "optimizer", "work", "cache", "gathered")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
     """Peak memory of a stage, in bytes, and what it is made of."""

@@ -24,6 +24,7 @@ from whet.files import is_sealed, read_json, write_atomic
 from whet.launch.main import run_recipe
 from whet.launch.talk import ChatSession, open_conversation
 from whet.models.locate import locate, run_of
+from whet.pipeline.card import evaluations
 from whet.pipeline.lineage import Choices
 from whet.tracking.log import read_metrics, read_rollout_table
 
@@ -65,8 +66,7 @@ class RunResults:
     @property
     def evaluations(self) -> dict[str, dict[str, Any]]:
         """The tables of evaluations by stage, as in `eval.json`."""
-        files = {name: folder / "eval.json" for name, folder in self.folders()}
-        return {name: read_json(file) for name, file in files.items() if file.is_file()}
+        return evaluations(self.folder)
 
     def metrics(self, stage: str | None = None) -> Any:
         """A row for each step: `stage`, `step`, `time_s` and the metrics; NaN where a step has none."""

@@ -24,7 +24,7 @@ from whet.models.device import pick_device
 from whet.models.language import LanguageModel
 from whet.models.load import load_model
 from whet.models.matmul import library
-from whet.pipeline.stage import NewGate, Policy
+from whet.pipeline.stage import Policy
 from whet.sampling.base import PolicySampler
 from whet.training.base import Trainer
 from whet.training.group import GroupFailure, GroupTrainer, RankGroup
@@ -55,14 +55,12 @@ class RankedWorld(LocalWorld):
         train: TrainConfig,
         sampling: SamplingConfig,
         *,
-        reference: ModelConfig | bool = False,
-        reads: ModelConfig | None = None,
-        teacher: ModelConfig | None = None,
         with_value: bool = False,
         lag: LagConfig | None = None,
+        **others: Any,
     ) -> Policy:
         """A trainer on the ranks; a sampler here or in other processes, by a copy of the weights that is renewed."""
-        keys = {"reference": reference, "reads": reads, "teacher": teacher, "with_value": with_value}
+        keys = {"with_value": with_value, **others}
         trainer, (max_length, about, precision) = self._build(LocalWorld.policy, (model, train, sampling), keys)
         template = self.template(model)
 
@@ -99,19 +97,9 @@ class RankedWorld(LocalWorld):
         """A frozen model, spread like one that is trained."""
         return self._build(LocalWorld.teacher, (model, student), {})[0]
 
-    def scalar_model(
-        self,
-        model: ModelConfig,
-        train: TrainConfig,
-        *,
-        reads: ModelConfig | None = None,
-        objectives: Sequence[str] = (),
-        gate: NewGate | None = None,
-    ) -> Trainer:
+    def scalar_model(self, model: ModelConfig, train: TrainConfig, **keys: Any) -> Trainer:
         """A critic or a reward model on the ranks."""
-        return self._build(
-            LocalWorld.scalar_model, (model, train), {"reads": reads, "objectives": objectives, "gate": gate}
-        )[0]
+        return self._build(LocalWorld.scalar_model, (model, train), keys)[0]
 
     def reseed(self, seed: int) -> None:
         """The same state on the ranks: new adapters are the same everywhere, and dropout goes on from there."""

@@ -18,10 +18,9 @@ from whet.config.lag import LagConfig
 from whet.config.rewards import ScorerConfig
 from whet.envs.judges.cache import CachedChat
 from whet.errors import ConfigError, ModelError
-from whet.launch.chats import build_chat
+from whet.launch.clients import LazyScorer, build_chat
 from whet.launch.memory import settle
 from whet.launch.samplers import servers_ahead, start_fleet
-from whet.launch.scorers import LazyScorer
 from whet.models.armo import LENGTH, Gate, GateFacts
 from whet.models.heads import RewardFacts, objectives_of, reward_facts, set_reward_facts
 from whet.models.language import LanguageModel

@@ -75,6 +75,12 @@ def records(run: Path) -> dict[str, Record]:
     return {path.parent.name: Record(folder=path.parent, noted=read_json(path)) for path in found}
 
 
+def evaluations(run: Path) -> dict[str, dict[str, Any]]:
+    """The tables of evaluations by stage, as in `eval.json`."""
+    files = {each.name: each.folder / "eval.json" for each in records(run).values()}
+    return {name: read_json(file) for name, file in files.items() if file.is_file()}
+
+
 def model_card(run: Path, model: Path) -> str:
     """The card of a model in a stage's folder, as Markdown: what it comes from, data, template, seed, evaluations."""
     stage = model.parent

@@ -87,6 +87,6 @@ def gate(world: World, model: ModelConfig, train: TrainConfig, source: Source, s
         world.template(model),
         loss_on=train.loss_on,
         max_length=longest,
-        on_bad_row="error" if isinstance(source, GeneratedConfig) else source.on_bad_row,
+        on_bad_row=source.on_bad_row,
         say=say,
     )

@@ -12,7 +12,7 @@ from math import isfinite
 from statistics import fmean, pstdev
 
 from whet.algorithms.reward_model import comparison, judged, rated, scaled, stepped
-from whet.config import GeneratedConfig, ModelConfig, RewardModelStage, Source
+from whet.config import ModelConfig, RewardModelStage, Source
 from whet.data.base import Comparison, Rated
 from whet.data.faults import Dropped, nearest
 from whet.errors import DataError
@@ -97,7 +97,7 @@ def _read(
 ) -> tuple[list[RewardExample], str, Sequence[Dropped]]:
     max_length = row_limit(world, model, config.train)
     template = world.template(model)
-    on_bad_row = "error" if isinstance(source, GeneratedConfig) else source.on_bad_row
+    on_bad_row = source.on_bad_row
     if config.learn == "steps":
         graded, unread = load_data.stepwise(source)
         cut, dropped = tokenise_answers(graded, template, max_length=max_length, on_bad_row=on_bad_row)

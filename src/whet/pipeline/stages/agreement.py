@@ -14,7 +14,7 @@ from functools import partial
 from itertools import combinations
 from statistics import fmean
 
-from whet.config.feedback import AgreementStage
+from whet.config.rows import AgreementStage
 from whet.data.base import Comparison
 from whet.envs.judges.judge import Judge, Preference, as_text, build_judge
 from whet.envs.rewards.judge import agreement, failures

@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import Any
 
 from whet.config import TrainConfig
-from whet.config.feedback import CompareStage
+from whet.config.rows import CompareStage
 from whet.envs.base import Task
 from whet.envs.judges.judge import Judge, Preference, build_judge, build_wording
 from whet.envs.rewards.judge import matches

@@ -10,7 +10,7 @@ from math import inf
 from whet.algorithms.preference import beside_mismatched, objective_of, preference, weigh_preferences
 from whet.algorithms.sequence_sums import add_constant
 from whet.algorithms.supervised import supervised_steps
-from whet.config import GeneratedConfig, LossConfig, ModelConfig, PreferenceStage, SamplingConfig, Source, TrainConfig
+from whet.config import LossConfig, ModelConfig, PreferenceStage, SamplingConfig, Source, TrainConfig
 from whet.data.base import Comparison, Judged
 from whet.data.faults import Dropped
 from whet.errors import DataError
@@ -86,8 +86,7 @@ class GatedPreferences:
 
 def gate_preferences(world: World, model: ModelConfig, config: PreferenceStage, source: Source) -> GatedPreferences:
     """Rows, tokenised and checked; nothing but the tokenizer is loaded for it."""
-    length = row_limit(world, model, config.train)
-    on_bad_row = "error" if isinstance(source, GeneratedConfig) else source.on_bad_row
+    length, on_bad_row = row_limit(world, model, config.train), source.on_bad_row
     template = world.template(model)
     if config.loss.kto is not None:
         answers, unread = judged(source)

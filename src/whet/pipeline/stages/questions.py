@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 
-from whet.config.feedback import QuestionsStage
+from whet.config.rows import QuestionsStage
 from whet.data.base import Comparison
 from whet.envs.judges.judge import build_wording
 from whet.envs.judges.questions import Known, Taught, questions, teach

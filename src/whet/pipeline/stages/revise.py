@@ -8,8 +8,8 @@ from functools import partial
 from statistics import fmean
 
 from whet.config import ModelConfig, SamplingConfig
-from whet.config.feedback import ReviseStage
 from whet.config.judge import LocalChat
+from whet.config.rows import ReviseStage
 from whet.envs.base import Task
 from whet.envs.clients import ChatClient
 from whet.envs.judges.judge import read_principles

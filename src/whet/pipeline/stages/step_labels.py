@@ -13,7 +13,7 @@ from itertools import accumulate
 from statistics import fmean
 
 from whet.config import TrainConfig
-from whet.config.feedback import StepLabelsStage
+from whet.config.rows import StepLabelsStage
 from whet.envs.base import Attempt, Task
 from whet.envs.rewards.model import split_steps
 from whet.errors import SamplerError
