@@ -80,12 +80,18 @@ def _kept(value: Any, dumped: Any) -> Any:
 Section = TypeVar("Section", bound=BaseModel)
 
 
-def references(value: Any, at: str = "") -> Iterator[tuple[str, str, Made]]:
-    """(key path, `@name`, what it must be) of every reference in a section, however deep."""
-    if isinstance(value, Strict) and value.refers_to is not None and (path := _reference(value)):
-        yield f"{at}.path" if at else "path", path, value.refers_to
+def walk(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of a section and of all that is below it."""
+    yield at, value
     for key, child in children(value):
-        yield from references(child, f"{at}.{key}" if at else key)
+        yield from walk(child, f"{at}.{key}" if at else key)
+
+
+def references(section: Any) -> Iterator[tuple[str, str, Made]]:
+    """(key path, `@name`, what it must be) of every reference in a section, however deep."""
+    for at, part in walk(section):
+        if isinstance(part, Strict) and part.refers_to is not None and (path := _reference(part)):
+            yield f"{at}.path" if at else "path", path, part.refers_to
 
 
 def with_references(section: Section, resolve: Callable[[Strict], Strict]) -> Section:

@@ -6,14 +6,13 @@ a few rows are shown with their loss mask.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from whet.config import GeneratedConfig, TeacherConfig
-from whet.config.judge import ChatConfig, EndpointChat, LocalChat, ScriptedChat
+from whet.config.judge import EndpointChat, LocalChat, ScriptedChat
 from whet.config.loading import Loaded
-from whet.config.strict import children, references
+from whet.config.strict import references, walk
 from whet.files import is_sealed
 from whet.launch.world import LocalWorld
 from whet.models.tokenizer import require_same_tokens
@@ -79,16 +78,8 @@ def _check_stage(run: Run, name: str, world: LocalWorld) -> StageCheck:
 
 def _find_models(run: Run, name: str, world: LocalWorld) -> None:
     """Looks for the script, address and key of those who are asked (no request is sent), and at a teacher's tokens."""
-    for asked in _asked(run.section(name)):
-        if isinstance(asked, TeacherConfig):
-            require_same_tokens(run.origin(asked), run.origin(run.model_of(name)))
-        else:
-            world.chat(asked).close()
-
-
-def _asked(value: Any) -> Iterator[ChatConfig | TeacherConfig]:
-    """The models that a stage asks: judges, writers and teachers."""
-    if isinstance(value, EndpointChat | LocalChat | ScriptedChat | TeacherConfig):
-        yield value
-    for _, child in children(value):
-        yield from _asked(child)
+    for _, part in walk(run.section(name)):
+        if isinstance(part, TeacherConfig):
+            require_same_tokens(run.origin(part), run.origin(run.model_of(name)))
+        elif isinstance(part, EndpointChat | LocalChat | ScriptedChat):
+            world.chat(part).close()

@@ -187,7 +187,7 @@ def footprint(
         stage=name,
         microbatch_tokens=tokens,
         process=_resident() if on_cpu else 0,
-        roles=tuple(_scaled(role, factor) for role in roles),
+        roles=tuple(replace(role, **{size: int(getattr(role, size) * factor) for size in SIZES}) for role in roles),
         available=_free() + _resident() if on_cpu else torch.cuda.mem_get_info()[0],
     )
 
@@ -293,11 +293,6 @@ def _gathered(language: LanguageModel) -> int:
     inside = [sum(p.nbytes for p in layer.parameters()) for layer in layers_of(language.module)]
     outside = sum(p.nbytes for p in language.module.parameters()) - sum(inside)
     return 2 * outside + 3 * max(inside, default=0)
-
-
-def _scaled(role: Role, factor: float) -> Role:
-    """With the allocator's fragments."""
-    return replace(role, **{size: int(getattr(role, size) * factor) for size in SIZES})
 
 
 def _mib(size: int) -> str:

@@ -101,7 +101,8 @@ class Ranks:
                     self._spawn(f"{host}:{server.getsockname()[1]}", key)
                 self._connections = self._accepted(server, key, began, deadline_s)
             store = (host, self._store.port)
-            self.call("setup", [(replace(self.setup, store=store),)] * self.ranks, self._left(began, deadline_s))
+            left_s = max(1.0, began + deadline_s - time.monotonic())
+            self.call("setup", [(replace(self.setup, store=store),)] * self.ranks, left_s)
         except BaseException:
             self._abandon()
             raise
@@ -234,10 +235,6 @@ class Ranks:
             return GroupFailure(rank, verb, since_s, str(raised.error))
         silent = next(rank for rank in range(self.ranks) if rank not in found)
         return GroupFailure(silent, verb, since_s, "no answer (machine.deadlines.progress_s)")
-
-    @staticmethod
-    def _left(began: float, deadline_s: float) -> float:
-        return max(1.0, began + deadline_s - time.monotonic())
 
 
 def told_by_launcher() -> tuple[str, int, bytes] | None:

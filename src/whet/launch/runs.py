@@ -47,7 +47,8 @@ def show(run: Path) -> dict[str, Any]:
         about = {"kind": each.noted["kind"], "state": each.state, "identity": each.identity}
         about |= {"from": each.noted.get("from"), "reads": reads, "accuracy": found}
         stages[each.name] = {key: value for key, value in about.items() if value}
-    waiting = {name: {"kind": each["kind"], "state": "not begun"} for name, each in _stages(run).items()}
+    listed = read_json(run / "recipe.json")["stages"]
+    waiting = {name: {"kind": each["kind"], "state": "not begun"} for name, each in listed.items()}
     stages |= {name: about for name, about in waiting.items() if name not in stages}
     return {"stages": stages, "data": {key: what for each in known.values() for key, what in each.data().items()}}
 
@@ -92,11 +93,6 @@ def _records(run: Path) -> dict[str, Record]:
     if not (run / "recipe.json").is_file():
         raise RunError(f"{run}: no run folder (it has no recipe.json); `whet runs` lists those that there are")
     return records(run)
-
-
-def _stages(run: Path) -> dict[str, Any]:
-    found: dict[str, Any] = read_json(run / "recipe.json")["stages"]
-    return found
 
 
 def _states(before: Mapping[str, Record], after: Mapping[str, Record]) -> Iterator[str]:

@@ -111,7 +111,7 @@ class LocalWorld:
             trainer=LocalTrainer(language, train, frozen, tokens=tokens),
             start_sampler=start,
             max_length=language.max_length,
-            about=_about(language, tokens),
+            about=f"{language.precision} on {language.device.type}, micro-batches of {tokens:,} tokens",
             precision=language.precision,
             apart=fleet or servers_ahead(lag, start),
         )
@@ -218,10 +218,6 @@ def how_trained(train: TrainConfig) -> _How:
         "quantised": train.quantize is not None,
         "compiled": train.compile,
     }
-
-
-def _about(model: LanguageModel, tokens: int) -> str:
-    return f"{model.precision} on {model.device.type}, micro-batches of {tokens:,} tokens"
 
 
 @lru_cache(maxsize=4)

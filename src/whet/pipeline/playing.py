@@ -60,19 +60,16 @@ class Playable:
 @contextmanager
 def opened(config: EnvironmentConfig | None, world: World) -> Iterator[Environments | None]:
     """The environment of a stage, whose processes end with the block; None: every task is one question."""
-    made: Environments | None = None
-    if config is not None:
-        if config.kind == "endpoint":
-            made = ProgramEnvironments(config)
-        else:
-            made = (
-                OwnEnvironments(config) if callable(config.path) else ToolEnvironments(config, users_of(config, world))
-            )
-    try:
+    if config is None:
+        yield None
+        return
+    made: Environments
+    if config.kind == "endpoint":
+        made = ProgramEnvironments(config)
+    else:
+        made = OwnEnvironments(config) if callable(config.path) else ToolEnvironments(config, users_of(config, world))
+    with closing(made):
         yield made
-    finally:
-        if made is not None:
-            made.close()
 
 
 def users_of(config: EnvironmentConfig, world: World) -> SimulatedUsers | None:
@@ -164,17 +161,13 @@ def look_at_tasks(context: Context[Any]) -> tuple[Seen, Playable]:
     section = getattr(context.config, "environment", None)
     with opened(section, context.world) as environment:
         found = _look(context, context.config, environment)
-        held_out = _evaluation_summary(context, environment)
+        held_out = evaluation_summary(context, environment)
         tools = () if environment is None else environment.tools
     return Seen(summary="; ".join([found.describe(), *held_out]), prompts=found.tasks[:SHOWN], tools=tools), found
 
 
-def evaluation_summary(context: Context[Any]) -> list[str]:
-    """What a check says of the held-out tasks of a stage without an environment, where it has any."""
-    return _evaluation_summary(context, None)
-
-
-def _evaluation_summary(context: Context[Any], environment: Environments | None) -> list[str]:
+def evaluation_summary(context: Context[Any], environment: Environments | None = None) -> list[str]:
+    """What a check says of the held-out tasks of a stage, where it has any."""
     evaluation = getattr(context.config, "evaluation", None)
     if evaluation is None:
         return []

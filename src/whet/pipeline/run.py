@@ -24,28 +24,16 @@ from typing import Any
 from whet.config import ModelConfig, Recipe
 from whet.config.budget import times
 from whet.config.loading import resolved
+from whet.config.loops import LoopConfig
 from whet.config.stage import StageBase
 from whet.config.strict import Made, Strict, references, with_references
 from whet.errors import ConfigError, RunError
 from whet.files import is_sealed, read_json, seal, write_atomic, write_json, writing
 from whet.models.locate import FINAL
+from whet.pipeline import lineage
 from whet.pipeline.card import CARD, model_card
 from whet.pipeline.kinds import KINDS
-from whet.pipeline.lineage import (
-    NOTED,
-    UNDECIDED,
-    Choices,
-    begun,
-    elsewhere,
-    note,
-    other_code,
-    refusal,
-    refuse_others,
-    refused,
-    remove,
-    take,
-)
-from whet.pipeline.rounds import Rounds, rounds_of
+from whet.pipeline.lineage import NOTED, UNDECIDED, Choices, begun
 from whet.pipeline.stage import ROWS, Context, Interrupted, Kind, World
 from whet.records import seed_of
 from whet.tracking.base import Sink
@@ -55,6 +43,17 @@ from whet.tracking.report import write_report
 from whet.tracking.sinks import LiveReport, RunInfo, trackers
 
 Stopped = Callable[[], bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rounds:
+    """How far a loop goes."""
+
+    last: int = 0
+    best: int = 0
+    """The one that it ended with: the best by its rule, or the last where it has none."""
+    why: str = ""
+    """Why it stops before all rounds are run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +107,7 @@ class Run:
         config = self.recipe.loops[loop]
         judges = [self.recipe.judge_of(names) for names in config.stages] if config.until is not None else []
         folders = takewhile(is_sealed, (self.stage_folder(name) for name in judges if name is not None))
-        return rounds_of([folder / "eval.json" for folder in folders], config)
+        return _rounds_of([folder / "eval.json" for folder in folders], config)
 
     def left_out(self, name: str) -> str:
         """Why a stage is not run: its loop has ended before its round; empty: it is run."""
@@ -213,7 +212,7 @@ def run_recipe(
     """
     with claimed(run):
         _restart(run, choices.restart, console)
-        refuse_others(run.folder, [run.stage_folder(name).name for name in run.recipe.stages])
+        lineage.refuse_others(run.folder, [run.stage_folder(name).name for name in run.recipe.stages])
         _compare(run, [context_of(run, name, world, console, stopped) for name in run.ready()], choices)
         ahead()
         if not (run.folder / "run.json").exists() or not run.has_begun:
@@ -245,7 +244,7 @@ def _run_stages(run: Run, world: World, console: Console, stopped: Stopped, choi
                 context = context_of(run, name, world, console, stopped, others=(live, *others))
                 _compare(run, [context], choices)
                 if is_sealed(context.folder):
-                    console.say(f"{name}: done before{other_code(context)}")
+                    console.say(f"{name}: done before{lineage.other_code(context)}")
                 else:
                     _run_stage(run, context, choices)
                     live.consider()
@@ -275,12 +274,12 @@ def _run_stage(run: Run, context: Context, choices: Choices) -> None:
         made = run.stage_folder(other) / (ROWS if run.recipe.stages[other].makes == "rows" else "model")
         if run.recipe.stages[other].makes is not None and is_sealed(made.parent) and not made.exists():
             raise RunError(f"{made}: is gone, though {other} is done; put it back, or make it again: --restart {other}")
-    if not fresh and (code := other_code(context)):
+    if not fresh and (code := lineage.other_code(context)):
         context.console.say(f"{context.name}: goes on from a checkpoint{code}")
-    note(context, run.recipe.seed)
-    found = elsewhere(context, run.recipe.seed, choices) if choices.reuse is not None and fresh else None
+    lineage.note(context, run.recipe.seed)
+    found = lineage.elsewhere(context, run.recipe.seed, choices) if choices.reuse is not None and fresh else None
     if found is not None:
-        take(found, context)
+        lineage.take(found, context)
     else:
         context.world.reseed(context.seed)
         run.kind(context.name).run(context)
@@ -291,9 +290,9 @@ def _run_stage(run: Run, context: Context, choices: Choices) -> None:
 
 
 def _compare(run: Run, contexts: Sequence[Context], choices: Choices) -> None:
-    found = [(context.name, refused(context, run.recipe.seed, choices.accept)) for context in contexts]
+    found = [(context.name, lineage.refused(context, run.recipe.seed, choices.accept)) for context in contexts]
     if any(changed for _, changed in found):
-        raise refusal(run.folder, found)
+        raise lineage.refusal(run.folder, found)
 
 
 def _restart(run: Run, names: Sequence[str], console: Console) -> None:
@@ -305,7 +304,7 @@ def _restart(run: Run, names: Sequence[str], console: Console) -> None:
     for name in run.recipe.stages:
         if name in again or again & run.reads(name):
             again.add(name)
-            if remove(run.stage_folder(name), run.checkpoints(name)):
+            if lineage.remove(run.stage_folder(name), run.checkpoints(name)):
                 console.say(f"{name}: starts over")
 
 
@@ -359,3 +358,22 @@ def context_of(
         sinks=(console, *others),
         stopped=stopped,
     )
+
+
+def _rounds_of(tables: Sequence[Path], config: LoopConfig) -> Rounds:
+    """What the rule of a loop makes of the evaluations (`eval.json`) of its rounds until now."""
+    until, best, scores = config.until, 0, list[float]()
+    for number, table in enumerate(tables, start=1):
+        assert until is not None
+        row = read_json(table)["rows"][-1]
+        known = {"accuracy": row["accuracy"], **row["rewards"]}
+        if until.metric not in known:
+            raise ConfigError(f"until.metric is {until.metric!r}, and {table} has {', '.join(known)}")
+        scores.append(known[until.metric])
+        best = number if best == 0 or scores[-1] > scores[best - 1] + until.min_gain else best
+        now = f"{until.metric} {scores[-1]:.3f}"
+        if until.reach is not None and scores[-1] >= until.reach:
+            return Rounds(last=number, best=number, why=f"{now} reaches {until.reach:g}")
+        if until.patience is not None and number - best >= until.patience:
+            return Rounds(last=number, best=best, why=f"{now} is no better than {scores[best - 1]:.3f} of round {best}")
+    return Rounds(last=config.repeat, best=best or config.repeat)

@@ -6,7 +6,7 @@ Each model's answers are kept before the next one is loaded, so an interrupted e
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -45,7 +45,8 @@ def run_eval(context: Context[EvalStage]) -> list[EvalRow]:
 
 def _run(context: Context[EvalStage], environment: Environments | None) -> list[EvalRow]:
     config = context.config
-    _check_labels(context.models)
+    if label := next((label for label in context.models if not re.fullmatch(r"\w[\w.+-]*", label)), None):
+        raise ConfigError(f"models: the label {label!r} names files; use letters, digits and . _ + - in it")
     with closing(rubric(config.tasks, config.rewards, context.world)) as grading:
         first = next(iter(context.models.values()))
         found = find_tasks(replace(context, model=first), config, grading, environment)
@@ -55,14 +56,15 @@ def _run(context: Context[EvalStage], environment: Environments | None) -> list[
         context.console.say(
             f"{context.name}: {found.describe()}, {len(problems):,} different, x {config.samples} samples"
         )
+        budgets = [None] if config.budgets is None else sorted(set(config.budgets.tokens))
         answers = {
             turn: _answers(context, turn, model, problems, grading, environment)
             for label, model in context.models.items()
-            for turn in _turns(label, config.budgets)
+            for turn in (_Turn(label, thinking) for thinking in budgets)
         }
     # `whet eval -m` may bring models of other names: the first of them is then what gains are over.
-    label = next(iter(context.models))
-    baseline = config.baseline if config.baseline is not None and config.baseline in context.models else label
+    first_label = next(iter(context.models))
+    baseline = config.baseline if config.baseline is not None and config.baseline in context.models else first_label
     try:
         choosers = [name_of(each) for each in config.rewards if each.kind in CHOOSE and not each.says_right]
         rows = _compared(answers, baseline, choosers)
@@ -89,10 +91,6 @@ class _Turn:
     def label(self) -> str:
         """`rl`, or `rl+256` with a budget."""
         return self.model if self.thinking is None else f"{self.model}+{self.thinking}"
-
-
-def _turns(model: str, budgets: ThinkingBudgets | None) -> list[_Turn]:
-    return [_Turn(model)] if budgets is None else [_Turn(model, tokens) for tokens in sorted(set(budgets.tokens))]
 
 
 def _compared(
@@ -144,12 +142,6 @@ def _numbers(row: EvalRow) -> dict[str, float]:
     """What trackers hear of a model."""
     gain = {} if row.gain is None else {"gain": row.gain}
     return {"accuracy": row.accuracy, "mean_length": row.mean_length, "truncated": row.truncated, **gain}
-
-
-def _check_labels(labels: Iterable[str]) -> None:
-    for label in labels:
-        if not re.fullmatch(r"\w[\w.+-]*", label):
-            raise ConfigError(f"models: the label {label!r} names files; use letters, digits and . _ + - in it")
 
 
 def _answers(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
@@ -12,9 +11,8 @@ from whet.algorithms.policy import DROPOUT_GAP, MAX_GAP, policy_gradient
 from whet.algorithms.roles import Roles
 from whet.algorithms.sft import PretrainingMix
 from whet.algorithms.state import Setting
-from whet.config import CurriculumConfig, ModelConfig, RLStage
+from whet.config import ModelConfig, RLStage
 from whet.config.rewards import weights
-from whet.envs.base import Task
 from whet.envs.tools.play import Environments
 from whet.errors import ConfigError
 from whet.models.load import read_vocabulary
@@ -74,7 +72,10 @@ def _run(context: Context[RLStage], environment: Environments | None, ends: Exit
         ends.callback(policy.close)
         context.console.say(f"{context.name}: {policy.about}")
         critic = _critic(context, config, policy)
-        greedy, curriculum = config.algorithm.baseline == "greedy", _curriculum(config.curriculum, tasks)
+        greedy, curriculum = config.algorithm.baseline == "greedy", None
+        if config.curriculum is not None:
+            hardness = hardness_of(tasks, config.curriculum)
+            curriculum = Curriculum(config=config.curriculum, tasks=len(tasks), hardness=hardness)
         feed = feed_of(context, policy, tasks, grading, environment=environment, greedy=greedy, curriculum=curriculum)
         setting = Setting(
             config=config.algorithm,
@@ -108,12 +109,6 @@ def _check_states(config: RLStage, environment: Environments | None) -> None:
             "algorithm.baseline: same_state compares turns that began in the same state, and the environment gives "
             "none; add a method state() to its class, or use turn_leave_one_out"
         )
-
-
-def _curriculum(config: CurriculumConfig | None, listed: Sequence[Task]) -> Curriculum | None:
-    if config is None:
-        return None
-    return Curriculum(config=config, tasks=len(listed), hardness=hardness_of(listed, config))
 
 
 def _roles(config: RLStage, model: ModelConfig) -> Roles | None:
