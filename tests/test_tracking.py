@@ -22,7 +22,7 @@ from whet.errors import ConfigError, MissingExtra, RunError
 from whet.launch.main import run_recipe
 from whet.records import Completion, Ending, Episode, Group, Message, Outcome, Score, ToolCall, Turn
 from whet.tracking.console import Console, duration, line
-from whet.tracking.log import RunLog, read_metrics, read_notes, read_rollouts, rollout_steps
+from whet.tracking.log import RunLog, read_metrics, read_rollouts, rollout_steps
 from whet.tracking.sinks import SINKS, RunInfo
 from whet.training.checkpoint import save_generation
 
@@ -95,8 +95,8 @@ def test_findings_are_in_a_file_of_their_own_and_forgotten_with_their_steps(tmp_
     for step in (1, 2, 3):
         log.write(step, {"loss": 1.0}, notes=[f"first of {step}", f"second\nof {step}"] if step > 1 else [])
     log.truncate(2)
-    assert read_notes(tmp_path) == [{"note": "first of 2", "step": 2}, {"note": "second\nof 2", "step": 2}]
-    assert read_notes(tmp_path / "nowhere") == []
+    notes = [json.loads(line) for line in (tmp_path / "notes.jsonl").read_text().splitlines()]
+    assert notes == [{"note": "first of 2", "step": 2}, {"note": "second\nof 2", "step": 2}]
 
 
 def test_several_turns_are_one_completion_with_observations_unscored(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from whet.config.held_out import BestConfig
 from whet.config.loading import load_recipe
 from whet.errors import ConfigError, SamplersLost
 from whet.launch.world import LocalWorld
-from whet.pipeline import held_out
+from whet.pipeline import playing
 from whet.pipeline.held_out import HeldOut
 from whet.pipeline.run import Run, run_recipe
 from whet.pipeline.stage import Interrupted
@@ -111,7 +111,7 @@ def test_training_is_the_same_bits_with_and_without(stage: str, tmp_path: Path) 
 def test_a_run_that_was_stopped_in_an_evaluation_goes_on_with_it(
     stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(held_out, "CHUNK_EPISODES", 4)  # three chunks, and a stop is looked for before each
+    monkeypatch.setattr(playing, "CHUNK_EPISODES", 4)  # three chunks, and a stop is looked for before each
     asked = recipe(tmp_path, stage, STAGES[stage][1], "eval_every: 2", f"best: {{metric: {BEST[stage]}}}")
     whole, count = run(asked, tmp_path / "whole"), [0]
 

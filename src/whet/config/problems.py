@@ -14,24 +14,11 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from whet.config import places
 from whet.config.descriptions import descriptions
 from whet.config.names import KnownKeys, names
 from whet.config.node import KeyPath, Node, dotted
-from whet.config.places import (
-    Given,
-    agrees,
-    annotation_at,
-    container_of,
-    has_key,
-    keys_at,
-    literals_at,
-    model_at,
-    models_of,
-    place_of,
-    presets_of,
-    stages_of,
-    tags_of,
-)
+from whet.config.places import Given
 from whet.config.recipe import INHERITED
 from whet.errors import ConfigError
 
@@ -88,7 +75,7 @@ def _written(details: ErrorDetails, root: Node) -> KeyPath:
 
 def _of_other_form(path: KeyPath, kind: str, given: Given) -> bool:
     """Whether the complaint is about a key as another form of its section would have it, and not the one meant."""
-    model = model_at(path[:-1], given) if kind in ("extra_forbidden", "missing") else None
+    model = places.model_at(path[:-1], given) if kind in ("extra_forbidden", "missing") else None
     return model is not None and (path[-1] in model.model_fields) == (kind == "extra_forbidden")
 
 
@@ -114,7 +101,7 @@ def _problem(path: KeyPath, group: list[ErrorDetails], given: Given) -> _Problem
 
 def _misspelt(section: Node, given: Given) -> tuple[Node, str] | None:
     """Of a section without its `kind` a key that may be meant as that (or, of a loop, as `stages`), and the hint."""
-    known = {name for stage in stages_of(given) for name in stage.model_fields}
+    known = {name for stage in places.stages_of(given) for name in stage.model_fields}
     hints = ((child, nearest(key, ["kind", "stages"])) for key, child in section.section.items() if key not in known)
     return next(((child, hint) for child, hint in hints if "did you mean" in hint), None)
 
@@ -132,8 +119,10 @@ def _text(path: KeyPath, group: list[ErrorDetails], given: Given) -> str:
             return f"unknown key{_suggestion(path, given)}"
         case "union_tag_not_found":
             code = [key for key, each in value.items() if isinstance(each, str) and OWN_CODE.fullmatch(each)]
-            hint = "; write kind: function" if code == ["path"] and "function" in literals_at(path, given) else ""
-            return f"missing{hint or '; one of: ' + ', '.join(literals_at(path, given))}"
+            hint = (
+                "; write kind: function" if code == ["path"] and "function" in places.literals_at(path, given) else ""
+            )
+            return f"missing{hint or '; one of: ' + ', '.join(places.literals_at(path, given))}"
         case "union_tag_invalid":
             tags, tag = str(context["expected_tags"]), value["kind"]
             return f"must be one of {tags}, got {_show(tag)}{_kind(tag, given) or _close(str(tag), tags)}"
@@ -194,17 +183,17 @@ def _close(value: str, quoted: str) -> str:
 
 def _hint(path: KeyPath, given: Given) -> str:
     """What a required key is for: the first sentence of its description, or of its section's."""
-    model, key = model_at(path[:-1], given), str(path[-1])
+    model, key = places.model_at(path[:-1], given), str(path[-1])
     if model is None or key not in model.model_fields:
         return ""
-    sections = [each.__doc__ for each in models_of(model.model_fields[key].annotation)]
+    sections = [each.__doc__ for each in places.models_of(model.model_fields[key].annotation)]
     text = next(filter(None, [descriptions(model).get(key), *sections]), "")
     return f"; {text.splitlines()[0].rstrip(chr(46))}" if text else ""
 
 
 def _suggestion(path: KeyPath, given: Given) -> str:
     """What an unknown key is called here: its new name, ours for another tool's, its right section, or the nearest."""
-    model, node, name = model_at(path[:-1], given), given.root.find(path), str(path[-1])
+    model, node, name = places.model_at(path[:-1], given), given.root.find(path), str(path[-1])
     if model is None or node is None:
         return ""
     for renamed in names().renamed.get(name, ()):
@@ -213,7 +202,7 @@ def _suggestion(path: KeyPath, given: Given) -> str:
     if (twin := {"data": "tasks", "tasks": "data"}.get(name)) in model.model_fields:
         return f"; did you mean {twin!r}?"
     valid = [*model.model_fields, *(INHERITED if model is given.recipe else ())]
-    typo = difflib.get_close_matches(name.lower(), [*valid, *keys_at(path[:-1], given)], n=1, cutoff=0.85)
+    typo = difflib.get_close_matches(name.lower(), [*valid, *places.keys_at(path[:-1], given)], n=1, cutoff=0.85)
     if not typo and (own := _own(path, given)):
         return own
     leaves = [] if typo else [leaf for leaf, _ in node.leaves((name,))]
@@ -230,17 +219,17 @@ def _suggestion(path: KeyPath, given: Given) -> str:
     near = difflib.get_close_matches(name.lower(), valid, n=1, cutoff=0.6)
     if not home and not near and len(leaves) == 1 and len(leaves[0]) > 1:
         home = _home(str(leaves[0][-1]), model, path, given)
-    return f"; did you mean {home!r}?" if home else nearest(name, valid, keys_at(path[:-1], given))
+    return f"; did you mean {home!r}?" if home else nearest(name, valid, places.keys_at(path[:-1], given))
 
 
 def _here(name: str, known: KnownKeys, path: KeyPath, given: Given) -> str:
     """`learning_rate is 'train.lr' here`, or why there is no such key."""
     note = f": {known.note}" if known.note else ""
     for key in known.keys:
-        if place := place_of(tuple(key.split(".")), path, given):
+        if place := places.place_of(tuple(key.split(".")), path, given):
             return f"{name} is {place!r} here{note}"
     for key in known.keys:
-        if kinds := [stage.kind_name() for stage in stages_of(given) if has_key(stage, key.split("."))]:
+        if kinds := [stage.kind_name() for stage in places.stages_of(given) if places.has_key(stage, key.split("."))]:
             return f"{name} is {key!r} of stages of kind {', '.join(kinds)}{note}"
     return known.note
 
@@ -261,15 +250,17 @@ def _own(path: KeyPath, given: Given) -> str:
     if keys := _code_keys(path[:-1], given):
         return f"; write {keys}: {node.value}"
     name = next(key for key in reversed(node.path) if isinstance(key, str))
-    known = annotation_at(path, given) is not None
+    known = places.annotation_at(path, given) is not None
     found, elsewhere = [], []
     for each in names().own_code:
         if any(word in name.lower() for word in each.words):
             here = [name] if known and any(key.endswith(name) for key in each.keys) else []  # in another form
-            places = (*here, *(place_of(key.split("."), path, given) for key in each.keys))
-            place = next(filter(None, places), None)
+            tried = (*here, *(places.place_of(key.split("."), path, given) for key in each.keys))
+            place = next(filter(None, tried), None)
             found += [f"{place}: {each.note}".replace("PATH", node.value)] if place else []
-            kinds = [stage.kind_name() for stage in stages_of(given) if has_key(stage, each.keys[0].split("."))]
+            kinds = [
+                stage.kind_name() for stage in places.stages_of(given) if places.has_key(stage, each.keys[0].split("."))
+            ]
             elsewhere.append(f"{each.keys[0]} of kind {', '.join(kinds)}")
     return f"; write {found[0]}" if found else f"; it is {' or '.join(elsewhere)}" if elsewhere else ""
 
@@ -278,34 +269,34 @@ def _code_keys(path: KeyPath, given: Given) -> str | None:
     """`kind: function, path`: what is missing in the section at this path, in some form of it, to name own code."""
     node = given.root.find(path)
     there = node.section if node is not None else {}
-    for model in models_of(annotation_at(path, given)):
+    for model in places.models_of(places.annotation_at(path, given)):
         code = [key for key, field in model.model_fields.items() if "content" in field.metadata and key not in there]
-        if code and agrees(model, there):
-            needed = {key: tags[0] for key, tags in tags_of(model) if model.model_fields[key].is_required()}
+        if code and places.agrees(model, there):
+            needed = {key: tags[0] for key, tags in places.tags_of(model) if model.model_fields[key].is_required()}
             return ", ".join([*(f"{key}: {tag}" for key, tag in needed.items() if key not in there), *code[:1]])
     return None
 
 
 def _home(name: str, model: type[BaseModel], path: KeyPath, given: Given) -> str | None:
     """Where this very key belongs: in a section beside the one it was written in, or elsewhere in the stage."""
-    stages = stages_of(given)
-    if name in given.recipe.model_fields and not any(has_key(each, (name,)) for each in stages):
+    stages = places.stages_of(given)
+    if name in given.recipe.model_fields and not any(places.has_key(each, (name,)) for each in stages):
         return name
-    sections = [(key,) for key, field in model.model_fields.items() if container_of(field.annotation) is None]
-    below = next((key for (key,) in sections if has_key(model, (key, name))), None)
+    sections = [(key,) for key, field in model.model_fields.items() if places.container_of(field.annotation) is None]
+    below = next((key for (key,) in sections if places.has_key(model, (key, name))), None)
     if below is not None:
         return f"{below}.{name}"
     nested = [(stage, (key, name)) for stage in stages for key in stage.model_fields]
     for stage, candidate in [*((stage, (name,)) for stage in stages), *nested]:
         elsewhere = len(path) == 1 or candidate[:-1] != path[2:-1]
-        if elsewhere and has_key(stage, candidate) and (place := place_of(candidate, path, given)):
+        if elsewhere and places.has_key(stage, candidate) and (place := places.place_of(candidate, path, given)):
             return place
     return None
 
 
 def _kind(tag: object, given: Given) -> str:
     """Of a method in the place of a stage's kind, `dpo`: the kind and the key that has it as a preset."""
-    presets = presets_of(stages_of(given))
+    presets = places.presets_of(places.stages_of(given))
     if isinstance(tag, str) and tag in presets:
         return f"; write kind: {presets[tag][0]}, {presets[tag][1]}: {tag}"
     kinds = names().other_kinds

@@ -53,12 +53,8 @@ class InstructionsReward(RightReward):
 class StepsReward(RewardBase):
     """Grades each written step of a worked answer, and the answer as the last one (arithmetic); adds to no score."""
 
+    grades_steps = True
     kind: Literal["steps"]
-
-    @property
-    def grades_steps(self) -> bool:
-        """Nothing else."""
-        return True
 
 
 class EnvironmentReward(RightReward):
@@ -266,15 +262,11 @@ class EnsembleReward(ScoredReward):
 class ProcessModelReward(ScoredReward, ScorerConfig):
     """What a process reward model says of each step, from 0 to 1, and of the answer by `aggregate`."""
 
+    grades_steps = True
     kind: Literal["process_model"]
     separator: str = Field("\n", min_length=1)
     """Ends a step, as in what the model learned from; white space alone is no step."""
     aggregate: Literal["min", "product", "last", "mean"] = "min"
-
-    @property
-    def grades_steps(self) -> bool:
-        """Each of them."""
-        return True
 
     @model_validator(mode="after")
     def _check_scorer(self) -> ProcessModelReward:

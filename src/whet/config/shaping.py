@@ -20,6 +20,9 @@ class RewardBase(Strict):
     asks_right: ClassVar[bool] = False
     """Whether it asks which answers are right, so that another reward must say it."""
 
+    grades_steps: ClassVar[bool] = False
+    """Whether it may grade the steps of an answer, which `credit: process` and `step_weight` need."""
+
     def check_length(self, max_tokens: int) -> None:
         """Raise `ValueError` where answers of at most `max_tokens` make no sense to it."""
 
@@ -28,11 +31,6 @@ class RewardBase(Strict):
         """The keys of its kind alone: keyword arguments of the function or class of `envs.rewards` that grades."""
         shared = {"verifies", *RewardBase.model_fields}
         return {key: getattr(self, key) for key in type(self).model_fields if key not in shared}
-
-    @property
-    def grades_steps(self) -> bool:
-        """Whether it may grade the steps of an answer, which `credit: process` and `step_weight` need."""
-        return False
 
     @property
     def says_right(self) -> bool:

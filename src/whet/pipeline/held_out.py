@@ -21,7 +21,7 @@ from whet.envs.tools.play import Environments
 from whet.errors import ConfigError
 from whet.evals.run import sampled_answers, summarise
 from whet.pipeline.load_data import rubric
-from whet.pipeline.playing import find_tasks, player
+from whet.pipeline.playing import chunks_of, find_tasks, player
 from whet.pipeline.stage import Context, Interrupted, Policy, keep_dropped
 from whet.records import Group, Metric, State, seed_of
 from whet.rollouts.play import Player
@@ -29,8 +29,6 @@ from whet.tracking.log import RunLog
 
 Measure = Callable[[int], Mapping[str, float]]
 """(step): numbers of the weights as they are after it; raises `Interrupted` where the run is asked to stop."""
-CHUNK_EPISODES = 512
-"""Episodes that are played at once; between them a stop is looked for."""
 SAMPLED = ("reward", "unscored", "completions/mean_length", "completions/clipped_ratio")
 
 
@@ -121,14 +119,11 @@ def _play(
     config = context.config.evaluation
     if policy.sampler.version != step:
         policy.hand_over(step)
-    play, size = by(), max(1, CHUNK_EPISODES // config.samples)
-    groups: list[Group] = []
-    for first in range(0, len(tasks), size):
+    # The same seeds every time: differences between steps are then less noisy.
+    play, seed, groups = by(), seed_of(context.seed, "evaluation"), list[Group]()
+    for places, chunk in chunks_of(tasks, config.samples):
         if context.stopped():
             raise Interrupted
-        chunk = tasks[first : first + size]
-        # The same seeds every time: differences between steps are then less noisy.
-        seed, places = seed_of(context.seed, "evaluation"), range(first, first + len(chunk))
         groups += play.play(chunk, config.samples, step=step, seed=seed, positions=places).groups
     found = {name: x for name, x in measure_groups(groups).items() if name in SAMPLED or name.startswith("rewards/")}
     with suppress(ValueError):  # no reward says what is right

@@ -28,6 +28,8 @@ from whet.sampling.base import SamplingParams
 from whet.sampling.bridge import aside
 from whet.templates.base import Template
 
+CHUNK_EPISODES = 512
+"""Episodes of an evaluation that are played at once."""
 SHOWN = 3
 """Prompts that a check shows."""
 FORGOTTEN = (
@@ -154,6 +156,13 @@ def _narrow(rooms: Sequence[int], max_tokens: int) -> str:
     who = "1 task has" if len(less) == 1 else f"{len(less):,} tasks have"
     room = str(min(less)) if min(less) == max(less) else f"{min(less)} to {max(less)}"
     return f"{who} room for {room} of {max_tokens} tokens"
+
+
+def chunks_of(tasks: Sequence[Task], samples: int) -> list[tuple[range, Sequence[Task]]]:
+    """The tasks that are played at once, and their places; between chunks a stop is looked for."""
+    size = max(1, CHUNK_EPISODES // samples)
+    firsts = range(0, len(tasks), size)
+    return [(range(first, first + len(tasks[first : first + size])), tasks[first : first + size]) for first in firsts]
 
 
 def look_at_tasks(context: Context[Any]) -> tuple[Seen, Playable]:

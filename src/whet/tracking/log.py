@@ -201,12 +201,6 @@ def verdicts(folder: Path) -> dict[str, list[float]]:
     return found
 
 
-def read_notes(folder: Path) -> list[dict[str, Any]]:
-    """The findings of a stage, in order, each with its `step` and `note`."""
-    path = folder / NOTES
-    return [_parse(path, line) for line in _whole_lines(path)] if path.exists() else []
-
-
 # -------------------------------------------------------------------------------------------- helpers
 
 

@@ -23,9 +23,8 @@ from whet.evals.interference import interference
 from whet.evals.run import EvalRow, SampledAnswer, compare, sampled_answers, summarise, table
 from whet.files import read_json, write_json
 from whet.models.tokenizer import load_tokenizer
-from whet.pipeline.held_out import CHUNK_EPISODES
 from whet.pipeline.load_data import rubric
-from whet.pipeline.playing import check_tasks, find_tasks, opened, player
+from whet.pipeline.playing import check_tasks, chunks_of, find_tasks, opened, player
 from whet.pipeline.stage import Context, Interrupted, Kind, Policy, keep_dropped
 from whet.records import Episode, Group
 from whet.sampling.budget import BudgetSampler
@@ -167,12 +166,10 @@ def _answers(
     log = RunLog(context.folder / label, policy.template.decode)
     log.truncate(0)
     answers: dict[str, list[SampledAnswer]] = {}
-    size = max(1, CHUNK_EPISODES // config.samples)
-    chunks = [problems[i : i + size] for i in range(0, len(problems), size)]
+    chunks = chunks_of(problems, config.samples)
     context.console.begin(f"{context.name} {label}", len(chunks))
-    for number, chunk in enumerate(chunks, start=1):
+    for number, (places, chunk) in enumerate(chunks, start=1):
         # The same seeds for every model: differences between models are then less noisy.
-        places = range((number - 1) * size, (number - 1) * size + len(chunk))
         played = play.play(chunk, config.samples, step=number, seed=context.seed, positions=places)
         log.write(number, {}, played.groups)
         answers |= {group.task: sampled_answers(group, voted) for group in played.groups}
