@@ -163,12 +163,8 @@ def _connected(number: int) -> Connection:
                 patient(taken, receive_s=0, send_s=0)
                 connection.send(number)
                 return connection
-        except (
-            OSError,
-            EOFError,
-            AuthenticationError,
-            AssertionError,
-        ) as error:  # an assertion: it is no driver at all
+        # An assertion fails in `multiprocessing` where what answers is no driver at all.
+        except (OSError, EOFError, AuthenticationError, AssertionError) as error:
             if time.monotonic() > until:
                 sys.stderr.write(f"trainer rank {number}: no driver at {host}:{port}: {error!r}\n")
                 sys.exit(ABANDONED)
@@ -192,10 +188,8 @@ def _receive(connection: Connection, inbox: queue.SimpleQueue[bytes]) -> None:
     try:
         while True:
             command = connection.recv_bytes()
-            if (
-                command == LEAVE
-            ):  # here: the connection ends behind it, and that must not be taken for the driver's death
-                os._exit(0)
+            if command == LEAVE:
+                os._exit(0)  # at once: the connection ends next, which must not be taken for the driver's death
             inbox.put(command)
     except (EOFError, OSError):
         os._exit(ABANDONED)

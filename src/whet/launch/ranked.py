@@ -71,9 +71,7 @@ class RankedWorld(LocalWorld):
         def renew() -> None:
             self._renew(trainer, copied())
 
-        fleet = None
-        if lag is not None and self.machine.samplers.replicas:
-            fleet = start_fleet(copied(), model, train, sampling, self.machine, lag, self.folder)
+        fleet = start_fleet(copied, model, train, sampling, self.machine, lag, self.folder)
 
         @cache
         def start() -> PolicySampler:

@@ -20,18 +20,22 @@ from whet.sampling.vllm_server import VllmServerSampler
 
 
 def start_fleet(
-    language: LanguageModel,
+    weights: Callable[[], LanguageModel],
     model: ModelConfig,
     train: TrainConfig,
     sampling: SamplingConfig,
     machine: MachineConfig,
-    lag: LagConfig,
+    lag: LagConfig | None,
     folder: Path | None,
-) -> Fleet:
-    """The processes begin to start, and load `model` for themselves; `language` has the weights that they will get.
+) -> Fleet | None:
+    """The processes begin to start, and load `model` for themselves; they get the `weights` of a model here.
 
-    Raises `ConfigError` for what such processes are not made for.
+    None where the stage has no lag, or the machine no sampler processes. Raises `ConfigError` for what such processes
+    are not made for.
     """
+    if lag is None or not machine.samplers.replicas:
+        return None
+    language = weights()
     if language.device.type != "cpu" or machine.samplers.place != "apart":
         raise ConfigError(
             f"machine.samplers: the model is on {language.device.type} and place is {machine.samplers.place}; sampler "

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TypedDict
+from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
 
-from whet.config import LoraConfig, MachineConfig, ModelConfig, SamplingConfig, TrainConfig
+from whet.config import MachineConfig, ModelConfig, SamplingConfig, TrainConfig
 from whet.config.judge import ChatConfig, LocalChat
 from whet.config.lag import LagConfig
 from whet.config.rewards import ScorerConfig
@@ -102,9 +102,7 @@ class LocalWorld:
         kept = model if other is None and reference and train.lora is None else other
         frozen = {} if kept is None else {REFERENCE: load_model(kept)}
         frozen |= {} if teacher is None else {TEACHER: _teacher(teacher, model)}
-        fleet = None
-        if lag is not None and self.machine.samplers.replicas:
-            fleet = start_fleet(language, model, train, sampling, self.machine, lag, self.folder)
+        fleet = start_fleet(lambda: language, model, train, sampling, self.machine, lag, self.folder)
         start = cache(lambda: fleet or SAMPLERS[sampling.engine](language, sampling))
         return Policy(
             template=template,
@@ -203,14 +201,7 @@ def _teacher(model: ModelConfig, student: ModelConfig) -> LanguageModel:
     return language
 
 
-class _How(TypedDict):
-    lora: LoraConfig | None
-    checkpointing: bool
-    quantised: bool
-    compiled: bool
-
-
-def how_trained(train: TrainConfig) -> _How:
+def how_trained(train: TrainConfig) -> dict[str, Any]:
     """What loading a model needs to know of its training."""
     return {
         "lora": train.lora,

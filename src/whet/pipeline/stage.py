@@ -17,16 +17,14 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from whet.config import MachineConfig, ModelConfig, SamplingConfig, SaveConfig, TrainConfig
-from whet.config.judge import ChatConfig
 from whet.config.lag import LagConfig
 from whet.config.model import ReferenceModel
 from whet.config.policy_terms import CriticConfig
 from whet.config.reward_model import GateConfig
-from whet.config.rewards import ScorerConfig
 from whet.config.stage import StageBase
 from whet.data.faults import Dropped
 from whet.envs.base import Task
-from whet.envs.clients import ChatClient, RewardModelClient
+from whet.envs.clients import Models
 from whet.files import write_atomic
 from whet.records import TokenRow
 from whet.sampling.base import ApartSampler, PolicySampler
@@ -86,7 +84,7 @@ class NewGate:
     taught: Sequence[TokenRow]
 
 
-class World(Protocol):
+class World(Models, Protocol):
     """Builds what a stage needs, wherever it is to live."""
 
     @property
@@ -136,12 +134,6 @@ class World(Protocol):
         the model stays as it is, and the gate over its objectives is trained. Raises `ModelError` where its tokenizer
         is another one, or the weights have a head of other outputs.
         """
-
-    def chat(self, config: ChatConfig) -> ChatClient:
-        """A client that answers conversations: an endpoint, a local model or a script; connects at its first call."""
-
-    def scorer(self, config: ScorerConfig, *, steps: bool) -> RewardModelClient:
-        """A reward model, of answers or of `steps`; nothing is loaded until it is asked."""
 
     def reseed(self, seed: int) -> None:
         """Set whatever random state is left (dropout, new adapters) for what comes next."""
