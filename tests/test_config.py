@@ -334,9 +334,9 @@ def test_a_resolved_recipe_is_a_recipe(write) -> None:
 def test_the_budget_multiplies_out(write) -> None:
     words = ["stages.rl.algorithm.minibatches=2", "stages.rl.sampling.max_tokens=100", "stages.eval.samples=4"]
     sft, rl, evaluation = load_recipe(write(), words).recipe.budgets()
-    assert (sft.steps, sft.sequences, sft.tokens, sft.all_sequences) == (10, 32, None, 320)
+    assert (sft.steps, sft.sequences, sft.tokens, sft.total(sft.sequences)) == (10, 32, None, 320)
     assert (rl.optimizer_steps, rl.sequences, rl.tokens) == (20, 32 * 8, 32 * 8 * 100)
-    assert rl.all_tokens == 32 * 8 * 100 * 10 * 10  # ten steps, each drawn up to ten times (DAPO)
+    assert rl.total(rl.tokens) == 32 * 8 * 100 * 10 * 10  # ten steps, each drawn up to ten times (DAPO)
     assert (evaluation.prompts, evaluation.sequences) == (50, 50 * 4 * 2)
 
 

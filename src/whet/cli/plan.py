@@ -58,7 +58,7 @@ def plan(
     simulated = _forecasts(loaded, assume or [], lengths) if simulate else None
     if json:
         origins = {path: str(origin) for path, origin in loaded.origins.items()}
-        stages = [asdict(cost) | {"tokens": cost.tokens, "all_tokens": cost.all_tokens} for cost in costs]
+        stages = [asdict(cost) | {"tokens": cost.tokens, "all_tokens": cost.total(cost.tokens)} for cost in costs]
         known = {"recipe": resolved(loaded.recipe), "origins": origins, "stages": stages}
         if memory:
             known["memory"] = [_with_sums(need) for need in _footprints(loaded)]
@@ -112,7 +112,7 @@ def budget_table(costs: list[StageBudget]) -> Table:
         draws = f", drawn up to {cost.rounds} times" if cost.rounds > 1 else ""
         draws += f", in each of up to {cost.repeat} rounds" if cost.repeat > 1 else ""
         step = (cost.prompts, cost.sequences, cost.tokens, updates)
-        total = (cost.all_prompts, cost.all_sequences, cost.all_tokens, cost.all_updates)
+        total = (*map(cost.total, step[:3]), cost.all_updates)
         table.add_row(Text(f"{cost.stage} ({cost.kind})"), "a step", *map(_number, step))
         table.add_row("", f"{_number(cost.steps)} steps{draws}", *map(_number, total))
     return table

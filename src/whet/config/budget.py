@@ -42,20 +42,9 @@ class StageBudget:
         """Optimizer steps of all rounds."""
         return times(self.optimizer_steps, self.repeat)
 
-    @property
-    def all_prompts(self) -> int | None:
-        """Most prompts of the stage."""
-        return times(self.prompts, self.steps, self.rounds, self.repeat)
-
-    @property
-    def all_sequences(self) -> int | None:
-        """Most sequences of the stage."""
-        return times(self.sequences, self.steps, self.rounds, self.repeat)
-
-    @property
-    def all_tokens(self) -> int | None:
-        """Most tokens of the stage."""
-        return times(self.tokens, self.steps, self.rounds, self.repeat)
+    def total(self, of_a_step: int | None) -> int | None:
+        """What so many prompts, sequences or tokens of a step come to at most in the whole stage."""
+        return times(of_a_step, self.steps, self.rounds, self.repeat)
 
 
 ONE_STEP = StageBudget(steps=1, optimizer_steps=0, sequences=0, tokens_each=0)

@@ -107,11 +107,8 @@ def drive(
     from. Of a trial that is only said.
     """
     held_out = HeldOut(context.config, steps, measures)
-    if isinstance(feed, AheadFeed):
-        trainer = WithRollouts(trainer, feed)
-    done, state = _resumed(context, trainer, log, held_out)
-    if feed is not None and state:
-        feed.restore(state)
+    trainer = WithRollouts(trainer, feed) if isinstance(feed, AheadFeed) else trainer
+    done, state = _resumed(context, trainer, log, held_out, feed)
     saver = _Saver(context, trainer, log, held_out, done=done)
     context.console.begin(context.name, steps, done=done)
     if held_out.due(done):  # of the model that the stage starts from, or one that was stopped half-way
@@ -154,7 +151,7 @@ def drive(
         _export(context, trainer, "best", exported)
 
 
-def _resumed(context: Context, trainer: Saved, log: RunLog, held_out: HeldOut) -> tuple[int, State]:
+def _resumed(context: Context, trainer: Saved, log: RunLog, held_out: HeldOut, feed: Feed | None) -> tuple[int, State]:
     """The step to go on after, and what the algorithm noted with it; everything stands as it did then."""
     generation = newest_generation(context.checkpoints)
     if generation is None:
@@ -165,7 +162,10 @@ def _resumed(context: Context, trainer: Saved, log: RunLog, held_out: HeldOut) -
     trainer.load(generation.folder)
     log.truncate(generation.step)
     context.console.say(f"{context.name}: continues after step {generation.step}")
-    return generation.step, held_out.restore(generation.state)
+    state = held_out.restore(generation.state)
+    if feed is not None and state:
+        feed.restore(state)
+    return generation.step, state
 
 
 def _measured(step: Step, held_out: HeldOut) -> tuple[Step, Exception | None]:
