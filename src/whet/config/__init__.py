@@ -16,37 +16,3 @@ from whet.config.rl import CurriculumConfig, RLStage
 from whet.config.rows import SampleStage, SelectStage
 from whet.config.sft import SFTStage
 from whet.config.train import LoraConfig, SamplingConfig, SaveConfig, TrainConfig
-
-__all__ = [
-    "PRESETS",
-    "STAGES",
-    "CreateConfig",
-    "CurriculumConfig",
-    "DataConfig",
-    "DistillStage",
-    "EvalStage",
-    "GeneratedConfig",
-    "LoraConfig",
-    "LossConfig",
-    "MachineConfig",
-    "MergeInput",
-    "MergeStage",
-    "ModelConfig",
-    "OnlinePreferenceStage",
-    "PolicyConfig",
-    "PreferenceStage",
-    "RLStage",
-    "Recipe",
-    "RewardConfig",
-    "RewardModelStage",
-    "SFTStage",
-    "SampleStage",
-    "SamplingConfig",
-    "SaveConfig",
-    "SelectStage",
-    "Source",
-    "Sources",
-    "Stage",
-    "TeacherConfig",
-    "TrainConfig",
-]

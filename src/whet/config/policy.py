@@ -108,23 +108,6 @@ class PolicyConfig(Strict):
                 "lag.steps: 0"
             )
 
-    def check_constrained(self) -> None:
-        """Raise `ValueError` where a constraint on the cost of whole answers could not act on this point."""
-        if self.scale == "group_std" and self.objectives == "summed":
-            raise ValueError(
-                "constraint: scale: group_std makes a group whose answers differ in nothing but the cost as loud as "
-                "any, whatever the multiplier; use algorithm.scale: batch_std, token_std or none"
-            )
-        if self.dynamic_sampling is not None:
-            raise ValueError(
-                "constraint: dynamic sampling leaves out groups that are all right, and their answers differ in cost; "
-                "set algorithm.dynamic_sampling: null"
-            )
-        if self.credit == "process" or self.step_weight:
-            raise ValueError(
-                "constraint: the cost is one of whole answers, and grades of steps are not charged with it"
-            )
-
     def cautions(self, *, prompts: int) -> list[str]:
         """What is allowed and seldom meant, with `prompts` a step, for people to read."""
         lines = []
@@ -166,41 +149,6 @@ class PolicyConfig(Strict):
     def shares_trunk(self) -> bool:
         """Whether the critic is a second head on the policy."""
         return self.critic is not None and self.critic.share_trunk
-
-    def check_step(
-        self, *, prompts: int, rollouts: int, objectives: int, judged: bool, graded_steps: bool, lora: bool
-    ) -> None:
-        """Raise `ValueError` where a stage's numbers make this point meaningless.
-
-        `prompts` and `rollouts` of one step; `objectives`: rewards that count for something; `judged`: some reward
-        says whether an answer is right; `graded_steps`: some reward grades the steps of an answer; `lora`: the
-        reference is the model with its adapter off.
-        """
-        if (self.credit == "process" or self.step_weight) and not graded_steps:
-            what = "credit: process" if self.credit == "process" else "step_weight"
-            raise ValueError(f"algorithm.{what} needs the grades of steps; add a reward of kind steps or process_model")
-        if self.objectives == "normalised" and objectives < 2:
-            raise ValueError(
-                "algorithm.objectives: normalised balances several rewards, and one alone has a weight other than 0; "
-                "add another (kind: format, say) or use scale: batch_std with summed"
-            )
-        if rollouts < 2 and self.baseline in BY_GROUP:
-            raise ValueError(
-                f"rollouts_per_prompt must be at least 2: a group of one has no baseline ({self.baseline}); "
-                "or use algorithm.baseline: batch_mean, greedy or none"
-            )
-        if prompts < 2 and "batch" in self.baseline + self.scale:
-            raise ValueError("prompts_per_step must be at least 2: statistics over the batch need more than one group")
-        if self.dynamic_sampling and not judged:
-            raise ValueError(
-                "algorithm.dynamic_sampling asks which answers are right, and no reward judges that (a shaped reward "
-                "differs inside an all-right group); add one that does, or set dynamic_sampling: null"
-            )
-        if self.kl.update_every and lora:
-            raise ValueError(
-                "algorithm.kl.update_every cannot update the reference of a LoRA run, which is the model with its "
-                "adapter off; set it to null or train all weights"
-            )
 
 
 def _about_rewards(point: PolicyConfig) -> Iterator[str]:

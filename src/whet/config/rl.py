@@ -12,7 +12,7 @@ from whet.config.data import Source
 from whet.config.environment import EnvironmentConfig
 from whet.config.held_out import OwnEvaluation, TrainingStage
 from whet.config.lag import LagConfig
-from whet.config.policy import PolicyConfig
+from whet.config.policy import BY_GROUP, PolicyConfig
 from whet.config.reward_model import RewardModelStage
 from whet.config.rewards import (
     JudgeReward,
@@ -170,19 +170,12 @@ class RLStage(TrainingStage):
             raise ValueError("rewards: a judge of pairs compares answers to one task; it needs two or more of them")
         if self.algorithm.credit == "turns" and self.environment is None:
             raise ValueError("algorithm.credit: turns needs plays of several turns; add environment, or use outcome")
-        self.algorithm.check_step(
-            prompts=self.prompts_per_step,
-            rollouts=self.rollouts_per_prompt,
-            objectives=len(weights(self.rewards)) + (self.constraint is not None),
-            judged=judged(self.rewards),
-            graded_steps=any(r.grades_steps for r in self.rewards),
-            lora=self.train.lora is not None,
-        )
+        self._check_algorithm()
         if self.algorithm.objectives == "normalised":
             check_normalised(self.rewards)
         if self.constraint is not None:
             check_cost(self.constraint.cost, self.rewards)
-            self.algorithm.check_constrained()
+            self._check_constraint()
         if self.curriculum is not None and self.curriculum.measures and not judged(self.rewards):
             raise ValueError(
                 "curriculum measures which answers are right, and no reward judges that; add one that does, "
@@ -200,6 +193,53 @@ class RLStage(TrainingStage):
                 "use top_p 1 and no top_k for RL"
             )
         return self
+
+    def _check_algorithm(self) -> None:
+        """Raise `ValueError` where the stage's numbers or rewards make this point of the space meaningless."""
+        algorithm = self.algorithm
+        if (algorithm.credit == "process" or algorithm.step_weight) and not any(r.grades_steps for r in self.rewards):
+            what = "credit: process" if algorithm.credit == "process" else "step_weight"
+            raise ValueError(f"algorithm.{what} needs the grades of steps; add a reward of kind steps or process_model")
+        if algorithm.objectives == "normalised" and len(weights(self.rewards)) + (self.constraint is not None) < 2:
+            raise ValueError(
+                "algorithm.objectives: normalised balances several rewards, and one alone has a weight other than 0; "
+                "add another (kind: format, say) or use scale: batch_std with summed"
+            )
+        if self.rollouts_per_prompt < 2 and algorithm.baseline in BY_GROUP:
+            raise ValueError(
+                f"rollouts_per_prompt must be at least 2: a group of one has no baseline ({algorithm.baseline}); "
+                "or use algorithm.baseline: batch_mean, greedy or none"
+            )
+        if self.prompts_per_step < 2 and "batch" in algorithm.baseline + algorithm.scale:
+            raise ValueError("prompts_per_step must be at least 2: statistics over the batch need more than one group")
+        if algorithm.dynamic_sampling and not judged(self.rewards):
+            raise ValueError(
+                "algorithm.dynamic_sampling asks which answers are right, and no reward judges that (a shaped reward "
+                "differs inside an all-right group); add one that does, or set dynamic_sampling: null"
+            )
+        if algorithm.kl.update_every and self.train.lora is not None:
+            raise ValueError(
+                "algorithm.kl.update_every cannot update the reference of a LoRA run, which is the model with its "
+                "adapter off; set it to null or train all weights"
+            )
+
+    def _check_constraint(self) -> None:
+        """Raise `ValueError` where a constraint on the cost of whole answers could not act on the algorithm."""
+        algorithm = self.algorithm
+        if algorithm.scale == "group_std" and algorithm.objectives == "summed":
+            raise ValueError(
+                "constraint: scale: group_std makes a group whose answers differ in nothing but the cost as loud as "
+                "any, whatever the multiplier; use algorithm.scale: batch_std, token_std or none"
+            )
+        if algorithm.dynamic_sampling is not None:
+            raise ValueError(
+                "constraint: dynamic sampling leaves out groups that are all right, and their answers differ in cost; "
+                "set algorithm.dynamic_sampling: null"
+            )
+        if algorithm.credit == "process" or algorithm.step_weight:
+            raise ValueError(
+                "constraint: the cost is one of whole answers, and grades of steps are not charged with it"
+            )
 
     @model_validator(mode="after")
     def _check_roles(self) -> RLStage:
