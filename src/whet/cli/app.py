@@ -49,10 +49,10 @@ app.command(context_settings=OVERRIDABLE)(plan.check)
 app.command("eval", context_settings=OVERRIDABLE)(run.evaluate)
 for each in (reward.reward, reward.regrade, run.launch):
     app.command(context_settings=OVERRIDABLE)(each)
-for each in (
+for command in (
     talk.chat, talk.serve, talk.env, runs.compare, run.demo, runs.runs, runs.show, runs.diff, runs.gc, plan.schema
 ):  # fmt: skip
-    app.command()(each)
+    app.command()(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

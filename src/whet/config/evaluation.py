@@ -58,7 +58,7 @@ class EvalStage(StageBase):
     interval of its gain lies below -guard."""
     tasks: Source
     environment: EnvironmentConfig | None = None
-    """Tools, and who answers; None: every task is one question and one answer. A text is short for its `path`."""
+    """The environment of the tasks; None: each is one question and one answer. A text is short for its `path`."""
     rewards: list[RewardConfig] = Field(default_factory=verified, min_length=1)
     samples: int = Field(4, ge=1)
     """Completions of each task."""

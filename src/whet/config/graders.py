@@ -72,7 +72,7 @@ class ScoreModel(Strict):
     type: Literal["score_model"]
     name: str = ""
     model: str
-    """Its name there: here the reward's own `model` says who is asked."""
+    """Its name there: here the reward's own `model` is asked."""
     input: list[GraderMessage] = Field(min_length=1)
     range: tuple[float, float] = (0.0, 1.0)
     pass_threshold: float | None = None

@@ -78,7 +78,7 @@ ChatConfig = Annotated[
     | Annotated[ScriptedChat, Tag("scripted")],
     Discriminator(_tag),
 ]
-"""Who answers, told apart by its first key: `base_url`, `path` or `script`."""
+"""A chat client; its kind follows from its key: `base_url`, `path` or `script`."""
 
 
 class JudgeWording(Strict):

@@ -83,7 +83,7 @@ class Recipe(Strict):
     threads: int | Literal["auto"] = "auto"
     """CPU threads; auto: whichever of one and all cores is faster on the run's own shapes at this moment."""
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = []
-    """Who hears the numbers of every step beside the log files: tensorboard (`RUN/tensorboard`), W&B or trackio."""
+    """Trackers of every step's metrics, beside the log files: tensorboard (`RUN/tensorboard`), W&B, trackio."""
     model: ModelConfig
     save: SaveConfig = SaveConfig()
     machine: MachineConfig = MachineConfig()

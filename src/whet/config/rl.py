@@ -142,7 +142,7 @@ class RLStage(TrainingStage):
     kind: Literal["rl"]
     tasks: Source
     environment: EnvironmentConfig | None = None
-    """Tools, and who answers; None: every task is one question and one answer. A text is short for its `path`."""
+    """The environment of the tasks; None: each is one question and one answer. A text is short for its `path`."""
     rewards: list[RewardConfig] = Field(default_factory=verified, min_length=1)
     algorithm: PolicyConfig = PolicyConfig()
     constraint: ConstraintConfig | None = None

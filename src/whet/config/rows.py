@@ -173,7 +173,7 @@ class SampleStage(RowsBase):
     samples: int = Field(4, ge=1)
     """Answers of each author to each task."""
     authors: list[Literal["policy"] | ChatConfig] = Field(["policy"], min_length=1)
-    """Who answers: `policy`, an endpoint, a model on this machine, a script; each with its own temperature."""
+    """The models that answer: `policy`, an endpoint, a local model, a script; each with its own temperature."""
     rewards: list[RewardConfig] = []
     """What grades the answers; none: rows without `reward`."""
     hint: str | None = None

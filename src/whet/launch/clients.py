@@ -91,7 +91,7 @@ def speaker_of(config: LocalChat, digests: Digests) -> str:
 
 @dataclass(kw_only=True)
 class LazyScorer:
-    """`Scorer` that comes to life when it is first asked; `whet check` and `whet plan` load none."""
+    """`RewardModelClient` that loads its model at the first call; `whet check` and `whet plan` load none."""
 
     config: ScorerConfig
     steps: bool

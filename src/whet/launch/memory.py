@@ -27,7 +27,7 @@ from whet.config.rewards import scorers
 from whet.config.stage import StageBase
 from whet.config.strict import children
 from whet.errors import ModelError
-from whet.launch.memory_report import SIZES, Footprint, Role, fitting_tokens, on_each_rank, with_samplers
+from whet.launch.memory_report import Footprint, Role, fitting_tokens, on_each_rank, with_samplers
 from whet.models.architecture import layers_of
 from whet.models.device import pick_device
 from whet.models.footprint import Ledger, rehearsal
@@ -187,7 +187,7 @@ def footprint(
         stage=name,
         microbatch_tokens=tokens,
         process=_resident() if on_cpu else 0,
-        roles=tuple(replace(role, **{size: int(getattr(role, size) * factor) for size in SIZES}) for role in roles),
+        roles=tuple(role.times(factor) for role in roles),
         available=_free() + _resident() if on_cpu else torch.cuda.mem_get_info()[0],
     )
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from whet.config.machine import TrainerRanks
 
@@ -29,8 +30,10 @@ class Role:
     note: str = ""
     """What sharing saves, or what could be shared."""
 
-
-SIZES = ("weights", "optimizer", "work", "cache", "gathered")
+    def times(self, factor: float) -> Role:
+        """With all sizes times a factor."""
+        sizes: dict[str, Any] = {n: int(v * factor) for n, v in asdict(self).items() if isinstance(v, int)}
+        return replace(self, **sizes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -65,7 +65,7 @@ def look_at_rows(context: Context[SFTStage] | Context[DistillStage]) -> Seen:
 
 
 def gate_sets(world: World, model: ModelConfig, train: TrainConfig, data: Sources, say: Say | None = None) -> Sets:
-    """The rows to train on, set by set; `say` hears how far it is, where it takes long."""
+    """The rows to train on, set by set; `say` gets the progress, where it takes long."""
     sets: dict[str, Gated] = {}
     for source in listed(data):
         name = source.generate if isinstance(source, GeneratedConfig) else source.path

@@ -107,7 +107,7 @@ def tasks(source: Source) -> tuple[Sequence[Task], Dropped]:
 
 
 def rubric(source: Source, rewards: Sequence[RewardConfig], models: Models) -> WeightedRubric:
-    """The rewards of a stage; `models` brings those models to life that they ask."""
+    """The rewards of a stage; `models` builds the clients of the models that they ask."""
     if not isinstance(source, GeneratedConfig):
         return build_rubric(rewards, models=models)
     generator = family(source)

@@ -339,7 +339,7 @@ def context_of(
     others: Sequence[Sink] = (),
     models: Mapping[str, str] | None = None,
 ) -> Context:
-    """What a stage of this run is given; `others` hear of its steps, `models` replaces what an evaluation evaluates."""
+    """What a stage of this run is given; `others` are further sinks, `models` replaces what an evaluation evaluates."""
     folder, model = run.stage_folder(name), run.model_of(name)
     stage = run.section(name)
     paths = models or ({} if stage.evaluates is None else stage.evaluates or {"model": model.path})

@@ -161,7 +161,7 @@ class Context(Generic[Config]):
     world: World
     console: Console
     sinks: Sequence[Sink]
-    """Who hears of every step: the console, and the recipe's trackers."""
+    """The console, the live report and the recipe's trackers."""
     stopped: Callable[[], bool]
     """Whether a stop was requested; looked at between steps and between batches of an evaluation."""
 

@@ -12,7 +12,7 @@ from whet.records import Group
 
 
 class Sink(Protocol):
-    """Hears of every step, in order. After a resume the steps since the last checkpoint come again."""
+    """Gets every step, in order. After a resume the steps since the last checkpoint come again."""
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float], groups: Sequence[Group]) -> None:
         """One optimizer step of a stage: its numbers, and the episodes that it was made from (none for SFT)."""

@@ -1,4 +1,4 @@
-"""Who hears of every step: the report of a run at work, and TensorBoard, Weights & Biases and trackio when asked for.
+"""Sinks of every step: the report of a run at work, and on request TensorBoard, Weights & Biases and trackio.
 
 A stage is a tracker's run of its own, so that every stage counts its steps from 1. Only numbers and the recipe leave
 through a tracker; prompts and completions stay in the rollout files. This is the one file that imports trackers.
@@ -58,7 +58,7 @@ def trackers(kinds: Sequence[str], run: RunInfo, say: Callable[[str], None]) -> 
 
 
 class Spared:
-    """A tracker that harms no run: its first failure is said, and it hears no more. The log files have everything."""
+    """A tracker whose first failure is printed and ends it, not the run: the log files have everything."""
 
     def __init__(self, kind: str, sink: Tracker, say: Callable[[str], None]) -> None:
         self._kind, self._sink, self._say = kind, sink, say
@@ -84,10 +84,10 @@ class Spared:
 
 
 class LiveReport:
-    """Draws when it hears of a step or is asked, and it is time; one that fails harms no run."""
+    """Draws the report after a step, or when `consider` is called, if it is due; a failure does not end the run."""
 
     def __init__(self, draw: Callable[[], object], say: Callable[[str], None]) -> None:
-        """`draw` writes the page; `say` hears why it could not, once."""
+        """`draw` writes the page; `say` gets the first failure."""
         self._draw, self._say, self._failed = draw, say, False
         self._due = time.monotonic() + FIRST_S
 

@@ -138,7 +138,7 @@ def _guard(context: Context[EvalStage], rows: Sequence[EvalRow]) -> None:
 
 
 def _numbers(row: EvalRow) -> dict[str, float]:
-    """What trackers hear of a model."""
+    """The metrics of a model for trackers."""
     gain = {} if row.gain is None else {"gain": row.gain}
     return {"accuracy": row.accuracy, "mean_length": row.mean_length, "truncated": row.truncated, **gain}
 
