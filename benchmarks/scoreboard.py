@@ -29,7 +29,7 @@ from whet.config.rewards import weights
 from whet.errors import TrainingError
 from whet.launch.world import LocalWorld
 from whet.pipeline.load_data import rubric
-from whet.pipeline.playing import playable, player
+from whet.pipeline.playing import find_tasks, player
 from whet.records import seed_of
 from whet.rollouts.feed import Feed
 
@@ -139,7 +139,7 @@ def train(preset: str, seed: int, model: Path, budget: int, before: float | None
         asked = config.algorithm.critic
         critic = None if asked is None else Critic(trainer=world.scalar_model(start, config.train), config=asked)
         held_out = player(policy, exam, test.sampling)
-        problems = playable(test.tasks, start, world, exam, max_tokens=test.sampling.max_tokens).tasks
+        problems = find_tasks(test, start, world, exam).tasks
 
         def accuracy(version: int) -> float:
             policy.hand_over(version)
@@ -150,7 +150,7 @@ def train(preset: str, seed: int, model: Path, budget: int, before: float | None
         greedy = player(policy, grading, config.sampling.model_copy(update={"temperature": 0.0}))
         feed = Feed(
             player=player(policy, grading, config.sampling),
-            tasks=playable(config.tasks, start, world, grading, max_tokens=config.sampling.max_tokens).tasks,
+            tasks=find_tasks(config, start, world, grading).tasks,
             samples=config.rollouts_per_prompt,
             steps=10_000,
             seed=seed,

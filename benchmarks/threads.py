@@ -13,12 +13,12 @@ import subprocess
 import sys
 import time
 
-from whet.cli.app import BRIEF_WAITS
+from whet.cli.app import USUAL
 
 SIDES: dict[str, tuple[int, dict[str, str]]] = {
     "one thread": (1, {}),
     "two that spin": (2, {"GOMP_SPINCOUNT": "300000"}),
-    "two of whet": (2, BRIEF_WAITS),
+    "two of whet": (2, USUAL),
 }
 
 

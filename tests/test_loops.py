@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import yaml
-from whet.pipeline.rounds import Rounds, rounds_of
 
 from whet import __version__
 from whet.cli.app import main
@@ -24,7 +23,7 @@ from whet.launch.world import LocalWorld
 from whet.models.locate import made_by
 from whet.pipeline.card import model_card, records
 from whet.pipeline.lineage import Choices, elsewhere
-from whet.pipeline.run import Run, context_of
+from whet.pipeline.run import Rounds, Run, context_of, rounds_of
 from whet.tracking.console import Console
 
 RECIPE = """

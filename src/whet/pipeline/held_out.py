@@ -105,7 +105,7 @@ def of_tasks(
         yield lambda _: []
         return
     with closing(rubric(config.tasks, config.rewards, context.world)) as grading:
-        found = find_tasks(context, config, grading, environment)
+        found = find_tasks(config, context.model, context.world, grading, environment)
         context.console.say(f"{context.name}: evaluation on {found.describe()}")
         keep_dropped(context, "evaluation", found.lost)
         tasks = list({task.id: task for task in found.tasks}.values())  # one listed twice is one question

@@ -9,7 +9,7 @@ from functools import partial
 from threading import Lock
 from typing import Any
 
-from whet.config import SamplingConfig
+from whet.config import ModelConfig, SamplingConfig
 from whet.config.environment import EnvironmentConfig
 from whet.data.faults import Dropped
 from whet.envs.base import Attempt, Rubric, SingleTurn, Task
@@ -89,7 +89,7 @@ def users_of(config: EnvironmentConfig, world: World) -> SimulatedUsers | None:
 
 
 def find_tasks(
-    context: Context[Any], section: Any, grading: WeightedRubric, environment: Environments | None = None
+    section: Any, model: ModelConfig, world: World, grading: WeightedRubric, environment: Environments | None = None
 ) -> Playable:
     """The tasks of a section with `tasks` and `sampling` (of the stage, or of its evaluation), checked against the
     rewards, the model's template and the environment; loads no weights.
@@ -97,7 +97,7 @@ def find_tasks(
     Raises `DataError` where there are tools that the template cannot write.
     """
     listed, unread = tasks(section.tasks)
-    template, length = context.world.template(context.model), context.world.max_length(context.model)
+    template, length = world.template(model), world.max_length(model)
     kept, unusable, rooms = usable(section.tasks, listed, grading, template, length, environment)
     tools = ""
     if environment is not None and environment.tools:
@@ -113,7 +113,7 @@ def tasks_of(
     context: Context[Any], grading: WeightedRubric, environment: Environments | None = None, *, each: str = ""
 ) -> Sequence[Task]:
     """The tasks of a stage, with what became of the others told and noted; `each`: what is made of a task, in words."""
-    found = find_tasks(context, context.config, grading, environment)
+    found = find_tasks(context.config, context.model, context.world, grading, environment)
     context.console.say(f"{context.name}: {found.describe()}{each}")
     keep_dropped(context, "tasks", found.lost)
     return found.tasks
@@ -185,7 +185,7 @@ def evaluation_summary(context: Context[Any], environment: Environments | None =
 
 def _look(context: Context[Any], section: Any, environment: Environments | None) -> Playable:
     with closing(rubric(section.tasks, section.rewards, context.world)) as grading:
-        return find_tasks(context, section, grading, environment)
+        return find_tasks(section, context.model, context.world, grading, environment)
 
 
 def check_tasks(context: Context[Any]) -> Seen:

@@ -107,7 +107,7 @@ class Run:
         config = self.recipe.loops[loop]
         judges = [self.recipe.judge_of(names) for names in config.stages] if config.until is not None else []
         folders = takewhile(is_sealed, (self.stage_folder(name) for name in judges if name is not None))
-        return _rounds_of([folder / "eval.json" for folder in folders], config)
+        return rounds_of([folder / "eval.json" for folder in folders], config)
 
     def left_out(self, name: str) -> str:
         """Why a stage is not run: its loop has ended before its round; empty: it is run."""
@@ -360,7 +360,7 @@ def context_of(
     )
 
 
-def _rounds_of(tables: Sequence[Path], config: LoopConfig) -> Rounds:
+def rounds_of(tables: Sequence[Path], config: LoopConfig) -> Rounds:
     """What the rule of a loop makes of the evaluations (`eval.json`) of its rounds until now."""
     until, best, scores = config.until, 0, list[float]()
     for number, table in enumerate(tables, start=1):

@@ -16,7 +16,6 @@ from whet.records import State, Step, seed_of
 from whet.rollouts.feed import Feed
 from whet.rollouts.ledger import AheadFeed
 from whet.tracking.log import RunLog
-from whet.training.base import Trainer
 from whet.training.checkpoint import generation_at, newest_generation, save_generation
 
 Begin = Callable[..., Iterator[Step]]
@@ -40,52 +39,39 @@ class Saved(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class WithCritic:
-    """A policy's trainer and its critic's, saved as one; the critic in a folder of its own."""
+class Together:
+    """What learns and the groups that were played ahead, saved as one; all but the first in folders of their own."""
 
-    policy: Trainer
-    critic: Trainer
+    trainer: Saved
+    critic: Saved | None
+    feed: AheadFeed | None
 
-    def save(self, folder: Path) -> None:
-        """Both."""
-        (folder / "critic").mkdir()
-        self.policy.save(folder)
-        self.critic.save(folder / "critic")
-
-    def load(self, folder: Path) -> None:
-        """Both."""
-        self.policy.load(folder)
-        self.critic.load(folder / "critic")
-
-    def export(self, folder: Path) -> None:
-        """Both; the critic as a model with one label."""
-        self.policy.export(folder)
-        self.critic.export(folder / "critic")
-
-
-@dataclass(frozen=True, slots=True)
-class WithRollouts:
-    """What learns, and the groups that were played ahead for its next steps; those in a folder of their own."""
-
-    learning: Saved
-    feed: AheadFeed
+    @property
+    def others(self) -> dict[str, Saved | AheadFeed]:
+        """By the names of their folders."""
+        named = {"critic": self.critic, "rollouts": self.feed}
+        return {name: part for name, part in named.items() if part is not None}
 
     def save(self, folder: Path) -> None:
-        """Both."""
-        (folder / "rollouts").mkdir()
-        self.learning.save(folder)
-        self.feed.save(folder / "rollouts")
+        """All of them."""
+        self.trainer.save(folder)
+        for name, part in self.others.items():
+            (folder / name).mkdir()
+            part.save(folder / name)
 
     def load(self, folder: Path) -> None:
-        """Both. Raises `RunError` where the checkpoint was written without a lag."""
-        if not (folder / "rollouts").is_dir():
+        """All of them. Raises `RunError` where the checkpoint was written without a lag."""
+        if self.feed is not None and not (folder / "rollouts").is_dir():
             raise RunError(f"{folder}: was written with lag.steps: 0; go on with that, or --restart the stage")
-        self.learning.load(folder)
-        self.feed.load(folder / "rollouts")
+        self.trainer.load(folder)
+        for name, part in self.others.items():
+            part.load(folder / name)
 
     def export(self, folder: Path) -> None:
-        """What was learned."""
-        self.learning.export(folder)
+        """What was learned; the critic as a model with one label."""
+        self.trainer.export(folder)
+        if self.critic is not None:
+            self.critic.export(folder / "critic")
 
 
 def drive(
@@ -96,18 +82,19 @@ def drive(
     *,
     steps: int,
     feed: Feed | None = None,
+    critic: Saved | None = None,
     measures: Sequence[Measure] = (),
     exported: Callable[[Path], None] = lambda _: None,
 ) -> None:
     """Run an algorithm to its end, from the newest checkpoint if there is one, and export the model.
 
-    The algorithm's `feed`, if it has one, goes on with it. `measures` of held-out data are taken between steps; where
-    the stage keeps the `best` model, that is exported, too. `exported` is told of each folder while the trainer has its
-    weights. Raises `TrainingError` where no step made an update: the model would be the one that the stage started
-    from. Of a trial that is only said.
+    The algorithm's `feed` and `critic`, if it has them, go on with it. `measures` of held-out data are taken between
+    steps; where the stage keeps the `best` model, that is exported, too. `exported` is told of each folder while the
+    trainer has its weights. Raises `TrainingError` where no step made an update: the model would be the one that the
+    stage started from. Of a trial that is only said.
     """
     held_out = HeldOut(context.config, steps, measures)
-    trainer = WithRollouts(trainer, feed) if isinstance(feed, AheadFeed) else trainer
+    trainer = Together(trainer, critic, feed if isinstance(feed, AheadFeed) else None)
     done, state = _resumed(context, trainer, log, held_out, feed)
     saver = _Saver(context, trainer, log, held_out, done=done)
     context.console.begin(context.name, steps, done=done)

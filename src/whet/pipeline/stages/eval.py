@@ -48,7 +48,7 @@ def _run(context: Context[EvalStage], environment: Environments | None) -> list[
         raise ConfigError(f"models: the label {label!r} names files; use letters, digits and . _ + - in it")
     with closing(rubric(config.tasks, config.rewards, context.world)) as grading:
         first = next(iter(context.models.values()))
-        found = find_tasks(replace(context, model=first), config, grading, environment)
+        found = find_tasks(config, first, context.world, grading, environment)
         # A problem that is listed twice is one question: counting it twice would narrow the intervals.
         problems = list({task.id: task for task in found.tasks}.values())
         keep_dropped(context, "tasks", found.lost)

@@ -22,7 +22,7 @@ from whet.pipeline.gate import gate
 from whet.pipeline.held_out import of_tasks
 from whet.pipeline.load_data import rubric
 from whet.pipeline.playing import feed_of, look_at_tasks, opened, tasks_of
-from whet.pipeline.runner import Saved, WithCritic, drive
+from whet.pipeline.runner import drive
 from whet.pipeline.stage import (
     Context,
     Kind,
@@ -95,12 +95,11 @@ def _run(context: Context[RLStage], environment: Environments | None, ends: Exit
         )
         begin = partial(policy_gradient, policy.trainer, feed, setting, critic=critic)
         log = RunLog(context.folder, policy.template.decode)
-        learning: Saved = policy.trainer
-        if critic is not None and critic.trainer is not policy.trainer:
-            learning = WithCritic(policy.trainer, critic.trainer)
         if isinstance(feed, AheadFeed):
             ends.callback(feed.close)
-        drive(context, learning, log, begin, steps=setting.steps, feed=feed, measures=measuring(policy))
+        own = None if critic is None or critic.trainer is policy.trainer else critic.trainer
+        parts = {"feed": feed, "critic": own, "measures": measuring(policy)}
+        drive(context, policy.trainer, log, begin, steps=setting.steps, **parts)
 
 
 def _check_states(config: RLStage, environment: Environments | None) -> None:
