@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,7 @@ def try_environment(path: str, options: str, row: str, turns: Sequence[str], pro
     A turn is `TOOL={"argument": value}`, or what the policy says.
     """
     began, columns = time.monotonic(), mapping("--row", row)
-    made = ToolEnvironments(section_of(path, mapping("--options", options)))
-    try:
+    with closing(ToolEnvironments(section_of(path, mapping("--options", options)))) as made:
         takes = "all" if made.takes is None else ", ".join(made.takes) or "none"
         load_ms = 1000 * (time.monotonic() - began)
         looked = Looked(tools=made.tools, hooks=tuple(sorted(made.hooks)), columns=takes, load_ms=load_ms)
@@ -64,24 +64,14 @@ def try_environment(path: str, options: str, row: str, turns: Sequence[str], pro
         began = time.monotonic()
         second = run(_play(made, task, [_turn(text) for text in turns]))
         return replace(looked, play=tuple(first), same=first == second, play_ms=1000 * (time.monotonic() - began))
-    finally:
-        made.close()
 
 
 def write_rows(path: str, options: str, file: Path) -> int:
     """Write the tasks of an environment's class as JSON lines, and say how many. Raises `ConfigError`."""
     section = section_of(path, mapping("--options", options), played=False)
-    sessions = Sessions(
-        "whet.envs.tools.worker:rows",
-        arguments=[str(section.path), section.options],
-        most=1,
-        memory_mb=None,
-        python=str(section.python or ""),
-    )
-    try:
+    given: dict[str, Any] = {"arguments": [str(section.path), section.options], "python": str(section.python or "")}
+    with closing(Sessions("whet.envs.tools.worker:rows", most=1, memory_mb=None, **given)) as sessions:
         listed: Any = sessions.once({}, ROWS_S)
-    finally:
-        sessions.close()
     if listed.failure is not None:
         raise ConfigError(f"environment: {listed.failure.message}")
     write_atomic(file, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in listed.value).encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def evaluate(loaded: Loaded, models: Mapping[str, str], *, quiet: bool = False) 
     run = Run(recipe=recipe, folder=recipe.folder)
     console = Console(quiet=quiet)
     torch.set_num_threads(pick_threads(recipe.threads))
-    with claimed(run), asked_to_stop(console) as stopped:
+    with claimed(run), asked_to_stop(console) as stopped, closing(console):
         context = context_of(run, name, LocalWorld(folder=run.folder), console, stopped, models=models or None)
         folder = run.folder / "evaluations" / f"{name}-{identity_name(context, recipe.seed)}"
         try:
@@ -53,8 +54,6 @@ def evaluate(loaded: Loaded, models: Mapping[str, str], *, quiet: bool = False) 
             run.kind(name).run(replace(context, folder=folder, checkpoints=folder))
         except Interrupted:
             raise KeyboardInterrupt from None
-        finally:
-            console.close()
     return read_json(folder / "eval.json")
 
 

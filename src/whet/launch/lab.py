@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -146,18 +146,13 @@ def _bench(run: Run, name: str | None, *, quiet: bool, plays: bool) -> Iterator[
         raise ConfigError(f"{run.recipe.name}: several stages have rewards; choose with --stage {'|'.join(grading)}")
     if name is not None and name not in grading:
         raise ConfigError(f"--stage {name}: no stage of that name has rewards; {nearest(name, grading)}")
-    console = Console(quiet=quiet)
-    context = context_of(run, name or grading[0], LocalWorld(), console, lambda: False)
-    context = replace(context, model=run.origin(run.model_of(context.name)))
-    listed, _ = tasks(context.config.tasks)
-    rewards = rubric(context.config.tasks, context.config.rewards, context.world)
-    try:
-        config = getattr(context.config, "environment", None) if plays else None
-        with opened(config, context.world) as environment:
-            yield Bench(run, context, listed, rewards, environment)
-    finally:
-        rewards.close()
-        console.close()
+    with closing(Console(quiet=quiet)) as console:
+        context = context_of(run, name or grading[0], LocalWorld(), console, lambda: False)
+        context = replace(context, model=run.origin(run.model_of(context.name)))
+        section, world = context.config, context.world
+        environments = opened(getattr(section, "environment", None) if plays else None, world)
+        with closing(rubric(section.tasks, section.rewards, world)) as rewards, environments as environment:
+            yield Bench(run, context, tasks(section.tasks)[0], rewards, environment)
 
 
 def _grade(bench: Bench, asked: Sequence[tuple[str, Attempt]], step: int) -> list[Graded]:

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -52,14 +52,12 @@ def run_recipe(
     if thrifty:
         give_memory_back()
     world = build_world(recipe, threads=torch.get_num_threads(), frugal=thrifty)
-    with asked_to_stop(console) as stopped:
+    with asked_to_stop(console) as stopped, closing(world):
         try:
             _run(run, world, console, stopped, choices)
         except Interrupted:
             console.say(f"stopped; everything is saved in {run.folder}, and the same command goes on")
             raise KeyboardInterrupt from None
-        finally:
-            world.close()
     console.say(f"report: {run.folder / 'report.html'}")
     return {"run": str(run.folder), "report": str(run.folder / "report.html"), "evaluations": evaluations(run.folder)}
 

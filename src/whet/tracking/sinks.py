@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, closing, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -49,12 +49,9 @@ def trackers(kinds: Sequence[str], run: RunInfo, say: Callable[[str], None]) -> 
 
     Raises `MissingExtra` where the package of one is not installed.
     """
-    opened = [Spared(kind, SINKS[kind](run), say) for kind in dict.fromkeys(kinds)]
-    try:
-        yield opened
-    finally:
-        for tracker in opened:
-            tracker.close()
+    with ExitStack() as opened:
+        told = [Spared(kind, SINKS[kind](run), say) for kind in dict.fromkeys(kinds)]
+        yield [opened.enter_context(closing(tracker)) for tracker in told]
 
 
 class Spared:
