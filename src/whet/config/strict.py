@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, PlainSerializer
 from pydantic.json_schema import SkipJsonSchema
@@ -77,9 +77,6 @@ def _kept(value: Any, dumped: Any) -> Any:
     return dumped
 
 
-Section = TypeVar("Section", bound=BaseModel)
-
-
 def walk(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted key, value) of a section and of all that is below it."""
     yield at, value
@@ -94,19 +91,14 @@ def references(section: Any) -> Iterator[tuple[str, str, Made]]:
             yield f"{at}.path" if at else "path", path, part.refers_to
 
 
-def with_references(section: Section, resolve: Callable[[Strict], Strict]) -> Section:
+def with_references(value: Any, resolve: Callable[[Strict], Strict]) -> Any:
     """The same section in which every part whose `path` is a reference is replaced by `resolve(part)`."""
-    resolved: Section = _resolved(section, resolve)
-    return resolved
-
-
-def _resolved(value: Any, resolve: Callable[[Strict], Strict]) -> Any:
     if isinstance(value, BaseModel):
-        changed = {key: new for key, child in children(value) if (new := _resolved(child, resolve)) is not child}
+        changed = {key: new for key, child in children(value) if (new := with_references(child, resolve)) is not child}
         value = value.model_copy(update=changed) if changed else value
         return resolve(value) if isinstance(value, Strict) and _reference(value) else value
     if isinstance(value, list):
-        items = [_resolved(child, resolve) for child in value]
+        items = [with_references(child, resolve) for child in value]
         return value if all(new is old for new, old in zip(items, value, strict=True)) else items
     return value
 

@@ -220,7 +220,7 @@ def _reference(
         note = "a frozen copy; with train.lora none is needed, with train.offload it rests on the host"
         return Role(role="reference", weights=policy.weights, note=note)
     with rehearsal(other or model, lora=None, checkpointing=False) as (language, ledger), torch.no_grad():
-        batch.read(language)
+        batch.logp(language)
     return Role(role="reference", weights=0, work=ledger.peak, note="on the host, on the device for its pass alone")
 
 
@@ -311,15 +311,11 @@ class _Microbatch:
         if is_scalar(model.module):
             model.value_at(model.stream(self.packed)[self.packed.source_T]).sum().backward()
             return
-        logp_T, entropy_T = self._logp(model)
+        logp_T, entropy_T = self.logp(model)
         loss, _ = CrossEntropy()(Outputs(logp_T=logp_T, entropy_T=entropy_T), self.batch)
         loss.backward()
 
-    def read(self, model: LanguageModel) -> None:
-        """A pass without a gradient."""
-        self._logp(model)
-
-    def _logp(self, model: LanguageModel) -> tuple[Tensor, Tensor | None]:
+    def logp(self, model: LanguageModel) -> tuple[Tensor, Tensor | None]:
         states_TD = model.stream(self.packed)[self.packed.source_T]
         return model.logp_at(states_TD, self.packed.target_T, temperature=1.0, with_entropy=self.with_entropy)
 

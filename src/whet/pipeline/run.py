@@ -192,7 +192,8 @@ class Run:
                 return part.model_copy(update=own)
             return part.model_copy(update={"path": str(made)})
 
-        return with_references(self.recipe.stages[name], refer)
+        stage: StageBase = with_references(self.recipe.stages[name], refer)
+        return stage
 
 
 def run_recipe(
