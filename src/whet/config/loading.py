@@ -49,8 +49,6 @@ class Loaded:
 
     recipe: Recipe
     origins: Mapping[str, ValueOrigin]
-    raw: Mapping[str, Any]
-    """What was written, after inheritance and overrides and before defaults."""
 
 
 def load_recipe(path: Path | str | Mapping[str, Any], overrides: Sequence[str] = (), stages: Stages = STAGES) -> Loaded:
@@ -70,14 +68,12 @@ def load_recipe(path: Path | str | Mapping[str, Any], overrides: Sequence[str] =
     root = write_out(root, makes)
     _check_inherited(write_out(file, makes), root, stages)
     root = _inherit(root, stages)
-    raw = root.plain()
     model = recipe_of(tuple(stages))
     try:
-        recipe = model.model_validate(raw)
+        recipe = model.model_validate(root.plain())
     except ValidationError as error:
         raise explain(error, root, model) from error
-    assert isinstance(raw, dict)
-    return Loaded(recipe=recipe, origins=_origins(recipe, root), raw=raw)
+    return Loaded(recipe=recipe, origins=_origins(recipe, root))
 
 
 def resolved(recipe: Recipe) -> dict[str, Any]:
