@@ -97,9 +97,9 @@ def _run(context: Context[RLStage], environment: Environments | None, ends: Exit
         log = RunLog(context.folder, policy.template.decode)
         if isinstance(feed, AheadFeed):
             ends.callback(feed.close)
+        steps, measures = setting.steps, measuring(policy)
         own = None if critic is None or critic.trainer is policy.trainer else critic.trainer
-        parts = {"feed": feed, "critic": own, "measures": measuring(policy)}
-        drive(context, policy.trainer, log, begin, steps=setting.steps, **parts)
+        drive(context, policy.trainer, log, begin, steps=steps, feed=feed, critic=own, measures=measures)
 
 
 def _check_states(config: RLStage, environment: Environments | None) -> None:
