@@ -77,9 +77,15 @@ def policy_atoms() -> list[Atom]:
     return [Atom(rows=tuple(complete(row) for row in atom.rows)) for atom in random_atoms()]
 
 
+@pytest.fixture(scope="module")
+def cutting() -> list[LocalTrainer]:
+    """The same model with three budgets; nothing here takes a step."""
+    return [tiny_trainer(), *(tiny_trainer(microbatch_tokens=budget) for budget in (1, 150))]
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_no_cut_changes_the_gradient(name: str, reduction: str) -> None:
+def test_no_cut_changes_the_gradient(name: str, reduction: str, cutting: list[LocalTrainer]) -> None:
     setting = Setting(
         config=PolicyConfig.model_validate({"reduction": reduction, "kl": {"place": "loss", "coefficient": 1}}),
         train=TrainConfig(), steps=1, prompts_per_step=1, temperature=1, max_tokens=32, max_gap=1,
@@ -87,14 +93,13 @@ def test_no_cut_changes_the_gradient(name: str, reduction: str) -> None:
     )  # fmt: skip
     answers = [Answer(episode=EPISODE, group=i, rows=atom.rows, reward=0.0) for i, atom in enumerate(policy_atoms())]
     atoms, objective = weigh(answers, setting), OBJECTIVES[name]
-    trainer = tiny_trainer()
+    trainer, *cut_ones = cutting
     trainer.forward_backward(atoms, objective)
     expected = gradients(trainer)
     # token_sum does not divide by anything, so the gradient itself is larger.
     tolerance = 1e-12 * max(1.0, *(float(g.abs().max()) for g in expected.values()))
     assert tolerance < 1e-9 and all(g.isfinite().all() for g in expected.values())
-    for budget in (1, 150):
-        cut = tiny_trainer(microbatch_tokens=budget)
+    for cut in cut_ones:
         cut.forward_backward(atoms, objective)
         assert largest_difference(gradients(cut), expected) < tolerance
     # Two ranks: each computes its own atoms, and the sums are added.
