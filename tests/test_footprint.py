@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,16 @@ from whet.config import CreateConfig, LoraConfig, ModelConfig, SamplingConfig, T
 from whet.config.loading import load_recipe
 from whet.config.machine import TrainerRanks
 from whet.config.policy_terms import CriticConfig
+from whet.config.train import MarksConfig
+from whet.launch.check import seen_at_hand
+from whet.launch.main import run_recipe
 from whet.launch.memory import footprint, footprints, frugal, settle, trainings
 from whet.launch.memory_report import FULL_TOKENS, ROOM, Footprint, Role, fitting_tokens, on_each_rank, with_samplers
+from whet.models.load import load_model
 from whet.pipeline.run import Run
+from whet.sampling.engine import Engine
+from whet.tracking.log import read_metrics
+from whet.training.batch import CACHED_TOKENS
 
 ROOT = Path(__file__).parent.parent
 SHAPE = CreateConfig(hidden_size=256, layers=2, heads=4, kv_heads=2, intermediate_size=768)
@@ -265,3 +273,66 @@ def test_a_plan_says_how_ranks_share_a_step() -> None:
     assert rank_lines(loaded)[0] == "Trainer: 4 ranks (1 x 4), 1/4 of the model on each, each micro-batch on 2 together"
     assert "  ppo: 256 sequences a step as on one process, about 128 on those, cut by tokens" in rank_lines(loaded)
     assert rank_lines(load_recipe(ROOT / "recipes" / "rlhf.yaml")) == []
+
+
+def test_the_plan_draws_the_steps_that_a_run_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of rows at hand the micro-batch is the largest step, to the token; of answers it is no less than a step."""
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"{n}?", "completion": "x" * (n * n % 47 + 1)} for n in range(24)]
+    pairs = [{"prompt": f"{n}?", "chosen": "y" * (n % 9 + 1), "rejected": "n" * (n % 5 + 1)} for n in range(24)]
+    for name, given in {"rows": rows, "pairs": pairs}.items():
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
+    learns = {"batch_size": 5, "steps": 7, "lr": 0}
+    tasks = {"generate": "arithmetic", "count": 64}
+    small = {"hidden_size": 16, "layers": 1, "heads": 2, "kv_heads": 1, "intermediate_size": 16}
+    stages = {
+        "sft": {"kind": "sft", "data": "rows.jsonl", "train": learns},
+        "mix": {"kind": "sft", "data": [{"path": "rows.jsonl"}, tasks], "train": learns},
+        "rm": {"kind": "reward_model", "data": "pairs.jsonl", "train": {"batch_size": 5, "epochs": 1, "lr": 0}},
+        "dpo": {"kind": "preference", "data": "pairs.jsonl", "train": learns},
+        "rl": {
+            "kind": "rl", "tasks": tasks, "rewards": [{"kind": "verifier"}], "prompts_per_step": 3,
+            "rollouts_per_prompt": 2, "sampling": {"max_tokens": 9}, "train": {"steps": 2},
+        },
+    }  # fmt: skip
+    recipe = {"name": "r", "model": {"path": "whet:tiny", "create": small}, "out": "run", "stages": stages}
+    loaded = load_recipe(recipe)
+    run = Run(recipe=loaded.recipe, folder=Path("run"))
+    plan = {need.stage: need for need in footprints(run, partial(seen_at_hand, run))}
+    run_recipe(loaded, quiet=True)
+    for place, name in enumerate(stages, start=1):
+        lines = read_metrics(Path(f"run/stages/{place:02d}-{name}"))
+        if name == "rl":  # the prompts come on top
+            assert max(line["sampled_tokens"] or 0 for line in lines) < plan[name].microbatch_tokens <= 3 * (64 + 2 * 9)
+            continue
+        largest = max(end - start for start, end in pairwise([0.0, *(line["num_tokens"] or 0.0 for line in lines)]))
+        assert plan[name].microbatch_tokens == largest, name
+    unread = {need.stage: need.microbatch_tokens for need in footprints(run)}
+    assert set(unread.values()) == {CACHED_TOKENS} and all(n.microbatch_tokens < CACHED_TOKENS for n in plan.values())
+    assert plan["rl"].cache < footprints(run)[-1].cache, "prompts are as long as they are"
+    monkeypatch.setattr("whet.launch.check.AT_HAND_BYTES", 10)
+    assert [name for name in stages if seen_at_hand(run, name) is None] == ["sft", "mix", "rm", "dpo"]
+
+
+def test_a_model_with_routed_adapters_goes_on_training_them_alone(tmp_path: Path) -> None:
+    demo, lora = ModelConfig(path="whet:demo"), LoraConfig(rank=3, routed=MarksConfig())
+    load_model(demo, lora=lora).export(tmp_path / "routed")
+    train = TrainConfig(microbatch_tokens=256)
+    begun = footprint("", demo, train.model_copy(update={"lora": lora}), None)
+    (goes_on,), (first,) = footprint("", demo.at(str(tmp_path / "routed")), train, None).roles, begun.roles
+    assert goes_on.optimizer == pytest.approx(1.14 * first.optimizer, rel=1e-3)
+    assert 0 < first.optimizer < footprint("", demo, train, None).optimizer / 5
+
+
+def test_kept_prompts_are_in_the_plan_while_sampling_and_while_training() -> None:
+    """As many bytes as the engine may keep; what runs side by side has that much less of the cache."""
+    train, sampling = TrainConfig(microbatch_tokens=256), SamplingConfig(max_running=8, max_tokens=32, cache_gib=0.25)
+    once, turns = (footprint("rl", MODEL, train, sampling, goes_on=goes_on) for goes_on in (False, True))
+    engine = Engine(load_model(MODEL), max_running=8, cache_bytes=2**28)
+    kept = engine._prefixes.most_tokens * engine.plan.token_bytes
+    assert kept > 0
+    assert turns.work - once.work == pytest.approx(1.14 * kept, rel=1e-3)
+    assert turns.cache - once.cache == pytest.approx(1.14 * kept, rel=1e-3)
+    full = sampling.model_copy(update={"max_running": 10**6})
+    once, turns = (footprint("rl", MODEL, train, full, goes_on=goes_on) for goes_on in (False, True))
+    assert turns.cache == pytest.approx(once.cache, rel=0.01), "rows make room"

@@ -130,6 +130,13 @@ def drawn_from(examples: Sequence[Atom], blend: Blend | None, config: TrainConfi
     return Drawn(atoms=[examples[i] for i in places], places=places)
 
 
+def largest_step(costs: Sequence[int], config: TrainConfig, seed: int, blend: Blend | None = None) -> int:
+    """Most tokens of a step, of examples that have so many each."""
+    shares = blend or Blend((len(costs),))
+    steps = range(supervised_steps(len(costs), config))
+    return max(int(sum(costs[place] for place in _batch(step, shares, config, seed))) for step in steps)
+
+
 def _batch(step: int, blend: Blend, config: TrainConfig, seed: int) -> list[int]:
     """Indices of the examples of a step: the shuffled epochs one after another, cut into batches."""
     size, total = config.batch_size, blend.total

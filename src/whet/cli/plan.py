@@ -144,7 +144,7 @@ def memory_table(needs: list[Footprint]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    title = "Peak memory in MiB, of full micro-batches and prompts of 512 tokens: smaller steps take less"
+    title = "Peak memory in MiB. Rows that are not at hand: full micro-batches, prompts of 512 tokens"
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title, title_justify="left")
     table.add_column("stage", overflow="fold")  # a narrow terminal cuts nothing off
     parts = ("process", "weights", "optimizer", "work", "cache", "peak", "available")
@@ -205,10 +205,14 @@ def _forecasts(loaded: Loaded, assume: list[str], lengths: Path | None) -> tuple
 
 
 def _footprints(loaded: Loaded) -> list[Footprint]:
+    from functools import partial
+
+    from whet.launch.check import seen_at_hand
     from whet.launch.memory import footprints
     from whet.pipeline.run import Run
 
-    return footprints(Run(recipe=loaded.recipe, folder=loaded.recipe.folder))
+    run = Run(recipe=loaded.recipe, folder=loaded.recipe.folder)
+    return footprints(run, partial(seen_at_hand, run))
 
 
 def _with_sums(need: Footprint) -> dict[str, object]:

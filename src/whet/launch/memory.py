@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,9 @@ from whet.models.load import read_max_length
 from whet.models.pack import Packed, pack
 from whet.models.quantize import NF4_BYTES, quantisable
 from whet.pipeline.run import Run
+from whet.pipeline.stage import Seen
 from whet.records import TokenRow
+from whet.sampling.engine import PREFIX_SHARE
 from whet.training.base import Batch, Outputs
 from whet.training.batch import CACHED_TOKENS, as_batch
 from whet.training.optim import Optimizers, eight_bit_state
@@ -46,6 +49,9 @@ FRAGMENTS = 1.14
 """What the C allocator holds beyond what is alive, on a CPU (docs/memory.md), unless a stage is `frugal`."""
 PROMPT_TOKENS = 512
 """Length of a prompt that a plan reckons with, where the data are not read."""
+
+UNREAD = Seen(summary="")
+"""Of a stage whose rows and tasks were not looked at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,10 +63,10 @@ class Asked:
     sampling: SamplingConfig | None
 
 
-def footprints(run: Run) -> list[Footprint]:
-    """The footprint of every stage of a run that loads a model, in order."""
+def footprints(run: Run, look: Callable[[str], Seen | None] = lambda _: None) -> list[Footprint]:
+    """The footprint of every stage of a run that loads a model, in order; `look` finds what its rows and tasks are."""
     require_offload(run)
-    found = (_footprint(run, name, stage) for name, stage in run.recipe.distinct.items())
+    found = (_footprint(run, name, stage, look(name) or UNREAD) for name, stage in run.recipe.distinct.items())
     return [each for each in found if each is not None]
 
 
@@ -84,7 +90,7 @@ def frugal(train: TrainConfig) -> bool:
     return train.gradient_checkpointing or train.lora is not None
 
 
-def _footprint(run: Run, name: str, stage: StageBase) -> Footprint | None:
+def _footprint(run: Run, name: str, stage: StageBase, seen: Seen) -> Footprint | None:
     """Of one stage; what an earlier stage will make has the shapes of what it started from."""
     needs, asked = run.kind(name).needs(stage), [replace(a, model=run.origin(a.model)) for a in _asked_in(stage)]
     if needs is None and not asked:
@@ -97,8 +103,10 @@ def _footprint(run: Run, name: str, stage: StageBase) -> Footprint | None:
     found = footprint(
         name,
         model,
-        needs.train and _with_longest_row(needs.train, needs.sampling, model, trainer.context),
+        needs.train and _as_fed(needs.train, needs.sampling, model, seen, trainer.context),
         needs.sampling,
+        prompt_tokens=PROMPT_TOKENS if seen.prompt_tokens is None else seen.prompt_tokens,
+        goes_on=(environment := getattr(stage, "environment", None)) is not None and environment.limits.turns > 1,
         reference=needs.reference if isinstance(needs.reference, bool) else run.origin(model.at(needs.reference.path)),
         critic=needs.critic,
         scalar=needs.scalar,
@@ -110,16 +118,19 @@ def _footprint(run: Run, name: str, stage: StageBase) -> Footprint | None:
     return found if trainer.ranks == 1 else on_each_rank(found, trainer)
 
 
-def _with_longest_row(
-    train: TrainConfig, sampling: SamplingConfig | None, model: ModelConfig, context: int
+def _as_fed(
+    train: TrainConfig, sampling: SamplingConfig | None, model: ModelConfig, seen: Seen, context: int
 ) -> TrainConfig:
-    """The same with micro-batches that hold the longest row that its keys allow: a group is cut, a row never is."""
+    """The same with micro-batches as large as its rows make them.
+
+    They hold the longest row that its keys allow, since a group is cut and a row never is, and no more than a step.
+    """
     longest = train.max_length or 0
     if sampling is not None:
-        longest = max(longest, PROMPT_TOKENS + sampling.max_tokens)
+        longest = max(longest, (seen.prompt_tokens or PROMPT_TOKENS) + sampling.max_tokens)
     tokens = CACHED_TOKENS * context if train.microbatch_tokens == "auto" else train.microbatch_tokens
-    longest = min(longest, read_max_length(model))
-    return train.model_copy(update={"microbatch_tokens": max(longest, tokens)})
+    fed = min(max(tokens, min(longest, read_max_length(model))), seen.step_tokens or sys.maxsize)
+    return train.model_copy(update={"microbatch_tokens": fed})
 
 
 def _asked_in(section: Any, tokens: int = 0) -> Iterator[Asked]:
@@ -159,11 +170,14 @@ def footprint(
     scalar: bool = False,
     scorers: Sequence[ModelConfig] = (),
     asked: Sequence[Asked] = (),
+    prompt_tokens: int = PROMPT_TOKENS,
+    goes_on: bool = False,
 ) -> Footprint:
     """Rehearse a full micro-batch of each model that is trained, and add what sampling and a reference need.
 
     `scalar`: the model that is trained gives numbers, not tokens; without `train` it is frozen. `scorers`: the reward
-    models that rewards ask. `asked`: the models on this machine that judge or write.
+    models that rewards ask. `asked`: the models on this machine that judge or write. `goes_on`: turns follow turns, and
+    the sampler keeps the beginnings of prompts.
     """
     plan = train or TrainConfig()
     tokens = CACHED_TOKENS if plan.microbatch_tokens == "auto" else plan.microbatch_tokens
@@ -171,7 +185,8 @@ def footprint(
     if scalar and train is None:
         roles = [replace(_scorer(model), note="frozen under the gate, which is small")]
     else:
-        roles = [_scalar("reward", model, plan, batch) if scalar else _policy(model, train, sampling, batch)]
+        trained = _scalar("reward", model, plan, batch) if scalar else None
+        roles = [trained or _policy(model, train, sampling, batch, prompt_tokens, goes_on=goes_on)]
     if reference:
         other = None if isinstance(reference, bool) or reference.path == model.path else reference
         roles.append(_reference(roles[0], model, other, plan, batch))
@@ -195,16 +210,27 @@ def footprint(
 # ------------------------------------------------------------------------------- one function for each role
 
 
-def _policy(model: ModelConfig, train: TrainConfig | None, sampling: SamplingConfig | None, batch: _Microbatch) -> Role:
+def _policy(
+    model: ModelConfig,
+    train: TrainConfig | None,
+    sampling: SamplingConfig | None,
+    batch: _Microbatch,
+    prompt_tokens: int = PROMPT_TOKENS,
+    *,
+    goes_on: bool = False,
+) -> Role:
     """What is trained or only sampled; the embedded sampler reads its weights and adds a cache."""
-    plan = train or TrainConfig()
+    plan, on_cpu = train or TrainConfig(), pick_device(model.device).type == "cpu"
+    cache = kept = 0
     with rehearsal(model, lora=plan.lora, checkpointing=plan.gradient_checkpointing) as (language, ledger):
-        cache = _cache(language, sampling) if sampling is not None and sampling.engine == "embedded" else 0
-        if cache and pick_device(model.device).type == "cpu" and language.compute == torch.float32:
+        if sampling is not None and sampling.engine == "embedded":
+            kept = int(sampling.cache_gib * 2**30) // PREFIX_SHARE if goes_on and on_cpu else 0
+            cache = kept + _cache(language, sampling, prompt_tokens, kept)
+        if cache and on_cpu and language.compute == torch.float32:
             cache += sum(layer.weight.nbytes for name, layer in language.module.named_modules() if _copied(name, layer))
         still = Role(role="policy", weights=ledger.now)
         role = still if train is None else _trained("policy", language, ledger, train, batch)
-    return replace(role, cache=cache)
+    return replace(role, cache=cache, work=role.work + kept)  # what is kept stays until there are new weights
 
 
 def _reference(
@@ -321,24 +347,25 @@ class _Microbatch:
 
 
 def _full_microbatch(tokens: int, *, with_entropy: bool) -> _Microbatch:
-    """Sequences of 256 tokens, all trained; attention's work memory does not depend on how they are cut."""
-    length = min(256, tokens)
+    """Sequences of some 256 tokens, all trained; attention's work memory does not depend on how they are cut."""
+    count = -(-tokens // 256)
+    length = -(-tokens // count)
     row = TokenRow(tokens=np.zeros(length, np.int32), trained=np.arange(length) > 0)
-    atoms = weigh([row] * (tokens // length))
+    atoms = weigh([row] * count)
     packed = pack(atoms, torch.device("cpu"))
     assert packed.layout.buckets  # computed here, where numbers are numbers
     assert packed.layout.positions_N is not None
     return _Microbatch(packed, as_batch(atoms, torch.zeros(1)), with_entropy)
 
 
-def _cache(model: LanguageModel, sampling: SamplingConfig) -> int:
-    """Bytes of the key-value cache and of choosing tokens, with every slot in use."""
+def _cache(model: LanguageModel, sampling: SamplingConfig, prompt_tokens: int, kept: int) -> int:
+    """Bytes of the key-value cache beside what is kept, and of choosing tokens, with every slot in use."""
     config = model.module.config
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    length = min(PROMPT_TOKENS + sampling.max_tokens, model.max_length)
+    length = min(prompt_tokens + sampling.max_tokens, model.max_length)
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * size * model.compute.itemsize
     choosing = model.vocabulary * (4 + 4 + 4)  # logits, the same by temperature, probabilities
-    running = min(sampling.max_running, max(1, int(sampling.cache_gib * 2**30 / (length * per_token))))
+    running = min(sampling.max_running, max(1, int((sampling.cache_gib * 2**30 - kept) / (length * per_token))))
     return int(running * (length * per_token + choosing))
 
 

@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from whet.config import LoraConfig, ModelConfig
+from whet.config.train import MarksConfig
 from whet.errors import ModelError
+from whet.files import read_json
 from whet.models.heads import SCORE, is_scalar
 from whet.models.language import ROUTED
 from whet.models.locate import locate
@@ -28,7 +30,9 @@ def put_adapters(
     """
     written: Mapping[str, Sequence[str]] | None = getattr(module.config, ROUTED, None)
     held = None if written is None else {role: (pair[0], pair[1]) for role, pair in written.items()}
-    if lora is None and (held is None or tokenizer is None):  # a skeleton has shapes alone
+    if lora is None and held is not None and tokenizer is None:  # a skeleton has shapes alone
+        lora, held = _written(config), None
+    if lora is None and held is None:
         return None, None
     if held is not None and lora is not None:
         raise ModelError(f"{config.path}: has routed adapters, which go on being trained; leave train.lora out")
@@ -55,6 +59,12 @@ def _load_routed(module: Any, config: ModelConfig) -> Any:
         raise ModelError(f"{folder}: its routed adapters cannot be read ({first_line(error)})") from error
     _use_both(adapter)
     return adapter
+
+
+def _written(config: ModelConfig) -> LoraConfig:
+    """How large routed adapters are."""
+    facts = read_json(Path(locate(config.path)[0]) / "adapter" / ADAPTERS[0] / "adapter_config.json")
+    return LoraConfig(rank=facts["r"], targets=facts["target_modules"], routed=MarksConfig())
 
 
 def _use_both(adapter: Any) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from whet.algorithms.supervised import largest_step
 from whet.config import DistillStage, GeneratedConfig, ModelConfig, SFTStage, Source, Sources, TrainConfig
 from whet.config.data import listed, weights
 from whet.data.mixture import Blend, end_to_end
@@ -61,7 +64,9 @@ def look_at_rows(context: Context[SFTStage] | Context[DistillStage]) -> Seen:
     summary = data.describe(context.seed)
     if config.eval_data is not None:
         summary += f"; for evaluation {gate(world, model, config.train, config.eval_data).describe()}"
-    return Seen(summary=summary, rows=data.rows[:SHOWN])
+    lengths = np.concatenate([each.kept.lengths for each in data.sets.values()]).tolist()
+    largest = largest_step(lengths, config.train, context.seed, data.blend)
+    return Seen(summary=summary, rows=data.rows[:SHOWN], step_tokens=largest)
 
 
 def gate_sets(world: World, model: ModelConfig, train: TrainConfig, data: Sources, say: Say | None = None) -> Sets:

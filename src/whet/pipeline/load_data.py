@@ -25,6 +25,9 @@ from whet.errors import DataError
 from whet.records import Message
 from whet.templates.base import Template
 
+GENERATED = 256
+"""Generated prompts whose lengths are looked at: all are made by one rule."""
+
 
 def source_digest(source: Source) -> str:
     """SHA-256 of the rows that a source gives, wherever they lie; reads files as bytes, and parses nothing.
@@ -137,8 +140,8 @@ def usable(
     if isinstance(source, GeneratedConfig):  # made by us: every gold answer is understood, every prompt short
         if environment is not None:
             environment.check(listed[0])
-            template.prompt(listed[0].messages, tools)
-        return listed, Dropped(), []
+        few = [len(template.prompt(task.messages, tools)) for task in listed[:GENERATED]]
+        return listed, Dropped(), [_room(max(few), max_length)]
     rejects, kept, rooms = Rejects(source.on_bad_row), [], []
     sound = False
     with suppress(DataError):  # all at once, which is faster; where one is wrong, the loop says which

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from threading import Lock
 from typing import Any
@@ -44,6 +44,8 @@ class Playable:
 
     tasks: Sequence[Task]
     lost: tuple[Dropped, ...]
+    prompt_tokens: int
+    """Of the longest prompt."""
     narrow: str = ""
     """How many prompts leave less room than an answer may have, and how much; empty where none does."""
     tools: str = ""
@@ -105,8 +107,9 @@ def find_tasks(
         tools = f"tools {names}, calls as {template.dialect.name}"
     if environment is not None and environment.config.limits.turns > 1 and template.forgets:
         tools = f"{tools}; {FORGOTTEN.format(' or a '.join(template.forgets))}".removeprefix("; ")
+    longest = length - min(rooms)
     lost, narrow = (unread, unusable), _narrow(rooms, section.sampling.max_tokens)
-    return Playable(tasks=kept, lost=lost, narrow=narrow, tools=tools, notes=grading.notes)
+    return Playable(tasks=kept, lost=lost, prompt_tokens=longest, narrow=narrow, tools=tools, notes=grading.notes)
 
 
 def tasks_of(
@@ -170,17 +173,30 @@ def look_at_tasks(context: Context[Any]) -> tuple[Seen, Playable]:
     section = getattr(context.config, "environment", None)
     with opened(section, context.world) as environment:
         found = _look(context, context.config, environment)
-        held_out = evaluation_summary(context, environment)
+        held_out = _look_held_out(context, environment)
         tools = () if environment is None else environment.tools
-    return Seen(summary="; ".join([found.describe(), *held_out]), prompts=found.tasks[:SHOWN], tools=tools), found
+    summary = "; ".join([found.describe(), *map(_said, held_out)])
+    seen = Seen(summary=summary, prompts=found.tasks[:SHOWN], tools=tools)
+    if environment is not None:
+        return seen, found
+    longest, config = max(each.prompt_tokens for each in (found, *held_out)), context.config
+    answers = getattr(config, "rollouts_per_prompt", 0) * config.sampling.max_tokens
+    most = getattr(config, "prompts_per_step", 0) * (found.prompt_tokens + answers)
+    return replace(seen, prompt_tokens=longest, step_tokens=most or None), found
 
 
-def evaluation_summary(context: Context[Any], environment: Environments | None = None) -> list[str]:
-    """What a check says of the held-out tasks of a stage, where it has any."""
+def evaluation_summary(context: Context[Any]) -> list[str]:
+    """What a check says of the held-out tasks of a stage without an environment, where it has any."""
+    return list(map(_said, _look_held_out(context, None)))
+
+
+def _said(held_out: Playable) -> str:
+    return f"evaluation on {held_out.describe()}"
+
+
+def _look_held_out(context: Context[Any], environment: Environments | None) -> list[Playable]:
     evaluation = getattr(context.config, "evaluation", None)
-    if evaluation is None:
-        return []
-    return [f"evaluation on {_look(context, evaluation, environment).describe()}"]
+    return [] if evaluation is None else [_look(context, evaluation, environment)]
 
 
 def _look(context: Context[Any], section: Any, environment: Environments | None) -> Playable:

@@ -181,6 +181,10 @@ class Seen:
     """A few, to be shown as the model reads them."""
     tools: tuple[dict[str, Any], ...] = ()
     """What may be called in answer to the prompts."""
+    prompt_tokens: int | None = None
+    """Of the longest prompt that is answered; None: there is none, or an environment goes on from it."""
+    step_tokens: int | None = None
+    """Most tokens of an optimizer step; None: known when it is there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from functools import cache, partial
 
 from whet.algorithms.distill import Distillation, OwnAnswers, distill
@@ -81,7 +82,9 @@ def check_distill(context: Context[DistillStage]) -> Seen:
     seen = [look_at_rows(context)] if config.data is not None else []
     seen += [look_at_tasks(context)[0]] if config.tasks is not None else []
     said = [*(each.summary for each in seen), *evaluation_summary(context)]
-    return Seen(summary="; ".join(said), rows=seen[0].rows, prompts=seen[-1].prompts)
+    known = [each.step_tokens for each in seen if each.step_tokens is not None]
+    largest = max(known) if len(known) == len(seen) else None
+    return replace(seen[-1], summary="; ".join(said), rows=seen[0].rows, step_tokens=largest)
 
 
 KIND = Kind(

@@ -9,7 +9,7 @@ from math import inf
 
 from whet.algorithms.preference import beside_mismatched, objective_of, preference, weigh_preferences
 from whet.algorithms.sequence_sums import add_constant
-from whet.algorithms.supervised import supervised_steps
+from whet.algorithms.supervised import largest_step, supervised_steps
 from whet.config import LossConfig, ModelConfig, PreferenceStage, SamplingConfig, Source, TrainConfig
 from whet.data.base import Comparison, Judged
 from whet.data.faults import Dropped
@@ -154,7 +154,9 @@ def check_preference(context: Context[PreferenceStage]) -> Seen:
         summary += f"; for evaluation {gate_preferences(world, model, config, config.eval_data).describe()}"
     summary = "; ".join([summary, *evaluation_summary(context)])
     answers = 2 if config.loss.kto is None else 1
-    return Seen(summary=summary, rows=[row for atom in gated.atoms[:SHOWN] for row in atom.rows[:answers]])
+    shown = [row for atom in gated.atoms[:SHOWN] for row in atom.rows[:answers]]
+    largest = largest_step([atom.cost for atom in gated.atoms], config.train, context.seed)
+    return Seen(summary=summary, rows=shown, step_tokens=largest)
 
 
 KIND = Kind(

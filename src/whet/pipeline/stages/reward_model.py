@@ -16,7 +16,7 @@ from statistics import fmean, pstdev
 import numpy as np
 
 from whet.algorithms.reward_model import objective_of, reward_model, weighed
-from whet.algorithms.supervised import supervised_steps
+from whet.algorithms.supervised import largest_step, supervised_steps
 from whet.config import RewardModelStage
 from whet.evals.judgement import (
     Judgement,
@@ -174,7 +174,9 @@ def _scores(trainer: Trainer, given: Sequence[RewardExample]) -> list[list[Colum
 def check_reward_model(context: Context[RewardModelStage]) -> Seen:
     """All rows through the gate."""
     given = reward_dataset(context.world, context.model, context.config)
-    return Seen(summary=given.described, rows=_rows(given.taught[:SHOWN]))
+    costs = [lesson.atom.cost for lesson in given.taught]
+    largest = largest_step(costs, context.config.train, context.seed)
+    return Seen(summary=given.described, rows=_rows(given.taught[:SHOWN]), step_tokens=largest)
 
 
 KIND = Kind(

@@ -164,7 +164,8 @@ def check_rl(context: Context[RLStage]) -> Seen:
     mixed = _pretraining_rows(context.config, context.model, context.world)
     mixing = [] if mixed is None else [f"ptx {mixed.describe()}"]
     cautions = context.config.algorithm.cautions(prompts=context.config.prompts_per_step)
-    return replace(seen, summary="; ".join([seen.summary, *mixing, *cautions]))
+    largest = seen.step_tokens if mixed is None else None
+    return replace(seen, summary="; ".join([seen.summary, *mixing, *cautions]), step_tokens=largest)
 
 
 def needs_of_rl(config: RLStage) -> Needs:
