@@ -10,11 +10,14 @@ import re
 import runpy
 import shlex
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import load_file
 
 from whet.config import DataConfig, GeneratedConfig, Recipe
 from whet.config.evaluation import EvalStage
@@ -27,6 +30,7 @@ from whet.errors import ConfigError
 from whet.launch.check import check_recipe
 from whet.launch.main import run_recipe
 from whet.models.locate import TEMPLATES as TEMPLATE_FILES
+from whet.models.locate import locate
 from whet.pipeline.card import records
 from whet.pipeline.lineage import Choices
 from whet.tracking.log import read_metrics, read_rollouts
@@ -176,6 +180,28 @@ def test_word_problems_are_learned_as_equations(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "stages" / "03-eval" / "manifest.json").exists()
     (task, _) = load_prompts(DataConfig(path=str(rows)))[0]
     assert grade(task.columns["answer"], row["Equation"], NO_ALGEBRA) and not grade("6.0", row["Equation"], NO_ALGEBRA)
+
+
+def test_a_model_of_half_the_layers_learns_from_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`smollm2_distill.yaml` at a small size, and what `fewer_layers.py` leaves of a model: an end, as it was."""
+    whole, half = Path(locate("whet:demo")[0]), tmp_path / "half"
+    layers = len({name.split(".")[2] for name in load_file(whole / "model.safetensors") if ".layers." in name})
+    cut = ["fewer_layers.py", str(whole), str(half), "--first", "0", "--last"]
+    for last in (str(layers + 1), "1"):
+        monkeypatch.setattr("sys.argv", [*cut, last])
+        with pytest.raises(SystemExit) if last != "1" else nullcontext():
+            runpy.run_path(str(ROOT / "recipes" / "fewer_layers.py"), run_name="__main__")
+    before, after = (load_file(folder / "model.safetensors") for folder in (whole, half))
+    named = {name: name.replace(".layers.0.", f".layers.{layers - 1}.") for name in after}
+    assert len(named) < len(before) and all(np.array_equal(after[name], before[there]) for name, there in named.items())
+    rows = write(tmp_path / "rows.jsonl", as_gsm8k)
+    short = [f"data.path={rows}", "data.subset=null", "train.steps=2", "train.batch_size=4"]
+    words = [f"stages.{name}.{word}" for name in ("teacher", "distilled", "imitated") for word in short]
+    words += [f"stages.{name}.model={half}" for name in ("distilled", "imitated")]
+    words += ["model=whet:demo", f"out={tmp_path / 'run'}"]
+    run_recipe(load_recipe(ROOT / "recipes" / "smollm2_distill.yaml", words), quiet=True)
+    losses = [read_metrics(folder)[-1]["loss"] for folder in sorted((tmp_path / "run" / "stages").iterdir())]
+    assert len(losses) == 3 and all(loss is not None and loss > 0 for loss in losses)
 
 
 @pytest.mark.parametrize("recipe", ["countdown_dapo", "demo_base", "dpo", "functions_dapo", "online_dpo"])
