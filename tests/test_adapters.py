@@ -195,8 +195,9 @@ def test_a_trained_model_keeps_its_chat_template(base: str, tmp_path: Path) -> N
     assert load_tokenizer(ModelConfig(path="whet:demo", chat_template=other)).chat_template.startswith("{{ 1 }}")
     changed = shutil.copytree(base, tmp_path / "changed")
     (changed / "chat_template.jinja").write_text(other.read_text())
-    with pytest.raises(ModelError, match="its chat template is not the one that it was trained with"):
+    with pytest.raises(ModelError, match=r"than its folder has \(line 1 is .* and '{{ 1 }}' here\); put that back"):
         load_tokenizer(ModelConfig(path=str(changed)))
+    assert load_tokenizer(ModelConfig(path=str(changed), chat_template=same)).chat_template == own
 
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=4, dropout=0.5)], ids=["full", "lora"])

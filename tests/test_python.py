@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 
 import whet
 from whet.cli.app import main
-from whet.config import SamplingConfig
+from whet.config import ModelConfig, SamplingConfig
 from whet.config.loading import load_recipe
 from whet.envs.base import Observed, Opening
 from whet.errors import ConfigError, DataError, ModelError, RunError
@@ -28,6 +28,7 @@ from whet.evals.run import loss_table
 from whet.launch.compare import compare_runs
 from whet.launch.evaluate import evaluate, load_rows
 from whet.launch.talk import open_conversation
+from whet.models.tokenizer import require_same_template
 from whet.records import Message
 from whet.tracking.console import Console
 
@@ -280,12 +281,41 @@ def test_a_run_that_is_not_finished_is_talked_to_by_its_last_checkpoint(monkeypa
     assert whet.Run(folder).stages == {"first": "done", "second": "begun"}
     session = whet.Run(folder).chat(temperature=0, max_tokens=4)
     assert session.about == "runs/two@second, not finished: its checkpoint after step 1"
+    with pytest.raises(ModelError, match=r"trained with another chat template than whet:tags \(line 1 is"):
+        open_conversation("runs/two", greedy, chat_template=Path("whet:tags"))
     saved = load_file(folder / "checkpoints" / "02-second" / "step-00000001" / "weights.safetensors")
     used = session.policy.trainer.model.parameters
     assert saved.keys() == used.keys() and all(np.array_equal(saved[k], used[k].detach().numpy()) for k in saved)
     assert isinstance(session.say("1+1"), str)
     with pytest.raises(RunError, match=r"its stage second has made no model yet; .*, or take @first"):
         whet.Run(folder).model("second")
+
+
+def test_no_door_takes_a_trained_model_with_another_chat_template() -> None:
+    """Chat, evaluation, held-out loss and a further stage, each with the first line that differs."""
+    run = sft()
+    other, refused = (
+        "model.chat_template=whet:tags",
+        r"was trained with another chat template than whet:tags \(line 1 is ",
+    )
+    asked = {"kind": "eval", "tasks": {"generate": "arithmetic", "count": 2}, "rewards": [{"kind": "verifier"}]}
+    asked["models"] = {"base": "@model"}
+    recipe = load_recipe({"name": "e", "model": "whet:tiny", "stages": {"eval": asked}}, [other])
+    further = {"name": "f", "model": "runs/sft", "stages": {"sft": {"kind": "sft", **SFT, "data": "rows.jsonl"}}}
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    for door in (
+        lambda: open_conversation("runs/sft", SamplingConfig(), chat_template=Path("whet:tags")),
+        lambda: evaluate(recipe, {"sft": "runs/sft"}, quiet=True),
+        lambda: evaluate(load_rows(Path("rows.jsonl"), {"sft": "runs/sft"}, [other]), {"sft": "runs/sft"}, quiet=True),
+        lambda: whet.run(further, other, quiet=True),
+    ):
+        with pytest.raises(ModelError, match=refused):
+            door()
+    tiny = ModelConfig(path="whet:tiny")
+    with pytest.raises(ModelError, match=r"whet:tags is not that of whet:tiny \(line 1 is"):
+        require_same_template(tiny.model_copy(update={"chat_template": Path("whet:tags")}), tiny)
+    lock = json.loads((run.model() / "config.json").read_text())["whet_template"]
+    assert lock == (run.model() / "chat_template.jinja").read_text()
 
 
 def test_chat_says_what_it_is_and_forgets_when_it_is_told(
@@ -298,7 +328,7 @@ def test_chat_says_what_it_is_and_forgets_when_it_is_told(
     said = output.err.splitlines()
     assert said[0].startswith("model: runs/sft (runs/sft/stages/01-sft/model); float32, 4,096 tokens at most")
     assert said[1:3] == [
-        "template: the tokenizer's own; an answer ends with <|im_end|>",
+        "an answer ends with <|im_end|>",
         "sampling: greedy, at most 3 tokens, seed 0",
     ]
     assert said[3:] == ["/rest: no such command; there is /reset"]

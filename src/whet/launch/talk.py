@@ -17,6 +17,7 @@ from whet.errors import DataError, EnvironmentFailure, PolicyFault, RunError
 from whet.files import is_sealed, read_json
 from whet.launch.world import LocalWorld
 from whet.models.locate import locate, run_of
+from whet.models.tokenizer import require_same_template
 from whet.pipeline.playing import sampling_params
 from whet.pipeline.run import Run
 from whet.pipeline.stage import Policy
@@ -91,12 +92,12 @@ class ChatSession:
             self._play = None
 
     def describe(self) -> list[str]:
-        """The model, its template and how it is sampled, a line each."""
+        """The model, what ends its answers and how it is sampled, a line each."""
         ends = " or ".join(self.policy.template.decode([token]) for token in sorted(self.policy.template.stop_ids))
         how = "greedy" if self.sampling.temperature == 0 else f"temperature {self.sampling.temperature:g}"
         return [
             f"model: {self.about}; {self.policy.precision}, {self.policy.max_length:,} tokens at most",
-            f"template: the tokenizer's own; an answer ends with {ends}",
+            f"an answer ends with {ends}",
             f"sampling: {how}, at most {self.sampling.max_tokens} tokens, seed {self.seed}",
         ]
 
@@ -146,9 +147,12 @@ def open_policy(what: str, sampling: SamplingConfig, chat_template: Path | None 
         generation = None if stage is None else newest_generation(run.checkpoints(stage))
         if stage is not None and generation is not None:
             section: Any = run.recipe.stages[stage]
+            model = run.model_of(stage)
+            if chat_template is not None:
+                require_same_template(model.model_copy(update={"chat_template": chat_template}), model)
             needs = run.kind(stage).needs(section)
             critic = needs is not None and needs.critic is not None and needs.critic.share_trunk
-            policy = LocalWorld().policy(run.model_of(stage), section.train, sampling, with_value=critic)
+            policy = LocalWorld().policy(model, section.train, sampling, with_value=critic)
             policy.trainer.load(generation.folder)
             return policy, f"{name}@{stage}, not finished: its checkpoint after step {generation.step}", True
         note = f", while {stage} has no checkpoint yet" if stage is not None and not asked else ""

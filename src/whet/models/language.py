@@ -8,7 +8,6 @@ Legend: N tokens of a packed stream, T trained tokens, D hidden size, V vocabula
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -36,7 +35,7 @@ from whet.records import Atom, TokenRow
 Want = Literal["logp", "entropy", "value", "score", "top_k"]
 """What may be read of a row's trained tokens without a gradient."""
 TEMPLATE_LOCK = "whet_template"
-"""Key of a model's config: the digest of the chat template that it was trained with."""
+"""Key of a model's config: the chat template that it was trained with."""
 ROUTED = "whet_routed"
 """Key of a model's config: the marks between which calls and thinking stand, where two adapters are routed by them."""
 TOP_K_ROWS = 256
@@ -47,11 +46,6 @@ def template_of(tokenizer: Any) -> str:
     """Its chat template as text, several by their names; empty where it has none."""
     found = tokenizer.chat_template or ""
     return found if isinstance(found, str) else json.dumps(found, sort_keys=True)
-
-
-def template_digest(template: str) -> str:
-    """SHA-256 of a chat template."""
-    return hashlib.sha256(template.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +251,7 @@ class LanguageModel:
         written as a sequence classifier; a causal LM leaves its critic's head behind, and stops at `stop_ids`.
         """
         if text := template_of(self.tokenizer):  # transformers keeps unknown keys of a config
-            setattr(self.module.config, TEMPLATE_LOCK, template_digest(text))
+            setattr(self.module.config, TEMPLATE_LOCK, text)
         if self.routing is not None:
             setattr(self.module.config, ROUTED, {role: list(pair) for role, pair in self.routing.marks.items()})
         save_model(self.module, self.adapter, folder, self.stop_ids, merged=self.routing is None)

@@ -15,7 +15,7 @@ from whet.config import ModelConfig
 from whet.errors import ModelError
 from whet.files import read_json
 from whet.models.create import byte_tokenizer
-from whet.models.language import TEMPLATE_LOCK, template_digest, template_of
+from whet.models.language import TEMPLATE_LOCK, template_of
 from whet.models.locate import TEMPLATES, locate
 from whet.models.probe import first_line
 
@@ -25,26 +25,24 @@ def load_tokenizer(config: ModelConfig) -> Any:
     from tokenizers import AddedToken
 
     tokenizer = _own(config)
-    own, lock = template_of(tokenizer), _template_lock(config)
-    fresh = _fresh(config, tokenizer)
+    lock, fresh = _template_lock(config), _fresh(config, tokenizer)
     if lock and fresh:
         raise ModelError(
             f"{config.path}: was trained with a tokenizer without {fresh[0]!r}; leave it out of model.add_tokens, or "
             "begin where that model began"
         )
     tokenizer.add_tokens([AddedToken(word, special=False, normalized=False) for word in fresh])
-    if lock not in ("", template_digest(own)):
-        raise ModelError(f"{config.path}: its chat template is not the one that it was trained with; put that back")
     if config.chat_template is not None:
         file = TEMPLATES.get(str(config.chat_template), config.chat_template)
         if not file.is_file():
             raise ModelError(f"model.chat_template: no file {file}, and none of ours: {', '.join(TEMPLATES)}")
         tokenizer.chat_template = file.read_text()
-        if lock and tokenizer.chat_template != own:
-            raise ModelError(
-                f"{config.path}: was trained with another chat template than {config.chat_template} "
-                f"{_difference(own, tokenizer.chat_template)}; leave model.chat_template out"
-            )
+    if lock not in ("", text := template_of(tokenizer)):
+        remedy = "put that back" if config.chat_template is None else "leave model.chat_template out"
+        raise ModelError(
+            f"{config.path}: was trained with another chat template than {config.chat_template or 'its folder has'} "
+            f"{_difference(lock, text)}; {remedy}"
+        )
     return tokenizer
 
 
@@ -104,7 +102,7 @@ def _fresh(config: ModelConfig, tokenizer: Any) -> list[str]:
 
 
 def _template_lock(config: ModelConfig) -> str:
-    """The digest of the template that a stage trained a model of files with; empty for any other model."""
+    """The template that a stage trained a model of files with; empty for any other model."""
     if config.path == "whet:tiny":
         return ""
     file = Path(locate(config.path)[0]) / "config.json"
@@ -128,10 +126,11 @@ def require_same_tokens(model: ModelConfig, policy: ModelConfig) -> None:
 
 
 def require_same_template(model: ModelConfig, other: ModelConfig) -> None:
-    """Raise `ModelError` where two models were taught other chat templates."""
+    """Raise `ModelError` where two models have other chat templates, their own or those that are given."""
     theirs, ours = (template_of(load_tokenizer(config)) for config in (model, other))
     if theirs != ours:
-        raise ModelError(f"{model.path}: its chat template is not that of {other.path} {_difference(theirs, ours)}")
+        whose = f"{model.path}: its chat template" if model.chat_template is None else str(model.chat_template)
+        raise ModelError(f"{whose} is not that of {other.path} {_difference(theirs, ours)}")
 
 
 def _difference(theirs: str, ours: str) -> str:
