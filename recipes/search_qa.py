@@ -5,8 +5,8 @@
 DATA holds `corpus.jsonl` (`id`, `title`, `contents`) and `qa.jsonl` (`question`, `answers`, `gold_doc`), each maybe
 gzipped and in a folder of its own. Written are `corpus`, `demonstrations`, `tasks` and `held_out`. A demonstration is
 made by rule: it searches for the question's words, and answers with what the first passage has of the known answers;
-a question whose first passage is not the one that holds the answer has none. Tasks are all questions but those held
-out.
+a question whose first passage is not the one that holds the answer, or is long, has none. Tasks are all questions but
+those held out.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from whet.envs.tools.schema import as_tool
 from whet.envs.tools.search import Search
 
 HELD_OUT = 200
+SHOWN_WORDS = 80
+"""Most words of a passage in a demonstration: a step of training takes as long as its rows."""
 LEFT_OUT = re.compile(
     r"\b(a|an|and|are|as|at|by|did|do|does|for|from|had|has|have|how|in|is|it|its|many|much|of|on|or|the|there|to|was|"
     r"were|what|when|where|which|who|whom|whose|why|with)\b",
@@ -102,7 +104,7 @@ def demonstrations(asked: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         query = " ".join(LEFT_OUT.sub(" ", PUNCTUATION.sub(" ", task["prompt"])).split())
         results = library.search(query)
         answer = next((each for each in task["answers"] if each in task["gold"] and len(each.split()) <= 5), None)
-        if not library.found or answer is None:
+        if not library.found or answer is None or len(results.split()) > SHOWN_WORDS:
             continue
         call = {"id": f"call{number:05}", "function": {"name": "search", "arguments": {"query": query}}}
         said = [
