@@ -69,7 +69,7 @@ def test_a_single_turn_asks_once() -> None:
 @every_family
 def test_demonstrations_score_one_and_empty_answers_less(config: dict[str, Any]) -> None:
     made = family(GeneratedConfig.model_validate(config))
-    rubric = build_rubric([VerifierReward(kind="verifier"), FormatReward(kind="format", weight=0.5)], made.verify)
+    rubric = build_rubric([VerifierReward(kind="verifier"), FormatReward(kind="format", weight=0.5)], made)
     for index in range(50):
         task, text = solved(made, index)
         gold = rubric.score([answered(task, text)], step=0)[0]

@@ -126,9 +126,7 @@ def test_a_players_episodes_carry_the_steps_of_a_checker() -> None:
         sampler=sampler,
         template=TEMPLATE,
         environment=SingleTurn,
-        rubric=build_rubric(
-            [VerifierReward(kind="verifier"), StepsReward(kind="steps")], made.verify, made.check_steps
-        ),
+        rubric=build_rubric([VerifierReward(kind="verifier"), StepsReward(kind="steps")], made),
         params=SamplingParams(max_tokens=99, stop_ids=TEMPLATE.stop_ids),
         max_length=300,
     )

@@ -280,7 +280,7 @@ def test_a_hostile_answer_is_wrong_and_costs_its_neighbours_nothing() -> None:
 def test_where_the_control_fails_too_the_machine_is_at_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that cannot grade anything says nothing of the answers."""
     reward = MathReward(name="math", weight=1.0, gold="answer", deadline_s=1.5, workers=1)
-    monkeypatch.setitem(reward._pool._spec, "target", "whet.envs.rewards.math_worker:no_such_function")
+    monkeypatch.setitem(reward._pool._spec, "target", "whet.envs.rewards.algebra:no_such_function")
     grade = reward.grade([attempt("<answer>b+a</answer>", answer="a+b")], step=0)[0]
     reward.close()
     assert (grade.value, grade.gave_up) == (None, False) and "no_such_function" in grade.failure

@@ -34,10 +34,10 @@ class Attempt:
     task: Task
     messages: tuple[Message, ...]
     """What was added to the task's messages: the policy's turns and any observations."""
-    completion_tokens: tuple[int, ...]
-    """Tokens that the policy sampled, over all turns."""
-    truncated: bool
-    max_tokens: int
+    completion_tokens: tuple[int, ...] = ()
+    """Tokens that the policy sampled, over all turns; none of an answer of a file."""
+    truncated: bool = False
+    max_tokens: int = 0
     """Most tokens that the answer could have: the sampler's limit, or where it is less what the prompt left."""
     worth: Mapping[str, float] = field(default_factory=dict)
     """What the environment says that the play was worth, by name; empty where it has no opinion."""

@@ -14,9 +14,9 @@ from whet.data.lazy import Lazy
 from whet.data.preferences import load_comparisons, load_judged, load_rated
 from whet.data.sources import Reading, digest_of
 from whet.data.stepwise import load_stepwise
-from whet.envs.base import Attempt, Grade, Task
+from whet.envs.base import Attempt, Task
 from whet.envs.clients import Models
-from whet.envs.library import FAMILIES, ChecksSteps, family
+from whet.envs.library import FAMILIES, family
 from whet.envs.library.base import OBJECTIVES, Family
 from whet.envs.rewards.build import build_rubric
 from whet.envs.rubric import WeightedRubric
@@ -111,17 +111,7 @@ def tasks(source: Source) -> tuple[Sequence[Task], Dropped]:
 
 def rubric(source: Source, rewards: Sequence[RewardConfig], models: Models) -> WeightedRubric:
     """The rewards of a stage; `models` builds the clients of the models that they ask."""
-    if not isinstance(source, GeneratedConfig):
-        return build_rubric(rewards, models=models)
-    generator = family(source)
-    check_steps = generator.check_steps if isinstance(generator, ChecksSteps) else None
-    return build_rubric(
-        rewards,
-        generator.verify,
-        check_steps,
-        models,
-        lambda attempt: Grade(value=generator.worth(attempt), metrics=generator.ratings(attempt)),
-    )
+    return build_rubric(rewards, family(source) if isinstance(source, GeneratedConfig) else None, models)
 
 
 def usable(
@@ -192,7 +182,7 @@ def _ranked(generator: Family, source: GeneratedConfig, index: int) -> Compariso
 def _rated(generator: Family, source: GeneratedConfig, index: int, objectives: Sequence[str]) -> Rated:
     compared = _ranked(generator, source, index)
     answer = compared.answers[index % source.answers]
-    written = Attempt(task=generator.task(index), messages=answer, completion_tokens=(), truncated=False, max_tokens=0)
+    written = Attempt(task=generator.task(index), messages=answer)
     ratings = generator.ratings(written)
     return Rated(
         origin=compared.origin,

@@ -69,6 +69,7 @@ class Arithmetic(Family):
     """Sums of two numbers of 1 to `digits` digits, the length of each uniform."""
 
     version: ClassVar[int] = 1
+    checks_steps: ClassVar[bool] = True
     config: GeneratedConfig
 
     def task(self, index: int) -> Task:

@@ -28,6 +28,8 @@ class Family:
     __slots__ = ()
     version: ClassVar[int]
     """Raised when the same config gives other problems than before."""
+    checks_steps: ClassVar[bool] = False
+    """Whether there is `check_steps`."""
     config: GeneratedConfig
 
     def task(self, index: int) -> Task:
@@ -40,6 +42,10 @@ class Family:
 
     def verify(self, attempt: Attempt) -> Grade:
         """1 for a right answer to one of its tasks, 0 for any other."""
+        raise NotImplementedError
+
+    def check_steps(self, attempt: Attempt) -> Grade:
+        """A grade without a value, with one step score for each written step of an answer."""
         raise NotImplementedError
 
     def worked(self, attempt: Attempt) -> bool:
@@ -63,6 +69,10 @@ class Family:
         """The answer by each of the `OBJECTIVES`, from 0 to 1, each on its own."""
         right, worked = self.verify(attempt).value == 1, self.worked(attempt)
         return {"right": float(right), "worked": float(worked), "brief": max(0.0, 1 - len(attempt.answer) / LONG)}
+
+    def rate(self, attempt: Attempt) -> Grade:
+        """The worth as a grade, the ratings as its metrics."""
+        return Grade(value=self.worth(attempt), metrics=self.ratings(attempt))
 
 
 def as_written(work: str, answer: object) -> str:

@@ -1,8 +1,8 @@
 r"""Whether an answer agrees with a gold one: rules for each type of value, exact before anything else.
 
-The rules need no algebra where golds are numbers, texts, dates or choices. Where expressions must be compared, they ask
-an `Algebra`; the trainer's process hands in `NO_ALGEBRA`, which raises `Undecided`, and the question goes to a worker,
-whose algebra is sympy's (`algebra.py`). So the rules stand here once.
+The rules need no algebra where golds are numbers, texts, dates or choices. Where expressions must be compared, they use
+an `Algebra` (`algebra.py`, sympy, in a worker process); the trainer passes `NO_ALGEBRA`, which raises `Undecided`, and
+the question goes to a worker. So the rules stand here once.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from whet.envs.rewards.notation import untext
+from whet.envs.rewards.notation import digits, predicate, same_words, squeeze, untext, words
 from whet.envs.rewards.reader import read
 from whet.envs.rewards.values import (
     Choice,
@@ -29,7 +29,9 @@ from whet.envs.rewards.values import (
     Value,
     YesNo,
 )
-from whet.envs.rewards.words import digits, predicate, same_words, squeeze, words
+
+if TYPE_CHECKING:  # it imports sympy, which the trainer's process does without
+    from whet.envs.rewards.algebra import Algebra
 
 FEWEST_DIGITS = 3
 """Significant digits that a decimal number must have to stand for an exact value that it rounds."""
@@ -43,28 +45,6 @@ CUT_DIGITS = 5
 
 class Undecided(Exception):
     """The rules need algebra."""
-
-
-class Algebra(Protocol):
-    """What the rules ask of expressions, in the notation of `plain`."""
-
-    def equal(self, gold: str, answer: str) -> bool:
-        """Whether two expressions are the same function of their variables, or the same number."""
-
-    def same_relation(self, gold: Relation, answer: Relation) -> bool:
-        """Whether two equations, inequalities or chains say the same."""
-
-    def solves(self, gold: Relation, answer: str) -> bool:
-        """Whether the equation `gold`, solved for one of its names, gives `answer`."""
-
-    def near(self, expression: str, decimal: Fraction, within: Fraction) -> bool:
-        """Whether a number lies within `within` of a decimal one."""
-
-    def otherwise(self, gold: str, answer: str) -> bool:
-        """Whether Math-Verify holds two texts for equal: for kinds of values that no rule covers."""
-
-    def same_function(self, gold: str, name: str, answer: str, other: str) -> bool:
-        """Whether two functions of one named argument each are the same function."""
 
 
 class _NoAlgebra:
@@ -307,10 +287,7 @@ def _compatible(gold: Number | Formula, answer: Number | Formula) -> bool:
         return True
     if isinstance(gold, Number) and isinstance(answer, Number):
         return gold.unit.dimension == answer.unit.dimension
-    return gold.unit.dimension in ((("deg", 1),), (("rad", 1),)) and answer.unit.dimension in (
-        (("deg", 1),),
-        (("rad", 1),),
-    )
+    return {gold.unit.dimension, answer.unit.dimension} <= {DEGREES, RADIANS}
 
 
 def _with_degrees(one: Number | Formula, other: Number | Formula) -> str:

@@ -1,4 +1,6 @@
-r"""Algebra for the rules of `agree`, with sympy, in a worker: latex2sympy parses expressions, and values compare them.
+r"""The math reward in a worker process: the rules of `reading`, with sympy as the algebra that they call.
+
+latex2sympy parses expressions, and values compare them.
 
 Two numbers are equal where 40 digits are, relative to their size (so 2^{-99} is not 2^{-98}); two expressions in the
 same variables where they are at points drawn once, over reals at which both are defined. Identities of school algebra
@@ -7,7 +9,9 @@ that hold at eight random points to 30 digits hold.
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
@@ -18,7 +22,9 @@ from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 from math_verify import LatexExtractionConfig, verify
 from math_verify import parse as math_verify_parse
 
-from whet.envs.rewards.values import Relation
+from whet.envs.rewards.reader import read
+from whet.envs.rewards.reading import answers
+from whet.envs.rewards.values import Relation, Value
 
 DIGITS = 50
 CLOSE = sympy.Float(10, DIGITS) ** -40
@@ -37,8 +43,12 @@ _KEEP_CASE = ConversionConfig(lowercase_symbols=False)
 _NORMAL = NormalizationConfig(
     basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False
 )
-
-
+WARM = (
+    r"\frac{\sqrt{2}}{2}+x^{2}-3(x+1)", r"\sin(2x)\cos x-\tan^2(x)", r"\ln 2+\log_{10}3", r"e^{x}\cdot 2^{n+1}",
+    r"5!+\binom{n}{k}", r"\sqrt[3]{4x}-|x-1|", r"a_{n}+b_1", r"\frac{a+b}{c-d}(x-y)", r"2\pi r^2+\frac{\pi}{6}",
+    r"-x y z+0.25x", r"f(x)+1",
+)  # fmt: skip
+"""Expressions after which the parser has met most of its grammar."""
 _ALONE = re.compile(
     r"(\\(?:sin|cos|tan|cot|sec|csc|ln|log)(?:\^(?:\d|\{\d+\}))?)\s*(?:\s|(?=\\))(\\?[a-zA-Z]+)\s*\\cdot(?![a-zA-Z])"
 )
@@ -49,11 +59,38 @@ class Unreadable(Exception):
     """The text is no expression that the parser reads."""
 
 
-class Sympy:
-    """`agree.Algebra`, by values at points."""
+def load() -> Callable[[Mapping[str, Any]], int]:
+    """The function that answers payloads (1 or 0: whether `answer` gives `gold`), with a warm parser.
+
+    The parser learns its grammar as it reads, here outside any deadline.
+    """
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it warns that its timeouts are off; ours are on
+    logging.getLogger("latex2sympy2_extended").setLevel(logging.CRITICAL)
+    algebra = Algebra()
+    for text in WARM:
+        algebra.equal(text, f"{text}+1")
+    algebra.otherwise("1 < x", "x > 1")
+
+    def answer(payload: Mapping[str, Any]) -> int:
+        asked = {name: payload[name] for name in ("question", "marked", "tolerance")}
+        return int(answers(_gold(payload["gold"]), payload["gold"], payload["answer"], algebra, **asked))
+
+    return answer
+
+
+@lru_cache(maxsize=4096)
+def _gold(text: str) -> Value:
+    return read(text)
+
+
+class Algebra:
+    """What the rules of `agree` need of expressions in the notation of `plain`: compared by their values at points."""
 
     def equal(self, gold: str, answer: str) -> bool:
-        """The same value at every point; or in another name of an integer parameter, or other capitals."""
+        """Whether two expressions have the same value at every point.
+
+        They may differ in the name of an integer parameter, or in capitals.
+        """
         try:
             left, right = parse(gold), parse(answer)
         except Unreadable:
@@ -64,7 +101,7 @@ class Sympy:
         return left.free_symbols != right.free_symbols and same(left.xreplace(lower), right.xreplace(lower))
 
     def same_relation(self, gold: Relation, answer: Relation) -> bool:
-        """The same sides, perhaps from the other end; or two sides whose difference is a constant multiple."""
+        """Whether two relations have the same sides, perhaps from the other end, or differences in a constant ratio."""
         if len(gold.sides) != len(answer.sides):
             return False
         try:
@@ -87,7 +124,7 @@ class Sympy:
         return bool(sign == answer.signs[0])
 
     def solves(self, gold: Relation, answer: str) -> bool:
-        """The answer, put in for a name that it does not contain, makes the equation an identity."""
+        """Whether the answer, put in for a name that it does not contain, makes the equation an identity."""
         try:
             left, right, given = parse(gold.sides[0]), parse(gold.sides[1]), parse(answer)
         except Unreadable:
@@ -98,7 +135,7 @@ class Sympy:
         return False
 
     def near(self, expression: str, decimal: Fraction, within: Fraction) -> bool:
-        """A real number within reach of a decimal one."""
+        """Whether a real number lies within `within` of a decimal one."""
         try:
             number = _number(parse(expression))
         except Unreadable:
@@ -108,12 +145,12 @@ class Sympy:
         return bool(abs(number - sympy.Rational(decimal.numerator, decimal.denominator)) <= _rational(within))
 
     def otherwise(self, gold: str, answer: str) -> bool:
-        """Math-Verify's word, gold first: it is not symmetric."""
+        """Whether Math-Verify holds two texts for equal (not symmetric), for kinds of values that no rule covers."""
         wanted, given = ([part for part in _math_verify(text) if not isinstance(part, str)] for text in (gold, answer))
         return bool(wanted and given) and bool(verify(wanted, given, timeout_seconds=None))
 
     def same_function(self, gold: str, name: str, answer: str, other: str) -> bool:
-        """Equal once both have one name."""
+        """Whether two functions of one named argument each are equal once both have one name."""
         try:
             return same(parse(gold), parse(answer).subs(sympy.Symbol(other), sympy.Symbol(name)))
         except Unreadable:

@@ -13,40 +13,31 @@ from whet.config.judge import JudgeConfig
 from whet.envs.base import Attempt, Grade, Reward, Task
 from whet.envs.clients import Models
 from whet.envs.judges.judge import Judge, build_judge
+from whet.envs.library.base import Family
 from whet.envs.rewards.code import CodeReward
-from whet.envs.rewards.environment import calls, of_environment, of_turns
 from whet.envs.rewards.exact import exact, exact_gold, right_verdict
-from whet.envs.rewards.format import consistent, well_formed
 from whet.envs.rewards.function import FunctionReward
 from whet.envs.rewards.graders import GraderReward
 from whet.envs.rewards.instructions import check_instructions, instructions
 from whet.envs.rewards.judge import EquivalenceReward, PairsReward, PointsReward
-from whet.envs.rewards.length import GroupLength, cosine, length, overlong, repetition
 from whet.envs.rewards.math import MathReward
 from whet.envs.rewards.model import Combine, ModelReward, ProcessReward
-from whet.envs.rewards.plain import PlainReward, require
+from whet.envs.rewards.plain import PlainReward, calls, of_environment, of_turns, require
 from whet.envs.rewards.rows import RowVerifier
+from whet.envs.rewards.shaping import GroupLength, consistent, cosine, length, overlong, repetition, well_formed
 from whet.envs.rubric import WeightedRubric
 from whet.errors import ConfigError
 from whet.formulas.aggregate import pessimistic
 from whet.sandbox.base import Limits
 from whet.sandbox.http import open_sandbox
 
-Verify = Callable[[Attempt], Grade]
-"""A task family's own checker: of answers (1 is right) or of their steps."""
-
 
 def build_rubric(
-    rewards: Sequence[kinds.RewardConfig],
-    verify: Verify | None = None,
-    check_steps: Verify | None = None,
-    models: Models | None = None,
-    worth: Verify | None = None,
+    rewards: Sequence[kinds.RewardConfig], family: Family | None = None, models: Models | None = None
 ) -> WeightedRubric:
     """The rubric that a recipe's `rewards` describe.
 
-    `verify`, `check_steps` and `worth` are the task family's own, for rewards of kind verifier, steps and worth;
-    `models` brings to life whom judges ask, and reward models.
+    `family` grades rewards of kind verifier, steps and worth; `models` loads judges and reward models.
     A reward without a name is called after its kind, a function after itself. Raises `ConfigError` for equal names
     or a checker that the tasks do not have, `RewardError` for a function that cannot be loaded, `SandboxError` where
     programs cannot be run safely.
@@ -54,7 +45,7 @@ def build_rubric(
     built: list[Reward] = []
     try:
         for config in rewards:
-            built.append(_build(config, verify, check_steps, models, worth))  # noqa: PERF401 - what is built so far gets closed
+            built.append(_build(config, family, models))  # noqa: PERF401 - what is built so far gets closed
         return WeightedRubric(built)
     except BaseException:
         for reward in built:
@@ -79,13 +70,7 @@ PLAIN: Mapping[type[shaping.RewardBase], Callable[..., Grade]] = {
 """Functions of one attempt; their keyword arguments are the section's own keys."""
 
 
-def _build(
-    config: kinds.RewardConfig,
-    verify: Verify | None,
-    check_steps: Verify | None,
-    models: Models | None,
-    worth: Verify | None,
-) -> Reward:
+def _build(config: kinds.RewardConfig, family: Family | None, models: Models | None) -> Reward:
     named: dict[str, Any] = {"name": kinds.name_of(config), "weight": config.weight}
     own, plain = config.settings, partial(PlainReward, **named, judges=config.says_right)
     match config:
@@ -93,7 +78,7 @@ def _build(
             return MathReward(**named, **own)
         case kinds.AnswerReward():
             asked = own.pop("judge")
-            judge = _asked(asked, models) if asked else None
+            judge = _judge(asked, models) if asked else None
             rules = MathReward(**named, **own, words=True)
             return rules if judge is None else EquivalenceReward(**named, rules=rules, judge=judge)
         case shaping.GroupLengthReward():
@@ -107,16 +92,16 @@ def _build(
             limits = Limits(deadline_s=own.pop("deadline_s"), memory_mb=own.pop("memory_mb"), output_kb=4096)
             return CodeReward(**named, **own | {"sandbox": open_sandbox(config.sandbox)}, limits=limits)
         case kinds.JudgeReward():
-            judging: dict[str, Any] = {**named, "judge": _asked(config, models)}
+            judging: dict[str, Any] = {**named, "judge": _judge(config, models)}
             if config.form == "pairs":
                 return PairsReward(**judging, opponents=config.opponents)
             return PointsReward(**judging, probe=config.probe)
         case kinds.ModelRewardConfig() | kinds.EnsembleReward() | kinds.ProcessModelReward():
             return _scored(config, models)
-        case kinds.VerifierReward() if verify is None:
+        case kinds.VerifierReward() if family is None:
             return RowVerifier(**named, **own)
         case kinds.VerifierReward() | kinds.StepsReward() | kinds.WorthReward():
-            return plain(function=_of_family(config, verify, check_steps, worth))
+            return plain(function=_of_family(config, family))
         case _:
             return plain(function=partial(PLAIN[type(config)], **own), check_task=_check_of(config))
 
@@ -134,22 +119,21 @@ def _check_of(config: kinds.RewardConfig) -> Callable[[Task], object] | None:
 
 
 def _of_family(
-    config: kinds.VerifierReward | kinds.StepsReward | kinds.WorthReward,
-    verify: Verify | None,
-    check_steps: Verify | None,
-    worth: Verify | None,
-) -> Verify:
-    """The task family's own checker. Raises `ConfigError` where the tasks have none."""
-    checker, needs = verify, "verifier is of rows; generated tasks have their own, leave it out"
-    if isinstance(config, kinds.StepsReward):
-        checker, needs = check_steps, "kind steps is for tasks whose family checks them (generate: arithmetic)"
-    elif isinstance(config, kinds.WorthReward):
-        checker, needs = worth, "kind worth is for generated tasks (generate: ...), whose worth is known"
-    elif config.verifier is not None:
-        checker = None
-    if checker is None:
-        raise ConfigError(f"rewards: {needs}")
-    return checker
+    config: kinds.VerifierReward | kinds.StepsReward | kinds.WorthReward, family: Family | None
+) -> Callable[[Attempt], Grade]:
+    """The task family's own grader. Raises `ConfigError` where the tasks have none."""
+    match config:
+        case kinds.VerifierReward(verifier=None) if family is not None:
+            return family.verify
+        case kinds.VerifierReward():
+            raise ConfigError("rewards: verifier is of rows; generated tasks have their own, leave it out")
+        case kinds.StepsReward() if family is not None and family.checks_steps:
+            return family.check_steps
+        case kinds.StepsReward():
+            raise ConfigError("rewards: kind steps is for tasks whose family checks them (generate: arithmetic)")
+        case _ if family is not None:
+            return family.rate
+    raise ConfigError("rewards: kind worth is for generated tasks (generate: ...), whose worth is known")
 
 
 def _scored(
@@ -169,7 +153,7 @@ def _scored(
     return ModelReward(**shared, scorers=scorers, combine=combine, truncated=config.truncated)
 
 
-def _asked(config: JudgeConfig, models: Models | None) -> Judge:
+def _judge(config: JudgeConfig, models: Models | None) -> Judge:
     return build_judge(config, _models(models).chat(config.model))
 
 

@@ -65,7 +65,7 @@ class CodeReward(Separate):
     `limits` hold for each run: all calls of a task together, or one input. `tolerance` is relative, of floats.
     """
 
-    judges = True
+    judges = controlled = True
 
     def __init__(
         self,
@@ -86,10 +86,6 @@ class CodeReward(Separate):
         """One grade for each attempt."""
         return [self._grade(verdict) for verdict in self._verdicts(attempts)]
 
-    def settle(self, attempts: Sequence[Attempt], grades: Sequence[Grade], *, step: int) -> list[Grade]:
-        """As they are: a control of its own decided whose fault it is."""
-        return list(grades)
-
     def check(self, tasks: Sequence[Task]) -> None:
         """Raise `DataError` for the first task without tests, or whose own solution (`completion`) fails them."""
         golds = []
@@ -97,7 +93,7 @@ class CodeReward(Separate):
             self._suite(task)
             if isinstance(gold := task.columns.get("completion"), str):
                 said = (Message(role="assistant", content=gold),)
-                golds.append(Attempt(task=task, messages=said, completion_tokens=(), truncated=False, max_tokens=0))
+                golds.append(Attempt(task=task, messages=said))
         for attempt, verdict in zip(golds, self._verdicts(golds), strict=True):
             if verdict.status is Status.MACHINERY:
                 raise SandboxError(f"the sandbox failed on the solution of task {attempt.task.id}: {verdict.note}")

@@ -59,6 +59,7 @@ class GraderReward(Separate):
     ) -> None:
         self.name, self.weight, self.judges, self._grader = name, weight, judges, grader
         self._model, self._max_tokens = model, max_tokens
+        self.controlled = model is not None  # a missing reply of the grading model is not the answer's fault
         parts = grader.graders if isinstance(grader, MultiGrader) else {"": grader}
         self._parts = parts
         self._pools = {
@@ -79,15 +80,11 @@ class GraderReward(Separate):
                     found[key] = reply
         return [self._grade(attempt, found) for attempt, found in zip(attempts, replies, strict=True)]
 
-    def settle(self, attempts: Sequence[Attempt], grades: Sequence[Grade], *, step: int) -> list[Grade]:
-        """Blame for lost grades; a missing reply of the grading model is not the answer's fault."""
-        return list(grades) if self._model is not None else super().settle(attempts, grades, step=step)
-
     def check(self, tasks: Sequence[Task]) -> None:
         """Raise `DataError` for the first task without a column that a template names."""
         for task in tasks:
             for part in self._parts.values():
-                nothing = Attempt(task=task, messages=(), completion_tokens=(), truncated=False, max_tokens=0)
+                nothing = Attempt(task=task, messages=())
                 if isinstance(part, ScoreModel):
                     conversation(part, nothing)
                 elif not isinstance(part, PythonGrader):

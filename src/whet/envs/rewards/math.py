@@ -55,7 +55,7 @@ class MathReward(Separate):
     are words.
     """
 
-    judges = True
+    judges = controlled = True
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class MathReward(Separate):
     ) -> None:
         self.name, self.weight, self._gold, self._words, self._tolerance = name, weight, gold, words, tolerance
         self._pool = WorkerPool(
-            "whet.envs.rewards.math_worker:load",
+            "whet.envs.rewards.algebra:load",
             workers=workers or os.cpu_count() or 1,
             deadline_s=deadline_s,
             memory_mb=MEMORY_MB,
@@ -84,10 +84,6 @@ class MathReward(Separate):
         results = self._pool.map([question.payload(self._tolerance) for question in questions])
         grades = dict(zip(questions, self._attributed(questions, results), strict=True))
         return [item if isinstance(item, Grade) else _best([grades[q] for q in item]) for item in judged]
-
-    def settle(self, attempts: Sequence[Attempt], grades: Sequence[Grade], *, step: int) -> list[Grade]:
-        """As they are: a control of its own decided whose fault it is."""
-        return list(grades)
 
     def check(self, tasks: Sequence[Task]) -> None:
         """Raise `DataError` for the first task whose gold answer is missing or cannot be met."""

@@ -1,5 +1,5 @@
-"""Rewards of plain code in this process (ours, or a Python recipe's), and what all rewards share: whose fault a lost
-grade is, and columns that a task must have."""
+"""Rewards of plain code in this process (ours, or a Python recipe's), among them those that the environment gives; and
+what all rewards share: whose fault a lost grade is, and columns that a task must have."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ class Separate:
     __slots__ = ()
     alone = True
     """False: it only happens to be of this class, and compares attempts."""
+    controlled = False
+    """Whether `each` decides by a control of its own whose fault a lost grade is."""
 
     def grade(self, attempts: Sequence[Attempt], *, step: int) -> list[Grade]:
         """One grade for each attempt."""
@@ -35,7 +37,7 @@ class Separate:
 
     def settle(self, attempts: Sequence[Attempt], grades: Sequence[Grade], *, step: int) -> list[Grade]:
         """The same once all are there: whose fault a lost grade is, others show."""
-        return attribute(attempts, grades, partial(self.each, step=step))
+        return list(grades) if self.controlled else attribute(attempts, grades, partial(self.each, step=step))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +67,24 @@ class PlainReward(Separate, OfAnyTask):
                 return self.function(attempt)
         except (GraderError, DataError) as error:
             return Grade(value=None, failure=str(error))
+
+
+def of_environment(attempt: Attempt) -> Grade:
+    """The sum of what the environment says that the play was worth; not applicable where it says nothing."""
+    if not attempt.worth:
+        return Grade(value=None)
+    parts = attempt.worth if len(attempt.worth) > 1 else {}
+    return Grade(value=sum(attempt.worth.values()), metrics=parts)
+
+
+def of_turns(attempt: Attempt) -> Grade:
+    """The sum of the rewards of single turns, and each of them."""
+    return Grade(value=sum(attempt.turn_rewards), turns=attempt.turn_rewards)
+
+
+def calls(attempt: Attempt) -> Grade:
+    """How many calls the policy tried."""
+    return Grade(value=float(sum(len(message.tool_calls) for message in attempt.messages)))
 
 
 def attribute(attempts: Sequence[Attempt], grades: Sequence[Grade], call: Call) -> list[Grade]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from whet.envs.rewards.agree import Algebra, agree
+from whet.envs.rewards.agree import agree
 from whet.envs.rewards.answers import gold_answer, marked_answer, spoken
-from whet.envs.rewards.notation import SCALES, plain, untext
+from whet.envs.rewards.notation import SCALES, plain, predicate, squeeze, untext
 from whet.envs.rewards.reader import read
 from whet.envs.rewards.values import (
     LONGEST,
@@ -29,7 +30,9 @@ from whet.envs.rewards.values import (
     Value,
     YesNo,
 )
-from whet.envs.rewards.words import predicate, squeeze
+
+if TYPE_CHECKING:
+    from whet.envs.rewards.algebra import Algebra
 
 _NUMBER = (
     r"(?<![A-Za-z0-9.{^_])-?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))"

@@ -29,7 +29,7 @@ class GymReward(FunctionReward):
         for task in tasks:
             gold = task.columns.get("answer")
             said = Message(role="assistant", content=f"<answer>{'' if gold is None else gold}</answer>")
-            attempt = Attempt(task=task, messages=(said,), completion_tokens=(), truncated=False, max_tokens=0)
+            attempt = Attempt(task=task, messages=(said,))
             grade = self.grade([attempt], step=0)[0]
             if grade.failure or (gold is not None and grade.value != 1):
                 why = grade.failure or f"scores {grade.value:g}, not 1"

@@ -101,7 +101,7 @@ class _Sample:
         games, limit = [task for task in shown for _ in range(config.samples)], config.max_tokens
         replies = chat.chat([task.messages for task in games], max_tokens=limit)
         attempts = [
-            Attempt(task=t, messages=(r.message,), completion_tokens=(), truncated=r.cut_off, max_tokens=limit)
+            Attempt(task=t, messages=(r.message,), truncated=r.cut_off, max_tokens=limit)
             for t, r in zip(games, replies, strict=True)
             if r.message is not None
         ]

@@ -132,7 +132,7 @@ def _scored(context: Context[SelectStage], rows: Group) -> tuple[list[Answered],
         if row.answer is None:
             raise Place(row.origin)["completion"].bad("no answer to grade", "leave rewards out, or the row")
         task = Task(id=names[row.key], messages=row.prompt, columns=row.columns)
-        attempts.append(Attempt(task=task, messages=(row.answer,), completion_tokens=(), truncated=False, max_tokens=0))
+        attempts.append(Attempt(task=task, messages=(row.answer,)))
     with closing(rubric(context.config.sources[0], context.config.rewards, context.world)) as grading:
         grading.check([attempt.task for attempt in attempts])
         scores = grading.score(attempts, step=1)
