@@ -22,7 +22,7 @@ from tests.attacks import FORGERIES, HONEST
 from whet.config import DataConfig, GeneratedConfig
 from whet.config.rewards import CodeRewardConfig
 from whet.data.base import Origin, Row
-from whet.data.formats import load_conversations, load_prompts
+from whet.data.formats import load_conversations, load_tasks
 from whet.data.known import TURNS, unfold
 from whet.envs.base import Attempt, Grade, Task
 from whet.envs.library import family
@@ -424,7 +424,7 @@ KNOWN = {
 
 @pytest.mark.parametrize("file", FILES)
 def test_golds_of_published_rows_pass_and_broken_ones_fail(sandbox: LocalSandbox, shared_data: Path, file: str) -> None:
-    prompts, dropped = load_prompts(DataConfig(path=str(shared_data / file)))
+    prompts, dropped = load_tasks(DataConfig(path=str(shared_data / file)))
     assert not dropped.total
     rows = [
         (dict(prompt.columns), str(prompt.columns["completion"]))

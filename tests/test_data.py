@@ -16,7 +16,7 @@ import pytest
 from whet.config import DataConfig
 from whet.data import readers
 from whet.data.faults import BadRow
-from whet.data.formats import load_conversations, load_prompts
+from whet.data.formats import load_conversations, load_tasks
 from whet.data.sources import content_of, read_rows
 from whet.errors import DataError
 
@@ -294,7 +294,7 @@ def test_null_struct_fields_of_arrow_are_absent(tmp_path: Path) -> None:
 
 def test_limit_counts_usable_rows(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(jsonl({"prompt": ""}, {"prompt": "a"}, {"prompt": "b"}, {"prompt": "c"}))
-    prompts, dropped = load_prompts(config(path=str(tmp_path / "a.jsonl"), limit=2, on_bad_row="drop"))
+    prompts, dropped = load_tasks(config(path=str(tmp_path / "a.jsonl"), limit=2, on_bad_row="drop"))
     assert [prompt.messages[0].content for prompt in prompts] == ["a", "b"] and dropped.total == 1
 
 
@@ -323,7 +323,7 @@ def test_columns_that_nothing_reads_are_named_once_with_their_count(tmp_path: Pa
     assert not load_conversations(config(path=str(file), columns={"tools": "meta.tools"}))[1].any, "a stage's rows"
     (tmp_path / "stage.json").unlink()
     file.write_bytes(jsonl({"question": "a", "topic": "b", "gold": "c", "tools": [{"name": "f"}]}))
-    _, dropped = load_prompts(config(path=str(file), columns={"prompt": "{topic}: {question}"}))
+    _, dropped = load_tasks(config(path=str(file), columns={"prompt": "{topic}: {question}"}))
     assert dropped.describe() == "not read: tools (1 row)"
     file.write_bytes(jsonl(ROWS[0], {**ROWS[0], "completion": "", "source": "x"}))
     _, dropped = load_conversations(config(path=str(file), on_bad_row="drop"))
@@ -339,5 +339,5 @@ def test_a_name_under_columns_that_no_format_reads_is_an_error(tmp_path: Path) -
         DataError, match=r"^data\.columns: 'message' is no column that whet reads; did you mean 'messages'"
     ):
         load_conversations(mapped)
-    prompts, _ = load_prompts(config(path=str(tmp_path / "rows.jsonl"), columns={"prompt": "gold", "mine": "gold"}))
+    prompts, _ = load_tasks(config(path=str(tmp_path / "rows.jsonl"), columns={"prompt": "gold", "mine": "gold"}))
     assert prompts[0].columns["mine"] == "4", "rewards may read any"

@@ -13,7 +13,7 @@ import yaml
 from whet.config import DataConfig
 from whet.data.base import Conversation, Origin, Row
 from whet.data.faults import BadRow
-from whet.data.formats import detect, load_conversations, load_prompts, to_conversation, to_prompt
+from whet.data.formats import detect, load_conversations, load_tasks, to_conversation, to_prompt
 from whet.data.preferences import to_comparison, to_judged, to_rated
 from whet.data.sources import read_rows
 from whet.data.stepwise import to_stepwise
@@ -380,7 +380,7 @@ def test_every_hint_about_real_rows_can_be_followed(shared_data: Path) -> None:
         first = next(read_rows(config(path=str(path), on_bad_row="drop")), None) if "lottery" not in path.name else None
         if first is None:
             continue
-        for load in (load_conversations, load_prompts):
+        for load in (load_conversations, load_tasks):
             try:
                 load(config(path=str(path), limit=1))
             except DataError as error:

@@ -13,7 +13,7 @@ import pytest
 from tests.test_endpoint import says, serving, status
 from whet.config import DataConfig, GeneratedConfig
 from whet.config.loading import Loaded, load_recipe
-from whet.data.formats import load_conversations, load_prompts
+from whet.data.formats import load_conversations, load_tasks
 from whet.data.preferences import load_comparisons
 from whet.envs.base import Attempt, Task
 from whet.envs.judges import rules
@@ -451,7 +451,7 @@ stages:
     assert [check.summary for check in before[1:]] == ["checked once @ask has made its rows"] * 2
     run_recipe(loaded, quiet=True)
     rows = tmp_path / "run" / "stages" / "01-ask" / "rows.jsonl"
-    prompts, _ = load_prompts(DataConfig(path=str(rows)))
+    prompts, _ = load_tasks(DataConfig(path=str(rows)))
     assert [p.columns["verdict"] for p in prompts] == ["A", "B"] * 3
     words = [read_verdict(row["completion"], ["A", "B"]) for row in map(json.loads, rows.read_text().splitlines())]
     assert words == ["A", "B"] * 3

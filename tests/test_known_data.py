@@ -14,7 +14,7 @@ from whet.algorithms.reward_model import stepped
 from whet.config import DataConfig
 from whet.data.base import Comparison
 from whet.data.faults import BadRow
-from whet.data.formats import load_conversations, load_prompts
+from whet.data.formats import load_conversations, load_tasks
 from whet.data.preferences import load_comparisons, load_judged, load_rated
 from whet.data.stepwise import load_stepwise
 from whet.errors import DataError
@@ -77,8 +77,8 @@ def test_demonstrations_of_a_tree_are_its_best_and_its_unranked_answers(tmp_path
     trained = [[m.content for m in each.messages if m.role == "assistant" and m.trained is None] for each in found]
     assert trained == [["4"], ["maybe 4"], ["yes"], ["welcome"]], "each answer once, and none as what came before"
     assert not dropped.total
-    tasks, _ = load_prompts(config)
-    assert len({str(task.origin) for task in tasks}) == len(tasks) == 4
+    tasks, _ = load_tasks(config)
+    assert len({task.id for task in tasks}) == len(tasks) == 4
 
 
 def test_ultrafeedback_is_a_ranked_list_by_the_fine_grained_score(tmp_path: Path) -> None:
@@ -403,7 +403,7 @@ def damaged(value: Any) -> Iterator[Any]:
 def test_whatever_is_wrong_with_a_row_is_a_data_error(tmp_path: Path, row: dict[str, Any]) -> None:
     for changed in damaged(row):
         config = DataConfig(path=write(tmp_path, changed))
-        for load in (load_comparisons, load_judged, load_conversations, load_prompts, load_stepwise):
+        for load in (load_comparisons, load_judged, load_conversations, load_tasks, load_stepwise):
             with suppress(DataError):
                 load(config)
         with suppress(DataError):
@@ -416,7 +416,7 @@ def test_whatever_is_wrong_with_a_row_is_a_data_error(tmp_path: Path, row: dict[
 def test_a_path_leads_into_a_column(tmp_path: Path) -> None:
     row = {"a": {"b": [{"c": "x"}, {"c": "y"}]}, "dotted.name": "z"}
     columns = {"prompt": "{a.b[0].c}?", "gold": "a.b[1].c", "all": "a.b[].c", "flat": "dotted.name"}
-    (task,), _ = load_prompts(DataConfig(path=write(tmp_path, row), columns=columns))
+    (task,), _ = load_tasks(DataConfig(path=write(tmp_path, row), columns=columns))
     assert task.messages[0].content == "x?"
     assert [task.columns[name] for name in ("gold", "all", "flat")] == ["y", ["x", "y"], "z"]
 
@@ -437,7 +437,7 @@ def test_a_path_leads_into_a_column(tmp_path: Path) -> None:
 def test_a_path_that_ends_is_named(tmp_path: Path, path: str, message: str) -> None:
     row = {"prompt": "x", "a": {"b": [{"c": "x"}, {"c": "y"}]}}
     with pytest.raises(DataError, match=message):
-        load_prompts(DataConfig(path=write(tmp_path, row), columns={"gold": path}))
+        load_tasks(DataConfig(path=write(tmp_path, row), columns={"gold": path}))
 
 
 def test_a_transcript_that_waits_for_its_answer_is_a_prompt(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from safetensors.numpy import load_file
 from whet.config import DataConfig, GeneratedConfig, Recipe
 from whet.config.evaluation import EvalStage
 from whet.config.loading import load_recipe, resolved
-from whet.data.formats import load_prompts
+from whet.data.formats import load_tasks
 from whet.envs.library import family
 from whet.envs.rewards.agree import NO_ALGEBRA
 from whet.envs.rewards.reading import grade
@@ -178,7 +178,7 @@ def test_word_problems_are_learned_as_equations(tmp_path: Path) -> None:
     path = ROOT / "recipes" / "smollm2_words.yaml"
     run_recipe(load_recipe(path, [*SMALL[:2], *small, f"out={tmp_path / 'run'}"]), quiet=True)
     assert (tmp_path / "run" / "stages" / "03-eval" / "manifest.json").exists()
-    (task, _) = load_prompts(DataConfig(path=str(rows)))[0]
+    (task, _) = load_tasks(DataConfig(path=str(rows)))[0]
     assert grade(task.columns["answer"], row["Equation"], NO_ALGEBRA) and not grade("6.0", row["Equation"], NO_ALGEBRA)
 
 

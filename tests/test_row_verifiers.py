@@ -14,7 +14,7 @@ from whet.config import DataConfig
 from whet.config.loading import load_recipe
 from whet.config.rewards import AnswerReward, InstructionsReward, VerifierReward
 from whet.config.shaping import FormatReward
-from whet.data.formats import load_prompts
+from whet.data.formats import load_tasks
 from whet.data.known import TASKS
 from whet.envs.base import Attempt, Task
 from whet.envs.rewards.build import build_rubric
@@ -147,7 +147,7 @@ def test_a_row_that_cannot_be_checked_is_named_before_training(
 )
 def test_a_damaged_row_of_a_known_data_set_is_no_traceback(row: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"rows\.jsonl:1: looks like a task for '\w+' and is none; .*map data.columns"):
-        load_prompts(DataConfig(path=write(tmp_path, row)))
+        load_tasks(DataConfig(path=write(tmp_path, row)))
 
 
 def test_columns_of_the_recipe_and_a_verifier_by_name(tmp_path: Path) -> None:

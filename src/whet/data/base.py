@@ -32,22 +32,27 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Conversation:
-    """A training example for SFT: messages, or running text where `text` is set."""
+class Example:
+    """What every training example has."""
 
     origin: Origin
-    messages: tuple[Message, ...] = ()
-    tools: tuple[dict[str, Any], ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Variables of the chat template for this row."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation(Example):
+    """A training example for SFT: messages, or running text where `text` is set."""
+
+    messages: tuple[Message, ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()
     text: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class Comparison(Example):
     """Answers to one prompt in order of preference, the best first: a pair, or a ranked list (InstructGPT)."""
 
-    origin: Origin
     prompt: tuple[Message, ...]
     answers: tuple[tuple[Message, ...], ...]
     """At least two; each is what follows the prompt, nearly always one assistant message."""
@@ -58,30 +63,24 @@ class Comparison:
     """The probability that the first of two answers is the better one, where labels are soft."""
     tied: int = 0
     """Answers of the row that were as good as one of these and are left out."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """Variables of the chat template for this row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
+class Judged(Example):
     """One answer labelled good or bad (KTO)."""
 
-    origin: Origin
     prompt: tuple[Message, ...]
     answer: tuple[Message, ...]
     good: bool
     tools: tuple[dict[str, Any], ...] = ()
     left_out: int = 0
     """Answers of the same comparison that are neither good nor bad: tied, or between the best and the worst."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """Variables of the chat template for this row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rated:
+class Rated(Example):
     """One answer with ratings by named objectives (HelpSteer, UltraFeedback)."""
 
-    origin: Origin
     prompt: tuple[Message, ...]
     answer: tuple[Message, ...]
     ratings: Mapping[str, float]
@@ -89,36 +88,33 @@ class Rated:
     unread: tuple[str, ...] = ()
     """Other objectives that it is rated by and that are not used."""
     tools: tuple[dict[str, Any], ...] = ()
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """Variables of the chat template for this row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stepwise:
+class Stepwise(Example):
     """One answer cut into steps, with how right each is (process supervision)."""
 
-    origin: Origin
     prompt: tuple[Message, ...]
     steps: tuple[str, ...]
     """Concatenated they are the answer, separators included."""
     labels: tuple[float | None, ...]
     """In [0, 1], one for each step up to the first wrong one; what follows a wrong step has no label. None: not
     graded."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """Variables of the chat template for this row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prompt:
-    """A task for RL or evaluation: the messages to answer, and every other column for the rewards."""
+class Task:
+    """One problem for RL or evaluation: what the policy is shown, and what the rewards know."""
 
-    origin: Origin
+    id: str
+    """Of a row of a file where it stands, `train.jsonl:17`."""
     messages: tuple[Message, ...]
     columns: Mapping[str, Any] = field(default_factory=dict)
+    """Gold answers and whatever else the row has; flows to reward functions by name."""
     conversational: bool = True
-    """Whether the row's prompt was a list of messages; rewards then get messages, and text otherwise."""
+    """False: the row's prompt was plain text, so that functions with TRL's signature get strings, as there."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Variables of the chat template for this row."""
+    """Variables of the chat template (`chat_template_kwargs` of its row)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

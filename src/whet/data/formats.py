@@ -17,21 +17,20 @@ A task for RL is also made of the prompt of `messages`, `alpaca` and comparisons
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any, Literal
 
 from whet.config import DataConfig
-from whet.data.base import Answered, Conversation, Prompt, Row
+from whet.data.base import Answered, Conversation, Row, Task
 from whet.data.columns import rename
-from whet.data.faults import BadRow, Dropped, Place, nearest
-from whet.data.hints import ANSWERS as ANSWER_COLUMNS
-from whet.data.hints import guess, written
+from whet.data.faults import BadRow, Dropped, Place
 from whet.data.known import TASKS, TURNS
 from whet.data.messages import parse_messages, read_settings, read_tools
 from whet.data.pairs import REQUIRED as COMPARISONS
-from whet.data.pairs import compared, in_order
+from whet.data.pairs import compared, in_order, refuse_lacking
 from whet.data.sources import Reading, read_examples, reading
 from whet.data.turns import as_context, instruction, is_transcript, text_of, transcript, turns, with_system
 from whet.errors import DataError
@@ -87,7 +86,7 @@ def conversation_of(columns: Mapping[str, Any], config: DataConfig, place: Place
     return _READERS[name](columns, place)
 
 
-def to_prompt(row: Row, config: DataConfig) -> Prompt:
+def to_task(row: Row, config: DataConfig) -> Task:
     """A row as a task: the messages to answer, and all other columns.
 
     Columns keep their own names and have ours beside them where `data.columns` renames. Raises `BadRow`.
@@ -95,8 +94,8 @@ def to_prompt(row: Row, config: DataConfig) -> Prompt:
     columns = rename(row, config)
     place = Place(row.origin)
     name, asked = _asked(columns, config, place)
-    return Prompt(
-        origin=row.origin,
+    return Task(
+        id=str(row.origin),
         messages=with_system(asked, columns, config, place),
         columns={column: value for column, value in columns.items() if column != name},
         conversational=not isinstance(columns[name], str),
@@ -160,9 +159,9 @@ def read_conversations(config: DataConfig) -> Reading[Conversation]:
     return reading(config, to_conversation, TURNS)
 
 
-def load_prompts(config: DataConfig) -> tuple[list[Prompt], Dropped]:
+def load_tasks(config: DataConfig) -> tuple[list[Task], Dropped]:
     """All tasks of a source, up to `limit`, and what was left out. Raises `DataError` where none is left."""
-    return read_examples(config, to_prompt, {**TURNS, **TASKS}, keeps_columns=True)
+    return read_examples(config, to_task, {**TURNS, **TASKS}, keeps_columns=True)
 
 
 # ------------------------------------------------------------------------------------------- the formats
@@ -172,9 +171,7 @@ def _format_of(columns: Mapping[str, Any], config: DataConfig, place: Place) -> 
     if config.format != "auto":
         asked = next((name for name in REQUIRED if name == config.format), None)
         assert asked is not None, "every format of a recipe is in the table"
-        for column in REQUIRED[asked]:
-            if column not in columns:
-                raise place[column].bad(f"format {asked} needs this column", nearest(column, columns))
+        refuse_lacking(columns, asked, REQUIRED[asked], place)
         return asked
     # Columns that the user named say more than columns that happen to be there.
     named = detect(config.columns)
@@ -203,13 +200,13 @@ def _has_turns(columns: Mapping[str, Any], text: str, place: Place) -> bool:
 
 def _hint(columns: Mapping[str, Any], place: Place, *, answered: bool) -> str:
     """The remedy for unknown columns: which is which, where a guess at that was tried on the row and can be read."""
-    named = guess(columns, answered=answered)
+    named = _guess(columns, answered=answered)
     tried = DataConfig(path="", columns=named)
     with suppress(BadRow):
         if named:
             read = conversation_of if answered else _asked
             read(rename(Row(origin=place.origin, values=columns), tried), tried, place)
-            return f"there are: {', '.join(columns)}. Say which is which, for example {written(named)}"
+            return f"there are: {', '.join(columns)}. Say which is which, for example {_written(named)}"
     return f"there are: {', '.join(columns)}. Say in data.columns which is which"
 
 
@@ -260,3 +257,65 @@ _READERS: dict[Format, Callable[[Mapping[str, Any], Place], tuple[Message, ...]]
     "alpaca": _alpaca,
     "ranked": _best,
 }
+
+
+# ------------------------------------------------------------------------------- guesses, for an error's remedy
+
+
+PROMPT_COLUMNS = ("prompt", "question", "problem", "query", "instruction", "quiz", "problem_text", "text", "input")
+"""Names of what is asked, the surest first."""
+ANSWER_COLUMNS = (
+    "completion", "solution", "canonical_solution", "target", "answer", "gold", "ground_truth", "gt", "output",
+    "response", "reference_answer", "rationale", "long_answer", "code",
+)  # fmt: skip
+"""Names of an answer, that of the data set before one that a model may have given."""
+BESIDE_COLUMNS = (
+    "body",
+    "context",
+    "contexts",
+    "passage",
+    "premises",
+    "story",
+    "choices",
+    "options",
+    "instances",
+    "code",
+)
+"""Names of what a question cannot do without."""
+
+
+def _guess(columns: Mapping[str, Any], *, answered: bool) -> dict[str, str]:
+    """`data.columns` for a row: its messages, or its prompt and, if `answered`, its completion. Empty: no guess."""
+    if talks := next((name for name, value in columns.items() if _is_chat(value)), None):
+        return {"messages": talks}
+    by_name = {name.lower(): name for name, value in columns.items() if value not in (None, "", [])}
+    prompt = next(
+        (by_name[name] for name in PROMPT_COLUMNS if name in by_name and _is_prose(columns[by_name[name]])), None
+    )
+    answer = next((by_name[name] for name in ANSWER_COLUMNS if name in by_name and by_name[name] != prompt), None)
+    beside = [by_name[name] for name in BESIDE_COLUMNS if name in by_name and by_name[name] not in (prompt, answer)]
+    alone = answered or prompt in ("text", "input")  # which may be anything, unless an answer stands beside it
+    if prompt is None or (alone and answer is None) or not all(isinstance(columns[name], str) for name in beside):
+        return {}
+    whole = "\n".join(f"{{{name}}}" for name in (*beside, prompt)) if beside else prompt
+    named = {"prompt": whole, "completion": answer if answered else None}
+    return {ours: theirs for ours, theirs in named.items() if theirs is not None and theirs != ours}
+
+
+def _written(named: Mapping[str, str]) -> str:
+    """`data.columns: {prompt: question, completion: answer}`, as it is written in a recipe."""
+    entries = (f"{ours}: {theirs if theirs.isidentifier() else json.dumps(theirs)}" for ours, theirs in named.items())
+    return f"data.columns: {{{', '.join(entries)}}}"
+
+
+def _is_chat(value: Any) -> bool:
+    keys = value[0].keys() if isinstance(value, list) and value and isinstance(value[0], dict) else ()
+    return {"role", "content"} <= set(keys) or {"from", "value"} <= set(keys)
+
+
+def _is_prose(value: Any) -> bool:
+    """Whether it reads like something said: several words, or letters of a script without spaces."""
+    if not isinstance(value, str):
+        return False
+    text = value.strip()
+    return sum(map(str.isalpha, text)) >= 8 and (" " in text or not text.isascii())

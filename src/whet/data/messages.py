@@ -52,7 +52,7 @@ def parse_messages(value: Any, place: Place) -> tuple[Message, ...]:
 
 
 def parse_message(value: Any, place: Place) -> Message:
-    """One message. Keys that mean nothing to us are ignored; `data.unread` names them."""
+    """One message. Keys that mean nothing to us are ignored; `data.sources` names them."""
     if not isinstance(value, dict):
         raise place.bad("not a message", f"it is {kind_of(value)}; a message is an object with role and content")
     role_key, text_key = ("from", "value") if "from" in value else ("role", "content")

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from whet.config import DataConfig
@@ -89,6 +89,13 @@ def format_of(columns: Mapping[str, Any]) -> PreferenceFormat | None:
     return next((name for name, required in REQUIRED.items() if set(required) <= columns.keys()), None)
 
 
+def refuse_lacking(columns: Mapping[str, Any], form: str, required: Sequence[str], place: Place) -> None:
+    """Raise `BadRow` where a row lacks a column of the format that the recipe names."""
+    for column in required:
+        if column not in columns:
+            raise place[column].bad(f"format {form} needs this column", nearest(column, columns))
+
+
 def same(columns: Mapping[str, Any], place: Place) -> BadRow:
     """The complaint about a comparison of equal answers."""
     name = "rejected" if "rejected" in columns else "non_preferred_output"
@@ -101,9 +108,7 @@ def asked_format(columns: Mapping[str, Any], config: DataConfig, place: Place) -
         asked = next((name for name in REQUIRED if name == config.format), None)
         if asked is None:
             raise DataError(f"data.format: {config.format} compares no answers; use one of {', '.join(REQUIRED)}")
-        for column in REQUIRED[asked]:
-            if column not in columns:
-                raise place[column].bad(f"format {asked} needs this column", nearest(column, columns))
+        refuse_lacking(columns, asked, REQUIRED[asked], place)
         return asked
     found = format_of(columns)
     if found is not None:

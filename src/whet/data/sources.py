@@ -20,8 +20,8 @@ from whet.config import DataConfig
 from whet.data.base import Row
 from whet.data.faults import BadRow, Dropped, Rejects, nearest
 from whet.data.known import Known, unfold
+from whet.data.messages import MESSAGE_KEYS, TOOL_COLUMNS
 from whet.data.readers import PROGRAM, Reject, damaged, files_of, kind_of, read_file, rows_of
-from whet.data.unread import refuse_unknown, unread
 from whet.errors import DataError
 from whet.files import Digest, digest_file
 
@@ -110,7 +110,7 @@ def reading(config: DataConfig, convert: Callable[[Row, DataConfig], Example], k
 
 def _unfolded(config: DataConfig, known: Known, rejects: Rejects) -> Iterator[Row]:
     if not rejects.keeps_columns:
-        refuse_unknown(config)
+        _refuse_unknown(config)
     made = Path(config.path).with_name("stage.json").is_file()  # by a stage: its other columns are for later stages
     for row in read_rows(config, rejects.add):
         try:
@@ -121,8 +121,44 @@ def _unfolded(config: DataConfig, known: Known, rejects: Rejects) -> Iterator[Ro
             if not made and any(
                 part is row for part in parts
             ):  # of a known data set it is known which columns are read
-                rejects.unread.update(unread(row, config, keeps_columns=rejects.keeps_columns))
+                rejects.unread.update(_unread(row, config, keeps_columns=rejects.keeps_columns))
             yield from parts
+
+
+# ------------------------------------------------------------------------------------ columns that nothing reads
+
+
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+"""What a model of text never sees, though a text may have a place for it (`<image>`)."""
+READ = frozenset({
+    "messages", "conversations", "prompt", "completion", "instruction", "input", "output", "history", "system", "text",
+    "answers", "ranks", "scores", "chosen", "rejected", "chosen_messages", "rejected_messages", "preferred_output",
+    "non_preferred_output", "label", "labels", "steps", "ratings", "margin", "confidence", "chat_template_kwargs",
+    "enable_thinking", *TOOL_COLUMNS,
+})  # fmt: skip
+"""Columns that some format reads."""
+CHATS = ("messages", "conversations", "prompt", "completion", "chosen", "rejected")
+"""Those that may hold messages, whose own keys are looked at too: `messages[].date`."""
+
+
+def _refuse_unknown(config: DataConfig) -> None:
+    """Raise `DataError` where `data.columns` gives a name that no format reads: it would have no effect."""
+    for ours in config.columns:
+        if ours not in READ:
+            raise DataError(f"data.columns: {ours!r} is no column that whet reads; {nearest(ours, sorted(READ))}")
+
+
+def _unread(row: Row, config: DataConfig, *, keeps_columns: bool) -> Iterator[str]:
+    """Columns with a value that are not read. `keeps_columns`: the others go on to rewards, and only what the model
+    would have to be shown is named."""
+    mapped = set(re.findall(r"[^{}.\[\]]+", " ".join(f"{{{entry}}}" for entry in config.columns.values())))
+    for name, value in row.values.items():
+        known = name in READ or name in mapped
+        if value not in (None, "", [], {}) and (name in (*MEDIA, *TOOL_COLUMNS) if keeps_columns else not known):
+            yield name
+        if name in CHATS and isinstance(value, list):
+            keys = {key for message in value if isinstance(message, dict) for key in message if message[key]}
+            yield from (f"{name}[].{key}" for key in sorted(keys - MESSAGE_KEYS))
 
 
 # ---------------------------------------------------------------------------------------------- content

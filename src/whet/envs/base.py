@@ -10,21 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from whet.data.base import Task as Task
 from whet.records import Message, Score, StepScore, ToolCall
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """One problem: what the policy is shown, and what the rewards know."""
-
-    id: str
-    messages: tuple[Message, ...]
-    columns: Mapping[str, Any] = field(default_factory=dict)
-    """Gold answers and whatever else the row has; flows to reward functions by name."""
-    conversational: bool = True
-    """False: the row's prompt was plain text, so that functions with TRL's signature get strings, as there."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """Variables of the chat template (`chat_template_kwargs` of its row)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from contextlib import suppress
 from whet.config import GeneratedConfig, RewardConfig, Source
 from whet.data.base import Comparison, Conversation, Judged, Origin, Rated, Stepwise
 from whet.data.faults import BadRow, Dropped, Rejects
-from whet.data.formats import load_prompts, read_conversations
+from whet.data.formats import load_tasks, read_conversations
 from whet.data.lazy import Lazy
 from whet.data.preferences import load_comparisons, load_judged, load_rated
 from whet.data.sources import Reading, digest_of
@@ -95,18 +95,7 @@ def tasks(source: Source) -> tuple[Sequence[Task], Dropped]:
     """What to play, and which rows could not be used."""
     if isinstance(source, GeneratedConfig):
         return Lazy(source.count, family(source).task), Dropped()
-    prompts, dropped = load_prompts(source)
-    listed = [
-        Task(
-            id=str(p.origin),
-            messages=p.messages,
-            columns=p.columns,
-            conversational=p.conversational,
-            settings=p.settings,
-        )
-        for p in prompts
-    ]
-    return listed, dropped
+    return load_tasks(source)
 
 
 def rubric(source: Source, rewards: Sequence[RewardConfig], models: Models) -> WeightedRubric:
