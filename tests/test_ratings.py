@@ -18,7 +18,7 @@ from whet.config.loading import load_recipe
 from whet.config.rewards import ScorerConfig
 from whet.envs.clients import Passage
 from whet.errors import ConfigError, DataError, ModelError
-from whet.evals.ratings import Rating, correlation, judge_ratings
+from whet.evals.judgement import Rating, correlation, judge_ratings
 from whet.evals.stats import explained_variance
 from whet.launch.main import run_recipe
 from whet.launch.world import LocalWorld

@@ -210,12 +210,8 @@ def _hint(columns: Mapping[str, Any], place: Place, *, answered: bool) -> str:
     return f"there are: {', '.join(columns)}. Say in data.columns which is which"
 
 
-def _messages(columns: Mapping[str, Any], place: Place) -> tuple[Message, ...]:
-    return parse_messages(columns["messages"], place["messages"])
-
-
-def _sharegpt(columns: Mapping[str, Any], place: Place) -> tuple[Message, ...]:
-    return parse_messages(columns["conversations"], place["conversations"])
+def _listed(columns: Mapping[str, Any], place: Place, *, name: str) -> tuple[Message, ...]:
+    return parse_messages(columns[name], place[name])
 
 
 def _prompt_completion(columns: Mapping[str, Any], place: Place) -> tuple[Message, ...]:
@@ -251,8 +247,8 @@ _READERS: dict[Format, Callable[[Mapping[str, Any], Place], tuple[Message, ...]]
     "pair": partial(_chosen, form="pair"),
     "openai_preference": partial(_chosen, form="openai_preference"),
     "text": _transcript,
-    "messages": _messages,
-    "sharegpt": _sharegpt,
+    "messages": partial(_listed, name="messages"),
+    "sharegpt": partial(_listed, name="conversations"),
     "prompt_completion": _prompt_completion,
     "alpaca": _alpaca,
     "ranked": _best,

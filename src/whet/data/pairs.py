@@ -133,7 +133,11 @@ def _pair(columns: Mapping[str, Any], place: Place) -> Compared:
             raise same(columns, place)
         if not (is_transcript(chosen) and is_transcript(rejected)):
             prompt, *parts = _common_text(chosen, rejected, place)
-            return (Message(role="user", content=prompt),), tuple(map(_said, parts)), 0
+            return (
+                (Message(role="user", content=prompt),),
+                tuple((Message(role="assistant", content=part),) for part in parts),
+                0,
+            )
         pair = [transcript(text, place[name]) for text, name in zip((chosen, rejected), names, strict=True)]
     else:
         pair = [answer_of(columns[name], place[name]) for name in names]
@@ -178,10 +182,6 @@ def _prompt(columns: Mapping[str, Any], place: Place) -> Turns | None:
         if columns.get(name) is not None:
             return turns(columns, name, "user", place)
     return instruction(columns, place) if columns.get("instruction") is not None else None
-
-
-def _said(text: str) -> Turns:
-    return (Message(role="assistant", content=text),)
 
 
 # ------------------------------------------------------------------------------------- implicit prompts

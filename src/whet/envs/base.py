@@ -64,11 +64,13 @@ class Reward(Protocol):
         """End worker processes, if any."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OfAnyTask:
     """What a reward has that grades any task, ends no process, and does not judge."""
 
-    __slots__ = ()
-    judges = False
+    name: str
+    weight: float
+    judges: bool = False
 
     def check(self, tasks: Sequence[Task]) -> None:
         """Any task will do."""

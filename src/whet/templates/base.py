@@ -20,10 +20,22 @@ from whet.templates.dialects import Dialect
 
 LossOn = Literal["assistant", "completion", "all"]
 
+Tools = Sequence[dict[str, Any]]
+"""Tools in the OpenAI shape."""
+
 Settings = Mapping[str, Any]
 """Variables of a template beside messages and tools: `enable_thinking`, say."""
 
 NO_SETTINGS: Settings = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """What a template writes: messages, the tools that may be called, and its variables."""
+
+    messages: Sequence[Message]
+    tools: Tools = ()
+    settings: Settings = NO_SETTINGS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +96,7 @@ class Template(Protocol):
     def prompt(
         self,
         messages: Sequence[Message],
-        tools: Sequence[dict[str, Any]] = (),
+        tools: Tools = (),
         *,
         settings: Settings = NO_SETTINGS,
         untrusted: bool = False,
@@ -97,7 +109,7 @@ class Template(Protocol):
     def conversation(
         self,
         messages: Sequence[Message],
-        tools: Sequence[dict[str, Any]] = (),
+        tools: Tools = (),
         *,
         loss_on: LossOn = "assistant",
         settings: Settings = NO_SETTINGS,
@@ -115,7 +127,7 @@ class Template(Protocol):
     def script(
         self,
         messages: Sequence[Message],
-        tools: Sequence[dict[str, Any]] = (),
+        tools: Tools = (),
         *,
         loss_on: LossOn = "assistant",
         settings: Settings = NO_SETTINGS,
@@ -133,16 +145,11 @@ class Template(Protocol):
         """
 
     def extend(
-        self,
-        tokens: Sequence[int],
-        messages: Sequence[Message],
-        tools: Sequence[dict[str, Any]] = (),
-        *,
-        settings: Settings = NO_SETTINGS,
+        self, tokens: Sequence[int], messages: Sequence[Message], tools: Tools = (), *, settings: Settings = NO_SETTINGS
     ) -> tuple[int, ...]:
         """The next turn's prompt: `tokens` (prompt and completion as sampled), then these messages, untrusted."""
 
-    def parse(self, completion: Sequence[int], ending: Ending, tools: Sequence[dict[str, Any]] = ()) -> Message:
+    def parse(self, completion: Sequence[int], ending: Ending, tools: Tools = ()) -> Message:
         """The assistant message that sampled tokens spell; the stop token is not part of its content.
 
         With `tools` its calls are apart from the content, those that are not well formed included. A completion that

@@ -17,7 +17,7 @@ from typing import Any
 
 from whet.records import CallStatus, ToolCall
 
-Tools = Mapping[str, Mapping[str, Any]]
+Schemas = Mapping[str, Mapping[str, Any]]
 """The JSON schema of each tool's parameters, by name."""
 
 PRIVATE = 0xE000
@@ -33,14 +33,14 @@ class Dialect:
     begin: str
     """Regular expressions; NAMES stands for the names of the tools."""
     end: str
-    read: Callable[[str, Tools], list[ToolCall]]
+    read: Callable[[str, Schemas], list[ToolCall]]
     markers: tuple[str, ...] = ()
     """What in `begin` and `end` is a token of its own in the family's vocabulary."""
     most: int | None = None
     """Most calls of a turn that the family's templates can write."""
 
     def parse(
-        self, pieces: Sequence[str | int], tools: Tools, known: Collection[int] = ()
+        self, pieces: Sequence[str | int], tools: Schemas, known: Collection[int] = ()
     ) -> tuple[str, tuple[ToolCall, ...]]:
         """(the text before the first call, all calls in order).
 
@@ -69,7 +69,7 @@ class Dialect:
             calls[place] = replace(calls[place], status="over_limit", error=f"at most {self.most} call in a turn")
         return (plain if first is None else self._spelled(text[:first]).rstrip()), tuple(calls)
 
-    def _pattern(self, source: str, tools: Tools, known: Collection[int]) -> str:
+    def _pattern(self, source: str, tools: Schemas, known: Collection[int]) -> str:
         for index in known:
             source = source.replace(re.escape(self.markers[index]), chr(PRIVATE + index))
         return source.replace("NAMES", "|".join(map(re.escape, tools)) or r"(?!)")
@@ -85,7 +85,7 @@ def failed(status: CallStatus, error: str, name: str = "") -> ToolCall:
     return ToolCall(name=name, arguments={}, status=status, error=error)
 
 
-def schemas_of(tools: Sequence[Mapping[str, Any]]) -> Tools:
+def schemas_of(tools: Sequence[Mapping[str, Any]]) -> Schemas:
     """The parameters of tools in the OpenAI shape, by name."""
     return {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in tools}
 
@@ -93,7 +93,7 @@ def schemas_of(tools: Sequence[Mapping[str, Any]]) -> Tools:
 # --------------------------------------------------------------------------------------- between the markers
 
 
-def _objects(body: str, tools: Tools) -> list[ToolCall]:
+def _objects(body: str, tools: Schemas) -> list[ToolCall]:
     """JSON: an object with name and arguments (or parameters), a list of them, or several with `;` between."""
     decoder, calls, at = json.JSONDecoder(), list[ToolCall](), 0
     try:
@@ -126,24 +126,24 @@ def _with_arguments(name: str, arguments: Any) -> ToolCall:
     return ToolCall(name=name, arguments=arguments)
 
 
-def _named(pattern: str) -> Callable[[str, Tools], list[ToolCall]]:
+def _named(pattern: str) -> Callable[[str, Schemas], list[ToolCall]]:
     """A name and JSON, where the two groups of the pattern find them."""
 
-    def read(body: str, tools: Tools) -> list[ToolCall]:
+    def read(body: str, tools: Schemas) -> list[ToolCall]:
         found = re.fullmatch(pattern, body, re.DOTALL)
         return [failed("no_name", "the call has no name")] if found is None else [_with_arguments(*found.groups())]
 
     return read
 
 
-def _mistral(body: str, tools: Tools) -> list[ToolCall]:
+def _mistral(body: str, tools: Schemas) -> list[ToolCall]:
     return (_objects if "[ARGS]" not in body else _named(r"\s*(.+?)\[ARGS\](.*)"))(body, tools)
 
 
-def _elements(name: str, key_value: str) -> Callable[[str, Tools], list[ToolCall]]:
+def _elements(name: str, key_value: str) -> Callable[[str, Schemas], list[ToolCall]]:
     """A name, then elements with a key and a value, which the tool's schema gives its type."""
 
-    def read(body: str, tools: Tools) -> list[ToolCall]:
+    def read(body: str, tools: Schemas) -> list[ToolCall]:
         named = re.match(name, body, re.DOTALL)
         if named is None:
             return [failed("no_name", "the call has no name")]
@@ -154,7 +154,7 @@ def _elements(name: str, key_value: str) -> Callable[[str, Tools], list[ToolCall
     return read
 
 
-def _tag(body: str, tools: Tools) -> list[ToolCall]:
+def _tag(body: str, tools: Schemas) -> list[ToolCall]:
     """`<NAME>...`: the value of a tool's only parameter, or an object with all of them."""
     name, _, inner = body[1:].partition(">")
     only = list(tools[name].get("properties", {}))
@@ -182,7 +182,7 @@ def _types(schema: Mapping[str, Any]) -> Iterator[str]:
         yield from _types(inner)
 
 
-def _between(name: str, begin: str, end: str, read: Callable[[str, Tools], list[ToolCall]]) -> Dialect:
+def _between(name: str, begin: str, end: str, read: Callable[[str, Schemas], list[ToolCall]]) -> Dialect:
     return Dialect(name, re.escape(begin), re.escape(end), read, (begin, end))
 
 

@@ -16,9 +16,9 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import groupby, takewhile
 from typing import Any
 
@@ -28,8 +28,8 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from whet.errors import DataError, ModelError
 from whet.records import Ending, Message, ToolCall
-from whet.templates.base import NO_SETTINGS, Encoded, LossOn, Rendered, Script, Settings, Template
-from whet.templates.dialects import Dialect, Tools, schemas_of
+from whet.templates.base import NO_SETTINGS, Chat, Encoded, LossOn, Rendered, Script, Settings, Template, Tools
+from whet.templates.dialects import Dialect, Schemas, schemas_of
 from whet.templates.messages import (
     OURS,
     OWN_TEMPLATE,
@@ -117,7 +117,7 @@ class JinjaTemplate(Template):
     def prompt(
         self,
         messages: Sequence[Message],
-        tools: Sequence[dict[str, Any]] = (),
+        tools: Tools = (),
         *,
         settings: Settings = NO_SETTINGS,
         untrusted: bool = False,
@@ -126,7 +126,7 @@ class JinjaTemplate(Template):
         if untrusted:
             messages = with_cuts(messages, self._special)
         refuse_specials(messages, self._special)
-        text, _ = self._render(messages, tools, settings, generation_prompt=True)
+        text, _ = self._render(Chat(messages, tools, settings), generation_prompt=True)
         refuse_lost(text, messages, tools)
         tokens = self._encoder.in_pieces(text)
         self._encoder.refuse_two_bos(tokens)
@@ -135,7 +135,7 @@ class JinjaTemplate(Template):
     def conversation(
         self,
         messages: Sequence[Message],
-        tools: Sequence[dict[str, Any]] = (),
+        tools: Tools = (),
         *,
         loss_on: LossOn = "assistant",
         settings: Settings = NO_SETTINGS,
@@ -146,23 +146,24 @@ class JinjaTemplate(Template):
     def script(
         self,
         messages: Sequence[Message],
-        tools: Sequence[dict[str, Any]] = (),
+        tools: Tools = (),
         *,
         loss_on: LossOn = "assistant",
         settings: Settings = NO_SETTINGS,
     ) -> Script:
         """The conversation's text, cut where trained spans begin and end. Raises `DataError`."""
         refuse_specials(messages, self._special)
-        text, blocks = self._render(messages, tools, settings)
+        chat = Chat(messages, tools, settings)
+        text, blocks = self._render(chat)
         refuse_lost(text, messages, tools)
-        starts = {} if tools or blocks else self._outlines.starts(text, messages, settings)
+        starts = {} if blocks else self._outlines.starts(text, chat)
         if self._headed and messages[-1].role == "assistant":
-            text += self._next_header(text, messages, tools, settings)
+            text += self._next_header(text, chat)
         marked = marked_messages(messages, loss_on)
         elsewhere = loss_on == "all"
         pieces: list[tuple[str, bool]] = []
         at = 0
-        for index, (start, end) in self._spans(text, blocks, starts, messages, tools, settings, list(marked)):
+        for index, (start, end) in self._spans(text, blocks, starts, chat, list(marked)):
             if start < at:
                 raise no_span(index, "begins it before the turn before it ends")
             pieces += [(text[at:start], elsewhere), (text[start:end], marked[index])]
@@ -185,12 +186,7 @@ class JinjaTemplate(Template):
         return self._encoder.all(scripts, most=most)
 
     def extend(
-        self,
-        tokens: Sequence[int],
-        messages: Sequence[Message],
-        tools: Sequence[dict[str, Any]] = (),
-        *,
-        settings: Settings = NO_SETTINGS,
+        self, tokens: Sequence[int], messages: Sequence[Message], tools: Tools = (), *, settings: Settings = NO_SETTINGS
     ) -> tuple[int, ...]:
         """`tokens` unchanged, then what the template writes from the end of that turn to the next one's opening.
 
@@ -199,7 +195,7 @@ class JinjaTemplate(Template):
         if not tokens or tokens[-1] not in self._stop_ids:
             raise DataError("the turn to be continued does not end with a stop token; it was cut off by its budget")
         messages = with_cuts(messages, self._markup)
-        render = partial(self._render, tools=tools, settings=settings)
+        chat = Chat(messages, tools, settings)
         # The text between two turns does not depend on what was said before, so a stand-in conversation shows it.
         calls = tuple(
             ToolCall(name=m.name or PROBE, arguments={"of": PROBE}, id=m.tool_call_id or "")
@@ -207,12 +203,12 @@ class JinjaTemplate(Template):
             if m.role == "tool"
         )
         try:
-            between = self._between(calls, messages, render)
+            between = self._between(calls, chat)
         except DataError:  # a template of one call in a turn
-            between = self._between(calls[:1], messages, render)
+            between = self._between(calls[:1], chat)
         return (*tokens, *self._encoder.in_pieces(between))
 
-    def parse(self, completion: Sequence[int], ending: Ending, tools: Sequence[dict[str, Any]] = ()) -> Message:
+    def parse(self, completion: Sequence[int], ending: Ending, tools: Tools = ()) -> Message:
         """The text as it was written, thinking included, without the stop token; with `tools` their calls apart."""
         written = completion[:-1] if ending is Ending.STOP else completion
         if not tools or ending is not Ending.STOP:
@@ -244,7 +240,7 @@ class JinjaTemplate(Template):
         """Tokens as text, special tokens included."""
         return self._encoder.decode(tokens)
 
-    def _read(self, dialect: Dialect, tokens: Sequence[int], tools: Tools) -> tuple[str, tuple[ToolCall, ...]]:
+    def _read(self, dialect: Dialect, tokens: Sequence[int], tools: Schemas) -> tuple[str, tuple[ToolCall, ...]]:
         """Content and calls of a turn, up to its stop token, which may close a call."""
         markers = {self._added[text]: n for n, text in enumerate(dialect.markers) if text in self._added}
         turn = list(takewhile(lambda token: token in markers or token not in self._stop_ids, tokens))
@@ -252,16 +248,16 @@ class JinjaTemplate(Template):
         pieces = [self.decode(list(run)) if key < 0 else markers[key] for key, run in runs]
         return dialect.parse(pieces, tools, markers.values())
 
-    def _reads_back(self, calls: Sequence[ToolCall], span: str, tools: Sequence[dict[str, Any]]) -> bool:
+    def _reads_back(self, calls: Sequence[ToolCall], span: str, tools: Tools) -> bool:
         """Whether the span says all of these calls, though it may not spell the names of their arguments."""
         found = self._read(self.dialect, self._encoder.one(span), schemas_of(tools))[1] if calls and tools else ()
         return bool(found) and found == tuple(replace(call, id="") for call in calls)
 
-    def _between(self, calls: tuple[ToolCall, ...], messages: Sequence[Message], render: Callable[..., Any]) -> str:
+    def _between(self, calls: tuple[ToolCall, ...], chat: Chat) -> str:
         before = (Message(role="user", content=PROBE), Message(role="assistant", content=PROBE, tool_calls=calls))
-        shown, _ = render(before)
+        shown, _ = self._render(replace(chat, messages=before))
         place = len(self._stop.findall(shown, 0, shown.rfind(PROBE)))  # of the answer's stop token among all
-        text, _ = render([*before, *messages], generation_prompt=True)
+        text, _ = self._render(replace(chat, messages=[*before, *chat.messages]), generation_prompt=True)
         ends = [match.end() for match in self._stop.finditer(text)]
         between = text[ends[place] :] if place < len(ends) else PROBE
         if PROBE in between:
@@ -271,16 +267,10 @@ class JinjaTemplate(Template):
     # ------------------------------------------------------------------------------------------- spans
 
     def _spans(
-        self,
-        text: str,
-        blocks: Sequence[Span],
-        starts: Starts,
-        messages: Sequence[Message],
-        tools: Sequence[dict[str, Any]],
-        settings: Settings,
-        wanted: Sequence[int],
+        self, text: str, blocks: Sequence[Span], starts: Starts, chat: Chat, wanted: Sequence[int]
     ) -> Iterator[tuple[int, Span]]:
         """The checked spans of the wanted messages, in order."""
+        messages = chat.messages
         turns = [index for index, message in enumerate(messages) if message.role == "assistant"]
         if blocks and len(blocks) != len(turns):
             raise DataError(
@@ -292,52 +282,48 @@ class JinjaTemplate(Template):
         for index in wanted:
             start = starts.get(index, -1)
             if start < 0:
-                opening, _ = self._render(messages[:index], tools, settings, generation_prompt=True)
+                opening, _ = self._render(replace(chat, messages=messages[:index]), generation_prompt=True)
                 if not text.startswith(opening):
                     raise no_span(index, "writes the turns before it differently than in the prompt for it")
                 start = len(opening)
             # Messages cannot spell a stop token, so the first one ends the turn. Where a block ends is not asked:
             # some templates close it before the stop token, others after the newline behind it.
             stop = self._stop.search(text, start)
-            if stop is None or not self._closes(text[:start], messages[: index + 2], index, tools, settings):
+            if stop is None or not self._closes(text[:start], chat, index):
                 raise no_span(index, "writes no stop token between it and the next turn")
             span = text[start : stop.end()]
             lost = missing(messages[index], span)
-            if lost and not self._reads_back(messages[index].tool_calls, span, tools):
+            if lost and not self._reads_back(messages[index].tool_calls, span, chat.tools):
                 raise no_span(index, lost)
             self._tell_uneven(index, messages)
             yield index, (start, stop.end())
 
-    def _closes(
-        self, before: str, messages: Sequence[Message], index: int, tools: Sequence[dict[str, Any]], settings: Settings
-    ) -> bool:
+    def _closes(self, before: str, chat: Chat, index: int) -> bool:
         """Whether a stop token stands before the next message, which is found by giving it another text.
 
         Rendered once for a kind of turn: what ends it depends on what it has and on who follows, not on its words.
         """
-        turn, following = messages[index], messages[index + 1 :]
+        turn, following = chat.messages[index], chat.messages[index + 1 :]
         if not following:
             return True
         has = (bool(turn.content.strip()), turn.thinking is None, bool(turn.tool_calls), following[0].role)
-        kind = f"{has} {json.dumps(dict(settings), sort_keys=True, default=str)}"
+        kind = f"{has} {json.dumps(dict(chat.settings), sort_keys=True, default=str)}"
         if kind not in self._closed:
             marker = replace(following[0], content=PROBE, thinking=None, tool_calls=())
-            text, _ = self._render([*messages[: index + 1], marker], tools, settings)
+            text, _ = self._render(replace(chat, messages=[*chat.messages[: index + 1], marker]))
             next_turn = text.rfind(PROBE)
             known = next_turn >= 0 and text.startswith(before)
             self._closed[kind] = known and self._stop.search(text, len(before), next_turn) is not None
         return self._closed[kind]
 
-    def _next_header(
-        self, text: str, messages: Sequence[Message], tools: Sequence[dict[str, Any]], settings: Settings
-    ) -> str:
+    def _next_header(self, text: str, chat: Chat) -> str:
         """The header that would follow the conversation: a tool's after a call, else a user's."""
-        calls = messages[-1].tool_calls
+        calls = chat.messages[-1].tool_calls
         marker = Message(role="tool" if calls else "user", content=PROBE, tool_call_id=calls[0].id if calls else None)
-        longer, _ = self._render([*messages, marker], tools, settings)
+        longer, _ = self._render(replace(chat, messages=[*chat.messages, marker]))
         header = self._stop.search(longer, len(text))
         if header is None or not longer.startswith(text):
-            raise no_span(len(messages) - 1, "writes it differently where another turn follows")
+            raise no_span(len(chat.messages) - 1, "writes it differently where another turn follows")
         return longer[len(text) : header.end()]
 
     def _tell_uneven(self, index: int, messages: Sequence[Message]) -> None:
@@ -353,26 +339,19 @@ class JinjaTemplate(Template):
             self._said.add(what)
             _log.warning("%s", what)
 
-    def _render(
-        self,
-        messages: Sequence[Message],
-        tools: Sequence[dict[str, Any]],
-        settings: Settings = NO_SETTINGS,
-        *,
-        generation_prompt: bool = False,
-    ) -> tuple[str, list[Span]]:
+    def _render(self, chat: Chat, *, generation_prompt: bool = False) -> tuple[str, list[Span]]:
         """The text, and the characters inside `{% generation %}` blocks where the template has them."""
-        chat_template = self._tokenizer.get_chat_template(self._own, list(tools) or None)
+        chat_template = self._tokenizer.get_chat_template(self._own, list(chat.tools) or None)
         marked = has_blocks(chat_template)
-        variables: dict[str, Any] = {**self._tokenizer.special_tokens_map, **self._checked(settings, chat_template)}
+        settings = self._checked(chat.settings, chat_template)
         try:
             rendered: Any = render_jinja_template(
-                [[as_dict(m, self._calls) for m in messages]],
-                tools=list(tools) or None,
+                [[as_dict(m, self._calls) for m in chat.messages]],
+                tools=list(chat.tools) or None,
                 chat_template=chat_template,
                 add_generation_prompt=generation_prompt,
                 return_assistant_tokens_mask=marked,
-                **variables,
+                **{**self._tokenizer.special_tokens_map, **settings},
             )
         except (jinja2.TemplateError, TypeError) as error:
             raise DataError(f"the chat template cannot write this conversation: {error}") from error
@@ -397,4 +376,4 @@ class JinjaTemplate(Template):
     def _write(self, calls: Calls, messages: Sequence[Message]) -> str:
         """The conversation, with calls written this way from now on."""
         self._calls = calls
-        return self._render(messages, ())[0]
+        return self._render(Chat(messages))[0]

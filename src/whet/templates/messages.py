@@ -10,7 +10,7 @@ from typing import Any
 
 from whet.errors import DataError
 from whet.records import Message
-from whet.templates.base import LossOn
+from whet.templates.base import LossOn, Tools
 
 OWN_TEMPLATE = "give model.chat_template a Jinja file"
 
@@ -41,7 +41,7 @@ def marked_messages(messages: Sequence[Message], loss_on: LossOn) -> dict[int, b
     return marked
 
 
-def refuse_lost(text: str, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> None:
+def refuse_lost(text: str, messages: Sequence[Message], tools: Tools) -> None:
     """What a template silently leaves out, the model would be trained to guess."""
     for index, message in enumerate(messages):
         if message.role in ("system", "developer", "user") and message.content.strip() not in text:

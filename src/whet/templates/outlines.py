@@ -15,7 +15,7 @@ from itertools import accumulate, chain
 
 from whet.errors import DataError
 from whet.records import Message
-from whet.templates.base import Settings
+from whet.templates.base import Chat
 from whet.templates.probe import PROBE, Render
 
 MOST_KINDS = 4096
@@ -55,15 +55,16 @@ class Outlines:
         looked_for = sorted(each for each in quoted if len(each) > 1 and re.search(r"[<>\[\]{}|]", each))
         self._looked_for = re.compile("|".join(map(re.escape, looked_for)) or r"(?!)")
 
-    def starts(self, text: str, messages: Sequence[Message], settings: Settings) -> Starts:
+    def starts(self, text: str, chat: Chat) -> Starts:
         """Where a prompt for each answer ends, if that is sure without rendering it; `text` is the conversation's."""
-        if not all(self._is_plain(message) for message in messages):
+        settings, messages = chat.settings, chat.messages
+        if chat.tools or not all(self._is_plain(message) for message in messages):
             return {}
         key = (json.dumps(dict(settings), sort_keys=True, default=str) if settings else "", *(m.role for m in messages))
         if key not in self._known:
             if len(self._known) == MOST_KINDS:
                 return {}
-            self._known[key] = self._learnt(messages, settings)
+            self._known[key] = self._learnt(chat)
         outline = self._known[key]
         return outline.starts(text, messages) if outline else {}
 
@@ -72,17 +73,18 @@ class Outlines:
         beside = message.thinking is not None or message.tool_calls or message.tool_call_id is not None or message.name
         return message.role in ROLES and not beside and self._looked_for.search(message.content) is None
 
-    def _learnt(self, messages: Sequence[Message], settings: Settings) -> Outline | None:
+    def _learnt(self, chat: Chat) -> Outline | None:
+        messages = chat.messages
         words = [f"{PROBE}{place}x" for place in range(len(messages))]
         marked = [replace(message, content=word) for message, word in zip(messages, words, strict=True)]
         try:
-            text, _ = self._render(marked, (), settings)
+            text, _ = self._render(replace(chat, messages=marked))
             around = re.split("|".join(words), text)
             if text != "".join(chain.from_iterable(zip(around, [*words, ""], strict=False))):
                 return None
             opened: dict[int, int] = {}
             for place in (place for place, message in enumerate(messages) if message.role == "assistant"):
-                opening, _ = self._render(marked[:place], (), settings, generation_prompt=True)
+                opening, _ = self._render(replace(chat, messages=marked[:place]), generation_prompt=True)
                 before = len("".join(chain.from_iterable(zip(around[:place], words, strict=False))))
                 opened[place] = len(opening) - before
                 if not text.startswith(opening) or not 0 <= opened[place] <= len(around[place]):

@@ -6,12 +6,12 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import Any, Protocol
+from typing import Protocol
 
 from whet.errors import DataError, ModelError
 from whet.records import Message, ToolCall
-from whet.templates.base import NO_SETTINGS, Settings
-from whet.templates.dialects import DIALECTS, Dialect, Tools, schemas_of
+from whet.templates.base import Chat
+from whet.templates.dialects import DIALECTS, Dialect, Schemas, schemas_of
 from whet.templates.messages import OWN_TEMPLATE, Calls, refuse_lost
 
 PROBE = "Probe7261"
@@ -25,14 +25,7 @@ Span = tuple[int, int]
 class Render(Protocol):
     """Writes a conversation; returned are the text and its generation blocks."""
 
-    def __call__(
-        self,
-        messages: Sequence[Message],
-        tools: Sequence[dict[str, Any]],
-        settings: Settings = NO_SETTINGS,
-        *,
-        generation_prompt: bool = False,
-    ) -> tuple[str, list[Span]]:
+    def __call__(self, chat: Chat, *, generation_prompt: bool = False) -> tuple[str, list[Span]]:
         """Raises `DataError`."""
 
 
@@ -50,8 +43,8 @@ def find_turn_end(
     A header ends an answer only where the model's generation config has it among the ends of text (GLM).
     """
     try:
-        text, blocks = render([QUESTION, ANSWER], ())
-        opening, _ = render([QUESTION], (), generation_prompt=True)
+        text, blocks = render(Chat([QUESTION, ANSWER]))
+        opening, _ = render(Chat([QUESTION]), generation_prompt=True)
     except DataError as error:
         raise ModelError(f"{error}; {OWN_TEMPLATE}") from error
     if blocks and blocks[0][0] < len(opening):
@@ -62,7 +55,7 @@ def find_turn_end(
     _, found, tail = text.rpartition(PROBE)
     end = special.search(tail)
     if found and end is None:
-        _, _, tail = render([QUESTION, ANSWER, QUESTION], ())[0].rpartition(PROBE)
+        _, _, tail = render(Chat([QUESTION, ANSWER, QUESTION]))[0].rpartition(PROBE)
         end = special.match(tail.lstrip())
         if end is not None and specials[end[0]] in eos:
             return end[0], True
@@ -75,9 +68,9 @@ def find_turn_end(
 
 def find_uneven(render: Render) -> str:
     """What stands before an answer where it is the last one and not where it is an earlier one (Qwen3), or ""."""
-    opening, _ = render([QUESTION], (), generation_prompt=True)
+    opening, _ = render(Chat([QUESTION]), generation_prompt=True)
     try:
-        texts = [render(messages, ())[0] for messages in ([QUESTION, ANSWER], [QUESTION, ANSWER, QUESTION])]
+        texts = [render(Chat(messages))[0] for messages in ([QUESTION, ANSWER], [QUESTION, ANSWER, QUESTION])]
     except DataError:  # a template for one turn
         return ""
     last, earlier = (text.partition(PROBE)[0].removeprefix(opening) for text in texts)
@@ -92,7 +85,7 @@ def find_forgotten(render: Render) -> tuple[str, ...]:
     result = Message(role="tool", content="Go on.", name="look", tool_call_id=call.id)
     for later, calls in ((QUESTION, ()), (result, (call,))):
         try:
-            text, _ = render([QUESTION, replace(thought, tool_calls=calls), later], (), generation_prompt=True)
+            text, _ = render(Chat([QUESTION, replace(thought, tool_calls=calls), later]), generation_prompt=True)
         except DataError:  # a template without such turns
             continue
         found += [] if PROBE in text else [later.role]
@@ -100,16 +93,16 @@ def find_forgotten(render: Render) -> tuple[str, ...]:
 
 
 def find_dialect(
-    render: Render, read: Callable[[Dialect, str, Tools], tuple[str, tuple[ToolCall, ...]]]
+    render: Render, read: Callable[[Dialect, str, Schemas], tuple[str, tuple[ToolCall, ...]]]
 ) -> Dialect | None:
     """The first dialect that reads back a call of the template's. Raises `DataError` where it writes no tools."""
     properties = {"a": {"type": "string"}, "b": {"type": "integer"}, "c": {"type": "array"}}
     tool = {"name": PROBE, "description": PROBE, "parameters": {"type": "object", "properties": properties}}
     tools = [{"type": "function", "function": tool}]
     call = ToolCall(name=PROBE, arguments={"a": 'x "y"', "b": 2, "c": [True, {"d": None}]}, id="call12345")
-    opening, _ = render([QUESTION], tools, generation_prompt=True)
+    opening, _ = render(Chat([QUESTION], tools), generation_prompt=True)
     refuse_lost(opening, [QUESTION], tools)
-    text, _ = render([QUESTION, replace(ANSWER, content="", tool_calls=(call,))], tools)
+    text, _ = render(Chat([QUESTION, replace(ANSWER, content="", tool_calls=(call,))], tools))
     written = text.removeprefix(opening)
     found = (d for d in DIALECTS.values() if read(d, written, schemas_of(tools))[1] == (replace(call, id=""),))
     return next(found, None)

@@ -49,7 +49,7 @@ def revise(
 
     Thinking blocks are neither shown to the writer nor kept of what it writes, unless `everything` is the answer.
     """
-    read = _whole if everything else _answer
+    read: Callable[[str], str] = str if everything else _answer
     found = [_begun(draft) for draft in drafts]
     draws = [random.Random(seed) for seed in seeds]
     for _ in range(rounds):
@@ -111,10 +111,6 @@ def _criticise(asked: Sequence[Message], answer: str, principle: str) -> tuple[M
 def _said(reply: Reply, read: Callable[[str], str]) -> Message:
     assert reply.message is not None
     return Message(role="assistant", content=read(reply.message.content))
-
-
-def _whole(text: str) -> str:
-    return text
 
 
 def _answer(text: str) -> str:

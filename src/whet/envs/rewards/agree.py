@@ -105,7 +105,9 @@ class _Rules:
             case Relation(), Formula():
                 return gold.signs == ("=",) and self.algebra.solves(gold, answer.text)
             case Matrix(), Matrix() | Items():
-                return self._matrices(gold, answer if isinstance(answer, Matrix) else _column(answer))
+                rows = answer.rows if isinstance(answer, Matrix) else tuple((item,) for item in answer.items)
+                same = [len(row) for row in gold.rows] == [len(row) for row in rows]
+                return same and all(map(self._in_order, gold.rows, rows))
             case _:
                 return False
 
@@ -176,7 +178,8 @@ class _Rules:
         if (gold.places is None) == (answer.places is None):
             return False
         decimal, exact = (gold, value) if gold.places is not None else (answer, gold.exact)
-        return _longer(exact, decimal) and any(abs(exact - centre) <= within for centre, within in _windows(decimal))
+        longer = (exact * _scale(decimal)).denominator != 1  # else it has these places itself, and is simply different
+        return longer and any(abs(exact - centre) <= within for centre, within in _windows(decimal))
 
     def _expressions(self, gold: Number | Formula, answer: Number | Formula) -> bool:
         if squeeze(gold.text) == squeeze(answer.text):
@@ -252,10 +255,6 @@ class _Rules:
         ours, theirs = ([_piece_items(piece) for piece in dict.fromkeys(pieces)] for pieces in (gold, answer))
         return len(ours) == len(theirs) and self._in_any_order(ours, theirs)
 
-    def _matrices(self, gold: Matrix, answer: Matrix) -> bool:
-        same = [len(row) for row in gold.rows] == [len(row) for row in answer.rows]
-        return same and all(map(self._in_order, gold.rows, answer.rows))
-
 
 # ------------------------------------------------------------------------------------------------------ helpers
 
@@ -269,11 +268,6 @@ def _windows(decimal: Number) -> list[tuple[Fraction, Fraction]]:
     half = Fraction(1, 2 * _scale(decimal))
     cut = (decimal.exact + (half if decimal.exact > 0 else -half), half)
     return [(decimal.exact, half), *([cut] if digits(decimal.text) >= CUT_DIGITS else [])]
-
-
-def _longer(exact: Fraction, decimal: Number) -> bool:
-    """Whether `exact` cannot be written with the places that `decimal` has: else the two are simply different."""
-    return (exact * _scale(decimal)).denominator != 1
 
 
 def _scale(decimal: Number) -> int:
@@ -364,7 +358,3 @@ def _piece_items(piece: Piece) -> Items:
     low, high = read(piece.low), read(piece.high)
     marks = (Text(f"low {piece.low_closed}"), Text(f"high {piece.high_closed}"))
     return Items("tuple", (*marks, low, high))
-
-
-def _column(items: Items) -> Matrix:
-    return Matrix(tuple((item,) for item in items.items))

@@ -142,7 +142,7 @@ class Algebra:
             return False
         if number is None or not number.is_real:
             return False
-        return bool(abs(number - sympy.Rational(decimal.numerator, decimal.denominator)) <= _rational(within))
+        return bool(abs(number - sympy.Rational(decimal)) <= sympy.Rational(within))
 
     def otherwise(self, gold: str, answer: str) -> bool:
         """Whether Math-Verify holds two texts for equal (not symmetric), for kinds of values that no rule covers."""
@@ -278,7 +278,3 @@ def _renamed(left: Any, right: Any) -> bool:
     if not {str(mine), str(other)} <= PARAMETERS:
         return False
     return same(left, right.xreplace({other: mine}))
-
-
-def _rational(number: Fraction) -> Any:
-    return sympy.Rational(number.numerator, number.denominator)

@@ -23,8 +23,6 @@ PROBES = (":", "Thought process:", "Let's solve this step by step.", "Solution",
 class _Judged(OfAnyTask):
     """What both have."""
 
-    name: str
-    weight: float
     judge: Judge
 
     def close(self) -> None:
@@ -137,15 +135,13 @@ def _share(flags: Sequence[bool]) -> float:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EquivalenceReward:
+class EquivalenceReward(OfAnyTask):
     """The rules' verdict, or 1 if the judge says in both orders that the answer says what one of the golds says.
 
     Without an opinion of the judge an answer that no rule accepts is ungraded. Metrics: `judged`, the share that was
     asked about, and `judged_right`, of all answers.
     """
 
-    name: str
-    weight: float
     rules: MathReward
     judge: Judge
     judges: bool = True

@@ -28,8 +28,6 @@ Combine = Callable[[Sequence[float]], float]
 class ModelReward(OfAnyTask):
     """The score of the whole answer; of several models, what `combine` makes of theirs."""
 
-    name: str
-    weight: float
     scorers: tuple[RewardModelClient, ...]
     combine: Combine
     truncated: float | None
@@ -59,8 +57,6 @@ class ModelReward(OfAnyTask):
 class ProcessReward(OfAnyTask):
     """The probability that each step is right, and of the answer what `aggregate` makes of them."""
 
-    name: str
-    weight: float
     scorer: RewardModelClient
     separator: str
     aggregate: str

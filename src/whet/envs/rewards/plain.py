@@ -44,9 +44,6 @@ class Separate:
 class PlainReward(Separate, OfAnyTask):
     """A function of one attempt as a reward. What it raises concerns that attempt alone."""
 
-    name: str
-    weight: float
-    judges: bool
     function: Callable[[Attempt], Grade]
     check_task: Callable[[Task], object] | None = None
     """Raises `DataError` for a task that it cannot grade."""

@@ -128,9 +128,6 @@ class GroupLength(OfAnyTask):
     a wrong one, and 0 where all are equally long.
     """
 
-    name: str
-    weight: float
-
     def grade(self, attempts: Sequence[Attempt], *, step: int) -> list[Grade]:
         """One grade for each attempt; attempts at the same task are a group."""
         lengths: dict[str, list[int]] = {}

@@ -22,13 +22,15 @@ from whet.evals.judgement import (
     Judgement,
     Labelled,
     Ranked,
+    Rating,
+    Ratings,
     fixed_mixtures,
     judge_labels,
     judge_rankings,
+    judge_ratings,
     judge_rivals,
     mixed,
 )
-from whet.evals.ratings import Rating, Ratings, judge_ratings
 from whet.files import write_json
 from whet.models.heads import RewardFacts, note_reward_facts, objectives_in
 from whet.pipeline.held_out import of_rows
