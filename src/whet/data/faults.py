@@ -1,4 +1,4 @@
-"""What is wrong with a row, said so that it can be mended and counted.
+"""Faults of rows, with place and remedy, and counted.
 
 A `Place` is an origin and a path into the row (`train.jsonl:17: messages[2].content`); the reader of a value carries
 its place along, so every complaint names file, line and field. `Rejects` decides what a complaint does: stop, or count.

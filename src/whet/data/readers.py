@@ -214,7 +214,7 @@ def _arrow(stream: Stream, source: str, reject: Reject) -> Iterator[Row]:
 
 @contextmanager
 def _seekable(stream: Stream, source: str) -> Iterator[Any]:
-    """The stream's bytes in any order (a gzip stream has only one); what Arrow says of damage, said of the file."""
+    """The stream's bytes in any order (a gzip stream has only one); errors of Arrow become errors of the file."""
     import pyarrow as pa
 
     try:

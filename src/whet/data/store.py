@@ -62,7 +62,7 @@ class Rows:
         self.columns = columns
         """By name one number for each row."""
         self.dropped = tuple(dropped)
-        """What was left out, by who left it out."""
+        """Rows that were left out, by the stage of reading that left them out."""
         self.note = note
         """Where the rows are kept, for people to read; empty where they are in memory only."""
         self._sources, self._tokens, self._file = sources, tokens, -1
@@ -210,7 +210,7 @@ def _open(folder: Path, version: str, sources: Sequence[str], note: str) -> Rows
 
 
 def _plain(dropped: Sequence[Dropped], sources: Sequence[str]) -> Iterator[list[Any]]:
-    """What `_open` reads: who left the row out, its origin, the reason and the complaint."""
+    """What `_open` reads: the number of the reader that left the row out, its origin, the reason and the complaint."""
     for who, each in enumerate(dropped):
         for lost in each.rows:
             assert isinstance(lost.row, Origin), "rows come from somewhere"

@@ -27,11 +27,11 @@ class Attempt:
     max_tokens: int = 0
     """Most tokens that the answer could have: the sampler's limit, or where it is less what the prompt left."""
     worth: Mapping[str, float] = field(default_factory=dict)
-    """What the environment says that the play was worth, by name; empty where it has no opinion."""
+    """The environment's rewards of the play, by name; empty where it gives none."""
     turn_rewards: tuple[float, ...] = ()
     """The environment's reward of each of the policy's turns."""
     correct: bool | None = None
-    """What the first reward that judges said of it; the rewards that do not judge are asked last, and know it."""
+    """The verdict of the first reward that judges; rewards that do not judge run after it and may read it."""
 
     @property
     def answer(self) -> str:
@@ -81,7 +81,7 @@ class OfAnyTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grade:
-    """One reward's word on one attempt. `value is None` with no failure means: not applicable, adds nothing."""
+    """One reward's result for one attempt. `value is None` with no failure means: not applicable, adds nothing."""
 
     value: float | None
     failure: str = ""
@@ -143,9 +143,9 @@ class Environment(Protocol):
         """What follows this assistant message, and whether the play is over."""
 
     async def close(self) -> Mapping[str, float | Sequence[float]]:
-        """End the play, over or not. Returns what it was worth, by name, apart from its turns; empty: no opinion.
+        """End the play, over or not. Returns its rewards by name, apart from those of turns; empty: none.
 
-        Under `turns` are what its turns were worth, in order, where that is known only now.
+        Under `turns` are the rewards of its turns, in order, where they are known only now.
         """
 
 
@@ -170,9 +170,9 @@ class SingleTurn:
         return Opening(messages=self.task.messages)
 
     async def step(self, message: Message) -> Observed:
-        """Nothing to observe, and the episode is over."""
+        """No observation; the episode is over."""
         return Observed(over=True)
 
     async def close(self) -> Mapping[str, float]:
-        """No opinion."""
+        """No rewards."""
         return {}

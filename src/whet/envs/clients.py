@@ -1,6 +1,6 @@
-"""The door to models that are asked: judges and writers answer in text, reward models in numbers.
+"""Clients of models: judges and writers answer in text, reward models in numbers.
 
-What is behind it is another process, a machine far away or a model beside the policy; the door hides which.
+Behind a client is another process, an endpoint or a model beside the policy.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # a scripted judge starts in a process of its own, and need n
     from whet.config.rewards import ScorerConfig
 
 Readable = Callable[[int, Reply], bool]
-"""Whether the reply to a conversation, by its number, is of any use."""
+"""Whether the caller can parse the reply to a conversation, given by its number."""
 
 
 class ChatClient(Protocol):
@@ -27,7 +27,7 @@ class ChatClient(Protocol):
     ) -> list[Reply]:
         """One reply to each conversation, in order. A failure is a reply without a message, never invented text.
 
-        What is not `readable` for who asks is not kept for the next time either.
+        A reply that is not `readable` to the caller is not cached.
         """
 
     def probabilities(
@@ -58,22 +58,22 @@ class ScoreReading:
     scores: tuple[float, ...]
     failure: str = ""
     parts: Mapping[str, float] = field(default_factory=dict)
-    """Of a model of several objectives: what each of them says at the last end (in standard deviations of its ratings),
-    and under `gate/NAME` what it counts for where a gate decides."""
+    """Of a model of several objectives: the score of each at the last end (in standard deviations of its ratings),
+    and under `gate/NAME` its weight where a gate decides."""
 
 
 class RewardModelClient(Protocol):
-    """A model that reads whole conversations and says numbers: a reward model, of answers or of their steps."""
+    """A reward model, of answers or of their steps: it scores whole conversations."""
 
     def read(self, passages: Sequence[Passage]) -> list[ScoreReading]:
         """One reading of each passage, in order: a reward, or the probability that what was read so far is right."""
 
 
 class Models(Protocol):
-    """Brings to life the models that rewards ask."""
+    """Creates the clients of the models that rewards need."""
 
     def chat(self, config: ChatConfig) -> ChatClient:
-        """Who answers, as the recipe says."""
+        """The client that a recipe describes."""
 
     def scorer(self, config: ScorerConfig, *, steps: bool) -> RewardModelClient:
-        """A reward model, of answers or of `steps`; nothing is loaded until it is asked."""
+        """A reward model, of answers or of `steps`; it is loaded at the first request."""

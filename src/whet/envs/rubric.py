@@ -30,7 +30,7 @@ LARGEST = 1e30
 
 @runtime_checkable
 class Describes(Protocol):
-    """A reward that has something to say before training."""
+    """A reward with a note for the start of training."""
 
     def describe(self) -> str:
         """One line."""
@@ -40,7 +40,7 @@ class WeightedRubric:
     """score = sum of weight * value over the rewards that apply to an attempt.
 
     One failed reward leaves the whole attempt unscored: a sum without one of its parts is another quantity.
-    `Score.correct` is the word of the first reward that judges.
+    `Score.correct` is the verdict of the first reward that judges.
     """
 
     def __init__(self, rewards: Sequence[Reward]) -> None:
@@ -80,7 +80,7 @@ class WeightedRubric:
         return any(_alone(each) and self.took.get(each.name, [SLOW_S])[-1] >= SLOW_S for each in self.rewards)
 
     def ahead(self, attempts: Sequence[Attempt], *, step: int) -> list[Ahead]:
-        """For each attempt what the rewards say that grade it by itself, by their name and the judge's verdict."""
+        """For each attempt its grades by the rewards that grade it alone, by their name and the judge's verdict."""
         found: list[Ahead] = [{} for _ in attempts]
         for reward in self._ordered:
             if isinstance(reward, Separate) and reward.alone:
@@ -97,7 +97,7 @@ class WeightedRubric:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the rewards say before training: a sandbox what it stops."""
+        """Notes of the rewards for the start of training: what a sandbox stops."""
         return tuple(reward.describe() for reward in self.rewards if isinstance(reward, Describes))
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""How good a reward model or a judge is on what it has not seen: who wins, how surely, and what it must beat.
+"""Held-out quality of a reward model or a judge: accuracy with intervals, calibration, and baselines.
 
 The unit is the prompt: pairs of one prompt resemble each other, so they are averaged before an interval is taken
 (`evals.stats`). A reward model's tie is no win. A judge may call a tie, and does where its two orders disagree: that is
@@ -83,14 +83,14 @@ class Rival:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """What a reward model or a judge came to on data whose truth is known."""
+    """Figures of a reward model or a judge on data with known labels."""
 
     what: str
     """pairs or labels."""
     count: int
     accuracy: Interval
     ties: float
-    """Share of the pairs (labels) that are not decided; what each is worth, `judge_pairs` says."""
+    """Share of the pairs (labels) that are not decided; the worth of each is the `tie` of `judge_pairs`."""
     baseline: Interval
     """Of "the longer answer is better" (equal lengths: half right), or of the more frequent label."""
     calibration_error: float
@@ -205,7 +205,7 @@ RIDGE = 1e-3
 
 
 def fixed_mixtures(said: Sequence[np.ndarray], names: Sequence[str]) -> Mapping[str, np.ndarray]:
-    """Weights (K,) by a name for people, from what objectives say, (A, K) of each comparison.
+    """Weights (K,) by a readable name, from the objectives' scores, (A, K) of each comparison.
 
     All alike, the one objective that is right most often, and the Bradley-Terry fit of free weights.
     """

@@ -1,4 +1,4 @@
-"""Statistics of sampled answers: how good, how sure, and is the second model better than the first.
+"""Statistics of sampled answers: means, confidence intervals, and paired comparisons of two models.
 
 The unit is the *question*. Samples of one question resemble each other, so counting them as independent makes
 intervals far too narrow (Miller, "Adding Error Bars to Evals", 2411.00640). Every interval here first averages the

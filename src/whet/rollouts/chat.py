@@ -84,7 +84,7 @@ class ModelAsker:
         return found
 
     def close(self) -> None:
-        """Let the model go."""
+        """Unload the model."""
         self._speaker = None
 
     def _request(self, conversation: Sequence[Message], key: str, max_tokens: int) -> Request:

@@ -80,7 +80,7 @@ class Curriculum:
         return [int(some_right[place]) for place in drawn]
 
     def observe(self, task: int, group: Group, step: int) -> None:
-        """Note what became of a task; a group in which nothing was judged says nothing."""
+        """Record the results of a task; a group without verdicts changes nothing."""
         right = [episode.score.correct for episode in group.scored if episode.score.correct is not None]
         if not right:
             return

@@ -160,7 +160,7 @@ class Feed:
             raise RewardError(f"no answer of the last {steps} could be scored; the last one: {why}")
 
     def _next(self, step: int) -> tuple[int, int]:
-        """Position and number of the next task; where all of them rest, one is woken."""
+        """Position and number of the next task; where all of them rest, the last one looked at."""
         for _ in range(len(self.tasks)):
             position, task = self.position, self._at(self.position)
             self.position += 1

@@ -129,7 +129,7 @@ class AheadFeed(Feed):
         self.sampler.save(folder)
 
     def load(self, folder: Path) -> None:
-        """Have what `save` kept, until `restore` says which of it counts.
+        """Load what `save` wrote; `restore` then drops what is newer than its state.
 
         Raises `RunError` where it was admitted under a lag that promises less than this one.
         """
@@ -221,7 +221,7 @@ class AheadFeed(Feed):
         return sorted(chosen, key=lambda each: each.number)
 
     def _late(self) -> str:
-        """Who is awaited since when, for an error."""
+        """Which positions are awaited since when, for an error."""
         waiting = [each for _, each in sorted(self._ledger.items()) if each.group is None]
         first = "; ".join(each.describe() for each in waiting[:3])
         return (

@@ -61,7 +61,7 @@ class Player:
     def play(
         self, tasks: Sequence[Task], samples: int, *, step: int, seed: int, positions: Sequence[int | str] | None = None
     ) -> Played:
-        """`play_async` for those who cannot await; also from inside a running event loop, which then waits."""
+        """`play_async` for synchronous callers; also inside a running event loop, which then waits."""
         return run(self.play_async(tasks, samples, step=step, seed=seed, positions=positions))
 
     async def play_async(

@@ -1,4 +1,4 @@
-"""What a sandbox keeps programs from, found by trying: a program that attacks runs in it, and says what it got."""
+"""What a sandbox keeps programs from, found by trying: a program that attacks runs in it, and reports its success."""
 
 from __future__ import annotations
 

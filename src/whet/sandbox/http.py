@@ -26,7 +26,7 @@ def open_sandbox(place: str) -> Sandbox:
 
 
 class HTTPSandbox:
-    """`POST {url}/run_code`. How programs are confined is the server's affair; what is tried concerns this machine."""
+    """`POST {url}/run_code`. The server confines the programs; the attacks that are tried concern this machine."""
 
     def __init__(self, url: str, *, workers: int = 16) -> None:
         self._url = url.rstrip("/") + "/run_code"
@@ -53,7 +53,7 @@ class HTTPSandbox:
         raise SandboxError(f"sandbox {self._url}: the protocol has no sessions; use a profile of this machine")
 
     def close(self) -> None:
-        """Let go of the server."""
+        """Close the connections."""
         self._threads.shutdown()
         self._client.close()
 

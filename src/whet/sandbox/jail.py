@@ -57,7 +57,7 @@ class ForkServer:
         kernel.prctl(kernel.SET_DUMPABLE, 0, 0, 0, 0)
 
     def serve(self) -> None:
-        """Fork, watch and bury."""
+        """Fork, watch and reap."""
         gc.freeze()
         self._requests.sendall(encode({"ready": True}))
         self._poll.register(self._requests, select.POLLIN)
@@ -157,7 +157,7 @@ class ForkServer:
 
 
 def write_files(folder: str, files: Mapping[str, bytes]) -> None:
-    """Files by their names within the folder, which anybody may read."""
+    """Files by their names within the folder, which every user may read."""
     os.chmod(folder, 0o755)
     for name, content in files.items():
         Path(folder, name).parent.mkdir(parents=True, exist_ok=True)

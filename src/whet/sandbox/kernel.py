@@ -30,7 +30,7 @@ LANDLOCK_READ = 1 << 2 | 1 << 3
 NOBODY = 65534
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random")
 SEEN = ("/usr", "/lib", "/lib64", "/bin", "/sbin", "/etc/ld.so.cache", "/etc/alternatives", *DEVICES)
-"""What of the machine a program may read, beside the interpreter: nothing of it is anybody's own."""
+"""What of the machine a program may read, beside the interpreter: no user's own files."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

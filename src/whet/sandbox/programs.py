@@ -282,7 +282,7 @@ class _Job:
             self._poll.unregister(lines)
 
     def _hear(self) -> Status | None:
-        """What the template says of it; None where it goes on."""
+        """Its status by the template's report; None where it goes on."""
         try:
             said, extra, _, _ = self._control.recvmsg(CHUNK, 256)
         except OSError:
@@ -333,12 +333,12 @@ class _Job:
         return found
 
     def stop(self) -> None:
-        """Kill it where it still runs; who watches it finds the machinery gone."""
+        """Kill it where it still runs; a thread in `watch` gets MACHINERY."""
         with suppress(OSError):  # it is closed
             self._control.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Kill it where it still runs, and let go of what was its."""
+        """Kill it where it still runs, and release its resources."""
         self._held.close()
 
 

@@ -88,7 +88,7 @@ class Sessions:
         return session
 
     def once(self, payload: JSON, deadline_s: float) -> Result:
-        """The answer of a session of its own; for those who cannot await."""
+        """The answer of a session of its own, for callers outside an event loop."""
 
         async def ask() -> Result:
             session = await self.open()

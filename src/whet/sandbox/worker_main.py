@@ -4,7 +4,7 @@ Or, as a template, load the function and fork a worker for each pair of descript
 then start warm, in milliseconds, however long loading takes.
 
 Run as `python -m whet.sandbox.worker_main SPEC`. Standard library only, so that it starts in milliseconds; what
-the target imports is its own affair. Signals that the trainer gets are ignored here: the parent decides who dies.
+the target imports may take longer. Signals that the trainer gets are ignored here: the parent kills workers.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ LONG_S = 0.25
 CHUNK_BYTES, CHUNKS = 1 << 16, 64
 """Read at most so much in one go: a worker that prints without end may not hold up the others."""
 REAP_S = 10.0
-"""Longest wait for the kernel to bury a killed process."""
+"""Longest wait for the kernel to reap a killed process."""
 
 
 @dataclass(slots=True)
@@ -234,7 +234,7 @@ class Worker:
         return ""
 
     async def ask(self, payload: JSON, deadline_s: float) -> Result:
-        """The answer to one payload, or why there is none; the time that it takes to start is its own affair."""
+        """The answer to one payload, or why there is none; its start has a deadline of its own."""
         try:
             asked = encode({"payload": payload})
         except (TypeError, ValueError, RecursionError) as error:
@@ -267,7 +267,7 @@ class Worker:
         return self.template is not None and self.template.poll() is not None
 
     def kill(self) -> None:
-        """End the process and everything in its session, bury it, and release the parent's ends."""
+        """End the process and everything in its session, reap it, and release the parent's ends."""
         if self._buried:
             return
         self._buried = True
@@ -275,7 +275,7 @@ class Worker:
             with suppress(ProcessLookupError, PermissionError):  # already dead, in Linux's and macOS's words
                 os.killpg(self._group, signal.SIGKILL)  # before it is reaped: until then the number is surely its own
         if self._process is not None:
-            with suppress(subprocess.TimeoutExpired):  # stuck in the kernel; Popen buries it later
+            with suppress(subprocess.TimeoutExpired):  # stuck in the kernel; Popen reaps it later
                 self._process.wait(REAP_S)
         self._read_printed()
         self._channel.close()

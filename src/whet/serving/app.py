@@ -1,7 +1,8 @@
 """The HTTP side of serving: routes, keys, bounds and streams, with starlette on uvicorn.
 
 Everything is bounded: the bytes of a body, the seconds in which it arrives and in which it is answered, and the
-requests that are under way together. What is beyond is a 413, 408, 504 or 429. A client that leaves cancels its work.
+requests that are under way together. Beyond that a request gets 413, 408, 504 or 429. A client that disconnects
+cancels its work.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Bounds:
     answer_s: float = 600.0
     """In which a request is answered."""
     concurrency: int = 64
-    """Requests under way together; the others are told to come again."""
+    """Requests under way together; the others get a 429."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -178,7 +179,7 @@ class _Sender:
 
 
 class _LeftError(Exception):
-    """The client is gone."""
+    """The client has disconnected."""
 
 
 @asynccontextmanager
@@ -226,7 +227,7 @@ def listen(host: str, port: int) -> socket.socket:
         listening = socket.socket(family, kind)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
-        listening.listen(2048)  # who comes before the server runs waits, and is not turned away
+        listening.listen(2048)  # connections made before the server runs wait, and are not refused
     except OSError as error:
         raise ConfigError(f"{host}:{port}: cannot be listened on ({error.strerror}); choose another --port") from error
     return listening

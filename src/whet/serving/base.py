@@ -1,4 +1,4 @@
-"""The serving door: who answers a chat completion, and how a refusal is said."""
+"""The serving door: what answers chat completions, and the answers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from whet.records import Message, ToolCall, seed_of
 from whet.serving.wire import ChatBody
 
 Heard = Callable[[int, str], None]
-"""Told more text of a choice while it is written."""
+"""Called with more text of a choice while it is written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,16 +36,16 @@ class ChatAnswer:
 
 
 class ChatCaller(Protocol):
-    """Whom a key lets in: what there is for it."""
+    """The holder of an API key: its models and their answers."""
 
     @property
     def models(self) -> Sequence[str]:
         """Names of the models that it may ask."""
 
     async def answer(self, asked: ChatBody, heard: Heard) -> ChatAnswer:
-        """The answer; raises `Refusal`. Text that `heard` was told begins the choice's content.
+        """The answer; raises `Refusal`. The texts passed to `heard` are the beginning of the choice's content.
 
-        Cancelling it gives the work up.
+        Cancelling it stops the work.
         """
 
 
@@ -57,7 +57,7 @@ class Host(Protocol):
 
 
 def said(message: Message) -> tuple[str, tuple[ToolCall, ...]]:
-    """Text and calls as a client is told them: with a call that is not well formed all of it is text, as written."""
+    """Text and calls as a client gets them: with a call that is not well formed all of it is text, as written."""
     sound = all(call.status == "ok" for call in message.tool_calls)
     return (message.content, message.tool_calls) if sound else (message.written, ())
 

@@ -301,7 +301,7 @@ class JinjaTemplate(Template):
     def _closes(self, before: str, chat: Chat, index: int) -> bool:
         """Whether a stop token stands before the next message, which is found by giving it another text.
 
-        Rendered once for a kind of turn: what ends it depends on what it has and on who follows, not on its words.
+        Rendered once for a kind of turn: what ends it depends on its parts and on the next role, not on its words.
         """
         turn, following = chat.messages[index], chat.messages[index + 1 :]
         if not following:

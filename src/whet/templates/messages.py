@@ -93,7 +93,7 @@ def as_dict(message: Message, calls: Calls) -> dict[str, Any]:
 
 
 def missing(message: Message, span: str) -> str:
-    """What a span that would be trained lacks of all that the message says; empty: nothing."""
+    """What a span that would be trained lacks of the message; empty: nothing."""
     parts = {"content": message.content, "thinking": message.thinking or ""}
     parts["tool calls"] = next((call.name for call in message.tool_calls if call.name not in span), "")
     for what, part in parts.items():

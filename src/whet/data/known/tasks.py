@@ -1,4 +1,4 @@
-"""Data sets of tasks: what is asked, the gold answer, and in the column `verifier` who checks it."""
+"""Data sets of tasks: the question, the gold answer, and in the column `verifier` the checker's name."""
 
 from __future__ import annotations
 

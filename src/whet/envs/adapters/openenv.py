@@ -86,7 +86,7 @@ class OpenEnv:
             return f"error: {error}"
 
     def turn_reward(self) -> float | None:
-        """What its steps brought in this turn."""
+        """The sum of its steps' rewards in this turn."""
         turn, self._turn = self._turn, None
         return turn
 
@@ -95,7 +95,7 @@ class OpenEnv:
         return self._done
 
     def reward(self) -> float:
-        """What its steps brought."""
+        """The sum of its steps' rewards."""
         return self._earned
 
     def close(self) -> None:

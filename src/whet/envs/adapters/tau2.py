@@ -1,4 +1,4 @@
-"""Domains of tau2-bench: tools over a database, a policy, and a user who is a model (`kind: dialogue`).
+"""Domains of tau2-bench: tools over a database, a policy, and a user that is a model (`kind: dialogue`).
 
 A play is worth 1 where the database is what the task's actions leave (an action that raises changes nothing, as in
 tau2's own evaluator) and every text that was to be said to the user was; 0 otherwise. What only a model can judge
@@ -37,7 +37,7 @@ class Domain:
 
     @classmethod
     def rows(cls, domain: str) -> list[dict[str, Any]]:
-        """Its tasks: the policy as system message, and who the user is."""
+        """Its tasks: the policy as system message, and the user's scenario."""
         found = _domain(domain)
         system = {"role": "system", "content": found.get_environment().get_policy()}
         prompt = [system, {"role": "user", "content": GREETING}]

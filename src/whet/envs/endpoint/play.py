@@ -37,7 +37,7 @@ MODEL = "policy"
 LONGEST_TASK = 120_000
 """Bytes of a task, which has to fit into an environment variable."""
 FAREWELL_S = 10.0
-"""In which a program that is told that its episode is over ends, so that its reward is known."""
+"""Seconds for a program to end after its episode is over, so that its reward is known."""
 FOREVER_S = 1e6
 OVER = Refusal(400, "the episode is over: out of turns or tokens", code="episode_over")
 

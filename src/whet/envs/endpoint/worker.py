@@ -1,4 +1,4 @@
-"""The process of one play: a function of Python, or a command with its own process, and what it says of the play.
+"""The process of one play: a function of Python, or a command with its own process, and the rewards that it returns.
 
 Standard library only: it also runs in the interpreter of another environment.
 """
@@ -82,7 +82,7 @@ def _end(stream: IO[bytes] | None) -> bytes:
 
 
 def _worth(value: Any, what: str) -> dict[str, Any]:
-    """A number, or named numbers, with a list of `turns` among them or not; None has no opinion."""
+    """A number, or named numbers, with a list of `turns` among them or not; None gives no reward."""
     parts = dict(value) if isinstance(value, Mapping) else {} if value is None else {"reward": value}
     turns = parts.pop(TURNS) if isinstance(parts.get(TURNS), list | tuple) else []
     try:

@@ -1,4 +1,4 @@
-"""Asking a judge one question with a few possible verdicts, and reading what it says: strictly, or not at all.
+"""One question to a judge with a few possible verdicts, and the verdict parsed from its reply: strictly, or not at all.
 
 What a judge writes must end with the line `Verdict: X`, X being one of the words that were offered; whatever else
 comes is no verdict, never a guess. Or a model is asked itself how likely each word is as its whole answer, and the mean
@@ -66,7 +66,7 @@ class Reader:
         return [_majority(opinions[first : first + self.votes]) for first in range(0, len(asked), self.votes)]
 
     def close(self) -> None:
-        """Let the chat go."""
+        """Close the client."""
         self.chat.close()
 
     def _written(self, questions: Sequence[Question]) -> list[Opinion]:
@@ -79,7 +79,7 @@ class Reader:
         return [read_reply(reply, question) for reply, question in zip(replies, questions, strict=True)]
 
     def _expected(self, questions: Sequence[Question]) -> list[Opinion]:
-        """Without reasons, or after them (GenRM-CoT): where they did not come there is no opinion."""
+        """Without reasons, or after them (GenRM-CoT): a question without reasons gets no opinion."""
         if not self.reasoning:
             return self._mean_verdicts([(_asked(question, VERDICT),) for question in questions], questions)
         asked = [_asked(question, REASONS_ALONE) for question in questions]

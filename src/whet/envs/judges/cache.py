@@ -1,9 +1,9 @@
-"""Chats whose answers are kept on disk: what was asked once is not asked, waited or paid for again.
+"""Chats whose answers are kept on disk: the same question is not sent, waited or paid for twice.
 
-An answer is found again by who was asked (with its settings), the conversation, the token budget, and how many times
+An answer is looked up by the client (with its settings), the conversation, the token budget, and how many times
 the same question came before it in the same call: three votes on one question are three answers. Each is appended as
-soon as it is there, so a killed run loses none, and a resumed one reads what the unbroken one would have heard.
-Failures are not kept, a reply without a word or without a verdict being one: the next time may be luckier.
+soon as it is there, so a killed run loses none, and a resumed one has the answers of an unbroken one. Failures
+are not kept, nor empty replies or replies without a verdict: they are requested again.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Asker(Protocol):
 
     @property
     def identity(self) -> str:
-        """Who it is and how it is set up: equal identities give exchangeable answers."""
+        """Model and settings: equal identities give exchangeable answers."""
 
     @property
     def alone(self) -> bool:
-        """Whether an answer does not depend on what else is asked with it, in the last bit included."""
+        """Whether an answer is independent, bit for bit, of the other requests of its call."""
 
     def ask(
         self, conversations: Sequence[Sequence[Message]], keys: Sequence[str], *, max_tokens: int
@@ -70,7 +70,7 @@ class CachedChat:
             self._kept = {} if self._path is None else read_answers(self._path)
         keys = self._keys(conversations, max_tokens)
         missing = [i for i, key in enumerate(keys) if key not in self._kept]
-        # Where answers depend on their company, a call that was cut off is asked again as a whole, to hear the same.
+        # Where answers depend on their company, a call that was cut off is sent again as a whole, for equal answers.
         wanted = missing if self._asker.alone else [i for i in range(len(keys)) if missing]
         failures: dict[int, Reply] = {}
         asking = [conversations[i] for i in wanted]

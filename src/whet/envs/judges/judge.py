@@ -43,7 +43,7 @@ class Preference:
     timed_out: bool = False
     unparsed: bool = False
     flipped: bool = False
-    """Whether the two orders disagreed about who is better."""
+    """Whether the two orders disagreed about which is better."""
     principle: str = ""
     """What it was judged by."""
     reasons: str = ""
@@ -138,7 +138,7 @@ class Judge:
         return [min(two, key=lambda opinion: -1 if opinion.value is None else opinion.value) for two in orders]
 
     def close(self) -> None:
-        """Let the reader go."""
+        """Close the reader."""
         self.reader.close()
 
     def _preference(self, straight: Opinion, swapped: Opinion, principle: str) -> Preference:

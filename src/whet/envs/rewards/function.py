@@ -1,6 +1,6 @@
 """Users' reward functions, run unmodified in a process of their own.
 
-The signature is told by the names of the parameters, when the function is loaded:
+The signature is recognised by the names of the parameters, when the function is loaded:
 
 * TRL, open-r1: `f(prompts, completions, completion_ids, trainer_state, log_extra, log_metric, **columns) -> list`,
   plain, async or a callable object, called once for all attempts; it gets what its signature takes. None means "does
@@ -10,7 +10,7 @@ The signature is told by the names of the parameters, when the function is loade
 * OpenRLHF: `reward_func(queries, prompts, labels) -> dict with "rewards" | list`, called once.
 * reasoning-gym: `score_answer(answer, entry) -> float`, called for each; `entry` is the row.
 
-What goes wrong over there (an exception, a hang, `sys.exit`, NaN, a list too short) is a failed grade with the reason.
+What goes wrong there (an exception, a hang, `sys.exit`, NaN, a list too short) is a failed grade with the reason.
 Where one call for all attempts fails, each is called again alone, so that one answer costs the others nothing; `plain`
 decides whether the answer or the function was at fault.
 """
@@ -142,7 +142,7 @@ class _Here:
         return [self._one(payload) for payload in payloads]
 
     def close(self) -> None:
-        """Nothing to end: who is late ends with this process."""
+        """Nothing to end: a thread that is late ends with this process."""
 
     def _one(self, payload: JSON) -> Result:
         found = [

@@ -92,7 +92,7 @@ class GraderReward(Separate):
                         fill(template, nothing)
 
     def close(self) -> None:
-        """Kill the processes of Python graders, and let the model go."""
+        """Kill the processes of Python graders, and close the model's client."""
         if self._model is not None:
             self._model.close()
         for pool in self._pools.values():

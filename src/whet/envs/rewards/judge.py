@@ -1,6 +1,6 @@
-"""What a judge thinks as a reward: each answer alone, or its win rate against the others of its group.
+"""Verdicts of a judge as a reward: of each answer alone, or its win rate against the others of its group.
 
-An answer that was not judged has no grade: the judge's silence or nonsense says nothing about it. A judge of
+An answer that was not judged has no grade: a judge that fails or cannot be parsed is no verdict on it. A judge of
 equivalence stands behind the rules of `math`, and is asked only where the gold is words that no rule finds.
 """
 
@@ -26,7 +26,7 @@ class _Judged(OfAnyTask):
     judge: Judge
 
     def close(self) -> None:
-        """Let the judge go."""
+        """Close the judge."""
         self.judge.close()
 
     def steering(self, attempts: Sequence[Attempt]) -> float:
@@ -136,7 +136,7 @@ def _share(flags: Sequence[bool]) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EquivalenceReward(OfAnyTask):
-    """The rules' verdict, or 1 if the judge says in both orders that the answer says what one of the golds says.
+    """The rules' verdict, or 1 if the judge finds in both orders that the answer means the same as one of the golds.
 
     Without an opinion of the judge an answer that no rule accepts is ungraded. Metrics: `judged`, the share that was
     asked about, and `judged_right`, of all answers.
@@ -169,7 +169,7 @@ class EquivalenceReward(OfAnyTask):
         self.rules.check(tasks)
 
     def close(self) -> None:
-        """End the rules' workers, and let the judge go."""
+        """End the rules' workers, and close the judge."""
         self.rules.close()
         self.judge.close()
 

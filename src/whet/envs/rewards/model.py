@@ -1,7 +1,7 @@
-"""Reward models as rewards: of answers, of steps, and several that must agree.
+"""Reward models as rewards: of answers, of steps, and ensembles.
 
 A model reads messages, not tokens, so policy and reward model need not have the same tokenizer. What it could not
-read, or not in time, is a failed grade and never a number.
+read in time is a failed grade and never a number.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from whet.formulas.aggregate import STEPS
 from whet.records import Message, StepScore
 
 BATCH = 64
-"""Answers read between two looks at the clock."""
+"""Answers scored between two checks of the deadline."""
 LATE = Grade(value=None, failure="the reward model did not come to it before its deadline", timed_out=True)
 
 Combine = Callable[[Sequence[float]], float]

@@ -49,7 +49,7 @@ class PlainReward(Separate, OfAnyTask):
     """Raises `DataError` for a task that it cannot grade."""
 
     def each(self, attempts: Sequence[Attempt], *, step: int) -> list[Grade]:
-        """What the function says of each attempt."""
+        """The function's grade of each attempt."""
         return [self._grade(attempt) for attempt in attempts]
 
     def check(self, tasks: Sequence[Task]) -> None:
@@ -67,7 +67,7 @@ class PlainReward(Separate, OfAnyTask):
 
 
 def of_environment(attempt: Attempt) -> Grade:
-    """The sum of what the environment says that the play was worth; not applicable where it says nothing."""
+    """The sum of the environment's rewards of the play; not applicable where it gives none."""
     if not attempt.worth:
         return Grade(value=None)
     parts = attempt.worth if len(attempt.worth) > 1 else {}
@@ -80,14 +80,14 @@ def of_turns(attempt: Attempt) -> Grade:
 
 
 def calls(attempt: Attempt) -> Grade:
-    """How many calls the policy tried."""
+    """The number of calls that the policy tried."""
     return Grade(value=float(sum(len(message.tool_calls) for message in attempt.messages)))
 
 
 def attribute(attempts: Sequence[Attempt], grades: Sequence[Grade], call: Call) -> list[Grade]:
     """The grades, where one that failed and whose control passed has the lowest value of the others, at most 0.
 
-    Whose fault a lost grade is, a control beside it decides, never what the answer printed: the same grader on the same
+    A control decides who is to blame for a lost grade, never what the answer printed: the same grader on the same
     task with another answer, one that was graded beside it, else an empty one. Where it passes, the answer's own text
     broke the grader: it is scored lowest and counted (`Grade.gave_up`), so that no policy leaves the statistics by
     breaking something. Where it fails too, the grader or the machine is broken, and the attempt stays unscored.

@@ -17,7 +17,7 @@ GRIDS = {"arc_agi", "rearc"}
 
 
 class GymReward(FunctionReward):
-    """What the scorer of the row's data set says, from 0 to 1. Raises `RewardError` where the library is missing."""
+    """The score by the scorer of the row's data set, from 0 to 1. Raises `RewardError` where the library is missing."""
 
     def __init__(self, *, name: str, weight: float) -> None:
         if find_spec("reasoning_gym") is None:

@@ -33,7 +33,7 @@ class RowVerifier(Separate):
         self._built: dict[str, Verifier] = {}
 
     def each(self, attempts: Sequence[Attempt], *, step: int) -> list[Grade]:
-        """What the verifier of its task says of each attempt."""
+        """The grade of each attempt by the verifier of its task."""
         return self._split(attempts, lambda one, some: one.each([attempts[place] for place in some], step=step))
 
     def settle(self, attempts: Sequence[Attempt], grades: Sequence[Grade], *, step: int) -> list[Grade]:
@@ -57,7 +57,7 @@ class RowVerifier(Separate):
     def _split(
         self, attempts: Sequence[Attempt], asked: Callable[[Separate, Sequence[int]], list[Grade]]
     ) -> list[Grade]:
-        """What each verifier says of the attempts at its tasks, in the attempts' order."""
+        """The grades by each verifier of the attempts at its tasks, in the attempts' order."""
         places: dict[str, list[int]] = {}
         for place, attempt in enumerate(attempts):
             places.setdefault(self._name(attempt.task), []).append(place)

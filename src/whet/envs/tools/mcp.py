@@ -1,6 +1,6 @@
 """The tools of an MCP server, through the official client: a server of the play's own, or one that all plays share.
 
-What the server says is wrong with a call is the policy's observation; a server that is gone is the machinery's failure.
+A call that the server refuses is the policy's observation; a lost server is the machinery's failure.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from whet.errors import EnvironmentFailure
 from whet.target import TargetError, describe
 
 CLOSE_S = 2.0
-"""Longest wait for a server to take its leave; then it dies with the play."""
+"""Longest wait for a server to close; then it is killed with the play."""
 TETHERED = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execvp(sys.argv[1], sys.argv[1:])"
 """Starts a command that is killed when the process that started it is: servers are in a session of their own."""
 
@@ -59,7 +59,7 @@ class MCP:
         return [self._tool(found[name]) for name in (found if self._only is None else self._only)]
 
     def close(self) -> None:
-        """Let the server go."""
+        """Close the connection."""
         self._over.set()
         with suppress(Exception):
             self._loop.run_until_complete(asyncio.wait_for(self._connected, CLOSE_S))

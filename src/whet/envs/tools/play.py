@@ -36,7 +36,7 @@ class ToolEnvironments:
 
     def __init__(self, config: EnvironmentConfig, users: SimulatedUsers | None = None) -> None:
         """`users` of a dialogue; None: its rows have scripts."""
-        assert users is not None or config.user is None, "who plays the user is known to the world alone"
+        assert users is not None or config.user is None, "the client of a simulated user is passed in"
         self.config = config
         self.users = SimulatedUsers() if users is None and config.kind == "dialogue" else users
         parts: list[JSON] = [[str(config.path or "builtins:object"), config.options]]
@@ -131,7 +131,7 @@ class Play:
     """What the user of a dialogue knows of: everything that was said."""
 
     async def start(self, *, seed: int) -> Opening:
-        """The task's messages, with what `reset` says."""
+        """The task's messages, with what `reset` returns."""
         opened = await self.made.sessions.open()
         if isinstance(opened, Failure):
             raise EnvironmentFailure(opened.message)
@@ -172,7 +172,7 @@ class Play:
         )
 
     async def close(self) -> Mapping[str, float]:
-        """What the class says that the play was worth; the process is gone."""
+        """The rewards of the play by its class; the process is ended."""
         if self.session is None:
             return {}
         try:
@@ -184,7 +184,7 @@ class Play:
             self.session.close()
 
     async def _call(self, call: ToolCall, number: int) -> tuple[ToolCall, str]:
-        """The call with what became of it, and what the policy is told."""
+        """The call with its status, and the text that the policy sees."""
         limits = self.made.config.limits
         if number >= limits.calls_per_turn:
             call = replace(call, status="over_limit", error=f"at most {limits.calls_per_turn} calls in a turn")

@@ -1,4 +1,4 @@
-"""The user of a dialogue: the row's script, or a model, endpoint or function that plays whom the row describes."""
+"""The user of a dialogue: the row's script, or a model, endpoint or function that plays the role in the row."""
 
 from __future__ import annotations
 

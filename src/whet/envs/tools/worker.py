@@ -1,4 +1,4 @@
-"""The process of one play: a user's class, its tools, and what it says of the play.
+"""The process of one play: a user's class, its tools, and the rewards that it gives.
 
 `load` runs in the template process, once; every play is a fork of that, so what a play does to globals and to its own
 children is gone with it. Standard output is the parent's to read, never a protocol. Standard library only, but for what
@@ -180,7 +180,7 @@ class _Play:
 
 
 def _told(part: Any, method: str, /, *given: Any, **named: Any) -> Any:
-    """What a method of a part says, where it has that one."""
+    """The result of a method of a part; None where it has no such method."""
     hook = _hook(part, method)
     return None if hook is None else _awaited(hook(*given, **named))
 
