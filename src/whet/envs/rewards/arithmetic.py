@@ -47,10 +47,9 @@ def value(text: str) -> Fraction | None:
     text = _SPACED.sub(lambda found: found.group().replace(" ", ""), text)
     text = _MIXED.sub(_mixed, text)
     try:
-        tokens = _tokens(text)
-        parser = _Parser(tokens)
-        result = parser.sum(0)
-        return result if parser.place == len(tokens) else None
+        tokens = _tokens(text)[::-1]
+        result = _sum(tokens, 0)
+        return None if tokens else result
     except (_Unreadable, ZeroDivisionError):
         return None
 
@@ -103,86 +102,79 @@ def _repeating(text: str, dots: str | None) -> Fraction:
     return int(whole or 0) + Fraction(int(before or 0), 10 ** len(before)) + repeated
 
 
-class _Parser:
-    """Recursive descent: sum > product > sign > power > atom."""
+# Recursive descent over the tokens, the next one last: sum > product > signed > raised > atom.
 
-    def __init__(self, tokens: list[str | Fraction]) -> None:
-        self.tokens, self.place = tokens, 0
 
-    def _peek(self) -> str | Fraction | None:
-        return self.tokens[self.place] if self.place < len(self.tokens) else None
-
-    def _take(self, wanted: str) -> bool:
-        if self._peek() == wanted:
-            self.place += 1
-            return True
-        return False
-
-    def sum(self, depth: int) -> Fraction:
-        if depth > DEEPEST:
-            raise _Unreadable
-        total = self._product(depth)
-        while True:
-            if self._take("+"):
-                total += self._product(depth)
-            elif self._take("-"):
-                total -= self._product(depth)
-            else:
-                return _bounded(total)
-
-    def _product(self, depth: int) -> Fraction:
-        result = self._sign(depth)
-        while True:
-            if self._take("*") or self._take("\\cdot"):
-                result *= self._sign(depth)
-            elif self._take("/"):
-                result /= self._sign(depth)
-            elif self._peek() in ("(", "\\frac") or isinstance(self._peek(), Fraction):
-                result *= self._power(depth)
-            else:
-                return _bounded(result)
-
-    def _sign(self, depth: int) -> Fraction:
-        if self._take("-"):
-            return -self._sign(depth + 1)
-        return self._sign(depth + 1) if self._take("+") else self._power(depth)
-
-    def _power(self, depth: int) -> Fraction:
-        if depth > DEEPEST:
-            raise _Unreadable
-        base = self._atom(depth)
-        if self._take("^"):
-            base = _power(base, self._sign(depth + 1))
-        while True:
-            if self._take("!"):
-                if base.denominator != 1 or not 0 <= base <= 2000:
-                    raise _Unreadable
-                base = Fraction(math.factorial(int(base)))
-            elif self._take("%"):
-                base /= 100
-            else:
-                return base
-
-    def _atom(self, depth: int) -> Fraction:
-        token = self._peek()
-        if isinstance(token, Fraction):
-            self.place += 1
-            return token
-        if self._take("\\frac"):
-            top = self._group("{", "}", depth)
-            return top / self._group("{", "}", depth)
-        for left, right in (("(", ")"), ("{", "}")):
-            if token == left:
-                return self._group(left, right, depth)
+def _sum(tokens: list[str | Fraction], depth: int) -> Fraction:
+    if depth > DEEPEST:
         raise _Unreadable
+    total = _product(tokens, depth)
+    while tokens and tokens[-1] in ("+", "-"):
+        sign = 1 if tokens.pop() == "+" else -1
+        total += sign * _product(tokens, depth)
+    return _bounded(total)
 
-    def _group(self, left: str, right: str, depth: int) -> Fraction:
-        if not self._take(left):
+
+def _product(tokens: list[str | Fraction], depth: int) -> Fraction:
+    result = _signed(tokens, depth)
+    while tokens:
+        match tokens[-1]:
+            case "*" | "\\cdot":
+                tokens.pop()
+                result *= _signed(tokens, depth)
+            case "/":
+                tokens.pop()
+                result /= _signed(tokens, depth)
+            case "(" | "\\frac" | Fraction():
+                result *= _raised(tokens, depth)
+            case _:
+                break
+    return _bounded(result)
+
+
+def _signed(tokens: list[str | Fraction], depth: int) -> Fraction:
+    if tokens and tokens[-1] in ("+", "-"):
+        sign = 1 if tokens.pop() == "+" else -1
+        return sign * _signed(tokens, depth + 1)
+    return _raised(tokens, depth)
+
+
+def _raised(tokens: list[str | Fraction], depth: int) -> Fraction:
+    if depth > DEEPEST:
+        raise _Unreadable
+    base = _atom(tokens, depth)
+    if tokens and tokens[-1] == "^":
+        tokens.pop()
+        base = _power(base, _signed(tokens, depth + 1))
+    while tokens and tokens[-1] in ("!", "%"):
+        if tokens.pop() == "%":
+            base /= 100
+        elif base.denominator == 1 and 0 <= base <= 2000:
+            base = Fraction(math.factorial(int(base)))
+        else:
             raise _Unreadable
-        result = self.sum(depth + 1)
-        if not self._take(right):
-            raise _Unreadable
-        return result
+    return base
+
+
+def _atom(tokens: list[str | Fraction], depth: int) -> Fraction:
+    token = tokens.pop() if tokens else ""
+    if isinstance(token, Fraction):
+        return token
+    if token == "\\frac":
+        top, bottom = (_group(tokens, "{", depth) for _ in range(2))
+        return top / bottom
+    tokens.append(token)
+    return _group(tokens, "(" if token == "(" else "{", depth)
+
+
+def _group(tokens: list[str | Fraction], opening: str, depth: int) -> Fraction:
+    """The value in parentheses or braces."""
+    if not tokens or tokens.pop() != opening:
+        raise _Unreadable
+    result = _sum(tokens, depth + 1)
+    if not tokens or tokens.pop() != {"(": ")", "{": "}"}[opening]:
+        raise _Unreadable
+    return result
 
 
 def _power(base: Fraction, exponent: Fraction) -> Fraction:
