@@ -21,13 +21,13 @@ from whet.envs.judges.ask import read_verdict
 from whet.envs.judges.fence import opened
 from whet.envs.judges.judge import Wording, verdicts_of
 from whet.envs.judges.questions import questions, teach
-from whet.envs.judges.revise import REWRITE, revise
 from whet.envs.rewards.exact import right_verdict
 from whet.errors import ConfigError, DataError, RewardError, RunError
 from whet.launch.check import check_recipe
 from whet.launch.main import run_recipe
 from whet.pipeline.lineage import Choices
 from whet.pipeline.load_data import comparisons
+from whet.pipeline.stages.revise import REWRITE, revise
 from whet.records import Message, Reply
 from whet.tracking.log import read_metrics, read_rollouts
 

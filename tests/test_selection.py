@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from whet.config.loading import load_recipe
-from whet.data.similar import jaccard, leaks, ngrams, words
 from whet.errors import ConfigError, DataError, RewardError
 from whet.launch.main import run_recipe
+from whet.pipeline.stages.select import jaccard, leaks, ngrams, words
 
 HEAD = "name: s\nmodel: whet:demo\nout: run\nthreads: 1\nstages:\n"
 

@@ -7,7 +7,9 @@ The filters come one after the other, each on what the ones before it left; a ro
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -19,7 +21,6 @@ from whet.config.data import listed
 from whet.data.base import Answered
 from whet.data.faults import Dropped, Lost, Place, kind_of
 from whet.data.formats import load_answered
-from whet.data.similar import Words, jaccard, leaks, ngrams
 from whet.envs.base import Attempt, Task
 from whet.errors import DataError
 from whet.pipeline.generate import Chunk, Row, beside, make_rows
@@ -33,6 +34,10 @@ TRIGRAMS = 3
 OF_ANSWERS = ("author", "sample", "tokens", "reward", "correct")
 """Columns of a row that are of its answer, and not of the task."""
 Group = Sequence[Answered]
+Words = tuple[str, ...]
+COMMON = 10
+"""Prompts of an evaluation set from which on a run of words is its wording and no leak (GPT-3, appendix C)."""
+_WORD = re.compile(r"\w+|[-+*/=^<>%]")
 
 
 class Kept:
@@ -250,6 +255,34 @@ def check_select(context: Context[SelectStage]) -> Seen:
     if context.config.decontaminate is not None:
         parts.append(f"{len(list(_held_out(context.config))):,} held-out tasks")
     return Seen(summary="; ".join(parts), prompts=[Task(id="", messages=row.prompt) for row in read[:SHOWN]])
+
+
+# ------------------------------------------------- how much texts have in common, by their words
+
+
+def words(text: str) -> Words:
+    """Its words and operators in lower case, without punctuation."""
+    return tuple(_WORD.findall(text.lower()))
+
+
+def ngrams(text: str, n: int) -> set[Words]:
+    """Its runs of n words; of a text with fewer the whole."""
+    found = words(text)
+    return {found[i : i + n] for i in range(max(1, len(found) - n + 1))} if found else set()
+
+
+def jaccard(first: set[Words], second: set[Words]) -> float:
+    """Shared n-grams over all n-grams, from 0 to 1; 1 for two empty sets."""
+    return len(first & second) / len(first | second) if first | second else 1.0
+
+
+def leaks(held_out: Iterable[Sequence[str]], n: int) -> set[Words]:
+    """The n-grams by which the prompts of an evaluation set (each the texts of its messages) are known again.
+
+    Those that more than `COMMON` different prompts share are their instruction, and tell nothing.
+    """
+    counts = Counter(gram for texts in set(map(tuple, held_out)) for gram in {g for t in texts for g in ngrams(t, n)})
+    return {gram for gram, count in counts.items() if count <= COMMON}
 
 
 KIND = Kind(config=SelectStage, run=run_select, check=check_select, needs=lambda config: None, look=ROWS_LOOK)
