@@ -1,4 +1,4 @@
-r"""Where the final answer stands in a text, and when two short answers are plainly the same.
+r"""Where the final answer stands in a text, and what number it is.
 
 A completion is searched only *after* its thinking block, for the last of these, in this order: the inside of
 `<answer>...</answer>`; `\boxed{...}` with balanced braces; `#### x`; "answer is x"; a number; the whole text.
@@ -153,11 +153,6 @@ def as_number(text: str) -> Fraction | None:
         return Fraction(text.replace(",", ""))
     except (ValueError, ZeroDivisionError):  # "+", or 3/0
         return None
-
-
-def same_words(left: str, right: str) -> bool:
-    """Whether two texts are equal, runs of spaces and case aside."""
-    return " ".join(left.split()).casefold() == " ".join(right.split()).casefold()
 
 
 def _marked(region: str) -> str | None:

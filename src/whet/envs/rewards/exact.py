@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from whet.envs.base import Attempt, Grade, Task
 from whet.envs.judges.ask import read_verdict
-from whet.envs.rewards.answers import after_thinking, gold_answer, marked_answer, same_words
+from whet.envs.rewards.answers import after_thinking, gold_answer, marked_answer
 from whet.envs.rewards.plain import graded, require
 from whet.errors import DataError
 
@@ -17,7 +17,8 @@ def exact(attempt: Attempt, *, gold: str) -> Grade:
     expected = exact_gold(attempt.task, gold)
     marked = marked_answer(attempt.answer)
     given = after_thinking(attempt.answer) if marked is None else marked
-    return graded(bool(given.strip()) and same_words(given, expected), given, expected)
+    words, wanted = (text.casefold().split() for text in (given, expected))
+    return graded(bool(words) and words == wanted, given, expected)
 
 
 def exact_gold(task: Task, column: str) -> str:
