@@ -44,10 +44,6 @@ class _Node:
     replies: list[_Node]
 
 
-def _oasst(columns: Columns, place: Place) -> Iterator[Columns]:
-    yield from _answered(_node(columns["prompt"], place["prompt"]), [])
-
-
 def _node(value: Any, place: Place) -> _Node:
     for name, kind in (("role", str), ("text", str), ("replies", list)):
         found = value.get(name) if isinstance(value, dict) else value
@@ -72,8 +68,8 @@ def _answered(node: _Node, before: list[Columns]) -> Iterator[Columns]:
         yield from _answered(reply, prompt)
 
 
-def _ultrafeedback(columns: Columns, place: Place) -> Iterator[Columns]:
-    yield {
+def _ultrafeedback(columns: Columns, place: Place) -> Columns:
+    return {
         "prompt": columns["instruction"],
         "answers": pick(columns, "completions[].response", place),
         # Not overall_score: it is 10 for some answers that are as bad as a 1.
@@ -87,29 +83,29 @@ def _ultrafeedback(columns: Columns, place: Place) -> Iterator[Columns]:
 _TIE = "a tie between the two answers"
 
 
-def _llmbar(columns: Columns, place: Place) -> Iterator[Columns]:
+def _llmbar(columns: Columns, place: Place) -> Columns:
     best = one_of(columns["label"], (1, 2), place["label"])
-    yield {"prompt": columns["input"], "label": None, **_pair(columns["output_1"], columns["output_2"], best == 1)}
+    return {"prompt": columns["input"], "label": None, **_pair(columns["output_1"], columns["output_2"], best == 1)}
 
 
-def _pandalm(columns: Columns, place: Place) -> Iterator[Columns]:
+def _pandalm(columns: Columns, place: Place) -> Columns:
     names = ("annotator1", "annotator2", "annotator3")
     votes = Counter(one_of(columns[name], (0, 1, 2), place[name]) for name in names)
     (best, most), *others = votes.most_common()
     if best == 0 or any(count == most for _, count in others):
         raise place.left_out(_TIE)
     pair = _pair(columns["response1"], columns["response2"], best == 1)
-    yield {"confidence": (most + votes[0] / 2) / votes.total(), **pair}
+    return {"confidence": (most + votes[0] / 2) / votes.total(), **pair}
 
 
-def _helpsteer2(columns: Columns, place: Place) -> Iterator[Columns]:
+def _helpsteer2(columns: Columns, place: Place) -> Columns:
     pair = _by_strength(columns["response_1"], columns["response_2"], columns, "preference_strength", place)
-    yield {"prompt": helpsteer_prompt(columns, place), **pair}
+    return {"prompt": helpsteer_prompt(columns, place), **pair}
 
 
-def _helpsteer3(columns: Columns, place: Place) -> Iterator[Columns]:
+def _helpsteer3(columns: Columns, place: Place) -> Columns:
     pair = _by_strength(columns["response1"], columns["response2"], columns, "overall_preference", place)
-    yield {"prompt": columns["context"], **pair}
+    return {"prompt": columns["context"], **pair}
 
 
 def _by_strength(first: Any, second: Any, columns: Columns, name: str, place: Place) -> Columns:
@@ -120,7 +116,7 @@ def _by_strength(first: Any, second: Any, columns: Columns, name: str, place: Pl
     return {"margin": abs(strength), **_pair(first, second, strength < 0)}
 
 
-def _arena(columns: Columns, place: Place) -> Iterator[Columns]:
+def _arena(columns: Columns, place: Place) -> Columns:
     winner = columns["winner"]
     if isinstance(winner, str) and winner.startswith("tie"):
         raise place.left_out(_TIE)
@@ -128,15 +124,7 @@ def _arena(columns: Columns, place: Place) -> Iterator[Columns]:
     first, second = columns["conversation_a"], columns["conversation_b"]
     if columns.get("turn") == 1 and isinstance(first, list) and isinstance(second, list):
         first, second = first[:2], second[:2]  # MT-bench shows two turns where it asks about the first, too
-    yield _pair(first, second, first_wins)
-
-
-def _hhh(columns: Columns, _: Place) -> Iterator[Columns]:
-    yield {"prompt": None, "chosen": columns["text_correct"], "rejected": columns["text_incorrect"]}
-
-
-def _corrects(columns: Columns, place: Place) -> Iterator[Columns]:
-    yield {"chosen": pick(columns, "corrects[0]", place), "rejected": pick(columns, "incorrects[0]", place)}
+    return _pair(first, second, first_wins)
 
 
 def _pair(first: Any, second: Any, first_is_better: bool) -> Columns:
@@ -147,36 +135,38 @@ def _pair(first: Any, second: Any, first_is_better: bool) -> Columns:
 # -------------------------------------------------------------------------------------- judged answers
 
 
-def _xstest(columns: Columns, place: Place) -> Iterator[Columns]:
+def _xstest(columns: Columns, place: Place) -> Columns:
     """Prompts of a type that begins with `contrast` are unsafe and should be refused, all others answered."""
     at = place["final_label"]
     given = one_of(columns["final_label"], ("1_full_compliance", "2_full_refusal", "3_partial_refusal"), at)
     if given == "3_partial_refusal":
         raise at.left_out("neither answered nor refused")
     unsafe = str(columns["type"]).startswith("contrast")
-    yield {"label": (given == "2_full_refusal") == unsafe}
+    return {"label": (given == "2_full_refusal") == unsafe}
 
 
 ANSWERS: Known = {
-    ("message_tree_id", "prompt.replies"): _oasst,
+    ("message_tree_id", "prompt.replies"): lambda c, at: _answered(_node(c["prompt"], at["prompt"]), []),
     ("instruction", "completions[].response"): _ultrafeedback,
     ("input", "output_1", "output_2", "label"): _llmbar,
     ("response1", "response2", "annotator1", "annotator2", "annotator3"): _pandalm,
     ("prompt", "response_1", "response_2", "preference_strength"): _helpsteer2,
     ("context", "response1", "response2", "overall_preference"): _helpsteer3,
     ("conversation_a", "conversation_b", "winner"): _arena,
-    ("text_correct", "text_incorrect"): _hhh,
-    ("prompt", "corrects[0]", "incorrects[0]"): _corrects,
+    ("text_correct", "text_incorrect"): lambda c, _: {
+        "prompt": None, "chosen": c["text_correct"], "rejected": c["text_incorrect"]},
+    ("prompt", "corrects[0]", "incorrects[0]"): lambda c, at: {
+        "chosen": pick(c, "corrects[0]", at), "rejected": pick(c, "incorrects[0]", at)},
     ("prompt", "completion", "type", "final_label"): _xstest,
-}
+}  # fmt: skip
 
 
 _ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 
 
-def _helpsteer(columns: Columns, place: Place) -> Iterator[Columns]:
+def _helpsteer(columns: Columns, place: Place) -> Columns:
     ratings = {name: columns[name] for name in _ATTRIBUTES}
-    yield {"prompt": helpsteer_prompt(columns, place), "completion": columns["response"], "ratings": ratings}
+    return {"prompt": helpsteer_prompt(columns, place), "completion": columns["response"], "ratings": ratings}
 
 
 def _aspects(columns: Columns, place: Place) -> Iterator[Columns]:

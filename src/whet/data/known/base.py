@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from whet.data.turns import text_of
 
 Columns = Mapping[str, Any]
 
-Known = Mapping[tuple[str, ...], Callable[[Columns, Place], Iterator[Columns]]]
+Known = Mapping[tuple[str, ...], Callable[[Columns, Place], Columns | Iterable[Columns]]]
 """Paths that lead somewhere in the rows of a data set, and how to write such a row with our columns: as one or more."""
 
 
@@ -26,7 +26,9 @@ def unfold(row: Row, config: DataConfig, known: Known) -> list[Row]:
         return [row]
     for paths, read in known.items():
         if all(leads(row.values, path, place) for path in paths):
-            made = [replace(row, values={**row.values, **columns}) for columns in read(row.values, place)]
+            found = read(row.values, place)
+            parts = [found] if isinstance(found, Mapping) else found
+            made = [replace(row, values={**row.values, **columns}) for columns in parts]
             if len(made) == 1:
                 return made
             return [replace(each, origin=replace(row.origin, part=part)) for part, each in enumerate(made, start=1)]

@@ -7,57 +7,56 @@ sees a test may answer that test alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable
 
 from whet.data.faults import Place
 from whet.data.known.base import Columns, Known
 from whet.data.turns import text_of
 
 
-def _leetcode(columns: Columns, place: Place) -> Iterator[Columns]:
-    yield {
+def _leetcode(columns: Columns, place: Place) -> Columns:
+    return {
         "prompt": text_of(columns, "query", place),
         "completion": _block(text_of(columns, "completion", place)),
         "prefix": columns["prompt"],
     }
 
 
-def _humaneval(columns: Columns, place: Place) -> Iterator[Columns]:
+def _humaneval(columns: Columns, place: Place) -> Columns:
     start = text_of(columns, "prompt", place)
-    yield {
+    return {
         "prompt": f"Complete this Python function:\n\n{_block(start)}",
         "completion": _block(start + text_of(columns, "canonical_solution", place)),
         "prefix": start,
     }
 
 
-def _mbpp(columns: Columns, place: Place) -> Iterator[Columns]:
+def _mbpp(columns: Columns, place: Place) -> Columns:
     question = text_of(columns, "text" if "text" in columns else "prompt", place)
     tests = columns["test_list"]
     if not isinstance(tests, list) or not tests:
         raise place["test_list"].bad("no list of asserts", "leave the row out")
-    yield {
+    return {
         "prompt": f"{question}\n\nYour code should pass this test:\n\n{_block(str(tests[0]))}",
         "completion": _block(text_of(columns, "code", place)),
     }
 
 
-def _cruxeval(columns: Columns, place: Place) -> Iterator[Columns]:
+def _cruxeval(columns: Columns, place: Place) -> Columns:
     code, given = text_of(columns, "code", place), columns["input"]
     asked = f"What is the value of f({given})? Answer with a Python literal between [ANSWER] and [/ANSWER]."
-    yield {"prompt": f"{_block(code)}\n\n{asked}", "completion": f"[ANSWER]{columns['output']}[/ANSWER]"}
+    return {"prompt": f"{_block(code)}\n\n{asked}", "completion": f"[ANSWER]{columns['output']}[/ANSWER]"}
 
 
-def _contest(question: str) -> Any:
-    def read(columns: Columns, place: Place) -> Iterator[Columns]:
+def _contest(question: str) -> Callable[[Columns, Place], Columns]:
+    def read(columns: Columns, place: Place) -> Columns:
         start = columns.get("starter_code")
         how = f"Complete this code:\n\n{_block(start)}" if start else "Read standard input and print the answer."
         made = {"prompt": f"{text_of(columns, question, place)}\n\nWrite Python. {how}"}
         solutions = columns.get("solutions")
         if isinstance(solutions, str):
             solutions = json.loads(solutions or "[]")
-        yield {**made, "completion": _block(solutions[0])} if solutions else made
+        return {**made, "completion": _block(solutions[0])} if solutions else made
 
     return read
 

@@ -62,7 +62,7 @@ def _graded(rating: Any, place: Place) -> float | None:
     return None if rating is None else float(one_of(rating, (-1, 0, 1), place) >= 0)
 
 
-def _math_shepherd(columns: Columns, place: Place) -> Iterator[Columns]:
+def _math_shepherd(columns: Columns, place: Place) -> Columns:
     """The answer's text with the mark after each step; the label is the same text with a sign in place of the mark."""
     pieces = text_of(columns, "input", place).strip().split(_MARK)
     problem, first, begun = pieces[0].partition("Step 1:")
@@ -75,14 +75,10 @@ def _math_shepherd(columns: Columns, place: Place) -> Iterator[Columns]:
     if signs is None:
         raise place["label"].bad("not the input with + or - after each step", "take both from the same row")
     steps = [step.strip() for step in (first + begun, *pieces[1:-1])]
-    yield {"prompt": problem.strip(), "steps": steps, "labels": [sign == "+" for sign in signs.groups()]}
+    return {"prompt": problem.strip(), "steps": steps, "labels": [sign == "+" for sign in signs.groups()]}
 
 
-def _processbench(columns: Columns, _: Place) -> Iterator[Columns]:
-    yield {"prompt": columns["problem"]}
-
-
-def _prmbench(columns: Columns, place: Place) -> Iterator[Columns]:
+def _prmbench(columns: Columns, place: Place) -> Columns:
     steps, wrong = columns["modified_process"], columns["error_steps"]
     for name, listed in (("modified_process", steps), ("error_steps", wrong)):
         if not isinstance(listed, list):
@@ -90,18 +86,14 @@ def _prmbench(columns: Columns, place: Place) -> Iterator[Columns]:
     for index, number in enumerate(wrong):
         if type(number) is not int or not 1 <= number <= len(steps):
             raise place["error_steps"][index].bad("not one of the steps", f"it is {kind_of(number)} of {len(steps)}")
-    yield {"prompt": columns["modified_question"], "steps": steps, "label": min(wrong, default=0) - 1}
-
-
-def _mistake(columns: Columns, _: Place) -> Iterator[Columns]:
-    first = columns["mistake_index"]
-    yield {"prompt": columns["input"], "label": -1 if first is None else first}
+    return {"prompt": columns["modified_question"], "steps": steps, "label": min(wrong, default=0) - 1}
 
 
 STEPS: Known = {
     ("question.problem", "label.steps"): _prm800k,
     ("input", "label", "task"): _math_shepherd,
-    ("problem", "steps", "label"): _processbench,
+    ("problem", "steps", "label"): lambda c, _: {"prompt": c["problem"]},
     ("modified_question", "modified_process", "error_steps"): _prmbench,
-    ("input", "steps", "mistake_index"): _mistake,
-}
+    ("input", "steps", "mistake_index"): lambda c, _: {
+        "prompt": c["input"], "label": -1 if c["mistake_index"] is None else c["mistake_index"]},
+}  # fmt: skip
