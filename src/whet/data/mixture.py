@@ -1,4 +1,4 @@
-"""Several data sets in one stage: which example comes when, with given shares.
+"""A weighted mixture of data sets in one stage: which example comes when.
 
 An epoch has as many samples as all sets have examples. Without weights it is all of them, shuffled together. With
 weights each set has its share of the samples: a small set that weighs much is gone through several times in an epoch,

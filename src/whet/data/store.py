@@ -1,4 +1,4 @@
-"""Many token rows behind one another in one array: in memory where they are few, in files known by content where many.
+"""Token rows behind one another in one array: in memory where they are few, else in a content-addressed cache on disk.
 
     CACHE/rows/KEY/tokens.i32       all rows, 4 bytes a token; a trained token as its complement (-1 - token)
     CACHE/rows/KEY/columns.npz      numbers of each row: where it ends, its checksum, where it came from, ...

@@ -37,11 +37,11 @@ class Taken:
     rollout_s: float
     score_s: float
     again: int = 0
-    """How many of the groups played are past prompts that a curriculum brought back."""
+    """Groups of past prompts that a curriculum replays."""
     resting: int = 0
     """Tasks that a curriculum left out of this step."""
     gap: float | None = None
-    """Of a feed that plays ahead: what sampler and trainer differ by at one version (`ApartSampler.gaps`)."""
+    """Of asynchronous rollouts: the log-probability gap of sampler and trainer at one version (`ApartSampler.gaps`)."""
 
     @property
     def played(self) -> tuple[Group, ...]:
@@ -60,7 +60,7 @@ class Feed:
     """Takes of the whole stage: one that ends without a single score has not done its work."""
     seed: int
     hand_over: Callable[[int], None]
-    """Brings the trainer's weights to the sampler under this version."""
+    """Weight sync: gives the sampler the trainer's weights under this version."""
     greedy: Player | None = None
     """Plays the same tasks once more at temperature 0, where a baseline wants that."""
     curriculum: Curriculum | None = None
@@ -151,7 +151,7 @@ class Feed:
         )
 
     def _refuse_unscored(self, groups: Sequence[Group]) -> None:
-        """One bad step is counted and gone; a grader that never answers would burn the machine for nothing."""
+        """Raise `RewardError` after several steps without a score: a broken grader would waste the machine."""
         self._unscored = 0 if any(group.scored for group in groups) else self._unscored + 1
         if self._unscored >= min(PATIENCE, self.steps):
             last = groups[-1].episodes[-1]

@@ -1,4 +1,4 @@
-"""A feed that plays ahead: groups for the next steps are sampled while the trainer works on this one.
+"""Asynchronous rollouts: groups for the next steps are sampled while the trainer works on this one.
 
 It is a ledger. Every position of the stage's order is admitted once, is then in flight, buffered and trained, and keeps
 its seeds whatever happens to it; nothing is dropped for its age, and what the machinery failed is issued again. With v
@@ -40,7 +40,7 @@ from whet.sampling.bridge import LoopThread
 ISSUES = 3
 """How often a group is played whose requests the machinery loses, before it is handed on as it is."""
 LOOK_S = 1.0
-"""How often a wait looks whether there was any progress."""
+"""Seconds between two checks for progress while waiting."""
 LEDGER, GROUPS = "ledger.json", "groups.jsonl"
 
 
@@ -96,7 +96,7 @@ class AheadFeed(Feed):
         self._admit(self.trained + min(self.lag.steps + 1, self.steps - version) * self.prompts_per_step, again=True)
 
     def take(self, count: int, *, step: int, keep: Keep | None = None, rounds: int = 1) -> Taken:
-        """`Feed.take`, of positions in the order that the lag says; `rollout_s` is what was waited."""
+        """`Feed.take`, of positions in the order that the lag gives; `rollout_s` is the time waited."""
         self._taken = []
         taken = super().take(count, step=step, keep=keep, rounds=rounds)
         for each in self._taken:
@@ -146,7 +146,7 @@ class AheadFeed(Feed):
             self._ledger[number].group = from_json(Group, group)
 
     def close(self) -> None:
-        """Give up what is being played."""
+        """Cancel the rollouts in flight."""
         self._loop.close()
 
     def _refuse_older(self, was: LagConfig, prompts: int, folder: Path) -> None:

@@ -1,6 +1,6 @@
-"""Code that must not take the trainer down with it: other processes, with deadlines, killed from outside.
+"""Code in other processes, with deadlines, killed from outside, so that it cannot end the trainer.
 
-What is here runs *graders and users' reward functions*: trusted code on untrusted inputs, which may hang, crash,
-leak or print without end, but is not out to harm the machine. Programs that a model wrote need namespaces and
-system-call filters; their room will stand behind this package too, and nothing here pretends to be it.
+Two kinds: *trusted* code on untrusted inputs (graders, reward functions of users), which may hang, crash, leak or
+print without end (`workers`, `sessions`); and *programs that a model wrote*, which are confined too, by namespaces or
+Landlock and by filters of system calls (`programs`, `jail`), or run on a server (`http`).
 """
