@@ -12,11 +12,15 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from whet.sandbox.base import JSON, Failure, FailureKind, Result
 from whet.sandbox.launch import WarmTemplate, start
 from whet.sandbox.workers import Worker, failed
+
+STARTUP_S = 120.0
+"""For starting and importing: a slow disk is no failure."""
 
 
 class Session(Worker):
@@ -50,22 +54,14 @@ class Session(Worker):
 class Sessions:
     """Up to `most` sessions at once over one template; `target` and `arguments` are those of a `WorkerPool`.
 
-    `python`: the interpreter of another environment that they are of; empty: this one.
+    `python`: the interpreter of another environment that they are of; None: this one. Their memory has no limit, since
+    what they import may reserve any address space.
     """
 
-    def __init__(
-        self,
-        target: str,
-        *,
-        arguments: Sequence[JSON] = (),
-        most: int,
-        startup_s: float = 120.0,
-        memory_mb: int | None,
-        python: str = "",
-    ) -> None:
-        spec: dict[str, JSON] = {"target": target, "arguments": list(arguments), "memory_mb": memory_mb}
-        begin = partial(start, spec, printing=subprocess.DEVNULL, template=True, python=python)
-        self._template, self._startup_s, self._most = WarmTemplate(begin, startup_s), startup_s, most
+    def __init__(self, target: str, *, arguments: Sequence[JSON], most: int, python: Path | None) -> None:
+        spec: dict[str, JSON] = {"target": target, "arguments": list(arguments), "memory_mb": None}
+        begin = partial(start, spec, printing=subprocess.DEVNULL, template=True, python=str(python or ""))
+        self._template, self._most = WarmTemplate(begin, STARTUP_S), most
         self._gates: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
         self._closed = False
         # One thread for its whole life: on Linux a process dies with the thread that started it.
@@ -76,7 +72,7 @@ class Sessions:
         loop = asyncio.get_running_loop()
         gate = self._gates.setdefault(loop, asyncio.Semaphore(self._most))
         await gate.acquire()
-        session = Session(self._startup_s, gate)
+        session = Session(STARTUP_S, gate)
         try:
             failure = await loop.run_in_executor(self._keeper, session.start, {}, self._template, lambda: self._closed)
         except BaseException:

@@ -59,11 +59,7 @@ class ProgramEnvironments:
             bounds = Bounds(concurrency=16 * config.processes, answer_s=FOREVER_S)
             self.url = stack.enter_context(beside(Server(host=self, bounds=bounds)))
             self.sessions = Sessions(
-                "whet.envs.endpoint.worker:load",
-                arguments=arguments,
-                most=config.processes,
-                memory_mb=None,
-                python=str(config.python or ""),
+                "whet.envs.endpoint.worker:load", arguments=arguments, most=config.processes, python=config.python
             )
             stack.callback(self.sessions.close)
             loaded = self.sessions.once({}, FAREWELL_S)

@@ -42,11 +42,7 @@ class ToolEnvironments:
         parts: list[JSON] = [[str(config.path or "builtins:object"), config.options]]
         arguments: list[JSON] = [[*parts, *(list(tool.part) for tool in config.tools)]]
         self.sessions = Sessions(
-            "whet.envs.tools.worker:load",
-            arguments=arguments,
-            most=config.processes,
-            memory_mb=None,
-            python=str(config.python or ""),
+            "whet.envs.tools.worker:load", arguments=arguments, most=config.processes, python=config.python
         )
         described = self.sessions.once({"do": "describe", "with": {}}, HOOK_S)
         answer: Any = described.value
