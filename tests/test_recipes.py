@@ -25,7 +25,9 @@ from whet.config.loading import load_recipe, resolved
 from whet.data.formats import load_tasks
 from whet.envs.library import family
 from whet.envs.rewards.agree import NO_ALGEBRA
-from whet.envs.rewards.reading import grade
+from whet.envs.rewards.answers import gold_answer
+from whet.envs.rewards.reader import read
+from whet.envs.rewards.reading import answers, final_words
 from whet.errors import ConfigError
 from whet.launch.check import check_recipe
 from whet.launch.main import run_recipe
@@ -179,7 +181,9 @@ def test_word_problems_are_learned_as_equations(tmp_path: Path) -> None:
     run_recipe(load_recipe(path, [*SMALL[:2], *small, f"out={tmp_path / 'run'}"]), quiet=True)
     assert (tmp_path / "run" / "stages" / "03-eval" / "manifest.json").exists()
     (task, _) = load_tasks(DataConfig(path=str(rows)))[0]
-    assert grade(task.columns["answer"], row["Equation"], NO_ALGEBRA) and not grade("6.0", row["Equation"], NO_ALGEBRA)
+    given, marked = final_words(row["Equation"])
+    for gold, right in ((gold_answer(task.columns["answer"]), True), ("6.0", False)):
+        assert answers(read(gold), gold, given, NO_ALGEBRA, None, marked=marked) is right
 
 
 def test_a_model_of_half_the_layers_learns_from_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

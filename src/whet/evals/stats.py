@@ -18,6 +18,8 @@ from statistics import NormalDist
 
 import numpy as np
 
+LEVEL, POWER = 0.95, 0.8
+"""Of all intervals the confidence, and of the detectable gain the chance to show it."""
 WILSON_BELOW = 100
 """Below this many questions with one sample each, the Student-t interval of a share covers too little."""
 
@@ -94,7 +96,7 @@ def best_of_k(right_S: Sequence[float], scores_S: Sequence[float], k: int) -> fl
 # --------------------------------------------------------------------------------------------- how sure
 
 
-def mean_interval(scores_QS: Sequence[Sequence[float]], *, level: float = 0.95) -> Interval:
+def mean_interval(scores_QS: Sequence[Sequence[float]]) -> Interval:
     """Interval of the mean score over questions: clustered Student-t, or Wilson for few single samples.
 
     The samples of a question are averaged first; the questions' means are then independent, and their mean has
@@ -105,54 +107,46 @@ def mean_interval(scores_QS: Sequence[Sequence[float]], *, level: float = 0.95) 
     means_Q = _question_means(scores_QS)
     single = all(len(scores_S) == 1 for scores_S in scores_QS)
     if single and len(means_Q) < WILSON_BELOW and bool(np.isin(means_Q, (0.0, 1.0)).all()):
-        return wilson_interval(right=int(means_Q.sum()), questions=len(means_Q), level=level)
-    return _t_interval(means_Q, level=level, floor=0.0)
+        return wilson_interval(right=int(means_Q.sum()), questions=len(means_Q))
+    return _t_interval(means_Q, floor=0.0)
 
 
-def paired_interval(
-    first_QS: Sequence[Sequence[float]], second_QS: Sequence[Sequence[float]], *, level: float = 0.95
-) -> Interval:
+def paired_interval(first_QS: Sequence[Sequence[float]], second_QS: Sequence[Sequence[float]]) -> Interval:
     """Interval of the gain, second minus first, of two models on the *same* questions in the same order.
 
     Student-t over the questions' differences: what makes a question hard for both cancels (2411.00640, section 4.2).
     The two may have different numbers of samples. Raises `ValueError` where the numbers of questions differ.
     """
-    return _t_interval(differences(first_QS, second_QS), level=level, floor=-1.0)
+    return _t_interval(differences(first_QS, second_QS), floor=-1.0)
 
 
-def detectable_gain(
-    first_QS: Sequence[Sequence[float]],
-    second_QS: Sequence[Sequence[float]],
-    *,
-    level: float = 0.95,
-    power: float = 0.8,
-) -> float:
-    """The smallest true gain that such a comparison shows to be one with this probability (minimum detectable effect).
+def detectable_gain(first_QS: Sequence[Sequence[float]], second_QS: Sequence[Sequence[float]]) -> float:
+    """The smallest true gain that such a comparison shows to be one four times of five (minimum detectable effect).
 
     Half the paired interval and Student's t of the power, in standard errors of the mean difference (2411.00640,
     section 5), which are taken from these questions.
     """
     values_Q = differences(first_QS, second_QS)
     degrees = max(1, len(values_Q) - 1)
-    return _half_width(values_Q, level=level) * (1 + t_quantile(2 * power - 1, degrees) / t_quantile(level, degrees))
+    return _half_width(values_Q) * (1 + t_quantile(2 * POWER - 1, degrees) / t_quantile(LEVEL, degrees))
 
 
-def explained_variance(errors_Q: Sequence[float], totals_Q: Sequence[float], *, level: float = 0.95) -> Interval:
+def explained_variance(errors_Q: Sequence[float], totals_Q: Sequence[float]) -> Interval:
     """Interval of 1 - sum(errors) / sum(totals): squared errors of a model and of a constant, summed by question.
 
     Raises `ZeroDivisionError` where there is nothing to explain.
     """
-    return _t_interval(1 - _linearised(errors_Q, totals_Q), level=level, floor=-math.inf)
+    return _t_interval(1 - _linearised(errors_Q, totals_Q), floor=-math.inf)
 
 
-def ratio_interval(sums_Q: Sequence[float], counts_Q: Sequence[float], *, level: float = 0.95) -> Interval:
+def ratio_interval(sums_Q: Sequence[float], counts_Q: Sequence[float]) -> Interval:
     """Interval of sum(sums) / sum(counts): a mean over tokens whose unit is the question (or the row)."""
-    return _t_interval(_linearised(sums_Q, counts_Q), level=level, floor=-math.inf, ceiling=math.inf)
+    return _t_interval(_linearised(sums_Q, counts_Q), floor=-math.inf, ceiling=math.inf)
 
 
-def runs_interval(values: Sequence[float], *, level: float = 0.95) -> Interval:
+def runs_interval(values: Sequence[float]) -> Interval:
     """Student-t interval of the mean of a figure over independent runs (seeds)."""
-    return _t_interval(np.array(values), level=level, floor=-math.inf, ceiling=math.inf)
+    return _t_interval(np.array(values), floor=-math.inf, ceiling=math.inf)
 
 
 def _linearised(sums_Q: Sequence[float], counts_Q: Sequence[float]) -> np.ndarray:
@@ -181,11 +175,11 @@ def sign_flip_p(differences_Q: Sequence[float] | np.ndarray) -> float:
     return min(1.0, float(chance[: reach - seen + 1].sum() + chance[reach + seen :].sum()))
 
 
-def wilson_interval(*, right: int, questions: int, level: float = 0.95) -> Interval:
+def wilson_interval(*, right: int, questions: int) -> Interval:
     """Wilson's score interval of a share (Wilson 1927): good for few questions and at 0 % and 100 %."""
     if questions < 1:
         raise ValueError("an interval needs at least one question")
-    z = NormalDist().inv_cdf((1 + level) / 2)
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
     share = right / questions
     scale = 1 + z * z / questions
     centre = (share + z * z / (2 * questions)) / scale
@@ -221,20 +215,20 @@ def _question_means(scores_QS: Sequence[Sequence[float]]) -> np.ndarray:
     return np.array([np.mean(scores_S) for scores_S in scores_QS])
 
 
-def _t_interval(values_Q: np.ndarray, *, level: float, floor: float, ceiling: float = 1.0) -> Interval:
+def _t_interval(values_Q: np.ndarray, *, floor: float, ceiling: float = 1.0) -> Interval:
     """Student-t, cut to [floor, ceiling]."""
     count, mean = len(values_Q), float(values_Q.mean())
-    half = _half_width(values_Q, level=level, bounded=not math.isinf(ceiling))
+    half = _half_width(values_Q, bounded=not math.isinf(ceiling))
     return Interval(mean=mean, low=max(floor, mean - half), high=min(ceiling, mean + half), questions=count)
 
 
-def _half_width(values_Q: np.ndarray, *, level: float, bounded: bool = True) -> float:
+def _half_width(values_Q: np.ndarray, *, bounded: bool = True) -> float:
     """Of Student's t interval of a mean. Where all values of a bounded figure are equal their spread says nothing about
     the next question; it is then what Wilson leaves for an event that Q questions never showed."""
     count = len(values_Q)
     if np.ptp(values_Q) > 1e-12 or not bounded:
-        return t_quantile(level, count - 1) * float(values_Q.std(ddof=1)) / math.sqrt(count)
-    return wilson_interval(right=0, questions=count, level=level).high
+        return t_quantile(LEVEL, count - 1) * float(values_Q.std(ddof=1)) / math.sqrt(count)
+    return wilson_interval(right=0, questions=count).high
 
 
 def _t_inside(theta: float, degrees: int) -> float:

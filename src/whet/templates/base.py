@@ -145,7 +145,7 @@ class Template(Protocol):
         """
 
     def extend(
-        self, tokens: Sequence[int], messages: Sequence[Message], tools: Tools = (), *, settings: Settings = NO_SETTINGS
+        self, tokens: Sequence[int], messages: Sequence[Message], *, settings: Settings = NO_SETTINGS
     ) -> tuple[int, ...]:
         """The next turn's prompt: `tokens` (prompt and completion as sampled), then these messages, untrusted."""
 

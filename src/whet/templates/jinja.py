@@ -186,7 +186,7 @@ class JinjaTemplate(Template):
         return self._encoder.all(scripts, most=most)
 
     def extend(
-        self, tokens: Sequence[int], messages: Sequence[Message], tools: Tools = (), *, settings: Settings = NO_SETTINGS
+        self, tokens: Sequence[int], messages: Sequence[Message], *, settings: Settings = NO_SETTINGS
     ) -> tuple[int, ...]:
         """`tokens` unchanged, then what the template writes from the end of that turn to the next one's opening.
 
@@ -195,7 +195,7 @@ class JinjaTemplate(Template):
         if not tokens or tokens[-1] not in self._stop_ids:
             raise DataError("the turn to be continued does not end with a stop token; it was cut off by its budget")
         messages = with_cuts(messages, self._markup)
-        chat = Chat(messages, tools, settings)
+        chat = Chat(messages, settings=settings)
         # The text between two turns does not depend on what was said before, so a stand-in conversation shows it.
         calls = tuple(
             ToolCall(name=m.name or PROBE, arguments={"of": PROBE}, id=m.tool_call_id or "")

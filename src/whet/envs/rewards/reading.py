@@ -1,7 +1,7 @@
 r"""From a completion to a verdict: the answer in it, read as the gold's type asks, and compared with the gold.
 
-What stands in `<answer>` or in a box may be a sentence. `grade` compares it as it stands first, and where it is prose,
-the value that the sentence states: what follows its last "=" or "is", else the one number that the question does not
+What stands in `<answer>` or in a box may be a sentence. `answers` compares it as it stands, and where it is prose, the
+value that the sentence states: what follows its last "=" or "is", else the one number that the question does not
 give, else the first. There is always one candidate, so a list of guesses is never right.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from whet.envs.rewards.agree import agree
-from whet.envs.rewards.answers import gold_answer, marked_answer, spoken
+from whet.envs.rewards.answers import marked_answer, spoken
 from whet.envs.rewards.notation import SCALES, plain, predicate, squeeze, untext
 from whet.envs.rewards.reader import read
 from whet.envs.rewards.values import (
@@ -114,13 +114,6 @@ def vote(completion: str, question: str) -> str | None:
         case Choice():
             value = replace(value, text="")
     return repr(value).casefold()
-
-
-def grade(gold: str, completion: str, algebra: Algebra, question: str | None = None, tolerance: float = 0.0) -> bool:
-    """Whether the completion's final answer is the gold one."""
-    wanted = read(gold_answer(gold))
-    given, marked = final_words(completion)
-    return answers(wanted, gold_answer(gold), given, algebra, question, marked=marked, tolerance=tolerance)
 
 
 def answers(
