@@ -88,9 +88,6 @@ class ProgramOutcome:
     stdout: str = ""
     stderr: str = ""
     exit_code: int | None = None
-    cpu_s: float = 0.0
-    memory_mb: float = 0.0
-    """The most that was resident at once."""
     wall_s: float = 0.0
     """Seconds of its own: since it began to run, or was asked; not those in which it waited for its turn."""
     note: str = ""

@@ -90,5 +90,4 @@ class HTTPSandbox:
             stdout=output[:most],
             stderr=errors[:most],
             exit_code=code,
-            cpu_s=float(ended.get("execution_time") or 0.0),
         )

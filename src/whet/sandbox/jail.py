@@ -2,9 +2,8 @@
 
 Run as `python -m whet.sandbox.jail PROFILE FD PACKAGES...`. Over the socket FD come requests: a byte, with the
 descriptors of a control socket, of what to run (JSON in memory) and of standard input, output and error. Over the
-control socket go `R` (it runs), `E` and why it does not, and when it ended `X`, its wait status, CPU seconds and most
-KiB; where the other side closes it, the program is killed. The template holds no data of any program: all is read after
-the fork.
+control socket go `R` (it runs), `E` and why it does not, and when it ended `X` and its wait status; where the other
+side closes it, the program is killed. The template holds no data of any program: all is read after the fork.
 """
 
 from __future__ import annotations
@@ -102,9 +101,9 @@ class ForkServer:
                 kill(pid, signal.SIGKILL)
         if descriptor == control.fileno():
             return
-        _, status, used = os.wait4(pid, 0)
+        _, status = os.waitpid(pid, 0)
         with contextlib.suppress(OSError):
-            control.send(f"X{status} {used.ru_utime + used.ru_stime:.4f} {used.ru_maxrss}".encode())
+            control.send(f"X{status}".encode())
         if control.fileno() in self._jobs:
             self._forget(control.fileno())
         os.close(descriptor)

@@ -199,7 +199,8 @@ class _Job:
                 raise ValueError(f"file name {str(path)!r} leads out of the working folder")
         self._most, self._memory = limits.output_kb << 10, limits.memory_mb << 20
         self._shared, self._pid, self._begun = template.profile == "agentic", 0, False
-        self._ended, self._since = (0, 0.0, 0), 0.0
+        self._code, self._since = 0, 0.0
+        """The exit code, or minus the signal."""
         self._over: Status | None = None
         self._poll = select.poll()
         self._written: dict[int, bytearray] = {}
@@ -291,16 +292,14 @@ class _Job:
             self._begun, self._pid = True, int.from_bytes(extra[0][2][:4], sys.byteorder)
             return None
         if said[:1] == b"X" and self._begun:
-            status, cpu_s, most_kb = said[1:].split()
-            self._ended = (os.waitstatus_to_exitcode(int(status)), float(cpu_s), int(most_kb))
+            self._code = os.waitstatus_to_exitcode(int(said[1:]))
             return self._status()
         self.note = self.note or said[1:].decode(errors="replace") or "the template died"
         return Status.MACHINERY
 
     def _status(self) -> Status:
-        code = self._ended[0]
-        if code <= 0:
-            return Status.SIGNALLED if code else Status.FINISHED
+        if self._code <= 0:
+            return Status.SIGNALLED if self._code else Status.FINISHED
         *_, errors = self._written.values()
         last = errors.rstrip().rpartition(b"\n")[2]
         return Status.MEMORY if last.startswith(b"MemoryError") else Status.EXITED
@@ -323,9 +322,7 @@ class _Job:
             status=status,
             stdout=output[:end].decode(errors="replace"),
             stderr=errors.decode(errors="replace"),
-            exit_code=self._ended[0] if status in (Status.FINISHED, Status.EXITED) and not line else None,
-            cpu_s=self._ended[1],
-            memory_mb=self._ended[2] / 1024,
+            exit_code=self._code if status in (Status.FINISHED, Status.EXITED) and not line else None,
             wall_s=time.monotonic() - self._since if self._begun else 0.0,
             note=self.note,
         )
