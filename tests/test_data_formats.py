@@ -13,7 +13,7 @@ import yaml
 from whet.config import DataConfig
 from whet.data.base import Conversation, Origin, Row
 from whet.data.faults import BadRow
-from whet.data.formats import detect, load_conversations, load_tasks, to_conversation, to_prompt
+from whet.data.formats import detect, load_conversations, load_tasks, to_conversation, to_task
 from whet.data.preferences import to_comparison, to_judged, to_rated
 from whet.data.sources import read_rows
 from whet.data.stepwise import to_stepwise
@@ -181,12 +181,10 @@ def test_columns_rename_and_build_text() -> None:
 
 
 def test_prompts_keep_all_other_columns() -> None:
-    found = to_prompt(
-        row(question="2+2?", answer="4", level=3), config(columns={"prompt": "question", "gold": "answer"})
-    )
+    found = to_task(row(question="2+2?", answer="4", level=3), config(columns={"prompt": "question", "gold": "answer"}))
     assert turns(found.messages) == [("user", "2+2?")]
     assert found.columns == {"question": "2+2?", "answer": "4", "level": 3, "gold": "4"}
-    found = to_prompt(row(messages=[{"role": "user", "content": "x"}], ground_truth="y"), config(system="Think."))
+    found = to_task(row(messages=[{"role": "user", "content": "x"}], ground_truth="y"), config(system="Think."))
     assert turns(found.messages) == [("system", "Think."), ("user", "x")] and found.columns == {"ground_truth": "y"}
 
 
@@ -245,7 +243,7 @@ def test_a_bad_row_is_named_with_its_field_and_remedy(values: dict[str, Any], me
 )
 def test_a_column_that_is_not_there_names_the_nearest(columns: dict[str, str], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        to_prompt(row(question="x", list=[1]), config(columns=columns))
+        to_task(row(question="x", list=[1]), config(columns=columns))
 
 
 SUM = "What is the sum of two and three?"
@@ -273,7 +271,7 @@ BODY = "Ann has two apples and Bob has three."
 )
 def test_a_hint_names_columns_only_where_it_can_be_followed(values: dict[str, Any], sft: str, rl: str | None) -> None:
     """`None`: the row is read as it is; empty: no columns are named."""
-    for read, hint in ((to_conversation, sft), (to_prompt, rl)):
+    for read, hint in ((to_conversation, sft), (to_task, rl)):
         if hint is None:
             read(row(**values), config())
             continue
@@ -307,7 +305,7 @@ OPENAI = {
 )
 def test_sft_learns_the_chosen_answer_and_a_task_is_the_prompt(values: dict[str, Any], asked: str, best: str) -> None:
     assert turns(conversation(**values).messages) == [("user", asked), ("assistant", best)]
-    assert turns(to_prompt(row(**values), config()).messages) == [("user", asked)]
+    assert turns(to_task(row(**values), config()).messages) == [("user", asked)]
 
 
 def test_only_the_answer_to_the_last_message_of_a_comparison_is_trained() -> None:
@@ -328,13 +326,13 @@ def test_a_text_that_is_a_transcript_becomes_its_turns_unless_it_is_asked_for() 
 
 
 def test_alpaca_rows_are_tasks_too() -> None:
-    found = to_prompt(row(instruction="Add.", input="2 3", output="5", history=[["hi", "ho"]]), config())
+    found = to_task(row(instruction="Add.", input="2 3", output="5", history=[["hi", "ho"]]), config())
     assert [said for _, said in turns(found.messages)] == ["hi", "ho", "Add.\n2 3"] and found.columns["output"] == "5"
 
 
 def test_a_task_does_not_end_with_its_answer() -> None:
     with pytest.raises(BadRow, match="messages: ends with an assistant message"):
-        to_prompt(row(messages=[USER, {"role": "assistant", "content": "y"}]), config())
+        to_task(row(messages=[USER, {"role": "assistant", "content": "y"}]), config())
 
 
 def test_a_named_format_needs_its_columns() -> None:
@@ -403,7 +401,7 @@ def test_settings_of_the_chat_template_come_with_their_row_in_every_form() -> No
     ):
         assert conversation(messages=messages, **columns).settings == quiet
         pair = row(prompt="x", chosen="y", rejected="z", **columns)
-        assert to_prompt(pair, config()).settings == to_comparison(pair, config()).settings == quiet
+        assert to_task(pair, config()).settings == to_comparison(pair, config()).settings == quiet
         assert [each.settings for each in to_judged(pair, config())] == [quiet, quiet]
         labelled = row(prompt="x", completion="y", label=True, **columns)
         assert [each.settings for each in to_judged(labelled, config())] == [quiet]

@@ -7,7 +7,7 @@ were, plus what `extend` renders.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
@@ -35,7 +35,7 @@ class Chat:
 
     messages: Sequence[Message]
     tools: Tools = ()
-    settings: Settings = NO_SETTINGS
+    settings: Settings = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
