@@ -69,9 +69,10 @@ def try_environment(path: str, options: str, row: str, turns: Sequence[str], pro
 def write_rows(path: str, options: str, file: Path) -> int:
     """Write the tasks of an environment's class as JSON lines, and say how many. Raises `ConfigError`."""
     section = section_of(path, mapping("--options", options), played=False)
-    arguments = [str(section.path), section.options]
-    target, python = "whet.envs.tools.worker:rows", section.python
-    with closing(Sessions(target, arguments=arguments, most=1, python=python)) as sessions:
+    sessions = Sessions(
+        "whet.envs.tools.worker:rows", arguments=[str(section.path), section.options], most=1, python=section.python
+    )
+    with closing(sessions):
         listed: Any = sessions.once({}, ROWS_S)
     if listed.failure is not None:
         raise ConfigError(f"environment: {listed.failure.message}")
