@@ -14,9 +14,9 @@ from whet.data.lazy import Lazy
 from whet.data.preferences import load_comparisons, load_judged, load_rated
 from whet.data.sources import Reading, digest_of
 from whet.data.stepwise import load_stepwise
+from whet.envs import library
 from whet.envs.base import Attempt, Task
 from whet.envs.clients import Models
-from whet.envs.library import FAMILIES, family
 from whet.envs.library.base import OBJECTIVES, Family
 from whet.envs.rewards.build import build_rubric
 from whet.envs.rubric import WeightedRubric
@@ -36,7 +36,7 @@ def source_digest(source: Source) -> str:
     """
     if not isinstance(source, GeneratedConfig):
         return digest_of(source)
-    asked = f"{source.model_dump_json(exclude={'weight'})} version {FAMILIES[source.generate].version}"
+    asked = f"{source.model_dump_json(exclude={'weight'})} version {library.FAMILIES[source.generate].version}"
     return hashlib.sha256(asked.encode()).hexdigest()
 
 
@@ -44,7 +44,7 @@ def conversations(source: Source) -> Reading[Conversation]:
     """What to imitate, not read yet."""
     if not isinstance(source, GeneratedConfig):
         return read_conversations(source)
-    generator = family(source)
+    generator = library.family(source)
     return Reading(
         examples=(_demonstration(generator, source, index) for index in range(source.count)),
         rejects=Rejects("error"),
@@ -57,7 +57,7 @@ def comparisons(source: Source) -> tuple[Sequence[Comparison], Dropped]:
     """Answers in order of preference, and which rows could not be used."""
     if not isinstance(source, GeneratedConfig):
         return load_comparisons(source)
-    generator = family(source)
+    generator = library.family(source)
     return [_ranked(generator, source, index) for index in range(source.count)], Dropped()
 
 
@@ -68,7 +68,7 @@ def judged(source: Source) -> tuple[Sequence[Judged], Dropped]:
     """
     if not isinstance(source, GeneratedConfig):
         return load_judged(source)
-    generator = family(source)
+    generator = library.family(source)
     ranked = (_ranked(generator, source, index) for index in range(source.count))
     return [
         Judged(origin=each.origin, prompt=each.prompt, answer=each.answers[-(index % 2)], good=index % 2 == 0)
@@ -87,20 +87,20 @@ def rated(source: Source, objectives: Sequence[str]) -> tuple[Sequence[Rated], D
         raise DataError(
             f"objectives: generated answers are not rated by {unknown[0]}; they are by {', '.join(OBJECTIVES)}"
         )
-    generator = family(source)
+    generator = library.family(source)
     return [_rated(generator, source, index, objectives) for index in range(source.count)], Dropped()
 
 
 def tasks(source: Source) -> tuple[Sequence[Task], Dropped]:
     """What to play, and which rows could not be used."""
     if isinstance(source, GeneratedConfig):
-        return Lazy(source.count, family(source).task), Dropped()
+        return Lazy(source.count, library.family(source).task), Dropped()
     return load_tasks(source)
 
 
 def rubric(source: Source, rewards: Sequence[RewardConfig], models: Models) -> WeightedRubric:
     """The rewards of a stage; `models` builds the clients of the models that they ask."""
-    return build_rubric(rewards, family(source) if isinstance(source, GeneratedConfig) else None, models)
+    return build_rubric(rewards, library.family(source) if isinstance(source, GeneratedConfig) else None, models)
 
 
 def usable(

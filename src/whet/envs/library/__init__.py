@@ -8,6 +8,8 @@ from whet.envs.library.base import Family
 from whet.envs.library.countdown import Countdown
 from whet.envs.library.functions import Functions
 
+__all__ = ["FAMILIES", "Family", "family"]
+
 FAMILIES: dict[str, type[Arithmetic] | type[Countdown] | type[Functions]] = {
     "arithmetic": Arithmetic,
     "countdown": Countdown,
