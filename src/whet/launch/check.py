@@ -106,8 +106,9 @@ def _ungraded(section: Any) -> Any:
 
 
 def _is_at_hand(source: DataConfig | GeneratedConfig) -> bool:
-    made = isinstance(source, GeneratedConfig)
-    return made or ((file := Path(source.path)).is_file() and file.stat().st_size <= AT_HAND_BYTES)
+    if isinstance(source, GeneratedConfig):
+        return True
+    return (file := Path(source.path)).is_file() and file.stat().st_size <= AT_HAND_BYTES
 
 
 def _find_models(run: Run, name: str, world: LocalWorld) -> None:
