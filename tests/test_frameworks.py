@@ -24,6 +24,7 @@ from urllib.request import urlopen
 import pytest
 
 from tests.test_tools import TEMPLATE, call, play, results
+from whet.cli.app import main
 from whet.config.environment import EnvironmentConfig
 from whet.config.rewards import EnvironmentReward
 from whet.envs.adapters.openenv import OpenEnv
@@ -259,7 +260,9 @@ def test_a_silent_server_of_openenv_is_its_own_fault_and_a_step_that_hangs_the_p
     assert "OpenEnv http" in stopped.score.note
 
 
-def test_task_folders_of_harbor_are_rows_and_are_played_by_its_trial(python: Any, tmp_path: Path) -> None:
+def test_task_folders_of_harbor_are_rows_and_are_played_by_its_trial(
+    python: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     task = tmp_path / "tasks" / "hello"
     for name in ("environment", "tests"):
         (task / name).mkdir(parents=True)
@@ -275,9 +278,11 @@ def test_task_folders_of_harbor_are_rows_and_are_played_by_its_trial(python: Any
         "environment": {"import_path": "folder:Folder"},
     }
     section = {"kind": "harbor", "python": python("harbor"), "options": options}
-    assert rows({**section, "python": sys.executable}, tmp_path) == [
-        {"id": "hello", "prompt": "Write hello into hello.txt.", "folder": "hello"}
-    ]
+    made = tmp_path / "rows.jsonl"
+    with pytest.raises(SystemExit):
+        main(("env", json.dumps({**section, "python": sys.executable}), "--rows", str(made), "--json"))
+    assert json.loads(capsys.readouterr().out) == {"ok": True, "rows": str(made), "count": 1}
+    assert json.loads(made.read_text()) == {"id": "hello", "prompt": "Write hello into hello.txt.", "folder": "hello"}
     config = EnvironmentConfig.model_validate(section)
     worth = [of_program(config, [f"echo {word} > hello.txt"], folder="hello").score.value for word in ("hello", "bye")]
     assert worth == [1.0, 0.0]

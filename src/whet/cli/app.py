@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from whet import __version__
-from whet.cli import plan, reward, run, runs, talk
+from whet.cli import chat, check, env, eval, launch, plan, reward, run, runs, schema, serve
 from whet.cli.errors import exit_codes, guarded
 from whet.cli.options import OVERRIDABLE
 
@@ -45,14 +45,19 @@ def options(
 
 app.command(context_settings=OVERRIDABLE)(run.run)
 app.command(context_settings=OVERRIDABLE)(plan.plan)
-app.command(context_settings=OVERRIDABLE)(plan.check)
-app.command("eval", context_settings=OVERRIDABLE)(run.evaluate)
-for each in (reward.reward, reward.regrade, run.launch):
-    app.command(context_settings=OVERRIDABLE)(each)
-for command in (
-    talk.chat, talk.serve, talk.env, runs.compare, run.demo, runs.runs, runs.show, runs.diff, runs.gc, plan.schema
-):  # fmt: skip
-    app.command()(command)
+app.command(context_settings=OVERRIDABLE)(check.check)
+app.command("eval", context_settings=OVERRIDABLE)(eval.evaluate)
+app.command(context_settings=OVERRIDABLE)(reward.reward)
+app.command(context_settings=OVERRIDABLE)(reward.regrade)
+app.command(context_settings=OVERRIDABLE)(launch.launch)
+app.command()(chat.chat)
+app.command()(serve.serve)
+app.command()(env.env)
+app.command()(runs.compare)
+app.command()(run.demo)
+for each in (runs.runs, runs.show, runs.diff, runs.gc):
+    app.command()(each)
+app.command()(schema.schema)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

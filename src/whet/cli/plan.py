@@ -1,7 +1,4 @@
-"""`whet plan`, `whet check` and `whet schema`: a recipe before it runs.
-
-The plan is the recipe as it will run, who gave each value, and what it will cost; it loads no model and no data.
-"""
+"""`whet plan`: the recipe as it will run, the origin of each value, and what it will cost. Loads no model, no data."""
 
 from __future__ import annotations
 
@@ -12,19 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from whet.cli.errors import one_line, print_json, printable
+from whet.cli.errors import one_line, print_json
 from whet.cli.options import Json, Overrides, RecipeFile
 
 if TYPE_CHECKING:  # `whet --help` imports this file and must not pay for these
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
     from rich.tree import Tree
 
     from whet.cli.tables import PlainTable
     from whet.config.budget import StageBudget
     from whet.config.loading import Loaded, ValueOrigin
-    from whet.launch.check import StageCheck
     from whet.launch.forecast import Forecast
     from whet.launch.memory_report import Footprint
 
@@ -248,50 +243,3 @@ def _yaml(value: object) -> str:
 
 def _number(value: int | None) -> str:
     return "?" if value is None else f"{value:,}"
-
-
-def check(recipe: RecipeFile, overrides: Overrides = None, json: Json = False) -> None:
-    """The data gate of every stage, without training: rows counted and checked, a few shown with their loss mask."""
-    from rich.console import Console
-
-    from whet.config.loading import load_recipe
-    from whet.launch.check import check_recipe
-
-    stages = check_recipe(load_recipe(recipe, overrides or ()))
-    if json:
-        print_json({"stages": [asdict(stage) for stage in stages]})
-        return
-    console = Console(highlight=False, soft_wrap=True)
-    for stage in stages:
-        console.print(f"[bold]{stage.stage}[/bold] ({stage.kind})  ", end="")
-        console.print(stage.summary, markup=False)
-        for sample in _coloured(stage):
-            console.print(sample)
-    console.print("«trained»", style="bold green on grey15", end=" ")
-    console.print("and not trained", style="dim")
-
-
-def _coloured(stage: StageCheck) -> list[Text]:
-    """Each sample with its trained stretches in colour, and in «» where there are no colours."""
-    from rich.text import Text
-
-    samples = []
-    for parts in stage.samples:
-        text = Text("  ")
-        for part in parts:
-            shown = printable(part.text).replace("\n", "\n  ")
-            text.append(f"«{shown}»" if part.trained else shown, "bold green on grey15" if part.trained else "dim")
-        samples.append(text)
-    return samples
-
-
-def schema(json: Json = False) -> None:
-    """Print the JSON Schema of a recipe, for editors that complete and check YAML."""
-    from json import dumps
-
-    from whet.config.schema import json_schema
-
-    if json:
-        print_json({"schema": json_schema()})
-    else:
-        print(dumps(json_schema(), indent=2))
