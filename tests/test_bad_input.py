@@ -377,6 +377,14 @@ def test_with_json_every_command_ends_with_its_result(whet: Callable[..., tuple[
     assert (code, errors, len(last_json(output)["answers"])) == (0, "", 1)
 
 
+def test_an_evaluation_names_the_model_whose_progress_it_shows(whet: Callable[..., tuple[int, str, str]]) -> None:
+    _, _, errors = whet("run", "eval.yaml")
+    assert [line.split("  ")[:2] for line in errors.splitlines() if "  1/1" in line] == [
+        ["eval a", "1/1"],
+        ["eval b", "1/1"],
+    ]
+
+
 def test_what_chat_and_eval_cannot_find(whet: Callable[..., tuple[int, str, str]]) -> None:
     assert whet("run", "rl.yaml", "stages.rl.rewards=[{kind: exact}]", "stages.rl.tasks.path=none.jsonl")[0] == 3
     for words, code, text in (

@@ -176,7 +176,7 @@ def _answers(
         right = [answer.correct for given in answers.values() for answer in given if answer.correct is not None]
         if not right:
             raise RewardError(f"{context.name}: no answer of {label} could be graded; {_why_ungraded(played.groups)}")
-        context.console.log(context.name, number, {"solved": sum(right) / len(right)}, played.groups)
+        context.console.log(f"{context.name} {label}", number, {"solved": sum(right) / len(right)}, played.groups)
         if context.stopped() and number < len(chunks):
             raise Interrupted
     log.close()
