@@ -114,9 +114,9 @@ def online(made: Callable[[], tuple[Group, ...]], **resumed: Any) -> Iterator[St
     feed: Any = FakeFeed(trainer, made)
     config = OnlinePreferenceStage.model_validate({
         "kind": "online_preference", "tasks": {"generate": "arithmetic"}, "loss": "simpo", "prompts_per_step": 1,
-        "max_reference_gap": 1e-3, "train": {"steps": 99, "lr": 1e-5},
+        "train": {"steps": 99, "lr": 1e-5},
     })  # fmt: skip
-    return online_preference(trainer, feed, config, steps=99, **resumed)
+    return online_preference(trainer, feed, config, steps=99, max_gap=1e-3, **resumed)
 
 
 def test_twenty_steps_without_a_pair_end_the_run_stopped_in_between_or_not() -> None:

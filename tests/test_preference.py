@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from whet.config.preference import OnlinePreferenceStage, PreferenceStage
 from whet.errors import ConfigError, DataError, RunError
 from whet.launch.check import check_recipe
 from whet.launch.main import run_recipe
+from whet.pipeline.reference import largest_gap
 from whet.tracking.log import read_metrics
 
 MODEL = {
@@ -35,6 +37,16 @@ def write(folder: Path, stage: dict[str, Any]) -> Path:
 def trained(folder: Path, **stage: Any) -> list[dict[str, Any]]:
     run_recipe(load_recipe(write(folder, stage)), quiet=True)
     return [dict(line) for line in read_metrics(folder / "run" / "stages" / "01-p")]
+
+
+def test_how_far_the_reference_may_be_follows_from_the_precision() -> None:
+    def largest(precision: str, **keys: Any) -> float:
+        stage = PreferenceStage.model_validate({"kind": "preference", "data": GENERATED, "train": {"steps": 1}, **keys})
+        return largest_gap(stage, SimpleNamespace(precision=precision))  # type: ignore[arg-type]
+
+    assert (largest("float32"), largest("bfloat16")) == (0.02, 0.1)
+    assert largest("bfloat16", max_reference_gap=0.3) == 0.3
+    assert largest("float32", reference={"path": "whet:demo"}) == math.inf
 
 
 def test_dpo_begins_at_log_two_and_learns_the_order(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import inf
 
 from whet.algorithms.preference import check_start, objective_of, weigh_preferences
 from whet.algorithms.rollout_metrics import BARREN, measure_groups, measure_taken, unscored
@@ -45,13 +44,15 @@ def online_preference(
     config: OnlinePreferenceStage,
     *,
     steps: int,
+    max_gap: float,
     start: int = 0,
     state: Mapping[str, float] | None = None,
 ) -> Iterator[Step]:
     """One `Step` for each batch of answers, from step `start` on; `feed` must stand where that step left it.
 
-    `state` is what the `Step` before `start` carried. Raises `TrainingError` where nothing can be preferred, or the
-    gradient is not finite, again and again.
+    `state` is what the `Step` before `start` carried. Raises `TrainingError` where the policy is further than `max_gap`
+    nats per token from its reference before the first update, and where nothing can be preferred, or the gradient is
+    not finite, again and again.
     """
     counts = RunCounts(**{name: state[name] for name in RunCounts().saved}) if state else RunCounts()
     feed.publish(start)
@@ -61,7 +62,7 @@ def online_preference(
         found = [ranked(group, all_pairs=config.pairs == "all") for group in taken.groups]
         atoms = with_reference([atom for atom in found if atom is not None], trainer, config.loss)
         rate = learning_rate(step + 1, steps, config.train)
-        metrics, counts = _update(trainer, atoms, config, counts, rate=rate)
+        metrics, counts = _update(trainer, atoms, config, counts, rate=rate, max_gap=max_gap)
         if config.update_reference_every is not None and (step + 1) % config.update_reference_every == 0:
             trainer.update_frozen(REFERENCE, 0.0)
         feed.publish(step + 1)
@@ -109,7 +110,13 @@ def _row(episode: Episode) -> TokenRow:
 
 
 def _update(
-    trainer: Trainer, atoms: Sequence[Atom], config: OnlinePreferenceStage, counts: RunCounts, *, rate: float
+    trainer: Trainer,
+    atoms: Sequence[Atom],
+    config: OnlinePreferenceStage,
+    counts: RunCounts,
+    *,
+    rate: float,
+    max_gap: float,
 ) -> tuple[dict[str, float], RunCounts]:
     """The optimizer steps that follow one batch of answers, each on its share of the prompts."""
     tallies: dict[str, Metric] = {}
@@ -119,8 +126,7 @@ def _update(
         batch = weigh_preferences(atoms[first : first + size], loss=config.loss, trainer=trainer)
         found = trainer.forward_backward(batch, objective_of(config.loss))
         if not counts.updates:
-            gap = config.max_reference_gap if config.reference is None else inf
-            check_start({name: metric.mean for name, metric in found.items()}, gap)
+            check_start({name: metric.mean for name, metric in found.items()}, max_gap)
         tallies = add_metrics(tallies, found)
         result = trainer.optim_step(rate)
         norms.append(result.grad_norm)

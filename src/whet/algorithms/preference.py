@@ -86,7 +86,7 @@ def check_start(metrics: Mapping[str, float], max_gap: float) -> None:
         raise TrainingError(
             f"before the first update the policy is {gap:.2g} nats per token away from its reference (at most "
             f"{max_gap:g} is rounding), so the loss does not begin where it must (DPO: log 2); is dropout on in the "
-            "model's config or in train.lora.dropout? Else (bfloat16 rounds to some 0.03) raise max_reference_gap"
+            "model's config or in train.lora.dropout? Else raise max_reference_gap"
         )
 
 

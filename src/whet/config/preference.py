@@ -169,8 +169,9 @@ class PreferenceStage(TrainingStage):
     """Of more than two ranked answers: every pair, or the best against the worst."""
     reference: Reference = None
     """What the loss compares with; None: the model that the stage starts from."""
-    max_reference_gap: float = Field(0.02, gt=0)
-    """Largest mean |log p - log p_ref| per token before the first update, when the two must be the same model."""
+    max_reference_gap: float | None = Field(None, gt=0)
+    """Largest mean |log p - log p_ref| per token before the first update, when the two must be the same model. None:
+    0.02 nats in float32, 0.1 in bfloat16."""
     train: TrainAtRateOfLoss = PreferenceTrainConfig()
 
     @model_validator(mode="after")
@@ -210,8 +211,9 @@ class OnlinePreferenceStage(TrainingStage):
     update_reference_every: int | None = Field(None, ge=1)
     """Steps after which the reference becomes the policy as it is (1: always the iterate before); None: it stays what
     it was."""
-    max_reference_gap: float = Field(0.02, gt=0)
-    """Largest mean |log p - log p_ref| per token before the first update, when the two must be the same model."""
+    max_reference_gap: float | None = Field(None, gt=0)
+    """Largest mean |log p - log p_ref| per token before the first update, when the two must be the same model. None:
+    0.02 nats in float32, 0.1 in bfloat16."""
     sampling: SamplingConfig = SamplingConfig()
     evaluation: OwnEvaluation = None
     train: TrainAtRateOfLoss = PreferenceTrainConfig()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +20,25 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from whet.config import OnlinePreferenceStage, PreferenceStage
 from whet.data.lazy import Lazy
 from whet.files import write_atomic
-from whet.pipeline.stage import Context, Interrupted
+from whet.pipeline.stage import Context, Interrupted, Policy
 from whet.records import Atom, TokenRow
 from whet.training.base import REFERENCE, TEACHER, Trainer
 
+REFERENCE_GAP = {"float32": 0.02, "bfloat16": 0.1}
+"""Nats per token by which a model may be away from itself, read in another batch, by precision. bfloat16: 0.028 was
+seen of SmolLM2-135M."""
 Columns = Callable[[Tensor], Mapping[str, Tensor]]
 """A row's columns, from what was kept of its tokens."""
+
+
+def largest_gap(config: PreferenceStage | OnlinePreferenceStage, policy: Policy) -> float:
+    """How far the policy may be from its reference before the first update; any distance from another model."""
+    if config.reference is not None:
+        return inf
+    return config.max_reference_gap or REFERENCE_GAP[policy.precision]
 
 
 def with_reference(

@@ -11,6 +11,7 @@ from whet.config import OnlinePreferenceStage
 from whet.pipeline.held_out import of_tasks
 from whet.pipeline.load_data import rubric
 from whet.pipeline.playing import check_tasks, feed_of, tasks_of
+from whet.pipeline.reference import largest_gap
 from whet.pipeline.runner import drive
 from whet.pipeline.stage import Context, Kind, reference_of, training_and_sampling
 from whet.tracking.charts import HELD_OUT_TASKS, PREFERENCES, TRAINING, Look
@@ -32,7 +33,9 @@ def run_online_preference(context: Context[OnlinePreferenceStage]) -> None:
         )
         context.console.say(f"{context.name}: {policy.about}")
         feed = feed_of(context, policy, tasks, grading)
-        begin = partial(online_preference, policy.trainer, feed, config, steps=steps)
+        begin = partial(
+            online_preference, policy.trainer, feed, config, steps=steps, max_gap=largest_gap(config, policy)
+        )
         log = RunLog(context.folder, policy.template.decode)
         drive(context, policy.trainer, log, begin, steps=steps, feed=feed, measures=measuring(policy))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from math import inf
 
 from whet.algorithms.preference import beside_mismatched, objective_of, preference, weigh_preferences
 from whet.algorithms.sequence_sums import add_constant
@@ -18,7 +17,7 @@ from whet.pipeline.gate import row_limit
 from whet.pipeline.held_out import Measure, of_rows, of_tasks, sampling_of
 from whet.pipeline.load_data import comparisons, judged
 from whet.pipeline.playing import SHOWN, evaluation_summary
-from whet.pipeline.reference import with_reference
+from whet.pipeline.reference import largest_gap, with_reference
 from whet.pipeline.runner import drive
 from whet.pipeline.stage import Context, Kind, Policy, Seen, World, keep_dropped, reference_of
 from whet.records import Atom, Metric
@@ -62,9 +61,8 @@ def _train(
         weighed = weigh_preferences(examples["eval"], loss=config.loss, trainer=trainer)
         return trainer.evaluate(weighed, objective_of(config.loss))
 
-    max_gap = config.max_reference_gap if config.reference is None else inf
     given = (trainer, examples["train"], config.loss, config.train)
-    begin = partial(preference, *given, seed=context.seed, max_gap=max_gap)
+    begin = partial(preference, *given, seed=context.seed, max_gap=largest_gap(config, policy))
     measures = [*([of_rows(measure)] if "eval" in examples else []), *measuring(policy)]
     drive(context, trainer, RunLog(context.folder), begin, steps=steps, measures=measures)
 
