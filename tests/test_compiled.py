@@ -55,7 +55,7 @@ def test_compiled_layers_are_the_eager_ones_at_any_length_and_resume_exactly(
             both.append(gradients(each))
         assert largest_difference(*both) < 1e-5 * max(float(g.abs().max()) for g in both[1].values())
     # One break, at attention; what came with other lengths was compiled already.
-    assert len(torch._dynamo.utils.counters["graph_break"]) == 1
+    assert len(torch._dynamo.utils.counters["graph_break"]) == 1, "\n".join(torch._dynamo.utils.counters["graph_break"])
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert 0 < graphs <= 4
     learn(compiled, range(2))

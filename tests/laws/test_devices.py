@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.trace_rules import get_torch_obj_rule_map
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -99,6 +100,7 @@ def _as_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is known of devices by name, for one more that has no kernels of its own."""
     monkeypatch.setitem(logprobs.CHUNK_ELEMENTS, "meta", 2**10)
     monkeypatch.setattr(language, "pick_backend", lambda _: "masked")
+    get_torch_obj_rule_map()  # the compiler lists torch's functions once, and must not list this one
     enabled, adamw = torch.is_autocast_enabled, torch.optim.AdamW
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: device != "meta" and enabled(device))
     monkeypatch.setattr(torch.optim, "AdamW", lambda groups, **of: adamw(groups, **{**of, "fused": False}))
