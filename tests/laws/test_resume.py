@@ -275,12 +275,12 @@ def test_a_run_has_a_signal_that_a_wrong_resume_would_change(unstopped: dict[str
     [
         ("whole", 2, 31),
         ("adapters", 5, 47),
-        ("preference", 7, 43),
+        ("preference", 7, 89),
         ("critic", 3, 41),
         ("judged", 4, 97),
         ("reward", 1, 23),
         ("gate", 2, 29),
-        ("feedback", 6, 43),
+        ("feedback", 6, 89),
         ("steps", 3, 37),
     ],
 )
