@@ -100,12 +100,12 @@ def interval(low: float, mean: float, high: float, *, start: float, stop: float,
     """A dot with its interval on a line from `start` to `stop`; `zero` draws a thin mark of reference."""
 
     def x(value: float) -> float:
-        return 6 + 158 * (min(max(value, start), stop) - start) / (stop - start)
+        return 6 + 112 * (min(max(value, start), stop) - start) / (stop - start)
 
     mark = f'<line class="zero" x1="{x(zero):.1f}" x2="{x(zero):.1f}" y1="1" y2="23"/>' if zero is not None else ""
     return (
-        f'<svg class="interval tone-{tone}" viewBox="0 0 170 24" role="img" aria-label="interval">'
-        f'<line class="rail" x1="6" x2="164" y1="12" y2="12"/>{mark}'
+        f'<svg class="interval tone-{tone}" viewBox="0 0 124 24" role="img" aria-label="interval">'
+        f'<line class="rail" x1="6" x2="118" y1="12" y2="12"/>{mark}'
         f'<line class="whisker" x1="{x(low):.1f}" x2="{x(high):.1f}" y1="12" y2="12"/>'
         f'<circle class="dot" cx="{x(mean):.1f}" cy="12" r="5"/></svg>'
     )
