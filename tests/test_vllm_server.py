@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -22,13 +25,13 @@ from tests.test_rollouts import TEMPLATE, Lengths, player, task
 from whet.config import LoraConfig, SamplingConfig
 from whet.config.lag import LagConfig
 from whet.envs.base import SingleTurn
-from whet.errors import ConfigError, SamplerError, SamplersLost
+from whet.errors import ConfigError, RunError, SamplerError, SamplersLost
 from whet.models.language import LanguageModel
 from whet.records import Completion, Ending
 from whet.rollouts.ledger import AheadFeed
 from whet.sampling.base import Request, SamplingParams
 from whet.sampling.bridge import LoopThread, run
-from whet.sampling.calls import Patience
+from whet.sampling.calls import SILENT, Patience
 from whet.sampling.embedded import EmbeddedSampler
 from whet.sampling.vllm_server import VllmServerSampler
 from whet.sampling.weight_sync import weights_digest
@@ -299,6 +302,38 @@ def test_weights_that_did_not_arrive_are_found_out(monkeypatch: pytest.MonkeyPat
         assert sampler.version == 0
 
 
+def test_weights_that_were_replaced_are_found_out_by_the_probe_and_in_an_answer() -> None:
+    """A server that goes on with them (a finish that it forgot, another one behind the same address) is waited for no
+    longer than for its answer."""
+    with serving() as server:
+        sampler = connect(server)
+        label = f"{sampler._name}-0"
+
+        def of_before(body: Json, answer: Json) -> Json:
+            answer["choices"][0]["weight_versions"][0]["version"] = label
+            return answer
+
+        sampler.publish(1)
+        server.spoil = of_before
+        (found,) = answers_of(sampler, ASKED[:1])
+        assert isinstance(found, SamplerError) and re.search(r"with weights \S+-0, and \S+-1 were handed", str(found))
+        with pytest.raises(SamplerError, match=r"sampled with weights \S+-0, and \S+-2 were handed over"):
+            sampler.publish(2)
+
+
+def test_a_full_disk_is_no_bug_of_ours_with_an_adapter_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(lora=LoraConfig(rank=4))
+    with serving() as server:
+        sampler = connect(server, model)
+
+        def full(folder: Path) -> None:
+            raise OSError(errno.ENOSPC, "no room")
+
+        monkeypatch.setattr(model.adapter, "save_pretrained", full)
+        with pytest.raises(RunError, match="the disk is full"):
+            sampler.publish(1)
+
+
 def test_adapters_go_one_after_the_other() -> None:
     """A fresh adapter changes nothing, so that the script may leave it out."""
     model = tiny_model(lora=LoraConfig(rank=4))
@@ -379,6 +414,36 @@ def test_a_phase_that_fails_is_not_repeated_and_the_server_is_lost() -> None:
         assert {each.version for each in answers_of(sampler, MANY)} == {1}
 
 
+def test_a_server_that_stays_paused_owes_nothing_any_more() -> None:
+    """Its answers would come at no time; what was asked of it is asked of the other one at once."""
+    with serving() as one, serving() as two, closing(LoopThread("asks")) as loop:
+        patience = replace(PATIENCE, request_s=60, total_s=60)
+        sampler = VllmServerSampler(tiny_model(), [one.url, two.url], patience=patience)
+        release = threading.Event()
+        two.spoil = lambda body, answer: answer if release.wait(60) else 500
+        try:
+            asked = [loop.begin(sampler.sample(request)) for request in MANY]
+            while not sampler._servers[1].owed or sampler._servers[0].owed:
+                time.sleep(0.01)
+            two._become = lambda phase, *, after: 500 if phase == "started" else {}  # type: ignore[method-assign]
+            change(sampler.model)
+            sampler.publish(1)
+            answers = [each.result(10) for each in asked]
+        finally:
+            release.set()
+        assert "500 Internal" in sampler._servers[1].lost
+        assert {each.version for each in answers} == {0, 1}
+
+
+def test_more_requests_than_run_at_once_outlive_a_server() -> None:
+    """Also those that wait for their turn at it when many others have had no answer."""
+    asked = [Request(prompt=(n, 2, 3), seed=n, params=SamplingParams(max_tokens=2)) for n in range(1, 120)]
+    with serving() as one, serving() as two:
+        sampler = VllmServerSampler(tiny_model(), [one.url, two.url], max_running=SILENT, patience=PATIENCE)
+        two.spoil = lambda body, answer: 503
+        assert all(isinstance(each, Completion) for each in answers_of(sampler, asked))
+
+
 def test_what_a_lost_server_owed_is_asked_of_another_and_one_that_is_back_gets_the_weights() -> None:
     model = tiny_model()
     expected = tokens_of(answers_of(EmbeddedSampler(model), MANY))
@@ -440,7 +505,8 @@ def test_impossible_keys_are_refused_when_the_recipe_is_read(keys: Json, said: s
         SamplingConfig.model_validate(keys)
 
 
-def test_weights_come_in_the_middle_of_answers_and_what_is_asked_meanwhile_waits_for_them() -> None:
+@pytest.mark.parametrize("newer", [1, 0], ids=["the next version", "the same version again"])
+def test_weights_come_in_the_middle_of_answers_and_what_is_asked_meanwhile_waits_for_them(newer: int) -> None:
     """Answers say which token is of which version; one that was begun after it under the old salt is repeated."""
     model, release, asked = tiny_model(), threading.Event(), threading.Event()
     changing, let = threading.Event(), threading.Event()
@@ -470,16 +536,16 @@ def test_weights_come_in_the_middle_of_answers_and_what_is_asked_meanwhile_waits
         first, overtaken = (loop.begin(sampler.sample(request)) for request in ASKED[:2])
         assert asked.wait(60)
         change(model)
-        pushed = trainer.submit(sampler.publish, 1)
+        pushed = trainer.submit(sampler.publish, newer)
         assert changing.wait(60)
         third = loop.begin(sampler.sample(ASKED[2]))
         assert "owes 2 answers" in sampler.describe() and not pushed.done()
         let.set()
         pushed.result(60)
-        assert third.result(60).version == 1 and not first.done(), "the hand-over waits for no answer"
+        assert third.result(60).version == newer and not first.done(), "the hand-over waits for no answer"
         release.set()
-        assert first.result(60).versions.tolist() == [0, 0, 1, 1, 1]
-        assert overtaken.result(60).versions.tolist() == [1] * 5
+        assert first.result(60).versions.tolist() == [0, 0, newer, newer, newer]
+        assert overtaken.result(60).versions.tolist() == [newer] * 5
         salts = [
             body["cache_salt"]
             for body in of(server, "/inference/v1/generate")
@@ -489,7 +555,7 @@ def test_weights_come_in_the_middle_of_answers_and_what_is_asked_meanwhile_waits
         assert tokens_of([overtaken.result(), third.result()]) == tokens_of(
             answers_of(EmbeddedSampler(model), ASKED[1:3])
         )
-        assert sampler.gaps.keys() == {0, 1}
+        assert sampler.gaps.keys() == {0, newer}
 
 
 @pytest.mark.parametrize("order", ["strict", "window"])

@@ -232,7 +232,7 @@ class Unanswered(SamplerError):
 def _given_up(what: str, silent: Sequence[FailedCall]) -> FailedCall:
     last = silent[-1]
     said = f"{what} was not asked for, because {len(silent)} calls in a row had no answer; the last: {last.error}"
-    return FailedCall(SamplerError(said), timed_out=last.timed_out)
+    return FailedCall(Unanswered(said), timed_out=last.timed_out)
 
 
 class _Pace:

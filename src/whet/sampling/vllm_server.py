@@ -18,6 +18,7 @@ asked of another one with the same seed, and the next hand-over greets it anew.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import math
 import secrets
@@ -26,6 +27,8 @@ import tempfile
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,7 +59,11 @@ REMEDY = {
 
 
 class _OtherWeights(SamplerError):
-    """An answer by weights that were not handed over."""
+    """An answer by weights that were not handed over, or that others have replaced."""
+
+
+class _Overtaken(_OtherWeights):
+    """An answer that was begun after a hand-over and sent before it: it may have read what older weights cached."""
 
 
 class _Files:
@@ -77,7 +84,7 @@ class _Files:
         """The model without its adapter, as it is now: its file, and the digest of its tensors."""
         with self._lock:
             file = Path(self._folder.name) / name / "model.safetensors"
-            if not file.exists():
+            if name not in self._digests:
                 file.parent.mkdir(exist_ok=True)
                 weights = {name: p.to("cpu").contiguous() for name, p in base_weights(self._model)}
                 with writing(file, sum(tensor.nbytes for tensor in weights.values())):
@@ -89,8 +96,9 @@ class _Files:
         """The adapter, as it is now."""
         with self._lock:
             file = Path(self._folder.name) / name / "adapter_model.safetensors"
-            if not file.exists():
-                self._model.adapter.save_pretrained(file.parent)
+            if name not in self._digests:
+                with writing(file, 0):
+                    self._model.adapter.save_pretrained(file.parent)
                 self._digests[name] = weights_digest(load_file(file))
             return file, self._digests[name]
 
@@ -99,6 +107,7 @@ class _Files:
         for folder in Path(self._folder.name).iterdir():
             if folder.name not in names:
                 shutil.rmtree(folder)
+                self._digests.pop(folder.name, None)
 
 
 class VllmServerSampler:
@@ -190,9 +199,11 @@ class _Server:
     def __init__(
         self, number: int, address: str, model: LanguageModel, files: _Files, max_running: int, patience: Patience
     ) -> None:
-        self.number, self.address, self.model, self.version = number, address.rstrip("/"), model, -1
+        self.number, self.address, self.model = number, address.rstrip("/"), model
         self.owed: dict[object, str] = {}
         """The label of the weights that each request was sent with."""
+        self._give_up: dict[object, Callable[[], object]] = {}
+        """Ends the wait for each of them, from any thread."""
         self.adapters: set[str] = set()
         """Those that are loaded, by label: the newest, and what running requests began with."""
         self.lost, self.gap = "it was not asked yet", 0.0
@@ -204,10 +215,12 @@ class _Server:
         self._caller = Caller(who, patience, concurrency=max_running, remedy=lambda code: REMEDY.get(code, ""))
 
     def lose(self, error: Exception) -> None:
-        """Ask it nothing until it has taken weights again."""
+        """Ask it nothing until it has taken weights again, and wait for nothing that it owes: it may be paused."""
         if not self.lost:
             logging.getLogger(__name__).warning("%s is left out until the next step: %s", self.address, error)
         self.lost = str(error)
+        for give_up in tuple(self._give_up.values()):
+            give_up()
 
     def renew(self, run: str, label: str, version: int) -> None:
         """Give it the weights of a version. A lost one may have been started again, and is greeted like a new one."""
@@ -215,7 +228,8 @@ class _Server:
         try:
             if self.lost:
                 with boundary(SamplerError, f"vLLM at {self.address}: does not describe itself as a vLLM server does"):
-                    self._check_settings(self._tell("/server_info?config_format=json", None, _json)["vllm_config"])
+                    known = json.loads(self._tell("/server_info?config_format=json", None))
+                    self._check_settings(known["vllm_config"])
                 self.adapters = set()
                 if self.model.adapter is not None:
                     self._base = f"{run}-base"
@@ -225,7 +239,7 @@ class _Server:
                 self._load_weights(label)
             else:
                 self._load_adapter(label)
-            self._label, self.version = label, version
+            self._label = label
             self.gap = run_here(check_probe(self._ask, self.model))
             self.lost = ""
         finally:
@@ -233,14 +247,16 @@ class _Server:
 
     async def sample(self, request: Request) -> Completion:
         """`TokenSampler`. Raises `Unanswered` where the server has none, `SamplerError` for this request alone."""
-        while self._renewing:
-            await asyncio.sleep(LOOK_S)
-        if self.lost:
-            raise Unanswered(self.lost)
-        return await self._ask(request)
+        while True:
+            while self._renewing:
+                await asyncio.sleep(LOOK_S)
+            if self.lost:
+                raise Unanswered(self.lost)
+            with suppress(_Overtaken):
+                return await self._ask(request)
 
     async def _ask(self, request: Request) -> Completion:
-        key = object()
+        key, loop = object(), asyncio.get_running_loop()
 
         def send() -> dict[str, Any]:
             self.owed[key] = self._label
@@ -250,13 +266,17 @@ class _Server:
             return self._read(request, self.owed[key], response)
 
         self.owed[key] = self._label
+        call = Call(f"{self.address}/inference/v1/generate", send, read, "a completion")
+        asked = asyncio.ensure_future(self._caller.ask(call))
+        self._give_up[key] = partial(loop.call_soon_threadsafe, asked.cancel)
         try:
-            written = await self._caller.ask(Call(f"{self.address}/inference/v1/generate", send, read, "a completion"))
-            overtaken = written.version != self._known[self.owed[key]]
+            return await asked
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) is None or task.cancelling():
+                raise
+            raise Unanswered(self.lost) from None  # only the wait for the server was cancelled, by `lose`
         finally:
-            del self.owed[key]
-        # One that was sent before a hand-over and begun after it may have read what older weights had cached.
-        return await self.sample(request) if overtaken else written
+            del self.owed[key], self._give_up[key]
 
     def _body(self, request: Request) -> dict[str, Any]:
         params = request.params
@@ -287,12 +307,18 @@ class _Server:
         except (KeyError, TypeError, ValueError) as error:
             said = f"{type(error).__name__}: {error}; it says {excerpt(answer)}"
             raise SamplerError(f"vLLM at {self.address}: the answer is no completion ({said})") from error
-        if not spans or spans[0][0] != 0 or not {name for _, name in spans} <= self._known.keys():
+        order = [
+            *self._known
+        ]  # later tokens are of later weights, and none of those that were replaced when it was sent
+        places = [order.index(name) if name in self._known else -1 for name in (label, *(name for _, name in spans))]
+        if not spans or spans[0][0] != 0 or places != sorted(places):
             found = ", ".join(name for _, name in spans) or "without a version"
             raise _OtherWeights(
                 f"vLLM at {self.address} sampled with weights {found}, and {label} were handed over; is another "
                 "run using this server?"
             )
+        if spans[0][1] != label:
+            raise _Overtaken(f"vLLM at {self.address}: {label} were replaced before the request was begun")
         if [token for token, _ in written] != tokens:
             raise SamplerError(
                 f"vLLM at {self.address}: {len(tokens)} tokens came with {len(written)} log-probabilities, or of others"
@@ -327,20 +353,18 @@ class _Server:
     def _compared(self, sent: tuple[Path, str]) -> tuple[Path, str]:
         """What was sent, once the server's workers have read the same. Raises `SamplerError` where they have not."""
         arguments = {"path": str(sent[0]), "digest": sent[1]}
-        answers = self._tell("/collective_rpc", {"method": "whet_read", "kwargs": arguments}, _json)["results"]
-        if wrong := "; ".join(filter(None, answers)):
+        with boundary(SamplerError, f"vLLM at {self.address}: its workers do not compare weights as whet's do"):
+            answers = json.loads(self._tell("/collective_rpc", {"method": "whet_read", "kwargs": arguments}))
+            wrong = "; ".join(filter(None, answers["results"]))
+        if wrong:
             raise SamplerError(f"vLLM at {self.address} refuses weights: {wrong}")
         return sent
 
-    def _tell(
-        self,
-        path: str,
-        body: Mapping[str, Any] | None,
-        read: Callable[[httpx.Response], Any] = lambda response: response.text,
-        attempts: int | None = None,
-    ) -> Any:
+    def _tell(self, path: str, body: Mapping[str, Any] | None, attempts: int | None = None) -> str:
+        """The text of its answer."""
         method: Literal["GET", "POST"] = "GET" if body is None else "POST"
-        return self._caller.one(Call(self.address + path, body or {}, read, f"the answer to {path}", method, attempts))
+        what = f"the answer to {path}"
+        return self._caller.one(Call(self.address + path, body or {}, lambda said: said.text, what, method, attempts))
 
     def _check_settings(self, settings: Mapping[str, Any]) -> None:
         """Raises `ConfigError` for the first setting that would make its samples wrong, with the remedy."""
@@ -369,7 +393,3 @@ class _Server:
         for what, is_wrong in wrong.items():
             if is_wrong:
                 raise ConfigError(f"sampling.server: vLLM at {self.address} {what}")
-
-
-def _json(response: httpx.Response) -> Any:
-    return response.json()
