@@ -33,7 +33,7 @@ from whet.sampling.bridge import run
 from whet.sampling.embedded import EmbeddedSampler
 from whet.sampling.engine import Engine
 from whet.sampling.fleet import Fleet, Held
-from whet.sampling.process import STEADY_VERSIONS, Replica, ReplicaState
+from whet.sampling.process import STEADY_VERSIONS, LostReplica, Replica, ReplicaState
 from whet.sampling.weight_sync import Probe, weights_digest
 from whet.training.engine import LocalTrainer
 
@@ -291,6 +291,22 @@ def test_a_long_stretch_without_a_death_gives_all_restarts_back() -> None:
     replica.confirm(90 + STEADY_VERSIONS)
     replica.confirm(90 + STEADY_VERSIONS + 1)
     assert dies_after(0, 111) == 1 and dies_after(0) == 0 and dies_after(0) == 0 and replica.gone
+
+
+def test_a_process_that_died_under_new_weights_leaves_its_obituary_to_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet, replica, (asked,) = Fleet.__new__(Fleet), Replica(0, 5), requests(1)
+    fleet._held = {3: Held(path=Path("none"), digest="", probe=Probe(request=asked, tokens=[], logps=[]))}
+    fleet._patience, fleet._change = MachineConfig().deadlines, asyncio.Event()
+
+    async def dies(*_: object) -> None:
+        replica.bury("")
+        replica.be(ReplicaState.RESTARTING)
+        replica.obituary = ""  # of the next one, as `_live` begins it
+        raise LostReplica("sampler 0: its process ended")
+
+    monkeypatch.setattr(replica, "load", dies)
+    asyncio.run(fleet._renew(replica, 3))
+    assert "died" not in replica.describe() and "ended" not in replica.describe()
 
 
 def test_when_no_sampler_is_left_the_error_says_of_each_what_became_of_it(fleet: Fleet) -> None:

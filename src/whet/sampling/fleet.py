@@ -248,7 +248,8 @@ class Fleet:
             except TimeoutError:
                 replica.kill(f"owes {replica.owes} for {limit:g} s")
             except (LostReplica, SamplerError) as error:
-                replica.kill(str(error))
+                if replica.can_take_weights:  # else it died of something else, and another process is on its way
+                    replica.kill(str(error))
             else:
                 self.gaps[version] = max(self.gaps.get(version, 0.0), float(gaps.mean()))
                 replica.confirm(version)
