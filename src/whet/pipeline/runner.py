@@ -98,11 +98,7 @@ def drive(
     done, state = _resumed(context, trainer, log, held_out, feed)
     saver = _Saver(context, trainer, log, held_out, done=done)
     context.console.begin(context.name, steps, done=done)
-    if held_out.due(done):  # of the model that the stage starts from, or one that was stopped half-way
-        looked = Step(index=done, metrics=held_out.look(done), state=state)
-        log.amend(done, looked.metrics)
-        _tell(context, looked)
-        saver.consider_best(looked)
+    _look_first(context, log, held_out, saver, Step(index=done, metrics={}, state=state))
     algorithm = begin(start=done, state=state)
     notes: tuple[str, ...] = ()
     while not held_out.over:
@@ -153,6 +149,15 @@ def _resumed(context: Context, trainer: Saved, log: RunLog, held_out: HeldOut, f
     if feed is not None and state:
         feed.restore(state)
     return generation.step, state
+
+
+def _look_first(context: Context, log: RunLog, held_out: HeldOut, saver: _Saver, start: Step) -> None:
+    """Measure the model that the stage starts from, or one that was stopped half-way, if that is due."""
+    if held_out.due(start.index):
+        looked = replace(start, metrics=held_out.look(start.index))
+        log.amend(start.index, looked.metrics)
+        _tell(context, looked)
+        saver.consider_best(looked)
 
 
 def _measured(step: Step, held_out: HeldOut) -> tuple[Step, Exception | None]:
