@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -16,6 +17,7 @@ from whet.algorithms.sft import CrossEntropy, weigh
 from whet.config import CreateConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
 from whet.config.loading import load_recipe
 from whet.errors import ConfigError, ModelError
+from whet.files import read_json, write_json
 from whet.launch.main import run_recipe
 from whet.launch.world import LocalWorld
 from whet.models.language import LanguageModel
@@ -198,6 +200,12 @@ def test_a_trained_model_keeps_its_chat_template(base: str, tmp_path: Path) -> N
     with pytest.raises(ModelError, match=r"than its folder has \(line 1 is .* and '{{ 1 }}' here\); put that back"):
         load_tokenizer(ModelConfig(path=str(changed)))
     assert load_tokenizer(ModelConfig(path=str(changed), chat_template=same)).chat_template == own
+    config = read_json(changed / "config.json")
+    write_json(changed / "config.json", {**config, "whet_template": hashlib.sha256(own.encode()).hexdigest()})
+    with pytest.raises(ModelError, match="than its folder has"):
+        load_tokenizer(ModelConfig(path=str(changed)))
+    (changed / "chat_template.jinja").write_text(own)
+    assert load_tokenizer(ModelConfig(path=str(changed))).chat_template == own, "of an earlier whet: a digest"
 
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=4, dropout=0.5)], ids=["full", "lora"])
