@@ -33,7 +33,7 @@ def _written(module: str) -> dict[str, dict[str, str]]:
     """By class of a module, the text under each field; empty where there is none."""
     try:
         tree = ast.parse(inspect.getsource(sys.modules[module]))
-    except (OSError, TypeError):  # made at a prompt: there is no source
+    except (OSError, TypeError, KeyError, SyntaxError):  # made at a prompt, or written over since: there is no source
         return {}
     return {node.name: _texts(node) for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
 
