@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -27,9 +28,11 @@ from whet.launch.memory import footprint, footprints, frugal, settle, trainings
 from whet.launch.memory_report import FULL_TOKENS, ROOM, Footprint, Role, fitting_tokens, on_each_rank, with_samplers
 from whet.models.load import load_model
 from whet.pipeline.run import Run
+from whet.records import Atom
 from whet.sampling.engine import Engine
 from whet.tracking.log import read_metrics
-from whet.training.batch import CACHED_TOKENS
+from whet.training import engine
+from whet.training.batch import CACHED_TOKENS, TokenBudget
 
 ROOT = Path(__file__).parent.parent
 SHAPE = CreateConfig(hidden_size=256, layers=2, heads=4, kv_heads=2, intermediate_size=768)
@@ -312,6 +315,44 @@ def test_the_plan_draws_the_steps_that_a_run_makes(tmp_path: Path, monkeypatch: 
     assert plan["rl"].cache < footprints(run)[-1].cache, "prompts are as long as they are"
     monkeypatch.setattr("whet.launch.check.AT_HAND_BYTES", 10)
     assert [name for name in stages if seen_at_hand(run, name) is None] == ["sft", "mix", "rm", "dpo"]
+
+
+def test_the_plan_holds_what_no_micro_batch_cuts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row however long it is, and rows that are compared; with a budget that is smaller than each of them."""
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"{n}?", "completion": "x" * (9 * n)} for n in range(1, 8)]
+    pairs = [{"prompt": f"{n}?", "chosen": "y" * (5 * n), "rejected": "n" * (9 * n)} for n in range(1, 8)]
+    judged = [{"prompt": f"{n}?", "completion": "x" * (9 * n), "label": n % 2 == 0} for n in range(1, 8)]
+    for name, given in {"rows": rows, "pairs": pairs, "judged": judged}.items():
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
+    learns = {"batch_size": 7, "epochs": 1, "lr": 0, "microbatch_tokens": 8}
+    small = {"hidden_size": 16, "layers": 1, "heads": 2, "kv_heads": 1, "intermediate_size": 16}
+    stages = {
+        "sft": {"kind": "sft", "data": "rows.jsonl", "train": {**learns, "max_length": 4096}},
+        "rm": {"kind": "reward_model", "data": "pairs.jsonl", "hold_out": 0, "train": learns},
+        "dpo": {"kind": "preference", "data": "pairs.jsonl", "train": learns},
+        "kto": {"kind": "preference", "data": "judged.jsonl", "loss": {"kto": {}}, "train": learns},
+        "online": {
+            "kind": "online_preference", "tasks": {"generate": "arithmetic", "count": 8}, "pairs": "all",
+            "rewards": [{"kind": "language", "script": "LATIN"}], "prompts_per_step": 2, "rollouts_per_prompt": 4,
+            "sampling": {"max_tokens": 9}, "train": {"steps": 2, "lr": 0, "microbatch_tokens": 8},
+        },
+    }  # fmt: skip
+    loaded = load_recipe({"name": "r", "model": {"path": "whet:tiny", "create": small}, "out": "run", "stages": stages})
+    run, largest = Run(recipe=loaded.recipe, folder=Path("run")), dict.fromkeys(stages, 0)
+    cut = engine.microbatches
+
+    def noted(atoms: Sequence[Atom], budget: TokenBudget, *, together: bool) -> Iterator[list[Atom]]:
+        for micro in cut(atoms, budget, together=together):
+            at_work = next(name for name in stages if not list(Path("run/stages").glob(f"*-{name}/manifest.json")))
+            largest[at_work] = max(largest[at_work], sum(atom.cost for atom in micro))
+            yield micro
+
+    monkeypatch.setattr(engine, "microbatches", noted)
+    plan = {need.stage: need.microbatch_tokens for need in footprints(run, partial(seen_at_hand, run))}
+    run_recipe(loaded, quiet=True)
+    assert 15 + 2 * 9 < largest.pop("online") <= plan.pop("online"), "a prompt of 15 tokens, and several answers"
+    assert plan == largest
 
 
 def test_a_model_with_routed_adapters_goes_on_training_them_alone(tmp_path: Path) -> None:

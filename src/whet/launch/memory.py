@@ -50,9 +50,6 @@ FRAGMENTS = 1.14
 PROMPT_TOKENS = 512
 """Length of a prompt that a plan reckons with, where the data are not read."""
 
-UNREAD = Seen(summary="")
-"""Of a stage whose rows and tasks were not looked at."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
@@ -66,7 +63,9 @@ class Asked:
 def footprints(run: Run, look: Callable[[str], Seen | None] = lambda _: None) -> list[Footprint]:
     """The footprint of every stage of a run that loads a model, in order; `look` finds what its rows and tasks are."""
     require_offload(run)
-    found = (_footprint(run, name, stage, look(name) or UNREAD) for name, stage in run.recipe.distinct.items())
+    found = (
+        _footprint(run, name, stage, look(name) or Seen(summary="")) for name, stage in run.recipe.distinct.items()
+    )
     return [each for each in found if each is not None]
 
 
@@ -123,13 +122,13 @@ def _as_fed(
 ) -> TrainConfig:
     """The same with micro-batches as large as its rows make them.
 
-    They hold the longest row that its keys allow, since a group is cut and a row never is, and no more than a step.
+    They hold the longest row, or rows that are compared, as seen or as its keys allow: a group is cut and these never
+    are. They hold no more than a step.
     """
-    longest = train.max_length or 0
-    if sampling is not None:
-        longest = max(longest, (seen.prompt_tokens or PROMPT_TOKENS) + sampling.max_tokens)
+    answered = 0 if sampling is None else (seen.prompt_tokens or PROMPT_TOKENS) + sampling.max_tokens
+    uncut = seen.uncut_tokens or min(max(train.max_length or 0, answered), read_max_length(model))
     tokens = CACHED_TOKENS * context if train.microbatch_tokens == "auto" else train.microbatch_tokens
-    fed = min(max(tokens, min(longest, read_max_length(model))), seen.step_tokens or sys.maxsize)
+    fed = min(max(tokens, uncut), seen.step_tokens or sys.maxsize)
     return train.model_copy(update={"microbatch_tokens": fed})
 
 

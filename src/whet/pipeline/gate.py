@@ -66,7 +66,7 @@ def look_at_rows(context: Context[SFTStage] | Context[DistillStage]) -> Seen:
         summary += f"; for evaluation {gate(world, model, config.train, config.eval_data).describe()}"
     lengths = np.concatenate([each.kept.lengths for each in data.sets.values()]).tolist()
     largest = largest_step(lengths, config.train, context.seed, data.blend)
-    return Seen(summary=summary, rows=data.rows[:SHOWN], step_tokens=largest)
+    return Seen(summary=summary, rows=data.rows[:SHOWN], step_tokens=largest, uncut_tokens=max(lengths))
 
 
 def gate_sets(world: World, model: ModelConfig, train: TrainConfig, data: Sources, say: Say | None = None) -> Sets:

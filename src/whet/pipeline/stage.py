@@ -185,6 +185,8 @@ class Seen:
     """Of the longest prompt that is answered; None: there is none, or an environment goes on from it."""
     step_tokens: int | None = None
     """Most tokens of an optimizer step; None: known when it is there."""
+    uncut_tokens: int | None = None
+    """Most tokens of what no micro-batch cuts: a row, or rows that are compared; None: as many as the keys allow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -85,6 +85,11 @@ def parts(atoms: Sequence[Atom], *, together: bool) -> int:
     return len(atoms) if together else sum(len(atom.rows) for atom in atoms)
 
 
+def most_uncut(atoms: Sequence[Atom], *, together: bool) -> int:
+    """Most tokens of what no micro-batch cuts: an atom, or a row of it."""
+    return max(atom.cost if together else max(len(row.tokens) for row in atom.rows) for atom in atoms)
+
+
 def share_prompts(rows: Sequence[TokenRow], budget_tokens: int) -> list[list[int]]:
     """Indices of rows that begin with the same shared prompt, in groups that cost at most `budget_tokens` if they can.
 

@@ -13,7 +13,7 @@ from whet.pipeline.load_data import rubric
 from whet.pipeline.playing import check_tasks, feed_of, tasks_of
 from whet.pipeline.reference import largest_gap
 from whet.pipeline.runner import drive
-from whet.pipeline.stage import Context, Kind, reference_of, training_and_sampling
+from whet.pipeline.stage import Context, Kind, Seen, reference_of, training_and_sampling
 from whet.tracking.charts import HELD_OUT_TASKS, PREFERENCES, TRAINING, Look
 from whet.tracking.log import RunLog
 from whet.tracking.text import number
@@ -40,10 +40,19 @@ def run_online_preference(context: Context[OnlinePreferenceStage]) -> None:
         drive(context, policy.trainer, log, begin, steps=steps, feed=feed, measures=measuring(policy))
 
 
+def check_online_preference(context: Context[OnlinePreferenceStage]) -> Seen:
+    """Its tasks; the answers to one that are compared are in one micro-batch."""
+    config, seen = context.config, check_tasks(context)
+    assert seen.prompt_tokens is not None, "there is no environment"
+    compared = config.rollouts_per_prompt if config.pairs == "all" else 2
+    uncut = seen.prompt_tokens + compared * config.sampling.max_tokens
+    return replace(seen, step_tokens=config.prompts_per_step * uncut, uncut_tokens=uncut)
+
+
 KIND = Kind(
     config=OnlinePreferenceStage,
     run=run_online_preference,
-    check=check_tasks,
+    check=check_online_preference,
     needs=lambda c: replace(training_and_sampling(c), reference=c.loss.needs_reference and (c.reference or True)),
     look=Look(charts=(*PREFERENCES, *TRAINING), headline=(HELD_OUT_TASKS, ("reward", "the reward", number))),
 )

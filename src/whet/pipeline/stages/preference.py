@@ -26,6 +26,7 @@ from whet.tracking.log import RunLog
 from whet.tracking.text import number, percent
 from whet.training.answers import PreferenceStats, Tokenised, compared_stats, judged_stats, tokenise_answers
 from whet.training.base import Trainer
+from whet.training.batch import most_uncut
 
 
 def run_preference(context: Context[PreferenceStage]) -> None:
@@ -151,10 +152,11 @@ def check_preference(context: Context[PreferenceStage]) -> Seen:
     if config.eval_data is not None:
         summary += f"; for evaluation {gate_preferences(world, model, config, config.eval_data).describe()}"
     summary = "; ".join([summary, *evaluation_summary(context)])
-    answers = 2 if config.loss.kto is None else 1
-    shown = [row for atom in gated.atoms[:SHOWN] for row in atom.rows[:answers]]
-    largest = largest_step([atom.cost for atom in gated.atoms], config.train, context.seed)
-    return Seen(summary=summary, rows=shown, step_tokens=largest)
+    compares, atoms = objective_of(config.loss).compares, gated.atoms
+    taught = atoms if compares else [Atom(rows=atom.rows[:1]) for atom in atoms]  # without the mismatched answer
+    shown, uncut = [row for atom in taught[:SHOWN] for row in atom.rows[:2]], most_uncut(taught, together=compares)
+    largest = largest_step([atom.cost for atom in taught], config.train, context.seed)
+    return Seen(summary=summary, rows=shown, step_tokens=largest, uncut_tokens=uncut)
 
 
 KIND = Kind(

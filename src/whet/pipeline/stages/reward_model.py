@@ -44,6 +44,7 @@ from whet.tracking.judged import RULES
 from whet.tracking.log import RunLog
 from whet.tracking.text import number, percent
 from whet.training.base import Trainer
+from whet.training.batch import most_uncut
 
 REFERENCES = 512
 """Comparisons whose answers say where zero is, and one."""
@@ -177,8 +178,10 @@ def check_reward_model(context: Context[RewardModelStage]) -> Seen:
     """All rows through the gate."""
     given = reward_dataset(context.world, context.model, context.config)
     costs = [lesson.atom.cost for lesson in given.taught]
-    largest = largest_step(costs, context.config.train, context.seed)
-    return Seen(summary=given.described, rows=_rows(given.taught[:SHOWN]), step_tokens=largest)
+    largest, compares = largest_step(costs, context.config.train, context.seed), objective_of(context.config).compares
+    uncut = most_uncut([lesson.atom for lesson in given.taught], together=compares)
+    shown = _rows(given.taught[:SHOWN])
+    return Seen(summary=given.described, rows=shown, step_tokens=largest, uncut_tokens=uncut)
 
 
 KIND = Kind(
