@@ -267,6 +267,13 @@ def test_ranks_share_what_learns_and_the_driver_keeps_what_is_asked() -> None:
     assert (role.weights, role.work) == (250, 500 // 2 + 200)
 
 
+def test_auto_is_planned_for_each_rank_of_a_context(tmp_path: Path) -> None:
+    recipe = {"name": "r", "model": "whet:demo", "stages": {"sft": {"kind": "sft", "data": {"generate": "arithmetic"}}}}
+    for words, tokens in (((), 2048), (("machine.trainer={gpus: 4, context: 2}",), 4096)):
+        (found,) = footprints(Run(recipe=load_recipe(recipe, words).recipe, folder=tmp_path))
+        assert found.microbatch_tokens == tokens
+
+
 def test_a_plan_says_how_ranks_share_a_step() -> None:
     loaded = load_recipe(ROOT / "recipes" / "rlhf.yaml", ["machine.trainer={nodes: 2, gpus: 2, replicate: 2}"])
     lines = rank_lines(loaded)
@@ -365,7 +372,7 @@ def test_a_model_with_routed_adapters_goes_on_training_them_alone(tmp_path: Path
     assert 0 < first.optimizer < footprint("", demo, train, None).optimizer / 5
 
 
-def test_kept_prompts_are_in_the_plan_while_sampling_and_while_training() -> None:
+def test_kept_prompts_are_in_the_plan_while_sampling_and_while_training(tmp_path: Path) -> None:
     """As many bytes as the engine may keep; what runs side by side has that much less of the cache."""
     train, sampling = TrainConfig(microbatch_tokens=256), SamplingConfig(max_running=8, max_tokens=32, cache_gib=0.25)
     once, turns = (footprint("rl", MODEL, train, sampling, goes_on=goes_on) for goes_on in (False, True))
@@ -374,6 +381,19 @@ def test_kept_prompts_are_in_the_plan_while_sampling_and_while_training() -> Non
     assert kept > 0
     assert turns.work - once.work == pytest.approx(1.14 * kept, rel=1e-3)
     assert turns.cache - once.cache == pytest.approx(1.14 * kept, rel=1e-3)
+    trainer = TrainerRanks(gpus=2)
+    assert on_each_rank(turns, trainer).work == on_each_rank(once, trainer).work, "it is in the driver"
+    assert with_samplers(turns, 1).work == with_samplers(once, 1).work, "or in the samplers"
+    planned = []
+    for limit in (1, 2):
+        stage = {
+            "kind": "rl", "tasks": {"generate": "arithmetic"}, "rewards": [{"kind": "verifier"}], "train": {"steps": 1},
+            "environment": {"tools": [{"kind": "calculator"}], "limits": {"turns": limit}},
+            "sampling": {"cache_gib": 0.25},
+        }  # fmt: skip
+        recipe = load_recipe({"name": "r", "model": "whet:demo", "stages": {"rl": stage}}).recipe
+        planned += footprints(Run(recipe=recipe, folder=tmp_path))
+    assert [need.roles[0].kept for need in planned] == [0, int(1.14 * 2**24)]
     full = sampling.model_copy(update={"max_running": 10**6})
     once, turns = (footprint("rl", MODEL, train, full, goes_on=goes_on) for goes_on in (False, True))
     assert turns.cache == pytest.approx(once.cache, rel=0.01), "rows make room"

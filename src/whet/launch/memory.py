@@ -229,7 +229,7 @@ def _policy(
             cache += sum(layer.weight.nbytes for name, layer in language.module.named_modules() if _copied(name, layer))
         still = Role(role="policy", weights=ledger.now)
         role = still if train is None else _trained("policy", language, ledger, train, batch)
-    return replace(role, cache=cache, work=role.work + kept)  # what is kept stays until there are new weights
+    return replace(role, cache=cache, kept=kept)  # until there are new weights
 
 
 def _reference(

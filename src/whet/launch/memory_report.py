@@ -25,6 +25,8 @@ class Role:
     """Activations, logits and temporaries at the peak of a micro-batch."""
     cache: int = 0
     """Keys, values and logits of the sequences that are sampled side by side; not alive while training."""
+    kept: int = 0
+    """Of the cache what stays while training, where the sampler is in the trainer's process."""
     gathered: int = 0
     """What is whole on a rank at the peak of a pass: all outside the layers, and the layers at hand."""
     note: str = ""
@@ -73,8 +75,8 @@ class Footprint:
 
     @property
     def work(self) -> int:
-        """One model is at work at a time."""
-        return max(role.work for role in self.roles)
+        """One model is at work at a time, beside what the sampler keeps."""
+        return max(role.work for role in self.roles) + sum(role.kept for role in self.roles)
 
     @property
     def cache(self) -> int:
@@ -107,7 +109,7 @@ def with_samplers(need: Footprint, replicas: int) -> Footprint:
     """With so many sampler processes, and the one that they are copies of: each has weights and a cache of its own."""
     policy, *others = need.roles
     samplers = need.process + (replicas + 1) * policy.weights + replicas * policy.cache
-    return replace(need, roles=(replace(policy, cache=0), *others), samplers=samplers)
+    return replace(need, roles=(replace(policy, cache=0, kept=0), *others), samplers=samplers)
 
 
 def on_each_rank(need: Footprint, trainer: TrainerRanks) -> Footprint:
@@ -125,6 +127,7 @@ def on_each_rank(need: Footprint, trainer: TrainerRanks) -> Footprint:
                 optimizer=-(-role.optimizer // shards),
                 work=-(-role.work // trainer.context) + role.gathered,
                 cache=0,
+                kept=0,
             )
             for role in spread
         ),
