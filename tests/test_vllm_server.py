@@ -353,6 +353,31 @@ def test_adapters_go_one_after_the_other() -> None:
         assert {answer.version for answer in answers_of(sampler, ASKED) if isinstance(answer, Completion)} == {2}
 
 
+def test_an_adapter_that_a_request_began_with_stays_until_that_is_answered() -> None:
+    """With its files, which a server may read again."""
+    model, began, release = tiny_model(lora=LoraConfig(rank=4)), threading.Event(), threading.Event()
+
+    def slow(body: Json, answer: Json) -> Json:
+        if body["sampling_params"]["max_tokens"] == 5:
+            began.set()
+            release.wait(60)
+        return answer
+
+    with serving() as server, closing(LoopThread("asks")) as loop:
+        sampler = connect(server, model)
+        label = f"{sampler._name}-0"
+        server.spoil = slow
+        running = loop.begin(sampler.sample(ASKED[0]))
+        assert began.wait(60)
+        sampler.publish(1)
+        sampler.publish(2)
+        assert label in server.adapters and (server.adapters[label] / "adapter_config.json").is_file()
+        release.set()
+        assert running.result(60).version == 0
+        sampler.publish(3)
+        assert list(server.adapters) == [f"{sampler._name}-2", f"{sampler._name}-3"]
+
+
 @pytest.mark.parametrize(
     ("settings", "remedy"),
     [

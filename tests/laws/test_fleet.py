@@ -277,7 +277,7 @@ def test_exact_the_same_weights_under_any_latencies_and_with_a_killed_sampler(fl
 
 
 def test_a_long_stretch_without_a_death_gives_all_restarts_back() -> None:
-    replica = Replica(0, 2)
+    replica = Replica(0, 3)
 
     def dies_after(versions: int, first: int = 7) -> int:
         for version in range(first, first + versions + 1):
@@ -285,12 +285,14 @@ def test_a_long_stretch_without_a_death_gives_all_restarts_back() -> None:
         replica.bury("")
         return replica.restarts
 
-    assert [dies_after(STEADY_VERSIONS - 1), dies_after(STEADY_VERSIONS), dies_after(1)] == [1, 1, 0]
-    assert not replica.gone
+    assert dies_after(1) == 2
+    assert dies_after(STEADY_VERSIONS - 1, first=40) == 1, "counted from the first version of this process"
+    assert [dies_after(STEADY_VERSIONS), dies_after(1)] == [2, 1]
     replica.confirm(90)
     replica.confirm(90 + STEADY_VERSIONS)
     replica.confirm(90 + STEADY_VERSIONS + 1)
-    assert dies_after(0, 111) == 1 and dies_after(0) == 0 and dies_after(0) == 0 and replica.gone
+    assert [dies_after(0, 111), dies_after(0), dies_after(0)] == [2, 1, 0]
+    assert not replica.gone and dies_after(0) == 0 and replica.gone
 
 
 def test_a_process_that_died_under_new_weights_leaves_its_obituary_to_no_other(monkeypatch: pytest.MonkeyPatch) -> None:

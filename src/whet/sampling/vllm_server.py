@@ -106,7 +106,7 @@ class _Files:
         """Remove all but the adapters of these names, which servers may read again at any time."""
         for folder in Path(self._folder.name).iterdir():
             if folder.name not in names:
-                shutil.rmtree(folder)
+                shutil.rmtree(folder, ignore_errors=True)  # a server may have it open, on a disk that minds
                 self._digests.pop(folder.name, None)
 
 
