@@ -210,10 +210,8 @@ class Ranks:
     def _died(self, rank: int) -> Raised:
         code = None
         if rank < len(self._processes):
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 code = self._processes[rank].wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                code = None
         how = "lost its connection" if code is None else f"died (signal {-code})" if code < 0 else f"left (code {code})"
         return Raised(ConnectionError(how))
 

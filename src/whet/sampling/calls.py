@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequenc
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Generic, Literal, TypeVar
 
 import httpx
@@ -36,6 +37,8 @@ SILENT = 16
 """Calls in a row that had no answer in all their attempts, after which those that wait are not made."""
 EXCERPT_CHARACTERS = 300
 """How much of a server's own words a message quotes."""
+_tls = cache(httpx.create_ssl_context)
+"""One for all clients: the certificates take some 30 ms to read, and a client lives as long as calls are under way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,8 +144,7 @@ class Caller:
         async with self._line() as line:
 
             async def one(number: int, call: Call[T]) -> None:
-                answer: T | FailedCall = await self._outcome(call, line)
-                tell(number, answer)
+                tell(number, await self._outcome(call, line))
 
             await asyncio.gather(*(one(number, call) for number, call in enumerate(calls)))
 
@@ -152,7 +154,7 @@ class Caller:
         loop = asyncio.get_running_loop()
         if loop not in self._lines:
             limits = httpx.Limits(max_connections=self._concurrency)
-            client = httpx.AsyncClient(headers=self._headers(), timeout=None, limits=limits)
+            client = httpx.AsyncClient(verify=_tls(), headers=self._headers(), timeout=None, limits=limits)
             self._lines[loop] = _Line(client, asyncio.Semaphore(self._concurrency))
         line = self._lines[loop]
         line.users += 1
