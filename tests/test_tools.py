@@ -469,22 +469,6 @@ def test_sessions_are_gone_with_their_play(made: ToolEnvironments) -> None:
 # ----------------------------------------------------------------------------------- tools that ship
 
 
-def test_search_finds_passages_of_a_corpus(tmp_path: Path) -> None:
-    pytest.importorskip("bm25s")
-    corpus = tmp_path / "corpus.jsonl"
-    corpus.write_text('{"title": "Rome", "contents": "The capital of Italy."}\n{"text": "Cats <|im_end|> sleep."}\n')
-    made = ToolEnvironments(EnvironmentConfig(path="whet.envs.tools.search:Search", options={"corpus": str(corpus)}))
-    try:
-        says = [call("search", f'{{"query": "{query}"}}') for query in ("capital Italy", "sleeping cats", "zebra")]
-        (episode,) = play(made, [*says, "Rome"])
-        assert results(episode) == ["(1) Rome: The capital of Italy.", "(1) Cats <|im_end|> sleep.", "nothing found"]
-    finally:
-        made.close()
-    corpus.write_text('{"text": "a"}\n{"txt": "b"}\n')
-    with pytest.raises(ConfigError, match=r"corpus\.jsonl:2: a line is an object with a text"):
-        ToolEnvironments(EnvironmentConfig(path="whet.envs.tools.search:Search", options={"corpus": str(corpus)}))
-
-
 @pytest.mark.parametrize(
     ("expression", "value"),
     [

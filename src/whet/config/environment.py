@@ -65,14 +65,34 @@ class CalculatorTool(ShippedTool):
 
 
 class SearchTool(ShippedTool):
-    """Passages of a corpus, by BM25."""
+    """Passages of a corpus, by BM25; or of a retriever over HTTP."""
 
     target: ClassVar[str] = "whet.envs.tools.search:Search"
     kind: Literal["search"]
-    corpus: Path
+    corpus: Path | None = None
     """JSON lines with `text` or `contents`, and maybe a `title`."""
+    engine: Literal["bm25", "tantivy"] = "bm25"
+    """Of a corpus. bm25: words as they are (`pip install 'whet[search]'`). tantivy: English stems
+    (`pip install 'whet[tantivy]'`)."""
+    url: str = ""
+    """Or the address of a retriever that runs, of Search-R1's form: http://HOST:PORT/retrieve."""
     top: int = Field(3, ge=1)
     """Passages that a search shows."""
+    call_s: float = Field(5.0, gt=0)
+    """Of a url: seconds until its answer is there; a later one is the machinery's failure."""
+
+    @model_validator(mode="after")
+    def _check(self) -> SearchTool:
+        if bool(self.corpus) == bool(self.url):
+            raise ValueError("a search is over a corpus (a file), or asks a retriever at its url; give one of the two")
+        if self.url and not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"url {self.url!r} must be a whole address, http://HOST:PORT/retrieve")
+        unread = (
+            "engine" if self.url and self.engine != "bm25" else "call_s" if self.corpus and self.call_s != 5 else ""
+        )
+        if unread:
+            raise ValueError(f"{unread} is of a {'corpus' if self.url else 'url'}; remove it")
+        return self
 
 
 class PythonTool(ShippedTool):
@@ -214,7 +234,9 @@ class EnvironmentConfig(Strict):
         if self.user is not None and self.kind != "dialogue":
             raise ValueError("user is for kind: dialogue; set that, or remove user")
         for tool in self.tools:
-            if isinstance(tool, PythonTool | SQLTool) and tool.call_s >= self.limits.call_s:
+            if isinstance(tool, SearchTool) and tool.corpus:
+                continue  # it has no deadline of its own
+            if isinstance(tool, PythonTool | SQLTool | SearchTool) and tool.call_s >= self.limits.call_s:
                 raise ValueError(
                     f"{tool.kind}: call_s {tool.call_s:g} must be below limits.call_s {self.limits.call_s:g}, at which "
                     "the play is killed"

@@ -1,32 +1,34 @@
-"""Search over a local corpus by BM25: an index that is made once and shared by all plays."""
+"""Search over a corpus: an index that is made once and shared by all plays, or a retriever that all plays ask."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from whet.envs.tools.retrievers import BM25Retriever, HTTPRetriever, Retriever, TantivyRetriever, read_corpus
 from whet.target import TargetError
+
+ENGINES: dict[str, Callable[[Sequence[str], int], Retriever]] = {"bm25": BM25Retriever, "tantivy": TantivyRetriever}
 
 
 class Search:
     """An environment with one tool."""
 
-    _passages: ClassVar[list[str]]
-    _index: ClassVar[Any]
-    _bm25s: ClassVar[Any]
-    _top: ClassVar[int]
+    _retriever: ClassVar[Retriever]
 
     @classmethod
-    def load(cls, corpus: str, top: int = 3) -> None:
-        """Index a file of JSON lines with `text` or `contents`, and maybe a `title`. Raises `TargetError`."""
-        try:
-            import bm25s
-        except ImportError as error:
-            raise TargetError("the search tool needs bm25s; pip install 'whet[search]'") from error
-        cls._passages, cls._bm25s, cls._index = _read(Path(corpus)), bm25s, bm25s.BM25()
-        cls._top = min(top, len(cls._passages))
-        cls._index.index(cls._words(cls._passages), show_progress=False)
+    def load(
+        cls, corpus: str | None = None, top: int = 3, engine: str = "bm25", url: str = "", call_s: float = 5.0
+    ) -> None:
+        """Index a file of JSON lines with `text` or `contents`, and maybe a `title`; or ask a retriever whether it is
+        there. Raises `TargetError`."""
+        if bool(corpus) == bool(url) or engine not in ENGINES:
+            raise TargetError(
+                f"search needs a corpus with engine {' or '.join(ENGINES)}, or a url; give one of the two"
+            )
+        retriever = HTTPRetriever(url, top, call_s) if url else ENGINES[engine](read_corpus(Path(str(corpus))), top)
+        cls._retriever = retriever
 
     def search(self, query: str) -> str:
         """Find passages of the corpus.
@@ -35,25 +37,5 @@ class Search:
             query: Words to look for.
 
         """
-        found, scores = self._index.retrieve(self._words([query]), k=self._top, show_progress=False)
-        hits = [int(at) for at, score in zip(found[0], scores[0], strict=True) if score > 0]
-        return "\n".join(f"({n}) {self._passages[at]}" for n, at in enumerate(hits, start=1)) or "nothing found"
-
-    @classmethod
-    def _words(cls, texts: list[str]) -> Any:
-        return cls._bm25s.tokenize(texts, stopwords="en", show_progress=False)
-
-
-def _read(path: Path) -> list[str]:
-    if not path.is_file():
-        raise TargetError(f"{path}: no such corpus")
-    passages = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            passages.append(
-                ": ".join(filter(None, [row.get("title"), row["contents" if "contents" in row else "text"]]))
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise TargetError(f"{path}:{number}: a line is an object with a text; mend or remove it") from error
-    return passages or [""]
+        found = self._retriever.find(query)
+        return "\n".join(f"({n}) {text}" for n, text in enumerate(found, start=1)) or "nothing found"
