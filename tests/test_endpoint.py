@@ -22,7 +22,7 @@ from whet.errors import ConfigError, SamplerError
 from whet.records import Ending, Message, Reply, ToolCall
 from whet.sampling.base import Request, SamplingParams
 from whet.sampling.bridge import run
-from whet.sampling.calls import SILENT
+from whet.sampling.calls import SILENT, Call, Caller, FailedCall, Patience, Unanswered
 from whet.sampling.endpoint import EndpointSampler
 from whet.sampling.scripted import ScriptedSampler
 
@@ -215,6 +215,16 @@ def test_a_server_that_fell_silent_is_not_asked_by_every_call() -> None:
     assert made == 60, "a refusal is an answer: it is about one conversation, and says nothing of the others"
     made, _ = given(*[status(400) if i % 4 == 0 else status(503) for i in range(60)])
     assert made == 60, "not in a row"
+
+
+def test_a_call_that_is_not_made_is_as_unanswered_as_those_before_it() -> None:
+    """Whoever has several servers asks another one."""
+    with serving(status(503)) as server:
+        caller = Caller("S", Patience(attempts=1), concurrency=1)
+        calls = [Call(server.url, {}, lambda response: response.text, "a word")] * (SILENT + 2)
+        found = [answer.error for _, answer in caller.each(calls) if isinstance(answer, FailedCall)]
+        assert len(server.bodies) == SILENT
+    assert len(found) == len(calls) and {type(error) for error in found} == {Unanswered}
 
 
 def test_every_conversation_gets_its_own_answer_and_few_are_under_way() -> None:

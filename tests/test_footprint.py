@@ -22,7 +22,8 @@ from whet.config.loading import load_recipe
 from whet.config.machine import TrainerRanks
 from whet.config.policy_terms import CriticConfig
 from whet.config.train import MarksConfig
-from whet.launch.check import seen_at_hand
+from whet.errors import DataError
+from whet.launch.check import check_recipe, seen_at_hand
 from whet.launch.main import run_recipe
 from whet.launch.memory import footprint, footprints, frugal, settle, trainings
 from whet.launch.memory_report import FULL_TOKENS, ROOM, Footprint, Role, fitting_tokens, on_each_rank, with_samplers
@@ -290,7 +291,8 @@ def test_the_plan_draws_the_steps_that_a_run_makes(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     rows = [{"prompt": f"{n}?", "completion": "x" * (n * n % 47 + 1)} for n in range(24)]
     pairs = [{"prompt": f"{n}?", "chosen": "y" * (n % 9 + 1), "rejected": "n" * (n % 5 + 1)} for n in range(24)]
-    for name, given in {"rows": rows, "pairs": pairs}.items():
+    judged = [{**row, "label": n % 2 == 0} for n, row in enumerate(rows)]
+    for name, given in {"rows": rows, "pairs": pairs, "judged": judged}.items():
         Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
     learns = {"batch_size": 5, "steps": 7, "lr": 0}
     tasks = {"generate": "arithmetic", "count": 64}
@@ -300,6 +302,7 @@ def test_the_plan_draws_the_steps_that_a_run_makes(tmp_path: Path, monkeypatch: 
         "mix": {"kind": "sft", "data": [{"path": "rows.jsonl"}, tasks], "train": learns},
         "rm": {"kind": "reward_model", "data": "pairs.jsonl", "train": {"batch_size": 5, "epochs": 1, "lr": 0}},
         "dpo": {"kind": "preference", "data": "pairs.jsonl", "train": learns},
+        "kto": {"kind": "preference", "data": "judged.jsonl", "loss": {"kto": {}}, "train": learns},
         "rl": {
             "kind": "rl", "tasks": tasks, "rewards": [{"kind": "verifier"}], "prompts_per_step": 3,
             "rollouts_per_prompt": 2, "sampling": {"max_tokens": 9}, "train": {"steps": 2},
@@ -321,7 +324,7 @@ def test_the_plan_draws_the_steps_that_a_run_makes(tmp_path: Path, monkeypatch: 
     assert set(unread.values()) == {CACHED_TOKENS} and all(n.microbatch_tokens < CACHED_TOKENS for n in plan.values())
     assert plan["rl"].cache < footprints(run)[-1].cache, "prompts are as long as they are"
     monkeypatch.setattr("whet.launch.check.AT_HAND_BYTES", 10)
-    assert [name for name in stages if seen_at_hand(run, name) is None] == ["sft", "mix", "rm", "dpo"]
+    assert [name for name in stages if seen_at_hand(run, name) is None] == ["sft", "mix", "rm", "dpo", "kto"]
 
 
 def test_the_plan_holds_what_no_micro_batch_cuts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -360,6 +363,27 @@ def test_the_plan_holds_what_no_micro_batch_cuts(tmp_path: Path, monkeypatch: py
     run_recipe(loaded, quiet=True)
     assert 15 + 2 * 9 < largest.pop("online") <= plan.pop("online"), "a prompt of 15 tokens, and several answers"
     assert plan == largest
+
+
+def test_a_plan_asks_no_model_begins_no_environment_and_grades_no_gold_answer(tmp_path: Path) -> None:
+    """A check does; whoever may be slow is not looked at for a plan, or not there yet."""
+    (tmp_path / "tasks.jsonl").write_text(json.dumps({"prompt": "6 x 7?", "answer": "\\frac{"}) + "\n")
+    tasks = {"generate": "arithmetic", "count": 8}
+    judge = {"kind": "judge", "name": "j", "model": {"base_url": "http://127.0.0.1:1/v1", "model": "m"}}
+    rl = {"kind": "rl", "tasks": tasks, "rewards": [{"kind": "verifier"}], "train": {"steps": 1}}
+    stages = {
+        "plain": rl,
+        "graded": {**rl, "tasks": {"path": str(tmp_path / "tasks.jsonl")}, "rewards": [{"kind": "math"}]},
+        "judged": {**rl, "rewards": [judge]},
+        "played": {**rl, "environment": {"tools": [{"kind": "calculator"}]}},
+    }
+    loaded = load_recipe({"name": "r", "model": "whet:demo", "stages": stages})
+    run = Run(recipe=loaded.recipe, folder=tmp_path / "run")
+    found = {name: seen_at_hand(run, name) for name in stages}
+    assert [name for name, seen in found.items() if seen is None] == ["judged", "played"]
+    assert all(seen.prompt_tokens for seen in found.values() if seen is not None)
+    with pytest.raises(DataError, match="frac"):
+        check_recipe(loaded)
 
 
 def test_a_model_with_routed_adapters_goes_on_training_them_alone(tmp_path: Path) -> None:

@@ -234,6 +234,15 @@ def test_stop_strings_end_answers_as_they_do_in_the_embedded_sampler() -> None:
     assert {name: settings[name] for name in wanted} == wanted and not settings["skip_special_tokens"]
 
 
+def test_a_temperature_that_vllm_would_replace_is_refused() -> None:
+    almost_greedy = SamplingParams(max_tokens=5, temperature=0.001)
+    with serving() as server:
+        sampler = connect(server)
+        with pytest.raises(ConfigError, match=r"sampling\.temperature is 0\.001, and vLLM samples at 0\.01"):
+            answers_of(sampler, [replace(ASKED[0], params=almost_greedy)])
+        assert not sampler._servers[0].owed
+
+
 def test_a_request_that_fails_alone_is_answered_with_its_error() -> None:
     def refuse(body: Json, answer: Json) -> Json | int:
         return 400 if body["sampling_params"]["seed"] == 2 else answer
