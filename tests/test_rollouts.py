@@ -269,6 +269,20 @@ def test_a_turn_s_random_numbers_follow_from_its_position() -> None:
 # ---------------------------------------------------------------------------------------------- failures
 
 
+def test_plays_that_branch_share_their_first_turns_and_sample_them_once() -> None:
+    sampler = Says(lambda request: f"{request.seed % 10**6}")
+    of = player(branches=(2, 3))
+    episodes = play(replace(of, sampler=sampler), "a", "b", samples=6)
+    assert len(sampler.seen) == 2 * (2 + 6 + 6)  # of three turns the first two branch
+    assert [request.samples for request in sampler.seen[:2]] == [2, 2]
+    for group in (episodes[:6], episodes[6:]):
+        turns = [[turn.completion.tokens.tobytes() for turn in episode.turns] for episode in group]
+        assert [len({path[0] for path in turns[first : first + 3]}) for first in (0, 3)] == [1, 1]
+        assert [len({path[depth] for path in turns}) for depth in range(3)] == [2, 6, 6]
+    again = play(replace(of, sampler=Says(sampler.script)), "a", "b", samples=6)
+    assert [e.messages for e in again] == [e.messages for e in episodes]
+
+
 def test_a_request_that_fails_in_the_sampler_ends_its_own_episode_only() -> None:
     table = player(lambda request: "no")
     answer = table.sampler.sample

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import isnan, nan
 from typing import Any
 
 import numpy as np
@@ -11,19 +12,23 @@ import pytest
 import torch
 
 from tests.laws.support import gradients, largest_difference, tiny_trainer
-from whet.algorithms.columns import Answer, to_answers, with_advantages, with_rewards
+from whet.algorithms.columns import Answer, to_answers, trained_once, with_advantages, with_gains, with_rewards
 from whet.algorithms.policy import weigh
 from whet.algorithms.policy_loss import policy_loss
 from whet.algorithms.state import Setting
+from whet.algorithms.turns import Gain
 from whet.config import PolicyConfig, TrainConfig
-from whet.formulas.advantages import RunningScale, turns_to_go
+from whet.formulas.advantages import RunningScale, progress, turns_to_go
 from whet.formulas.reduce import REDUCTIONS
 from whet.records import Completion, Ending, Episode, Group, Outcome, Score, TokenRow, Turn
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "turn_rloo": {"preset": "turn_rloo"},
     "turn_mean": {"credit": "turns", "baseline": "turn_mean", "turn_gamma": 0.9},
-    "same_state": {"credit": "turns", "baseline": "same_state", "state_weight": 0.5},
+    "same_state": {"credit": "turns", "baseline": "same_state", "turn_weight": 0.5},
+    "mt_grpo": {"preset": "mt_grpo"},
+    "tree": {"preset": "spo_tree"},
+    "tree_scaled": {"preset": "spo_tree", "scale": "group_std"},
     "grpo": {"baseline": "group_mean"},
     "rloo": {"baseline": "leave_one_out", "scale": "none"},
     "batch": {"baseline": "batch_mean", "scale": "batch_std"},
@@ -116,7 +121,7 @@ def test_turns_from_the_same_state_are_compared_by_hand() -> None:
         played([0, 0], outcome=0.0, states=["s0", "s1"]),
         played([0, 0], outcome=0.0, states=["s0", "s2"]),
     ]
-    axes = {"credit": "turns", "baseline": "same_state", "scale": "none", "turn_gamma": 0.5, "state_weight": 2.0}
+    axes = {"credit": "turns", "baseline": "same_state", "scale": "none", "turn_gamma": 0.5, "turn_weight": 2.0}
     found = by_turn(answers([episodes], PolicyConfig.model_validate(axes)))
     third = 1 / 3
     near(
@@ -125,6 +130,104 @@ def test_turns_from_the_same_state_are_compared_by_hand() -> None:
     # Equal returns are exactly 0, and a state that nobody else was in adds exactly 0.
     equal = [replace(each, score=Score(value=0.5)) for each in episodes]
     assert by_turn(answers([equal], PolicyConfig.model_validate({**axes, "scale": "group_std"}))) == [[0.0, 0.0]] * 3
+
+
+def test_a_turn_s_own_reward_beside_the_outcome_by_hand() -> None:
+    """MT-GRPO: outcomes 1, 0, 0, 1 and rewards of the first turn 1, 0, .5, .5, both by mean and std (Bessel)."""
+    config = PolicyConfig.model_validate({"preset": "mt_grpo"})
+    given = zip((1.0, 0.0, 0.5, 0.5), (1.0, 0.0, 0.0, 1.0), strict=True)
+    found = by_turn(answers([[played([turn, 0.0], outcome=outcome) for turn, outcome in given]], config))
+    near(found, [[2.0907, 0.866], [-2.0907, -0.866], [-0.866, -0.866], [0.866, 0.866]])
+    half = PolicyConfig.model_validate({"preset": "mt_grpo", "turn_weight": 0.0})
+    again = by_turn(answers([[played([1.0, 0.0], outcome=1.0), played([0.0, 0.0], outcome=0.0)]], half))
+    near(again, [[0.7071, 0.7071], [-0.7071, -0.7071]])
+
+
+def test_what_a_turn_changed_is_shared_with_those_before_it() -> None:
+    scores = [0.2, 0.2, 0.6, 0.5]
+    smeared = [0.2504761905, 0.1009523810, 0.2019047619, -0.0533333333]
+    assert progress(scores, smear=0.5) == pytest.approx(smeared, abs=1e-10)
+    assert progress(scores, smear=0.0) == pytest.approx([0.2, 0.0, 0.4, -0.1])
+    third, fourth = 0.4 / 3, -0.1 / 4
+    even = [0.2 + third + fourth, third + fourth, third + fourth, fourth]
+    assert progress(scores, smear=1.0) == pytest.approx(even)
+    assert progress([0.5, None, 0.25], smear=0.0) == [0.5, 0.0, -0.25]  # no score: as far as before
+    assert progress([], smear=0.5) == []
+
+
+# -------------------------------------------------------------------------------------------- branches
+
+
+def branched(rewards: Sequence[float], *, ways: int = 2) -> list[Episode]:
+    """Plays of two turns, `ways` of which share each first turn; the last turns are all different."""
+    found = []
+    for number, reward in enumerate(rewards):
+        shared, own = played([0.0], lengths=[3], seed=100 + number // ways), played([0.0], lengths=[2], seed=number)
+        (first,), (last,) = shared.turns, own.turns
+        prompt = [*first.prompt.tolist(), *first.completion.tokens.tolist(), 7, 7]
+        turns = (first, replace(last, prompt=np.array(prompt)))
+        found.append(replace(own, turns=turns, sample=number, score=Score(value=reward)))
+    return found
+
+
+def test_a_turn_is_worth_what_the_plays_after_it_are_more_than_those_before() -> None:
+    """Leaves (1, 1), (1, 0): the root is .75, the first turns +.25 and -.25, the last ones 0, 0 and .5, -.5."""
+    config = PolicyConfig.model_validate({"preset": "spo_tree"})
+    found = answers([branched([1.0, 1.0, 1.0, 0.0])], config)
+    near(by_turn(found), [[0.25, 0.0], [0.25, 0.0], [-0.25, 0.5], [-0.25, -0.5]])
+    # Plays that share nothing: each turn after the first adds nothing, and the first is the answer less the mean.
+    alone = answers([[played([0, 0], outcome=o, seed=n) for n, o in enumerate((1.0, 0.0))]], config)
+    near(by_turn(alone), [[0.5, 0.0], [-0.5, 0.0]])
+    # The same first turn after another prompt is another one.
+    near(by_turn(answers([branched([1.0, 1.0]), branched([0.0, 0.0])], config)), [[0.0, 0.0]] * 4)
+
+
+def test_what_plays_share_is_trained_once() -> None:
+    config = PolicyConfig.model_validate({"preset": "spo_tree"})
+    found = answers([branched([1.0, 1.0, 1.0, 0.0])], config)
+    trained = trained_once(found)
+    assert [answer.length for answer in found] == [5, 5, 5, 5]
+    assert [answer.length for answer in trained] == [5, 2, 5, 2]
+    for before, after in zip(found, trained, strict=True):
+        np.testing.assert_array_equal(before.rows[0].tokens, after.rows[0].tokens)
+        kept = before.rows[0].columns["advantage"][-after.length :]
+        np.testing.assert_array_equal(after.rows[0].columns["advantage"], kept)
+    # Of the second play nothing is left that has an advantage: it counts, and is not computed.
+    assert sum(row.trained_count for atom in weigh(found, setting_of(config)) for row in atom.rows) == 12
+
+
+# ----------------------------------------------------------------------------------- information gain
+
+
+def test_gain_is_what_a_turn_adds_to_the_probability_of_the_answer() -> None:
+    gain = Gain(golds={}, weight=2.0, max_length=10)
+    assert gain.rewards([0.02, 0.10, 0.10, 0.40]) == pytest.approx((0.16, 0.0, 0.60))
+    assert gain.rewards([0.5, nan, 0.7]) == (0.0, 0.0)
+    assert gain.rewards([0.3]) == ()
+
+
+def test_gain_reads_the_answer_after_each_prompt_and_trains_none_of_it() -> None:
+    trainer, gold = tiny_trainer(), (np.array([209]), np.array([210, 211]))
+    episodes = [played([0.0, 0.0, 0.0], seed=1), played([0.0], seed=2)]
+    gain = Gain(golds={"t": gold}, weight=1.0, max_length=1000)
+    chances = gain.of(episodes, trainer)
+    for episode, known in zip(episodes, chances, strict=True):
+        for turn, chance in zip(episode.turns, known, strict=True):
+            tokens = [*turn.prompt.tolist(), 209, 210, 211]
+            row = TokenRow(tokens=tokens, trained=[False] * (len(tokens) - 2) + [True] * 2)
+            assert chance == pytest.approx(float(np.exp(np.mean(trainer.forward([row], "logp")["logp"][0]))))
+    assert chances[0][0] == chances[1][0]  # of one prompt
+    config = PolicyConfig.model_validate({"credit": "turns", "baseline": "none", "scale": "none", "gain": {}})
+    made = [Group(task="t", episodes=tuple(episodes))]
+    listed, metrics = with_gains(to_answers(made, lambda score: score.value or 0.0), trainer, gain)
+    first, second = with_rewards(listed, config, kl_coefficient=0.0, spread=RunningScale())
+    start, then, end = chances[0]
+    assert by_turn(with_advantages([first], config, weights={})) == [pytest.approx([end - start, end - then, 0.0])]
+    assert by_turn(with_advantages([second], config, weights={})) == [[0.0]]
+    assert metrics == {"gain/first": pytest.approx(start), "gain/last": pytest.approx((end + start) / 2)}
+    assert all(210 not in row.tokens for answer in listed for row in answer.rows)
+    short = Gain(golds={"t": gold}, weight=1.0, max_length=len(episodes[0].turns[1].prompt) + 3)
+    assert [isnan(each) for each in short.of(episodes, trainer)[0]] == [False, False, True]
 
 
 def test_without_a_state_a_turn_is_like_no_other() -> None:
@@ -205,6 +308,13 @@ def sampled() -> list[list[Episode]]:
     ]
 
 
+def setting_of(config: PolicyConfig) -> Setting:
+    return Setting(
+        config=config, train=TrainConfig(), steps=1, prompts_per_step=2, temperature=1, max_tokens=16, max_gap=1,
+        weights={},
+    )  # fmt: skip
+
+
 def ready(listed: Sequence[Answer], config: PolicyConfig) -> list[Answer]:
     listed = with_rewards(listed, config, kl_coefficient=0.0, spread=RunningScale())
     return with_advantages(listed, config, weights={})
@@ -214,10 +324,7 @@ def ready(listed: Sequence[Answer], config: PolicyConfig) -> list[Answer]:
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_an_episode_weighs_the_same_in_any_number_of_rows(name: str, reduction: str) -> None:
     config = PolicyConfig.model_validate({**CONFIGS[name], "reduction": reduction})
-    setting = Setting(
-        config=config, train=TrainConfig(), steps=1, prompts_per_step=2, temperature=1, max_tokens=16, max_gap=1,
-        weights={},
-    )  # fmt: skip
+    setting = setting_of(config)
     made = [Group(task=str(number), episodes=tuple(group)) for number, group in enumerate(sampled())]
     whole = to_answers(made, lambda score: score.value or 0.0)
     cut = [split(answer, [1, 2] if len(answer.turn_lengths) > 2 else []) for answer in whole]

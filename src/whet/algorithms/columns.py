@@ -11,32 +11,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
-from math import nan
+from itertools import accumulate, zip_longest
+from math import isnan, nan
+from statistics import fmean
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from whet.algorithms.critic import Critic, Trajectory
+from whet.algorithms.turns import Gain, Play, first_time, from_tree, from_turns
 from whet.config import PolicyConfig
 from whet.config.policy_terms import CovarianceFilter, HighEntropyFilter, TokenFilter
 from whet.formulas.advantages import (
     BASELINES,
     CREDITS,
     SCALES,
-    TURN_BASELINES,
     RunningScale,
     StepAnswers,
     normalised_sum,
     steps_to_go,
-    turns_to_go,
 )
 from whet.formulas.kl import k1
 from whet.formulas.policy import covariance
 from whet.records import Column, Episode, Group, Outcome, Score, TokenRow
-from whet.rollouts.assemble import to_rows
+from whet.rollouts.assemble import only, to_rows
 from whet.training.base import REFERENCE, TEACHER, Trainer
+
+WHOLE = ("outcome", "tree")
+"""Credits that look at the reward of a whole answer, and not at where in it a reward stands."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +54,19 @@ class Answer:
     """Its score, less what a constraint charges for it."""
     greedy: float = nan
     """The reward of the greedy answer to the same prompt, where one was played."""
+    gains: tuple[float, ...] = ()
+    """What each turn gained in information, weighed; rewards of turns beside those of the score."""
+
+    @property
+    def play(self) -> Play:
+        """As credit of turns looks at it."""
+        return Play(self.group, self.episode.turns, self.turn_rewards)
+
+    @property
+    def turn_rewards(self) -> list[float]:
+        """What each turn was rewarded with by itself."""
+        given = zip_longest(self.episode.score.turns, self.gains, fillvalue=0.0)
+        return [*map(sum, given), *[0.0] * len(self.episode.turns)][: len(self.episode.turns)]
 
     @property
     def length(self) -> int:
@@ -114,6 +130,25 @@ def with_logps(
     return list(answers)
 
 
+def with_gains(answers: Sequence[Answer], trainer: Trainer, gain: Gain) -> tuple[list[Answer], dict[str, float]]:
+    """Add what each turn gained in information, and say how likely the right answer was at first and at last."""
+    chances = gain.of([answer.episode for answer in answers], trainer)
+    ends = [(known[0], known[-1]) for known in chances if known and not isnan(known[0] + known[-1])]
+    first, last = zip(*ends, strict=True) if ends else ((nan,), (nan,))
+    metrics = {"gain/first": fmean(first), "gain/last": fmean(last)}
+    gained = [replace(a, gains=gain.rewards(known)) for a, known in zip(answers, chances, strict=True)]
+    return gained, metrics
+
+
+def trained_once(answers: Sequence[Answer]) -> list[Answer]:
+    """The answers in which turns that several share are trained in the first of them; after all statistics."""
+    found = []
+    for answer, first in zip(answers, first_time([answer.play for answer in answers]), strict=True):
+        pieces = np.split(first, np.cumsum([row.trained_count for row in answer.rows])[:-1])
+        found.append(replace(answer, rows=tuple(map(only, answer.rows, pieces))))
+    return found
+
+
 def with_rewards(
     answers: Sequence[Answer], config: PolicyConfig, *, kl_coefficient: float, spread: RunningScale
 ) -> list[Answer]:
@@ -128,8 +163,8 @@ def with_rewards(
     scaled = config.critic is not None and config.critic.scale_rewards
     for piece, answer in zip(torch.split(token_reward_T, length_N), answers, strict=True):
         # The pieces are views; an answer without tokens has none to give its reward to.
-        turns = answer.episode.score.turns if config.credit != "outcome" else ()
-        rest = answer.reward - sum(turns)
+        turns = answer.turn_rewards if config.credit not in WHOLE else ()
+        rest = answer.reward - (sum(answer.episode.score.turns) if turns else 0.0)
         piece[-1:] += spread.scaled(rest) if scaled else rest
         for end, value in zip(accumulate(answer.turn_lengths), turns, strict=False):
             piece[end - 1] += spread.scaled(value) if scaled else value
@@ -156,8 +191,9 @@ def with_advantages(answers: Sequence[Answer], config: PolicyConfig, *, weights:
         return []
     if config.credit == "process":
         return _put_flat(answers, "advantage", _from_steps(answers, config))
-    if config.credit == "turns":
-        return _put_flat(answers, "advantage", _from_turns(answers, config))
+    if config.credit in ("turns", "tree"):
+        credit = from_turns if config.credit == "turns" else from_tree
+        return _put_flat(answers, "advantage", credit([a.play for a in answers], _get(answers, "reward"), config))
     length_N = torch.tensor([answer.length for answer in answers])
     pieces = torch.split(_get(answers, "reward"), length_N.tolist())
     ends_N = torch.tensor([answer.reward if not answer.length else 0.0 for answer in answers], dtype=torch.float64)
@@ -201,39 +237,6 @@ def _from_steps(answers: Sequence[Answer], config: PolicyConfig) -> Tensor:
         for place, answer in enumerate(answers)
     ]
     return torch.cat(pieces)
-
-
-def _from_turns(answers: Sequence[Answer], config: PolicyConfig) -> Tensor:
-    """Each token's advantage where turns are credited: what a turn brought from it on, against the turns like it."""
-    length_K = [length for answer in answers for length in answer.turn_lengths]
-    reward_K = torch.stack([piece.sum() for piece in torch.split(_get(answers, "reward"), length_K)])
-    pieces = torch.split(reward_K, [len(answer.turn_lengths) for answer in answers])
-    return_K = torch.cat([turns_to_go(piece, gamma=config.turn_gamma) for piece in pieces])
-    by_state = config.baseline == "same_state"
-    alike = [
-        (answer.group, place if not by_state else (number, place) if turn.state is None else turn.state)
-        for number, answer in enumerate(answers)
-        for place, turn in enumerate(answer.episode.turns)
-    ]  # a turn without a state is like no other
-    numbers = {key: number for number, key in enumerate(dict.fromkeys(alike))}
-    turns = StepAnswers(
-        reward_N=return_K,
-        group_N=torch.tensor([numbers[key] for key in alike]),
-        length_N=torch.tensor(length_K),
-        greedy_N=torch.full_like(return_K, nan),
-    )
-    baseline = (BASELINES | TURN_BASELINES)[config.baseline]
-    advantage_T = SCALES[config.scale](turns.per_token(return_K - baseline(turns)), turns)
-    if not by_state:
-        return advantage_T
-    whole = StepAnswers(
-        reward_N=torch.stack([piece.sum() for piece in pieces]),
-        group_N=_numbered([answer.group for answer in answers]),
-        length_N=torch.tensor([answer.length for answer in answers]),
-        greedy_N=torch.full((len(answers),), nan),
-    )
-    of_answers_T = SCALES[config.scale](whole.per_token(whole.reward_N - BASELINES["group_mean"](whole)), whole)
-    return of_answers_T + config.state_weight * advantage_T
 
 
 def with_filters(

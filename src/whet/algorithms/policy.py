@@ -16,8 +16,10 @@ from whet.algorithms.columns import (
     measure_lag,
     sequence_kl,
     to_answers,
+    trained_once,
     with_advantages,
     with_filters,
+    with_gains,
     with_lags,
     with_logps,
     with_mean_advantages,
@@ -207,7 +209,7 @@ class Prepared:
 
     answers: list[Answer]
     metrics: Mapping[str, float]
-    """What the critic measured, if there is one, and how old the answers are, if they may be."""
+    """What the critic measured, if there is one, what turns gained, and how old the answers are, if they may be."""
     left_out: list[str]
     """The answers with a number that is not finite, by name; they are in no statistic."""
 
@@ -227,6 +229,9 @@ def prepare(
     measured: Mapping[str, float] = {}
     answers = with_lags(answers, step) if lagging else answers
     answers, first = drop_nonfinite(with_logps(answers, trainer, config, temperature=temperature, lagging=lagging))
+    gained: Mapping[str, float] = {}
+    if setting.gain is not None:
+        answers, gained = with_gains(answers, trainer, setting.gain)
     answers = with_rewards(answers, config, kl_coefficient=standing.coefficients.kl, spread=standing.spread)
     second: list[str] = []
     if critic is not None and answers:
@@ -236,7 +241,7 @@ def prepare(
     answers, third = drop_nonfinite(with_advantages(answers, config, weights=standing.weights(setting)))
     seed = seed_of(setting.seed, "token filter", step)
     answers = with_filters(answers, trainer, config, temperature=temperature, seed=seed)
-    measured = {**measured, **(measure_lag(answers) if lagging else {})}
+    measured = {**measured, **gained, **(measure_lag(answers) if lagging else {})}
     return Prepared(answers=answers, metrics=measured, left_out=first + second + third)
 
 
@@ -247,6 +252,7 @@ def weigh(answers: Sequence[Answer], setting: Setting) -> list[Atom]:
     Rows without trained tokens (an empty answer) have nothing to compute. Rewards are in the advantages by now.
     """
     reduce = REDUCTIONS[setting.config.reduction]
+    answers = trained_once(answers) if setting.config.credit == "tree" else answers
     answers = answers if setting.roles is None else setting.roles.trained(answers)
     weights = reduce([answer.length for answer in answers], [answer.group for answer in answers], setting.max_tokens)
     return to_atoms(

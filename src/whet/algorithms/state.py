@@ -16,6 +16,7 @@ from math import isfinite, isnan, nan
 
 from whet.algorithms.roles import Roles
 from whet.algorithms.sft import PretrainingMix
+from whet.algorithms.turns import Gain
 from whet.config import PolicyConfig, TrainConfig
 from whet.config.rl import Action, ConstraintConfig, HealthConfig
 from whet.formulas.advantages import RunningScale
@@ -204,6 +205,8 @@ class Setting:
     """Steps by which rollouts may be older than what they train."""
     roles: Roles | None = None
     """What is asked of the roles of tokens; None: they are alike."""
+    gain: Gain | None = None
+    """How turns are rewarded for what they add to the probability of the right answer; None: they are not."""
     mix: PretrainingMix | None = None
     """PPO-ptx: what is imitated beside the policy gradient."""
 

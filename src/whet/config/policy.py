@@ -22,6 +22,7 @@ from whet.config.policy_terms import (
     CriticConfig,
     DynamicSamplingConfig,
     EntropyConfig,
+    GainConfig,
     KLConfig,
     KLCovConfig,
     PositiveConfig,
@@ -31,7 +32,7 @@ from whet.config.policy_terms import (
 )
 from whet.config.presets import PRESETS, with_preset
 from whet.config.strict import Strict
-from whet.formulas.advantages import BASELINES, CREDITS, SCALES, TURN_BASELINES
+from whet.formulas.advantages import BASELINES, BESIDE_WHOLE, CREDITS, SCALES, TURN_BASELINES
 from whet.formulas.policy import SURROGATES
 from whet.formulas.reduce import REDUCTIONS
 
@@ -50,25 +51,29 @@ class PolicyConfig(Strict):
     preset: Annotated[str, OneOf(PRESETS)] | None = None
     objectives: Literal["summed", "normalised"] = "summed"
     """How several rewards become one: weighed and added, or each normalised in its group before (GDPO)."""
-    credit: Annotated[str, OneOf([*CREDITS, "process", "turns", "gae", "teacher"])] = "outcome"
+    credit: Annotated[str, OneOf([*CREDITS, "process", "turns", "tree", "gae", "teacher"])] = "outcome"
     """What a token is credited with: the answer's whole reward; the grades of the steps that end with it or later,
     each against the group's other steps (baseline and scale are then over steps); what its turn and later turns
-    brought, against turns like it (baseline and scale are then over turns); what comes from it on (KL or step grades in
-    the reward); the critic's estimate of how much better it was than its state (GAE); or how much likelier the teacher
+    brought, against turns like it (baseline and scale are then over turns); how much better the plays from there on
+    are than those from the turn before (the stage's `branches`); what comes from it on (KL or step grades in the
+    reward); the critic's estimate of how much better it was than its state (GAE); or how much likelier the teacher
     finds it than the policy does (on-policy distillation; rewards are measured only)."""
     teacher: TeacherConfig | None = None
     """Of credit: teacher: a model with the policy's tokenizer, frozen."""
     turn_gamma: float = Field(1.0, gt=0, le=1)
     """credit: turns: the discount of a reward that comes one turn later."""
-    state_weight: float = Field(1.0, ge=0)
-    """baseline: same_state: the weight of a turn's advantage over turns from the same state beside the answer's own
-    (GiGPO's omega)."""
+    turn_weight: float = Field(1.0, ge=0)
+    """baseline: same_state or turn_index: the weight of a turn's advantage beside that of the whole answer (GiGPO's
+    omega, MT-GRPO's coefficient)."""
+    gain: GainConfig | None = None
+    """credit: turns or gae: the information that a turn gained as a reward of that turn."""
     step_weight: float = Field(0.0, ge=0)
     """What a step's grade counts for in the reward of the token that completes it (return_to_go, gae)."""
     critic: CriticConfig | None = None
     baseline: Annotated[str, OneOf([*BASELINES, *TURN_BASELINES])] = "group_mean"
     """With credit: turns: turn_mean and turn_leave_one_out are over the same turn of the prompt's other answers,
-    same_state over turns that began in the same state, beside the mean of whole answers."""
+    same_state over turns that began in the same state, beside the mean of whole answers; turn_index is of a turn's own
+    reward over the same turn, beside the mean of what else whole answers got."""
     scale: Annotated[str, OneOf(SCALES)] = "group_std"
     ratio: RatioConfig = RatioConfig()
     clip: Clip = CLIPS["ppo"](kind="ppo")
@@ -180,7 +185,8 @@ def _about_credit(point: PolicyConfig) -> Iterator[str]:
         yield "credit: teacher and teacher: {path: MODEL} go together; give both, or neither"
     if point.credit == "teacher" and (point.baseline != "none" or point.kl.place == "reward"):
         yield "credit: teacher takes nothing from rewards; use baseline: none, and no kl: {place: reward}"
-    if point.scale in ("group_std", "informative_share") and point.baseline not in BY_GROUP:
+    grouped = point.baseline in BY_GROUP or point.credit == "tree"
+    if point.scale in ("group_std", "informative_share") and not grouped:
         yield f"scale: {point.scale} needs a group's baseline, and baseline is {point.baseline}; use batch_std or none"
 
 
@@ -192,8 +198,15 @@ def _about_turns(point: PolicyConfig) -> Iterator[str]:
         yield f"baseline: {point.baseline} compares turns; use credit: turns"
     if point.credit != "turns" and point.turn_gamma != 1:
         yield f"turn_gamma is for credit: turns, and credit is {point.credit}; leave it out"
-    if point.baseline != "same_state" and point.state_weight != 1:
-        yield f"state_weight is for baseline: same_state, and baseline is {point.baseline}; leave it out"
+    if point.baseline not in BESIDE_WHOLE and point.turn_weight != 1:
+        of = " or ".join(BESIDE_WHOLE)
+        yield f"turn_weight is for baseline: {of}, and baseline is {point.baseline}; leave it out"
+    if point.baseline == "turn_index" and point.turn_gamma != 1:
+        yield "turn_gamma discounts later turns, and baseline: turn_index looks at each by itself; leave it out"
+    if point.credit == "tree" and (point.baseline != "none" or point.kl.place == "reward"):
+        yield "credit: tree has its baseline in the turn before; use baseline: none, and no kl: {place: reward}"
+    if point.gain is not None and point.credit not in ("turns", "gae"):
+        yield f"gain rewards single turns, and credit: {point.credit} does not look at them; use credit: turns"
 
 
 def _about_updates(point: PolicyConfig) -> Iterator[str]:

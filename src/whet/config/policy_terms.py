@@ -190,6 +190,20 @@ class ValueModel(Strict):
     model."""
 
 
+class GainConfig(Strict):
+    """A turn is rewarded with what it adds to the probability that the policy gives to the right answer (IGPO).
+
+    The probability at the beginning of a turn is exp(mean log p) of the answer's tokens, were it given there. The last
+    turn gains nothing: it has the other rewards.
+    """
+
+    gold: str = "answer"
+    """Column with the right answer; of a list the first."""
+    before: str = ""
+    """What the policy writes before an answer, where it writes something (`<answer>`)."""
+    weight: float = Field(1.0, gt=0)
+
+
 class CriticConfig(Strict):
     """A value model: what the state before each token is worth. Defaults: the N+ details of RLHF with PPO."""
 

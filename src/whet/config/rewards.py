@@ -67,6 +67,16 @@ class TurnsReward(RewardBase):
     """The sum of the environment's rewards of single turns: its `turn_reward`."""
 
     kind: Literal["turns"]
+    progress: bool = False
+    """`turn_reward` says how far the play is: a turn is rewarded with what it changed, and nothing can be collected."""
+    smear: float = Field(0.0, ge=0, le=1)
+    """With `progress`: a change is shared with the turns before it, each one this part of the next one's share."""
+
+    @model_validator(mode="after")
+    def _check(self) -> TurnsReward:
+        if self.smear and not self.progress:
+            raise ValueError("smear shares what changed with the turns before; set progress: true")
+        return self
 
 
 class CallsReward(RewardBase):

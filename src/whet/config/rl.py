@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from math import prod
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -150,6 +151,9 @@ class RLStage(TrainingStage):
     """Which tasks come next; None: all of them, shuffled anew in every epoch."""
     prompts_per_step: int = Field(32, ge=1)
     rollouts_per_prompt: int = Field(8, ge=1)
+    branches: list[int] = Field(default=[], max_length=8)
+    """With credit: tree: in how many ways the first turn is written, in how many the second after each of them, and so
+    on; later turns go on one way. Their product is `rollouts_per_prompt`."""
     sampling: SamplingConfig = SamplingConfig()
     evaluation: OwnEvaluation = None
     train: RLTrainConfig = RLTrainConfig()
@@ -168,8 +172,10 @@ class RLStage(TrainingStage):
         pairs = any(isinstance(r, JudgeReward) and r.form == "pairs" for r in self.rewards)
         if pairs and (self.rollouts_per_prompt < 2 or self.algorithm.baseline == "greedy"):
             raise ValueError("rewards: a judge of pairs compares answers to one task; it needs two or more of them")
-        if self.algorithm.credit == "turns" and self.environment is None:
-            raise ValueError("algorithm.credit: turns needs plays of several turns; add environment, or use outcome")
+        if self.algorithm.credit in ("turns", "tree") and self.environment is None:
+            credit = self.algorithm.credit
+            raise ValueError(f"algorithm.credit: {credit} needs plays of several turns; add environment")
+        self._check_branches()
         self._check_algorithm()
         if self.algorithm.objectives == "normalised":
             check_normalised(self.rewards)
@@ -221,6 +227,18 @@ class RLStage(TrainingStage):
             raise ValueError(
                 "algorithm.kl.update_every cannot update the reference of a LoRA run, which is the model with its "
                 "adapter off; set it to null or train all weights"
+            )
+
+    def _check_branches(self) -> None:
+        """Raise `ValueError` where plays part otherwise than their number and their credit say."""
+        if (self.algorithm.credit == "tree") != bool(self.branches):
+            raise ValueError(
+                "algorithm.credit: tree and branches go together; give both (branches: [4, 2]), or neither"
+            )
+        if self.branches and (min(self.branches) < 1 or prod(self.branches) != self.rollouts_per_prompt):
+            raise ValueError(
+                f"branches: {self.branches} make {prod(self.branches)} plays of a prompt, and rollouts_per_prompt is "
+                f"{self.rollouts_per_prompt}; their product must be that"
             )
 
     def _check_constraint(self) -> None:

@@ -28,8 +28,8 @@ class Attempt:
     """Most tokens that the answer could have: the sampler's limit, or where it is less what the prompt left."""
     worth: Mapping[str, float] = field(default_factory=dict)
     """The environment's rewards of the play, by name; empty where it gives none."""
-    turn_rewards: tuple[float, ...] = ()
-    """The environment's reward of each of the policy's turns."""
+    turn_rewards: tuple[float | None, ...] = ()
+    """The environment's reward of each of the policy's turns; None: it gave none."""
     correct: bool | None = None
     """The verdict of the first reward that judges; rewards that do not judge run after it and may read it."""
 

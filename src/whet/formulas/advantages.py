@@ -154,6 +154,22 @@ def turns_to_go(reward_K: Tensor, *, gamma: float) -> Tensor:
     return return_K
 
 
+def progress(scores: Sequence[float | None], *, smear: float) -> list[float]:
+    """What each turn changed of a score of the play so far, from 0; None: the score stays (K turns).
+
+    Each change is shared with the turns before it, at weights smear^distance over their sum, so the sum of all is the
+    last score whatever `smear` is; 0 gives a turn its own change.
+    """
+    reward_K, before = [0.0] * len(scores), 0.0
+    for turn, score in enumerate(scores):
+        change = 0.0 if score is None else score - before
+        before += change
+        weights = [smear**distance for distance in range(turn + 1)]
+        for distance, weight in enumerate(weights):
+            reward_K[turn - distance] += change * weight / sum(weights)
+    return reward_K
+
+
 # ---------------------------------------------------------------------------------------------- baseline
 
 
@@ -237,9 +253,12 @@ TURN_BASELINES: dict[str, Callable[[StepAnswers], Tensor]] = {
     "turn_mean": group_mean,
     "turn_leave_one_out": leave_one_out,
     "same_state": group_mean,
+    "turn_index": group_mean,
 }
 """Of turns: the group is then the turns of a prompt with the same place in their answers, or that began in the same
 state."""
+BESIDE_WHOLE = ("same_state", "turn_index")
+"""Those whose advantage of a turn is added to that of its whole answer."""
 SCALES: dict[str, Callable[[Tensor, StepAnswers], Tensor]] = {
     "none": no_scale,
     "group_std": group_std,

@@ -135,8 +135,9 @@ def feed_of(
     """A feed of the policy's answers to the tasks, as many as the stage says; `greedy`: with a greedy one each."""
     config, lag = context.config, getattr(context.config, "lag", None)
     greedily = config.sampling.model_copy(update={"temperature": 0.0})
+    play = player(policy, grading, config.sampling, environment)
     asked: dict[str, Any] = {
-        "player": player(policy, grading, config.sampling, environment),
+        "player": replace(play, branches=tuple(getattr(config, "branches", ()))),
         "tasks": tasks,
         "samples": config.rollouts_per_prompt,
         "steps": config.train.steps,

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from whet.models.marks import RoleTable
 from whet.records import Atom, Episode, StepScore, TokenRow, TokenStep, Turn
@@ -50,8 +51,12 @@ def with_roles(row: TokenRow, table: RoleTable) -> TokenRow:
 
 
 def only_roles(row: TokenRow, roles: Collection[int]) -> TokenRow:
-    """The row with the tokens of these roles trained alone: the others are context, and in no denominator."""
-    kept_T = np.isin(row.columns["role"], list(roles))
+    """The row with the tokens of these roles trained alone."""
+    return only(row, np.isin(row.columns["role"], list(roles)))
+
+
+def only(row: TokenRow, kept_T: npt.NDArray[np.bool_]) -> TokenRow:
+    """The row with these of its trained tokens trained: the others are context, and in no denominator."""
     trained = row.trained.copy()
     trained[np.flatnonzero(row.trained)[~kept_T]] = False
     return replace(row, trained=trained, columns={name: column[kept_T] for name, column in row.columns.items()})

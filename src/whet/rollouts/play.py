@@ -13,6 +13,7 @@ itself begin earlier (`ahead`), with the same scores.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -57,6 +58,8 @@ class Player:
     """An episode that is not over by then is truncated."""
     observation_tokens: int | None = None
     """Of a longer observation the middle is left out."""
+    branches: tuple[int, ...] = ()
+    """In how many ways each of the first turns is written after those before it; none: plays have nothing in common."""
 
     def play(
         self, tasks: Sequence[Task], samples: int, *, step: int, seed: int, positions: Sequence[int | str] | None = None
@@ -77,10 +80,20 @@ class Player:
         """`samples` episodes of each task, graded: one group for each task, in order.
 
         The random numbers of a turn follow from `seed`, the task's position (`positions`; none: its place among these
-        tasks), the sample and the turn alone. `step` is what rewards see as the trainer's step.
+        tasks), the sample and the turn alone; with `branches`, those of turns that plays share are the same. `step` is
+        what rewards see as the trainer's step.
         """
+        common: dict[tuple[tuple[int, ...], int], asyncio.Task[Completion]] = {}
         games = [
-            _Game(task=task, sample=sample, seed=seed_of(seed, position, sample), samples=samples, version=version)
+            _Game(
+                task=task,
+                sample=sample,
+                seed=seed_of(seed, position, "branches" if self.branches else sample),
+                samples=self.branches[0] if self.branches else samples,
+                path=path_of(sample, self.branches),
+                common=common,
+                version=version,
+            )
             for task, position in zip(tasks, range(len(tasks)) if positions is None else positions, strict=True)
             for sample in range(samples)
         ]
@@ -91,6 +104,8 @@ class Player:
         except BaseException:
             if ahead is not None:
                 ahead.cancel()
+            for shared in common.values():
+                shared.cancel()
             raise
         played = time.monotonic()
         if ahead is not None:
@@ -126,7 +141,7 @@ class Player:
             if game.over:
                 break
             try:
-                completion = await self.sampler.sample(self._request(game, turn))
+                completion = await self._sample(game, turn)
             except SamplerError as error:
                 game.failure, game.blamed, game.over = str(error), Outcome.ENGINE_ERROR, True
             else:
@@ -147,13 +162,23 @@ class Player:
             if len(game.prompt) >= self.max_length:
                 raise DataError(f"the prompt has {len(game.prompt)} tokens, the model attends to {self.max_length}")
 
+    async def _sample(self, game: _Game, turn: int) -> Completion:
+        """The turn; one that plays share is sampled once."""
+        request = self._request(game, turn)
+        if turn >= len(game.path):
+            return await self.sampler.sample(request)
+        key = (request.prompt, request.seed)
+        if key not in game.common:
+            game.common[key] = asyncio.ensure_future(self.sampler.sample(request))
+        return await asyncio.shield(game.common[key])
+
     def _request(self, game: _Game, turn: int) -> Request:
         left = min(self.params.max_tokens, self.max_length - len(game.prompt))
         return Request(
             prompt=game.prompt,
-            seed=seed_of(game.seed, turn),
+            seed=seed_of(game.seed, turn, *game.path[: turn + 1]),
             params=replace(self.params, max_tokens=left),
-            samples=1 if game.turns else game.samples,
+            samples=self.branches[turn] if turn < len(self.branches) else 1 if turn else game.samples,
             goes_on=turn + 1 < self.max_turns,
             version=game.version,
         )
@@ -170,7 +195,7 @@ class Player:
         message = replace(message, tool_calls=tuple(calls))
         game.turns.append(Turn(prompt=token_ids(game.prompt), completion=completion, state=game.state))
         game.messages.append(message)
-        game.turn_rewards.append(0.0)
+        game.turn_rewards.append(None)
         if completion.ending is Ending.LENGTH:
             game.truncated = game.over = True
             return
@@ -178,7 +203,7 @@ class Player:
         with game.blaming_environment(of_step=True):
             observed = await game.environment.step(message)
             game.messages[-1] = replace(message, tool_calls=observed.calls or message.tool_calls)
-            game.turn_rewards[-1] = observed.reward or 0.0
+            game.turn_rewards[-1] = observed.reward
             game.over, game.state = observed.over, observed.state
             observations = [self._shortened(each) for each in observed.messages]
             game.messages += observations
@@ -244,6 +269,15 @@ def _lowest(scores: Sequence[Score]) -> Score:
     )
 
 
+def path_of(sample: int, branches: Sequence[int]) -> tuple[int, ...]:
+    """Which way a play goes at each branching: the digits of its number."""
+    path = []
+    for ways in reversed(branches):
+        sample, way = divmod(sample, ways)
+        path.append(way)
+    return tuple(reversed(path))
+
+
 @dataclass(slots=True, kw_only=True)
 class _Game:
     """An episode while it is played."""
@@ -252,7 +286,11 @@ class _Game:
     sample: int
     seed: int
     samples: int
-    """Episodes that begin with the same prompt."""
+    """First turns that are sampled after the same prompt."""
+    path: tuple[int, ...] = ()
+    """Which way each of the turns goes where plays part."""
+    common: dict[tuple[tuple[int, ...], int], asyncio.Task[Completion]] = field(default_factory=dict)
+    """The turns that plays share, by prompt and seed."""
     version: int | None = None
     """Of the weights that it is sampled with; None: the newest."""
     environment: Environment | None = None
@@ -263,7 +301,7 @@ class _Game:
     prompt: tuple[int, ...] = ()
     messages: list[Message] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
-    turn_rewards: list[float] = field(default_factory=list)
+    turn_rewards: list[float | None] = field(default_factory=list)
     worth: Mapping[str, float] = field(default_factory=dict)
     over: bool = False
     truncated: bool = False

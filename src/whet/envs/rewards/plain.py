@@ -9,6 +9,7 @@ from functools import partial
 
 from whet.envs.base import Attempt, Grade, OfAnyTask, Task
 from whet.errors import DataError, GraderError, boundary
+from whet.formulas.advantages import progress as made_progress
 from whet.records import Message
 
 LONGEST_SHOWN = 80
@@ -74,9 +75,11 @@ def of_environment(attempt: Attempt) -> Grade:
     return Grade(value=sum(attempt.worth.values()), metrics=parts)
 
 
-def of_turns(attempt: Attempt) -> Grade:
-    """The sum of the rewards of single turns, and each of them."""
-    return Grade(value=sum(attempt.turn_rewards), turns=attempt.turn_rewards)
+def of_turns(attempt: Attempt, *, progress: bool, smear: float) -> Grade:
+    """The sum of the rewards of single turns, and each of them; with `progress`, of what each changed."""
+    given = attempt.turn_rewards
+    turns = made_progress(given, smear=smear) if progress else [value or 0.0 for value in given]
+    return Grade(value=sum(turns), turns=tuple(turns))
 
 
 def calls(attempt: Attempt) -> Grade:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
@@ -11,10 +12,13 @@ from whet.algorithms.policy import DROPOUT_GAP, MAX_GAP, policy_gradient
 from whet.algorithms.roles import Roles
 from whet.algorithms.sft import PretrainingMix
 from whet.algorithms.state import Setting
+from whet.algorithms.turns import Gain
 from whet.config import ModelConfig, RLStage
 from whet.config.rewards import weights
+from whet.envs.base import Task
+from whet.envs.rewards.plain import require
 from whet.envs.tools.play import Environments
-from whet.errors import ConfigError
+from whet.errors import ConfigError, DataError
 from whet.models.load import read_vocabulary
 from whet.models.marks import RoleTable
 from whet.models.tokenizer import load_tokenizer
@@ -34,6 +38,7 @@ from whet.pipeline.stage import (
     reference_of,
     training_and_sampling,
 )
+from whet.records import token_ids
 from whet.rollouts.curriculum import Curriculum, hardness_of
 from whet.rollouts.ledger import AheadFeed
 from whet.tracking.charts import HELD_OUT_TASKS, TRAINING, Look
@@ -91,6 +96,7 @@ def _run(context: Context[RLStage], environment: Environments | None, ends: Exit
             seed=context.seed,
             lag=config.lag.steps,
             roles=_roles(config, context.model),
+            gain=_gain(config, context.model, tasks, policy.max_length),
             mix=mix,
         )
         begin = partial(policy_gradient, policy.trainer, feed, setting, critic=critic)
@@ -117,6 +123,22 @@ def _roles(config: RLStage, model: ModelConfig) -> Roles | None:
         return None
     table = RoleTable.of(load_tokenizer(model), read_vocabulary(model), asked.marks)
     return Roles(table=table, only=asked.only, angle=asked.angle)
+
+
+def _gain(config: RLStage, model: ModelConfig, tasks: Sequence[Task], max_length: int) -> Gain | None:
+    """What the recipe asks of the information in a turn. Raises `DataError` for a task without the right answer."""
+    asked = config.algorithm.gain
+    if asked is None:
+        return None
+    tokenizer, golds = load_tokenizer(model), {}
+    before = token_ids(tokenizer.encode(asked.before, add_special_tokens=False))
+    for task in tasks:
+        gold = require(task, asked.gold, "algorithm.gain")
+        text = str(gold[0] if isinstance(gold, list) and gold else gold)
+        golds[task.id] = before, token_ids(tokenizer.encode(text, add_special_tokens=False))
+        if not len(golds[task.id][1]):
+            raise DataError(f"task {task.id}: the answer in {asked.gold!r} is empty; leave the task out, or gain")
+    return Gain(golds=golds, weight=asked.weight, max_length=max_length)
 
 
 def _max_gap(config: RLStage, policy: Policy) -> float:
@@ -161,6 +183,7 @@ def check_rl(context: Context[RLStage]) -> Seen:
     if context.config.algorithm.baseline == "same_state":
         with opened(context.config.environment, context.world) as environment:
             _check_states(context.config, environment)
+    _gain(context.config, context.model, found.tasks, max_length=0)  # raises where a task has no answer
     mixed = _pretraining_rows(context.config, context.model, context.world)
     mixing = [] if mixed is None else [f"ptx {mixed.describe()}"]
     cautions = context.config.algorithm.cautions(prompts=context.config.prompts_per_step)
