@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from whet.algorithms.critic import Critic, Trajectory
-from whet.algorithms.turns import Gain, Play, first_time, from_tree, from_turns
+from whet.algorithms.turns import Gain, PlayedTurns, first_time, from_tree, from_turns
 from whet.config import PolicyConfig
 from whet.config.policy_terms import CovarianceFilter, HighEntropyFilter, TokenFilter
 from whet.formulas.advantages import (
@@ -58,9 +58,9 @@ class Answer:
     """What each turn gained in information, weighed; rewards of turns beside those of the score."""
 
     @property
-    def play(self) -> Play:
+    def play(self) -> PlayedTurns:
         """As credit of turns looks at it."""
-        return Play(self.group, self.episode.turns, self.turn_rewards)
+        return PlayedTurns(self.group, self.episode.turns, self.turn_rewards)
 
     @property
     def turn_rewards(self) -> list[float]:

@@ -21,7 +21,7 @@ from whet.records import Episode, TokenIds, TokenRow, Turn
 from whet.training.base import Trainer
 
 
-class Play(NamedTuple):
+class PlayedTurns(NamedTuple):
     """A scored episode of several turns."""
 
     group: int
@@ -40,7 +40,7 @@ class Play(NamedTuple):
         return [np.concatenate([turn.prompt, turn.completion.tokens]).tobytes() for turn in self.turns]
 
 
-def from_turns(plays: Sequence[Play], reward_T: Tensor, config: PolicyConfig) -> Tensor:
+def from_turns(plays: Sequence[PlayedTurns], reward_T: Tensor, config: PolicyConfig) -> Tensor:
     """Each token's advantage: what its turn brought from there on, against the turns like it, (T,).
 
     `same_state` and `turn_index` add it to that of the whole play; the latter looks at a turn's own reward alone, and
@@ -71,7 +71,7 @@ def from_turns(plays: Sequence[Play], reward_T: Tensor, config: PolicyConfig) ->
     return of_plays_T + config.turn_weight * advantage_T
 
 
-def from_tree(plays: Sequence[Play], reward_T: Tensor, config: PolicyConfig) -> Tensor:
+def from_tree(plays: Sequence[PlayedTurns], reward_T: Tensor, config: PolicyConfig) -> Tensor:
     """Each token's advantage: the value after its turn less the value before it, (T,).
 
     A value is the mean reward of the prompt's plays that are one until there (SPO 2505.23564, TreeRPO 2506.05183: the
@@ -91,7 +91,7 @@ def from_tree(plays: Sequence[Play], reward_T: Tensor, config: PolicyConfig) -> 
     return SCALES[config.scale](gained_K.repeat_interleave(length_K), whole)
 
 
-def first_time(plays: Sequence[Play]) -> list[np.ndarray]:
+def first_time(plays: Sequence[PlayedTurns]) -> list[np.ndarray]:
     """For each play, which of its sampled tokens no play before it has: those of turns that it does not share."""
     seen: set[tuple[int, bytes]] = set()
     kept = []
