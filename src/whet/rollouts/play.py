@@ -167,7 +167,7 @@ class Player:
         request = self._request(game, turn)
         if turn >= len(game.path):
             return await self.sampler.sample(request)
-        key = (request.prompt, request.seed)
+        key = game.prompt, request.seed
         if key not in game.common:
             game.common[key] = asyncio.ensure_future(self.sampler.sample(request))
         return await asyncio.shield(game.common[key])
