@@ -144,7 +144,8 @@ class Caller:
         async with self._line() as line:
 
             async def one(number: int, call: Call[T]) -> None:
-                tell(number, await self._outcome(call, line))
+                answer = await self._outcome(call, line)
+                tell(number, answer)
 
             await asyncio.gather(*(one(number, call) for number, call in enumerate(calls)))
 
