@@ -2,8 +2,8 @@
 
 A child counts what it does to the files of its run: opening one for writing, renaming, removing, making a folder.
 Told to, it sends itself a signal just before one of these, so a test can stop a run at every point that could
-matter, and no line of whet knows about it. (A fork, because a start costs seconds; not a fork of the test process,
-because autograd cannot be used after one.)
+matter, and no line of whet knows about it; or it copies the folder, which is what a kill there would leave, and goes
+on. (A fork, because a start costs seconds; not a fork of the test process, because autograd cannot be used after one.)
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,8 @@ class Order:
     """Where changes of files are counted."""
     at: int = 0
     """The change (from 1) before which the signals are sent; 0: never."""
+    copies: tuple[int, ...] = ()
+    """Changes before which the folder is copied, to `before-<number>` beside it: what a kill there would leave."""
     signals: tuple[int, ...] = (signal.SIGKILL,)
     file_bytes: int | None = None
     """Largest file that it may write, as if the disk were full beyond it."""
@@ -166,6 +170,14 @@ def _wait(child: int, order: Order) -> int:
     return os.waitpid(child, 0)[1]
 
 
+def _copy(folder: Path, to: Path) -> None:
+    def copy(source: str, target: str) -> None:
+        with suppress(FileNotFoundError):  # another thread renames the report
+            shutil.copy2(source, target)
+
+    shutil.copytree(folder, to, copy_function=copy)
+
+
 def _run(order: Order, folder: Path, write: int) -> None:
     from whet.cli.app import main
 
@@ -188,6 +200,8 @@ def _run(order: Order, folder: Path, write: int) -> None:
         if event == "open" and not (isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")):
             return
         count += 1
+        if count in order.copies:
+            _copy(Path(order.folder), Path(order.folder).with_name(f"before-{count}"))
         if count == order.at:
             for number in order.signals:
                 os.kill(os.getpid(), number)

@@ -292,11 +292,18 @@ def test_killed_anywhere(
     apart: int,
     tmp_path: Path,
 ) -> None:
-    """One kill in each stretch of the run, the last of them in its last changes, then to the end."""
+    """One kill in each stretch of the run, the last of them in its last changes, then to the end.
+
+    One run is killed; for the others it leaves copies of its folder on its way.
+    """
     expected, changes = unstopped[recipe]
-    for at in range(changes - last, 0, -apart):
-        folder = tmp_path / str(at)
-        assert run(nursery, recipe, folder, at=at).code == -signal.SIGKILL
+    latest, *earlier = range(changes - last, 1, -apart)  # before the first one there is no folder
+    folder = tmp_path / "run"
+    assert run(nursery, recipe, folder, at=latest, copies=earlier).code == -signal.SIGKILL
+    assert finish(nursery, recipe, folder) == expected, f"killed before change {latest} of {changes}"
+    for at in earlier:
+        shutil.rmtree(folder)
+        (tmp_path / f"before-{at}").rename(folder)
         assert finish(nursery, recipe, folder) == expected, f"killed before change {at} of {changes}"
 
 
@@ -308,7 +315,7 @@ def test_killed_again_and_again(
     expected, changes = unstopped[recipe]
     codes = []
     while not codes or codes[-1] == -signal.SIGKILL:
-        codes.append(run(nursery, recipe, tmp_path / "run", at=max(30, changes // 7) + len(codes)).code)
+        codes.append(run(nursery, recipe, tmp_path / "run", at=max(30, changes // 4) + len(codes)).code)
         assert len(codes) < 20, "it does not get any further"
     assert codes[-1] == 0 and len(codes) > 3
     assert contents(tmp_path / "run") == expected
@@ -352,14 +359,11 @@ def test_a_clock_set_back_moves_nothing(
 @pytest.fixture(scope="module")
 def halfway(nursery: Nursery, unstopped: object, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run killed in its RL stage, with two checkpoints and a file that was cut off in writing."""
-    folder = tmp_path_factory.mktemp("halfway") / "run"
-    for at in range(85, 120, 2):
-        shutil.rmtree(folder, ignore_errors=True)
-        run(nursery, "whole", folder, at=at)
-        if len(list((folder / "checkpoints" / "02-rl").glob("step-*"))) == 2:
-            break
-    saved = sorted(path.name for path in (folder / "checkpoints" / "02-rl").glob("step-*"))
-    assert saved == ["step-00000002", "step-00000004"]
+    made, places = tmp_path_factory.mktemp("halfway"), range(85, 120, 2)
+    run(nursery, "whole", made / "run", at=120, copies=places)
+    saved = {made / f"before-{at}": made / f"before-{at}" / "checkpoints" / "02-rl" for at in places}
+    folder = next(each for each, steps in saved.items() if len(list(steps.glob("step-*"))) == 2)
+    assert sorted(path.name for path in saved[folder].iterdir()) == ["step-00000002", "step-00000004"]
     (folder / "stages" / "02-rl" / "manifest.json.part").write_text("{")
     return folder
 
