@@ -18,7 +18,7 @@ help: ## list the targets
 demo: $(STAMP) ## train the shipped tiny model and watch it learn
 	$(BIN)/whet demo
 
-test: $(STAMP) ## run the tests (CPU, no network), three files at a time (tests wait for processes), laws first: they take longest
+test: $(STAMP) ## run the tests (CPU, no network), three files at a time (tests wait for processes), the longest first
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 test-vllm: $(VLLM)/.installed ## run the tests of the vLLM sampler, in an environment of its own

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import LONGEST
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -27,3 +29,7 @@ def test_no_test_id_depends_on_the_clock_or_on_hashes(request: pytest.FixtureReq
     assert len(theirs) > 1000
     assert set(ours) <= set(theirs)
     assert len(ours) < len(theirs) or ours == theirs
+
+
+def test_the_files_that_come_first_are_there() -> None:
+    assert [name for name in LONGEST if not (ROOT / "tests" / name).is_file()] == []
