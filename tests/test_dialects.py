@@ -114,6 +114,7 @@ WRITERS: dict[str, tuple[str, Callable[[Sequence[ToolCall]], str]]] = {
     "llama3": ("llama3", lambda calls: "<|python_tag|>" + "; ".join(in_json(c, "parameters") for c in calls)),
     "llama3, no tag": ("llama3", lambda calls: in_json(calls[0], "parameters")),
     "tags": ("tags", lambda calls: "".join(f"<{c.name}>{json.dumps(dict(c.arguments))}</{c.name}>" for c in calls)),
+    "inline": ("inline", lambda calls: "".join(f"<{c.name}>{json.dumps(dict(c.arguments))}</{c.name}>" for c in calls)),
 }  # fmt: skip
 every_dialect = pytest.mark.parametrize("name", WRITERS)
 
@@ -132,7 +133,7 @@ def test_what_a_family_writes_is_read_back(name: str) -> None:
     content, calls = read(dialect, write([CALL, OTHER]))
     if "no tag" in name or dialect == "harmony":
         assert calls == (CALL,)
-    elif dialect == "llama3":  # its templates write one call in a turn
+    elif dialect in ("llama3", "inline"):  # its templates write one call in a turn
         assert calls[0] == CALL and (calls[1].name, calls[1].status) == ("order.item", "over_limit")
     else:
         assert calls == (CALL, OTHER)
@@ -143,8 +144,12 @@ def test_what_a_family_writes_is_read_back(name: str) -> None:
 def test_thinking_and_plain_text_hold_no_calls(name: str) -> None:
     dialect, write = WRITERS[name]
     call = write([CALL])
-    for text in (f"<think>{call}</think>no", f"{call}</think>no", f"<think>I would {call}", "nothing to call"):
-        assert read(dialect, text) == (text, ())
+    assert read(dialect, "nothing to call") == ("nothing to call", ())
+    for text in (f"<think>{call}</think>no", f"{call}</think>no", f"<think>I would {call}"):
+        if dialect == "inline":  # the sampler ends a turn there, whatever it stands in
+            assert read(dialect, text)[1] == (CALL,)
+        else:
+            assert read(dialect, text) == (text, ())
     if dialect != "llama3":
         assert read(dialect, f"<think>hm</think>so {call}")[1] == (CALL,)
 
@@ -156,7 +161,8 @@ def test_a_call_that_is_cut_anywhere_never_crashes_nor_runs(name: str) -> None:
     for end in range(len(whole)):
         for each in read(dialect, whole[:end])[1]:
             arguments = dict(each.arguments)
-            assert each.status != "ok" or arguments == CALL.arguments or dialect in ("qwen_xml", "glm", "tags")
+            typed = ("qwen_xml", "glm", "tags", "inline")
+            assert each.status != "ok" or arguments == CALL.arguments or dialect in typed
             assert each.status == "ok" or (each.error and not arguments)
 
 
@@ -212,9 +218,9 @@ def test_every_gold_call_of_bfcl_is_read_back_by_every_dialect(shared_data: Path
             ]
             count += len(gold)
             for name, (dialect, write) in WRITERS.items():
-                calls = gold[:1] if dialect in ("llama3", "harmony") else gold
+                calls = gold[:1] if dialect in ("llama3", "harmony", "inline") else gold
                 found = read(dialect, write(calls), tools)[1]
-                if dialect == "tags":  # of one parameter the text alone is written
+                if dialect in ("tags", "inline"):  # of one parameter the text alone is written
                     assert [each.name for each in found] == [each.name for each in calls]
                 else:
                     assert [_loose(each) for each in found] == [_loose(each) for each in calls], (name, row["id"])

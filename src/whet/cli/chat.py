@@ -31,7 +31,7 @@ def chat(
     ] = None,
     row: Annotated[str, typer.Option(help="The columns of the environment's task, as JSON or YAML.")] = "",
     chat_template: Annotated[
-        Path | None, typer.Option(help="A Jinja file, whet:hermes or whet:tags, in place of the model's own.")
+        Path | None, typer.Option(help="A Jinja file, or whet:hermes, :tags or :inline, in place of the model's own.")
     ] = None,
     json: Json = False,
 ) -> None:

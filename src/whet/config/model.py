@@ -46,8 +46,9 @@ class ModelConfig(Strict):
     """auto: bfloat16 where the device computes it fast, else float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     chat_template: Path | None = None
-    """A Jinja file that replaces the tokenizer's own chat template, or `whet:hermes` or `whet:tags`: ChatML with tools,
-    whose calls are JSON (as Qwen's) or plain tags."""
+    """A Jinja file that replaces the tokenizer's own chat template, or one of ours: `whet:hermes` or `whet:tags`,
+    ChatML with tools whose calls are JSON (as Qwen's) or plain tags; `whet:inline`, tags whose results stand in the
+    answer that called (as Search-R1's), also for base models."""
     add_tokens: tuple[Annotated[str, Field(min_length=1)], ...] | None = None
     """New tokens: each begins as the mean of those that spelled it. With LoRA name the embedding and the head in
     `train.lora.modules_to_save`."""

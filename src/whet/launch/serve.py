@@ -58,15 +58,14 @@ class ServedModels:
         policy, settings = self._policies[asked.model], asked.chat_template_kwargs or {}
         try:
             prompt = policy.template.prompt(asked.conversation, asked.offered, settings=settings, untrusted=True)
-            if asked.offered:
-                _ = policy.template.dialect  # raises where no call could be read
+            calling = policy.template.stops(asked.offered)  # raises where no call could be read
         except DataError as error:
             raise Refusal(400, str(error), param="messages") from error
         room = policy.max_length - len(prompt)
         if room < 1:
             why = f"the conversation has {len(prompt):,} tokens, the model attends to {policy.max_length:,}"
             raise Refusal(400, why, code="context_length_exceeded", param="messages")
-        params = self._params(asked, policy.template, room)
+        params = self._params(asked, policy.template, room, calling)
         seed, count = secrets.randbits(62) if asked.seed is None else asked.seed, asked.n or 1
         requests = [
             Request(
@@ -91,7 +90,7 @@ class ServedModels:
         written = sum(len(completion.tokens) for completion in completions)
         return ChatAnswer(choices=tuple(choices), prompt_tokens=len(prompt), completion_tokens=written)
 
-    def _params(self, asked: ChatBody, template: Template, room: int) -> SamplingParams:
+    def _params(self, asked: ChatBody, template: Template, room: int, calling: tuple[str, ...]) -> SamplingParams:
         wanted = asked.max_completion_tokens or asked.max_tokens or self._max_tokens
         return SamplingParams(
             max_tokens=min(wanted, self._max_tokens, room),
@@ -99,7 +98,7 @@ class ServedModels:
             top_p=asked.top_p or 1.0,
             top_k=asked.top_k,
             stop_ids=template.stop_ids,
-            stop=asked.strings,
+            stop=(*asked.strings, *calling),
         )
 
 

@@ -61,7 +61,7 @@ class ChatSession:
         shown: list[str] = []
         while True:
             answer = self._answer()
-            self.messages.append(answer)
+            self.messages.append(replace(answer, content=answer.written, tool_calls=()) if answer.written else answer)
             shown += [answer.content] if answer.content else []
             if self._play is None or not answer.tool_calls:
                 return "\n".join(shown)
@@ -79,7 +79,8 @@ class ChatSession:
         if room < 1:
             raise DataError(f"the conversation has {len(prompt)} tokens, the model attends to {self.policy.max_length}")
         params = sampling_params(self.sampling, self.policy.template)
-        params = replace(params, max_tokens=min(params.max_tokens, room))
+        stop = (*params.stop, *self.policy.template.stops(tools))
+        params = replace(params, max_tokens=min(params.max_tokens, room), stop=stop)
         request = Request(prompt=prompt, seed=seed_of(self.seed, len(self.messages)), params=params)
         completion = run(self.policy.sampler.sample(request))
         return self.policy.template.parse(completion.tokens.tolist(), completion.ending, tools)

@@ -174,10 +174,11 @@ class Player:
 
     def _request(self, game: _Game, turn: int) -> Request:
         left = min(self.params.max_tokens, self.max_length - len(game.prompt))
+        stop = (*self.params.stop, *self.template.stops(game.tools))
         return Request(
             prompt=game.prompt,
             seed=seed_of(game.seed, turn, *game.path[: turn + 1]),
-            params=replace(self.params, max_tokens=left),
+            params=replace(self.params, max_tokens=left, stop=stop),
             samples=self.branches[turn] if turn < len(self.branches) else 1 if turn else game.samples,
             goes_on=turn + 1 < self.max_turns,
             version=game.version,
@@ -222,8 +223,10 @@ class Player:
             if opens.after is None:
                 return self.template.prompt(observations, opens.tools, settings=game.task.settings, untrusted=True)
             turn = game.turns[opens.after]
-        # A turn that a stop string ended is closed here: context, since the policy did not write it.
-        end = [self.template.turn_end] if turn.completion.ending is Ending.STOP_STRING else []
+        # A turn that a stop string ended is closed here: context, since the policy did not write it. One that called
+        # inline goes on behind its result.
+        inline = self.template.stops(game.tools) and observations and observations[0].role == "tool"
+        end = [self.template.turn_end] if turn.completion.ending is Ending.STOP_STRING and not inline else []
         written = (*turn.prompt.tolist(), *turn.completion.tokens.tolist(), *end)
         return self.template.extend(written, observations, settings=game.task.settings)
 

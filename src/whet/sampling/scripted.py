@@ -18,8 +18,9 @@ class ScriptedSampler:
     """`TokenSampler`: it says texts, one after another, or a function of the conversation.
 
     The function is shown one user message, the prompt as `decode` spells it (chat markup included). The answer is
-    written as `encode` spells it, then the smallest of the request's stop tokens; what is longer than `max_tokens` is
-    cut and ends by length. Every token has the same log-probability. Raises `SamplerError` where the texts are used up.
+    written as `encode` spells it, then the smallest of the request's stop tokens; it ends with the token that completes
+    one of its stop strings, and what is longer than `max_tokens` is cut and ends by length. Every token has the same
+    log-probability. Raises `SamplerError` where the texts are used up.
     """
 
     def __init__(
@@ -44,12 +45,16 @@ class ScriptedSampler:
         text = self._answer([Message(role="user", content=self._decode([int(token) for token in request.prompt]))])
         whole = (*self._encode(text), *sorted(request.params.stop_ids)[:1])
         tokens = whole[: request.params.max_tokens]
-        stopped = bool(tokens) and tokens[-1] in request.params.stop_ids
+        ending = Ending.STOP if tokens and tokens[-1] in request.params.stop_ids else Ending.LENGTH
+        for count in range(1, len(tokens) + 1) if request.params.stop else ():
+            if any(string in self._decode(tokens[:count]) for string in request.params.stop):
+                tokens, ending = tokens[:count], Ending.STOP_STRING
+                break
         return Completion(
             tokens=token_ids(tokens),
             logprobs=np.full(len(tokens), self._logprob, np.float32),
             version=self.version,
-            ending=Ending.STOP if stopped else Ending.LENGTH,
+            ending=ending,
         )
 
 

@@ -89,6 +89,12 @@ class Template(Protocol):
     def dialect(self) -> Dialect:
         """How calls of tools are read. Raises `DataError` where the template cannot write tools or calls."""
 
+    def stops(self, tools: Tools) -> tuple[str, ...]:
+        """Strings at which a sampler ends a turn with these tools: it goes on in the same answer, behind the result.
+
+        Raises `DataError` as `dialect` does.
+        """
+
     @property
     def forgets(self) -> tuple[str, ...]:
         """After whose turns (user, tool) the template leaves out the thinking of earlier answers, which plays keep."""
@@ -147,7 +153,10 @@ class Template(Protocol):
     def extend(
         self, tokens: Sequence[int], messages: Sequence[Message], *, settings: Settings = NO_SETTINGS
     ) -> tuple[int, ...]:
-        """The next turn's prompt: `tokens` (prompt and completion as sampled), then these messages, untrusted."""
+        """The next turn's prompt: `tokens` (prompt and completion as sampled), then these messages, untrusted.
+
+        `tokens` that do not end with a stop token end with a call in an answer that goes on behind its result.
+        """
 
     def parse(self, completion: Sequence[int], ending: Ending, tools: Tools = ()) -> Message:
         """The assistant message that sampled tokens spell; the stop token is not part of its content.

@@ -3,15 +3,16 @@
 A chat template writes calls; the dialect that reads back what it writes is found by trying (`probe.find_dialect`), so
 both are held together by a round trip and not by a name. Calls are looked for in the sampled tokens: a marker that is
 one token of the vocabulary counts only where that token was sampled, and its letters spelled otherwise are text.
-Nothing inside thinking is a call. What is wrong with a call is its status and its `error`: the policy is told, and
-nothing is run with guessed arguments.
+Nothing inside thinking is a call, except where calls are inline (Search-R1, ReTool): there the sampler ends a turn at
+the tag that closes a call, wherever it stands, and the next turn goes on in the same answer, behind the result. What is
+wrong with a call is its status and its `error`: the policy is told, and nothing is run with guessed arguments.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,6 +39,12 @@ class Dialect:
     """What in `begin` and `end` is a token of its own in the family's vocabulary."""
     most: int | None = None
     """Most calls of a turn that the family's templates can write."""
+    inline: bool = False
+    """Whether results stand inside the answer that called."""
+
+    def stops(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Strings at which the sampler ends a turn that may call these tools."""
+        return tuple(f"</{name}>" for name in names) if self.inline else ()
 
     def parse(
         self, pieces: Sequence[str | int], tools: Schemas, known: Collection[int] = ()
@@ -49,7 +56,7 @@ class Dialect:
         plain = "".join(piece if isinstance(piece, str) else self.markers[piece] for piece in pieces)
         text = "".join(_public(piece) if isinstance(piece, str) else chr(PRIVATE + piece) for piece in pieces)
         begin, end = (re.compile(self._pattern(p, tools, known), re.DOTALL) for p in (self.begin, self.end))
-        thinking = [found.span() for found in THINKING.finditer(text)]
+        thinking = [] if self.inline else [found.span() for found in THINKING.finditer(text)]
         calls: list[ToolCall] = []
         at, first = 0, None
         while (opened := begin.search(text, at)) is not None:
@@ -64,6 +71,8 @@ class Dialect:
                 break
             calls += self.read(self._spelled(text[opened.end() : closed.start()]), tools)
             at = max(closed.end(), opened.end() + 1)
+        if self.inline and not calls and end.search(text):
+            calls.append(_unopened(plain))
         late = range(self.most or len(calls), len(calls))
         for place in late:
             calls[place] = replace(calls[place], status="over_limit", error=f"at most {self.most} call in a turn")
@@ -163,6 +172,12 @@ def _tag(body: str, tools: Schemas) -> list[ToolCall]:
     return [_with_arguments(name, inner.strip() or "{}")]
 
 
+def _unopened(text: str) -> ToolCall:
+    """What a turn calls that a tool's closing tag ended and no tool's opening tag began."""
+    opened = re.findall(r"<([\w.-]+)>(?!.*</\1>)", text, re.DOTALL)[-1:]
+    return failed("unknown_tool", f"<{opened[0]}> is no tool") if opened else failed("no_name", "nothing was opened")
+
+
 def typed(value: str, key: str, parameters: Mapping[str, Any]) -> Any:
     """The text itself where the schema allows one, else what it is as JSON (the text where it is none)."""
     if "string" in _types(parameters.get("properties", {}).get(key, {})):
@@ -205,9 +220,10 @@ DIALECTS = {
         Dialect("harmony", r"to=functions\.", r"<\|call\|>|\Z", HARMONY, ("<|call|>",), most=1),
         Dialect("llama3", PYTHON_TAG, r"\Z", _objects, ("<|python_tag|>",), most=1),
         Dialect("tags", r"(?=<(?:NAMES)>)", r"</(?:NAMES)>", _tag),
+        Dialect("inline", r"(?=<(?:NAMES)>)", r"</(?:NAMES)>", _tag, most=1, inline=True),
     )
 }
-"""By name. Where two read the same text, the first is meant."""
+"""By name. Where two read the same text, the first is meant; inline, where no stop token stands behind a call."""
 
 
 def _public(text: str) -> str:

@@ -7,7 +7,8 @@ tokenizer crosses the border between prompt and answer.
 A trained span is what the model would have written: from the end of the generation prompt to the stop token, both
 found in the rendered text and checked against the message, before the next turn begins. Where a template leaves
 something of an answer out (Qwen3 drops the thinking of earlier turns) or ends earlier answers otherwise (OLMo,
-gpt-oss), there is no such span, and that is an error. Where the next turn's header ends an answer (GLM), it ends it.
+gpt-oss), there is no such span, and that is an error. Where the next turn's header (GLM) or an inline call's closing
+tag ends an answer, it ends it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import json
 import logging
 import re
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from itertools import groupby, takewhile
@@ -89,8 +91,8 @@ class JinjaTemplate(Template):
         self._turn_end, self._headed = find_turn_end(self._render, self._special, self._specials, eos)
         self._stop_ids = eos | {self._specials[self._turn_end]}
         # A span may end with any of them: some templates close the last turn with the end of text.
-        ends = [text for text, index in self._specials.items() if index in self._stop_ids]
-        self._stop = any_of(ends)
+        self._ends = [text for text, index in self._specials.items() if index in self._stop_ids]
+        self._stop = any_of(self._ends)
         self._encoder = Encoder(tokenizer, self._stop_ids, self._specials[self._turn_end])
         self._calls = find_calls(self._write)
         self._uneven = find_uneven(self._render)
@@ -192,7 +194,8 @@ class JinjaTemplate(Template):
 
         Raises `DataError` where `tokens` do not end with a stop token: a turn that was cut off has no next one.
         """
-        if not tokens or tokens[-1] not in self._stop_ids:
+        inside = not tokens or tokens[-1] not in self._stop_ids
+        if inside and not (self._inline and messages and messages[0].role == "tool"):
             raise DataError("the turn to be continued does not end with a stop token; it was cut off by its budget")
         messages = with_cuts(messages, self._markup)
         chat = Chat(messages, settings=settings)
@@ -200,7 +203,7 @@ class JinjaTemplate(Template):
         calls = tuple(
             ToolCall(name=m.name or PROBE, arguments={"of": PROBE}, id=m.tool_call_id or "")
             for m in messages
-            if m.role == "tool"
+            if m.role == "tool" and inside is self._inline  # an inline result behind an ended answer opens another
         )
         try:
             between = self._between(calls, chat)
@@ -211,7 +214,7 @@ class JinjaTemplate(Template):
     def parse(self, completion: Sequence[int], ending: Ending, tools: Tools = ()) -> Message:
         """The text as it was written, thinking included, without the stop token; with `tools` their calls apart."""
         written = completion[:-1] if ending is Ending.STOP else completion
-        if not tools or ending is not Ending.STOP:
+        if not tools or ending is Ending.LENGTH or (ending is Ending.STOP_STRING and not self._inline):
             return Message(role="assistant", content=self.decode(written))
         content, calls = self._read(self.dialect, completion, schemas_of(tools))
         sound = all(call.status == "ok" for call in calls)
@@ -222,10 +225,21 @@ class JinjaTemplate(Template):
     @cached_property
     def dialect(self) -> Dialect:
         """The first of the dialects that reads back a call which this template wrote. Raises `DataError`."""
-        found = find_dialect(self._render, lambda each, text, tools: self._read(each, self._encoder.one(text), tools))
+        stop = None if self._headed else self._stop
+        found = find_dialect(self._render, stop, lambda each, text, of: self._read(each, self._encoder.one(text), of))
         if found is None:
             raise DataError(f"tools: no dialect reads the calls that the chat template writes; {WITH_TOOLS}")
         return found
+
+    def stops(self, tools: Tools) -> tuple[str, ...]:
+        """The closing tags of these tools where results stand inside answers. Raises `DataError` as `dialect` does."""
+        return self.dialect.stops(schemas_of(tools)) if tools else ()
+
+    @cached_property
+    def _inline(self) -> bool:
+        with suppress(DataError):  # a template without tools
+            return self.dialect.inline
+        return False
 
     @cached_property
     def forgets(self) -> tuple[str, ...]:
@@ -255,14 +269,20 @@ class JinjaTemplate(Template):
 
     def _between(self, calls: tuple[ToolCall, ...], chat: Chat) -> str:
         before = (Message(role="user", content=PROBE), Message(role="assistant", content=PROBE, tool_calls=calls))
+        stop = self._ending(replace(chat, messages=before))
         shown, _ = self._render(replace(chat, messages=before))
-        place = len(self._stop.findall(shown, 0, shown.rfind(PROBE)))  # of the answer's stop token among all
+        place = len(stop.findall(shown, 0, shown.rfind(PROBE)))  # of the answer's stop token among all
         text, _ = self._render(replace(chat, messages=[*before, *chat.messages]), generation_prompt=True)
-        ends = [match.end() for match in self._stop.finditer(text)]
+        ends = [match.end() for match in stop.finditer(text)]
         between = text[ends[place] :] if place < len(ends) else PROBE
         if PROBE in between:
             raise DataError(f"the chat template ends this kind of turn without a stop token; {OWN_TEMPLATE}")
         return between
+
+    def _ending(self, chat: Chat) -> re.Pattern[str]:
+        """What ends an answer of the conversation: a stop token, and where calls are inline the tag that closes one."""
+        names = {*schemas_of(chat.tools), *(call.name for message in chat.messages for call in message.tool_calls)}
+        return any_of([*self._ends, *self.dialect.stops(names)]) if names and self._inline else self._stop
 
     # ------------------------------------------------------------------------------------------- spans
 
@@ -279,6 +299,7 @@ class JinjaTemplate(Template):
             )
         if blocks:
             starts = {turn: start for turn, (start, _) in zip(turns, blocks, strict=True)}
+        ending = self._ending(chat)
         for index in wanted:
             start = starts.get(index, -1)
             if start < 0:
@@ -288,8 +309,8 @@ class JinjaTemplate(Template):
                 start = len(opening)
             # Messages cannot spell a stop token, so the first one ends the turn. Where a block ends is not asked:
             # some templates close it before the stop token, others after the newline behind it.
-            stop = self._stop.search(text, start)
-            if stop is None or not self._closes(text[:start], chat, index):
+            stop = ending.search(text, start)
+            if stop is None or not self._closes(text[:start], chat, index, ending):
                 raise no_span(index, "writes no stop token between it and the next turn")
             span = text[start : stop.end()]
             lost = missing(messages[index], span)
@@ -298,7 +319,7 @@ class JinjaTemplate(Template):
             self._tell_uneven(index, messages)
             yield index, (start, stop.end())
 
-    def _closes(self, before: str, chat: Chat, index: int) -> bool:
+    def _closes(self, before: str, chat: Chat, index: int, ending: re.Pattern[str]) -> bool:
         """Whether a stop token stands before the next message, which is found by giving it another text.
 
         Rendered once for a kind of turn: what ends it depends on its parts and on the next role, not on its words.
@@ -313,7 +334,7 @@ class JinjaTemplate(Template):
             text, _ = self._render(replace(chat, messages=[*chat.messages[: index + 1], marker]))
             next_turn = text.rfind(PROBE)
             known = next_turn >= 0 and text.startswith(before)
-            self._closed[kind] = known and self._stop.search(text, len(before), next_turn) is not None
+            self._closed[kind] = known and ending.search(text, len(before), next_turn) is not None
         return self._closed[kind]
 
     def _next_header(self, text: str, chat: Chat) -> str:

@@ -16,7 +16,7 @@ OWN_TEMPLATE = "give model.chat_template a Jinja file"
 
 WITH_TOOLS = (
     "give model.chat_template (whet chat: --chat-template) a Jinja file that writes tools and calls, or one of ours: "
-    "whet:hermes, whet:tags"
+    "whet:hermes, whet:tags, whet:inline"
 )
 
 OURS = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template")

@@ -93,9 +93,14 @@ def find_forgotten(render: Render) -> tuple[str, ...]:
 
 
 def find_dialect(
-    render: Render, read: Callable[[Dialect, str, Schemas], tuple[str, tuple[ToolCall, ...]]]
+    render: Render,
+    stop: re.Pattern[str] | None,
+    read: Callable[[Dialect, str, Schemas], tuple[str, tuple[ToolCall, ...]]],
 ) -> Dialect | None:
-    """The first dialect that reads back a call of the template's. Raises `DataError` where it writes no tools."""
+    """The first dialect that reads back a call of the template's. Raises `DataError` where it writes no tools.
+
+    `stop` ends turns (None: the next header does); where it does not end the one that calls, inline ones come first.
+    """
     properties = {"a": {"type": "string"}, "b": {"type": "integer"}, "c": {"type": "array"}}
     tool = {"name": PROBE, "description": PROBE, "parameters": {"type": "object", "properties": properties}}
     tools = [{"type": "function", "function": tool}]
@@ -104,7 +109,9 @@ def find_dialect(
     refuse_lost(opening, [QUESTION], tools)
     text, _ = render(Chat([QUESTION, replace(ANSWER, content="", tool_calls=(call,))], tools))
     written = text.removeprefix(opening)
-    found = (d for d in DIALECTS.values() if read(d, written, schemas_of(tools))[1] == (replace(call, id=""),))
+    open_ended = stop is not None and stop.search(written) is None
+    listed = sorted(DIALECTS.values(), key=lambda dialect: dialect.inline is not open_ended)
+    found = (d for d in listed if read(d, written, schemas_of(tools))[1] == (replace(call, id=""),))
     return next(found, None)
 
 

@@ -76,7 +76,7 @@ def check_row(encoded: Encoded | DataError, conversation: Conversation, field: s
         raise _too_long(
             origin, field, rule, f"it has {len(tokens)} tokens, and {cut} of {answer} trained ones would be cut off"
         )
-    _refuse_unended(encoded, rule.template, origin)
+    _refuse_unended(encoded, conversation, rule.template)
     return encoded
 
 
@@ -114,12 +114,17 @@ def _refuse_empty_answers(conversation: Conversation) -> None:
             )
 
 
-def _refuse_unended(encoded: Encoded, template: Template, origin: Origin) -> None:
-    """Every trained stretch ends a turn, so a stop token must be in it, or the model never learns to stop."""
-    (starts,) = np.nonzero(np.diff(encoded.trained, prepend=False) & encoded.trained)
+def _refuse_unended(encoded: Encoded, conversation: Conversation, template: Template) -> None:
+    """Every trained stretch ends a turn, so a stop token must be in it, or the model never learns to stop.
+
+    Where calls are inline, a turn may end with the tag that closes one.
+    """
+    edges = np.flatnonzero(np.diff(encoded.trained, prepend=False, append=False)).reshape(-1, 2)
     stops = np.zeros(len(encoded.tokens), np.bool_)
     for stop in template.stop_ids:  # a few: faster than np.isin
         stops |= encoded.tokens == stop
-    if not np.logical_or.reduceat(stops & encoded.trained, starts).all():
-        how = "see how the chat template ends a turn"
-        raise BadRow(origin, "messages", "a trained turn without a trained stop token", how)
+    ended = np.logical_or.reduceat(stops & encoded.trained, edges[:, 0])
+    for start, end in edges[~ended]:
+        if not template.decode(encoded.tokens[start:end].tolist()).endswith(template.stops(conversation.tools)):
+            how = "see how the chat template ends a turn"
+            raise BadRow(conversation.origin, "messages", "a trained turn without a trained stop token", how)
