@@ -16,7 +16,7 @@ from whet.algorithms.policy import policy_gradient, prepare
 from whet.algorithms.state import Charge, RunState
 from whet.config import RLStage
 from whet.config.rl import ConstraintConfig
-from whet.formulas.constraint import charged, controlled
+from whet.formulas.policy import charged, controlled
 from whet.records import Group, Score
 
 LIMIT = ConstraintConfig(cost="cost", limit=0.25, proportional=2.0, integral=0.5, initial_multiplier=0.5)

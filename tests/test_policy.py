@@ -19,7 +19,7 @@ from whet.algorithms.policy_loss import policy_loss
 from whet.algorithms.state import Coefficients, RunState, Setting
 from whet.config import PRESETS, LoraConfig, PolicyConfig, RLStage, TrainConfig
 from whet.errors import TrainingError
-from whet.formulas.advantages import RunningScale
+from whet.formulas.step import RunningScale
 from whet.records import Completion, Ending, Episode, Group, Outcome, Score, TokenStep, Turn
 from whet.rollouts.feed import Keep, Taken
 from whet.training.engine import LocalTrainer

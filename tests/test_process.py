@@ -20,7 +20,7 @@ from whet.envs.rewards.build import build_rubric
 from whet.envs.rewards.plain import PlainReward
 from whet.envs.rubric import WeightedRubric
 from whet.errors import ConfigError
-from whet.formulas.advantages import RunningScale, steps_to_go
+from whet.formulas.step import RunningScale, steps_to_go
 from whet.models.create import byte_tokenizer
 from whet.records import Completion, Ending, Group, Message, StepScore, TokenStep, Turn
 from whet.rollouts.assemble import to_token_steps

@@ -18,7 +18,7 @@ from whet.algorithms.sft import CrossEntropy
 from whet.algorithms.state import Setting
 from whet.config import PRESETS, PolicyConfig, TrainConfig
 from whet.formulas.distill import DIVERGENCES
-from whet.formulas.reduce import REDUCTIONS
+from whet.formulas.step import REDUCTIONS
 from whet.models.attention import AGREEMENT, AttentionCall, Tree, TreeLayout, largest_gap
 from whet.models.flex import Labels
 from whet.models.language import Ask

@@ -19,10 +19,20 @@ from whet.config.policy import PolicyConfig
 from whet.config.policy_terms import CLIPS
 from whet.config.presets import PRESETS
 from whet.config.strict import Strict
-from whet.formulas import kl, policy, ratios
-from whet.formulas.advantages import BASELINES, CREDITS, EPS, SCALES, StepAnswers
+from whet.formulas import policy
 from whet.formulas.constants import Beta
-from whet.formulas.reduce import REDUCTIONS, group_token_mean, sequence_mean, sequence_sum_over_constant, token_mean
+from whet.formulas.step import (
+    BASELINES,
+    CREDITS,
+    EPS,
+    REDUCTIONS,
+    SCALES,
+    StepAnswers,
+    group_token_mean,
+    sequence_mean,
+    sequence_sum_over_constant,
+    token_mean,
+)
 
 
 def vector(*numbers: float) -> Tensor:
@@ -126,7 +136,7 @@ def test_ratio_levels_by_hand() -> None:
         "sequence_mean_token": vector(1, 2, 3),
         "sequence_product": vector(3, 3, 3),
     }
-    for name, level in ratios.LEVELS.items():
+    for name, level in policy.LEVELS.items():
         at = log.clone().requires_grad_()
         value = level(at, row, 2)
         torch.testing.assert_close(value, expected[name])
@@ -145,7 +155,7 @@ def test_on_policy_every_surrogate_is_reinforce(kind: str, level: str) -> None:
     given = policy.Tokens(
         logp_T=logp,
         old_logp_T=logp.detach(),
-        log_ratio_T=ratios.LEVELS[level](logp - logp.detach(), row, 3),
+        log_ratio_T=policy.LEVELS[level](logp - logp.detach(), row, 3),
         advantage_T=advantage,
         row_T=row,
         rows=3,
@@ -162,9 +172,9 @@ def test_on_policy_every_surrogate_is_reinforce(kind: str, level: str) -> None:
 
 def test_corrections_by_hand() -> None:
     weight = vector(0.1, 1, 3)
-    torch.testing.assert_close(ratios.truncate(weight.log(), low=0.5, high=2), vector(0.1, 1, 2))
-    torch.testing.assert_close(ratios.mask(weight.log(), low=0.5, high=2), vector(0, 1, 0))
-    for correct in ratios.CORRECTIONS.values():
+    torch.testing.assert_close(policy.truncate(weight.log(), low=0.5, high=2), vector(0.1, 1, 2))
+    torch.testing.assert_close(policy.mask(weight.log(), low=0.5, high=2), vector(0, 1, 0))
+    for correct in policy.CORRECTIONS.values():
         assert correct(vector(0, 0), low=0.5, high=2.0).tolist() == [1, 1]  # mu = pi: nothing is corrected
 
 
@@ -174,7 +184,7 @@ def test_covariance_by_hand() -> None:
 
 
 def test_controllers_by_hand() -> None:
-    adapt = partial(kl.adapt, target=6.0, answers=100, horizon=10_000)
+    adapt = partial(policy.adapt, target=6.0, answers=100, horizon=10_000)
     assert adapt(0.2, 6.6) == pytest.approx(0.2 * 1.001)
     assert adapt(0.2, 60.0) == pytest.approx(0.2 * 1.002)
     assert adapt(0.2, 0.0) == pytest.approx(0.2 * 0.998)
@@ -188,10 +198,10 @@ def test_controllers_by_hand() -> None:
 
 def test_kl_estimators_by_hand() -> None:
     logp, ref = vector(-1.0, -2.0), vector(-2.0, -1.0)
-    torch.testing.assert_close(kl.k1(logp, ref), vector(1, -1))
-    torch.testing.assert_close(kl.k2(logp, ref), vector(0.5, 0.5))
-    torch.testing.assert_close(kl.k3(logp, ref), vector(math.exp(-1), math.e - 2))
-    torch.testing.assert_close(kl.k3_unbiased(logp, ref, vector(2, 3).log()), vector(2 / math.e, 3 * math.e - 6))
+    torch.testing.assert_close(policy.k1(logp, ref), vector(1, -1))
+    torch.testing.assert_close(policy.k2(logp, ref), vector(0.5, 0.5))
+    torch.testing.assert_close(policy.k3(logp, ref), vector(math.exp(-1), math.e - 2))
+    torch.testing.assert_close(policy.k3_unbiased(logp, ref, vector(2, 3).log()), vector(2 / math.e, 3 * math.e - 6))
 
 
 def test_what_is_right_of_the_kl_estimators_by_enumeration() -> None:
@@ -202,17 +212,17 @@ def test_what_is_right_of_the_kl_estimators_by_enumeration() -> None:
     logp = logits.log_softmax(-1)
     exact = (logp.exp() * (logp - ref)).sum()
     p = logp.exp().detach()
-    for estimate in (kl.k1, kl.k3):
+    for estimate in (policy.k1, policy.k3):
         torch.testing.assert_close((p * estimate(logp, ref)).sum(), exact)
 
     def gradient(of: Tensor) -> Tensor:
         return torch.autograd.grad(of, logits, retain_graph=True)[0]
 
-    torch.testing.assert_close(gradient((p * kl.k2(logp, ref)).sum()), gradient(exact))
-    torch.testing.assert_close(gradient((old.exp() * kl.k3_unbiased(logp, ref, logp - old)).sum()), gradient(exact))
-    assert gradient((p * kl.k1(logp, ref)).sum()).abs().max() < 1e-15
+    torch.testing.assert_close(gradient((p * policy.k2(logp, ref)).sum()), gradient(exact))
+    torch.testing.assert_close(gradient((old.exp() * policy.k3_unbiased(logp, ref, logp - old)).sum()), gradient(exact))
+    assert gradient((p * policy.k1(logp, ref)).sum()).abs().max() < 1e-15
     # k3 as a plain loss is the gradient of the *forward* KL(reference || policy).
-    torch.testing.assert_close(gradient((p * kl.k3(logp, ref)).sum()), gradient((ref.exp() * (ref - logp)).sum()))
+    torch.testing.assert_close(gradient((p * policy.k3(logp, ref)).sum()), gradient((ref.exp() * (ref - logp)).sum()))
 
 
 def test_what_holds_of_answers_does_not_hold_of_tokens() -> None:
@@ -234,18 +244,18 @@ def test_what_holds_of_answers_does_not_hold_of_tokens() -> None:
     p, p_old = answer.detach().exp(), old_answer.exp()
     exact = (answer.exp() * (answer - ref_answer)).sum()
     of_answers = gradient(exact)
-    for estimate in (kl.k1, kl.k3):
+    for estimate in (policy.k1, policy.k3):
         torch.testing.assert_close((p * estimate(logp, ref_logp).sum(-1)).sum(), exact)
         torch.testing.assert_close((p * estimate(answer, ref_answer)).sum(), exact)
-    torch.testing.assert_close(gradient((p * kl.k2(answer, ref_answer)).sum()), of_answers)
-    unbiased = kl.k3_unbiased(answer, ref_answer, answer - old_answer)
+    torch.testing.assert_close(gradient((p * policy.k2(answer, ref_answer)).sum()), of_answers)
+    unbiased = policy.k3_unbiased(answer, ref_answer, answer - old_answer)
     torch.testing.assert_close(gradient((p_old * unbiased).sum()), of_answers)
-    paid = kl.k1(answer, ref_answer).detach()
+    paid = policy.k1(answer, ref_answer).detach()
     torch.testing.assert_close(gradient((p * paid * answer).sum()), of_answers)
     next_token = (table.exp() * (table - ref)).sum(-1)  # of each prefix
     prefix = torch.cat([torch.ones(1, dtype=torch.float64), table[0].detach().exp()])
     with_prefix_fixed = gradient((prefix * next_token).sum())
-    torch.testing.assert_close(gradient((p * kl.k2(logp, ref_logp).sum(-1)).sum()), with_prefix_fixed)
+    torch.testing.assert_close(gradient((p * policy.k2(logp, ref_logp).sum(-1)).sum()), with_prefix_fixed)
     assert (of_answers - with_prefix_fixed).abs().max() > 0.05
 
 
@@ -406,7 +416,7 @@ def _surrogate(kind: str, level: str, **constants: float | None) -> Callable[[Te
 
     def formula(logp: Tensor) -> Tensor:
         given = policy.Tokens(
-            logp_T=logp, old_logp_T=old, log_ratio_T=ratios.LEVELS[level](logp - old, row, 2), advantage_T=advantage,
+            logp_T=logp, old_logp_T=old, log_ratio_T=policy.LEVELS[level](logp - old, row, 2), advantage_T=advantage,
             row_T=row, rows=2,
         )  # fmt: skip
         return policy.SURROGATES[kind].loss(given, **constants)
@@ -425,9 +435,9 @@ def _surrogate(kind: str, level: str, **constants: float | None) -> Callable[[Te
         _surrogate("sapo", "token", positive=1.0, negative=1.05),
         _surrogate("quadratic", "token", beta=0.3),
         _surrogate("none", "token"),
-        lambda x: kl.k2(x, vector(-1, -2, -0.3)),
-        lambda x: kl.k3(x, vector(-1, -2, -0.3)),
-        lambda x: kl.k3_unbiased(x, vector(-1, -2, -0.3), x - vector(-1.05, -0.9, -0.4)),
+        lambda x: policy.k2(x, vector(-1, -2, -0.3)),
+        lambda x: policy.k3(x, vector(-1, -2, -0.3)),
+        lambda x: policy.k3_unbiased(x, vector(-1, -2, -0.3), x - vector(-1.05, -0.9, -0.4)),
     ],
 )
 def test_gradients_agree_with_finite_differences(formula: Callable[[Tensor], Tensor]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.laws.support import SHAPE
 from whet.config import LoraConfig, MergeInput, MergeStage, ModelConfig
 from whet.errors import ModelError
-from whet.formulas.constants import bind
+from whet.formulas.constants import Bound
 from whet.formulas.merge import linear, slerp, task_arithmetic, ties
 from whet.models.load import load_model
 from whet.models.merge import merge_models
@@ -70,7 +70,7 @@ def test_a_soup_is_the_mean_of_its_models_and_stops_where_they_do(tmp_path: Path
     ).read_text()
 
 
-@pytest.mark.parametrize("method", [task_arithmetic, bind(ties, density=1.0)])
+@pytest.mark.parametrize("method", [task_arithmetic, Bound(ties, density=1.0)])
 def test_the_only_task_vector_gives_the_model_itself(method: object, tmp_path: Path) -> None:
     base, model = (export(tmp_path / str(seed), seed) for seed in (0, 1))
     merged = merge_models([model], base, method, (), tmp_path)  # type: ignore[arg-type]

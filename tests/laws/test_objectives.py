@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.laws.test_formulas import advantages, answers, vector
-from whet.formulas.advantages import EPS, normalised_sum
+from whet.formulas.step import EPS, normalised_sum
 
 CORNERS = list(itertools.product((0.0, 1.0), repeat=2))
 """Every combination of two binary rewards."""

@@ -34,7 +34,7 @@ from whet.config import LossConfig, MachineConfig, ModelConfig
 from whet.config.loading import load_recipe
 from whet.errors import ConfigError, ModelError, RunError
 from whet.files import read_json
-from whet.formulas.reduce import REDUCTIONS
+from whet.formulas.step import REDUCTIONS
 from whet.launch import main, ranked
 from whet.launch.rank import _read
 from whet.launch.ranked import RankedWorld

@@ -18,8 +18,7 @@ from whet.algorithms.policy_loss import policy_loss
 from whet.algorithms.state import Setting
 from whet.algorithms.turns import Gain
 from whet.config import PolicyConfig, TrainConfig
-from whet.formulas.advantages import RunningScale, progress, turns_to_go
-from whet.formulas.reduce import REDUCTIONS
+from whet.formulas.step import REDUCTIONS, RunningScale, progress, turns_to_go
 from whet.records import Completion, Ending, Episode, Group, Outcome, Score, TokenRow, Turn
 
 CONFIGS: dict[str, dict[str, Any]] = {

@@ -23,7 +23,8 @@ from whet.algorithms.critic import Critic, Trajectory
 from whet.algorithms.turns import Gain, PlayedTurns, first_time, from_tree, from_turns
 from whet.config import PolicyConfig
 from whet.config.policy_terms import CovarianceFilter, HighEntropyFilter, TokenFilter
-from whet.formulas.advantages import (
+from whet.formulas.policy import covariance, k1
+from whet.formulas.step import (
     BASELINES,
     CREDITS,
     SCALES,
@@ -32,8 +33,6 @@ from whet.formulas.advantages import (
     normalised_sum,
     steps_to_go,
 )
-from whet.formulas.kl import k1
-from whet.formulas.policy import covariance
 from whet.records import Column, Episode, Group, Outcome, Score, TokenRow
 from whet.rollouts.assemble import only, to_rows
 from whet.training.base import REFERENCE, TEACHER, Trainer

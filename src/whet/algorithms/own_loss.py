@@ -11,7 +11,7 @@ from torch import Tensor
 
 from whet.config.derived import FromFile
 from whet.errors import TrainingError
-from whet.formulas.constants import Bound, bind
+from whet.formulas.constants import Bound
 from whet.formulas.policy import Tokens
 from whet.formulas.preference import Pairs
 from whet.target import describe
@@ -45,4 +45,4 @@ class OwnLoss:
 
 def own_loss(section: FromFile) -> Bound:
     """The loss of a section, with its constants."""
-    return bind(OwnLoss(section.path, section.function), **section.constants)
+    return Bound(OwnLoss(section.path, section.function), **section.constants)

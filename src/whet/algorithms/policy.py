@@ -35,7 +35,7 @@ from whet.algorithms.state import RunState, Setting
 from whet.config import PolicyConfig
 from whet.config.policy_terms import KLConfig
 from whet.errors import TrainingError
-from whet.formulas.reduce import REDUCTIONS
+from whet.formulas.step import REDUCTIONS
 from whet.records import Atom, Group, Metric, Step, add_metrics, largest, seed_of
 from whet.rollouts.assemble import minibatches, to_atoms
 from whet.rollouts.feed import Feed

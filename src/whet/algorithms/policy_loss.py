@@ -15,10 +15,9 @@ from torch import Tensor
 from whet.algorithms.own_loss import own_loss
 from whet.config.policy import PolicyConfig
 from whet.config.policy_terms import ClipSection, OwnClip
-from whet.formulas import kl as divergence
-from whet.formulas import ratios
-from whet.formulas.constants import bind
-from whet.formulas.policy import SURROGATES, Tokens, nowhere
+from whet.formulas import policy as formulas
+from whet.formulas.constants import Bound
+from whet.formulas.policy import SURROGATES, Level, Tokens
 from whet.models.marks import ROLES
 from whet.training.base import Batch, Need, Objective, Outputs, Tally
 
@@ -30,7 +29,7 @@ class Correction:
     """Weighs the loss by a function of log(p_trainer / p_sampler), at the level of tokens or answers."""
 
     weight: Callable[[Tensor], Tensor]
-    level: ratios.Level = ratios.token
+    level: Level = formulas.token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +45,7 @@ class KLPenalty:
         logp_T, old_T = tokens.logp_T, tokens.old_logp_T
         if self.of_answers:
             logp_T, ref_logp_T, old_T = (
-                ratios.sequence_product(each, tokens.row_T, tokens.rows) for each in (logp_T, ref_logp_T, old_T)
+                formulas.sequence_product(each, tokens.row_T, tokens.rows) for each in (logp_T, ref_logp_T, old_T)
             )
         return self.coefficient * self.estimate(logp_T, ref_logp_T, logp_T - old_T)
 
@@ -62,7 +61,7 @@ class PolicyLoss(Objective):
     surrogate: OfTokens
     stops: OfTokens
     """Where the surrogate stops (or truncates) a gradient."""
-    level: ratios.Level = ratios.token
+    level: Level = formulas.token
     against_sampler: bool = False
     """The ratio's denominator is what the sampler reported, not the trainer's own log-probability at rollout."""
     temperature: float = 1.0
@@ -113,7 +112,7 @@ class PolicyLoss(Objective):
             measured["correction/weight_mean"] = weight_T
             measured["correction/changed_mean"] = (weight_T != log_weight_T.exp()).to(logp_T.dtype)
         if "ref_logp" in columns:
-            measured["kl"] = divergence.k3(now_T, columns["ref_logp"])
+            measured["kl"] = formulas.k3(now_T, columns["ref_logp"])
         if "teacher_logp" in columns:
             measured["teacher/reverse_kl"] = now_T - columns["teacher_logp"]
         if self.kl is not None:
@@ -141,9 +140,9 @@ class PolicyLoss(Objective):
 def _surrogate(clip: ClipSection) -> tuple[OfTokens, OfTokens]:
     """The loss of each token, and where it stops a gradient; one's own is taken to stop none."""
     if isinstance(clip, OwnClip):
-        return own_loss(clip), nowhere
+        return own_loss(clip), formulas.nowhere
     surrogate, constants = SURROGATES[clip.kind], clip.model_dump(exclude={"kind"})
-    return bind(surrogate.loss, **constants), bind(surrogate.stops, **constants)
+    return Bound(surrogate.loss, **constants), Bound(surrogate.stops, **constants)
 
 
 def policy_loss(
@@ -160,19 +159,19 @@ def policy_loss(
     return PolicyLoss(
         surrogate=surrogate,
         stops=stops,
-        level=ratios.LEVELS[config.ratio.level],
+        level=formulas.LEVELS[config.ratio.level],
         against_sampler=config.ratio.denominator == "sampler",
         temperature=temperature,
         correction=None
         if correction is None
         else Correction(
-            weight=bind(ratios.CORRECTIONS[correction.kind], low=correction.low, high=correction.high),
-            level=ratios.LEVELS[correction.level],
+            weight=Bound(formulas.CORRECTIONS[correction.kind], low=correction.low, high=correction.high),
+            level=formulas.LEVELS[correction.level],
         ),
         kl=None
         if config.kl.place != "loss"
         else KLPenalty(
-            estimate=divergence.LOSSES[config.kl.estimator],
+            estimate=formulas.KL_LOSSES[config.kl.estimator],
             coefficient=kl_coefficient,
             of_answers=config.kl.level == "sequence",
         ),

@@ -25,7 +25,7 @@ from whet.config import TrainConfig
 from whet.config.preference import LossConfig, OwnTerm, Term, formula_of
 from whet.data.base import Judged
 from whet.errors import DataError, TrainingError
-from whet.formulas.constants import bind
+from whet.formulas.constants import Bound
 from whet.formulas.preference import Pairs, kto
 from whet.records import Atom, Column, Step, TokenRow
 from whet.training.answers import Tokenised
@@ -61,7 +61,7 @@ def objective_of(loss: LossConfig) -> Objective:
     if loss.kto is None:
         return PairLoss(terms=tuple(_pair_term(name, term) for name, term in loss.terms.items()))
     constants = loss.kto.model_dump(exclude={"weight"})
-    return KTOLoss(loss=bind(kto, **constants), weight=loss.kto.weight, beta=constants["beta"])
+    return KTOLoss(loss=Bound(kto, **constants), weight=loss.kto.weight, beta=constants["beta"])
 
 
 def weigh_preferences(batch: Sequence[Atom], *, loss: LossConfig, trainer: Trainer) -> list[Atom]:
@@ -166,7 +166,7 @@ def _pair_term(name: str, term: Term) -> PairTerm:
         constants, loss = term.constants, own_loss(term)
     else:
         constants = term.model_dump(exclude={"weight"})
-        loss = bind(formula.loss, **constants)
+        loss = Bound(formula.loss, **constants)
     return PairTerm(
         name=name,
         loss=loss,

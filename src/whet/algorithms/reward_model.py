@@ -24,7 +24,7 @@ from whet.algorithms.supervised import supervised
 from whet.config.reward_model import RewardModelStage
 from whet.data.base import Comparison, Judged, Rated, Stepwise
 from whet.formulas import reward as formulas
-from whet.formulas.reduce import sequence_mean, token_mean
+from whet.formulas.step import sequence_mean, token_mean
 from whet.models.heads import Scale
 from whet.records import Atom, Step
 from whet.training.answers import Tokenised, ends_only

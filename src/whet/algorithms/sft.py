@@ -13,7 +13,7 @@ from whet.config import TrainConfig
 from whet.config.policy_terms import PtxConfig
 from whet.data.lazy import Lazy
 from whet.data.mixture import Blend
-from whet.formulas.reduce import token_mean
+from whet.formulas.step import token_mean
 from whet.records import Atom, Metric, Step, TokenRow, seed_of
 from whet.rollouts.assemble import to_atoms
 from whet.training.base import Batch, Objective, Outputs, Tally, Trainer

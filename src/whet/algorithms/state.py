@@ -19,10 +19,8 @@ from whet.algorithms.sft import PretrainingMix
 from whet.algorithms.turns import Gain
 from whet.config import PolicyConfig, TrainConfig
 from whet.config.rl import Action, ConstraintConfig, HealthConfig
-from whet.formulas.advantages import RunningScale
-from whet.formulas.constraint import charged, controlled
-from whet.formulas.kl import adapt
-from whet.formulas.policy import steer
+from whet.formulas.policy import adapt, charged, controlled, steer
+from whet.formulas.step import RunningScale
 from whet.records import Score
 
 WATCHED = (

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from whet.config import PolicyConfig
-from whet.formulas.advantages import BASELINES, BESIDE_WHOLE, SCALES, TURN_BASELINES, StepAnswers, turns_to_go
+from whet.formulas.step import BASELINES, BESIDE_WHOLE, SCALES, TURN_BASELINES, StepAnswers, turns_to_go
 from whet.records import Episode, TokenIds, TokenRow, Turn
 from whet.training.base import Trainer
 

@@ -32,9 +32,8 @@ from whet.config.policy_terms import (
 )
 from whet.config.presets import PRESETS, with_preset
 from whet.config.strict import Strict
-from whet.formulas.advantages import BASELINES, BESIDE_WHOLE, CREDITS, SCALES, TURN_BASELINES
 from whet.formulas.policy import SURROGATES
-from whet.formulas.reduce import REDUCTIONS
+from whet.formulas.step import BASELINES, BESIDE_WHOLE, CREDITS, REDUCTIONS, SCALES, TURN_BASELINES
 
 # --------------------------------------------------------------------------------------------- the space
 

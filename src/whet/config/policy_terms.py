@@ -13,8 +13,7 @@ from whet.config.derived import FromFile, OneOf, section_of
 from whet.config.model import Reference
 from whet.config.presets import kind_of
 from whet.config.strict import Made, Strict, path_of
-from whet.formulas import kl, ratios
-from whet.formulas.policy import SURROGATES
+from whet.formulas.policy import CORRECTIONS, KL_LOSSES, LEVELS, SURROGATES
 
 # ------------------------------------------------------------------------------------------- ratio and clip
 
@@ -22,7 +21,7 @@ from whet.formulas.policy import SURROGATES
 class RatioConfig(Strict):
     """What the policy's probability is compared with, and over how many tokens."""
 
-    level: Annotated[str, OneOf(ratios.LEVELS)] = "token"
+    level: Annotated[str, OneOf(LEVELS)] = "token"
     """token: PPO, GRPO. sequence_mean: GSPO's geometric mean. sequence_mean_token: that value with each token's own
     gradient. sequence_product: the whole answer's (R1 as printed). none: no ratio, plain log p (REINFORCE)."""
     denominator: Literal["old", "sampler"] = "old"
@@ -58,7 +57,7 @@ class KLConfig(Strict):
     """A penalty for leaving the reference policy, which is frozen."""
 
     place: Literal["none", "reward", "loss"] = "none"
-    estimator: Annotated[str, OneOf(["k1", *kl.LOSSES])] = "k3"
+    estimator: Annotated[str, OneOf(["k1", *KL_LOSSES])] = "k3"
     """In the reward: k1 (and the default is). In the loss: k2 has on-policy the KL's gradient at its `level`, k3 is
     GRPO's, k3_unbiased is k3 times the ratio (DeepSeek-V3.2)."""
     level: Literal["token", "sequence"] = "token"
@@ -149,7 +148,7 @@ TokenFilter = Annotated[HighEntropyFilter | CovarianceFilter, Field(discriminato
 class CorrectionConfig(Strict):
     """Weighs the loss by w = p(trainer) / p(sampler), where the two compute different probabilities."""
 
-    kind: Annotated[str, OneOf(ratios.CORRECTIONS)] = "truncate"
+    kind: Annotated[str, OneOf(CORRECTIONS)] = "truncate"
     """truncate: min(w, high) (TIS). mask: w where low <= w <= high, else 0 (IcePop)."""
     level: Literal["token", "sequence_mean", "sequence_product"] = "token"
     low: float = Field(0.5, ge=0)

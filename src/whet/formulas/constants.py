@@ -8,8 +8,7 @@ formula's docstring says it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +20,9 @@ else:
 
     class _Torch:
         def __getattr__(self, name: str) -> Any:
-            return getattr(import_module("torch"), name)
+            found = getattr(import_module("torch"), name)
+            setattr(self, name, found)  # from now on without this function
+            return found
 
     torch = _Torch()
 """Imported at its first use: a recipe is read from the signatures of formulas, and needs no tensor for that."""
@@ -33,18 +34,11 @@ SomeDoubt = Annotated[float, Gt(0), Lt(0.5), "Share of the labels that are taken
 Beta = Annotated[float, Gt(0), "How far the policy may go from the reference, or how sharp the contrast is."]
 
 
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """A formula with its constants: a `functools.partial` that equals another of the same function and constants."""
+class Bound(partial[Any]):
+    """A formula with its constants; it equals another of the same function and constants."""
 
-    function: Callable[..., Any]
-    constants: tuple[tuple[str, Any], ...]
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Bound) and (self.func, self.keywords) == (other.func, other.keywords)
 
-    def __call__(self, *tensors: Any) -> Any:
-        """The formula of these tensors."""
-        return self.function(*tensors, **dict(self.constants))
-
-
-def bind(function: Callable[..., Any], **constants: Any) -> Bound:
-    """The formula with these constants."""
-    return Bound(function, tuple(sorted(constants.items())))
+    def __hash__(self) -> int:
+        return hash((self.func, frozenset(self.keywords.items())))

@@ -1,22 +1,84 @@
-"""Policy-gradient surrogates: one number for each sampled token. Legend: T trained tokens of whole rows.
+"""The policy-gradient loss: ratios, surrogates, KL estimates and controllers of coefficients.
 
-Each takes the `Tokens` of a micro-batch and its own constants. Where a form stops gradients, a second function says
-at which tokens; `SURROGATES` holds the two together.
+From each token's log(p / p_old) a *level* makes the ratio that a *surrogate* uses, still in logarithms. A surrogate
+takes the `Tokens` of a micro-batch and its own constants. Where a form stops gradients, a second function says at which
+tokens; `SURROGATES` holds the two together.
+
+Legend: T trained tokens of a micro-batch, R its rows. `row_T` says whose token each is; rows are never split.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple, TypeAlias
 
 from annotated_types import Gt, Le
 
 from whet.formulas.constants import Positive, torch
-from whet.formulas.ratios import sequence_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+# ----------------------------------------------------------------------------------------- ratios
+
+
+def token(log_T: Tensor, row_T: Tensor, rows: int) -> Tensor:
+    """Each token's own ratio (PPO 1707.06347, GRPO 2402.03300)."""
+    return log_T
+
+
+def sequence_product(log_T: Tensor, row_T: Tensor, rows: int) -> Tensor:
+    """The sum over the row: the ratio of whole answers (DeepSeek-R1 2501.12948 eq. 1 as printed)."""
+    return _sum(log_T, row_T, rows)[row_T]
+
+
+def sequence_mean(log_T: Tensor, row_T: Tensor, rows: int) -> Tensor:
+    """The mean over the row: the geometric mean of its tokens' ratios (GSPO 2507.18071 eq. 7)."""
+    return (_sum(log_T, row_T, rows) / _sum(torch.ones_like(log_T), row_T, rows))[row_T]
+
+
+def sequence_mean_token(log_T: Tensor, row_T: Tensor, rows: int) -> Tensor:
+    """The value of `sequence_mean` with the gradient of each token's own (GSPO-token 2507.18071 eq. 13-14)."""
+    return sequence_mean(log_T, row_T, rows).detach() + log_T - log_T.detach()
+
+
+def none(log_T: Tensor, row_T: Tensor, rows: int) -> Tensor:
+    """A ratio of exactly 1 whose gradient is log p's: with it, r A is REINFORCE (Williams 1992)."""
+    return log_T - log_T.detach()
+
+
+Level: TypeAlias = "Callable[[Tensor, Tensor, int], Tensor]"
+LEVELS: dict[str, Level] = {
+    "none": none,
+    "token": token,
+    "sequence_mean": sequence_mean,
+    "sequence_mean_token": sequence_mean_token,
+    "sequence_product": sequence_product,
+}
+
+
+def truncate(log_weight_T: Tensor, *, low: float, high: float) -> Tensor:
+    """min(w, high), a constant: truncated importance sampling (Espeholt 2018; TIS, Yao 2025). `low` is not used."""
+    return log_weight_T.detach().exp().clamp(max=high)
+
+
+def mask(log_weight_T: Tensor, *, low: float, high: float) -> Tensor:
+    """w where low <= w <= high, else 0, a constant (IcePop; masked importance sampling)."""
+    weight_T = log_weight_T.detach().exp()
+    return weight_T * ((weight_T >= low) & (weight_T <= high))
+
+
+CORRECTIONS: dict[str, Callable[..., Tensor]] = {"truncate": truncate, "mask": mask}
+"""p(trainer) / p(sampler) as a weight of the loss; an estimator, so denominators stay as they are."""
+
+
+def _sum(value_T: Tensor, row_T: Tensor, rows: int) -> Tensor:
+    """The sums of rows, (R,)."""
+    return value_T.new_zeros(rows).index_add(0, row_T, value_T)
+
+
+# ------------------------------------------------------------------------------------- surrogates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +89,7 @@ class Tokens:
     """log p under the policy, with gradient."""
     old_logp_T: Tensor
     log_ratio_T: Tensor
-    """log(p / p_old) at the level that was chosen (`formulas.ratios`), with gradient."""
+    """log(p / p_old) at the level that was chosen (`LEVELS`), with gradient."""
     advantage_T: Tensor
     row_T: Tensor
     """Which row each token belongs to."""
@@ -44,7 +106,7 @@ Rise = Annotated[float, Gt(0), Le(1), "Largest rise of a token's probability whe
 
 
 def unclipped(tokens: Tokens) -> Tensor:
-    """-r A; with a ratio of 1 (`ratios.none`) its gradient is -A grad log p (Williams 1992)."""
+    """-r A; with a ratio of 1 (`none`) its gradient is -A grad log p (Williams 1992)."""
     return -tokens.log_ratio_T.exp() * tokens.advantage_T
 
 
@@ -147,6 +209,71 @@ def covariance(logp_T: Tensor, advantage_T: Tensor) -> Tensor:
     return (advantage_T - advantage_T.mean()) * (logp_T - logp_T.mean())
 
 
+# --------------------------------------------------------------------------------------------- KL
+# Estimates of KL(policy || reference) from sampled tokens (Schulman 2020). With d = logp - ref_logp, and what d is of
+# sampled from the policy, k1 and k3 are unbiased in value. As a *loss* k2 has the KL's gradient on-policy, k3 that of
+# the forward KL (it agrees near the reference), and k1 none at all.
+#
+# What d is of matters. Of a whole answer (sums over its tokens) all this holds for the KL of answers. Of a token it
+# holds for the KL of the next token with the prefix as it is: the sum over tokens is the answers' KL in value, but as a
+# loss it lacks what a token does to the KL of those that follow. k1 in the *reward* of tokens, with returns over the
+# whole answer, has the gradient of the answers' KL.
+
+
+def k1(logp_T: Tensor, ref_logp_T: Tensor) -> Tensor:
+    """d; unbiased, may be negative. Useless as a loss: its expected gradient is zero, of tokens and of answers."""
+    return logp_T - ref_logp_T
+
+
+def k2(logp_T: Tensor, ref_logp_T: Tensor, log_ratio_T: Tensor | None = None) -> Tensor:
+    """d^2 / 2; biased in value; on-policy its gradient is that of the KL of what d is of (a token or an answer)."""
+    return (logp_T - ref_logp_T).square() / 2
+
+
+def k3(logp_T: Tensor, ref_logp_T: Tensor, log_ratio_T: Tensor | None = None) -> Tensor:
+    """exp(-d) - 1 + d; never negative (the form in GRPO, 2402.03300 eq. 4)."""
+    d_T = logp_T - ref_logp_T
+    return (-d_T).exp() - 1 + d_T
+
+
+def k3_unbiased(logp_T: Tensor, ref_logp_T: Tensor, log_ratio_T: Tensor) -> Tensor:
+    """r k3 with r = p / p_old in the gradient: KL's own, off-policy too, where r and d are of the same (2512.02556)."""
+    return log_ratio_T.exp() * k3(logp_T, ref_logp_T)
+
+
+KL_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "k2": k2,
+    "k3": k3,
+    "k3_unbiased": k3_unbiased,
+}
+"""The estimators that may be a loss, of (logp, ref_logp, log ratio to the sampling policy, which k2 and k3 ignore)."""
+
+
+# ------------------------------------------------------------------------------------ controllers
+# The last two: reward under a constraint, max over policies, min over l >= 0 of J_R - l (J_C - d) (Safe RLHF
+# 2310.12773). The multiplier l is a controller's word (Stooke, Achiam, Abbeel 2020, 2007.03964, without the
+# derivative): J are means over the answers of a step, d is the limit, I the integral in units of l.
+
+
+def adapt(coefficient: float, kl: float, *, target: float, answers: int, horizon: int) -> float:
+    """The next coefficient: b (1 + clip(kl / target - 1, -0.2, 0.2) answers / horizon) (Ziegler 1909.08593, 2.2).
+
+    `kl` and `target` are nats for each answer (sums over its tokens), `answers` those of the step.
+    """
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return coefficient * (1 + error * answers / horizon)
+
+
 def steer(coefficient: float, entropy: float, *, target: float, rate: float) -> float:
     """The next coefficient of the entropy bonus: `rate` up below the target, down above (Skywork-OR1 2505.22312)."""
     return max(0.0, coefficient + (rate if entropy < target else -rate))
+
+
+def charged(reward: float, cost: float, *, multiplier: float) -> float:
+    """(R - l C) / (1 + l): what any advantage that is linear in the reward makes the combined one of Safe RLHF."""
+    return (reward - multiplier * cost) / (1 + multiplier)
+
+
+def controlled(integral: float, cost: float, *, limit: float, gain: float, most: float) -> float:
+    """I + K (J_C - d), held between 0 and `most`: with K_I the next integral, with K_P on top of that l."""
+    return min(max(integral + gain * (cost - limit), 0.0), most)

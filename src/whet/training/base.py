@@ -1,7 +1,7 @@
 """The training door: few verbs, and objectives that are values.
 
 `forward_backward(atoms, objective)` adds the gradient of `sum over rows of sum(weight * loss)`. There is no division:
-the `weight` column was written over the whole step by `formulas.reduce`, before anything was split.
+the `weight` column was written over the whole step by `formulas.step`, before anything was split.
 """
 
 from __future__ import annotations

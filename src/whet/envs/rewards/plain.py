@@ -9,7 +9,7 @@ from functools import partial
 
 from whet.envs.base import Attempt, Grade, OfAnyTask, Task
 from whet.errors import DataError, GraderError, boundary
-from whet.formulas.advantages import progress as made_progress
+from whet.formulas.step import progress as made_progress
 from whet.records import Message
 
 LONGEST_SHOWN = 80

@@ -15,7 +15,7 @@ from whet.algorithms.sft import weigh_again
 from whet.algorithms.supervised import supervised_steps
 from whet.config import DistillStage
 from whet.data.mixture import Blend
-from whet.formulas.constants import bind
+from whet.formulas.constants import Bound
 from whet.formulas.distill import DIVERGENCES
 from whet.pipeline.gate import look_at_rows, rows_to_imitate
 from whet.pipeline.held_out import of_rows, of_tasks
@@ -61,7 +61,7 @@ def run_distill(context: Context[DistillStage]) -> None:
 def objective_of(config: DistillStage) -> Distillation:
     """The divergence with its constant."""
     constants = {"beta": config.beta} if config.divergence == "jsd" else {}
-    return Distillation(divergence=bind(DIVERGENCES[config.divergence], **constants), temperature=config.temperature)
+    return Distillation(divergence=Bound(DIVERGENCES[config.divergence], **constants), temperature=config.temperature)
 
 
 def _given(context: Context[DistillStage]) -> tuple[Sequence[Atom], Blend, Sequence[Atom]]:

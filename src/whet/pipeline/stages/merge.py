@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 
 from whet.config import MergeStage
-from whet.formulas.constants import bind
+from whet.formulas.constants import Bound
 from whet.formulas.merge import MERGES
 from whet.models.merge import merge_models
 from whet.pipeline.stage import Context, Kind, Seen
@@ -14,7 +14,7 @@ from whet.pipeline.stage import Context, Kind, Seen
 def run_merge(context: Context[MergeStage]) -> None:
     """Merge the inputs and export the result."""
     config, sums = context.config, context.checkpoints / "inputs"
-    merge = bind(MERGES[config.method.kind], **config.method.model_dump(exclude={"kind"}))
+    merge = Bound(MERGES[config.method.kind], **config.method.model_dump(exclude={"kind"}))
     stop_ids = context.world.template(context.model).stop_ids
     merge_models(config.inputs, config.base, merge, stop_ids, sums).export(context.folder / "model")
     shutil.rmtree(sums, ignore_errors=True)

@@ -1,14 +1,19 @@
-"""Advantages: how much better an answer, or what follows a token, was than expected; statistics over the whole step.
+"""What is taken over a whole optimizer step, before anything is split: advantages, and the weight of each token.
 
-Four choices: how several *objectives* become one reward, the *credit* of a token (which rewards count for it), the
-*baseline* that is taken off, and the *scale*. All are computed over the step, before anything is split. What carries
-no signal (equal rewards, a group of one) gets exactly 0, whatever rounding would make of it.
+Advantages: how much better an answer, or what follows a token, was than expected. Four choices: how several
+*objectives* become one reward, the *credit* of a token (which rewards count for it), the *baseline* that is taken off,
+and the *scale*. What carries no signal (equal rewards, a group of one) gets exactly 0, whatever rounding would make of
+it.
+
+A *reduction* is data: the weight that each trained token of an answer has in the step's loss, so that no split into
+rows, micro-batches or ranks can change the loss.
 
 Legend: N answers of the step, T all their tokens, answer after answer; K objectives.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan, sqrt
@@ -266,6 +271,62 @@ SCALES: dict[str, Callable[[Tensor, StepAnswers], Tensor]] = {
     "token_std": token_std,
     "informative_share": informative_share,
 }
+
+
+# ------------------------------------------------------------------------------------- reductions
+# `lengths_N` counts an answer's trained tokens, over all of its rows. Returned is one weight per answer, the same for
+# each of its tokens. Answers without trained tokens weigh nothing.
+
+
+def token_mean(lengths_N: Sequence[int]) -> list[float]:
+    """1 / tokens of the step: every token counts the same (DAPO's released code)."""
+    total = sum(lengths_N)
+    return [1 / total if length else 0.0 for length in lengths_N]
+
+
+def group_token_mean(lengths_N: Sequence[int], *, groups_N: Sequence[int]) -> list[float]:
+    """1 / (groups x tokens of the answer's group): every prompt counts the same (DAPO 2503.14476 eq. 8 as printed)."""
+    tokens: dict[int, int] = defaultdict(int)
+    for length, group in zip(lengths_N, groups_N, strict=True):
+        tokens[group] += length
+    groups = sum(total > 0 for total in tokens.values())
+    return [1 / (groups * tokens[group]) if length else 0.0 for length, group in zip(lengths_N, groups_N, strict=True)]
+
+
+def sequence_mean(lengths_N: Sequence[int]) -> list[float]:
+    """1 / (answers x own length): every answer counts the same, however long (GRPO 2402.03300 eq. 3)."""
+    answers = sum(length > 0 for length in lengths_N)
+    return [1 / (answers * length) if length else 0.0 for length in lengths_N]
+
+
+def sequence_sum(lengths_N: Sequence[int]) -> list[float]:
+    """1 / answers: log p of whole answers, averaged over answers (RLOO 2402.14740, ReMax 2310.10505)."""
+    answers = sum(length > 0 for length in lengths_N)
+    return [1 / answers if length else 0.0 for length in lengths_N]
+
+
+def sequence_sum_over_constant(lengths_N: Sequence[int], *, constant: int) -> list[float]:
+    """1 / (answers x constant): no length in the denominator (Dr. GRPO 2503.20783; the constant is max_tokens)."""
+    answers = sum(length > 0 for length in lengths_N)
+    return [1 / (answers * constant) if length else 0.0 for length in lengths_N]
+
+
+def token_sum(lengths_N: Sequence[int]) -> list[float]:
+    """1: the learning rate then means something else for every batch size."""
+    return [1.0 if length else 0.0 for length in lengths_N]
+
+
+REDUCTIONS: dict[str, Callable[[Sequence[int], Sequence[int], int], list[float]]] = {
+    "token_mean": lambda lengths_N, groups_N, constant: token_mean(lengths_N),
+    "group_token_mean": lambda lengths_N, groups_N, constant: group_token_mean(lengths_N, groups_N=groups_N),
+    "sequence_mean": lambda lengths_N, groups_N, constant: sequence_mean(lengths_N),
+    "sequence_sum": lambda lengths_N, groups_N, constant: sequence_sum(lengths_N),
+    "sequence_sum_over_constant": lambda lengths_N, groups_N, constant: sequence_sum_over_constant(
+        lengths_N, constant=constant
+    ),
+    "token_sum": lambda lengths_N, groups_N, constant: token_sum(lengths_N),
+}
+"""All as functions of (trained tokens of each answer, its group, the stage's `max_tokens`)."""
 
 
 def _or_own(answers: StepAnswers, value_N: Tensor) -> Tensor:
