@@ -251,7 +251,7 @@ def weigh(answers: Sequence[Answer], setting: Setting) -> list[Atom]:
     Rows without advantage count in the denominators; where nothing else gives them a gradient they are not computed.
     Rows without trained tokens (an empty answer) have nothing to compute. Rewards are in the advantages by now.
     """
-    reduce = REDUCTIONS[setting.config.reduction]
+    reduce, everywhere = REDUCTIONS[setting.config.reduction], _has_gradient_everywhere(setting.config)
     answers = trained_once(answers) if setting.config.credit == "tree" else answers
     answers = answers if setting.roles is None else setting.roles.trained(answers)
     weights = reduce([answer.length for answer in answers], [answer.group for answer in answers], setting.max_tokens)
@@ -262,8 +262,21 @@ def weigh(answers: Sequence[Answer], setting: Setting) -> list[Atom]:
             )
             for answer, weight in zip(answers, weights, strict=True)
             for row in answer.rows
-            if row.columns["advantage"].any() or (row.trained_count and setting.config.needs_gradient_everywhere)
+            if row.columns["advantage"].any() or (row.trained_count and everywhere)
         ]
+    )
+
+
+def _has_gradient_everywhere(config: PolicyConfig) -> bool:
+    """Whether the loss has a gradient at tokens without an advantage."""
+    return (
+        config.kl.place == "loss"
+        or config.entropy.target is not None
+        or config.entropy.coefficient > 0
+        or config.kl_cov is not None
+        or config.positive_nll is not None
+        or (config.critic is not None and config.critic.share_trunk)
+        or config.clip.kind in ("quadratic", "function")
     )
 
 
@@ -350,7 +363,7 @@ def _measure_control(config: PolicyConfig, now: RunState, answers: Sequence[Answ
         metrics["kl/coefficient"] = now.coefficients.kl
         if answers:
             metrics["kl/sequence"] = sequence_kl(answers)
-    if config.entropy.active:
+    if config.entropy.target is not None or now.coefficients.entropy:
         metrics["entropy/coefficient"] = now.coefficients.entropy
     if now.charge is not None:
         metrics["constraint/multiplier"] = now.charge.multiplier

@@ -138,18 +138,6 @@ class PolicyConfig(Strict):
         return lines
 
     @property
-    def needs_gradient_everywhere(self) -> bool:
-        """Whether tokens without an advantage have a gradient too."""
-        return (
-            self.kl.place == "loss"
-            or self.entropy.active
-            or self.kl_cov is not None
-            or self.positive_nll is not None
-            or self.shares_trunk
-            or self.clip.kind in ("quadratic", "function")
-        )
-
-    @property
     def shares_trunk(self) -> bool:
         """Whether the critic is a second head on the policy."""
         return self.critic is not None and self.critic.share_trunk

@@ -103,11 +103,6 @@ class EntropyConfig(Strict):
     """Nats per token: below it the coefficient rises by `rate` each step, above it falls (Skywork-OR1)."""
     rate: float = Field(0.005, gt=0)
 
-    @property
-    def active(self) -> bool:
-        """Whether there may be a bonus at all."""
-        return self.coefficient > 0 or self.target is not None
-
 
 class KLCovConfig(Strict):
     """KL-Cov: coefficient x |log r| on the tokens whose log-probability and advantage vary together most."""

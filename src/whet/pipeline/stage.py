@@ -54,7 +54,7 @@ class Policy:
     """How it computes: what was chosen for this machine, for people to read."""
     precision: str
     """What the forward pass computes in: float32 or bfloat16."""
-    renew: Callable[[], None] = lambda: None
+    renew: Callable[[], None] | None = None
     """Brings the trainer's weights to the model that the sampler reads, where that is a copy."""
     apart: ApartSampler | None = None
     """The sampler, where it has processes of its own: `close` ends them."""
@@ -64,11 +64,18 @@ class Policy:
         """The sampler; a stage that never asks for it has none."""
         return self.start_sampler()
 
-    def hand_over(self, version: int) -> None:
-        """Bring the current weights to the sampler under this version."""
-        sampler = self.sampler
-        self.renew()
-        sampler.publish(version)
+    @property
+    def hand_over(self) -> Callable[[int], None]:
+        """Brings the current weights to the sampler under the version that it is given."""
+        sampler, renew = self.sampler, self.renew
+        if renew is None:
+            return sampler.publish
+
+        def renewed(version: int) -> None:
+            renew()
+            sampler.publish(version)
+
+        return renewed
 
     def close(self) -> None:
         """End what was started for it."""
