@@ -24,7 +24,7 @@ from whet.algorithms.policy import weigh
 from whet.algorithms.state import Setting
 from whet.config import PolicyConfig, TrainConfig
 from whet.formulas.step import RunningScale
-from whet.models.pack import pack
+from whet.models.language import pack
 from whet.records import Atom, Completion, Ending, Episode, Group, Outcome, Score, TokenRow, Turn, token_ids
 from whet.sampling.replica import answer_frame
 from whet.sandbox.frames import encode

@@ -17,7 +17,7 @@ from whet.algorithms.distill import Distillation
 from whet.algorithms.sft import weigh_again
 from whet.formulas.distill import DIVERGENCES, forward_kl, jsd, reverse_kl, with_tail
 from whet.formulas.logprobs import Linear, chunked_logp, token_logp
-from whet.models.pack import pack
+from whet.models.language import pack
 from whet.records import Atom
 from whet.training.base import TEACHER
 from whet.training.engine import LocalTrainer

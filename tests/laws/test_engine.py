@@ -21,9 +21,8 @@ from whet.formulas.distill import DIVERGENCES
 from whet.formulas.step import REDUCTIONS
 from whet.models.attention import AGREEMENT, AttentionCall, Tree, TreeLayout, largest_gap
 from whet.models.flex import Labels
-from whet.models.language import Ask
+from whet.models.language import Ask, pack
 from whet.models.noise import noisy, row_lengths
-from whet.models.pack import pack
 from whet.records import Atom, Episode, Outcome, Score, TokenRow
 from whet.training.base import Objective
 from whet.training.batch import TokenBudget, microbatches

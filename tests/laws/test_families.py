@@ -16,9 +16,8 @@ import torch
 from tests.families import FAMILIES, HEADLESS, NOISE, REFUSED, WRAPPERS, make, make_wrapper, table
 from whet.config import LoraConfig, ModelConfig, TrainConfig
 from whet.errors import ModelError
-from whet.models.language import LanguageModel
+from whet.models.language import LanguageModel, pack
 from whet.models.load import load_model, load_scalar_model, read_max_length
-from whet.models.pack import pack
 from whet.records import Atom, Completion, TokenRow
 from whet.sampling.base import Request, SamplingParams
 from whet.sampling.bridge import run, sample_all

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
@@ -84,7 +84,8 @@ class WeightedRubric:
         found: list[Ahead] = [{} for _ in attempts]
         for reward in self._ordered:
             if isinstance(reward, Separate) and reward.alone:
-                grades = self._timed(reward, attempts, partial(reward.each, attempts, step=step))
+                with self._timed(reward, attempts):
+                    grades = reward.each(attempts, step=step)
                 for said, attempt, grade in zip(found, attempts, grades, strict=True):
                     said[reward.name, attempt.correct] = grade
                 attempts = _judged(attempts, grades) if reward is self._judge else attempts
@@ -115,16 +116,19 @@ class WeightedRubric:
     ) -> list[Grade]:
         """A reward's grades of all attempts; it is asked for those that are not known."""
         if not isinstance(reward, Separate) or all(grade is None for grade in known):
-            return self._timed(reward, attempts, partial(reward.grade, attempts, step=step))
-        others = [attempt for attempt, grade in zip(attempts, known, strict=True) if grade is None]
-        said = iter(self._timed(reward, others, partial(reward.each, others, step=step)) if others else ())
+            with self._timed(reward, attempts):
+                return reward.grade(attempts, step=step)
+        said: Iterator[Grade] = iter(())
+        if others := [attempt for attempt, grade in zip(attempts, known, strict=True) if grade is None]:
+            with self._timed(reward, others):
+                said = iter(reward.each(others, step=step))
         return reward.settle(attempts, [next(said) if grade is None else grade for grade in known], step=step)
 
-    def _timed(self, reward: Reward, attempts: Sequence[Attempt], ask: Callable[[], list[Grade]]) -> list[Grade]:
+    @contextmanager
+    def _timed(self, reward: Reward, attempts: Sequence[Attempt]) -> Iterator[None]:
         began = time.perf_counter()
-        grades = ask()
+        yield
         self.took[reward.name].append((time.perf_counter() - began) / max(1, len(attempts)))
-        return grades
 
     def _total(self, attempt: Attempt, grades: Sequence[Grade]) -> Score:
         """One attempt's score from its grades, which stand in the order of the rewards."""

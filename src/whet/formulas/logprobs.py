@@ -42,6 +42,19 @@ class Linear:
     """What multiplies; torch's own, or what is faster on this machine."""
 
 
+@dataclass(frozen=True, slots=True)
+class LogitRule:
+    """What becomes of the head's products: z = cap tanh(scale x / cap), or scale x without a cap."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    def __call__(self, product_TV: Tensor) -> Tensor:
+        """Logits (T, V) of the head's products."""
+        scaled_TV = product_TV if self.scale == 1 else product_TV * self.scale
+        return scaled_TV if self.cap is None else self.cap * torch.tanh(scaled_TV / self.cap)
+
+
 def token_logp(logits_TV: Tensor, target_T: Tensor, *, temperature: float = 1.0) -> Tensor:
     """log softmax(logits / temperature)[target], computed in float32 or wider.
 

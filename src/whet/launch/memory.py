@@ -33,9 +33,8 @@ from whet.models.architecture import layers_of
 from whet.models.device import pick_device
 from whet.models.footprint import Ledger, rehearsal
 from whet.models.heads import is_scalar
-from whet.models.language import LanguageModel
+from whet.models.language import LanguageModel, Packed, pack
 from whet.models.load import read_max_length
-from whet.models.pack import Packed, pack
 from whet.models.quantize import NF4_BYTES, quantisable
 from whet.pipeline.run import Run
 from whet.pipeline.stage import Seen

@@ -3,21 +3,19 @@
 Random layers are switched off, the text model is taken out of a model of text and images, rows are limited to the
 lengths at which positions mean the same in every row, and architectures that a packed forward pass cannot serve are
 refused with the reason. What this page gets wrong the load probe (`models.probe`) finds.
-
-Legend: T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from whet.errors import ModelError
+from whet.formulas.logprobs import LogitRule
 
 RANDOM = ("dropout", "pdrop", "layerdrop")
 """Parts of the names of configuration keys that make a forward pass in training random."""
@@ -150,23 +148,10 @@ def layers_of(module: Any) -> list[nn.Module]:
     return [part for part in decoder_of(module).modules() if isinstance(part, GradientCheckpointingLayer)]
 
 
-@dataclass(frozen=True, slots=True)
-class LogitRule:
-    """What becomes of the head's products: z = cap tanh(scale x / cap), or scale x without a cap."""
-
-    scale: float = 1.0
-    cap: float | None = None
-
-    @classmethod
-    def of(cls, config: Any) -> LogitRule:
-        """Granite divides by a number, Cohere multiplies by one, Gemma 2 caps."""
-        scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
-        return cls(scale=scale, cap=getattr(config, "final_logit_softcapping", None))
-
-    def __call__(self, product_TV: Tensor) -> Tensor:
-        """Logits (T, V) of the head's products."""
-        scaled_TV = product_TV if self.scale == 1 else product_TV * self.scale
-        return scaled_TV if self.cap is None else self.cap * torch.tanh(scaled_TV / self.cap)
+def logit_rule(config: Any) -> LogitRule:
+    """Granite divides by a number, Cohere multiplies by one, Gemma 2 caps."""
+    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+    return LogitRule(scale=scale, cap=getattr(config, "final_logit_softcapping", None))
 
 
 def refuse_unpackable(module: Any, name: str) -> None:

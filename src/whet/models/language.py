@@ -3,7 +3,12 @@
 The module is a Hugging Face causal LM whose attention is ours (`models.attention`); the head sees only the
 positions that it is asked about. Weights stay in float32; with `compute` bfloat16 the forward pass is autocast.
 
-Legend: N tokens of a packed stream, T trained tokens, D hidden size, V vocabulary, K outputs of a head.
+It reads atoms as one stream of tokens (`pack`). A row's target at position t is predicted by the token before it, which
+for the first answer token is the last token of the shared prompt. So each trained token has a `source` (where in the
+stream its logits come from), a `place` (where it stands itself: a reward is read there) and a `target` (its id); the
+prompt itself is in the stream once for all rows of its atom.
+
+Legend: N tokens of a packed stream, T trained tokens, R rows, D hidden size, V vocabulary, K outputs of a head.
 """
 
 from __future__ import annotations
@@ -11,26 +16,26 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from whet.formulas.logprobs import Linear, chunked_logp
-from whet.models.architecture import LogitRule, decoder_of
+from whet.formulas.logprobs import Linear, LogitRule, chunked_logp
+from whet.models.architecture import decoder_of, logit_rule
 from whet.models.armo import Gate
-from whet.models.attention import Layout, pick_backend
+from whet.models.attention import Layout, Tree, TreeLayout, pick_backend
 from whet.models.context import ContextLayout, ContextRanks
 from whet.models.export import save_model
 from whet.models.heads import reward_facts
-from whet.models.marks import Routing
+from whet.models.marks import RoleTable, Routing
 from whet.models.matmul import linear
 from whet.models.noise import noisy, row_lengths
-from whet.models.pack import Packed, pack, prompt_ends
-from whet.records import Atom, TokenRow
+from whet.records import Atom, TokenIds, TokenRow
 
 Want = Literal["logp", "entropy", "value", "score", "top_k"]
 """What may be read of a row's trained tokens without a gradient."""
@@ -63,6 +68,19 @@ class Ask:
         return tuple(column for each in names for column in each)
 
 
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A micro-batch as tensors."""
+
+    input_N: Tensor
+    layout: TreeLayout
+    source_T: Tensor
+    place_T: Tensor
+    target_T: Tensor
+    role_N: Tensor | None = None
+    """The role after each token of the stream, where adapters are routed by it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LanguageModel:
     """Weights, tokenizer and how to compute with them."""
@@ -87,6 +105,14 @@ class LanguageModel:
     """NEFTune's alpha: noise on the embeddings, of passes in training mode alone."""
     context: ContextRanks | None = None
     """The ranks that compute each micro-batch together, where several do."""
+    decoder: Any = field(init=False, repr=False)
+    """The module's stack of layers below the head."""
+    rule: LogitRule = field(init=False)
+    """What becomes of the head's products."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "decoder", decoder_of(self.module))
+        object.__setattr__(self, "rule", logit_rule(self.module.config))
 
     def packed(self, atoms: Sequence[Atom]) -> Packed:
         """These atoms as one stream on its device."""
@@ -110,11 +136,6 @@ class LanguageModel:
         return {prefix + name: p for prefix, part in parts for name, p in part.named_parameters() if p.requires_grad}
 
     @property
-    def rule(self) -> LogitRule:
-        """What becomes of the head's products."""
-        return LogitRule.of(self.module.config)
-
-    @property
     def backend(self) -> str:
         """The attention backend for training."""
         return pick_backend(self.device)
@@ -122,8 +143,9 @@ class LanguageModel:
     def hidden(self, input_N: Tensor, positions_N: Tensor, layout: Layout) -> Tensor:
         """Last hidden states (N, D) of a packed stream."""
         with self.autocast():
-            decoder = decoder_of(self.module)
-            output = decoder(input_ids=input_N[None], position_ids=positions_N[None], use_cache=False, layout=layout)
+            output = self.decoder(
+                input_ids=input_N[None], position_ids=positions_N[None], use_cache=False, layout=layout
+            )
         hidden: Tensor = output.last_hidden_state[0]
         return hidden
 
@@ -235,6 +257,8 @@ class LanguageModel:
         """
         if self.gate is not None:
             return self.gate(*self._gated(stream_ND, packed))  # type: ignore[no-any-return]
+        if self.context is None:
+            return self.head_at(stream_ND[packed.place_T])
         return self.at(stream_ND, packed.place_T, packed, lambda states_TD, _: (self.head_at(states_TD),))[0]  # type: ignore[no-any-return]
 
     def _gated(self, stream_ND: Tensor, packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
@@ -269,3 +293,49 @@ class LanguageModel:
         if self.compute == torch.float32 or next(self.module.parameters()).dtype == torch.float64:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.compute)
+
+
+def prompt_ends(packed: Packed) -> Tensor:
+    """(T,): where the prompt ends that each trained token's row shares; the rows must share one."""
+    trees, device = packed.layout.trees, packed.place_T.device
+    ends = torch.tensor([tree.size for tree in trees], device=device).cumsum(0)
+    own = torch.tensor([tree.size - tree.prefix for tree in trees], device=device)
+    prompt_ends: Tensor = ends - own - 1
+    return prompt_ends[torch.bucketize(packed.place_T, ends, right=True)]
+
+
+def pack(atoms: Sequence[Atom], device: torch.device, backend: str = "flash", roles: RoleTable | None = None) -> Packed:
+    """The atoms one after another, each as its shared prompt and then every row's own tokens."""
+    stream: list[TokenIds] = []
+    sources: list[npt.NDArray[np.int64]] = []
+    places: list[npt.NDArray[np.int64]] = []
+    targets: list[TokenIds] = []
+    trees: list[Tree] = []
+    passed: list[npt.NDArray[np.int64]] = []
+    end = 0
+    for atom in atoms:
+        shared = atom.rows[0].shared
+        stream.append(atom.rows[0].tokens[:shared])
+        end += shared
+        prompt_end = end - 1
+        if roles is not None:
+            read = [roles.roles(row.tokens) for row in atom.rows]
+            passed += [read[0][:shared], *(roles_N[shared:] for roles_N in read)]
+        for row in atom.rows:
+            own, own_T = row.tokens[shared:], np.flatnonzero(row.trained[shared:])
+            place_T = own_T + end
+            # A row's first own token is predicted where its prompt ends; without a prompt it is never trained.
+            sources.append(np.where(own_T == 0, prompt_end, place_T - 1))
+            places.append(place_T)
+            targets.append(own[own_T])
+            stream.append(own)
+            end += len(own)
+        trees.append(Tree(shared, tuple(len(row.tokens) - shared for row in atom.rows)))
+    return Packed(
+        input_N=torch.from_numpy(np.concatenate(stream, dtype=np.int64)).to(device),
+        layout=TreeLayout(tuple(trees), device, backend),
+        source_T=torch.from_numpy(np.concatenate(sources)).to(device),
+        place_T=torch.from_numpy(np.concatenate(places)).to(device),
+        target_T=torch.from_numpy(np.concatenate(targets, dtype=np.int64)).to(device),
+        role_N=torch.from_numpy(np.concatenate(passed)).to(device) if passed else None,
+    )

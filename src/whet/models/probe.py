@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from whet.errors import ModelError
-from whet.models.architecture import LogitRule, decoder_of, max_row_tokens, text_config
+from whet.models.architecture import decoder_of, logit_rule, max_row_tokens, text_config
 from whet.models.attention import ATTENTION, Tree, TreeLayout, attend, pick_backend
 from whet.models.heads import is_scalar
 from whet.models.quantize import is_quantised
@@ -91,7 +91,7 @@ def _packed(module: Any, stream_N: Tensor, layout: TreeLayout) -> Tensor:
     if is_scalar(module):
         return _unit(hidden_ND)
     product_TV: Tensor = module.get_output_embeddings()(hidden_ND)
-    rule: LogitRule = LogitRule.of(module.config)
+    rule = logit_rule(module.config)
     return rule(product_TV.float())
 
 

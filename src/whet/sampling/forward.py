@@ -24,7 +24,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from whet.errors import ModelError
-from whet.models.architecture import decoder_of
 from whet.models.attention import AttentionCall, Layout, Tree, TreeLayout
 from whet.models.language import LanguageModel
 from whet.models.matmul import product
@@ -91,7 +90,7 @@ def plan(model: LanguageModel) -> Plan:
     with torch.no_grad():
         expected = model.hidden(probe_N, positions_N, recorder)
         calls = tuple(recorder.calls)
-        if not _usual(decoder_of(model.module)):
+        if not _usual(model.decoder):
             return Plan(calls, tuple(recorder.shapes), plain=False)
         try:
             computed = Plain(model, calls, len(probe_N)).hidden(probe_N, positions_N, recorder.inner)
@@ -106,7 +105,7 @@ class Plain:
     """The usual decoder over a module's own weights."""
 
     def __init__(self, model: LanguageModel, calls: tuple[AttentionCall, ...], positions: int) -> None:
-        decoder, head = decoder_of(model.module), model.module.get_output_embeddings()
+        decoder, head = model.decoder, model.module.get_output_embeddings()
         self.autocast, self.rule = model.autocast, model.rule
         with model.autocast():
             cast = partial(_product, dtype=model.compute)
