@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from whet.envs.base import Attempt, Grade, SingleTurn, Task
+from whet.envs.base import Attempt, Grade, PlainReward, SingleTurn, Task
 from whet.envs.rewards.function import FunctionReward
-from whet.envs.rewards.plain import PlainReward
 from whet.envs.rewards.rows import RowVerifier
 from whet.envs.rubric import WeightedRubric
 from whet.models.create import byte_tokenizer

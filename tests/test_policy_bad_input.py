@@ -19,8 +19,7 @@ from whet.algorithms.columns import to_answers
 from whet.algorithms.finite import drop_nonfinite, listed
 from whet.algorithms.policy import informative, policy_gradient
 from whet.config import CreateConfig, ModelConfig, TrainConfig
-from whet.envs.base import Attempt, Grade, Task
-from whet.envs.rewards.plain import PlainReward
+from whet.envs.base import Attempt, Grade, PlainReward, Task
 from whet.envs.rubric import WeightedRubric
 from whet.errors import ModelError, TrainingError
 from whet.launch.world import LocalWorld

@@ -13,11 +13,10 @@ from whet.algorithms.columns import to_answers, with_advantages, with_rewards
 from whet.config import GeneratedConfig, PolicyConfig, RLStage
 from whet.config.rewards import StepsReward, VerifierReward
 from whet.config.shaping import FormatReward
-from whet.envs.base import Attempt, Grade, SingleTurn
+from whet.envs.base import Attempt, Grade, PlainReward, SingleTurn
 from whet.envs.library import family
 from whet.envs.library.arithmetic import Arithmetic
 from whet.envs.rewards.build import build_rubric
-from whet.envs.rewards.plain import PlainReward
 from whet.envs.rubric import WeightedRubric
 from whet.errors import ConfigError
 from whet.formulas.step import RunningScale, steps_to_go

@@ -23,13 +23,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from whet.config import EvalStage, OnlinePreferenceStage, RewardConfig, RLStage
 from whet.config.rewards import judged
-from whet.envs.base import Attempt, Grade, Reward, Task
+from whet.envs.base import Attempt, Grade, PlainReward, Reward, Task
 from whet.envs.rewards.answers import after_thinking, as_number, final_answer, gold_answer, last_boxed, tidy
 from whet.envs.rewards.build import build_rubric
 from whet.envs.rewards.function import FunctionReward
 from whet.envs.rewards.function_worker import load
 from whet.envs.rewards.math import MathReward
-from whet.envs.rewards.plain import PlainReward
 from whet.envs.rubric import WeightedRubric
 from whet.errors import ConfigError, DataError, RewardError
 from whet.records import Message, Outcome, Score

@@ -12,8 +12,7 @@ import pytest
 
 from whet.config.loading import load_recipe
 from whet.config.rows import StepLabelsStage
-from whet.envs.base import Attempt, Grade, SingleTurn, Task
-from whet.envs.rewards.plain import PlainReward
+from whet.envs.base import Attempt, Grade, PlainReward, SingleTurn, Task
 from whet.envs.rubric import WeightedRubric
 from whet.errors import ConfigError
 from whet.launch.main import run_recipe

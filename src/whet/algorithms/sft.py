@@ -11,7 +11,7 @@ from torch import Tensor
 from whet.algorithms.supervised import supervised
 from whet.config import TrainConfig
 from whet.config.policy_terms import PtxConfig
-from whet.data.lazy import Lazy
+from whet.data.base import Lazy
 from whet.data.mixture import Blend
 from whet.formulas.step import token_mean
 from whet.records import Atom, Metric, Step, TokenRow, seed_of

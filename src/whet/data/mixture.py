@@ -19,7 +19,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from whet.data.lazy import Lazy
+from whet.data.base import Lazy
 from whet.records import seed_of
 
 Item = TypeVar("Item")

@@ -15,8 +15,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
-from whet.envs.base import Attempt, Grade, Reward, Task
-from whet.envs.rewards.plain import Separate
+from whet.envs.base import Attempt, Grade, Reward, Separate, Task
 from whet.errors import ConfigError
 from whet.records import Outcome, Score, StepScore
 

@@ -10,7 +10,6 @@ from whet.config import GeneratedConfig, RewardConfig, Source
 from whet.data.base import Comparison, Conversation, Judged, Origin, Rated, Stepwise
 from whet.data.faults import BadRow, Dropped, Rejects
 from whet.data.formats import load_tasks, read_conversations
-from whet.data.lazy import Lazy
 from whet.data.preferences import load_comparisons, load_judged, load_rated
 from whet.data.sources import Reading, digest_of
 from whet.data.stepwise import load_stepwise
@@ -94,7 +93,7 @@ def rated(source: Source, objectives: Sequence[str]) -> tuple[Sequence[Rated], D
 def tasks(source: Source) -> tuple[Sequence[Task], Dropped]:
     """What to play, and which rows could not be used."""
     if isinstance(source, GeneratedConfig):
-        return Lazy(source.count, library.family(source).task), Dropped()
+        return library.family(source), Dropped()
     return load_tasks(source)
 
 

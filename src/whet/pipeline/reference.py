@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from whet.config import OnlinePreferenceStage, PreferenceStage
-from whet.data.lazy import Lazy
+from whet.data.base import Lazy
 from whet.files import write_atomic
 from whet.pipeline.stage import Context, Interrupted, Policy
 from whet.records import Atom, TokenRow

@@ -23,9 +23,8 @@ from typing import Generic, Literal, TypeVar
 import numpy as np
 
 import whet
-from whet.data.base import Conversation, Origin
+from whet.data.base import Conversation, Lazy, Origin
 from whet.data.faults import BadRow, Dropped, Rejects
-from whet.data.lazy import Lazy
 from whet.data.sources import Reading
 from whet.data.store import Rows, Writer, kept_rows
 from whet.errors import DataError, UserError

@@ -13,10 +13,9 @@ from statistics import fmean
 from typing import ClassVar
 
 from whet.config import GeneratedConfig
-from whet.envs.base import Attempt, Grade, Task
+from whet.envs.base import Attempt, Grade, Task, graded
 from whet.envs.library.base import Family, as_written, draw_problem
 from whet.envs.rewards.answers import as_number, final_answer
-from whet.envs.rewards.plain import graded
 from whet.records import Message, StepScore
 
 GAPS = (":", ": ", " -> ", "\n", "\n\n", "?\nA: ", " is ... ", "\nsteps:\n", "       ")

@@ -8,9 +8,9 @@ hash of the problem itself, so no seed and no count can mix the two halves.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
-from typing import ClassVar, TypeVar
+from typing import ClassVar, TypeVar, overload
 
 from whet.config import GeneratedConfig
 from whet.envs.base import Attempt, Grade, Task
@@ -22,8 +22,11 @@ LONG = 100
 """Characters of an answer that is not brief at all."""
 
 
-class Family:
-    """Problems by number. What index i is depends on the config and i alone, never on what was asked before."""
+class Family(Sequence[Task]):
+    """Problems by number. What index i is depends on the config and i alone, never on what was asked before.
+
+    As a sequence it is the config's tasks, each made whenever it is asked for.
+    """
 
     __slots__ = ()
     version: ClassVar[int]
@@ -31,6 +34,17 @@ class Family:
     checks_steps: ClassVar[bool] = False
     """Whether there is `check_steps`."""
     config: GeneratedConfig
+
+    def __len__(self) -> int:
+        return self.config.count
+
+    @overload
+    def __getitem__(self, index: int) -> Task: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Task]: ...
+    def __getitem__(self, index: int | slice) -> Task | Sequence[Task]:
+        places = range(len(self))[index]
+        return self.task(places) if isinstance(places, int) else [self.task(place) for place in places]
 
     def task(self, index: int) -> Task:
         """Problem `index`, from 0, for RL and evaluation."""

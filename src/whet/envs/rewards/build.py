@@ -11,7 +11,7 @@ from whet.config import rewards as kinds
 from whet.config import shaping
 from whet.config.judge import JudgeConfig
 from whet.envs import library
-from whet.envs.base import Attempt, Grade, Reward, Task
+from whet.envs.base import Attempt, Grade, PlainReward, Reward, Task, require
 from whet.envs.clients import Models
 from whet.envs.judges.judge import Judge, build_judge
 from whet.envs.rewards.code import CodeReward
@@ -22,9 +22,19 @@ from whet.envs.rewards.instructions import check_instructions, instructions
 from whet.envs.rewards.judge import EquivalenceReward, PairsReward, PointsReward
 from whet.envs.rewards.math import MathReward
 from whet.envs.rewards.model import Combine, ModelReward, ProcessReward
-from whet.envs.rewards.plain import PlainReward, calls, of_environment, of_turns, require
 from whet.envs.rewards.rows import RowVerifier
-from whet.envs.rewards.shaping import GroupLength, consistent, cosine, length, overlong, repetition, well_formed
+from whet.envs.rewards.shaping import (
+    GroupLength,
+    calls,
+    consistent,
+    cosine,
+    length,
+    of_environment,
+    of_turns,
+    overlong,
+    repetition,
+    well_formed,
+)
 from whet.envs.rubric import WeightedRubric
 from whet.errors import ConfigError
 from whet.formulas.aggregate import pessimistic

@@ -21,11 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from whet.envs.base import Attempt, Grade, Task
+from whet.envs.base import Attempt, Grade, Separate, Task
 from whet.envs.rewards import code_side
 from whet.envs.rewards.answers import after_thinking, marked_answer
 from whet.envs.rewards.code_tests import Suite, suite_of
-from whet.envs.rewards.plain import Separate
 from whet.errors import DataError, SandboxError
 from whet.records import Message
 from whet.sandbox.base import Limits, ProgramOutcome, ProgramSession, Sandbox, Status

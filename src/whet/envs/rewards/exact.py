@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from whet.envs.base import Attempt, Grade, Task
+from whet.envs.base import Attempt, Grade, Task, graded, require
 from whet.envs.judges.ask import read_verdict
 from whet.envs.rewards.answers import after_thinking, gold_answer, marked_answer
-from whet.envs.rewards.plain import graded, require
 from whet.errors import DataError
 
 

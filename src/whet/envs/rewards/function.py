@@ -22,10 +22,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from whet.envs.base import Attempt, Grade, Task
+from whet.envs.base import Attempt, Call, Grade, Separate, Task, attribute, require
 from whet.envs.rewards.answers import after_thinking, marked_answer
 from whet.envs.rewards.function_worker import load
-from whet.envs.rewards.plain import Call, Separate, attribute, require
 from whet.errors import DataError, RewardError
 from whet.records import Message
 from whet.sandbox.base import JSON, Failure, FailureKind, Result

@@ -11,9 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from whet.config.graders import Grader, MultiGrader, PythonGrader, ScoreModel, StringCheck, TextSimilarity
-from whet.envs.base import Attempt, Grade, Task
+from whet.envs.base import Attempt, Grade, Separate, Task
 from whet.envs.clients import ChatClient
-from whet.envs.rewards.plain import Separate
 from whet.errors import DataError, GraderError, boundary
 from whet.records import Message, Reply
 from whet.sandbox.workers import WorkerPool

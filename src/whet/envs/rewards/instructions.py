@@ -9,11 +9,10 @@ from statistics import fmean
 from typing import Any
 
 from whet.data.faults import nearest
-from whet.envs.base import Attempt, Grade, Task
+from whet.envs.base import Attempt, Grade, Task, require
 from whet.envs.rewards.answers import in_tags
 from whet.envs.rewards.ifbench import IFBENCH
 from whet.envs.rewards.ifeval import IFEVAL, Check
-from whet.envs.rewards.plain import require
 from whet.errors import DataError
 
 KINDS: Mapping[str, Check] = {**IFEVAL, **IFBENCH}

@@ -15,10 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from whet.envs.base import Attempt, Grade, Task
+from whet.envs.base import Attempt, Grade, Separate, Task, graded, require
 from whet.envs.rewards.agree import NO_ALGEBRA, Undecided
 from whet.envs.rewards.answers import gold_answer
-from whet.envs.rewards.plain import Separate, graded, require
 from whet.envs.rewards.reader import read
 from whet.envs.rewards.reading import answers, final_words
 from whet.envs.rewards.values import LONGEST, Date, Text, Value, YesNo

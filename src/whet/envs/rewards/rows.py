@@ -9,13 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from whet.data.faults import nearest
-from whet.envs.base import Attempt, Grade, Task
+from whet.envs.base import Attempt, Grade, PlainReward, Separate, Task
 from whet.envs.rewards.answers import whole_answer
 from whet.envs.rewards.exact import exact, exact_gold
 from whet.envs.rewards.instructions import check_instructions, instructions
 from whet.envs.rewards.logic import LOGIC, LONGEST_ANSWER, Columns
 from whet.envs.rewards.math import MathReward
-from whet.envs.rewards.plain import PlainReward, Separate
 from whet.envs.rewards.reasoning_gym import GymReward
 from whet.errors import DataError
 

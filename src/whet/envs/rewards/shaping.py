@@ -1,4 +1,4 @@
-"""Rewards of how an answer is written: its layout, language, length and repetitions. They do not judge it.
+"""Rewards that do not judge: how an answer is written (layout, language, length, repetitions), the environment's own.
 
 Layouts are thinking inside one pair of tags and the answer inside another, as papers and libraries define them. Lengths
 are sampled tokens, over all turns of an answer. `cosine` and `GroupLength` need to know whether the answer is right
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from whet.envs.base import Attempt, Grade, OfAnyTask
 from whet.envs.rewards.answers import after_thinking
+from whet.formulas.step import progress as made_progress
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 LINES = ("<think>\n", "\n</think>\n", "\n<answer>\n", "\n</answer>")
@@ -118,6 +119,26 @@ def repetition(attempt: Attempt, *, ngram: int) -> Grade:
     tokens = attempt.completion_tokens
     grams = [tokens[at : at + ngram] for at in range(len(tokens) - ngram + 1)]
     return Grade(value=len(set(grams)) / len(grams) - 1 if grams else 0.0)
+
+
+def of_environment(attempt: Attempt) -> Grade:
+    """The sum of the environment's rewards of the play; not applicable where it gives none."""
+    if not attempt.worth:
+        return Grade(value=None)
+    parts = attempt.worth if len(attempt.worth) > 1 else {}
+    return Grade(value=sum(attempt.worth.values()), metrics=parts)
+
+
+def of_turns(attempt: Attempt, *, progress: bool, smear: float) -> Grade:
+    """The sum of the rewards of single turns, and each of them; with `progress`, of what each changed."""
+    given = attempt.turn_rewards
+    turns = made_progress(given, smear=smear) if progress else [value or 0.0 for value in given]
+    return Grade(value=sum(turns), turns=tuple(turns))
+
+
+def calls(attempt: Attempt) -> Grade:
+    """The number of calls that the policy tried."""
+    return Grade(value=float(sum(len(message.tool_calls) for message in attempt.messages)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,8 +15,7 @@ from whet.algorithms.state import Setting
 from whet.algorithms.turns import Gain
 from whet.config import ModelConfig, RLStage
 from whet.config.rewards import weights
-from whet.envs.base import Task
-from whet.envs.rewards.plain import require
+from whet.envs.base import Task, require
 from whet.envs.tools.play import Environments
 from whet.errors import ConfigError, DataError
 from whet.models.load import read_vocabulary
