@@ -18,8 +18,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from whet.algorithms.columns import to_answers, with_advantages, with_logps, with_rewards
-from whet.algorithms.finite import drop_nonfinite
+from whet.algorithms.columns import with_advantages, with_logps, with_rewards
+from whet.algorithms.groups import drop_nonfinite, to_answers
 from whet.algorithms.policy import weigh
 from whet.algorithms.state import Setting
 from whet.config import PolicyConfig, TrainConfig

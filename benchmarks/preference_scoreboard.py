@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import fmean
 
 from benchmarks.board import fill, interval, lines, parser, sft_model
+from whet.algorithms.groups import to_rows
 from whet.algorithms.preference import objective_of, preference, weigh_preferences
 from whet.config import EvalStage, GeneratedConfig, ModelConfig, PreferenceStage
 from whet.config.loading import load_recipe
@@ -33,7 +34,6 @@ from whet.pipeline.playing import player
 from whet.pipeline.stage import Policy
 from whet.pipeline.stages.preference import gate_preferences
 from whet.records import Atom, Episode, TokenRow, seed_of
-from whet.rollouts.assemble import to_rows
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "algorithms" / "preference-scoreboard.md"

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from tests.laws.support import tiny_trainer
 from tests.test_policy import FakeFeed, config, group, setting
-from whet.algorithms.columns import to_answers
+from whet.algorithms.groups import to_answers
 from whet.algorithms.policy import policy_gradient, prepare
 from whet.algorithms.state import Charge, RunState
 from whet.config import RLStage

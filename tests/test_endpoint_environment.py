@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("starlette", reason="needs whet[serve]")
 
+from whet.algorithms.groups import to_rows
 from whet.config import CreateConfig, ModelConfig, SamplingConfig, TrainConfig
 from whet.config.environment import EnvironmentConfig
 from whet.config.rewards import EnvironmentReward, TurnsReward
@@ -25,7 +26,6 @@ from whet.errors import ConfigError, DataError
 from whet.launch.world import LocalWorld
 from whet.pipeline.stage import Policy
 from whet.records import Episode, Message, Outcome
-from whet.rollouts.assemble import to_rows
 from whet.rollouts.play import Player
 from whet.sampling.base import SamplingParams, TokenSampler
 from whet.sampling.scripted import ScriptedSampler

@@ -12,8 +12,9 @@ import torch
 from pydantic import ValidationError
 
 from tests.laws.support import gradients, logps_of, tiny_trainer
-from whet.algorithms.columns import Answer, sequence_kl, to_answers, with_filters, with_rewards
+from whet.algorithms.columns import sequence_kl, with_filters, with_rewards
 from whet.algorithms.columns import with_advantages as from_rewards
+from whet.algorithms.groups import Answer, to_answers
 from whet.algorithms.policy import informative, policy_gradient, prepare, weigh
 from whet.algorithms.policy_loss import policy_loss
 from whet.algorithms.state import Coefficients, RunState, Setting

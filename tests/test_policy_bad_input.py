@@ -15,8 +15,7 @@ from transformers import AutoTokenizer
 from tests.laws.support import tiny_trainer
 from tests.test_policy import FakeFeed, config, episode, group, setting
 from tests.test_ppo import TINY, recipe, run
-from whet.algorithms.columns import to_answers
-from whet.algorithms.finite import drop_nonfinite, listed
+from whet.algorithms.groups import drop_nonfinite, listed, to_answers
 from whet.algorithms.policy import informative, policy_gradient
 from whet.config import CreateConfig, ModelConfig, TrainConfig
 from whet.envs.base import Attempt, Grade, PlainReward, Task

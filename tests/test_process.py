@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tests.test_policy import config, group, own
-from whet.algorithms.columns import to_answers, with_advantages, with_rewards
+from whet.algorithms.columns import with_advantages, with_rewards
+from whet.algorithms.groups import to_answers
 from whet.config import GeneratedConfig, PolicyConfig, RLStage
 from whet.config.rewards import StepsReward, VerifierReward
 from whet.config.shaping import FormatReward
@@ -22,8 +23,7 @@ from whet.errors import ConfigError
 from whet.formulas.step import RunningScale, steps_to_go
 from whet.models.create import byte_tokenizer
 from whet.records import Completion, Ending, Group, Message, StepScore, TokenStep, Turn
-from whet.rollouts.assemble import to_token_steps
-from whet.rollouts.play import Player
+from whet.rollouts.play import Player, to_token_steps
 from whet.sampling.base import SamplingParams
 from whet.sampling.scripted import ScriptedSampler
 from whet.templates.jinja import JinjaTemplate

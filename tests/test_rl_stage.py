@@ -13,8 +13,8 @@ import yaml
 
 from tests.laws.support import tiny_trainer
 from tests.test_policy import FakeFeed, config, episode, group, setting
+from whet.algorithms.groups import unscored, why_no_signal
 from whet.algorithms.policy import policy_gradient
-from whet.algorithms.rollout_metrics import unscored, why_no_signal
 from whet.config.loading import load_recipe
 from whet.errors import TrainingError
 from whet.launch.main import run_recipe

@@ -15,6 +15,7 @@ import torch
 
 from tests.laws.support import answers_of
 from tests.test_adapters import logps
+from whet.algorithms.groups import only_roles, with_roles
 from whet.algorithms.policy_loss import policy_loss
 from whet.algorithms.roles import angle, norms_apart
 from whet.config import LoraConfig, ModelConfig, PolicyConfig, RewardModelStage, SamplingConfig, TrainConfig
@@ -29,7 +30,6 @@ from whet.models.language import LanguageModel
 from whet.models.load import load_model, read_contents
 from whet.models.marks import ADAPTERS, CALL, ROLES, RoleTable
 from whet.records import Atom, Completion, TokenRow
-from whet.rollouts.assemble import only_roles, with_roles
 from whet.sampling import bridge
 from whet.sampling.answers import Answers
 from whet.sampling.base import Request, SamplingParams

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from whet import Broken
+from whet.algorithms.groups import to_atoms, to_rows
 from whet.algorithms.policy import informative
 from whet.envs.base import Attempt, Observed, Opening, SingleTurn, Task
 from whet.errors import MissingExtra, RewardError, SamplerError, TrainingError
 from whet.models.create import byte_tokenizer
 from whet.records import Completion, Ending, Episode, Group, Message, Outcome, Score, TokenRow
-from whet.rollouts.assemble import to_atoms, to_rows
 from whet.rollouts.feed import Feed
 from whet.rollouts.play import Player, _lowest
 from whet.sampling.base import Request, SamplingParams

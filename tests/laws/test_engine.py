@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tests.laws.support import gradients, largest_difference, random_atoms, tiny_model, tiny_trainer
-from whet.algorithms.columns import Answer
 from whet.algorithms.distill import Distillation
+from whet.algorithms.groups import Answer
 from whet.algorithms.policy import weigh
 from whet.algorithms.policy_loss import PolicyLoss, policy_loss
 from whet.algorithms.sft import CrossEntropy

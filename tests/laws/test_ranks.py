@@ -29,6 +29,7 @@ from tests.laws.test_engine import OBJECTIVES, policy_atoms
 from tests.laws.test_lag import marked
 from tests.laws.test_resume import MODEL
 from tests.laws.test_value import KINDS, judged_atoms
+from whet.algorithms.groups import to_atoms
 from whet.algorithms.preference import objective_of as preference_of
 from whet.config import LossConfig, MachineConfig, ModelConfig
 from whet.config.loading import load_recipe
@@ -46,7 +47,6 @@ from whet.models.matmul import library
 from whet.pipeline.lineage import UNDECIDED
 from whet.pipeline.run import Run
 from whet.records import Atom, Metric, TokenRow
-from whet.rollouts.assemble import to_atoms
 from whet.sampling.fleet import Fleet
 from whet.tracking.log import read_metrics
 from whet.training.base import Objective, Outputs

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from tests.laws.support import gradients, largest_difference, tiny_trainer
-from whet.algorithms.columns import Answer, to_answers, trained_once, with_advantages, with_gains, with_rewards
+from whet.algorithms.columns import trained_once, with_advantages, with_gains, with_rewards
+from whet.algorithms.groups import Answer, to_answers
 from whet.algorithms.policy import weigh
 from whet.algorithms.policy_loss import policy_loss
 from whet.algorithms.state import Setting

@@ -9,9 +9,9 @@ Legend: T all trained tokens of the step, answer after answer; N answers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate, zip_longest
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
 from math import isnan, nan
 from statistics import fmean
 
@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from whet.algorithms.critic import Critic, Trajectory
-from whet.algorithms.turns import Gain, PlayedTurns, first_time, from_tree, from_turns
+from whet.algorithms.groups import Answer, only
+from whet.algorithms.turns import Gain, first_time, from_tree, from_turns
 from whet.config import PolicyConfig
 from whet.config.policy_terms import CovarianceFilter, HighEntropyFilter, TokenFilter
 from whet.formulas.policy import covariance, k1
@@ -33,74 +34,11 @@ from whet.formulas.step import (
     normalised_sum,
     steps_to_go,
 )
-from whet.records import Column, Episode, Group, Outcome, Score, TokenRow
-from whet.rollouts.assemble import only, to_rows
+from whet.records import Column, Group, Outcome
 from whet.training.base import REFERENCE, TEACHER, Trainer
 
 WHOLE = ("outcome", "tree")
 """Credits that look at the reward of a whole answer, and not at where in it a reward stands."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """A scored episode as the rows that it is trained on."""
-
-    episode: Episode
-    group: int
-    """Place of its group in the step."""
-    rows: tuple[TokenRow, ...]
-    reward: float
-    """Its score, less what a constraint charges for it."""
-    greedy: float = nan
-    """The reward of the greedy answer to the same prompt, where one was played."""
-    gains: tuple[float, ...] = ()
-    """What each turn gained in information, weighed; rewards of turns beside those of the score."""
-
-    @property
-    def play(self) -> PlayedTurns:
-        """As credit of turns looks at it."""
-        return PlayedTurns(self.group, self.episode.turns, self.turn_rewards)
-
-    @property
-    def turn_rewards(self) -> list[float]:
-        """What each turn was rewarded with by itself."""
-        given = zip_longest(self.episode.score.turns, self.gains, fillvalue=0.0)
-        return [*map(sum, given), *[0.0] * len(self.episode.turns)][: len(self.episode.turns)]
-
-    @property
-    def length(self) -> int:
-        """Trained tokens of all its rows."""
-        return sum(row.trained_count for row in self.rows)
-
-    @property
-    def turn_lengths(self) -> list[int]:
-        """Trained tokens of each of its turns, over all rows."""
-        return [len(turn.completion.tokens) for turn in self.episode.turns]
-
-    @property
-    def steps(self) -> list[tuple[int, float]]:
-        """(place of its last token among all trained tokens of the answer, grade) of each graded step."""
-        if not self.episode.steps:
-            return []
-        before = self.length - len(self.episode.turns[-1].completion.tokens)
-        return [(before + step.last, step.value) for step in self.episode.steps]
-
-
-def to_answers(groups: Sequence[Group], reward: Callable[[Score], float]) -> list[Answer]:
-    """The scored episodes of a step; where ReMax's greedy answer was not scored, its group is left out.
-
-    `reward` says what a score is worth.
-    """
-    answers = []
-    for place, group in enumerate(groups):
-        if group.greedy is not None and group.greedy.score.value is None:
-            continue
-        greedy = nan if group.greedy is None else reward(group.greedy.score)
-        answers += [
-            Answer(episode=e, group=place, rows=tuple(to_rows(e)), reward=reward(e.score), greedy=greedy)
-            for e in group.scored
-        ]
-    return answers
 
 
 def with_lags(answers: Sequence[Answer], version: int) -> list[Answer]:

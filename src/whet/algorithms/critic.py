@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from whet.algorithms.groups import minibatches, to_atoms
 from whet.config.policy_terms import CriticConfig
 from whet.formulas import value as formulas
 from whet.formulas.step import token_mean
 from whet.records import Atom, Column, Flags, Metric, TokenRow, add_metrics, largest, seed_of
-from whet.rollouts.assemble import minibatches, to_atoms
 from whet.training.base import Batch, Need, Objective, Outputs, Tally, Trainer
 
 

@@ -13,14 +13,13 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from whet.algorithms.rollout_metrics import measure_groups, measure_taken
+from whet.algorithms.groups import measure_groups, measure_taken, to_atoms, to_rows
 from whet.algorithms.sft import weigh_again
 from whet.algorithms.supervised import Drawn, drawn_from, updates
 from whet.config import TrainConfig
 from whet.data.mixture import Blend
 from whet.formulas.distill import with_tail
 from whet.records import Atom, Step, seed_of
-from whet.rollouts.assemble import to_atoms, to_rows
 from whet.rollouts.feed import Feed
 from whet.training.base import TEACHER, Batch, Need, Objective, Outputs, Tally, Trainer
 

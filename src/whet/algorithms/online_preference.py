@@ -10,13 +10,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from whet.algorithms.groups import BARREN, measure_groups, measure_taken, to_rows, unscored
 from whet.algorithms.preference import check_start, objective_of, weigh_preferences
-from whet.algorithms.rollout_metrics import BARREN, measure_groups, measure_taken, unscored
 from whet.algorithms.supervised import NOT_FINITE
 from whet.config import LossConfig, OnlinePreferenceStage
 from whet.errors import TrainingError
 from whet.records import Atom, Episode, Group, Metric, Step, TokenRow, add_metrics
-from whet.rollouts.assemble import to_rows
 from whet.rollouts.feed import Feed
 from whet.training.base import REFERENCE, Trainer
 from whet.training.optim import learning_rate

@@ -12,10 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from whet.algorithms.columns import (
-    Answer,
     measure_lag,
     sequence_kl,
-    to_answers,
     trained_once,
     with_advantages,
     with_filters,
@@ -27,17 +25,29 @@ from whet.algorithms.columns import (
     with_values,
 )
 from whet.algorithms.critic import Critic, ValueLoss, WithValue
-from whet.algorithms.finite import drop_nonfinite, find_nonfinite, listed, skipped_update
+from whet.algorithms.groups import (
+    BARREN,
+    Answer,
+    drop_nonfinite,
+    find_nonfinite,
+    listed,
+    measure_groups,
+    measure_taken,
+    minibatches,
+    skipped_update,
+    to_answers,
+    to_atoms,
+    unscored,
+    why_no_signal,
+)
 from whet.algorithms.policy_loss import policy_loss
 from whet.algorithms.roles import angle, norms_apart
-from whet.algorithms.rollout_metrics import BARREN, measure_groups, measure_taken, unscored, why_no_signal
 from whet.algorithms.state import RunState, Setting
 from whet.config import PolicyConfig
 from whet.config.policy_terms import KLConfig
 from whet.errors import TrainingError
 from whet.formulas.step import REDUCTIONS
 from whet.records import Atom, Group, Metric, Step, add_metrics, largest, seed_of
-from whet.rollouts.assemble import minibatches, to_atoms
 from whet.rollouts.feed import Feed
 from whet.training.base import REFERENCE, Objective, Trainer
 from whet.training.optim import learning_rate

@@ -10,10 +10,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from math import acos, degrees, isfinite, nan
 
-from whet.algorithms.columns import Answer
+from whet.algorithms.groups import Answer, only_roles, with_roles
 from whet.models.marks import CALL, ROLES, RoleTable
 from whet.records import Atom
-from whet.rollouts.assemble import only_roles, with_roles
 from whet.training.base import Objective, Trainer
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from whet.algorithms.groups import to_atoms
 from whet.algorithms.supervised import supervised
 from whet.config import TrainConfig
 from whet.config.policy_terms import PtxConfig
@@ -15,7 +16,6 @@ from whet.data.base import Lazy
 from whet.data.mixture import Blend
 from whet.formulas.step import token_mean
 from whet.records import Atom, Metric, Step, TokenRow, seed_of
-from whet.rollouts.assemble import to_atoms
 from whet.training.base import Batch, Objective, Outputs, Tally, Trainer
 
 

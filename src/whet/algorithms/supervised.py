@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from math import isfinite
 
-from whet.algorithms.finite import NAMED, skipped_update
+from whet.algorithms.groups import NAMED, skipped_update
 from whet.config import TrainConfig
 from whet.data.mixture import Blend, epoch_order
 from whet.errors import TrainingError

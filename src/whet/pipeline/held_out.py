@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import Any
 
-from whet.algorithms.rollout_metrics import measure_groups
+from whet.algorithms.groups import measure_groups
 from whet.config import SamplingConfig
 from whet.config.held_out import BestConfig, Evaluation
 from whet.config.problems import nearest

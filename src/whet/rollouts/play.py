@@ -25,13 +25,26 @@ from whet.envs.base import Attempt, Environment, Observed, Rubric, Task
 from whet.envs.endpoint.worker import TURNS
 from whet.envs.rubric import Ahead, WeightedRubric
 from whet.errors import DataError, EnvironmentFailure, GraderError, PolicyFault, SamplerError, UserError, boundary
-from whet.records import Completion, Ending, Episode, Group, Message, Outcome, Score, Turn, seed_of, token_ids
+from whet.records import (
+    Completion,
+    Ending,
+    Episode,
+    Group,
+    Message,
+    Outcome,
+    Score,
+    StepScore,
+    TokenStep,
+    Turn,
+    seed_of,
+    token_ids,
+)
 from whet.rollouts.ahead import GRADING, GradesAhead
-from whet.rollouts.assemble import to_token_steps
 from whet.sampling.base import Request, SamplingParams, TokenSampler
 from whet.sampling.bridge import aside, run, together
 from whet.serving.base import call_id
 from whet.templates.base import Template
+from whet.templates.places import completing_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,6 +269,17 @@ class Player:
             else Score(value=None, outcome=game.blamed, note=game.failure)
             for game in games
         ]
+
+
+def to_token_steps(
+    turn: Turn, answer: str, steps: Sequence[StepScore], decode: Callable[[Sequence[int]], str]
+) -> tuple[TokenStep, ...]:
+    """The steps of an answer at the sampled tokens that complete them; nothing is tokenized again.
+
+    `answer` is what the turn's tokens spell, or a part of that.
+    """
+    lasts = completing_tokens(turn.completion.tokens.tolist(), answer, [step.end for step in steps], decode)
+    return tuple(TokenStep(last=last, value=step.value) for last, step in zip(lasts, steps, strict=True))
 
 
 def _lowest(scores: Sequence[Score]) -> Score:
