@@ -24,7 +24,7 @@ from whet.models.create import byte_tokenizer
 from whet.records import Message, TokenRow
 from whet.templates import JinjaTemplate
 from whet.templates.base import Encoded, LossOn, Script
-from whet.templates.tokens import Encoder
+from whet.templates.messages import Encoder
 from whet.training import tokenize
 from whet.training.gate import RowRule, check_row, write_row
 from whet.training.tokenize import Gated, tokenise

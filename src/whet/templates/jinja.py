@@ -37,6 +37,7 @@ from whet.templates.messages import (
     OWN_TEMPLATE,
     WITH_TOOLS,
     Calls,
+    Encoder,
     any_of,
     as_dict,
     marked_messages,
@@ -57,7 +58,6 @@ from whet.templates.probe import (
     find_uneven,
     has_blocks,
 )  # fmt: skip
-from whet.templates.tokens import Encoder
 
 _log = logging.getLogger(__name__)
 
