@@ -42,8 +42,7 @@ from whet.models.attention import AGREEMENT, AttentionCall, Tree, TreeLayout, la
 from whet.models.language import LanguageModel
 from whet.models.load import load_model
 from whet.records import Atom, Completion, TokenRow
-from whet.sampling.base import Request, SamplingParams
-from whet.sampling.bridge import run, sample_all
+from whet.sampling.base import Request, SamplingParams, run, sample_all
 from whet.sampling.embedded import EmbeddedSampler
 from whet.sampling.weight_sync import PROBE_TOLERANCE
 from whet.training.base import Objective

@@ -30,8 +30,7 @@ from whet.models.load import load_model, load_scalar_model
 from whet.records import Atom, Completion, Message, Metric, Score, TokenRow
 from whet.rollouts.feed import Feed
 from whet.rollouts.play import Player
-from whet.sampling.base import Request, SamplingParams
-from whet.sampling.bridge import run
+from whet.sampling.base import Request, SamplingParams, run
 from whet.sampling.embedded import EmbeddedSampler
 from whet.templates.jinja import JinjaTemplate
 from whet.training.answers import Tokenised, tokenise_answers

@@ -23,8 +23,7 @@ from whet.data.formats import read_conversations
 from whet.models.attention import Layout
 from whet.models.load import load_model
 from whet.records import TokenRow
-from whet.sampling.base import Request, SamplingParams
-from whet.sampling.bridge import run
+from whet.sampling.base import Request, SamplingParams, run
 from whet.sampling.embedded import EmbeddedSampler
 from whet.sampling.forward import Plain
 from whet.sampling.layouts import Prefill

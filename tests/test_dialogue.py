@@ -26,8 +26,7 @@ from whet.models.create import byte_tokenizer
 from whet.pipeline.playing import opened
 from whet.records import Episode, Message, Outcome, Reply
 from whet.rollouts.play import Player
-from whet.sampling.base import SamplingParams
-from whet.sampling.bridge import aside
+from whet.sampling.base import SamplingParams, aside
 from whet.sampling.scripted import ScriptedSampler
 
 DESK = '''

@@ -20,8 +20,7 @@ import pytest
 
 from whet.errors import ConfigError, SamplerError
 from whet.records import Ending, Message, Reply, ToolCall
-from whet.sampling.base import Request, SamplingParams
-from whet.sampling.bridge import run
+from whet.sampling.base import Request, SamplingParams, run
 from whet.sampling.calls import SILENT, Call, Caller, FailedCall, Patience, Unanswered
 from whet.sampling.endpoint import EndpointSampler
 from whet.sampling.scripted import ScriptedSampler

@@ -31,9 +31,9 @@ from whet.models.load import load_model, read_contents
 from whet.models.marks import ADAPTERS, CALL, ROLES, RoleTable
 from whet.records import Atom, Completion, TokenRow
 from whet.sampling import bridge
-from whet.sampling.answers import Answers
 from whet.sampling.base import Request, SamplingParams
 from whet.sampling.embedded import EmbeddedSampler
+from whet.sampling.tickets import Answers
 from whet.sampling.weight_sync import probe_of, probe_request
 from whet.tracking.log import read_metrics
 from whet.training.engine import LocalTrainer

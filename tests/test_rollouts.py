@@ -22,8 +22,7 @@ from whet.models.create import byte_tokenizer
 from whet.records import Completion, Ending, Episode, Group, Message, Outcome, Score, TokenRow
 from whet.rollouts.feed import Feed
 from whet.rollouts.play import Player, _lowest
-from whet.sampling.base import Request, SamplingParams
-from whet.sampling.bridge import aside, run
+from whet.sampling.base import Request, SamplingParams, aside, run
 from whet.templates.jinja import JinjaTemplate
 
 TEMPLATE = JinjaTemplate(byte_tokenizer())
@@ -498,7 +497,7 @@ def test_nothing_scored_three_times_in_a_row_stops_the_run() -> None:
 def test_who_is_asked_to_stop_at_once_does_not_wait_for_a_grader() -> None:
     code = """
 import os, signal, time
-from whet.sampling.bridge import aside, run
+from whet.sampling.base import aside, run
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background begins with it ignored
 def grade():
     os.kill(os.getpid(), signal.SIGINT)

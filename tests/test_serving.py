@@ -29,9 +29,9 @@ from whet.models.create import byte_tokenizer  # noqa: E402
 from whet.models.locate import TEMPLATES  # noqa: E402
 from whet.pipeline.stage import Policy  # noqa: E402
 from whet.records import Completion  # noqa: E402
-from whet.sampling.answers import SamplingKind  # noqa: E402
 from whet.sampling.base import Request, SamplingParams  # noqa: E402
 from whet.sampling.scripted import ScriptedSampler  # noqa: E402
+from whet.sampling.tickets import SamplingKind  # noqa: E402
 from whet.serving.app import Bounds, Server, beside, listen  # noqa: E402
 from whet.serving.base import ChatAnswer, ChatChoice, Heard  # noqa: E402
 from whet.serving.wire import ChatBody  # noqa: E402

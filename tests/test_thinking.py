@@ -16,8 +16,7 @@ from whet.evals.run import SampledAnswer, compare, summarise
 from whet.launch.main import run_recipe
 from whet.pipeline.stages.eval import _guard
 from whet.records import Completion, Ending, token_ids
-from whet.sampling.base import Request, SamplingParams
-from whet.sampling.bridge import run
+from whet.sampling.base import Request, SamplingParams, run
 from whet.sampling.budget import BudgetSampler
 
 STOP = 0

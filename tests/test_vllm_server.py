@@ -29,8 +29,7 @@ from whet.errors import ConfigError, RunError, SamplerError, SamplersLost
 from whet.models.language import LanguageModel
 from whet.records import Completion, Ending
 from whet.rollouts.ledger import AheadFeed
-from whet.sampling.base import Request, SamplingParams
-from whet.sampling.bridge import LoopThread, run
+from whet.sampling.base import LoopThread, Request, SamplingParams, run
 from whet.sampling.calls import SILENT, Patience
 from whet.sampling.embedded import EmbeddedSampler
 from whet.sampling.vllm_server import VllmServerSampler

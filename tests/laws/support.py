@@ -13,8 +13,7 @@ from whet.config import CreateConfig, LoraConfig, ModelConfig, TrainConfig
 from whet.models.language import LanguageModel
 from whet.models.load import load_model
 from whet.records import Atom, Completion, TokenRow
-from whet.sampling.base import Request, TokenSampler
-from whet.sampling.bridge import run, sample_all
+from whet.sampling.base import Request, TokenSampler, run, sample_all
 from whet.training.engine import LocalTrainer
 
 SHAPE = CreateConfig(hidden_size=32, layers=2, heads=4, kv_heads=2, intermediate_size=48, max_length=128)

@@ -16,8 +16,7 @@ from whet.models.language import LanguageModel
 from whet.models.load import load_model
 from whet.models.matmul import library, use_library
 from whet.records import Completion
-from whet.sampling.base import Request, SamplingParams
-from whet.sampling.bridge import run, sample_all
+from whet.sampling.base import Request, SamplingParams, run, sample_all
 from whet.sampling.embedded import EmbeddedSampler
 from whet.sampling.engine import Engine
 from whet.sampling.tickets import Ticket

@@ -117,7 +117,7 @@ INSTEAD: dict[Any, Callable[..., Any]] = {
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(engine, "step_for", lambda forward, device, plain: EagerStep(forward))  # no CUDA graphs
+    monkeypatch.setattr(engine, "step_of", lambda forward, device, plain: EagerStep(forward))  # no CUDA graphs
     monkeypatch.setattr(language, "pick_backend", lambda _: "masked")  # flex is compiled
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), Guardless():
         yield

@@ -19,8 +19,7 @@ from whet.errors import ModelError
 from whet.models.language import LanguageModel, pack
 from whet.models.load import load_model, load_scalar_model, read_max_length
 from whet.records import Atom, Completion, TokenRow
-from whet.sampling.base import Request, SamplingParams
-from whet.sampling.bridge import run, sample_all
+from whet.sampling.base import Request, SamplingParams, run, sample_all
 from whet.sampling.embedded import EmbeddedSampler
 from whet.training.engine import LocalTrainer
 

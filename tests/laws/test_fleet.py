@@ -28,8 +28,7 @@ from whet.errors import SamplersLost
 from whet.models.matmul import library
 from whet.records import Completion
 from whet.rollouts.ledger import AheadFeed
-from whet.sampling.base import Request, SamplingParams
-from whet.sampling.bridge import run
+from whet.sampling.base import Request, SamplingParams, run
 from whet.sampling.embedded import EmbeddedSampler
 from whet.sampling.engine import Engine
 from whet.sampling.fleet import Fleet, Held

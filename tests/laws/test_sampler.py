@@ -22,11 +22,11 @@ from whet.models.language import LanguageModel
 from whet.models.load import load_model
 from whet.models.matmul import ROWS
 from whet.records import Completion, Ending, TokenRow, token_ids
-from whet.sampling.answers import choose
 from whet.sampling.base import Request, SamplingParams
 from whet.sampling.embedded import EmbeddedSampler
 from whet.sampling.forward import Plain, plan
 from whet.sampling.kv_cache import Member, Slab
+from whet.sampling.tickets import choose
 from whet.training.engine import LocalTrainer
 
 PROMPTS = [tuple(range(3, 3 + length)) for length in (1, 17, 5, 2, 40, 9)]

@@ -64,7 +64,7 @@ def step_with(monkeypatch: pytest.MonkeyPatch, record: Callable[[Run], Run], mad
 
         return RecordedStep(EagerStep(forward), static, record)
 
-    monkeypatch.setattr(whet.sampling.engine, "step_for", step)
+    monkeypatch.setattr(whet.sampling.engine, "step_of", step)
     monkeypatch.setattr(Engine, "one_width", True)
 
 

@@ -13,9 +13,9 @@ from tests.laws.test_sampler import assert_drawn_from, logits_of
 from tests.vllm.conftest import largest_gap
 from whet.errors import ConfigError
 from whet.records import Ending
-from whet.sampling.answers import truncate
 from whet.sampling.base import Request, SamplingParams
 from whet.sampling.embedded import EmbeddedSampler
+from whet.sampling.tickets import truncate
 from whet.sampling.vllm import PREFILL_TOKENS, VllmSampler
 
 PROMPTS = [tuple(n * 7 % 250 for n in range(length)) for length in (1, 17, 5, 2, 40, 9, 130, 300)]

@@ -18,8 +18,7 @@ from whet.errors import ConfigError, SamplerError
 from whet.models.create import byte_tokenizer
 from whet.models.load import load_model
 from whet.records import Completion
-from whet.sampling.base import Request, SamplingParams
-from whet.sampling.bridge import LoopThread
+from whet.sampling.base import LoopThread, Request, SamplingParams
 from whet.sampling.vllm_flags import SERVER_FLAGS
 from whet.sampling.vllm_server import VllmServerSampler
 

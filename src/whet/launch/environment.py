@@ -20,7 +20,7 @@ from whet.envs.tools.play import ToolEnvironments
 from whet.errors import ConfigError, EnvironmentFailure, PolicyFault
 from whet.files import write_atomic
 from whet.records import Message, ToolCall
-from whet.sampling.bridge import run
+from whet.sampling.base import run
 from whet.sandbox.sessions import Sessions
 
 ROWS_S = 600.0

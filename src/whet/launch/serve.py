@@ -17,8 +17,7 @@ from whet.errors import ConfigError, DataError, ModelError, SamplerError
 from whet.launch.talk import open_policy
 from whet.pipeline.stage import Policy
 from whet.records import Completion, Ending, seed_of
-from whet.sampling.base import Request, SamplingParams
-from whet.sampling.bridge import together
+from whet.sampling.base import Request, SamplingParams, together
 from whet.serving.app import Bounds, Server
 from whet.serving.base import ChatAnswer, ChatChoice, Heard, call_id, said
 from whet.serving.wire import ChatBody, Refusal

@@ -22,8 +22,7 @@ from whet.pipeline.playing import sampling_params
 from whet.pipeline.run import Run
 from whet.pipeline.stage import Policy
 from whet.records import Message, seed_of
-from whet.sampling.base import Request
-from whet.sampling.bridge import run
+from whet.sampling.base import Request, run
 from whet.training.checkpoint import newest_generation
 
 T = TypeVar("T")

@@ -24,8 +24,7 @@ from whet.rollouts.curriculum import Curriculum
 from whet.rollouts.feed import Feed
 from whet.rollouts.ledger import AheadFeed
 from whet.rollouts.play import Player
-from whet.sampling.base import SamplingParams
-from whet.sampling.bridge import aside
+from whet.sampling.base import SamplingParams, aside
 from whet.templates.base import Template
 
 CHUNK_EPISODES = 512

@@ -14,7 +14,7 @@ from functools import partial
 from whet.envs.base import Attempt
 from whet.envs.rubric import Ahead, WeightedRubric
 from whet.errors import GraderError, UserError, boundary
-from whet.sampling.bridge import aside
+from whet.sampling.base import aside
 
 GRADING = threading.Lock()
 """One rubric grades at a time: training and an evaluation in another thread may ask the same model."""

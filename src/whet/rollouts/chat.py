@@ -10,8 +10,7 @@ import numpy as np
 
 from whet.errors import DataError, SamplerError
 from whet.records import Ending, Message, Reply, TokenRow, token_ids
-from whet.sampling.base import Request, SamplingParams, TokenSampler
-from whet.sampling.bridge import run, sample_all
+from whet.sampling.base import Request, SamplingParams, TokenSampler, run, sample_all
 from whet.templates.base import Template
 from whet.training.base import Trainer
 

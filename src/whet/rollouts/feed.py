@@ -17,7 +17,7 @@ from whet.errors import RewardError, RunError, TrainingError
 from whet.records import Group, State, seed_of
 from whet.rollouts.curriculum import Curriculum
 from whet.rollouts.play import Played, Player
-from whet.sampling.bridge import run
+from whet.sampling.base import run
 
 Keep = Callable[[Group], bool]
 Place = tuple[int | str, int]

@@ -34,8 +34,7 @@ from whet.files import read_json, write_json
 from whet.records import Episode, Group, Outcome, State
 from whet.rollouts.feed import Feed, Keep, Place, Taken
 from whet.rollouts.play import Played
-from whet.sampling.base import ApartSampler
-from whet.sampling.bridge import LoopThread
+from whet.sampling.base import ApartSampler, LoopThread
 
 ISSUES = 3
 """How often a group is played whose requests the machinery loses, before it is handed on as it is."""

@@ -40,8 +40,7 @@ from whet.records import (
     token_ids,
 )
 from whet.rollouts.ahead import GRADING, GradesAhead
-from whet.sampling.base import Request, SamplingParams, TokenSampler
-from whet.sampling.bridge import aside, run, together
+from whet.sampling.base import Request, SamplingParams, TokenSampler, aside, run, together
 from whet.serving.base import call_id
 from whet.templates.base import Template
 from whet.templates.places import completing_tokens

@@ -25,7 +25,7 @@ from typing import Any, Generic, Literal, TypeVar
 import httpx
 
 from whet.errors import SamplerError
-from whet.sampling.bridge import LoopThread
+from whet.sampling.base import LoopThread
 
 T = TypeVar("T")
 

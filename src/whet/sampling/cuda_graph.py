@@ -22,10 +22,9 @@ import torch
 from torch import Tensor
 
 from whet.models.attention import AttentionCall
-from whet.models.matmul import padded
 from whet.sampling.forward import Forward
 from whet.sampling.kv_cache import Slab, hidden_columns
-from whet.sampling.layouts import Decode, DecodeBatch, attend_rows
+from whet.sampling.layouts import DecodeBatch, attend_rows
 
 BUCKET = 256
 """Columns are looked at in multiples of this: each multiple is a recording of its own."""
@@ -34,18 +33,8 @@ COARSE_TOLERANCE = 0.25
 """Largest difference between log-probabilities of a recorded step and of the other, in and below float32."""
 
 Run = Callable[[], Tensor]
-
-
-class EagerStep:
-    """Logits of the next token, by kernels for just the rows and columns that there are."""
-
-    def __init__(self, forward: Forward) -> None:
-        self._forward = forward
-
-    def __call__(self, token_S: Tensor, position_S: Tensor, batch: DecodeBatch) -> Tensor:
-        """(rows, V): writes the keys and values of these tokens into their rows' next columns."""
-        hidden = self._forward.hidden(padded(token_S), padded(position_S), Decode(batch))
-        return self._forward.logits(hidden)[: len(token_S)]
+Step = Callable[[Tensor, Tensor, DecodeBatch], Tensor]
+"""(tokens (S,), their positions (S,), the rows) -> logits of the next token (rows, V)."""
 
 
 class StaticStep:
@@ -80,9 +69,9 @@ class StaticStep:
 
 
 class RecordedStep:
-    """`StaticStep`, each bucket recorded at its first use and compared with `EagerStep`; else that, with a warning."""
+    """`StaticStep`, each bucket recorded at its first use and compared with `eager`; else that, with a warning."""
 
-    def __init__(self, eager: EagerStep, static: Callable[[Slab], StaticStep], record: Callable[[Run], Run]) -> None:
+    def __init__(self, eager: Step, static: Callable[[Slab], StaticStep], record: Callable[[Run], Run]) -> None:
         self._eager, self._make, self._record = eager, static, record
         self._static: StaticStep | None = None
         self._recordings: dict[int, Run] = {}
@@ -137,17 +126,6 @@ def record_cuda_graph(run: Run) -> Run:
         return out
 
     return replay
-
-
-Step = EagerStep | RecordedStep
-
-
-def step_for(forward: Forward, device: torch.device, *, plain: bool) -> Step:
-    """Recorded on a GPU, where the forward pass is our own."""
-    eager = EagerStep(forward)
-    if device.type != "cuda" or not plain:
-        return eager
-    return RecordedStep(eager, lambda slab: StaticStep(forward, slab, device), record_cuda_graph)
 
 
 @dataclass(slots=True)

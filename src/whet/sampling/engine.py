@@ -26,12 +26,20 @@ from whet.errors import SamplerError
 from whet.models.language import LanguageModel
 from whet.models.matmul import padded, rows_alike
 from whet.records import Completion
-from whet.sampling.answers import Answers, Pens, SamplingKind
 from whet.sampling.base import Request, SamplingParams
-from whet.sampling.cuda_graph import BUCKET, Step, step_for
+from whet.sampling.cuda_graph import BUCKET, Step
 from whet.sampling.forward import Forward, plan
-from whet.sampling.kv_cache import Member, Prefixes, Slab, size_class
-from whet.sampling.tickets import PROMPTS, TAILS, WHOLE, SharedPrompt, Ticket, batch_of, learn, prefill_of
+from whet.sampling.kv_cache import PROMPTS, TAILS, WHOLE, Member, Prefixes, Slab, size_class
+from whet.sampling.tickets import (
+    Answers,
+    Pens,
+    SamplingKind,
+    SharedPrompt,
+    Ticket,
+    batch_of,
+    prefill_of,
+    step_of,
+)
 
 PREFILL_TOKENS = 1024
 """Most prompt tokens computed at once, or one prompt of any length: more do not fit the processor's caches."""
@@ -160,7 +168,7 @@ class Engine:
         self._salt += 1
         self._switches.append((self.steps, version))
         self._forward = self.plan.bind(self.model, self._widest)  # some of it are copies
-        self._decoding = step_for(self._forward, self.model.device, plain=self._recorded)
+        self._decoding = step_of(self._forward, self.model.device, plain=self._recorded)
         waiting, self._waiting = list(self._waiting), {}
         for prompt in waiting:
             fresh = prompt.uncached(self._salt)
@@ -259,7 +267,7 @@ class Engine:
             self._prefixes.expect([p._version for p in self.model.module.parameters()])
             self._widest, self._until = self._width_for(positions), 0
             self._forward = self.plan.bind(self.model, self._widest, self._forward)
-            self._decoding = step_for(self._forward, self.model.device, plain=self._recorded)
+            self._decoding = step_of(self._forward, self.model.device, plain=self._recorded)
 
     def _width_for(self, positions: int) -> int:
         return self._widest if positions <= self._widest else -(-max(positions, 2 * self._widest) // BUCKET) * BUCKET
@@ -279,7 +287,7 @@ class Engine:
         known = [self._prefixes.find(prompt.tokens) for prompt in prompts]
         stream_N, positions_N, layout = prefill_of(prompts, rows, known, self.model)
         hidden_ND = self._forward.hidden(padded(stream_N), padded(positions_N), layout)
-        learn(prompts, rows, hidden_ND, layout, self._prefixes)
+        note(prompts, rows, hidden_ND, layout, self._prefixes)
 
     # ------------------------------------------------------------------------------ one token for all
 

@@ -39,8 +39,7 @@ from whet.errors import SamplerError, SamplersLost
 from whet.files import read_json, write_json, writing
 from whet.models.language import LanguageModel
 from whet.records import Completion
-from whet.sampling.base import Request
-from whet.sampling.bridge import LoopThread, run
+from whet.sampling.base import LoopThread, Request, run
 from whet.sampling.embedded import EmbeddedSampler
 from whet.sampling.process import LostReplica, Replica, ReplicaState, Spawner
 from whet.sampling.weight_sync import PROBE_TOLERANCE, Probe, probe_of, probe_request, sampled_weights, weights_digest

@@ -40,6 +40,8 @@ LEAST_BITS = 4
 
 Held = tuple[tuple[Tensor, Tensor], ...]
 """Of each layer, keys and values (K, L, D) of some tokens."""
+WHOLE, TAILS, PROMPTS = "whole", "tails", "prompts"
+"""Slabs of rows with their prompt in front, of rows whose prompt is apart, and of such prompts."""
 
 
 def size_class(tokens: int) -> int:

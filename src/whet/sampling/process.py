@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from whet.records import Completion
-from whet.sampling.base import Request
-from whet.sampling.bridge import settle
+from whet.sampling.base import Request, settle
 from whet.sampling.replica import read_answer, request_frame
 from whet.sandbox.base import JSON
 from whet.sandbox.frames import encode, take

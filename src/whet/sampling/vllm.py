@@ -28,8 +28,7 @@ from torch import Tensor
 from whet.errors import ConfigError, MissingExtra, ModelError, SamplerError
 from whet.models.language import LanguageModel
 from whet.records import Completion
-from whet.sampling.base import Request
-from whet.sampling.bridge import Driver, run
+from whet.sampling.base import Driver, Request, run
 from whet.sampling.weight_sync import base_weights, check_probe, check_temperature, complete, stopping
 
 ENVIRONMENT = {
@@ -95,7 +94,7 @@ class VllmSampler:
             raise SamplerError("this vLLM engine has ended: there is one in a process, and a newer sampler has its own")
         return await self._driver.sample(request)
 
-    # ------------------------------------------------------------------------------ `bridge.Stepper`
+    # ------------------------------------------------------------------------------ `base.Stepper`
 
     @property
     def busy(self) -> bool:

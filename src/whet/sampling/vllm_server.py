@@ -40,7 +40,7 @@ from whet.files import writing
 from whet.models.language import LanguageModel
 from whet.records import Completion
 from whet.sampling.base import Request
-from whet.sampling.bridge import run as run_here
+from whet.sampling.base import run as run_here
 from whet.sampling.calls import Call, Caller, NotFound, Patience, Unanswered, excerpt
 from whet.sampling.fleet import routed
 from whet.sampling.vllm_flags import EXTENSION, FILES

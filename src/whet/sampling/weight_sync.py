@@ -20,8 +20,8 @@ from whet.models.export import plain_name
 from whet.models.heads import SCORE
 from whet.models.language import LanguageModel
 from whet.records import Completion, Ending, token_ids
-from whet.sampling.answers import completing, stop_table
 from whet.sampling.base import Request, SamplingParams, TokenSampler
+from whet.sampling.tickets import completing, stop_table
 
 PROBE_TOKENS = 8
 PROBE_TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 0.5}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from torch import Tensor
 
@@ -72,6 +72,9 @@ class Objective(Protocol):
     A class that inherits from it says only what is other than here.
     """
 
+    compares: ClassVar[bool] = False
+    """Whether it compares the rows of an atom, which must then be in one micro-batch; any other may be cut."""
+
     @property
     def needs(self) -> frozenset[Need]:
         """What the forward pass must compute for it; nothing else is computed."""
@@ -81,11 +84,6 @@ class Objective(Protocol):
     def temperature(self) -> float:
         """What the logits are divided by before log-softmax; the sampler's own for RL."""
         return 1.0
-
-    @property
-    def compares(self) -> bool:
-        """Whether it compares the rows of an atom, which must then be in one micro-batch; any other may be cut."""
-        return False
 
     def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Mapping[str, Tally]]:
         """The weighted sum of losses of a micro-batch, and its metrics."""

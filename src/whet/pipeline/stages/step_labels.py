@@ -23,8 +23,7 @@ from whet.pipeline.playing import check_tasks, player, tasks_of
 from whet.pipeline.stage import Context, Kind
 from whet.records import Ending, Episode, Outcome, seed_of
 from whet.rollouts.play import Player
-from whet.sampling.base import Request
-from whet.sampling.bridge import run, sample_all
+from whet.sampling.base import Request, run, sample_all
 from whet.templates.places import completing_tokens
 from whet.tracking.charts import ROWS_LOOK
 
