@@ -30,16 +30,7 @@ from whet.sampling.base import Request, SamplingParams
 from whet.sampling.cuda_graph import BUCKET, Step
 from whet.sampling.forward import Forward, plan
 from whet.sampling.kv_cache import PROMPTS, TAILS, WHOLE, Member, Prefixes, Slab, size_class
-from whet.sampling.tickets import (
-    Answers,
-    Pens,
-    SamplingKind,
-    SharedPrompt,
-    Ticket,
-    batch_of,
-    prefill_of,
-    step_of,
-)
+from whet.sampling.tickets import Answers, Pens, SamplingKind, SharedPrompt, Ticket, batch_of, note, prefill_of, step_of
 
 PREFILL_TOKENS = 1024
 """Most prompt tokens computed at once, or one prompt of any length: more do not fit the processor's caches."""
