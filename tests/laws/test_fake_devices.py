@@ -29,8 +29,8 @@ from whet.models.load import load_skeleton
 from whet.records import Completion
 from whet.sampling import engine
 from whet.sampling.base import Request, SamplingParams
-from whet.sampling.cuda_graph import EagerStep
 from whet.sampling.embedded import EmbeddedSampler
+from whet.sampling.tickets import EagerStep
 from whet.sampling.weight_sync import base_weights
 from whet.training.base import Objective
 from whet.training.engine import LocalTrainer

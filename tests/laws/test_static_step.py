@@ -18,11 +18,12 @@ from whet.models.language import LanguageModel
 from whet.models.load import load_model
 from whet.records import Completion
 from whet.sampling.base import Request, SamplingParams
-from whet.sampling.cuda_graph import EagerStep, RecordedStep, Run, StaticStep, Step
+from whet.sampling.cuda_graph import RecordedStep, Run, StaticStep, Step
 from whet.sampling.embedded import EmbeddedSampler
 from whet.sampling.engine import Engine
 from whet.sampling.forward import Forward
 from whet.sampling.kv_cache import Slab
+from whet.sampling.tickets import EagerStep
 
 STOP = frozenset(range(200, 230))
 """So many that an answer ends by itself after some nine tokens."""

@@ -16,11 +16,11 @@ from whet.config import ModelConfig
 from whet.errors import ModelError, SamplerError
 from whet.models.language import LanguageModel
 from whet.models.load import load_model
+from whet.models.marks import completing, stop_table
 from whet.records import Completion, Ending
 from whet.sampling.base import Request, SamplingParams
 from whet.sampling.embedded import EmbeddedSampler
 from whet.sampling.engine import Engine
-from whet.sampling.tickets import completing, stop_table
 from whet.sampling.weight_sync import complete
 
 STOPS = ("1", "=2", "</answer>", "0\n", "é")

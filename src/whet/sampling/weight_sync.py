@@ -19,9 +19,9 @@ from whet.models.attention import Tree, TreeLayout
 from whet.models.export import plain_name
 from whet.models.heads import SCORE
 from whet.models.language import LanguageModel
+from whet.models.marks import completing, stop_table
 from whet.records import Completion, Ending, token_ids
 from whet.sampling.base import Request, SamplingParams, TokenSampler
-from whet.sampling.tickets import completing, stop_table
 
 PROBE_TOKENS = 8
 PROBE_TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 0.5}
