@@ -28,7 +28,7 @@ from whet.models.language import pack
 from whet.records import Atom, Completion, Ending, Episode, Group, Outcome, Score, TokenRow, Turn, token_ids
 from whet.sampling.replica import answer_frame
 from whet.sandbox.frames import encode
-from whet.training.batch import TokenBudget, as_batch, microbatches
+from whet.training.engine import TokenBudget, as_batch, microbatches
 from whet.training.group import cut_atoms
 
 GROUP = 16

@@ -21,8 +21,7 @@ from whet.algorithms.policy_loss import policy_loss
 from whet.config import ModelConfig, PolicyConfig, TrainConfig
 from whet.models.load import load_model
 from whet.records import Atom, TokenRow
-from whet.training.batch import microbatches
-from whet.training.engine import LocalTrainer
+from whet.training.engine import LocalTrainer, microbatches
 
 PROMPT = 100
 

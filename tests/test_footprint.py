@@ -33,7 +33,7 @@ from whet.records import Atom
 from whet.sampling.engine import Engine
 from whet.tracking.log import read_metrics
 from whet.training import engine
-from whet.training.batch import CACHED_TOKENS, TokenBudget
+from whet.training.engine import CACHED_TOKENS, TokenBudget
 
 ROOT = Path(__file__).parent.parent
 SHAPE = CreateConfig(hidden_size=256, layers=2, heads=4, kv_heads=2, intermediate_size=768)

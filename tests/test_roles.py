@@ -30,8 +30,7 @@ from whet.models.language import LanguageModel
 from whet.models.load import load_model, read_contents
 from whet.models.marks import ADAPTERS, CALL, ROLES, RoleTable
 from whet.records import Atom, Completion, TokenRow
-from whet.sampling import bridge
-from whet.sampling.base import Request, SamplingParams
+from whet.sampling.base import Request, SamplingParams, run
 from whet.sampling.embedded import EmbeddedSampler
 from whet.sampling.tickets import Answers
 from whet.sampling.weight_sync import probe_of, probe_request
@@ -155,8 +154,8 @@ def test_the_probe_of_a_hand_over_goes_through_the_adapters_of_its_tokens() -> N
     marks = MarksConfig(reasoning=("q", "z"), call=(prompt[2], "y"))
     model = moved(load_model(DEMO, lora=LORA.model_copy(update={"routed": marks})))
     sampler = EmbeddedSampler(model, max_running=1)
-    probe = bridge.run(probe_of(sampler, model))
-    assert probe.gaps(bridge.run(sampler.sample(probe.request))).max() < 1e-4
+    probe = run(probe_of(sampler, model))
+    assert probe.gaps(run(sampler.sample(probe.request))).max() < 1e-4
 
 
 def test_without_calls_two_adapters_are_one_bit_for_bit() -> None:

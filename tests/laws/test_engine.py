@@ -25,8 +25,7 @@ from whet.models.language import Ask, pack
 from whet.models.noise import noisy, row_lengths
 from whet.records import Atom, Episode, Outcome, Score, TokenRow
 from whet.training.base import Objective
-from whet.training.batch import TokenBudget, microbatches
-from whet.training.engine import LocalTrainer
+from whet.training.engine import LocalTrainer, TokenBudget, microbatches
 
 AXES = {
     "k2": {"kl": {"place": "loss", "estimator": "k2", "coefficient": 0.1}},

@@ -16,8 +16,7 @@ from tests.laws.support import gradients, largest_difference, logps_of, random_a
 from whet.algorithms.sft import CrossEntropy
 from whet.errors import RunError, TrainingError
 from whet.records import Atom, add_metrics
-from whet.training.batch import CPU_MESSAGE, TokenBudget, attempt
-from whet.training.engine import LocalTrainer
+from whet.training.engine import CPU_MESSAGE, LocalTrainer, TokenBudget, attempt
 
 ERRORS = {"cuda": torch.OutOfMemoryError("CUDA out of memory"), "cpu": RuntimeError(f"{CPU_MESSAGE}: you tried")}
 LOWER, UPPER = "model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight"

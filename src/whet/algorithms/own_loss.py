@@ -15,7 +15,7 @@ from whet.formulas.constants import Bound
 from whet.formulas.policy import Tokens
 from whet.formulas.preference import Pairs
 from whet.target import describe
-from whet.training.batch import out_of_memory
+from whet.training.engine import out_of_memory
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ from whet.pipeline.stage import Seen
 from whet.records import TokenRow
 from whet.sampling.engine import PREFIX_SHARE
 from whet.training.base import Batch, Outputs
-from whet.training.batch import CACHED_TOKENS, as_batch
+from whet.training.engine import CACHED_TOKENS, as_batch
 from whet.training.optim import Optimizers, eight_bit_state
 
 FRAGMENTS = 1.14

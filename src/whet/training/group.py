@@ -18,7 +18,7 @@ from whet.errors import TrainingError
 from whet.models.language import Want
 from whet.records import Atom, Column, Metric, TokenRow, add_metrics
 from whet.training.base import Objective, OptimResult
-from whet.training.batch import CACHED_TOKENS, share_prompts
+from whet.training.engine import CACHED_TOKENS, share_prompts
 
 EVEN = 1.1
 """A cut is good enough where no rank has more than so many times its share of the tokens."""

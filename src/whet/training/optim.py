@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from whet.config import TrainConfig
 from whet.errors import RunError
 from whet.models.quantize import bitsandbytes
-from whet.training.batch import TokenBudget
 from whet.training.offload import state_on_device, to_host
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -161,9 +160,13 @@ class Optimizers:
         if not self.away and groups:
             yield groups
         for group in groups if self.away else ():
-            params = group["params"]
-            for part in TokenBudget(PART_NUMBERS).fill([p.numel() for p in params]):
-                yield [{**group, "params": [params[i] for i in part]}]
+            part: list[nn.Parameter] = []
+            for p in group["params"]:
+                if part and sum(each.numel() for each in part) + p.numel() > PART_NUMBERS:
+                    yield [{**group, "params": part}]
+                    part = []
+                part.append(p)
+            yield [{**group, "params": part}]
 
 
 def _adamw(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:

@@ -26,7 +26,7 @@ from whet.tracking.log import RunLog
 from whet.tracking.text import number, percent
 from whet.training.answers import PreferenceStats, Tokenised, compared_stats, judged_stats, tokenise_answers
 from whet.training.base import Trainer
-from whet.training.batch import most_uncut
+from whet.training.engine import most_uncut
 
 
 def run_preference(context: Context[PreferenceStage]) -> None:

@@ -44,7 +44,7 @@ from whet.tracking.judged import RULES
 from whet.tracking.log import RunLog
 from whet.tracking.text import number, percent
 from whet.training.base import Trainer
-from whet.training.batch import most_uncut
+from whet.training.engine import most_uncut
 
 REFERENCES = 512
 """Comparisons whose answers say where zero is, and one."""
