@@ -11,8 +11,8 @@ The signature is recognised by the names of the parameters, when the function is
 * reasoning-gym: `score_answer(answer, entry) -> float`, called for each; `entry` is the row.
 
 What goes wrong there (an exception, a hang, `sys.exit`, NaN, a list too short) is a failed grade with the reason.
-Where one call for all attempts fails, each is called again alone, so that one answer costs the others nothing; `plain`
-decides whether the answer or the function was at fault.
+Where one call for all attempts fails, each is called again alone, so that one answer costs the others nothing;
+`envs.base.attribute` decides whether the answer or the function was at fault.
 """
 
 from __future__ import annotations
