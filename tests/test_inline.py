@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from whet.algorithms.groups import to_rows
 from whet.config import SamplingConfig
 from whet.config.environment import EnvironmentConfig
 from whet.config.loading import load_recipe
@@ -24,7 +25,6 @@ from whet.launch.talk import open_conversation
 from whet.models.create import byte_tokenizer
 from whet.models.locate import TEMPLATES
 from whet.records import Ending, Episode, Message, Outcome, ToolCall
-from whet.rollouts.assemble import to_rows
 from whet.rollouts.play import Player
 from whet.sampling.base import SamplingParams
 from whet.sampling.scripted import ScriptedSampler
