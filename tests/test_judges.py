@@ -24,7 +24,7 @@ from whet.envs.judges.cache import CachedChat, read_answers
 from whet.envs.judges.fence import defused, fenced, mark_of, opened, steering
 from whet.envs.judges.judge import PAIR, Exchange, Judge, Wording, build_judge, read_principles, verdicts_of
 from whet.envs.judges.scripted import ScriptedAsker
-from whet.envs.library.base import Sum
+from whet.envs.library.arithmetic import Sum
 from whet.envs.rewards.build import build_rubric
 from whet.envs.rewards.judge import PairsReward, PointsReward, matches
 from whet.errors import ConfigError, RewardError

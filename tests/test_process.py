@@ -16,7 +16,7 @@ from whet.config.rewards import StepsReward, VerifierReward
 from whet.config.shaping import FormatReward
 from whet.envs.base import Attempt, Grade, PlainReward, SingleTurn
 from whet.envs.library import family
-from whet.envs.library.base import Arithmetic
+from whet.envs.library.arithmetic import Arithmetic
 from whet.envs.rewards.build import build_rubric
 from whet.envs.rubric import WeightedRubric
 from whet.errors import ConfigError

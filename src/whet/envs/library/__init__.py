@@ -1,9 +1,10 @@
-"""Task families that make their own problems, endless and reproducible. A new one is a file of its own."""
+"""Task families that make their own problems, endless and reproducible. One file each."""
 
 from __future__ import annotations
 
 from whet.config import GeneratedConfig
-from whet.envs.library.base import Arithmetic, Family
+from whet.envs.library.arithmetic import Arithmetic
+from whet.envs.library.base import Family
 from whet.envs.library.countdown import Countdown
 from whet.envs.library.functions import Functions
 
