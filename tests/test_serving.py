@@ -9,6 +9,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -151,6 +153,27 @@ def test_tools_are_called_and_their_results_are_read(client: Any) -> None:
     broken = ask({"role": "user", "content": "broken"}).choices[0]
     assert broken.message.content == call("a") + "<tool_call>{" and not broken.message.tool_calls
     assert ask(asked, tool_choice="none").choices[0].message.content == call("a") + call("b")
+
+
+def test_a_call_inside_an_answer_ends_it_and_the_same_answer_goes_on_behind_the_result() -> None:
+    template = JinjaTemplate(byte_tokenizer(), chat_template=TEMPLATES["whet:inline"].read_text())
+    sampler = ScriptedSampler(
+        lambda asked: "b" if "<information>b" in asked[-1].content else "hm <look>a</look> no",
+        encode=template._encoder.one,
+        decode=template.decode,
+    )
+    policy = replace(scripted([]), template=template, start_sampler=lambda: cast(Any, sampler))
+    with (
+        beside(Server(host=ServedModels({"inline": policy}))) as url,
+        openai.OpenAI(base_url=url, api_key="any", max_retries=0) as opened,
+    ):
+        ask = partial(opened.chat.completions.create, model="inline", tools=cast(Any, [LOOK]))
+        answer = ask(messages=ASK).choices[0]
+        assert answer.finish_reason == "tool_calls" and answer.message.content == "hm"
+        (called,) = answer.message.tool_calls
+        assert json.loads(called.function.arguments) == {"key": "a"}
+        result = {"role": "tool", "tool_call_id": called.id, "content": "b"}
+        assert ask(messages=[*ASK, answer.message, result]).choices[0].message.content == "b"
 
 
 def test_log_probabilities_are_those_of_the_tokens(client: Any, tiny: Policy) -> None:
