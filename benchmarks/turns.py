@@ -68,10 +68,10 @@ def main() -> None:
     kept = tokenise(found, JinjaTemplate(model.tokenizer), loss_on="assistant", max_length=4096, on_bad_row="error")
     rows, computed, hidden = list(kept.rows), [0], Plain.hidden
 
-    def counting(self: Plain, input_N: Tensor, positions_N: Tensor, layout: Layout) -> Tensor:
+    def counting(self: Plain, input_N: Tensor, positions_N: Tensor, layout: Layout, *rest: Tensor) -> Tensor:
         if isinstance(layout, Prefill):
             computed[0] += layout.entries[-1].tokens.stop
-        return hidden(self, input_N, positions_N, layout)
+        return hidden(self, input_N, positions_N, layout, *rest)
 
     Plain.hidden = counting  # type: ignore[method-assign]
     places = [place for row in rows for place in answers(row)]

@@ -252,6 +252,18 @@ def test_below_float32_the_plain_pass_rounds_as_the_module_does(model: LanguageM
     assert 0 < off[0] < 1.5 * off[1]
 
 
+def test_the_last_layer_computes_some_tokens_alone_to_the_same_bits(model: LanguageModel) -> None:
+    forward = plan(model).bind(model, 64)
+    assert isinstance(forward, Plain)
+    stream_N, at = torch.tensor(PROMPTS[4]), torch.tensor([39, 0, 7, 20])
+    layout, last, rows_seen = TreeLayout((Tree(0, (40,)),), model.device), forward.layers[-1], []
+    with torch.no_grad():
+        every = forward.hidden(stream_N, layout.positions_N, layout)
+        forward.layers[-1] = replace(last, down=lambda x: (rows_seen.append(len(x)), last.down(x))[1])
+        assert torch.equal(forward.hidden(stream_N, layout.positions_N, layout, at), every[at])
+    assert rows_seen == [4]
+
+
 @pytest.mark.usefixtures("prompts")
 @pytest.mark.parametrize(("temperature", "max_running"), [(0.0, 64), (1.0, 64), (1.0, 6)])
 def test_an_answer_whose_logits_are_no_numbers_fails_alone(temperature: float, max_running: int) -> None:

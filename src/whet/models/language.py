@@ -140,14 +140,14 @@ class LanguageModel:
         """The attention backend for training."""
         return pick_backend(self.device)
 
-    def hidden(self, input_N: Tensor, positions_N: Tensor, layout: Layout) -> Tensor:
-        """Last hidden states (N, D) of a packed stream."""
+    def hidden(self, input_N: Tensor, positions_N: Tensor, layout: Layout, at: Tensor | slice = slice(None)) -> Tensor:
+        """Last hidden states (T, D) `at` these tokens of a packed stream."""
         with self.autocast():
             output = self.decoder(
                 input_ids=input_N[None], position_ids=positions_N[None], use_cache=False, layout=layout
             )
-        hidden: Tensor = output.last_hidden_state[0]
-        return hidden
+        hidden_ND: Tensor = output.last_hidden_state[0]
+        return hidden_ND[at]
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """Logits (T, V) at these hidden states."""

@@ -277,8 +277,9 @@ class Engine:
         assert self._forward is not None
         known = [self._prefixes.find(prompt.tokens) for prompt in prompts]
         stream_N, positions_N, layout = prefill_of(prompts, rows, known, self.model)
-        hidden_ND = self._forward.hidden(padded(stream_N), padded(positions_N), layout)
-        note(prompts, rows, hidden_ND, layout, self._prefixes)
+        last_P = torch.tensor([entry.tokens.stop - 1 for entry in layout.entries], device=self.model.device)
+        after_PD = self._forward.hidden(padded(stream_N), padded(positions_N), layout, padded(last_P))
+        note(prompts, rows, after_PD, layout, self._prefixes)
 
     # ------------------------------------------------------------------------------ one token for all
 
@@ -355,8 +356,7 @@ class Engine:
             return []
         done: Done = []
         for row in ended:
-            count = self.steps - row.born + 1
-            later = row.later(self._switches)
+            count, later = self.steps - row.born + 1, row.later(self._switches)
             done.append((row, self._answers.completion(row.line, count, row.request, row.version, later)))
         self._leave(ended)
         if any(isinstance(answer, SamplerError) for _, answer in done):

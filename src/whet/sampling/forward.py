@@ -50,8 +50,8 @@ Product = Callable[[Tensor], Tensor]
 class Forward(Protocol):
     """What the sampler needs of a model; `LanguageModel` has it, and so has `Plain`."""
 
-    def hidden(self, input_N: Tensor, positions_N: Tensor, layout: Layout) -> Tensor:
-        """Last hidden states (N, size) of a packed stream."""
+    def hidden(self, input_N: Tensor, positions_N: Tensor, layout: Layout, at: Tensor | slice = slice(None)) -> Tensor:
+        """Last hidden states (T, size) `at` these tokens of a packed stream."""
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """Logits (T, V) at these hidden states."""
@@ -112,6 +112,7 @@ class Plain:
             self.layers = [_Layer.of(layer, call, cast) for layer, call in zip(decoder.layers, calls, strict=True)]
             self.head = cast(head)
             self.embedding, self.norm = decoder.embed_tokens.weight, _Norm.of(decoder.norm)
+        self._narrows = model.routing is None  # a route has a role for each token of the stream
         self._angles = decoder.rotary_emb
         self.reach(positions)
 
@@ -126,8 +127,8 @@ class Plain:
         sin = torch.cat((-sin[..., :half], sin[..., half:]), -1)  # turning is then x cos + (x, halves swapped) sin
         self.rotary = torch.cat((cos, sin), -1)[0, :, None]
 
-    def hidden(self, input_N: Tensor, positions_N: Tensor, layout: Layout) -> Tensor:
-        """Last hidden states (N, size) of a packed stream."""
+    def hidden(self, input_N: Tensor, positions_N: Tensor, layout: Layout, at: Tensor | slice = slice(None)) -> Tensor:
+        """Last hidden states (T, size) `at` these tokens of a stream; the others end at the last layer's attention."""
         with self.autocast():
             x = F.embedding(input_N, self.embedding)
             cos, sin = self.rotary.index_select(0, positions_N).chunk(2, -1)
@@ -142,11 +143,14 @@ class Plain:
                 value = value.view(len(x), -1, layer.head_size).transpose(0, 1)[None]
                 if torch.is_autocast_enabled(x.device.type):
                     query, key = query.to(value.dtype), key.to(value.dtype)
-                x += layer.out(layout.attend(query, key, value, layer.call).reshape(len(x), -1))
+                seen = layout.attend(query, key, value, layer.call).reshape(len(x), -1)
+                if self._narrows and layer is self.layers[-1]:
+                    x, seen, at = x[at], seen[at], slice(None)
+                x += layer.out(seen)
                 seen = layer.second_norm(x)
                 gate, up = layer.gate_and_up(seen).chunk(2, -1)
                 x += layer.down(layer.activation(gate).mul_(up))
-            return self.norm(x)
+            return self.norm(x)[at]
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """Logits (T, V) at these hidden states."""
@@ -167,8 +171,7 @@ class _Norm:
         return cls(module.weight, torch.tensor(eps, dtype=module.weight.dtype, device=module.weight.device))
 
     def __call__(self, x: Tensor) -> Tensor:
-        if x.dtype != self.weight.dtype:
-            x = x.to(self.weight.dtype)
+        x = x.to(self.weight.dtype)
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         inverse = torch.addcmul(self.eps, length, length, value=1 / x.shape[-1]).rsqrt_()
         return (x * inverse).mul_(self.weight)

@@ -139,8 +139,8 @@ class Slab:
             for held in (self.keys, self.values):
                 old = held[layer]
                 kept = min(len(old), capacity * shape.heads)
-                held[layer] = old.new_zeros(capacity * shape.heads, *old.shape[1:])
-                held[layer][:kept] = old[:kept]
+                held[layer] = old.new_empty(capacity * shape.heads, *old.shape[1:])
+                held[layer][:kept], held[layer][kept:] = old[:kept], 0
         self.capacity = capacity
 
     def fill(self, layer: int, first: int, count: int, keys_KDL: Tensor, values_KLD: Tensor) -> None:

@@ -93,7 +93,7 @@ class Shared:
     def of(cls, slab: Slab, rows_P: Sequence[Sequence[int]], device: torch.device) -> Shared:
         """From the rows of each prompt, in the order of the slab."""
         R = -(-max(1, *map(len, rows_P)) // ROWS) * ROWS
-        row_PR = [row for rows in rows_P for row in _filled(rows, rows[-1] if rows else 0, R)]
+        row_PR = [row for rows in rows_P for row in (*rows, *[rows[-1] if rows else 0] * (R - len(rows)))]
         return cls(slab, torch.tensor(row_PR, device=device), (len(rows_P), R))
 
     def look(self, query_TKGD: Tensor, call: AttentionCall) -> Tensor:
@@ -153,10 +153,6 @@ class Decode:
             parts.append(parts[0].new_zeros(N * K - at, *parts[0].shape[1:]))
         out = torch.cat(parts) if len(parts) > 1 else parts[0]
         return out.view(1, N, -1, out.shape[2])
-
-
-def _filled(rows: Sequence[int], filler: int, count: int) -> list[int]:
-    return [*rows, *[filler] * (count - len(rows))]
 
 
 def _look(query: Tensor, slab: Slab, call: AttentionCall, *, marks: bool) -> Tensor:

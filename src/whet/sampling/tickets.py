@@ -164,13 +164,13 @@ def prefill_of(
 def note(
     prompts: Sequence[SharedPrompt],
     rows: Mapping[SharedPrompt, Sequence[Ticket]],
-    hidden_ND: Tensor,
+    after_PD: Tensor,
     layout: Prefill,
     prefixes: Prefixes,
 ) -> None:
     """Note what was computed of these prompts: the last hidden state, and what a later prompt may begin with."""
-    for prompt, entry in zip(prompts, layout.entries, strict=True):
-        prompt.hidden_D = hidden_ND[entry.tokens.stop - 1].clone()
+    for prompt, entry, after_D in zip(prompts, layout.entries, after_PD[: len(prompts)], strict=True):
+        prompt.hidden_D = after_D
         if any(row.request.goes_on for row in rows[prompt]):
             prefixes.keep(prompt.tokens, tuple(entry.computed), entry.known.tokens)
 
@@ -354,7 +354,8 @@ def choose(logits_SV: Tensor, params: SamplingParams, uniform_S: Tensor) -> tupl
     if params.temperature != 0:
         logits_SV = truncate(logits_SV, top_p=params.top_p, top_k=params.top_k)
     p_SV = logits_SV.softmax(-1)
-    p_SBX = F.pad(p_SV, (0, -p_SV.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
+    missing = -p_SV.shape[-1] % BLOCK
+    p_SBX = (F.pad(p_SV, (0, missing)) if missing else p_SV).unflatten(-1, (-1, BLOCK))  # of none `pad` makes a copy
     token_S = (_largest(p_SBX) if params.temperature == 0 else _invert(p_SBX, uniform_S[:, None]))[:, 0]
     token_S.clamp_max_(p_SV.shape[-1] - 1)
     return token_S, p_SV.gather(-1, token_S[:, None])[:, 0].log_()
