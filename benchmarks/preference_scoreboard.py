@@ -26,7 +26,7 @@ from whet.config import EvalStage, GeneratedConfig, ModelConfig, PreferenceStage
 from whet.config.loading import load_recipe
 from whet.config.preference import PREFERENCE_PRESETS
 from whet.envs.base import Attempt, Task
-from whet.envs.library import family
+from whet.envs.families import family
 from whet.errors import TrainingError
 from whet.launch.world import LocalWorld
 from whet.pipeline.load_data import rubric, tasks

@@ -25,7 +25,7 @@ from whet.data.base import Origin, Row
 from whet.data.formats import load_conversations, load_tasks
 from whet.data.known import TURNS, unfold
 from whet.envs.base import Attempt, Grade, Task
-from whet.envs.library import family
+from whet.envs.families import family
 from whet.envs.rewards.build import build_rubric
 from whet.envs.rewards.code import CodeReward, _fits, expression, program_of, same, same_output
 from whet.envs.rewards.code_side import pack, unpack

@@ -15,7 +15,7 @@ from tests.laws.support import values_of
 from whet.algorithms.critic import Critic, Trajectory, turns, weigh
 from whet.config import CreateConfig, GeneratedConfig, ModelConfig, TrainConfig
 from whet.config.policy_terms import CriticConfig
-from whet.envs.library import family
+from whet.envs.families import family
 from whet.formulas.step import RunningScale
 from whet.models.create import byte_tokenizer
 from whet.models.load import load_scalar_model

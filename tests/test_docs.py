@@ -26,7 +26,7 @@ from whet.cli.errors import exit_codes
 from whet.config import PRESETS, STAGES
 from whet.config.loading import load_recipe
 from whet.config.preference import PREFERENCE_PRESETS
-from whet.envs.library import FAMILIES
+from whet.envs.families import FAMILIES
 from whet.launch.main import run_recipe
 from whet.tracking.log import read_metrics
 

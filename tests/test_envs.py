@@ -19,9 +19,8 @@ from whet.config import GeneratedConfig
 from whet.config.rewards import ExactReward, MathRewardConfig, VerifierReward
 from whet.config.shaping import FormatReward
 from whet.envs.base import Attempt, Observed, SingleTurn, Task
-from whet.envs.library import Family, family
-from whet.envs.library.arithmetic import Sum
-from whet.envs.library.base import held_out
+from whet.envs.families import Family, family
+from whet.envs.families.base import Sum, held_out
 from whet.envs.rewards.build import build_rubric
 from whet.records import Message
 

@@ -18,13 +18,13 @@ from whet.config.judge import EndpointChat, JudgeConfig, LocalChat, ScriptedChat
 from whet.config.rewards import JudgeReward
 from whet.envs.base import Attempt, Task
 from whet.envs.clients import ChatClient
+from whet.envs.families.base import Sum
 from whet.envs.judges import rules
 from whet.envs.judges.ask import Opinion, Question, Reader, read_reply, read_verdict
 from whet.envs.judges.cache import CachedChat, read_answers
 from whet.envs.judges.fence import defused, fenced, mark_of, opened, steering
 from whet.envs.judges.judge import PAIR, Exchange, Judge, Wording, build_judge, read_principles, verdicts_of
 from whet.envs.judges.scripted import ScriptedAsker
-from whet.envs.library.arithmetic import Sum
 from whet.envs.rewards.build import build_rubric
 from whet.envs.rewards.judge import PairsReward, PointsReward, matches
 from whet.errors import ConfigError, RewardError

@@ -15,7 +15,7 @@ from whet.data.base import Comparison, Judged, Origin, Row
 from whet.data.faults import BadRow
 from whet.data.preferences import load_comparisons, load_judged, to_comparison, to_judged
 from whet.envs.base import Attempt
-from whet.envs.library import family
+from whet.envs.families import family
 from whet.errors import DataError
 from whet.launch.world import LocalWorld
 from whet.pipeline.load_data import comparisons, judged

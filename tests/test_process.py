@@ -15,8 +15,8 @@ from whet.config import GeneratedConfig, PolicyConfig, RLStage
 from whet.config.rewards import StepsReward, VerifierReward
 from whet.config.shaping import FormatReward
 from whet.envs.base import Attempt, Grade, PlainReward, SingleTurn
-from whet.envs.library import family
-from whet.envs.library.arithmetic import Arithmetic
+from whet.envs.families import family
+from whet.envs.families.base import Arithmetic
 from whet.envs.rewards.build import build_rubric
 from whet.envs.rubric import WeightedRubric
 from whet.errors import ConfigError

@@ -23,7 +23,7 @@ from whet.config import DataConfig, GeneratedConfig, Recipe
 from whet.config.evaluation import EvalStage
 from whet.config.loading import load_recipe, resolved
 from whet.data.formats import load_tasks
-from whet.envs.library import family
+from whet.envs.families import family
 from whet.envs.rewards.agree import NO_ALGEBRA
 from whet.envs.rewards.answers import gold_answer
 from whet.envs.rewards.reader import read

@@ -22,7 +22,7 @@ from whet.config import GeneratedConfig, Stage
 from whet.config.environment import EnvironmentConfig
 from whet.config.loading import load_recipe
 from whet.config.model import ModelConfig
-from whet.envs.library import FAMILIES, family
+from whet.envs.families import FAMILIES, family
 from whet.errors import ConfigError, DataError, RunError
 from whet.files import Digests, is_sealed, read_json, write_json
 from whet.launch.world import LocalWorld

@@ -12,10 +12,10 @@ from tests.vllm.conftest import serving
 from whet.config import GeneratedConfig
 from whet.config.judge import ChatConfig, EndpointChat, JudgeConfig, JudgeWording, LocalChat
 from whet.config.loading import load_recipe
+from whet.envs.families import family
 from whet.envs.judges import rules
 from whet.envs.judges.ask import conversation
 from whet.envs.judges.judge import Exchange, build_judge, build_wording
-from whet.envs.library import family
 from whet.launch.main import run_recipe
 from whet.launch.world import LocalWorld
 

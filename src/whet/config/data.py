@@ -38,7 +38,7 @@ class DataConfig(Strict):
 
 
 class GeneratedConfig(Strict):
-    """Rows that a task family of `envs.library` generates; the same seed gives the same rows."""
+    """Rows that a task family of `envs.families` generates; the same seed gives the same rows."""
 
     on_bad_row: ClassVar[Literal["error"]] = "error"
     generate: Literal["arithmetic", "countdown", "functions"]

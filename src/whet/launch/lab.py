@@ -20,7 +20,7 @@ from whet.config.loading import Loaded, load_recipe
 from whet.config.rewards import EnvironmentReward, RewardConfig, TurnsReward
 from whet.data.faults import nearest
 from whet.envs.base import Attempt, Task
-from whet.envs.library import family
+from whet.envs.families import family
 from whet.envs.probes import RIGHT, gold_text, probes
 from whet.envs.rubric import WeightedRubric
 from whet.envs.tools.play import Environments

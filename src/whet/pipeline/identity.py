@@ -27,7 +27,7 @@ from whet.config.loading import leaves
 from whet.config.node import dotted
 from whet.config.strict import Strict, children
 from whet.data.sources import content_of
-from whet.envs.library import FAMILIES
+from whet.envs.families import FAMILIES
 from whet.errors import DataError, ModelError
 from whet.files import Digests
 from whet.models.load import read_contents

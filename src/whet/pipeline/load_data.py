@@ -13,10 +13,10 @@ from whet.data.formats import load_tasks, read_conversations
 from whet.data.preferences import load_comparisons, load_judged, load_rated
 from whet.data.sources import Reading, digest_of
 from whet.data.stepwise import load_stepwise
-from whet.envs import library
+from whet.envs import families
 from whet.envs.base import Attempt, Task
 from whet.envs.clients import Models
-from whet.envs.library.base import OBJECTIVES, Family
+from whet.envs.families.base import OBJECTIVES, Family
 from whet.envs.rewards.build import build_rubric
 from whet.envs.rubric import WeightedRubric
 from whet.envs.tools.play import Environments
@@ -35,7 +35,7 @@ def source_digest(source: Source) -> str:
     """
     if not isinstance(source, GeneratedConfig):
         return digest_of(source)
-    asked = f"{source.model_dump_json(exclude={'weight'})} version {library.FAMILIES[source.generate].version}"
+    asked = f"{source.model_dump_json(exclude={'weight'})} version {families.FAMILIES[source.generate].version}"
     return hashlib.sha256(asked.encode()).hexdigest()
 
 
@@ -43,7 +43,7 @@ def conversations(source: Source) -> Reading[Conversation]:
     """What to imitate, not read yet."""
     if not isinstance(source, GeneratedConfig):
         return read_conversations(source)
-    generator = library.family(source)
+    generator = families.family(source)
     return Reading(
         examples=(_demonstration(generator, source, index) for index in range(source.count)),
         rejects=Rejects("error"),
@@ -56,7 +56,7 @@ def comparisons(source: Source) -> tuple[Sequence[Comparison], Dropped]:
     """Answers in order of preference, and which rows could not be used."""
     if not isinstance(source, GeneratedConfig):
         return load_comparisons(source)
-    generator = library.family(source)
+    generator = families.family(source)
     return [_ranked(generator, source, index) for index in range(source.count)], Dropped()
 
 
@@ -67,7 +67,7 @@ def judged(source: Source) -> tuple[Sequence[Judged], Dropped]:
     """
     if not isinstance(source, GeneratedConfig):
         return load_judged(source)
-    generator = library.family(source)
+    generator = families.family(source)
     ranked = (_ranked(generator, source, index) for index in range(source.count))
     return [
         Judged(origin=each.origin, prompt=each.prompt, answer=each.answers[-(index % 2)], good=index % 2 == 0)
@@ -86,20 +86,20 @@ def rated(source: Source, objectives: Sequence[str]) -> tuple[Sequence[Rated], D
         raise DataError(
             f"objectives: generated answers are not rated by {unknown[0]}; they are by {', '.join(OBJECTIVES)}"
         )
-    generator = library.family(source)
+    generator = families.family(source)
     return [_rated(generator, source, index, objectives) for index in range(source.count)], Dropped()
 
 
 def tasks(source: Source) -> tuple[Sequence[Task], Dropped]:
     """What to play, and which rows could not be used."""
     if isinstance(source, GeneratedConfig):
-        return library.family(source), Dropped()
+        return families.family(source), Dropped()
     return load_tasks(source)
 
 
 def rubric(source: Source, rewards: Sequence[RewardConfig], models: Models) -> WeightedRubric:
     """The rewards of a stage; `models` builds the clients of the models that they ask."""
-    return build_rubric(rewards, library.family(source) if isinstance(source, GeneratedConfig) else None, models)
+    return build_rubric(rewards, families.family(source) if isinstance(source, GeneratedConfig) else None, models)
 
 
 def usable(

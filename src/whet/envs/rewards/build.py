@@ -10,7 +10,7 @@ from typing import Any
 from whet.config import rewards as kinds
 from whet.config import shaping
 from whet.config.judge import JudgeConfig
-from whet.envs import library
+from whet.envs import families
 from whet.envs.base import Attempt, Grade, PlainReward, Reward, Task, require
 from whet.envs.clients import Models
 from whet.envs.judges.judge import Judge, build_judge
@@ -43,7 +43,7 @@ from whet.sandbox.http import open_sandbox
 
 
 def build_rubric(
-    rewards: Sequence[kinds.RewardConfig], family: library.Family | None = None, models: Models | None = None
+    rewards: Sequence[kinds.RewardConfig], family: families.Family | None = None, models: Models | None = None
 ) -> WeightedRubric:
     """The rubric that a recipe's `rewards` describe.
 
@@ -80,7 +80,7 @@ PLAIN: Mapping[type[shaping.RewardBase], Callable[..., Grade]] = {
 """Functions of one attempt; their keyword arguments are the section's own keys."""
 
 
-def _build(config: kinds.RewardConfig, family: library.Family | None, models: Models | None) -> Reward:
+def _build(config: kinds.RewardConfig, family: families.Family | None, models: Models | None) -> Reward:
     named: dict[str, Any] = {"name": kinds.name_of(config), "weight": config.weight}
     own, plain = config.settings, partial(PlainReward, **named, judges=config.says_right)
     match config:
@@ -129,7 +129,7 @@ def _check_of(config: kinds.RewardConfig) -> Callable[[Task], object] | None:
 
 
 def _of_family(
-    config: kinds.VerifierReward | kinds.StepsReward | kinds.WorthReward, family: library.Family | None
+    config: kinds.VerifierReward | kinds.StepsReward | kinds.WorthReward, family: families.Family | None
 ) -> Callable[[Attempt], Grade]:
     """The task family's own grader. Raises `ConfigError` where the tasks have none."""
     match config:

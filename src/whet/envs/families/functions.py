@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from whet.config import GeneratedConfig
 from whet.envs.base import Attempt, Grade, Task
-from whet.envs.library.base import Family, as_written, draw_problem
+from whet.envs.families.base import Family, as_written, draw_problem
 from whet.envs.rewards.code import program_of
 from whet.records import Message
 

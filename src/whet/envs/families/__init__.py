@@ -1,12 +1,11 @@
-"""Task families that make their own problems, endless and reproducible. One file each."""
+"""Task families that make their own problems, endless and reproducible. A new one is a file of its own."""
 
 from __future__ import annotations
 
 from whet.config import GeneratedConfig
-from whet.envs.library.arithmetic import Arithmetic
-from whet.envs.library.base import Family
-from whet.envs.library.countdown import Countdown
-from whet.envs.library.functions import Functions
+from whet.envs.families.base import Arithmetic, Family
+from whet.envs.families.countdown import Countdown
+from whet.envs.families.functions import Functions
 
 __all__ = ["FAMILIES", "Family", "family"]
 
