@@ -23,6 +23,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.laws.forks import forked_ranks
 from tests.laws.nursery import contents
 from tests.laws.support import SHAPE, _widen_norms, largest_difference, random_atoms, tiny_model, tiny_trainer
 from tests.laws.test_engine import OBJECTIVES, policy_atoms
@@ -37,7 +38,7 @@ from whet.errors import ConfigError, ModelError, RunError
 from whet.files import read_json
 from whet.formulas.step import REDUCTIONS
 from whet.launch import main, ranked
-from whet.launch.rank import _read
+from whet.launch.rank import AGAIN_S, _read
 from whet.launch.ranked import RankedWorld
 from whet.launch.ranks import Ranks, RankSetup, prove
 from whet.launch.samplers import start_fleet
@@ -71,15 +72,18 @@ def group_of(ranks: int) -> Ranks:
     return Ranks(machine_of(ranks), setup)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _forks() -> Iterator[None]:
+    with forked_ranks():
+        yield
+
+
 @pytest.fixture(scope="module")
 def groups() -> Iterator[dict[int, Ranks]]:
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(ROOT)  # what the tests build and measure is in their own modules
     found = {ranks: group_of(ranks) for ranks in (2, 3)}
     yield found
     for group in found.values():
         group.stop()
-    os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
 
 
 # ------------------------------------------------------------- what runs on the ranks, and here to compare with
@@ -694,14 +698,17 @@ def listens(pid: int) -> set[str]:
 
 
 def test_a_rank_waits_for_a_driver_that_a_launcher_has_not_started_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    told = {"WHET_DRIVER": f"127.0.0.1:{port}", "WHET_KEY": KEY.hex()}
+    """Where nobody listens, and where what listens says nothing and goes: it comes again."""
+    free = socket.create_server(("127.0.0.1", 0))
+    told = {"WHET_DRIVER": f"127.0.0.1:{free.getsockname()[1]}", "WHET_KEY": KEY.hex()}
     environment = {**os.environ, **told, "RANK": "0", "LOCAL_RANK": "0", "PYTHONPATH": str(ROOT / "src")}
     rank = subprocess.Popen([sys.executable, "-m", "whet.launch.rank"], env=environment, start_new_session=True)
     try:
+        with free:
+            free.settimeout(PATIENCE_S)
+            free.accept()[0].close()
         with pytest.raises(subprocess.TimeoutExpired):
-            rank.wait(15)
+            rank.wait(4 * AGAIN_S)
         for name, value in told.items():
             monkeypatch.setenv(name, value)
         group = Ranks(machine_of(1), replace(group_of(1).setup, world=1))
