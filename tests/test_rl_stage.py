@@ -16,7 +16,7 @@ from tests.test_policy import FakeFeed, config, episode, group, setting
 from whet.algorithms.groups import unscored, why_no_signal
 from whet.algorithms.policy import policy_gradient
 from whet.config.loading import load_recipe
-from whet.errors import TrainingError
+from whet.errors import TrainingError, UserError
 from whet.launch.main import run_recipe
 from whet.records import Group
 from whet.tracking.log import read_metrics
@@ -31,13 +31,19 @@ TASKS = [{"prompt": "red", "answer": "1"}, {"prompt": "green", "answer": "2"}]
 EQUAL = {"rewards": [{"kind": "exact"}, {"kind": "overlong", "cache_tokens": 4}], "algorithm": "dapo"}
 
 
-def run(folder: Path, tasks: list[dict[str, str]] = TASKS, steps: int = 2, **stage: Any) -> Path:
+def run(
+    folder: Path,
+    tasks: list[dict[str, str]] = TASKS,
+    steps: int = 2,
+    model: dict[str, Any] | None = None,
+    **stage: Any,
+) -> Path:
     (folder / "tasks.jsonl").write_text("".join(json.dumps(task) + "\n" for task in tasks))
     whole = {
         "kind": "rl", "tasks": {"path": str(folder / "tasks.jsonl")}, "prompts_per_step": 2, "rollouts_per_prompt": 4,
         "sampling": {"max_tokens": 8}, "train": {"steps": steps, "lr": 0.01}, **stage,
     }  # fmt: skip
-    recipe = {"name": "r", "model": MODEL, "out": str(folder / "run"), "stages": {"rl": whole}}
+    recipe = {"name": "r", "model": model or MODEL, "out": str(folder / "run"), "stages": {"rl": whole}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     run_recipe(load_recipe(folder / "recipe.yaml"))
     return folder / "run" / "stages" / "01-rl"
@@ -108,3 +114,72 @@ def test_twenty_steps_of_cut_answers_under_the_overlong_filter_blame_the_filter(
     chosen = setting(config(overlong_filter=True), steps=20)
     with pytest.raises(TrainingError, match=r"for 20 steps: .*overlong_filter left out 2 of 2 answers"):
         list(policy_gradient(trainer, FakeFeed(trainer, lambda: (cut,)), chosen))  # type: ignore[arg-type]
+
+
+TALK = '''
+class Talk:
+    """Speaks three times, whatever is said."""
+
+    def reset(self, answer=""):
+        self.said = []
+
+    def nothing(self):
+        """Do nothing."""
+
+    def user(self, message):
+        self.said.append(message)
+        return str(len(self.said)) if len(self.said) < 3 else None
+
+    def turn_reward(self):
+        return float(len(self.said)) / 3
+
+    def reward(self):
+        return float(len(set("".join(self.said))))
+'''
+
+
+def talks(folder: Path, **stage: Any) -> Path:
+    (folder / "talk.py").write_text(TALK)
+    of = {"environment": {"path": f"{folder / 'talk.py'}:Talk", "limits": {"turns": 3}}}
+    given = {"rewards": [{"kind": "environment"}, {"kind": "turns", "progress": True}], **of, **stage}
+    return run(folder, model={"path": "whet:demo", "chat_template": "whet:tags"}, sampling={"max_tokens": 24}, **given)
+
+
+def test_plays_that_branch_are_trained_where_they_part(tmp_path: Path) -> None:
+    stage = talks(tmp_path, algorithm="spo_tree", branches=[2, 2])
+    for step in (1, 2):
+        plays = [row for row in rollouts(stage) if row["step"] == step]
+        said = [[m["content"] for m in json.loads(p["messages"]) if m["role"] == "assistant"] for p in plays]
+        assert [one[0] for one in said[::2]] == [other[0] for other in said[1::2]]
+        assert len({one[0] for one in said}) > 1 or step > 1
+        assert any(one[1:2] != other[1:2] for one, other in zip(said[::2], said[1::2], strict=True)) or step > 1
+    assert [line["skipped"] for line in read_metrics(stage)] == [0.0, 0.0]
+
+
+def test_the_information_that_turns_gain_is_measured_and_paid(tmp_path: Path) -> None:
+    algorithm = {"preset": "turn_rloo", "gain": {"gold": "answer", "weight": 100.0}}
+    first, second = read_metrics(talks(tmp_path, algorithm=algorithm))
+    for line in (first, second):
+        assert 0 < float(line["gain/first"]) < 1 and 0 < float(line["gain/last"]) < 1
+    assert first["gain/first"] != second["gain/first"]  # of the policy as it is by then
+
+
+@pytest.mark.parametrize(
+    ("stage", "why"),
+    [
+        ({"algorithm": "spo_tree"}, "credit: tree and branches go together"),
+        ({"algorithm": "grpo", "branches": [2, 2]}, "credit: tree and branches go together"),
+        ({"algorithm": "spo_tree", "branches": [2, 3]}, "make 6 plays of a prompt, and rollouts_per_prompt is 4"),
+        (
+            {"algorithm": "spo_tree", "branches": [2, 2], "environment": None, "rewards": [{"kind": "exact"}]},
+            "needs plays of several turns",
+        ),
+        ({"algorithm": {"preset": "grpo", "gain": {}}}, "gain rewards single turns, and credit: outcome"),
+        ({"algorithm": {"preset": "mt_grpo", "turn_gamma": 0.9}}, "turn_gamma discounts later turns"),
+        ({"algorithm": {"preset": "turn_rloo", "gain": {"gold": "anwser"}}}, r"task .* needs the column 'anwser'"),
+        ({"rewards": [{"kind": "turns", "smear": 0.5}]}, "set progress: true"),
+    ],
+)
+def test_credit_that_cannot_be_is_refused(tmp_path: Path, stage: dict[str, Any], why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        talks(tmp_path, **stage)
