@@ -176,7 +176,7 @@ def test_the_information_that_turns_gain_is_measured_and_paid(tmp_path: Path) ->
         ),
         ({"algorithm": {"preset": "grpo", "gain": {}}}, "gain rewards single turns, and credit: outcome"),
         ({"algorithm": {"preset": "mt_grpo", "turn_gamma": 0.9}}, "turn_gamma discounts later turns"),
-        ({"algorithm": {"preset": "turn_rloo", "gain": {"gold": "anwser"}}}, r"task .* needs the column 'anwser'"),
+        ({"algorithm": {"preset": "turn_rloo", "gain": {"gold": "solution"}}}, r"task .* needs the column 'solution'"),
         ({"rewards": [{"kind": "turns", "smear": 0.5}]}, "set progress: true"),
     ],
 )
