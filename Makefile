@@ -19,7 +19,7 @@ demo: $(STAMP) ## train the shipped tiny model and watch it learn
 	$(BIN)/whet demo
 
 test: $(STAMP) ## run the tests (CPU, no network), three files at a time (tests wait for processes), the longest first
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 test-vllm: $(VLLM)/.installed ## run the tests of the vLLM sampler, in an environment of its own
 	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -q tests/vllm

@@ -103,7 +103,7 @@ def with_rewards(
         turns = answer.turn_rewards if config.credit not in WHOLE else ()
         rest = answer.reward - (sum(answer.episode.score.turns) if turns else 0.0)
         piece[-1:] += spread.scaled(rest) if scaled else rest
-        for end, value in zip(accumulate(answer.turn_lengths), turns, strict=False):
+        for end, value in zip(accumulate(answer.turn_lengths), turns if answer.length else (), strict=False):
             piece[end - 1] += spread.scaled(value) if scaled else value
         for last, value in answer.steps if config.step_weight else ():
             piece[last] += config.step_weight * (spread.scaled(value) if scaled else value)

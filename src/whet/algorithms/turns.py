@@ -84,7 +84,8 @@ def from_tree(plays: Sequence[PlayedTurns], reward_T: Tensor, config: PolicyConf
     for number, path in enumerate(paths):
         for node in path:
             leaves.setdefault(node, []).append(number)
-    value = {node: reward_N[numbers].mean() for node, numbers in leaves.items()}
+    # From the first one on: the mean of equal rewards is then exactly that, and what follows from them exactly 0.
+    value = {node: reward_N[at[0]] + (reward_N[at] - reward_N[at[0]]).mean() for node, at in leaves.items()}
     gained_K = torch.stack([value[node] - value[before] for path in paths for before, node in pairwise(path)])
     whole = _compared(reward_N, [play.group for play in plays], length_N)
     length_K = torch.tensor([length for play in plays for length in play.lengths])
