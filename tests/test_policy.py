@@ -301,7 +301,7 @@ def test_every_preset_learns_the_better_answer(name: str) -> None:
 )
 def test_equal_rewards_change_nothing(name: str) -> None:
     """Law 7 of the metamorphic ones; REINFORCE++ and ReMax would push on the KL alone, so it is off."""
-    credit = "turns" if config(preset=name).credit == "turns" else "outcome"
+    credit = config(preset=name).credit if config(preset=name).credit in ("turns", "tree") else "outcome"
     policy = config(preset=name, kl={"place": "none", "coefficient": 0}, credit=credit)
     if policy.kl_cov is not None:
         policy = config(preset=name, kl_cov=None)
