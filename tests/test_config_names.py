@@ -181,6 +181,9 @@ def test_a_method_in_the_place_of_a_kind_is_answered_with_keys_that_load(method:
     if kind == "rl":
         own |= {"prompts_per_step": 32, "rewards": [{"kind": "verifier"}, {"kind": "format"}, {"kind": "steps"}]}
         own |= {"environment": "shop.py:Shop"}
+    if method == "spo_tree":
+        assert "give both (branches: [4, 2])" in complaint(tmp_path, stages={"s": own})
+        own |= {"branches": [4, 2], "rollouts_per_prompt": 8}
     assert complaint(tmp_path, stages={"s": own}) == ""
 
 

@@ -114,7 +114,7 @@ class FakeServer(ThreadingHTTPServer):
 
     def _load(self, weights: dict[str, torch.Tensor]) -> None:
         self.loaded += 1
-        module = self.sampler.model.module
+        module = self.sampler.engine.model.module
         with torch.no_grad():
             assert {name: p.copy_(weights[name]) for name, p in module.named_parameters()}.keys() == weights.keys()
 

@@ -359,11 +359,11 @@ def test_a_clock_set_back_moves_nothing(
 @pytest.fixture(scope="module")
 def halfway(nursery: Nursery, unstopped: object, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run killed in its RL stage, with two checkpoints and a file that was cut off in writing."""
-    made, places = tmp_path_factory.mktemp("halfway"), range(85, 120, 2)
+    made, places = tmp_path_factory.mktemp("halfway"), [*range(85, 120, 2)]
     run(nursery, "whole", made / "run", at=120, copies=places)
     saved = {made / f"before-{at}": made / f"before-{at}" / "checkpoints" / "02-rl" for at in places}
     folder = next(each for each, steps in saved.items() if len(list(steps.glob("step-*"))) == 2)
-    assert sorted(path.name for path in saved[folder].iterdir()) == ["step-00000002", "step-00000004"]
+    assert sorted(path.name for path in saved[folder].glob("step-*")) == ["step-00000002", "step-00000004"]
     (folder / "stages" / "02-rl" / "manifest.json.part").write_text("{")
     return folder
 
