@@ -17,6 +17,7 @@ from whet import Broken
 from whet.algorithms.groups import to_atoms, to_rows
 from whet.algorithms.policy import informative
 from whet.envs.base import Attempt, Observed, Opening, SingleTurn, Task
+from whet.envs.rewards.shaping import of_turns
 from whet.errors import MissingExtra, RewardError, SamplerError, TrainingError
 from whet.models.create import byte_tokenizer
 from whet.records import Completion, Ending, Episode, Group, Message, Outcome, Score, TokenRow
@@ -220,6 +221,26 @@ def test_no_request_goes_beyond_what_the_model_attends_to() -> None:
         # What the rewards see as the limit is what the first prompt left, where that is less than the sampler's.
         (attempt,) = table.rubric.seen  # type: ignore[attr-defined]
         assert attempt.max_tokens == min(20, max_length - length)
+
+
+def test_a_turn_that_was_cut_says_nothing_of_how_far_the_play_is() -> None:
+    """Its environment never saw it: with progress the play stays where it was, and does not fall back to 0."""
+
+    class Far(Guessing):
+        async def step(self, message: Message) -> Observed:
+            return replace(await super().step(message), reward=0.5 * self.taken)
+
+    seen: list[Attempt] = []
+
+    class Keeps(Lengths):
+        def score(self, attempts: Sequence[Attempt], *, step: int) -> list[Score]:
+            seen.extend(attempts)
+            return super().score(attempts, step=step)
+
+    texts = iter(["a", "b", "c" * 50])
+    play(player(lambda _: next(texts), environment=Far, rubric=Keeps()), "a")
+    assert seen[0].truncated and seen[0].turn_rewards == (0.5, 1.0, None)
+    assert of_turns(seen[0], progress=True, smear=0.0).turns == (0.5, 0.5, 0.0)
 
 
 def test_an_episode_that_is_not_over_in_time_is_truncated() -> None:

@@ -37,9 +37,6 @@ from whet.formulas.step import (
 from whet.records import Column, Group, Outcome
 from whet.training.base import REFERENCE, TEACHER, Trainer
 
-WHOLE = ("outcome", "tree")
-"""Credits that look at the reward of a whole answer, and not at where in it a reward stands."""
-
 
 def with_lags(answers: Sequence[Answer], version: int) -> list[Answer]:
     """Add `lag`: by how many hand-overs the weights that wrote a token are older than `version`."""
@@ -80,7 +77,7 @@ def with_gains(answers: Sequence[Answer], trainer: Trainer, gain: Gain) -> tuple
 def trained_once(answers: Sequence[Answer]) -> list[Answer]:
     """The answers in which turns that several share are trained in the first of them; after all statistics."""
     found = []
-    for answer, first in zip(answers, first_time([answer.play for answer in answers]), strict=True):
+    for answer, first in zip(answers, first_time(answers), strict=True):
         pieces = np.split(first, np.cumsum([row.trained_count for row in answer.rows])[:-1])
         found.append(replace(answer, rows=tuple(map(only, answer.rows, pieces))))
     return found
@@ -100,7 +97,7 @@ def with_rewards(
     scaled = config.critic is not None and config.critic.scale_rewards
     for piece, answer in zip(torch.split(token_reward_T, length_N), answers, strict=True):
         # The pieces are views; an answer without tokens has none to give its reward to.
-        turns = answer.turn_rewards if config.credit not in WHOLE else ()
+        turns = answer.turn_rewards if config.credit != "outcome" else ()
         rest = answer.reward - (sum(answer.episode.score.turns) if turns else 0.0)
         piece[-1:] += spread.scaled(rest) if scaled else rest
         for end, value in zip(accumulate(answer.turn_lengths), turns if answer.length else (), strict=False):
@@ -130,7 +127,7 @@ def with_advantages(answers: Sequence[Answer], config: PolicyConfig, *, weights:
         return _put_flat(answers, "advantage", _from_steps(answers, config))
     if config.credit in ("turns", "tree"):
         credit = from_turns if config.credit == "turns" else from_tree
-        return _put_flat(answers, "advantage", credit([a.play for a in answers], _get(answers, "reward"), config))
+        return _put_flat(answers, "advantage", credit(answers, _get(answers, "reward"), config))
     length_N = torch.tensor([answer.length for answer in answers])
     pieces = torch.split(_get(answers, "reward"), length_N.tolist())
     ends_N = torch.tensor([answer.reward if not answer.length else 0.0 for answer in answers], dtype=torch.float64)

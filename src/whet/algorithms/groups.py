@@ -19,7 +19,6 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from whet.algorithms.turns import PlayedTurns
 from whet.models.marks import RoleTable
 from whet.records import Atom, Episode, Group, Outcome, Score, TokenRow, Turn
 from whet.rollouts.feed import Taken
@@ -54,11 +53,6 @@ class Answer:
     """The reward of the greedy answer to the same prompt, where one was played."""
     gains: tuple[float, ...] = ()
     """What each turn gained in information, weighed; rewards of turns beside those of the score."""
-
-    @property
-    def play(self) -> PlayedTurns:
-        """As credit of turns looks at it."""
-        return PlayedTurns(self.group, self.episode.turns, self.turn_rewards)
 
     @property
     def turn_rewards(self) -> list[float]:
