@@ -1,0 +1,260 @@
+"""Sampling in several processes: the same bits as in one, whatever becomes of the others."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+
+import pytest
+import torch
+
+from tests.laws.support import tiny_model
+from tests.laws.test_company import bits
+from whet.config import ModelConfig
+from whet.errors import SamplerError
+from whet.models.language import LanguageModel
+from whet.models.load import load_model
+from whet.sampling import forks
+from whet.sampling.base import Request, SamplingParams, run, sample_all
+from whet.sampling.embedded import EmbeddedSampler
+from whet.sampling.forks import ForkingEngine, deal
+from whet.sampling.tickets import Ticket
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux alone")
+
+
+@pytest.fixture(scope="module", params=["tiny", "whet:demo"])
+def model(request: pytest.FixtureRequest) -> LanguageModel:
+    return tiny_model(dtype=torch.float32) if request.param == "tiny" else load_model(ModelConfig(path="whet:demo"))
+
+
+def asked(model: LanguageModel, *, prompts: int = 10, samples: int = 8, most: int = 40) -> list[Request]:
+    """Groups of requests; prompts of 1 to 140 tokens, ragged answers."""
+    draw = random.Random(5)
+    found = []
+    for _ in range(prompts):
+        prompt = tuple(draw.randrange(model.vocabulary) for _ in range(draw.choice((1, 2, 3, 17, 18, 60, 140))))
+        for _ in range(samples):
+            params = SamplingParams(max_tokens=draw.randint(1, most))
+            found.append(Request(prompt=prompt, seed=len(found), params=params, samples=samples))
+    return found
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    yield
+    assert torch.get_num_threads() == count, "all threads are there again"
+    torch.set_num_threads(before)
+
+
+def children() -> list[int]:
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(os.getpid())], capture_output=True, text=True, check=True)
+    return [int(pid) for pid in found.stdout.split() if os.path.exists(f"/proc/{pid}")]
+
+
+@pytest.fixture(scope="module")
+def alone(model: LanguageModel) -> list[tuple[bytes, bytes]]:
+    with threads(1):
+        return [bits(answer) for answer in run(sample_all(EmbeddedSampler(model), asked(model)))]
+
+
+def forked(model: LanguageModel, processes: int = 2) -> ForkingEngine:
+    engine = EmbeddedSampler(model, processes=processes).engine
+    assert isinstance(engine, ForkingEngine)
+    return engine
+
+
+@pytest.mark.parametrize(("count", "processes"), [(1, 1), (2, 1), (1, 2), (2, 2), (2, 3)])
+def test_neither_processes_nor_two_threads_change_a_bit(
+    model: LanguageModel, alone: list[tuple[bytes, bytes]], count: int, processes: int
+) -> None:
+    with threads(count):
+        sampler = EmbeddedSampler(model, processes=processes)
+        for _ in range(2):
+            assert [bits(answer) for answer in run(sample_all(sampler, asked(model)))] == alone
+        assert not sampler.engine.busy
+    assert not children()
+
+
+def test_nor_do_they_with_more_threads(model: LanguageModel) -> None:
+    with threads(4):
+        single = [bits(answer) for answer in run(sample_all(EmbeddedSampler(model), asked(model)))]
+        assert [bits(answer) for answer in run(sample_all(EmbeddedSampler(model, processes=4), asked(model)))] == single
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_what_a_process_owed_is_written_again(
+    model: LanguageModel,
+    alone: list[tuple[bytes, bytes]],
+    number: signal.Signals,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    write = ForkingEngine._write
+
+    def once(engine: ForkingEngine, numbers: Mapping[Ticket, int], telling: Connection) -> None:
+        send = telling.send
+
+        def last(said: object) -> None:
+            send(said)
+            os.kill(os.getpid(), number)
+
+        monkeypatch.setattr(telling, "send", last)
+        write(engine, numbers, telling)
+
+    monkeypatch.setattr(forks, "HUNG_S", 0.2)
+    monkeypatch.setattr(ForkingEngine, "_write", once)
+    with threads(2), caplog.at_level(logging.WARNING):
+        answers = run(sample_all(EmbeddedSampler(model, processes=2), asked(model)))
+    assert [bits(answer) for answer in answers] == alone
+    assert "are written again" in caplog.text and not children()
+
+
+def test_requests_are_given_up_wherever_they_are(model: LanguageModel, alone: list[tuple[bytes, bytes]]) -> None:
+    engine = forked(model)
+    with threads(2):
+        tickets = {engine.submit(request): at for at, request in enumerate(asked(model))}
+        found = {tickets.pop(ticket): bits(answer) for ticket, answer in engine.step()}
+        given_up = list(tickets)[::3]
+        for ticket in given_up:
+            engine.cancel(ticket)
+        while engine.busy:
+            found |= {tickets[ticket]: bits(answer) for ticket, answer in engine.step()}
+        assert set(found) == set(range(len(alone))) - {tickets[ticket] for ticket in given_up}
+        assert all(found[at] == alone[at] for at in found)
+        tickets = {engine.submit(request): at for at, request in enumerate(asked(model))}
+        engine.step()
+        for ticket in tickets:
+            engine.cancel(ticket)
+        assert not engine.busy and not children()
+        for request in asked(model):
+            engine.submit(request)
+        engine.step()
+        engine.clear()
+    assert not engine.busy and not children()
+
+
+def test_an_engine_that_fails_in_a_fork_fails_in_the_first_process(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no more memory")
+
+    monkeypatch.setattr(ForkingEngine, "_write", broken)
+    with threads(2):
+        answers = run(sample_all(EmbeddedSampler(model, processes=2), asked(model)))
+    failures = [str(answer) for answer in answers if isinstance(answer, SamplerError)]
+    assert failures and all("no more memory" in failure for failure in failures)
+    assert not children()
+
+
+def test_a_fork_that_cannot_be_had_is_said(
+    model: LanguageModel,
+    alone: list[tuple[bytes, bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refused() -> int:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(os, "fork", refused)
+    with threads(2), caplog.at_level(logging.WARNING):
+        sampler = EmbeddedSampler(model, processes=2)
+        assert [bits(answer) for answer in run(sample_all(sampler, asked(model)))] == alone
+    assert "fork: [Errno 12] Cannot allocate memory" in caplog.text
+
+
+def test_what_is_heard_or_read_later_stays_in_the_first_process(model: LanguageModel) -> None:
+    heard: list[list[int]] = []
+    params = SamplingParams(max_tokens=5)
+    with threads(2):
+        engine = forked(model)
+        for seed in range(40):
+            engine.submit(Request(prompt=(1, 2, 3), seed=seed, params=params, heard=heard.append))
+        engine.step()
+        assert not children() and heard
+        engine.clear()
+        for seed in range(40):
+            engine.submit(Request(prompt=(1, 2, 3), seed=seed, params=params, goes_on=True))
+        engine.step()
+        assert not children()
+        engine.clear()
+
+
+def test_few_requests_are_worth_no_process(model: LanguageModel) -> None:
+    engine = forked(model)
+    with threads(2):
+        for request in asked(model)[: 2 * forks.LEAST_ROWS - 1]:
+            engine.submit(request)
+        engine.step()
+        assert not children()
+        engine.clear()
+
+
+def test_shares_cost_about_as_much_and_keep_groups_together(model: LanguageModel) -> None:
+    engine = forked(model)
+    tickets = [engine.submit(request) for request in asked(model, prompts=16, most=200)]
+    shares = deal([], tickets, 4)
+    assert sorted(ticket.request.seed for share in shares for ticket in share) == list(range(len(tickets)))
+    held = [{ticket.prompt for ticket in share} for share in shares]
+    assert sum(len(prompts) for prompts in held) == len(set().union(*held)), "no prompt is computed twice"
+    costs = [forks._cost(share) for share in shares]
+    assert max(costs) < 1.4 * min(costs)
+    one = [engine.submit(request) for request in asked(model, prompts=1, samples=64)]
+    assert [len(share) for share in deal([], one, 4)] == [16] * 4
+    assert len(deal(tickets, one, 2)[0]) > len(tickets) / 2
+
+
+PARENT = """
+import os, torch
+from whet.config import ModelConfig
+from whet.models.load import load_model
+from whet.sampling.base import Request, SamplingParams
+from whet.sampling.embedded import EmbeddedSampler
+torch.set_num_threads(2)
+engine = EmbeddedSampler(load_model(ModelConfig(path="whet:demo")), processes=2).engine
+for seed in range(64):
+    engine.submit(Request(prompt=(1, 2, 3), seed=seed, params=SamplingParams(max_tokens=20_000)))
+engine.step()
+print(engine._forks[0].pid, flush=True)
+while True:
+    engine.step()
+"""
+
+
+def test_a_fork_ends_with_the_first_process() -> None:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    os.kill(child, 0)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 60
+    while os.path.exists(f"/proc/{child}"):
+        assert time.monotonic() < deadline, "it goes on for nobody"
+        time.sleep(0.1)
+
+
+def test_a_cancelled_task_ends_its_processes(model: LanguageModel) -> None:
+    async def begin() -> None:
+        task = asyncio.ensure_future(sample_all(sampler, asked(model, most=200)))
+        while not children():
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+
+    with threads(2):
+        sampler = EmbeddedSampler(model, processes=2)
+        run(begin())
+    assert not children()
