@@ -19,6 +19,7 @@ from whet.data.base import Conversation, Origin
 from whet.data.faults import BadRow, Rejects
 from whet.data.formats import read_conversations
 from whet.data.sources import Reading
+from whet.data.store import DROPPED, TOKENS
 from whet.errors import DataError, RunError
 from whet.models.create import byte_tokenizer
 from whet.records import Message, TokenRow
@@ -115,6 +116,26 @@ def test_the_first_bad_row_is_named_whatever_is_wrong_with_it(
         read(rows, template, on_bad_row="error")
     gated = read(rows, template)
     assert gated.stats.rows == 60 and gated.unread.total == 1 and gated.dropped.total == 2
+
+
+def test_processes_change_nothing(
+    rows: Path, template: JinjaTemplate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = read(rows, template)
+    (left,) = folders(tmp_path)
+    left = left.rename(tmp_path / "alone")
+    monkeypatch.setattr(tokenize, "SHARED_BYTES", 0)
+    monkeypatch.setattr(tokenize, "BATCH", 150)
+    monkeypatch.setattr(tokenize, "cores", lambda: 3)
+    assert same(alone, read(rows, template), list(alone.rows))
+    (right,) = folders(tmp_path)
+    assert alone.dropped.total == alone.unread.total == 1 and alone.unread.unread == {"id": 1}
+    assert all((left / name).read_bytes() == (right / name).read_bytes() for name in (TOKENS, DROPPED))
+    good = rows.read_text().splitlines(keepends=True)[:10]
+    for bad, what in {json.dumps(LONG): "messages: longer than max_length 400", "{broken": "not valid JSON"}.items():
+        rows.write_text("".join([*good, bad, "\n", *good, "{damaged too"]))
+        with pytest.raises(BadRow, match=rf"rows\.jsonl:11: {what}"):
+            read(rows, template, on_bad_row="error")
 
 
 def test_who_waits_hears_how_far_it_is(rows: Path, template: JinjaTemplate, monkeypatch: pytest.MonkeyPatch) -> None:

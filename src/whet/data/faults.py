@@ -37,6 +37,10 @@ class BadRow(DataError):
         self.fault += f"; {remedy}" if remedy else ""
         super().__init__(f"{origin}: {self.fault}{', or set data.on_bad_row: drop' if droppable else ''}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For another process: by its text, not by what that was made of."""
+        return type(self).__new__, (type(self), *self.args), self.__dict__
+
 
 class LeftOut(BadRow):
     """A sound row that is no example of what is asked for (a tie between two answers): counted, never an error."""

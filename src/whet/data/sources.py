@@ -95,16 +95,20 @@ class Reading(Generic[Example]):
     """What `Origin.source` of the examples may be."""
     digest: str | None = None
     """Changes when other examples would be read; None: not known beforehand."""
+    bytes: int = 0
+    """Of files that several processes may read at once; 0: none may."""
 
 
 def reading(config: DataConfig, convert: Callable[[Row, DataConfig], Example], known: Known) -> Reading[Example]:
     """The examples of a source, not read yet. Raises `DataError` where there is no such source."""
     rejects, path = Rejects(config.on_bad_row), _path(config)
+    files = files_of(path) if _place(config) == "files" else []
     return Reading(
         examples=stream_examples(config, convert, known, rejects),
         rejects=rejects,
-        sources=[*map(str, files_of(path))] if _place(config) == "files" else [config.path, _label(config)],
+        sources=[*map(str, files)] or [config.path, _label(config)],
         digest=digest_of(config),
+        bytes=sum(file.stat().st_size for file in files if file.suffix != PROGRAM),
     )
 
 

@@ -113,12 +113,11 @@ class Writer:
         self.folder: Path | None = None
         """Where the rows are; None: in memory."""
 
-    def append(self, tokens: Tokens, trained: Flags, numbers: Mapping[str, float]) -> None:
-        """One more row. Raises `RunError` where the disk refuses it."""
-        data = np.where(trained, ~tokens, tokens).tobytes()
+    def append(self, data: bytes, numbers: Mapping[str, float]) -> None:
+        """One more row, `coded`. Raises `RunError` where the disk refuses it."""
         self._held.append(data)
-        self.size += len(tokens)
-        self._held_size += len(tokens)
+        self.size += len(data) // 4
+        self._held_size += len(data) // 4
         for name, value in {**numbers, "end": self.size, "checksum": checksum(data)}.items():
             self._columns[name].append(value)
         if self._held_size > KEPT_TOKENS and self._open_folder is not None:
@@ -138,6 +137,11 @@ class Writer:
         with _on_disk(self.folder), (self.folder / TOKENS).open("ab") as file:
             file.writelines(self._held)
         self._held, self._held_size = [], 0
+
+
+def coded(tokens: Tokens, trained: Flags) -> bytes:
+    """A row as it is kept."""
+    return np.where(trained, ~tokens, tokens).tobytes()
 
 
 def kept_rows(

@@ -1,8 +1,7 @@
-"""Examples become token rows, in batches, on all cores, once: many of them are kept in the cache and read from there.
+"""Conversations become token rows, in batches, on all cores, once: many are kept in the cache and read from there.
 
-    read -> parse -> render        this thread
-    tokenize                       another, without the interpreter's lock, on as many cores as there are
-    check -> append                this thread, in order
+    read -> parse -> render -> tokenize -> check    forks of this process, each every nth batch of a large file
+    append                                          this process, in order
 
 Nothing here holds more than a few batches, so a million rows take no more memory than a thousand.
 """
@@ -11,37 +10,38 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 
 import whet
-from whet.data.base import Conversation, Lazy, Origin
+from whet.data.base import Conversation, Lazy
 from whet.data.faults import BadRow, Dropped, Rejects
 from whet.data.sources import Reading
-from whet.data.store import Rows, Writer, kept_rows
+from whet.data.store import Rows, Writer, coded, kept_rows
 from whet.errors import DataError, UserError
 from whet.records import TokenRow
 from whet.templates.base import Encoded, LossOn, Script, Template
 from whet.training.gate import RowRule, check_row, token_row, write_row
+from whet.training.turns import cores, in_turns
 
-BATCH = 2**20
-"""Characters, or so, that are tokenized by one call: enough for all cores, and some 50 MB at work."""
+BATCH = 2**18
+"""Characters, or so, that are tokenized by one call: some 12 MB at work."""
+
+SHARED_BYTES = 2**22
+"""Bytes of files from which on processes share the work: with fewer they would not be worth their start."""
 
 SAY_S = 30.0
 """Seconds between two lines that say how far it is."""
 
 Say = Callable[[str], None]
-Example = TypeVar("Example")
-Made = tuple[Encoded, Mapping[str, float]]
-"""A row, and its numbers by the names of `COLUMNS` and `Making.columns`."""
 COLUMNS = {"trained": "q", "shared": "q"}
 """Trained tokens of each row, and how many leading tokens it shares with others."""
 
@@ -104,49 +104,35 @@ def tokenise(
     where it takes long.
     """
     rule = RowRule(template=template, loss_on=loss_on, max_length=max_length, on_bad_row=on_bad_row)
-    making: Making[Conversation] = Making(
-        kind="conversation", asks=lambda each: [("messages", each)], makes=lambda _, rows: [(rows[0], {})]
-    )
-    kept = tokenised(reading, rule, making, say)
-    return Gated(rows=Lazy(len(kept), partial(row_of, kept)), kept=kept, stats=_stats(kept))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Making(Generic[Example]):
-    """How the examples of a kind become rows."""
-
-    kind: str
-    asks: Callable[[Example], Sequence[tuple[str, Conversation]]]
-    """The conversations of an example, each with the field where it stood."""
-    makes: Callable[[Example, Sequence[Encoded]], Iterable[Made]]
-    """What becomes of their rows; may raise `BadRow`."""
-    columns: Mapping[str, str] = field(default_factory=dict)
-    """Names of the numbers that `makes` gives, and their type codes in `array`."""
-
-
-def tokenised(reading: Reading[Example], rule: RowRule, making: Making[Example], say: Say | None = None) -> Rows:
-    """The rows of all examples that pass, in order. Raises `DataError` where none is left."""
+    count = cores() if reading.bytes > SHARED_BYTES else 1
 
     def fill(writer: Writer) -> Sequence[Dropped]:
-        rejects = Rejects(rule.on_bad_row)
-        spoken = time.monotonic()
-        for origin, (row, numbers) in _rows(reading.examples, rule, making, rejects):
-            place = {"source": reading.sources.index(origin.source), "line": origin.line, "part": origin.part or 0}
-            counts = {"trained": int(row.trained.sum()), "shared": 0}
-            writer.append(row.tokens, row.trained, {**place, **counts, **numbers})
-            if say is not None and time.monotonic() - spoken > SAY_S:
-                spoken = time.monotonic()
-                say(f"tokenizing: {origin} is done, {writer.size:,} tokens so far")
-        return reading.rejects.dropped, rejects.dropped
+        rejects, spoken = Rejects(rule.on_bad_row), time.monotonic()
+        part = _Part()
+        with closing(in_turns(partial(_parts, reading, rule), count)) as parts:
+            for part in parts:
+                for each in part.rows:
+                    if isinstance(each, BadRow):
+                        rejects.add(each)
+                        continue
+                    writer.append(*each)
+                    if say is not None and time.monotonic() - spoken > SAY_S:
+                        spoken = time.monotonic()
+                        place = f"{reading.sources[int(each[1]['source'])]}:{each[1]['line']}"
+                        say(f"tokenizing: {place} is done, {writer.size:,} tokens so far")
+                if part.failure is not None:
+                    raise part.failure
+        assert part.unread is not None, "the last part has it"
+        return part.unread, rejects.dropped
 
     key = None
     if reading.digest is not None:
-        key = hashlib.sha256(f"{making.kind} {reading.digest} {rule.digest}".encode()).hexdigest()[:32]
-    kept = kept_rows(key, _version(), {**COLUMNS, **making.columns}, fill, reading.sources)
+        key = hashlib.sha256(f"conversation {reading.digest} {rule.digest}".encode()).hexdigest()[:32]
+    kept = kept_rows(key, _version(), COLUMNS, fill, reading.sources)
     if not len(kept):
         dropped = kept.dropped[1]
         raise DataError(f"nothing to train on; {dropped.describe() if dropped.total else 'the data set has no rows'}")
-    return kept
+    return Gated(rows=Lazy(len(kept), partial(row_of, kept)), kept=kept, stats=_stats(kept))
 
 
 def row_of(kept: Rows, index: int) -> TokenRow:
@@ -157,86 +143,63 @@ def row_of(kept: Rows, index: int) -> TokenRow:
 
 # ---------------------------------------------------------------------------------------------- batches
 
-Asked = tuple[Example, Sequence[tuple[str, Conversation]], Sequence[Script]]
-
 
 @dataclass(slots=True)
-class _Batch(Generic[Example]):
-    """Examples written out; in the place of one that cannot be, why."""
+class _Part:
+    """A batch of conversations, in order, and what became of them."""
 
-    asked: list[Asked[Example] | BadRow] = field(default_factory=list)
-    size: int = 0
+    rows: list[tuple[bytes, Mapping[str, float]] | BadRow] = field(default_factory=list)
+    """Tokens and numbers as they are kept; in the place of a row that cannot be trained on, why."""
     failure: UserError | None = None
     """Why reading ended after these."""
+    unread: Dropped | None = None
+    """In the last part: what could not be read of all of it."""
 
-    @property
-    def scripts(self) -> list[Script]:
-        return [script for each in self.asked if not isinstance(each, BadRow) for script in each[2]]
+
+def _parts(reading: Reading[Conversation], rule: RowRule, first: int, step: int) -> Iterator[_Part]:
+    """Every `step`th part from the first on."""
+    for batch, part in islice(_batches(reading), first, None, step):
+        part.rows = list(_rows(batch, rule, reading.sources))
+        yield part
+
+
+def _batches(reading: Reading[Conversation]) -> Iterator[tuple[list[Conversation], _Part]]:
+    batch, size, failure = list[Conversation](), 0, None
+    try:
+        for each in reading.examples:
+            batch.append(each)
+            size += len(each.text or "") + sum(len(m.content) + len(m.thinking or "") for m in each.messages)
+            if size > BATCH:
+                yield batch, _Part()
+                batch, size = [], 0
+    except UserError as error:
+        failure = error
+    yield batch, _Part(failure=failure, unread=reading.rejects.dropped)
 
 
 def _rows(
-    examples: Iterable[Example], rule: RowRule, making: Making[Example], rejects: Rejects
-) -> Iterator[tuple[Origin, Made]]:
-    """The rows of all examples in order. While a batch is tokenized, the next one is rendered."""
-    waiting: deque[tuple[_Batch[Example], Future[list[Encoded | DataError]]]] = deque()
-    with ThreadPoolExecutor(1) as pool:
-        for batch in _batches(examples, rule, making):
-            waiting.append((batch, pool.submit(rule.template.encode, batch.scripts, most=rule.max_length)))
-            if len(waiting) > 1:
-                yield from _made(*_first(waiting), rule, making, rejects)
-        while waiting:
-            yield from _made(*_first(waiting), rule, making, rejects)
-
-
-def _first(
-    waiting: deque[tuple[_Batch[Example], Future[list[Encoded | DataError]]]],
-) -> tuple[_Batch[Example], Iterator[Encoded | DataError]]:
-    batch, encoded = waiting.popleft()
-    return batch, iter(encoded.result())
-
-
-def _batches(examples: Iterable[Example], rule: RowRule, making: Making[Example]) -> Iterator[_Batch[Example]]:
-    batch: _Batch[Example] = _Batch()
-    try:
-        for example in examples:
-            asks = making.asks(example)
-            try:
-                scripts = [write_row(conversation, rule) for _, conversation in asks]
-            except BadRow as bad:
-                batch.asked.append(bad)
-                continue
-            batch.asked.append((example, asks, scripts))
-            batch.size += sum(len(text) for script in scripts for text, _ in script.pieces)
-            if batch.size > BATCH:
-                yield batch
-                batch = _Batch()
-    except UserError as error:
-        batch.failure = error
-    yield batch
-
-
-def _made(
-    batch: _Batch[Example],
-    encoded: Iterator[Encoded | DataError],
-    rule: RowRule,
-    making: Making[Example],
-    rejects: Rejects,
-) -> Iterator[tuple[Origin, Made]]:
-    for each in batch.asked:
-        try:
-            if isinstance(each, BadRow):
-                raise each
-            example, asks, scripts = each
-            found = [next(encoded) for _ in scripts]
-            rows = [check_row(one, asked, name, rule) for one, (name, asked) in zip(found, asks, strict=True)]
-            made = list(making.makes(example, rows))
-        except BadRow as bad:
-            rejects.add(bad)
+    batch: Sequence[Conversation], rule: RowRule, sources: Sequence[str]
+) -> Iterator[tuple[bytes, Mapping[str, float]] | BadRow]:
+    written = [_written(each, rule) for each in batch]
+    encoded = iter(rule.template.encode([each for each in written if isinstance(each, Script)], most=rule.max_length))
+    for each, script in zip(batch, written, strict=True):
+        if isinstance(script, BadRow):
+            yield script
             continue
-        for row in made:
-            yield asks[0][1].origin, row
-    if batch.failure is not None:
-        raise batch.failure
+        try:
+            row = check_row(next(encoded), each, "messages", rule)
+        except BadRow as bad:
+            yield bad
+            continue
+        place = {"source": sources.index(each.origin.source), "line": each.origin.line, "part": each.origin.part or 0}
+        yield coded(row.tokens, row.trained), {**place, "trained": int(row.trained.sum()), "shared": 0}
+
+
+def _written(conversation: Conversation, rule: RowRule) -> Script | BadRow:
+    try:
+        return write_row(conversation, rule)
+    except BadRow as bad:
+        return bad
 
 
 @cache

@@ -1,0 +1,133 @@
+"""Work that processes share: in order, and nothing is left behind, however it ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from whet.errors import DataError, RunError
+from whet.training import turns
+from whet.training.turns import cores, in_turns
+
+PARTS = 50
+
+
+def squares(first: int, step: int) -> Iterator[tuple[int, int]]:
+    """Each with the process that made it."""
+    for number in islice(range(PARTS), first, None, step):
+        yield number**2, os.getpid()
+
+
+def gone(pid: int) -> bool:
+    """Whether a process ends within seconds."""
+    for _ in range(200):
+        if not Path(f"/proc/{pid}").exists():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, PARTS + 3])
+def test_parts_arrive_in_order_from_all_processes(count: int) -> None:
+    parts = list(in_turns(squares, count))
+    assert [square for square, _ in parts] == [number**2 for number in range(PARTS)]
+    pids = {pid for _, pid in parts}
+    assert len(pids) == min(count, PARTS) and (os.getpid() in pids) is (count == 1)
+    assert all(map(gone, pids - {os.getpid()}))
+
+
+def test_a_failure_stands_where_it_is_in_the_order() -> None:
+    def failing(first: int, step: int) -> Iterator[int]:
+        for number in islice(range(PARTS), first, None, step):
+            if number == 7:
+                raise DataError("row 7: is bad; mend it")
+            yield number
+
+    reader = in_turns(failing, 3)
+    assert list(islice(reader, 7)) == list(range(7))
+    with pytest.raises(DataError, match="row 7: is bad; mend it"):
+        next(reader)
+
+
+def test_who_stops_reading_leaves_no_process() -> None:
+    reader = in_turns(squares, 2)
+    pids = {next(reader)[1], next(reader)[1]}
+    reader.close()
+    assert len(pids) == 2 and all(map(gone, pids))
+
+
+def test_a_killed_process_is_said() -> None:
+    def dying(first: int, step: int) -> Iterator[int]:
+        for number in islice(range(PARTS), first, None, step):
+            if number == 4:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield number
+
+    with pytest.raises(RunError, match=r"ended early \(signal 9, often for want of memory\); start again"):
+        list(in_turns(dying, 2))
+
+
+def test_a_silent_process_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stuck(first: int, step: int) -> Iterator[int]:
+        yield 0
+        time.sleep(60)
+
+    monkeypatch.setattr(turns, "SILENT_S", 0.2)
+    with pytest.raises(RunError, match="silent for 0 s"):
+        list(in_turns(stuck, 2))
+
+
+def test_what_all_log_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    def telling(first: int, step: int) -> Iterator[int]:
+        for number in islice(range(PARTS), first, None, step):
+            logging.getLogger("whet.of").warning("the template is %s", "uneven")
+            yield number
+
+    list(in_turns(telling, 3))
+    assert [(each.name, each.getMessage()) for each in caplog.records] == [("whet.of", "the template is uneven")]
+
+
+def test_nothing_is_forked_beside_other_threads() -> None:
+    found: list[int] = []
+    thread = threading.Thread(target=lambda: found.append(cores()))
+    thread.start()
+    thread.join()
+    assert found == [1]
+
+
+READER = """
+import os, sys, time
+from whet.training.turns import in_turns
+def slowly(first, step):
+    while True:
+        yield os.getpid()
+        time.sleep(0.05)
+for number, pid in enumerate(in_turns(slowly, 2)):
+    if number < 2:
+        print(pid, flush=True)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_processes_end_with_their_reader(how: signal.Signals) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", READER], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
+    ) as reader:
+        assert reader.stdout and reader.stderr
+        pids = [int(reader.stdout.readline()) for _ in range(2)]
+        if how is signal.SIGINT:
+            os.killpg(reader.pid, how)  # as a terminal does
+        else:
+            reader.send_signal(how)
+        assert all(map(gone, pids))
+        assert reader.stderr.read().count("Traceback") == (how is signal.SIGINT), "the reader's own"
