@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 from whet.config import DataConfig
@@ -60,7 +60,12 @@ TAKEN = {column for columns in REQUIRED.values() for column in columns} | {"inpu
 
 def detect(columns: Collection[str]) -> Format | None:
     """The first format whose required columns are all there; None: no format that we know."""
-    return next((name for name, required in REQUIRED.items() if all(each in columns for each in required)), None)
+    return _detected(frozenset(columns))
+
+
+@lru_cache  # asked for every row
+def _detected(columns: frozenset[str]) -> Format | None:
+    return next((name for name, required in REQUIRED.items() if columns.issuperset(required)), None)
 
 
 def to_conversation(row: Row, config: DataConfig) -> Conversation:

@@ -64,7 +64,9 @@ def parse_message(value: Any, place: Place) -> Message:
     body = _body(value.get(text_key), place[text_key])
     if value[role_key] in CALLING:
         body = _Body(calls=_calls(_from_json(body.text, place[text_key]), place[text_key]))
-    calls = body.calls + _calls(value.get("tool_calls"), place["tool_calls"])
+    calls = body.calls
+    if value.get("tool_calls") is not None:
+        calls += _calls(value["tool_calls"], place["tool_calls"])
     if value.get("function_call") is not None:  # OpenAI's first spelling
         calls += (_call(value["function_call"], place["function_call"]),)
     if calls and role != "assistant":

@@ -119,12 +119,15 @@ def _refuse_unended(encoded: Encoded, conversation: Conversation, template: Temp
 
     Where calls are inline, a turn may end with the tag that closes one.
     """
-    edges = np.flatnonzero(np.diff(encoded.trained, prepend=False, append=False)).reshape(-1, 2)
+    edges = (np.flatnonzero(encoded.trained[1:] != encoded.trained[:-1]) + 1).tolist()  # the first is never trained
+    starts, ends = edges[::2], [*edges[1::2], len(encoded.trained)]
     stops = np.zeros(len(encoded.tokens), np.bool_)
     for stop in template.stop_ids:  # a few: faster than np.isin
         stops |= encoded.tokens == stop
-    ended = np.logical_or.reduceat(stops & encoded.trained, edges[:, 0])
-    for start, end in edges[~ended]:
-        if not template.decode(encoded.tokens[start:end].tolist()).endswith(template.stops(conversation.tools)):
+    ended = np.logical_or.reduceat(stops & encoded.trained, starts)
+    for start, end, sound in zip(starts, ends, ended, strict=False):
+        if not sound and not template.decode(encoded.tokens[start:end].tolist()).endswith(
+            template.stops(conversation.tools)
+        ):
             how = "see how the chat template ends a turn"
             raise BadRow(conversation.origin, "messages", "a trained turn without a trained stop token", how)

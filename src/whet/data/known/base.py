@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from whet.config import DataConfig
 from whet.data.base import Row
-from whet.data.columns import leads
+from whet.data.columns import column_of, leads
 from whet.data.faults import Place, kind_of
 from whet.data.turns import text_of
 
@@ -24,15 +25,20 @@ def unfold(row: Row, config: DataConfig, known: Known) -> list[Row]:
     place = Place(row.origin)
     if config.columns or config.format != "auto":
         return [row]
-    for paths, read in known.items():
+    for paths in _possible(frozenset(row.values), tuple(known)):
         if all(leads(row.values, path, place) for path in paths):
-            found = read(row.values, place)
+            found = known[paths](row.values, place)
             parts = [found] if isinstance(found, Mapping) else found
             made = [replace(row, values={**row.values, **columns}) for columns in parts]
             if len(made) == 1:
                 return made
             return [replace(each, origin=replace(row.origin, part=part)) for part, each in enumerate(made, start=1)]
     return [row]
+
+
+@lru_cache  # asked for every row
+def _possible(columns: frozenset[str], known: tuple[tuple[str, ...], ...]) -> list[tuple[str, ...]]:
+    return [paths for paths in known if columns.issuperset(map(column_of, paths))]
 
 
 def helpsteer_prompt(columns: Columns, place: Place) -> list[Columns]:
