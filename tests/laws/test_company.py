@@ -22,7 +22,7 @@ from whet.sampling.engine import Engine
 from whet.sampling.tickets import Ticket
 
 
-@pytest.fixture(params=["mkl", "onednn"])
+@pytest.fixture(params=["mkl", "onednn", "mixed"])
 def _products(request: pytest.FixtureRequest) -> Iterator[None]:
     """Either library of products."""
     before = library()

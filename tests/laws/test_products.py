@@ -19,10 +19,11 @@ needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reas
 @needs_onednn
 @pytest.mark.parametrize("shape", [(1,), (7,), (3, 33), (2, 1, 5)])
 @pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("library", ["onednn", "mixed"])
 def test_onednn_s_products_are_torch_s(
-    shape: tuple[int, ...], with_bias: bool, monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, ...], with_bias: bool, library: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(matmul, "_in_use", "onednn")
+    monkeypatch.setattr(matmul, "_in_use", library)
     monkeypatch.setattr(matmul, "LEAST", 0)
     torch.manual_seed(0)
     x, weight, grad = torch.randn(*shape, 40), torch.randn(24, 40), torch.randn(*shape, 24)
@@ -106,18 +107,30 @@ def test_an_adopted_model_is_the_same_model(monkeypatch: pytest.MonkeyPatch) -> 
     model = torch.nn.Sequential(torch.nn.Linear(16, 24), torch.nn.Tanh(), torch.nn.Linear(24, 4, bias=False))
     x = torch.randn(9, 16)
     found = []
-    for chosen in ("mkl", "onednn"):
+    for chosen in ("mkl", "onednn", "mixed"):
         monkeypatch.setattr(matmul, "_in_use", chosen)
         matmul.adopt(model)
         out = model(x)
-        assert ("_Linear" in type(out.grad_fn).__name__) is (chosen == "onednn")
+        assert ("_Linear" in type(out.grad_fn).__name__) is (chosen != "mkl")
         found.append((out.detach(), *torch.autograd.grad(out.square().sum(), tuple(model.parameters()))))
-    for left, right in zip(*found, strict=True):
+    for left, right, mixed in zip(*found, strict=True):
         torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(left, mixed, rtol=1e-5, atol=1e-5)
     assert [name for name, _ in model.named_parameters()] == ["0.weight", "0.bias", "2.weight"]
 
 
-@pytest.mark.parametrize(("first", "then"), [("mkl", "onednn"), ("onednn", "mkl")])
+@pytest.mark.parametrize(
+    ("onednn", "mkl", "chosen"), [(1, 1.3, "onednn"), (1, 1.08, "mixed"), (1.1, 1, "mixed"), (1.2, 1, "mkl")]
+)
+def test_the_library_is_chosen_by_its_time(
+    onednn: float, mkl: float, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(matmul, "_seconds", lambda works: [onednn, mkl])
+    assert matmul._faster.__wrapped__() == chosen
+
+
+@pytest.mark.parametrize(("first", "then"), [("mkl", "onednn"), ("onednn", "mkl"), ("mixed", "mkl")])
 def test_a_run_goes_on_with_the_library_that_it_began_with(
     first: str, then: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

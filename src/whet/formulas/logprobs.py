@@ -153,22 +153,21 @@ class _LinearLogp(torch.autograd.Function):
         slices = asked.slices(hidden_TD, weight_VD)
         keep = asked.chunk_elements >= T * V and any(ctx.needs_input_grad)
         rows = slices[0].stop if slices else 0
-        z_TV = hidden_TD.new_empty((T if keep else rows, V), dtype=wide)
-        p_TV = hidden_TD.new_empty((rows, V), dtype=wide)
-        logp_TJ, lse_T = hidden_TD.new_empty(target_TJ.shape, dtype=wide), hidden_TD.new_empty(T, dtype=wide)
-        entropy_T = torch.empty_like(lse_T) if asked.with_entropy else None
+        buffer_TV, p_TV = (hidden_TD.new_empty((size, V), dtype=wide) for size in (rows, T if keep else rows))
+        logp_TJ = hidden_TD.new_empty(target_TJ.shape, dtype=wide)
+        top_T, total_T = (hidden_TD.new_empty(T, dtype=wide) for _ in range(2))
+        entropy_T = torch.empty_like(top_T) if asked.with_entropy else None
         for part in slices:
-            z = z_TV[part] if keep else z_TV[: part.stop - part.start]
-            _logits(hidden_TD[part], weight_VD, bias_V, asked, out=z)
+            z = _logits(hidden_TD[part], weight_VD, bias_V, asked, buffer_TV)
             top = z.amax(-1, keepdim=True)
-            p = torch.sub(z, top, out=p_TV[: len(z)]).exp_()
-            total = p.sum(-1)
-            lse_T[part] = total.log() + top[:, 0]
-            logp_TJ[part] = z.gather(-1, target_TJ[part]) - lse_T[part, None]
+            p = torch.sub(z, top, out=p_TV[part] if keep else p_TV[: len(z)]).exp_()
+            top_T[part], total_T[part] = top[:, 0], p.sum(-1)
+            lse = total_T[part].log() + top_T[part]
+            logp_TJ[part] = z.gather(-1, target_TJ[part]) - lse[:, None]
             if entropy_T is not None:
-                entropy_T[part] = lse_T[part] - p.mul_(z).sum(-1) / total
-        ctx.save_for_backward(hidden_TD, weight_VD, bias_V, target_TJ, lse_T, entropy_T)
-        ctx.asked, ctx.kept = asked, z_TV if keep else None
+                entropy_T[part] = lse - z.mul_(p).sum(-1) / total_T[part]
+        ctx.save_for_backward(hidden_TD, weight_VD, bias_V, target_TJ, top_T, total_T, entropy_T)
+        ctx.asked, ctx.kept = asked, p_TV if keep else None
         ctx.set_materialize_grads(False)
         if entropy_T is not None and not asked.entropy_gradient:
             ctx.mark_non_differentiable(entropy_T)
@@ -176,34 +175,36 @@ class _LinearLogp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_TJ: Tensor | None, grad_entropy_T: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden_TD, weight_VD, bias_V, target_TJ, lse_T, entropy_T = ctx.saved_tensors
+        hidden_TD, weight_VD, bias_V, target_TJ, top_T, total_T, entropy_T = ctx.saved_tensors
         asked, slices = ctx.asked, ctx.asked.slices(hidden_TD, weight_VD)
         kept, ctx.kept = ctx.kept, None  # it is overwritten: a second backward pass computes the logits again
-        z_TV = kept if kept is not None else lse_T.new_empty((slices[0].stop if slices else 0, len(weight_VD)))
+        buffer_TV = top_T.new_empty((slices[0].stop if slices and kept is None else 0, len(weight_VD)))
         wanted = zip((hidden_TD, weight_VD, bias_V), ctx.needs_input_grad, strict=False)
         grads = [torch.zeros_like(given) if needed else None for given, needed in wanted]
-        grad_TJ = lse_T.new_zeros(target_TJ.shape) if grad_TJ is None else grad_TJ
+        grad_TJ = top_T.new_zeros(target_TJ.shape) if grad_TJ is None else grad_TJ
         for part in slices:
-            if kept is not None:
-                logp = kept[part].sub_(lse_T[part, None])
-            else:
-                z = z_TV[: part.stop - part.start]
-                logp = _logits(hidden_TD[part], weight_VD, bias_V, asked, out=z).sub_(lse_T[part, None])
             share = -grad_TJ[part].sum(-1, keepdim=True)
-            if grad_entropy_T is not None:
-                share = share - (logp + entropy_T[part, None]) * grad_entropy_T[part, None]
-            dz = logp.exp_().mul_(share).scatter_add_(1, target_TJ[part], grad_TJ[part])
+            if kept is not None:
+                p = kept[part]
+            else:
+                p = _logits(hidden_TD[part], weight_VD, bias_V, asked, buffer_TV).sub_(top_T[part, None]).exp_()
+            if grad_entropy_T is None:
+                dz = p.mul_(share / total_T[part, None])
+            else:
+                steep, p = grad_entropy_T[part, None], p.div_(total_T[part, None])
+                dz = torch.xlogy(p, p).mul_(-steep).addcmul_(p, share - steep * entropy_T[part, None])
+            dz.scatter_add_(1, target_TJ[part], grad_TJ[part])
             _spread(dz, part, hidden_TD, weight_VD, asked, grads)
         return (*grads, None, None)
 
 
-def _logits(hidden_TD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, asked: _Asked, *, out: Tensor) -> Tensor:
-    """(hidden weight^T + bias) / temperature, written into `out`."""
+def _logits(hidden_TD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, asked: _Asked, buffer_TV: Tensor) -> Tensor:
+    """(hidden weight^T + bias) / temperature; in the buffer, or in a tensor of its own."""
     hidden_TD, weight_VD = hidden_TD.to(asked.compute), weight_VD.to(asked.compute)
-    if out.dtype == asked.compute and hidden_TD.shape[1] < WIDE:
-        torch.mm(hidden_TD, weight_VD.T, out=out)
+    if buffer_TV.dtype == asked.compute and hidden_TD.shape[1] < WIDE:
+        out = torch.mm(hidden_TD, weight_VD.T, out=buffer_TV[: len(hidden_TD)])
     else:
-        out.copy_(asked.multiply(hidden_TD, weight_VD))
+        out = asked.multiply(hidden_TD, weight_VD).to(buffer_TV.dtype)
     if bias_V is not None:
         out.add_(bias_V)
     return out if asked.temperature == 1 else out.div_(asked.temperature)

@@ -3,7 +3,8 @@
 On a CPU torch multiplies float32 matrices with MKL, which on processors that are not Intel's stays with AVX2: half of
 what AVX-512 can do. oneDNN is in the same binary and has no such scruples: on an AMD EPYC of the AVX-512 kind it is
 2.2 times as fast (docs/benchmarks.md). Which one is faster is measured, once for a process, since no table of
-processors would stay true. Their sums differ in the last bit, so a resumed run is told what the run began with.
+processors would stay true. Where they are about as fast, oneDNN still wins a tenth of products by weights and loses
+some gradients of weights: `mixed`. Their sums differ in the last bit, so a resumed run is told what it began with.
 
 Legend: N rows, I inputs, O outputs.
 """
@@ -22,10 +23,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Library = Literal["mkl", "onednn"]
+Library = Literal["mkl", "onednn", "mixed"]
+"""mixed: gradients of weights by MKL, all other products by oneDNN."""
 
 CLEARLY = 1.25
-"""How many times faster oneDNN must be to be taken."""
+"""How many times faster oneDNN must be to be taken for every product."""
+SLOWER = 1.15
+"""How many times slower it must be to be taken for none."""
 LEAST = 1_500_000
 """Products of fewer multiplications stay with MKL: a call of oneDNN costs some ten microseconds more."""
 ROWS = 4
@@ -71,7 +75,7 @@ def padded(rows: Tensor) -> Tensor:
 
 def adopt(module: nn.Module) -> None:
     """Let every plain linear layer inside multiply by `linear`, where that is faster here."""
-    if library() == "onednn":
+    if library() != "mkl":
         for layer in module.modules():
             if type(layer) is nn.Linear:
                 layer.forward = MethodType(_forward, layer)  # type: ignore[method-assign]
@@ -113,12 +117,14 @@ def _alike() -> bool:
 
 @cache
 def _faster() -> Library:
-    """oneDNN where it multiplies clearly faster; measured in some thirty milliseconds, where it is first asked."""
+    """Measured in some thirty milliseconds, where it is first asked; far from 1 on both sides, so it stays the same."""
     if not torch.backends.mkldnn.is_available():
         return "mkl"
     x, weight = torch.ones(256, 256, device="cpu"), torch.ones(256, 256, device="cpu")
     onednn, mkl = _seconds((lambda: _multiply(x, weight), lambda: F.linear(x, weight)))
-    return "onednn" if onednn * CLEARLY < mkl else "mkl"
+    if onednn * CLEARLY < mkl:
+        return "onednn"
+    return "mixed" if onednn < mkl * SLOWER else "mkl"
 
 
 class _Linear(torch.autograd.Function):
@@ -133,7 +139,10 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         grad_NO, x_NI = grads[0].flatten(0, -2), x.flatten(0, -2)
         of_x = _multiply(grad_NO, weight.t()).view_as(x) if ctx.needs_input_grad[0] else None
-        of_weight = _multiply(grad_NO.t(), x_NI.t()) if ctx.needs_input_grad[1] else None
+        of_weight = None
+        if ctx.needs_input_grad[1]:
+            whole = library() == "onednn"
+            of_weight = _multiply(grad_NO.t(), x_NI.t()) if whole else torch.mm(grad_NO.t(), x_NI)
         return of_x, of_weight, grad_NO.sum(0) if ctx.has_bias and ctx.needs_input_grad[2] else None
 
 
@@ -143,7 +152,7 @@ def _onednn_takes(x: Tensor, weight: Tensor) -> bool:
         and (USUAL_ROWS * weight.numel() if _alike() else x.numel() * weight.shape[0]) >= LEAST
         and x.device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
-        and library() == "onednn"
+        and library() != "mkl"
     )
 
 
