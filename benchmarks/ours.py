@@ -172,7 +172,7 @@ def _compared(work: Work, step: int, template: JinjaTemplate) -> list[Tokenised[
 def grpo(work: Work, model: LanguageModel, session: Session) -> dict[str, float]:
     """Sample, score, forward, backward, step, as a recipe runs it."""
     template, trainer = JinjaTemplate(model.tokenizer), TimedTrainer(model, TRAIN)
-    sampler = Forced(EmbeddedSampler(model), work)
+    sampler = Forced(EmbeddedSampler(model, processes=torch.get_num_threads()), work)
     player = Player(
         sampler=sampler,
         template=template,
@@ -213,7 +213,7 @@ def grpo(work: Work, model: LanguageModel, session: Session) -> dict[str, float]
 
 def decode(work: Work, model: LanguageModel, session: Session) -> dict[str, float]:
     """Greedy decoding of prompts of random tokens."""
-    sampler = EmbeddedSampler(model)
+    sampler = EmbeddedSampler(model, processes=torch.get_num_threads())
     for step in range(work.steps + 1):
         prompts, lengths = work.token_prompts(step, model.vocabulary), work.lengths(step)
         requests = [
@@ -235,7 +235,7 @@ async def arriving(sampler: EmbeddedSampler, requests: Sequence[Request], at_onc
     for first in range(0, len(requests), at_once):
         tasks += [asyncio.create_task(sampler.sample(request)) for request in requests[first : first + at_once]]
         taken = sampler.engine.steps
-        while sampler.engine.steps == taken and len(tasks) < len(requests):
+        while sampler.engine.steps == taken and sampler.engine.busy and len(tasks) < len(requests):
             await asyncio.sleep(0)
     return await asyncio.gather(*tasks)
 

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
@@ -101,20 +101,20 @@ def test_what_a_process_owed_is_written_again(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    write = ForkingEngine._write
+    answer = ForkingEngine._answer
 
-    def once(engine: ForkingEngine, numbers: Mapping[Ticket, int], telling: Connection) -> None:
-        send = telling.send
+    def once(engine: ForkingEngine, share: Sequence[Ticket], channel: Connection) -> None:
+        send = channel.send
 
         def last(said: object) -> None:
             send(said)
             os.kill(os.getpid(), number)
 
-        monkeypatch.setattr(telling, "send", last)
-        write(engine, numbers, telling)
+        monkeypatch.setattr(channel, "send", last)
+        answer(engine, share, channel)
 
     monkeypatch.setattr(forks, "HUNG_S", 0.2)
-    monkeypatch.setattr(ForkingEngine, "_write", once)
+    monkeypatch.setattr(ForkingEngine, "_answer", once)
     with threads(2), caplog.at_level(logging.WARNING):
         answers = run(sample_all(EmbeddedSampler(model, processes=2), asked(model)))
     assert [bits(answer) for answer in answers] == alone
@@ -151,7 +151,7 @@ def test_an_engine_that_fails_in_a_fork_fails_in_the_first_process(
     def broken(*_: object) -> None:
         raise RuntimeError("no more memory")
 
-    monkeypatch.setattr(ForkingEngine, "_write", broken)
+    monkeypatch.setattr(ForkingEngine, "_answer", broken)
     with threads(2):
         answers = run(sample_all(EmbeddedSampler(model, processes=2), asked(model)))
     failures = [str(answer) for answer in answers if isinstance(answer, SamplerError)]
@@ -173,6 +173,53 @@ def test_a_fork_that_cannot_be_had_is_said(
         sampler = EmbeddedSampler(model, processes=2)
         assert [bits(answer) for answer in run(sample_all(sampler, asked(model)))] == alone
     assert "fork: [Errno 12] Cannot allocate memory" in caplog.text
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 40])
+def test_requests_that_come_later_go_to_whoever_has_least_to_do(
+    model: LanguageModel, alone: list[tuple[bytes, bytes]], at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forks, "LEAST_ROWS", 4)
+    engine, order, given, found = forked(model), list(enumerate(asked(model))), 0, {}
+    tickets: dict[Ticket, int] = {}
+    draw = random.Random(at_once)
+    draw.shuffle(order)
+    with threads(2):
+        while order or engine.busy:
+            for _ in range(min(at_once, len(order))):
+                at, request = order.pop()
+                tickets[engine.submit(request)] = at
+            for ticket, answer in engine.step():
+                found[tickets.pop(ticket)] = bits(answer)
+            given = max([given, *(fork.asked for fork in engine._forks)])
+            if tickets and draw.random() < 0.1:  # given up, and asked for again
+                ticket = draw.choice(list(tickets))
+                engine.cancel(ticket)
+                order.append((tickets.pop(ticket), ticket.request))
+    assert [found[at] for at in range(len(alone))] == alone
+    assert given > 20, "another process has its share"
+    assert not children()
+
+
+def test_a_process_that_does_not_listen_is_given_nothing(
+    model: LanguageModel, alone: list[tuple[bytes, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forks, "LONGEST_FRAME", 500)  # a long prompt stays where it came
+    with threads(2):
+        sampler = EmbeddedSampler(model, processes=2)
+        assert [bits(answer) for answer in run(sample_all(sampler, asked(model)))] == alone
+        engine = forked(model)
+        tickets = {engine.submit(request): at for at, request in enumerate(asked(model))}
+        found = {tickets[ticket]: bits(answer) for ticket, answer in engine.step()}
+        os.kill(engine._forks[0].pid, signal.SIGSTOP)
+        more = [engine.submit(request) for request in asked(model, prompts=200)]  # more than a socket holds
+        assert 0 < sum(ticket in engine._forks[0].owed.values() for ticket in more) < len(more) / 2
+        os.kill(engine._forks[0].pid, signal.SIGCONT)
+        for ticket in more:
+            engine.cancel(ticket)
+        while engine.busy:
+            found |= {tickets[ticket]: bits(answer) for ticket, answer in engine.step()}
+    assert [found[at] for at in range(len(alone))] == alone
 
 
 def test_what_is_heard_or_read_later_stays_in_the_first_process(model: LanguageModel) -> None:

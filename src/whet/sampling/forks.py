@@ -1,9 +1,10 @@
 """The embedded engine on several cores: each works on a share of the requests, in a process that is forked for it.
 
 Most of what a small model computes for a token is too little to be cut: two threads write 1.3 to 1.6 times as fast as
-one, two processes nearly twice (docs/benchmarks.md). So when enough requests wait and none runs, the engine deals them
-out and forks. A fork has all there is at that moment, the weights in the order in which products read them included,
-and hands back nothing but answers; it ends with its share. What comes later is the first process's own.
+one, two processes nearly twice (docs/benchmarks.md). So where there are enough requests the engine forks and
+deals out those that wait. A fork has all there is at that moment, the weights in the order in which products read them
+included; all it is told are the requests that come later, and all that it tells are answers. When nothing is left to
+do it ends.
 
 Which process writes an answer, and how many there are, shows in no bit of it (`sampling.engine`). So what a process
 owed when it died is written again by the first one.
@@ -17,11 +18,14 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import pickle
+import select
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence, Sized
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
@@ -31,15 +35,16 @@ import torch
 
 from whet.errors import SamplerError
 from whet.models.language import LanguageModel
+from whet.sampling.base import Queue, Request, routed
 from whet.sampling.engine import Done, Engine
-from whet.sampling.tickets import Ticket
+from whet.sampling.tickets import SharedPrompt, Ticket
 
 LEAST_ROWS = 16
 """Requests that each process must have: products of fewer rows cost nearly as much."""
 LOOK_S = 0.02
 """Longest wait for another process, between two looks at what else there is to do."""
-BEAT_S = 1.0
-"""How often a process looks whether the first one is still there to hear it."""
+LONGEST_FRAME = 100_000
+"""Bytes of a request that is given to a process at work: what a socket takes at once that says it takes more."""
 HUNG_S = 30.0
 """A process that has used no CPU time for so long is given up."""
 
@@ -50,29 +55,47 @@ _log = logging.getLogger(__name__)
 class _Fork:
     """A process at work, and the requests that it has not answered, by number."""
 
+    number: int
     pid: int
-    heard: Connection
+    channel: Connection
     owed: dict[int, Ticket]
+    asked: int
+    """Numbers that were given out."""
     cpu_s: float = 0.0
     """What it had used when it was last seen to use some."""
     seen: float = field(default_factory=time.monotonic)
 
+    def tell(self, number: int, request: Request | None) -> bool:
+        """Give it a request, or (None) take that one back. False where it does not listen at once.
+
+        The system says that a socket takes more when three quarters of its buffer are free: so nothing waits here.
+        """
+        frame = pickle.dumps((number, request))
+        if len(frame) > LONGEST_FRAME or not select.select([], [self.channel], [], 0)[1]:
+            return False
+        with suppress(BrokenPipeError):  # that it is gone is seen where it is read
+            self.channel.send_bytes(frame)
+        self.seen = time.monotonic()
+        return True
+
     def hangs(self) -> bool:
-        """Whether it does nothing."""
+        """Whether it owes something and does nothing."""
         used = _cpu_s(self.pid)
-        if used != self.cpu_s:
+        if used != self.cpu_s or not self.owed:
             self.cpu_s, self.seen = used, time.monotonic()
         return time.monotonic() - self.seen > HUNG_S
 
     def end(self) -> int:
         """End it, if it has not ended; its exit code."""
-        self.heard.close()
+        self.channel.close()
         os.kill(self.pid, signal.SIGKILL)
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
 class ForkingEngine(Engine):
-    """An engine that forks where enough requests wait for each of `processes` to be worth it."""
+    """An engine that forks where there are enough requests for each of `processes` to be worth it."""
+
+    number = 0
 
     def __init__(self, model: LanguageModel, *, max_running: int, cache_bytes: int, processes: int) -> None:
         """Rows and cache as for an engine: of all processes together."""
@@ -82,145 +105,170 @@ class ForkingEngine(Engine):
         self._limits = self.max_running, self._cache_tokens
 
     @property
+    def owed(self) -> Sized:
+        """What this process has to do."""
+        return range(len(self._rows) + self._queued)
+
+    @property
     def busy(self) -> bool:
         """Whether a step has anything to do."""
-        return bool(self._forks) or super().busy
+        return super().busy or any(fork.owed for fork in self._forks)
+
+    def _await(self, ticket: Ticket) -> None:
+        """Give it to the process with least to do, if that is another one and listens."""
+        among: list[Queue] = [self, *self._forks] if _may_go(ticket) else [self]
+        fork = routed(among, ticket.request)
+        if isinstance(fork, _Fork) and fork.tell(fork.asked, ticket.request):
+            fork.owed[fork.asked] = ticket
+            fork.asked += 1
+        else:
+            super()._await(ticket)
 
     def cancel(self, ticket: Ticket) -> None:
-        """Forget a request; a process that owes no other one ends."""
+        """Forget a request, wherever it is."""
         for fork in self._forks:
             for number in [number for number, owed in fork.owed.items() if owed is ticket]:
                 del fork.owed[number]
-                self._join()
-                return
+                fork.tell(number, None)
         super().cancel(ticket)
+        self._join()
 
     def clear(self) -> None:
         """Forget every request."""
         for fork in self._forks:
             fork.owed.clear()
-        self._join()
         super().clear()
+        self._join()
 
     def step(self) -> Done:
         """As of an engine; what the other processes have written is done as well."""
-        if not self._forks and not self._rows and self._queued >= LEAST_ROWS * self._processes:
+        if not self._forks and len(self._rows) + self._queued >= LEAST_ROWS * self._processes:
             self._part()
+        done = self._told(0 if super().busy else LOOK_S) if self._forks else []
         if super().busy:
-            return [*self._told(0), *super().step()]
-        done = self._told(LOOK_S)
-        if not self.busy:
-            self._release()
+            done += super().step()
+        self._join()
         return done
 
     # ----------------------------------------------------------------------------------- in the first process
 
     def _part(self) -> None:
-        """Deal the waiting requests out, and fork; but what is heard while it is written, or read later, stays here."""
+        """Fork, and deal out the requests that wait."""
         waiting = [ticket for prompt in self._waiting for ticket in prompt.waiting]
-        ours = [ticket for ticket in waiting if ticket.request.heard is not None or ticket.request.goes_on]
-        given = [ticket for ticket in waiting if ticket.request.heard is None and not ticket.request.goes_on]
-        if len(given) < LEAST_ROWS * self._processes:
+        if sum(map(_may_go, (*self._rows, *waiting))) < LEAST_ROWS * self._processes:
             return
-        self._reach(max(ticket.span for ticket in waiting))  # one copy of the weights for all
+        self._reach(max(ticket.span for ticket in (*self._rows, *waiting)))  # one copy of the weights for all
         self._threads = torch.get_num_threads()
         torch.set_num_threads(1)
         self.max_running, self._cache_tokens = (max(1, limit // self._processes) for limit in self._limits)
-        for share in deal(ours, given, self._processes)[1:]:
+        staying = [*self._rows, *(ticket for ticket in waiting if not _may_go(ticket))]
+        for share in deal(staying, [ticket for ticket in waiting if _may_go(ticket)], self._processes)[1:]:
             try:
-                self._fork(share)
+                self._forks.append(self._fork(share))
             except OSError as error:
                 _log.warning("sampling goes on in fewer processes: fork: %s", error)
                 self._processes = 1 + len(self._forks)
                 break
+            for ticket in share:
+                super().cancel(ticket)
         if not self._forks:
             self._alone()
 
-    def _fork(self, share: Sequence[Ticket]) -> None:
-        """Have a process write the answers to these."""
-        heard, telling = Pipe(duplex=False)
-        with telling, warnings.catch_warnings():
+    def _fork(self, share: Sequence[Ticket]) -> _Fork:
+        """A process that writes the answers to these, and to what it is told."""
+        ours, theirs = Pipe()
+        with theirs, warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12: there are other threads
             pid = os.fork()
             if not pid:
-                heard.close()
-                self._live(share, telling)
-        self._forks.append(_Fork(pid, heard, dict(enumerate(share))))
-        for ticket in share:
-            super().cancel(ticket)
+                ours.close()
+                self._live(share, theirs)
+        return _Fork(1 + len(self._forks), pid, ours, dict(enumerate(share)), len(share))
 
     def _told(self, patience_s: float) -> Done:
         """What others have written; waits so long for the first of it."""
         done: Done = []
-        told = wait([fork.heard for fork in self._forks], patience_s)
-        for fork in [fork for fork in self._forks if fork.heard in told]:
+        told = wait([fork.channel for fork in self._forks], patience_s)
+        for fork in [fork for fork in self._forks if fork.channel in told]:
             try:
-                said = fork.heard.recv()
-            except EOFError:
+                said = fork.channel.recv()
+            except (EOFError, ConnectionError):
                 self._again(fork, "has died")
                 continue
             if isinstance(said, SamplerError):
                 raise said
             done += [(fork.owed.pop(number), answer) for number, answer in said if number in fork.owed]
-        self._join()
         for fork in [] if told else [fork for fork in self._forks if fork.hangs()]:
             self._again(fork, f"has done nothing for {HUNG_S:g} s")
         return done
 
-    def _join(self) -> None:
-        """End those that owe nothing."""
-        for fork in [fork for fork in self._forks if not fork.owed]:
-            fork.end()
-            self._leave_out(fork)
-
-    def _leave_out(self, fork: _Fork) -> None:
-        """It is gone."""
+    def _again(self, fork: _Fork, why: str) -> None:
+        """Write what it owes here, and what comes from now on."""
         self._forks.remove(fork)
+        said = "a sampling process %s (exit code %d); its %d requests are written again, to the same answers"
+        _log.warning(said, why, fork.end(), len(fork.owed))
+        for ticket in fork.owed.values():
+            ticket.prompt = SharedPrompt(key=ticket.prompt.key, tokens=ticket.prompt.tokens)  # none of it is known
+            super()._await(ticket)
         if not self._forks:
             self._alone()
+
+    def _join(self) -> None:
+        """When all is done the other processes end."""
+        if self._forks and not self.busy:
+            for fork in self._forks:
+                fork.end()
+            self._forks = []
+            self._alone()
+            self._release()
 
     def _alone(self) -> None:
         """All threads, rows and memory are this process's again."""
         torch.set_num_threads(self._threads)
         self.max_running, self._cache_tokens = self._limits
 
-    def _again(self, fork: _Fork, why: str) -> None:
-        """Write what it owes here."""
-        said = "a sampling process %s (exit code %d); its %d requests are written again, to the same answers"
-        _log.warning(said, why, fork.end(), len(fork.owed))
-        for ticket in fork.owed.values():
-            self._await(ticket)
-        self._leave_out(fork)
-
     # -------------------------------------------------------------------------------------- in a fork
 
-    def _live(self, share: Sequence[Ticket], telling: Connection) -> None:
-        """Write these answers, and end."""
+    def _live(self, share: Sequence[Ticket], channel: Connection) -> None:
+        """Answer until it is ended."""
         gc.freeze()  # nothing of the first process is finalised here
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the first process that is asked to stop
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for fork in self._forks:
-            fork.heard.close()  # else that one would not notice that the first process is gone
+            fork.channel.close()  # else that one would not notice that the first process is gone
         self._forks = []
+        bound = self._forward, self._decoding, self._widest
+        super().clear()
+        self._forward, self._decoding, self._widest = bound
         try:
-            self._write({ticket: number for number, ticket in enumerate(share)}, telling)
-        except BrokenPipeError:
+            self._answer(share, channel)
+        except (EOFError, ConnectionError):
             pass  # nobody waits for it
         except BaseException as error:  # noqa: BLE001  raised in the first process
-            telling.send(SamplerError(f"{type(error).__name__}: {error}"))
+            channel.send(SamplerError(f"{type(error).__name__}: {error}"))
         finally:
             os._exit(0)
 
-    def _write(self, numbers: Mapping[Ticket, int], telling: Connection) -> None:
-        for ticket in [ticket for prompt in self._waiting for ticket in prompt.waiting if ticket not in numbers]:
-            super().cancel(ticket)
-        said = time.monotonic()
-        while super().busy:
-            done = super().step()
-            if done or time.monotonic() - said > BEAT_S:
-                telling.send([(numbers[ticket], answer) for ticket, answer in done])
-                said = time.monotonic()
+    def _answer(self, share: Sequence[Ticket], channel: Connection) -> None:
+        tickets = {number: self.submit(ticket.request) for number, ticket in enumerate(share)}
+        while True:
+            while not super().busy or channel.poll():
+                number, request = channel.recv()
+                if request is not None:
+                    tickets[number] = self.submit(request)
+                elif number in tickets:
+                    super().cancel(tickets.pop(number))
+            numbers = {ticket: number for number, ticket in tickets.items()}
+            if done := super().step():
+                channel.send([(numbers[ticket], answer) for ticket, answer in done])
+                for ticket, _ in done:
+                    del tickets[numbers[ticket]]
+
+
+def _may_go(ticket: Ticket) -> bool:
+    """Whether another process may write it: not what is heard meanwhile, nor what a later prompt reads."""
+    return ticket.request.heard is None and not ticket.request.goes_on
 
 
 def deal(ours: Sequence[Ticket], given: Sequence[Ticket], processes: int) -> list[list[Ticket]]:
@@ -240,7 +288,7 @@ def deal(ours: Sequence[Ticket], given: Sequence[Ticket], processes: int) -> lis
         least = costs.index(min(costs))
         shares[least] += part
         costs[least] += _cost(part)
-    return [shares[0], *(share for share in shares[1:] if share)]
+    return shares
 
 
 def _cost(part: Sequence[Ticket]) -> int:
