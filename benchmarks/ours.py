@@ -235,6 +235,7 @@ async def arriving(sampler: EmbeddedSampler, requests: Sequence[Request], at_onc
     for first in range(0, len(requests), at_once):
         tasks += [asyncio.create_task(sampler.sample(request)) for request in requests[first : first + at_once]]
         taken = sampler.engine.steps
+        await asyncio.sleep(0)  # the new ones ask
         while sampler.engine.steps == taken and sampler.engine.busy and len(tasks) < len(requests):
             await asyncio.sleep(0)
     return await asyncio.gather(*tasks)
