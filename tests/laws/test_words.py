@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence, Split
+from tokenizers.processors import TemplateProcessing
 
 from whet.templates import words
 from whet.templates.words import REGEX, Words, words_of
@@ -56,16 +57,17 @@ def of(backend: Tokenizer) -> Words | None:
     return words_of(SimpleNamespace(backend_tokenizer=backend))
 
 
+def as_list(tokens: bytes) -> list[int]:
+    ids: list[int] = np.frombuffer(tokens, np.int32).tolist()
+    return ids
+
+
 def differing(found: Words, backend: Tokenizer) -> list[str]:
     """Texts that have other tokens word by word; half of the words are known from texts before."""
     given = texts(2, 2000)
     tokens = [*found.tokens(given[:1000]), *found.tokens(given[1000:])]
     whole = backend.encode_batch_fast(given, add_special_tokens=False)
-    return [
-        text
-        for text, mine, right in zip(given, tokens, whole, strict=True)
-        if np.frombuffer(mine, np.int32).tolist() != right.ids
-    ]
+    return [text for text, mine, right in zip(given, tokens, whole, strict=True) if as_list(mine) != right.ids]
 
 
 @pytest.mark.parametrize("cut", CUTS)
@@ -75,6 +77,18 @@ def test_words_have_the_tokens_of_the_whole(cut: PreTokenizer, normalizer: norma
     found = of(backend)
     assert found is not None
     assert differing(found, backend) == []
+
+
+def test_what_stands_around_a_text_stands_around_its_words() -> None:
+    backend = trained(GPT2)
+    backend.post_processor = TemplateProcessing(
+        single="<|im_start|> <think> $A <|im_end|>", special_tokens=[(name, n) for n, name in enumerate(SPECIALS)]
+    )
+    found = of(backend)
+    assert found is not None
+    given = texts(3, 100)
+    whole = backend.encode_batch_fast(given, add_special_tokens=True)
+    assert [as_list(each) for each in found.tokens(given, special=True)] == [each.ids for each in whole]
 
 
 def test_the_law_sees_a_wrong_cut(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +107,7 @@ def test_words_are_forgotten_before_they_fill_the_memory(monkeypatch: pytest.Mon
     for seed in range(20):
         given = texts(seed, 20)
         whole = backend.encode_batch_fast(given, add_special_tokens=False)
-        assert [np.frombuffer(each, np.int32).tolist() for each in found.tokens(given)] == [each.ids for each in whole]
+        assert [as_list(each) for each in found.tokens(given)] == [each.ids for each in whole]
         assert sum(map(len, found._known)) <= 1000
 
 

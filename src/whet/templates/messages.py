@@ -244,8 +244,8 @@ class Encoder:
             return [array("i", ids).tobytes() for ids in found]
         backend.no_truncation()
         backend.no_padding()
-        if self.words is not None and not special:
-            return self.words.tokens(texts)
+        if self.words is not None:
+            return self.words.tokens(texts, special=special)
         found = backend.encode_batch_fast(list(texts), add_special_tokens=special)
         return [array("i", encoding.ids).tobytes() for encoding in found]
 

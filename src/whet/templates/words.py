@@ -12,6 +12,7 @@ import json
 import re
 from array import array
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import chain, filterfalse
 from typing import Any
 
@@ -45,8 +46,11 @@ class Words:
         self._known: dict[str, bytes] = {}
         self._size = 0
 
-    def tokens(self, texts: Sequence[str]) -> list[bytes]:
-        """The tokens of each text, 4 bytes each. Texts may be tokenized by several threads at once."""
+    def tokens(self, texts: Sequence[str], *, special: bool = False) -> list[bytes]:
+        """The tokens of each text, 4 bytes each; `special`: with those that the tokenizer puts around a text.
+
+        Texts may be tokenized by several threads at once.
+        """
         known = self._known
         cut = [WORDS.findall(text) for text in texts]
         new = list(dict.fromkeys(filterfalse(known.__contains__, chain.from_iterable(cut))))
@@ -55,7 +59,14 @@ class Words:
         self._size += sum(map(len, new))
         if self._size > KEPT:
             self._known, self._size = {}, 0
-        return [b"".join(map(known.__getitem__, words)) for words in cut]
+        before, after = self._around if special else (b"", b"")
+        return [before + b"".join(map(known.__getitem__, words)) + after for words in cut]
+
+    @cached_property
+    def _around(self) -> tuple[bytes, bytes]:
+        word, whole = (self._backend.encode("a", add_special_tokens=special).ids for special in (False, True))
+        at = next(place for place in range(len(whole)) if whole[place : place + len(word)] == word)
+        return array("i", whole[:at]).tobytes(), array("i", whole[at + len(word) :]).tobytes()
 
 
 def words_of(tokenizer: Any) -> Words | None:
