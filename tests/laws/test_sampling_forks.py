@@ -59,8 +59,21 @@ def threads(count: int) -> Iterator[None]:
 
 
 def children() -> list[int]:
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(os.getpid())], capture_output=True, text=True, check=True)
-    return [int(pid) for pid in found.stdout.split() if os.path.exists(f"/proc/{pid}")]
+    """Processes of this one, without those that have ended."""
+    listed = subprocess.run(
+        ["ps", "-o", "pid=,stat=,comm=", "--ppid", str(os.getpid())], capture_output=True, text=True
+    )
+    found = [line.split() for line in listed.stdout.splitlines()]
+    return [int(pid) for pid, state, name, *_ in found if name != "ps" and not state.startswith("Z")]
+
+
+def none_left() -> bool:
+    """Whether all have ended, or are about to."""
+    deadline = time.monotonic() + 60
+    while children():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return True
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +97,7 @@ def test_neither_processes_nor_two_threads_change_a_bit(
         for _ in range(2):
             assert [bits(answer) for answer in run(sample_all(sampler, asked(model)))] == alone
         assert not sampler.engine.busy
-    assert not children()
+    assert none_left()
 
 
 def test_nor_do_they_with_more_threads(model: LanguageModel) -> None:
@@ -118,7 +131,7 @@ def test_what_a_process_owed_is_written_again(
     with threads(2), caplog.at_level(logging.WARNING):
         answers = run(sample_all(EmbeddedSampler(model, processes=2), asked(model)))
     assert [bits(answer) for answer in answers] == alone
-    assert "are written again" in caplog.text and not children()
+    assert "are written again" in caplog.text and none_left()
 
 
 def test_requests_are_given_up_wherever_they_are(model: LanguageModel, alone: list[tuple[bytes, bytes]]) -> None:
@@ -137,12 +150,12 @@ def test_requests_are_given_up_wherever_they_are(model: LanguageModel, alone: li
         engine.step()
         for ticket in tickets:
             engine.cancel(ticket)
-        assert not engine.busy and not children()
+        assert not engine.busy and none_left()
         for request in asked(model):
             engine.submit(request)
         engine.step()
         engine.clear()
-    assert not engine.busy and not children()
+    assert not engine.busy and none_left()
 
 
 def test_an_engine_that_fails_in_a_fork_fails_in_the_first_process(
@@ -156,7 +169,7 @@ def test_an_engine_that_fails_in_a_fork_fails_in_the_first_process(
         answers = run(sample_all(EmbeddedSampler(model, processes=2), asked(model)))
     failures = [str(answer) for answer in answers if isinstance(answer, SamplerError)]
     assert failures and all("no more memory" in failure for failure in failures)
-    assert not children()
+    assert none_left()
 
 
 def test_a_fork_that_cannot_be_had_is_said(
@@ -198,7 +211,7 @@ def test_requests_that_come_later_go_to_whoever_has_least_to_do(
                 order.append((tickets.pop(ticket), ticket.request))
     assert [found[at] for at in range(len(alone))] == alone
     assert given > 20, "another process has its share"
-    assert not children()
+    assert none_left()
 
 
 def test_a_process_that_does_not_listen_is_given_nothing(
@@ -230,12 +243,12 @@ def test_what_is_heard_or_read_later_stays_in_the_first_process(model: LanguageM
         for seed in range(40):
             engine.submit(Request(prompt=(1, 2, 3), seed=seed, params=params, heard=heard.append))
         engine.step()
-        assert not children() and heard
+        assert none_left() and heard
         engine.clear()
         for seed in range(40):
             engine.submit(Request(prompt=(1, 2, 3), seed=seed, params=params, goes_on=True))
         engine.step()
-        assert not children()
+        assert none_left()
         engine.clear()
 
 
@@ -245,7 +258,7 @@ def test_few_requests_are_worth_no_process(model: LanguageModel) -> None:
         for request in asked(model)[: 2 * forks.LEAST_ROWS - 1]:
             engine.submit(request)
         engine.step()
-        assert not children()
+        assert none_left()
         engine.clear()
 
 
@@ -304,4 +317,4 @@ def test_a_cancelled_task_ends_its_processes(model: LanguageModel) -> None:
     with threads(2):
         sampler = EmbeddedSampler(model, processes=2)
         run(begin())
-    assert not children()
+    assert none_left()

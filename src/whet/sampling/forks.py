@@ -85,11 +85,15 @@ class _Fork:
             self.cpu_s, self.seen = used, time.monotonic()
         return time.monotonic() - self.seen > HUNG_S
 
-    def end(self) -> int:
-        """End it, if it has not ended; its exit code."""
+    def end(self) -> None:
+        """End it, if it has not ended. Nobody waits for the system to take its memory back."""
         self.channel.close()
         os.kill(self.pid, signal.SIGKILL)
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def left(self, patience: int = os.WNOHANG) -> int | None:
+        """Its exit code, once the system has let go of it; with a patience of 0 that is awaited."""
+        pid, status = os.waitpid(self.pid, patience)
+        return os.waitstatus_to_exitcode(status) if pid else None
 
 
 class ForkingEngine(Engine):
@@ -100,6 +104,7 @@ class ForkingEngine(Engine):
     def __init__(self, model: LanguageModel, *, max_running: int, cache_bytes: int, processes: int) -> None:
         """Rows and cache as for an engine: of all processes together."""
         self._forks: list[_Fork] = []
+        self._ended: list[_Fork] = []
         self._processes, self._threads = processes, 1
         super().__init__(model, max_running=max_running, cache_bytes=cache_bytes)
         self._limits = self.max_running, self._cache_tokens
@@ -154,6 +159,7 @@ class ForkingEngine(Engine):
 
     def _part(self) -> None:
         """Fork, and deal out the requests that wait."""
+        self._ended = [fork for fork in self._ended if fork.left() is None]
         waiting = [ticket for prompt in self._waiting for ticket in prompt.waiting]
         if sum(map(_may_go, (*self._rows, *waiting))) < LEAST_ROWS * self._processes:
             return
@@ -206,7 +212,8 @@ class ForkingEngine(Engine):
         """Write what it owes here, and what comes from now on."""
         self._forks.remove(fork)
         said = "a sampling process %s (exit code %d); its %d requests are written again, to the same answers"
-        _log.warning(said, why, fork.end(), len(fork.owed))
+        fork.end()
+        _log.warning(said, why, fork.left(0), len(fork.owed))
         for ticket in fork.owed.values():
             ticket.prompt = SharedPrompt(key=ticket.prompt.key, tokens=ticket.prompt.tokens)  # none of it is known
             super()._await(ticket)
@@ -218,7 +225,7 @@ class ForkingEngine(Engine):
         if self._forks and not self.busy:
             for fork in self._forks:
                 fork.end()
-            self._forks = []
+            self._ended, self._forks = [*self._ended, *self._forks], []
             self._alone()
             self._release()
 
