@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 
@@ -136,6 +137,20 @@ def test_processes_change_nothing(
         rows.write_text("".join([*good, bad, "\n", *good, "{damaged too"]))
         with pytest.raises(BadRow, match=rf"rows\.jsonl:11: {what}"):
             read(rows, template, on_bad_row="error")
+
+
+def test_processes_read_a_saved_data_set(
+    rows: Path, template: JinjaTemplate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = [json.loads(line) for line in rows.read_text().splitlines()]
+    datasets.Dataset.from_list(listed).save_to_disk(tmp_path / "saved")
+    alone = read(tmp_path / "saved", template)
+    monkeypatch.setenv("WHET_CACHE", str(tmp_path / "another"))
+    monkeypatch.setattr(tokenize, "SHARED_BYTES", 0)
+    monkeypatch.setattr(tokenize, "BATCH", 150)
+    asked: list[int] = []
+    monkeypatch.setattr(tokenize, "cores", lambda: asked.append(2) or 2)
+    assert same(alone, read(tmp_path / "saved", template)) and asked == [2]
 
 
 def test_who_waits_hears_how_far_it_is(rows: Path, template: JinjaTemplate, monkeypatch: pytest.MonkeyPatch) -> None:

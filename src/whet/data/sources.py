@@ -101,12 +101,11 @@ class Reading(Generic[Example]):
 
 def reading(config: DataConfig, convert: Callable[[Row, DataConfig], Example], known: Known) -> Reading[Example]:
     """The examples of a source, not read yet. Raises `DataError` where there is no such source."""
-    rejects, path = Rejects(config.on_bad_row), _path(config)
-    files = files_of(path) if _place(config) == "files" else []
+    rejects, files = Rejects(config.on_bad_row), _files(config)
     return Reading(
         examples=stream_examples(config, convert, known, rejects),
         rejects=rejects,
-        sources=[*map(str, files)] or [config.path, _label(config)],
+        sources=[*map(str, files)] if _place(config) == "files" else [config.path, _label(config)],
         digest=digest_of(config),
         bytes=sum(file.stat().st_size for file in files if file.suffix != PROGRAM),
     )
@@ -189,22 +188,17 @@ def content_of(config: DataConfig, digest: Callable[[Path], Digest] = digest_fil
 
     `digest` gives that of a file. Raises `DataError` as `read_rows` does.
     """
-    place = _place(config)
-    if place == "files":
-        return _digests(files_of(_path(config)), digest)
-    if place == "hub" and config.streaming:
+    if config.streaming:
         import datasets
 
         with _reaching(config):
             listed = datasets.load_dataset_builder(config.path, config.subset).config.data_files or {}
         split = listed.get(config.split, [])
         return Content(parts={str(n): f"{n} {m}" for n, m in zip(split, split.origin_metadata, strict=True)})
-    dataset = _saved(config) if place == "saved" else _hub(config)
-    files = [Path(file["filename"]) for file in dataset.cache_files]
-    if files:
+    if files := _files(config):
         return _digests(files, digest)
     rows = hashlib.sha256()  # it is in memory only
-    for row in dataset:
+    for row in _dataset(config):
         rows.update(repr(row).encode("utf-8", "surrogatepass"))
     return Content(parts={_label(config): rows.hexdigest()})
 
@@ -216,6 +210,13 @@ def digest_of(config: DataConfig) -> str:
     """
     keys = config.model_dump_json(exclude={"path", "weight", "on_bad_row"})
     return hashlib.sha256(f"{content_of(config).digest} {keys}".encode()).hexdigest()
+
+
+def _files(config: DataConfig) -> list[Path]:
+    """The files in which the rows are; none of rows that are streamed, or in memory only. Raises `DataError`."""
+    if _place(config) == "files":
+        return files_of(_path(config))
+    return [] if config.streaming else [Path(file["filename"]) for file in _dataset(config).cache_files]
 
 
 def _digests(files: list[Path], digest: Callable[[Path], Digest]) -> Content:
@@ -248,6 +249,10 @@ def _path(config: DataConfig) -> Path:
 
 def _label(config: DataConfig) -> str:
     return "/".join(filter(None, (config.path, config.subset, config.split)))
+
+
+def _dataset(config: DataConfig) -> Any:
+    return _saved(config) if _place(config) == "saved" else _hub(config)
 
 
 def _saved(config: DataConfig) -> Any:
