@@ -153,21 +153,24 @@ class _LinearLogp(torch.autograd.Function):
         slices = asked.slices(hidden_TD, weight_VD)
         keep = asked.chunk_elements >= T * V and any(ctx.needs_input_grad)
         rows = slices[0].stop if slices else 0
-        buffer_TV, p_TV = (hidden_TD.new_empty((size, V), dtype=wide) for size in (rows, T if keep else rows))
+        buffer_TV, p_TV = (hidden_TD.new_empty((size, V), dtype=wide) for size in (rows, 0 if keep else rows))
+        kept: list[Tensor] = []  # in pieces that the C allocator keeps as well, which it does not above 32 MiB
         logp_TJ = hidden_TD.new_empty(target_TJ.shape, dtype=wide)
         top_T, total_T = (hidden_TD.new_empty(T, dtype=wide) for _ in range(2))
         entropy_T = torch.empty_like(top_T) if asked.with_entropy else None
         for part in slices:
             z = _logits(hidden_TD[part], weight_VD, bias_V, asked, buffer_TV)
             top = z.amax(-1, keepdim=True)
-            p = torch.sub(z, top, out=p_TV[part] if keep else p_TV[: len(z)]).exp_()
+            p = (z - top if keep else torch.sub(z, top, out=p_TV[: len(z)])).exp_()
+            if keep:
+                kept.append(p)
             top_T[part], total_T[part] = top[:, 0], p.sum(-1)
             lse = total_T[part].log() + top_T[part]
             logp_TJ[part] = z.gather(-1, target_TJ[part]) - lse[:, None]
             if entropy_T is not None:
                 entropy_T[part] = lse - z.mul_(p).sum(-1) / total_T[part]
         ctx.save_for_backward(hidden_TD, weight_VD, bias_V, target_TJ, top_T, total_T, entropy_T)
-        ctx.asked, ctx.kept = asked, p_TV if keep else None
+        ctx.asked, ctx.kept = asked, kept
         ctx.set_materialize_grads(False)
         if entropy_T is not None and not asked.entropy_gradient:
             ctx.mark_non_differentiable(entropy_T)
@@ -177,15 +180,15 @@ class _LinearLogp(torch.autograd.Function):
     def backward(ctx: Any, grad_TJ: Tensor | None, grad_entropy_T: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden_TD, weight_VD, bias_V, target_TJ, top_T, total_T, entropy_T = ctx.saved_tensors
         asked, slices = ctx.asked, ctx.asked.slices(hidden_TD, weight_VD)
-        kept, ctx.kept = ctx.kept, None  # it is overwritten: a second backward pass computes the logits again
-        buffer_TV = top_T.new_empty((slices[0].stop if slices and kept is None else 0, len(weight_VD)))
+        kept, ctx.kept = ctx.kept, []  # they are overwritten: a second backward pass computes the logits again
+        buffer_TV = top_T.new_empty((slices[0].stop if slices and not kept else 0, len(weight_VD)))
         wanted = zip((hidden_TD, weight_VD, bias_V), ctx.needs_input_grad, strict=False)
         grads = [torch.zeros_like(given) if needed else None for given, needed in wanted]
         grad_TJ = top_T.new_zeros(target_TJ.shape) if grad_TJ is None else grad_TJ
-        for part in slices:
+        for number, part in enumerate(slices):
             share = -grad_TJ[part].sum(-1, keepdim=True)
-            if kept is not None:
-                p = kept[part]
+            if kept:
+                p = kept[number]
             else:
                 p = _logits(hidden_TD[part], weight_VD, bias_V, asked, buffer_TV).sub_(top_T[part, None]).exp_()
             if grad_entropy_T is None:

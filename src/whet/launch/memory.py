@@ -351,7 +351,7 @@ def _full_microbatch(tokens: int, *, with_entropy: bool) -> _Microbatch:
     row = TokenRow(tokens=np.zeros(length, np.int32), trained=np.arange(length) > 0)
     atoms = weigh([row] * count)
     packed = pack(atoms, torch.device("cpu"))
-    assert packed.layout.buckets  # computed here, where numbers are numbers
+    assert packed.layout.parts  # computed here, where numbers are numbers
     assert packed.layout.positions_N is not None
     return _Microbatch(packed, as_batch(atoms, torch.zeros(1)), with_entropy)
 

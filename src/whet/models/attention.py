@@ -37,6 +37,7 @@ from whet.errors import ModelError
 from whet.models import flex
 from whet.models.flex import Labels, block_mask
 from whet.models.matmul import ROWS
+from whet.models.segments import Bucket, Stretch, parts_of
 
 ATTENTION = "whet"
 """The name of `attend` among transformers' attention functions."""
@@ -44,8 +45,6 @@ FAR = 1e30
 """Log-sum-exp of padding queries: their probabilities vanish in the backward pass."""
 AGREEMENT = 2e-2
 """Largest difference from `masked` that reduced-precision products make; a wrong mask is off by far more."""
-BUCKET_WASTE = 1.25
-"""Segments are padded together while the padded size stays below this multiple of their tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,27 +134,6 @@ class Tree:
         return self.prefix + sum(self.branches)
 
 
-@dataclass(frozen=True, slots=True)
-class Bucket:
-    """Segments of similar length, padded on the right to one shape (S, L)."""
-
-    index_SL: Tensor
-    """Where each padded place is read from in the stream; padding reads its segment's first token."""
-    slot_M: Tensor
-    """The places that are no padding, as numbers into S * L. Legend: M tokens of the bucket."""
-    token_M: Tensor
-    """The stream's tokens at those places."""
-
-    def take(self, tensor_N: Tensor) -> Tensor:
-        """(N, H, ...) -> (S, H, L, ...)."""
-        taken = tensor_N.index_select(0, self.index_SL.flatten())
-        return taken.view(*self.index_SL.shape, *tensor_N.shape[1:]).transpose(1, 2)
-
-    def put(self, into_N: Tensor, padded: Tensor) -> None:
-        """(S, H, L, ...) -> its tokens' places in (N, H, ...)."""
-        into_N.index_copy_(0, self.token_M, padded.transpose(1, 2).flatten(0, 1).index_select(0, self.slot_M))
-
-
 @dataclass(frozen=True)
 class TreeLayout:
     """Which tokens attend to which in a stream of trees, whose segments stand in the order of `trees`."""
@@ -201,27 +179,9 @@ class TreeLayout:
         return found
 
     @cached_property
-    def buckets(self) -> list[Bucket]:
-        """All segments, the longest first."""
-        groups: list[list[tuple[int, int]]] = []
-        used = 0
-        for start, length in sorted(self.segments, key=lambda segment: -segment[1]):
-            if groups and (len(groups[-1]) + 1) * groups[-1][0][1] <= BUCKET_WASTE * (used + length):
-                groups[-1].append((start, length))
-                used += length
-            else:
-                groups.append([(start, length)])
-                used = length
-        return [self._bucket(group) for group in groups]
-
-    def _bucket(self, group: Sequence[tuple[int, int]]) -> Bucket:
-        start_S, length_S = np.array(group).T
-        offset_L = np.arange(length_S.max())
-        valid_SL = offset_L < length_S[:, None]
-        index_SL = np.where(valid_SL, start_S[:, None] + offset_L, start_S[:, None])
-        slot_M = valid_SL.ravel().nonzero()[0]
-        token_M = index_SL.ravel()[slot_M]
-        return Bucket(*(torch.from_numpy(numbers).to(self.device) for numbers in (index_SL, slot_M, token_M)))
+    def parts(self) -> list[Stretch | Bucket]:
+        """All segments, each in one part."""
+        return parts_of(self.segments, self.device)
 
     @cached_property
     def longest(self) -> int:
@@ -325,10 +285,10 @@ class _FlashTree(torch.autograd.Function):
         query, key, value = (t[0].transpose(0, 1).contiguous() for t in (query, key, value))
         out_NHD = torch.empty_like(query)
         lse_NH = query.new_empty(query.shape[:2], dtype=torch.promote_types(query.dtype, torch.float32))
-        for bucket in layout.buckets:
-            out, lse = _flash(bucket.take(query), bucket.take(key), bucket.take(value), causal=True, scale=scale)
-            bucket.put(out_NHD, out)
-            bucket.put(lse_NH, lse)
+        for part in layout.parts:
+            out, lse = _flash(part.take(query), part.take(key), part.take(value), causal=True, scale=scale)
+            part.put(out_NHD, out)
+            part.put(lse_NH, lse)
         for branch, prefix in layout.links:
             inputs = (_one(query[branch]), _one(key[prefix]), _one(value[prefix]))
             seen, seen_lse = _flash(*inputs, causal=False, scale=scale)
@@ -346,23 +306,25 @@ class _FlashTree(torch.autograd.Function):
         saved = ctx.saved_tensors  # once: unpacking may recompute a checkpointed layer
         query, key, value, out_NHD, lse_NH = saved
         grad_NHD = grad_out[0].contiguous()
-        grads = [torch.empty_like(t) for t in (query, key, value)]  # every token is in exactly one bucket
-        for bucket in ctx.layout.buckets:
-            padding = torch.ones_like(bucket.index_SL, dtype=torch.bool)
-            padding.view(-1)[bucket.slot_M] = False
-            # A padding query has no gradient and, by its log-sum-exp, no probabilities.
-            lse_SHL = bucket.take(lse_NH).masked_fill(padding[:, None], FAR)
-            grad_SHLD = bucket.take(grad_NHD).masked_fill(padding[:, None, :, None], 0)
-            inputs = [grad_SHLD, *(bucket.take(t) for t in (query, key, value, out_NHD)), lse_SHL]
-            parts = _flash_backward(inputs, causal=True, scale=ctx.scale)
-            for grad, part in zip(grads, parts, strict=True):
-                bucket.put(grad, part)
+        grads = [torch.empty_like(t) for t in (query, key, value)]  # every token is in exactly one part
+        for part in ctx.layout.parts:
+            lse_SHL, grad_SHLD = part.take(lse_NH), part.take(grad_NHD)
+            if isinstance(part, Bucket) and len(part.slot_M) < part.index_SL.numel():
+                padding = torch.ones_like(part.index_SL, dtype=torch.bool)
+                padding.view(-1)[part.slot_M] = False
+                # A padding query has no gradient and, by its log-sum-exp, no probabilities.
+                lse_SHL = lse_SHL.masked_fill(padding[:, None], FAR)
+                grad_SHLD = grad_SHLD.masked_fill(padding[:, None, :, None], 0)
+            inputs = [grad_SHLD, *(part.take(t) for t in (query, key, value, out_NHD)), lse_SHL]
+            found = _flash_backward(inputs, causal=True, scale=ctx.scale)
+            for grad, own in zip(grads, found, strict=True):
+                part.put(grad, own)
         for branch, prefix in ctx.layout.links:
             where = (branch, branch, prefix, prefix, branch, branch)
             inputs = [_one(t[w]) for t, w in zip((grad_NHD, *saved), where, strict=True)]
-            parts = _flash_backward(inputs, causal=False, scale=ctx.scale)
-            for grad, part, tokens in zip(grads, parts, (branch, prefix, prefix), strict=True):
-                grad[tokens] += part[0].transpose(0, 1)
+            found = _flash_backward(inputs, causal=False, scale=ctx.scale)
+            for grad, more, tokens in zip(grads, found, (branch, prefix, prefix), strict=True):
+                grad[tokens] += more[0].transpose(0, 1)
         return (*(grad.transpose(0, 1)[None] for grad in grads), None, None)
 
 

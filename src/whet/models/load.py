@@ -37,6 +37,7 @@ from whet.models.create import create_model
 from whet.models.device import pick_compute, pick_device
 from whet.models.heads import add_score, load_scalar, objectives_of, reward_facts, scalar_from_causal
 from whet.models.language import ROUTED, LanguageModel
+from whet.models.layers import simplify
 from whet.models.locate import locate
 from whet.models.matmul import adopt
 from whet.models.probe import check_forward, first_line
@@ -265,6 +266,8 @@ def _language_model(
     module.config._attn_implementation = ATTENTION
     if device.type == "cpu":
         adopt(module)
+        if not compiled:
+            simplify(module)
     with warnings.catch_warnings():
         # transformers renames these calls; peft and the oldest version that we support have the old names.
         warnings.filterwarnings("ignore", category=FutureWarning, message=".*gradient_checkpointing.*")
