@@ -21,7 +21,7 @@ from whet.launch.check import check_ahead
 from whet.launch.memory import frugal, require_offload, trainings
 from whet.launch.ranked import RankedWorld, build_world
 from whet.launch.world import LocalWorld
-from whet.models.device import give_memory_back, pick_threads
+from whet.models.device import give_memory_back, keep_memory, pick_threads
 from whet.models.matmul import library, use_library
 from whet.pipeline.card import evaluations
 from whet.pipeline.kinds import KINDS
@@ -49,8 +49,7 @@ def run_recipe(
     torch.set_num_threads(before["threads"] if before else pick_threads(recipe.threads))
     use_library(before["products"] if before else None)
     thrifty = any(frugal(train) for train in trainings(run).values())
-    if thrifty:
-        give_memory_back()
+    (give_memory_back if thrifty else keep_memory)()
     world = build_world(recipe, threads=torch.get_num_threads(), frugal=thrifty)
     with asked_to_stop(console) as stopped, closing(world):
         try:

@@ -29,7 +29,7 @@ from whet.errors import ConfigError, UserError
 from whet.launch.ranks import LEAVE, ONCE, Raised, RankSetup, patient, prove, told_by_launcher
 from whet.launch.world import LocalWorld
 from whet.models.context import ContextRanks
-from whet.models.device import give_memory_back, pick_device
+from whet.models.device import give_memory_back, keep_memory, pick_device
 from whet.models.matmul import use_library
 from whet.pipeline.stage import Policy
 from whet.training.base import Trainer
@@ -71,8 +71,7 @@ class Rank:
         self.setup = setup
         torch.set_num_threads(setup.threads)
         use_library(setup.products)  # type: ignore[arg-type]
-        if setup.frugal:
-            give_memory_back()
+        (give_memory_back if setup.frugal else keep_memory)()
         cuda = pick_device(setup.device).type == "cuda"
         if cuda:  # a launcher may show each rank all GPUs of its machine
             local = os.environ["LOCAL_RANK"] if "LOCAL_RANK" in os.environ else os.environ["SLURM_LOCALID"]
