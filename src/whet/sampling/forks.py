@@ -70,10 +70,11 @@ class _Fork:
 
         The system says that a socket takes more when three quarters of its buffer are free: so nothing waits here.
         """
-        frame = pickle.dumps((number, request))
-        if len(frame) > LONGEST_FRAME or not select.select([], [self.channel], [], 0)[1]:
+        frame, takes = pickle.dumps((number, request)), select.poll()  # `select` knows no file numbers above 1023
+        takes.register(self.channel, select.POLLOUT)
+        if len(frame) > LONGEST_FRAME or not takes.poll(0):
             return False
-        with suppress(BrokenPipeError):  # that it is gone is seen where it is read
+        with suppress(ConnectionError):  # that it is gone is seen where it is read
             self.channel.send_bytes(frame)
         self.seen = time.monotonic()
         return True
@@ -88,11 +89,15 @@ class _Fork:
     def end(self) -> None:
         """End it, if it has not ended. Nobody waits for the system to take its memory back."""
         self.channel.close()
-        os.kill(self.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
 
     def left(self, patience: int = os.WNOHANG) -> int | None:
         """Its exit code, once the system has let go of it; with a patience of 0 that is awaited."""
-        pid, status = os.waitpid(self.pid, patience)
+        try:
+            pid, status = os.waitpid(self.pid, patience)
+        except ChildProcessError:  # the program that we are in ignores SIGCHLD: the code is lost
+            return 255
         return os.waitstatus_to_exitcode(status) if pid else None
 
 
@@ -147,7 +152,7 @@ class ForkingEngine(Engine):
 
     def step(self) -> Done:
         """As of an engine; what the other processes have written is done as well."""
-        if not self._forks and len(self._rows) + self._queued >= LEAST_ROWS * self._processes:
+        if not self._forks and len(self._rows) + self._queued >= LEAST_ROWS * self._processes > LEAST_ROWS:
             self._part()
         done = self._told(0 if super().busy else LOOK_S) if self._forks else []
         if super().busy:
@@ -164,32 +169,39 @@ class ForkingEngine(Engine):
         if sum(map(_may_go, (*self._rows, *waiting))) < LEAST_ROWS * self._processes:
             return
         self._reach(max(ticket.span for ticket in (*self._rows, *waiting)))  # one copy of the weights for all
-        self._threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        self.max_running, self._cache_tokens = (max(1, limit // self._processes) for limit in self._limits)
         staying = [*self._rows, *(ticket for ticket in waiting if not _may_go(ticket))]
-        for share in deal(staying, [ticket for ticket in waiting if _may_go(ticket)], self._processes)[1:]:
-            try:
-                self._forks.append(self._fork(share))
-            except OSError as error:
-                _log.warning("sampling goes on in fewer processes: fork: %s", error)
-                self._processes = 1 + len(self._forks)
-                break
-            for ticket in share:
-                super().cancel(ticket)
-        if not self._forks:
-            self._alone()
+        shares = deal(staying, [ticket for ticket in waiting if _may_go(ticket)], self._processes)
+        self._threads = torch.get_num_threads()
+        try:
+            torch.set_num_threads(1)
+            self.max_running, self._cache_tokens = (max(1, limit // self._processes) for limit in self._limits)
+            for share in shares[1:]:
+                self._fork(share)
+                for ticket in share:
+                    super().cancel(ticket)
+        except OSError as error:
+            _log.warning("sampling goes on in fewer processes: fork: %s", error)
+            self._processes = 1 + len(self._forks)
+        finally:
+            if not self._forks:
+                self._alone()
 
-    def _fork(self, share: Sequence[Ticket]) -> _Fork:
-        """A process that writes the answers to these, and to what it is told."""
+    def _fork(self, share: Sequence[Ticket]) -> None:
+        """Have a process that writes the answers to these, and to what it is told.
+
+        It gets no signal that can be held back, so the handlers of the first process never run in it; Ctrl-Z stops it.
+        """
         ours, theirs = Pipe()
-        with theirs, warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12: there are other threads
-            pid = os.fork()
-            if not pid:
-                ours.close()
-                self._live(share, theirs)
-        return _Fork(1 + len(self._forks), pid, ours, dict(enumerate(share)), len(share))
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - {signal.SIGTSTP})
+        try:
+            with theirs, warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12: there are other threads
+                pid = os.fork()
+                if not pid:
+                    self._live(share, theirs)
+            self._forks.append(_Fork(1 + len(self._forks), pid, ours, dict(enumerate(share)), len(share)))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _told(self, patience_s: float) -> Done:
         """What others have written; waits so long for the first of it."""
@@ -198,7 +210,7 @@ class ForkingEngine(Engine):
         for fork in [fork for fork in self._forks if fork.channel in told]:
             try:
                 said = fork.channel.recv()
-            except (EOFError, ConnectionError):
+            except (EOFError, OSError):  # the second: in the middle of an answer
                 self._again(fork, "has died")
                 continue
             if isinstance(said, SamplerError):
@@ -209,8 +221,9 @@ class ForkingEngine(Engine):
         return done
 
     def _again(self, fork: _Fork, why: str) -> None:
-        """Write what it owes here, and what comes from now on."""
+        """Write what it owes here. There is none in its place: what ended it may end the next one, too."""
         self._forks.remove(fork)
+        self._processes -= 1
         said = "a sampling process %s (exit code %d); its %d requests are written again, to the same answers"
         fork.end()
         _log.warning(said, why, fork.left(0), len(fork.owed))
@@ -238,17 +251,13 @@ class ForkingEngine(Engine):
 
     def _live(self, share: Sequence[Ticket], channel: Connection) -> None:
         """Answer until it is ended."""
-        gc.freeze()  # nothing of the first process is finalised here
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the first process that is asked to stop
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        for fork in self._forks:
-            fork.channel.close()  # else that one would not notice that the first process is gone
-        self._forks = []
-        bound = self._forward, self._decoding, self._widest
-        super().clear()
-        self._forward, self._decoding, self._widest = bound
         try:
+            gc.freeze()  # nothing of the first process is finalised here
+            _let_go(channel.fileno())
+            _closed, self._forks = self._forks, []  # finalised, they would close their files once more
+            bound = self._forward, self._decoding, self._widest
+            super().clear()
+            self._forward, self._decoding, self._widest = bound
             self._answer(share, channel)
         except (EOFError, ConnectionError):
             pass  # nobody waits for it
@@ -271,6 +280,14 @@ class ForkingEngine(Engine):
                 channel.send([(numbers[ticket], answer) for ticket, answer in done])
                 for ticket, _ in done:
                     del tickets[numbers[ticket]]
+
+
+def _let_go(kept: int) -> None:
+    """Close the first process's files but this one: who waits for the end of one, waits for its last holder."""
+    for number in map(int, os.listdir("/proc/self/fd")):
+        if number > 2 and number != kept:
+            with suppress(OSError):  # that of the list itself
+                os.close(number)
 
 
 def _may_go(ticket: Ticket) -> bool:
