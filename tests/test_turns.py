@@ -77,6 +77,35 @@ def test_a_killed_process_is_said() -> None:
         list(in_turns(dying, 2))
 
 
+def test_nor_is_it_a_puzzle_that_one_was_killed_in_the_middle_of_a_part() -> None:
+    def dying(first: int, step: int) -> Iterator[bytes]:
+        if first == 1:
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            yield bytes(4 * turns.HELD)
+        time.sleep(1)
+        yield b""
+
+    with pytest.raises(RunError, match=r"ended early \(code -14\); start again"):
+        list(in_turns(dying, 2))
+
+
+def test_what_cannot_be_shared_is_done_by_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fork, left = os.fork, [1]
+
+    def refused() -> int:
+        if not left:
+            raise OSError(11, "Resource temporarily unavailable")
+        left.pop()
+        return fork()
+
+    monkeypatch.setattr(os, "fork", refused)
+    parts = list(in_turns(squares, 3))
+    assert parts == [(number**2, os.getpid()) for number in range(PARTS)]
+    assert "one process prepares the rows: [Errno 11]" in caplog.text
+
+
 def test_a_silent_process_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     def stuck(first: int, step: int) -> Iterator[int]:
         yield 0

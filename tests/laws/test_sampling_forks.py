@@ -282,6 +282,12 @@ def test_few_requests_are_worth_no_process(model: LanguageModel) -> None:
         engine.step()
         assert none_left()
         engine.clear()
+        single = EmbeddedSampler(model, processes=2, max_running=1).engine
+        for request in asked(model):
+            single.submit(request)
+        single.step()
+        assert none_left(), "at most so many rows, in all processes together"
+        single.clear()
 
 
 def test_shares_cost_about_as_much_and_keep_groups_together(model: LanguageModel) -> None:
@@ -398,17 +404,24 @@ def test_processes_that_die_at_once_are_tried_once(
     signal.signal(signal.SIGCHLD, before)
 
 
-def test_a_fork_holds_no_file_of_the_first_process(model: LanguageModel) -> None:
+def test_a_fork_holds_no_file_of_the_first_process_which_holds_nothing_after_it(model: LanguageModel) -> None:
     reader, writer = os.pipe()
     with threads(2):
         engine = forked(model)
-        for request in asked(model, most=100):
+        limits = engine.max_running, engine._cache_tokens
+        for request in asked(model, most=20):
             engine.submit(request)
         engine.step()
+        assert (engine.max_running, engine._cache_tokens) == (limits[0] // 2, limits[1] // 2)
         os.close(writer)
         assert select.select([reader], [], [], 60)[0] and not os.read(reader, 1)
-        assert engine._forks
-        engine.clear()
+        os.kill(engine._forks[0].pid, signal.SIGSTOP)
+        while engine.owed:
+            engine.step()
+        os.kill(engine._forks[0].pid, signal.SIGCONT)
+        while engine.busy:
+            engine.step()
+        assert engine._forward is None, "what was made of the weights is gone, whoever wrote last"
     os.close(reader)
 
 
@@ -435,3 +448,54 @@ def test_it_works_in_any_thread_and_beside_many_files(model: LanguageModel, alon
         os.close(number)
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert none_left()
+
+
+def test_a_fork_writes_nothing_that_is_given_up_and_may_be_idle(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with threads(2):
+        engine = forked(model)
+        for seed in range(40):
+            engine.submit(Request(prompt=(seed,), seed=seed, params=SamplingParams(max_tokens=20_000)))
+        engine.step()
+        (fork,) = engine._forks
+        for ticket in list(fork.owed.values()):
+            engine.cancel(ticket)
+        deadline, used = time.monotonic() + 60, -1.0
+        while used != (used := forks._cpu_s(fork.pid)):
+            assert time.monotonic() < deadline, "it goes on"
+            time.sleep(0.3)
+        monkeypatch.setattr(forks, "HUNG_S", 0.01)
+        for _ in range(5):
+            engine.step()
+            time.sleep(0.05)
+        assert engine._forks == [fork] and used > 0
+        engine.clear()
+
+
+def test_what_is_written_again_reads_nothing_of_a_prompt_that_is_gone(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forks, "LEAST_ROWS", 4)
+
+    def request(seed: int, most: int) -> Request:
+        return Request(prompt=range(60), seed=seed, params=SamplingParams(max_tokens=most), samples=16)
+
+    engine, later, found = forked(model), [request(seed, 20) for seed in range(8)], {}
+    with threads(1):
+        expected = [bits(answer) for answer in run(sample_all(EmbeddedSampler(model), later))]
+        for seed in range(7):
+            engine.submit(request(seed, 3))
+        engine.step()
+        tickets = {engine.submit(each): each.seed for each in later}
+        engine._part()
+        os.kill(engine._forks[0].pid, signal.SIGSTOP)
+        while engine.owed:
+            found |= {tickets[ticket]: bits(answer) for ticket, answer in engine.step() if ticket in tickets}
+        assert len(found) < 8
+        for seed in range(6):  # another prompt has its place
+            engine.submit(Request(prompt=range(60, 120), seed=seed, params=SamplingParams(max_tokens=60), samples=16))
+        monkeypatch.setattr(forks, "HUNG_S", 0.05)
+        while engine.busy:
+            found |= {tickets[ticket]: bits(answer) for ticket, answer in engine.step() if ticket in tickets}
+    assert [found[seed] for seed in range(8)] == expected

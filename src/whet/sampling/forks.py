@@ -110,7 +110,7 @@ class ForkingEngine(Engine):
         """Rows and cache as for an engine: of all processes together."""
         self._forks: list[_Fork] = []
         self._ended: list[_Fork] = []
-        self._processes, self._threads = processes, 1
+        self._processes, self._threads = min(processes, max_running), 1
         super().__init__(model, max_running=max_running, cache_bytes=cache_bytes)
         self._limits = self.max_running, self._cache_tokens
 

@@ -30,6 +30,7 @@ HELD = 2**20
 SILENT_S = 600.0
 """Time after which a process that has sent nothing is given up."""
 
+_log = logging.getLogger(__name__)
 Part = TypeVar("Part")
 Steps = Callable[[int, int], Iterator[Part]]
 """Of n processes the kth's: `steps(k, n)` gives every nth part from the kth on."""
@@ -50,14 +51,19 @@ def in_turns(steps: Steps[Part], count: int) -> Generator[Part]:
     said: set[str] = set()
     gc.freeze()  # a collection in a fork would copy the memory that it shares
     try:
-        for number in range(count):
-            crew.append(_started(steps, number, count, [reader for _, reader in crew]))
+        try:
+            for number in range(count):
+                crew.append(_started(steps, number, count, [reader for _, reader in crew]))
+        except OSError as error:
+            _log.warning("one process prepares the rows: %s", error)
+            yield from steps(0, 1)
+            return
         for process, reader in cycle(crew):
             try:
                 if not reader.poll(SILENT_S):
                     raise RunError(f"a process that prepares rows was silent for {SILENT_S:.0f} s; start again")
                 part, failure, logged = pickle.loads(reader.recv_bytes())
-            except (EOFError, ConnectionError) as error:
+            except (EOFError, OSError) as error:  # the second: in the middle of a part
                 process.join()
                 killed = "signal 9, often for want of memory" if process.exitcode == -9 else f"code {process.exitcode}"
                 raise RunError(f"a process that prepares rows ended early ({killed}); start again") from error
