@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import random
@@ -246,6 +247,8 @@ def test_a_process_that_does_not_listen_is_given_nothing(
         engine = forked(model)
         tickets = {engine.submit(request): at for at, request in enumerate(asked(model))}
         found = {tickets[ticket]: bits(answer) for ticket, answer in engine.step()}
+        long = Request(prompt=tuple(range(1000)), seed=0, params=SamplingParams(max_tokens=1))
+        assert not engine._forks[0].tell(0, long)
         os.kill(engine._forks[0].pid, signal.SIGSTOP)
         more = [engine.submit(request) for request in asked(model, prompts=200)]  # more than a socket holds
         assert 0 < sum(ticket in engine._forks[0].owed.values() for ticket in more) < len(more) / 2
@@ -499,3 +502,48 @@ def test_what_is_written_again_reads_nothing_of_a_prompt_that_is_gone(
         while engine.busy:
             found |= {tickets[ticket]: bits(answer) for ticket, answer in engine.step() if ticket in tickets}
     assert [found[seed] for seed in range(8)] == expected
+
+
+def test_a_fork_knows_the_beginnings_of_prompts(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = ForkingEngine._answer
+
+    def checked(engine: ForkingEngine, share: Sequence[Ticket], channel: Connection) -> None:
+        assert engine._prefixes.find(share[0].prompt.tokens).tokens, "known before the fork"
+        answer(engine, share, channel)
+
+    monkeypatch.setattr(ForkingEngine, "_answer", checked)
+    params, turns = SamplingParams(max_tokens=3), [(seed, *range(100)) for seed in range(40)]
+    first = [Request(prompt=prompt, seed=0, params=params, goes_on=True) for prompt in turns]
+    last = [Request(prompt=(*prompt, 7, 7), seed=0, params=params) for prompt in turns]
+    with threads(1):
+        sampler = EmbeddedSampler(model, processes=2)
+        run(sample_all(sampler, first))
+        answers = [bits(answer) for answer in run(sample_all(sampler, last))]
+        assert answers == [bits(answer) for answer in run(sample_all(EmbeddedSampler(model), last))]
+    assert none_left()
+
+
+def test_nothing_of_the_first_process_is_finalised_in_a_fork(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer, first = ForkingEngine._answer, os.getpid()
+
+    class Garbage:
+        def __init__(self) -> None:
+            self.cycle = self
+
+        def __del__(self) -> None:
+            if os.getpid() != first:
+                os._exit(9)
+
+    def collecting(engine: ForkingEngine, share: Sequence[Ticket], channel: Connection) -> None:
+        gc.collect()
+        answer(engine, share, channel)
+
+    monkeypatch.setattr(ForkingEngine, "_answer", collecting)
+    gc.disable()
+    Garbage()
+    with threads(1), caplog.at_level(logging.WARNING):
+        run(sample_all(EmbeddedSampler(model, processes=2), asked(model)))
+    gc.enable()
+    assert not caplog.records

@@ -256,7 +256,8 @@ class ForkingEngine(Engine):
             _let_go(channel.fileno())
             _closed, self._forks = self._forks, []  # finalised, they would close their files once more
             bound = self._forward, self._decoding, self._widest
-            super().clear()
+            self._prompts, self._waiting, self._queued = {}, {}, 0  # what is known of their beginnings stays
+            self._release()
             self._forward, self._decoding, self._widest = bound
             self._answer(share, channel)
         except (EOFError, ConnectionError):
