@@ -65,13 +65,13 @@ def threads(count: int) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def children() -> list[int]:
-    """Processes of this one, without those that have ended."""
+def children(*, ended: bool = False) -> list[int]:
+    """Processes of this one that go on, or that have ended and were not asked how."""
     listed = subprocess.run(
         ["ps", "-o", "pid=,stat=,comm=", "--ppid", str(os.getpid())], capture_output=True, text=True
     )
     found = [line.split() for line in listed.stdout.splitlines()]
-    return [int(pid) for pid, state, name, *_ in found if name != "ps" and not state.startswith("Z")]
+    return [int(pid) for pid, state, name, *_ in found if name != "ps" and state.startswith("Z") is ended]
 
 
 def none_left() -> bool:
@@ -302,6 +302,8 @@ def test_shares_cost_about_as_much_and_keep_groups_together(model: LanguageModel
     assert sum(len(prompts) for prompts in held) == len(set().union(*held)), "no prompt is computed twice"
     costs = [forks._cost(share) for share in shares]
     assert max(costs) < 1.4 * min(costs)
+    same = [ticket for ticket in tickets if ticket.prompt is tickets[0].prompt]
+    assert forks._cost(same) == len(tickets[0].prompt.tokens) + sum(each.request.params.max_tokens for each in same)
     one = [engine.submit(request) for request in asked(model, prompts=1, samples=64)]
     assert [len(share) for share in deal([], one, 4)] == [16] * 4
     assert len(deal(tickets, one, 2)[0]) > len(tickets) / 2
@@ -547,3 +549,14 @@ def test_nothing_of_the_first_process_is_finalised_in_a_fork(
         run(sample_all(EmbeddedSampler(model, processes=2), asked(model)))
     gc.enable()
     assert not caplog.records
+
+
+def test_what_has_ended_is_buried(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forks, "LEAST_ROWS", 4)
+    assert none_left(), "of other tests"
+    sampler, before = EmbeddedSampler(model, processes=3), len(children(ended=True))
+    with threads(1):
+        for _ in range(4):
+            run(sample_all(sampler, asked(model, prompts=2, most=4)))
+            assert none_left()
+            assert len(children(ended=True)) <= before + 2, "those of the last time"
