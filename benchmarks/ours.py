@@ -25,7 +25,6 @@ from whet.data.base import Comparison, Conversation, Origin
 from whet.data.faults import Rejects
 from whet.data.sources import Reading
 from whet.envs.base import Attempt, SingleTurn, Task
-from whet.models.device import keep_memory
 from whet.models.language import LanguageModel
 from whet.models.load import load_model, load_scalar_model
 from whet.records import Atom, Completion, Message, Metric, Score, TokenRow
@@ -173,7 +172,7 @@ def _compared(work: Work, step: int, template: JinjaTemplate) -> list[Tokenised[
 def grpo(work: Work, model: LanguageModel, session: Session) -> dict[str, float]:
     """Sample, score, forward, backward, step, as a recipe runs it."""
     template, trainer = JinjaTemplate(model.tokenizer), TimedTrainer(model, TRAIN)
-    sampler = Forced(EmbeddedSampler(model, processes=torch.get_num_threads()), work)
+    sampler = Forced(EmbeddedSampler(model), work)
     player = Player(
         sampler=sampler,
         template=template,
@@ -214,7 +213,7 @@ def grpo(work: Work, model: LanguageModel, session: Session) -> dict[str, float]
 
 def decode(work: Work, model: LanguageModel, session: Session) -> dict[str, float]:
     """Greedy decoding of prompts of random tokens."""
-    sampler = EmbeddedSampler(model, processes=torch.get_num_threads())
+    sampler = EmbeddedSampler(model)
     for step in range(work.steps + 1):
         prompts, lengths = work.token_prompts(step, model.vocabulary), work.lengths(step)
         requests = [
@@ -236,8 +235,7 @@ async def arriving(sampler: EmbeddedSampler, requests: Sequence[Request], at_onc
     for first in range(0, len(requests), at_once):
         tasks += [asyncio.create_task(sampler.sample(request)) for request in requests[first : first + at_once]]
         taken = sampler.engine.steps
-        await asyncio.sleep(0)  # the new ones ask
-        while sampler.engine.steps == taken and sampler.engine.busy and len(tasks) < len(requests):
+        while sampler.engine.steps == taken and len(tasks) < len(requests):
             await asyncio.sleep(0)
     return await asyncio.gather(*tasks)
 
@@ -263,7 +261,6 @@ def main(name: str, folder: str, threads: int) -> None:
     """Load, work as long as the driver asks, then measure this machine's limits on the same shapes."""
     session, work = Session(), WORKS[name]
     torch.set_num_threads(threads)
-    keep_memory()  # as a run does
     torch.manual_seed(0)
     load = load_scalar_model if work.kind == "reward" else load_model
     model = load(ModelConfig(path=folder, device="cpu", dtype="float32"))

@@ -30,12 +30,12 @@ class Session:
     def wait(self) -> bool:
         """Block until the next step is wanted and start the clock; False: there is none."""
         wanted = bool(sys.stdin.readline())
-        self._wall, self._cpu = time.perf_counter(), _cpu_s()
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
         return wanted
 
     def done(self, **facts: Any) -> None:
         """Stop the clock and report the step."""
-        wall, cpu = time.perf_counter() - self._wall, _cpu_s() - self._cpu
+        wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
         self._print(wall_s=wall, cpu_s=cpu, **facts)
 
     def worked(self) -> None:
@@ -49,12 +49,6 @@ class Session:
     def _print(self, **facts: Any) -> None:
         self._out.write(json.dumps(facts) + "\n")
         self._out.flush()
-
-
-def _cpu_s() -> float:
-    """Of this process and of those of its own that have ended."""
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def _peak_mb() -> int:

@@ -131,7 +131,6 @@ RUN_CODE = {
 UNPICKLE = {
     "launch/ranks.py": "answers of ranks that have proved that they know the run's key",
     "launch/rank.py": "commands of the driver, which has proved the same",
-    "sampling/forks.py": "requests and answers between a process and its forks, through sockets that nobody else holds",
     "training/checkpoint.py": "torch's index of a checkpoint, which may name few things",
     "training/turns.py": "parts of rows from forks of this process, through a pipe that nobody else holds",
 }

@@ -47,7 +47,7 @@ def _vllm(model: LanguageModel, config: SamplingConfig) -> VllmSampler | VllmSer
 
 SAMPLERS: Mapping[str, Callable[[LanguageModel, SamplingConfig], PolicySampler]] = {
     "embedded": lambda model, config: EmbeddedSampler(
-        model, max_running=config.max_running, cache_gib=config.cache_gib, processes=torch.get_num_threads()
+        model, max_running=config.max_running, cache_gib=config.cache_gib
     ),
     "vllm": _vllm,
 }

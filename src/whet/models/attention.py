@@ -36,7 +36,6 @@ from torch.nn.attention.flex_attention import BlockMask
 from whet.errors import ModelError
 from whet.models import flex
 from whet.models.flex import Labels, block_mask
-from whet.models.matmul import ROWS
 from whet.models.segments import Bucket, Stretch, parts_of
 
 ATTENTION = "whet"
@@ -329,18 +328,12 @@ class _FlashTree(torch.autograd.Function):
 
 
 def causal(query: Tensor, key: Tensor, value: Tensor, *, scale: float) -> Tensor:
-    """The last N tokens of one sequence of L, on a CPU: (1, H, N, D) and twice (1, K, L, D) -> (1, N, H, D).
-
-    Fewer than `ROWS` are computed as so many: by the kernels for one to three, bits depend on the number of threads.
-    """
+    """The last N tokens of one sequence of L, on a CPU: (1, H, N, D) and twice (1, K, L, D) -> (1, N, H, D)."""
     N, L = query.shape[2], key.shape[2]
-    asked = max(N, ROWS)
-    whole = N == L == asked
-    mask = None if whole else query.new_full((asked, L), float("-inf")).triu_(L - N + 1)
+    mask = None if N == L else query.new_full((N, L), float("-inf")).triu_(L - N + 1)
     attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    query = F.pad(query, (0, 0, 0, asked - N))
-    out: Tensor = attend(query, key, value, 0.0, whole, attn_mask=mask, scale=scale)[0]
-    return out[:, :, :N].transpose(1, 2)
+    out: Tensor = attend(query, key, value, 0.0, N == L, attn_mask=mask, scale=scale)[0]
+    return out.transpose(1, 2)
 
 
 def _one(tensor_NH: Tensor) -> Tensor:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import zlib
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,9 +21,6 @@ from whet.errors import SamplerError
 from whet.records import Completion
 
 T = TypeVar("T")
-
-AHEAD = 8
-"""Requests that the engine which a prompt points to may have more than the one with the fewest."""
 
 _local = threading.local()
 
@@ -114,29 +110,6 @@ class ApartSampler(PolicySampler, Protocol):
 
     def close(self) -> None:
         """End what it has started."""
-
-
-class Queue(Protocol):
-    """An engine that can be asked, with what it owes."""
-
-    number: int
-
-    @property
-    def owed(self) -> Sized:
-        """What it was asked and has not answered."""
-
-
-Q = TypeVar("Q", bound=Queue)
-
-
-def routed(engines: Iterable[Q], request: Request) -> Q | None:
-    """Where the prompt points to, as long as that one has not much more to do than another."""
-    among = sorted(engines, key=lambda each: each.number)
-    if not among:
-        return None
-    place = zlib.crc32(np.asarray(request.prompt, np.int32).tobytes()) % len(among)
-    idlest = min(among, key=lambda each: len(each.owed))
-    return among[place] if len(among[place].owed) <= len(idlest.owed) + AHEAD else idlest
 
 
 # --------------------------------------------------------------------------------------- awaiting

@@ -5,7 +5,6 @@ from __future__ import annotations
 from whet.models.language import LanguageModel
 from whet.sampling.base import Driver
 from whet.sampling.engine import Engine
-from whet.sampling.forks import ForkingEngine, can_fork
 from whet.sampling.tickets import Ticket
 
 
@@ -14,16 +13,7 @@ class EmbeddedSampler(Driver[Ticket]):
 
     engine: Engine
 
-    def __init__(
-        self, model: LanguageModel, *, max_running: int = 256, cache_gib: float = 4.0, processes: int = 1
-    ) -> None:
-        """At most so many rows side by side, and no more than whose keys and values fit; one always runs.
-
-        With several `processes` requests that wait in numbers are dealt out to as many cores (`sampling.forks`).
-        """
-        cache_bytes = int(cache_gib * 2**30)
-        if processes > 1 and can_fork(model):
-            engine: Engine = ForkingEngine(model, max_running=max_running, cache_bytes=cache_bytes, processes=processes)
-        else:
-            engine = Engine(model, max_running=max_running, cache_bytes=cache_bytes)
+    def __init__(self, model: LanguageModel, *, max_running: int = 256, cache_gib: float = 4.0) -> None:
+        """At most so many rows side by side, and no more than whose keys and values fit; one always runs."""
+        engine = Engine(model, max_running=max_running, cache_bytes=int(cache_gib * 2**30))
         super().__init__("the sampling engine", engine)

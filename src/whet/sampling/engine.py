@@ -81,17 +81,13 @@ class Engine:
         params = SamplingKind.key(request.params)
         if params not in self._kinds:  # this may raise, and then there is no request
             self._kinds[params] = SamplingKind.of(params, self.model)
-        prompt = SharedPrompt(key=key, tokens=tokens)
-        ticket = Ticket(request=request, prompt=prompt, kind=self._kinds[params], front=0 if key[1] else len(tokens))
-        self._await(ticket)
-        return ticket
-
-    def _await(self, ticket: Ticket) -> None:
-        """Its prompt, or an equal one that is here, is waited for."""
-        prompt = ticket.prompt = self._prompts.setdefault(ticket.prompt.key, ticket.prompt)
+        prompt = self._prompts.setdefault(key, SharedPrompt(key=key, tokens=tokens))
+        front = 0 if prompt.apart else len(tokens)
+        ticket = Ticket(request=request, prompt=prompt, kind=self._kinds[params], front=front)
         prompt.waiting.append(ticket)
         self._waiting[prompt] = None
         self._queued += 1
+        return ticket
 
     def cancel(self, ticket: Ticket) -> None:
         """Forget a request, waiting or running; its place is free at once."""

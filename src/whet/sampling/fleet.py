@@ -22,14 +22,16 @@ import asyncio
 import os
 import shutil
 import time
+import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
+import numpy as np
 from safetensors.torch import save_file
 
 from whet.config import MachineConfig
@@ -37,7 +39,7 @@ from whet.errors import SamplerError, SamplersLost
 from whet.files import read_json, write_json, writing
 from whet.models.language import LanguageModel
 from whet.records import Completion
-from whet.sampling.base import LoopThread, Request, routed, run
+from whet.sampling.base import LoopThread, Request, run
 from whet.sampling.embedded import EmbeddedSampler
 from whet.sampling.process import LostReplica, Replica, ReplicaState, Spawner
 from whet.sampling.weight_sync import PROBE_TOLERANCE, Probe, probe_of, probe_request, sampled_weights, weights_digest
@@ -45,6 +47,8 @@ from whet.sandbox.base import JSON
 
 ATTEMPTS = 3
 """Replicas that may die with a request before it is given up."""
+AHEAD = 8
+"""Requests that the replica which a prompt points to may have more than the one with the fewest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +58,19 @@ class Held:
     path: Path
     digest: str
     probe: Probe
+
+
+class Queue(Protocol):
+    """An engine that can be asked, with what it owes."""
+
+    number: int
+
+    @property
+    def owed(self) -> Sized:
+        """What it was asked and has not answered."""
+
+
+Q = TypeVar("Q", bound=Queue)
 
 
 class Fleet:
@@ -263,6 +280,16 @@ class Fleet:
         """Let those who wait look again."""
         self._change.set()
         self._change = asyncio.Event()
+
+
+def routed(engines: Iterable[Q], request: Request) -> Q | None:
+    """Where the prompt points to, as long as that one has not much more to do than another."""
+    among = sorted(engines, key=lambda each: each.number)
+    if not among:
+        return None
+    place = zlib.crc32(np.asarray(request.prompt, np.int32).tobytes()) % len(among)
+    idlest = min(among, key=lambda each: len(each.owed))
+    return among[place] if len(among[place].owed) <= len(idlest.owed) + AHEAD else idlest
 
 
 def _link(source: Path, target: Path) -> None:

@@ -39,9 +39,10 @@ from whet.errors import ConfigError, SamplerError, SamplersLost, boundary
 from whet.files import writing
 from whet.models.language import LanguageModel
 from whet.records import Completion
-from whet.sampling.base import Request, routed
+from whet.sampling.base import Request
 from whet.sampling.base import run as run_here
 from whet.sampling.calls import Call, Caller, NotFound, Patience, Unanswered, excerpt
+from whet.sampling.fleet import routed
 from whet.sampling.vllm_flags import EXTENSION, FILES
 from whet.sampling.weight_sync import base_weights, check_probe, check_temperature, complete, stopping, weights_digest
 
