@@ -25,6 +25,7 @@ from whet.data.base import Comparison, Conversation, Origin
 from whet.data.faults import Rejects
 from whet.data.sources import Reading
 from whet.envs.base import Attempt, SingleTurn, Task
+from whet.models.device import keep_memory
 from whet.models.language import LanguageModel
 from whet.models.load import load_model, load_scalar_model
 from whet.records import Atom, Completion, Message, Metric, Score, TokenRow
@@ -261,6 +262,7 @@ def main(name: str, folder: str, threads: int) -> None:
     """Load, work as long as the driver asks, then measure this machine's limits on the same shapes."""
     session, work = Session(), WORKS[name]
     torch.set_num_threads(threads)
+    keep_memory()  # as a run does
     torch.manual_seed(0)
     load = load_scalar_model if work.kind == "reward" else load_model
     model = load(ModelConfig(path=folder, device="cpu", dtype="float32"))
