@@ -101,7 +101,11 @@ class FakeServer(ThreadingHTTPServer):
                 return self._become("finished", after="updated")
             case "/resume":
                 return self._become("running", after="finished")
-        assert path == "/inference/v1/generate" and self.phase == "running"
+        assert path == "/inference/v1/generate"
+        deadline = time.monotonic() + 10
+        while self.phase != "running":  # what was sent before a pause and comes in it waits, as in vLLM
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
         if "model" in body:  # vLLM may read it again
             assert (self.adapters[body["model"]] / "adapter_config.json").is_file()
         return self.spoil(body, self._generate(body))
