@@ -132,7 +132,7 @@ UNPICKLE = {
     "launch/ranks.py": "answers of ranks that have proved that they know the run's key",
     "launch/rank.py": "commands of the driver, which has proved the same",
     "training/checkpoint.py": "torch's index of a checkpoint, which may name few things",
-    "training/turns.py": "parts of rows from forks of this process, through a pipe that nobody else holds",
+    "training/crew.py": "parts of rows from forks of this process, through a pipe that nobody else holds",
 }
 """Where objects are unpickled, and whose they are."""
 

@@ -17,7 +17,7 @@ import pytest
 
 from whet.errors import DataError, RunError
 from whet.training import turns
-from whet.training.turns import cores, in_turns
+from whet.training.crew import cores, in_turns
 
 PARTS = 50
 
@@ -136,7 +136,7 @@ def test_nothing_is_forked_beside_other_threads() -> None:
 
 READER = """
 import os, sys, time
-from whet.training.turns import in_turns
+from whet.training.crew import in_turns
 def slowly(first, step):
     while True:
         yield os.getpid()
