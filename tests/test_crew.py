@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from whet.errors import DataError, RunError
-from whet.training import turns
+from whet.training import crew
 from whet.training.crew import cores, in_turns
 
 PARTS = 50
@@ -81,7 +81,7 @@ def test_nor_is_it_a_puzzle_that_one_was_killed_in_the_middle_of_a_part() -> Non
     def dying(first: int, step: int) -> Iterator[bytes]:
         if first == 1:
             signal.setitimer(signal.ITIMER_REAL, 0.3)
-            yield bytes(4 * turns.HELD)
+            yield bytes(4 * crew.HELD)
         time.sleep(1)
         yield b""
 
@@ -111,7 +111,7 @@ def test_a_silent_process_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
         yield 0
         time.sleep(60)
 
-    monkeypatch.setattr(turns, "SILENT_S", 0.2)
+    monkeypatch.setattr(crew, "SILENT_S", 0.2)
     with pytest.raises(RunError, match="silent for 0 s"):
         list(in_turns(stuck, 2))
 

@@ -29,8 +29,8 @@ from whet.data.store import Rows, Writer, coded, kept_rows
 from whet.errors import DataError, UserError
 from whet.records import TokenRow
 from whet.templates.base import Encoded, LossOn, Script, Template
-from whet.training.gate import RowRule, check_row, token_row, write_row
 from whet.training.crew import cores, in_turns
+from whet.training.gate import RowRule, check_row, token_row, write_row
 
 BATCH = 2**18
 """Characters, or so, that are tokenized by one call: some 12 MB at work."""
