@@ -106,14 +106,27 @@ def test_what_cannot_be_shared_is_done_by_one(
     assert "one process prepares the rows: [Errno 11]" in caplog.text
 
 
+def test_it_is_the_reader_who_is_asked_to_stop() -> None:
+    def large(first: int, step: int) -> Iterator[tuple[int, bytes]]:
+        for _ in range(5):
+            yield os.getpid(), bytes(2 * crew.HELD)  # more than a pipe holds: it waits for the reader
+
+    reader = in_turns(large, 2)
+    os.kill(next(reader)[0], signal.SIGINT)
+    assert len(list(reader)) == 9
+
+
 def test_a_silent_process_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     def stuck(first: int, step: int) -> Iterator[int]:
         yield 0
         time.sleep(60)
 
+    started, begun = crew._started, []
+    monkeypatch.setattr(crew, "_started", lambda *given: begun.append(started(*given)) or begun[-1])
     monkeypatch.setattr(crew, "SILENT_S", 0.2)
     with pytest.raises(RunError, match="silent for 0 s"):
         list(in_turns(stuck, 2))
+    assert [process.exitcode for process, _ in begun] == [-signal.SIGKILL] * 2, "it does not sleep on"
 
 
 def test_what_all_log_is_told_once(caplog: pytest.LogCaptureFixture) -> None:

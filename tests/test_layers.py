@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.models.cohere.modeling_cohere import CohereAttention
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNorm
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb as theirs
@@ -111,6 +112,8 @@ def test_partial_and_unusual_rotations_are_transformers() -> None:
     changed = type("LlamaAttention", (LlamaAttention,), {"forward": lambda self, x: x, "__module__": "transformers.x"})
     assert layers._rotating(changed) is None
     assert layers._rotating(nn.Linear) is None
+    assert layers._rotating(CohereAttention) is None, "it turns neighbours, not halves"
+    assert layers._rotating(LlamaAttention) is not None
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

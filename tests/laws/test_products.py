@@ -42,6 +42,19 @@ def test_onednn_s_products_are_torch_s(
 
 
 @needs_onednn
+@pytest.mark.parametrize(("library", "products"), [("onednn", 3), ("mixed", 2), ("mkl", 0)])
+def test_each_product_goes_through_its_library(library: str, products: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matmul, "_in_use", library)
+    monkeypatch.setattr(matmul, "LEAST", 0)
+    calls: list[int] = []
+    multiply = matmul._multiply
+    monkeypatch.setattr(matmul, "_multiply", lambda *given: (calls.append(1), multiply(*given))[1])
+    x, weight = torch.randn(5, 8, requires_grad=True), torch.randn(3, 8, requires_grad=True)
+    matmul.linear(x, weight).sum().backward()
+    assert len(calls) == products, "of the output, of x, of the weights"
+
+
+@needs_onednn
 @pytest.mark.parametrize("wide", [0, 1000])
 def test_a_head_says_the_same_by_either_library(wide: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matmul, "_in_use", "onednn")

@@ -127,6 +127,7 @@ def with_added(token: AddedToken) -> Tokenizer:
 UNSURE = {
     "no cut at spaces": other(pre_tokenizer=BYTES),
     "an expression of its own": other(pre_tokenizer=Sequence([split(r"\S+ \S+|\s+"), BYTES])),
+    "one that is not known, and then one that is": other(pre_tokenizer=Sequence([split(r"\S+ \S+|\s+"), GPT2])),
     "a space in front": other(pre_tokenizer=ByteLevel(add_prefix_space=True)),
     "spaces that are letters": other(pre_tokenizer=pre_tokenizers.Metaspace()),
     "no pre-tokenizer": Tokenizer(models.BPE()),
